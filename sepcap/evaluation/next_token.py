@@ -1,0 +1,205 @@
+"""Next-token evaluation: top-k accuracies, cross-entropy and perplexity (METHODS 9)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sepcap.models.forward import device_of, fast_attention, logits_of
+from sepcap.statistics.collect import BATCH_SIZE, check_context, halving_batches
+from sepcap.tasks.batches import Batch, TokenSample, sample_tokens
+from sepcap.tasks.task import load_task
+
+METRICS = ("top1", "top10", "skip50_top1", "skip50_top10", "loss")
+COUNTS = ("n", "top1", "top10", "skip50_n", "skip50_top1", "skip50_top10", "loss")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model achieves on the evaluation part of a task.
+
+    Attributes:
+        task: name of the task.
+        per_row: sums per row of the sample, float64 [row, count] in the order of `COUNTS`. Rows are the unit of
+            resampling: tokens of one row depend on each other.
+        skip_tokens: the 50 most frequent target tokens of the sample, left out by the skip50 metrics.
+        info: sample and model.
+    """
+
+    task: str
+    per_row: np.ndarray
+    skip_tokens: tuple[int, ...]
+    info: dict[str, Any]
+
+    @property
+    def n(self) -> int:
+        """Number of predictions."""
+        return int(self.per_row[:, 0].sum())
+
+    def value(self, metric: str) -> float:
+        """Mean of a metric over its predictions; cross-entropy in nats."""
+        return float(ratio(self.per_row, metric))
+
+    def se(self, metric: str) -> float:
+        """Standard error of the mean, with rows as clusters (ratio estimator)."""
+        hits, n = _columns(self.per_row, metric)
+        if len(n) < 2 or n.sum() == 0:
+            return float("nan")
+        residual = hits - hits.sum() / n.sum() * n
+        return float(np.sqrt(len(n) / (len(n) - 1) * (residual**2).sum()) / n.sum())
+
+    @property
+    def top1(self) -> float:
+        """Share of predictions whose target has the highest logit (ties count against the model)."""
+        return self.value("top1")
+
+    @property
+    def top10(self) -> float:
+        """Share of predictions whose target is among the ten highest logits."""
+        return self.value("top10")
+
+    @property
+    def skip50_top1(self) -> float:
+        """top1 without predictions of the 50 most frequent targets."""
+        return self.value("skip50_top1")
+
+    @property
+    def skip50_top10(self) -> float:
+        """top10 without predictions of the 50 most frequent targets."""
+        return self.value("skip50_top10")
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return self.value("loss")
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean cross-entropy (not the mean of exp)."""
+        return float(np.exp(self.loss))
+
+    def as_row(self) -> dict[str, float]:
+        """n, every metric and its standard error, perplexity."""
+        row: dict[str, float] = {"n": self.n}
+        for metric in METRICS:
+            row |= {metric: self.value(metric), f"{metric}_se": self.se(metric)}
+        return row | {"perplexity": self.perplexity}
+
+    def __repr__(self) -> str:
+        return (
+            f"Evaluation({self.task!r}, n={self.n:,}, top1={self.top1:.4f} ± {self.se('top1'):.4f}, top10={self.top10:.4f}, "
+            f"loss={self.loss:.4f} ± {self.se('loss'):.4f}, perplexity={self.perplexity:.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        from sepcap.storage import html_card
+
+        rows = [{"metric": m, "mean": self.value(m), "standard error": self.se(m)} for m in METRICS]
+        rows.append({"metric": "perplexity", "mean": self.perplexity, "standard error": self.perplexity * self.se("loss")})
+        return html_card("Evaluation", {"task": self.task, "predictions": f"{self.n:,}", "model": self.info.get("model", "")}, pd.DataFrame(rows))
+
+
+def _columns(per_row: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    n = "skip50_n" if metric.startswith("skip50") else "n"
+    return per_row[..., COUNTS.index(metric)], per_row[..., COUNTS.index(n)]
+
+
+def ratio(per_row: np.ndarray, metric: str) -> np.ndarray:
+    """Mean of a metric from sums per row; the last two axes are [row, count]."""
+    if metric not in METRICS:
+        from sepcap.errors import unknown
+
+        raise unknown("metric", metric, METRICS)
+    hits, n = _columns(per_row, metric)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return hits.sum(-1) / n.sum(-1)
+
+
+def evaluate(
+    model: Any, task: Any, *, tokens: int = 100_000, batch_size: int = BATCH_SIZE, context: int | None = None
+) -> Evaluation:
+    """Measure next-token prediction on the evaluation part of a task (METHODS 9).
+
+    Every token that is neither BOS nor padding is a target. Never more than one batch of logits is held.
+
+    Args:
+        model: what `load_model` returns, pruned or ablated or neither.
+        task: a task name, a path, a `datasets.Dataset`, a list of strings, or a Task.
+        tokens: number of targets.
+        batch_size: rows per forward pass; halved, with a warning, when memory runs out.
+        context: tokens per row; default is the model's context, at most 512.
+
+    Returns:
+        Evaluation with `top1`, `top10`, `skip50_top1`, `skip50_top10`, `loss`, `perplexity`, and `se(metric)`.
+
+    Example:
+        >>> sepcap.evaluate(model, "local-prose", tokens=20_000).top1  # doctest: +SKIP
+    """
+    task = load_task(task)
+    sample = sample_tokens(task, "evaluate", model.tokenizer, tokens, check_context(model, context))
+    return evaluate_sample(model, sample, batch_size=batch_size)
+
+
+def evaluate_sample(model: Any, sample: TokenSample, *, batch_size: int = BATCH_SIZE, quiet: bool = False) -> Evaluation:
+    """`evaluate` on tokens that were sampled before."""
+    skip = most_frequent_targets(sample)
+
+    def one_pass(size: int) -> np.ndarray:
+        skip_ids = torch.tensor(skip, device=device_of(model))
+        parts = []
+        bar = tqdm(total=sample.tokens, desc=f"evaluate {sample.task}", unit="tok", unit_scale=True, leave=False, delay=2, disable=True if quiet else None)
+        with fast_attention(model), bar:
+            for batch in sample.batches(size):
+                parts.append(_evaluate_batch(model, batch.to(device_of(model)), skip_ids).cpu().numpy())
+                bar.update(int(batch.keep.sum()))
+        return np.concatenate(parts)
+
+    info = {"model": str(model.cfg.model_name), "asked": sample.asked, "tokens": sample.tokens, "sample": sample.fingerprint, "documents": list(sample.indices)}
+    return Evaluation(sample.task, halving_batches(one_pass, batch_size), skip, info)
+
+
+def most_frequent_targets(sample: TokenSample, k: int = 50) -> tuple[int, ...]:
+    """The k most frequent target tokens of a sample; of two equally frequent ones the smaller id comes first."""
+    targets = np.concatenate([row[1:] for row in sample.rows])
+    if sample.bos is not None:
+        targets = targets[targets != sample.bos]
+    ids, counts = np.unique(targets, return_counts=True)
+    return tuple(int(i) for i in ids[np.lexsort((ids, -counts))][:k])
+
+
+@torch.inference_mode()
+def _evaluate_batch(model: Any, batch: Batch, skip_ids: Int[Tensor, " k"]) -> Float[Tensor, "batch count"]:
+    logits = logits_of(model, batch.ids)
+    sums = []
+    for row, ids, keep in zip(logits, batch.ids, batch.keep, strict=True):
+        targets, scored = ids[1:], keep[1:]
+        ranks, losses = rank_and_loss(row[:-1], targets)
+        rare = scored & ~torch.isin(targets, skip_ids)
+        first, tenth = ranks == 0, ranks < 10
+        columns = (scored, scored & first, scored & tenth, rare, rare & first, rare & tenth)
+        counted = torch.stack([column.sum().double() for column in columns])
+        sums.append(torch.cat([counted, torch.where(scored, losses, 0).sum(dtype=torch.float64)[None]]))
+    return torch.stack(sums)
+
+
+def rank_and_loss(
+    logits: Float[Tensor, "pos vocab"], targets: Int[Tensor, " pos"]
+) -> tuple[Int[Tensor, " pos"], Float[Tensor, " pos"]]:
+    """Rank of every target (0 is best) and its cross-entropy in nats.
+
+    The rank is the number of other tokens whose logit is at least the target's: ties count against the model, so that
+    a model that gives every token the same logit has no hits, on any device. One comparison gives every top-k.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    target_logits = logits.gather(1, targets[:, None])
+    ranks = (logits >= target_logits).sum(dim=1) - 1
+    losses = logits.logsumexp(dim=1) - target_logits[:, 0]
+    # NaN compares false with everything and would rank first
+    broken = ~torch.isfinite(target_logits[:, 0]) | losses.isnan()
+    return torch.where(broken, logits.shape[1], ranks), losses

@@ -1,0 +1,80 @@
+"""Configuration of a pruning run: the same object is the API, the command line and the saved JSON."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sepcap.errors import unknown
+
+FRACTION_KEYS = ("mlp", "attn_pre_out", "attn_value", "heads")
+IMPORTANCE_NAMES = ("abs", "sqrt", "rms", "std", "freq", "mean_shift", "random")
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """What is pruned from which model, how far, and on what it is measured ([SP] section 4; METHODS 10)."""
+
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    forget: Any = "local-code"
+    """Task whose capability is to go: a name or a path (in Python also a Dataset or a list of strings)."""
+    retain: Any = "local-prose"
+    """Task whose capability is to stay."""
+    fractions: dict[str, float] = field(default_factory=lambda: {"mlp": 0.02})
+    """Share of each site's original neurons that goes at every step; "heads" takes whole heads."""
+    steps: int = 50
+    """Number of pruning steps."""
+    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift", "random"] = "abs"
+    """Importance function, or "random" for the baseline."""
+    eps: float | None = None
+    """ε of the score; default 1e-3 for mlp and 1e-4 for attention."""
+    tokens: int = 100_000
+    """Token positions per task and step from which statistics are collected."""
+    eval_tokens: int = 100_000
+    """Predictions per task and step on which the model is evaluated."""
+    recollect: bool = True
+    """Collect again at every step with the model as it is then; else reuse the statistics of step 0."""
+    per_layer: bool = False
+    """The same share in every layer, instead of the highest scores over all layers."""
+    aggregate: Literal["mean", "median"] = "mean"
+    """How the score of a head is made of the scores of its neurons."""
+    seed: int = 0
+    """Seed of random selections."""
+    batch_size: int = 16
+    """Rows per forward pass."""
+    context: int | None = None
+    """Tokens per row; default is the model's context, at most 512."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fractions, Mapping) or not self.fractions:
+            raise ValueError(f"fractions={self.fractions!r}: give at least one site, {{'mlp': 0.02}}")
+        for site, fraction in self.fractions.items():
+            if site not in FRACTION_KEYS:
+                raise unknown("site", site, FRACTION_KEYS)
+            if not (isinstance(fraction, int | float) and 0 < fraction <= 1):
+                raise ValueError(f"fractions[{site!r}]={fraction!r}: a fraction lies in (0, 1], 0.02 for two percent")
+            if self.steps * fraction > 1 + 1e-9:
+                most = math.floor(1 / fraction + 1e-9)
+                raise ValueError(
+                    f"fractions[{site!r}]={fraction} in {self.steps} steps takes {self.steps * fraction:.0%} of the neurons, more than there "
+                    f"are. At most {most} step{'s' * (most != 1)} of {fraction}, or a fraction of {1 / self.steps:.4g}."
+                )
+        if "heads" in self.fractions and "attn_pre_out" in self.fractions:
+            raise ValueError("fractions: 'heads' are made of 'attn_pre_out' neurons; prune one or the other")
+        if self.importance not in IMPORTANCE_NAMES:
+            raise unknown("importance", self.importance, IMPORTANCE_NAMES)
+        attention = [site for site in self.fractions if site != "mlp"]
+        if self.importance == "freq" and attention:
+            raise ValueError(
+                f"importance='freq' is undefined for {attention[0]!r}: attention has no activation function, so a positive activation "
+                "means nothing ([SP] appendix B). Use 'abs', 'sqrt', 'rms' or 'std'."
+            )
+        for name in ("steps", "tokens", "eval_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Sites whose statistics are needed."""
+        return tuple(dict.fromkeys("attn_pre_out" if s == "heads" else s for s in self.fractions))

@@ -1,0 +1,228 @@
+"""Iterative selective pruning: collect, score, select, delete, evaluate, again and again (METHODS 10)."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from sepcap.evaluation.next_token import evaluate_sample
+from sepcap.experiments.config import PruningConfig
+from sepcap.experiments.run import FORMAT, Run, metrics_of, open_folder
+from sepcap.interventions.deletion import delete
+from sepcap.models.forward import device_of
+from sepcap.models.load import load_model
+from sepcap.models.sites import site_shape
+from sepcap.models.weights import WeightSnapshot, fingerprint
+from sepcap.selection.neurons import NeuronSet, how_many
+from sepcap.selection.score import Scores, score
+from sepcap.statistics.collect import check_context, collect_sample
+from sepcap.statistics.moments import Statistics
+from sepcap.tasks.batches import TokenSample, sample_tokens
+from sepcap.tasks.task import load_task
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything a run needs, sampled and checked before the first step; nothing is written yet."""
+
+    config: PruningConfig
+    model: Any
+    collect: dict[str, TokenSample]
+    evaluate: dict[str, TokenSample]
+    resolved: dict[str, Any]
+
+    def cost(self) -> str:
+        """What the run will do and cost, in one sentence."""
+        c, m = self.config, self.model
+        collected = 0 if c.importance == "random" else sum(s.tokens for s in self.collect.values()) * (c.steps if c.recollect else 1)
+        evaluated = sum(s.tokens for s in self.evaluate.values()) * (c.steps + 1)
+        neurons = {site: int(np.prod(site_shape(m, site))) for site in c.sites}
+        parameters = sum(p.numel() for p in m.original_model.parameters())
+        each = ", ".join(f"{v:.3g} of {k}" for k, v in c.fractions.items())
+        disk = (c.steps + 1) * (sum(neurons.values()) + sum(len(s.rows) for s in self.evaluate.values()) * 56) + 7 * 16 * sum(neurons.values())
+        return (
+            f"{m.cfg.model_name} ({parameters / 1e6:.3g} M parameters, {', '.join(f'{n:,} {s} neurons' for s, n in neurons.items())}): "
+            f"forget {self.resolved['forget']}, retain {self.resolved['retain']}, {c.steps} steps of {each}, by {c.importance}; "
+            f"{(collected + evaluated) / 1e6:.3g} M tokens through the model, about {disk / 1e6:.1f} MB on disk"
+        )
+
+
+def plan(model: Any, config: PruningConfig) -> Plan:
+    """Load tasks and tokens, and check that every step can be made."""
+    if not isinstance(config, PruningConfig):
+        raise TypeError(f"config is a {type(config).__name__}; give a sepcap.PruningConfig")
+    tasks = {"forget": load_task(config.forget), "retain": load_task(config.retain)}
+    if tasks["forget"].fingerprint == tasks["retain"].fingerprint:
+        raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to tell apart")
+    for site in config.sites:
+        shape = site_shape(model, site)
+        for name, fraction in config.fractions.items():
+            if (name == site and name != "heads") or (name == "heads" and site == "attn_pre_out"):
+                layer_total = int(np.prod(shape[1:2] if name == "heads" else shape[1:]))
+                how_many(fraction, layer_total if config.per_layer else layer_total * shape[0], name, "of a layer" if config.per_layer else "")
+    context = check_context(model, config.context)
+    samples = {
+        split: {role: sample_tokens(task, split, model.tokenizer, n, context) for role, task in tasks.items()}
+        for split, n in (("collect", config.tokens), ("evaluate", config.eval_tokens))
+    }
+    resolved = dataclasses.asdict(dataclasses.replace(config, forget=tasks["forget"].name, retain=tasks["retain"].name))
+    resolved |= {
+        "format": FORMAT,
+        "context": context,
+        "model": str(model.cfg.model_name),
+        "model_fingerprint": fingerprint(model),
+        "dtype": str(next(model.original_model.parameters()).dtype),
+        "device": str(device_of(model).type),
+        "samples": {split: {role: s.fingerprint for role, s in by_role.items()} for split, by_role in samples.items()},
+        "documents": {split: {role: list(s.indices) for role, s in by_role.items()} for split, by_role in samples.items()},
+        "tokens_found": {split: {role: s.tokens for role, s in by_role.items()} for split, by_role in samples.items()},
+        "versions": versions(),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    return Plan(config, model, samples["collect"], samples["evaluate"], resolved)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide about numbers."""
+    return {name: importlib.metadata.version(name) for name in ("sepcap", "torch", "transformers", "transformer-lens", "tokenizers", "numpy")}
+
+
+def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | Path) -> Run:
+    """Remove the neurons that matter for one task and not for the other, step by step, and measure what is left.
+
+    A run is a folder: every step is written before the next begins, the same call goes on where an interrupted one
+    stopped and ends with the same bits, and a finished run is opened, not computed again. The model is given back with
+    the weights it came with; `sepcap.delete(model, run.neurons(step))` makes the pruned model of any step.
+
+    Args:
+        model: what `load_model` returns; default is to load `config.model`.
+        config: what to do; default is [SP]'s protocol on the embedded model, 50 steps of 2% of the mlp neurons.
+        out: folder of the run.
+
+    Returns:
+        Run with `.trajectory`, `.separability(metric)`, `.neurons(step)`, `.figure(kind)`.
+
+    Raises:
+        ValueError: bad configuration, forget and retain the same, too little text.
+        FileExistsError: the folder holds a run of another configuration (the differing fields are named).
+
+    Source: [SP] section 4, [SEP] section 3.
+
+    Example:
+        >>> config = sepcap.PruningConfig(forget="local-code", retain="local-prose", steps=20, fractions={"mlp": 0.05})
+        >>> run = sepcap.prune(model, config, out="runs/first")  # doctest: +SKIP
+    """
+    config = config or PruningConfig()
+    prepared = plan(load_model(config.model) if model is None else model, config)
+    return execute(prepared, Path(out))
+
+
+def execute(prepared: Plan, out: Path) -> Run:
+    """Carry out a plan in a folder, from wherever the folder stands."""
+    run = open_folder(out, prepared.resolved)
+    if run.finished:
+        run.write_trajectory()
+        return run
+    model, config = prepared.model, prepared.config
+    handler = logging.FileHandler(out / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    level, propagate = log.level, log.propagate
+    log.setLevel(logging.INFO)
+    snapshot = WeightSnapshot(model, config.sites)
+    done = run.steps_done
+    log.info("%s; going on after step %d", prepared.cost(), done)
+    if done >= 0:
+        delete(model, run.neurons(done))
+    try:
+        with tqdm(total=config.steps + 1, initial=done + 1, desc=f"prune {config.importance}", unit="step", disable=None) as bar:
+            for step in range(done + 1, config.steps + 1):
+                _step(prepared, run, step)
+                bar.set_postfix_str(_progress(run, step))
+                bar.update(1)
+    except KeyboardInterrupt as stop:
+        message = f"stopped after step {run.steps_done} of {config.steps}; the same command goes on from there (folder {out})"
+        log.info(message)
+        raise KeyboardInterrupt(message) from stop
+    finally:
+        snapshot.restore()
+        log.removeHandler(handler)
+        handler.close()
+        log.setLevel(level)
+        log.propagate = propagate
+    return Run(out)
+
+
+def _progress(run: Run, step: int) -> str:
+    tasks = run.record(step)["tasks"]
+    return ", ".join(f"{role} top1 {tasks[role]['metrics']['top1']:.3f}" for role in tasks)
+
+
+def _step(prepared: Plan, run: Run, step: int) -> None:
+    """One step: everything is computed first and written at once."""
+    config, model = prepared.config, prepared.model
+    started, tokens = time.perf_counter(), 0
+    gone = run.neurons(step - 1) if step else NeuronSet.empty(model, config.sites)
+    thresholds: dict[str, float] = {}
+    if step:
+        scores, tokens = _scores(prepared, run, step)
+        fractions = config.fractions
+        if config.recollect or config.importance == "random":
+            chosen = scores.top(fractions, per_layer=config.per_layer, exclude=gone, aggregate=config.aggregate)
+        else:
+            # the base scores never change, so the first `step` shares of them are taken at once
+            grown = {site: min(1.0, fraction * step) for site, fraction in fractions.items()}
+            chosen = scores.top(grown, per_layer=config.per_layer, aggregate=config.aggregate)
+        thresholds = chosen.info["threshold"]
+        gone = gone | NeuronSet(chosen.masks)
+        delete(model, gone)
+    evaluations = {}
+    for role, sample in prepared.evaluate.items():
+        evaluations[role] = evaluate_sample(model, sample, batch_size=config.batch_size)
+        tokens += sample.tokens
+    if step == 0:
+        _base_statistics(prepared, run)
+    record = {
+        "step": step,
+        "tasks": {role: metrics_of(e) for role, e in evaluations.items()},
+        "gone_per_layer": {site: gone.per_layer(site) for site in gone.masks},
+        "thresholds": thresholds,
+        "seconds": time.perf_counter() - started,
+        "tokens": tokens,
+    }
+    run.write_step(step, record, evaluations, gone)
+    log.info("step %d: %s; %s neurons gone", step, _progress(run, step), f"{len(gone):,}")
+
+
+def _base_statistics(prepared: Plan, run: Run) -> None:
+    for role, statistics in _collect(prepared).items():
+        statistics.save(run.folder / "statistics" / f"{role}.safetensors")
+
+
+def _collect(prepared: Plan) -> dict[str, Statistics]:
+    config = prepared.config
+    return {role: collect_sample(prepared.model, sample, config.sites, batch_size=config.batch_size) for role, sample in prepared.collect.items()}
+
+
+def _scores(prepared: Plan, run: Run, step: int) -> tuple[Scores, int]:
+    """Scores for a step, and the tokens they cost."""
+    config, model = prepared.config, prepared.model
+    if config.importance == "random":
+        rng = np.random.default_rng([config.seed, step])
+        return Scores({site: torch.from_numpy(rng.random(site_shape(model, site))) for site in config.sites}, {"importance": "random"}), 0
+    if step == 1 or not config.recollect:
+        statistics = {role: run.statistics(role) for role in ("forget", "retain")}
+        cost = sum(s.tokens for s in prepared.collect.values()) if step == 1 else 0
+    else:
+        statistics = _collect(prepared)
+        cost = sum(s.tokens for s in prepared.collect.values())
+    return score(statistics["forget"], statistics["retain"], config.importance, eps=config.eps, sites=config.sites), cost

@@ -1,0 +1,223 @@
+"""Neuron sets: one boolean mask per site, with set algebra and random baselines (METHODS 5, 12)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sepcap.models.sites import resolve_sites, site_shape
+
+
+class NeuronSet:
+    """A set of neurons of a model: what a selection returns, and what ablation and deletion take.
+
+    Attributes:
+        masks: site -> Bool [layer, neuron] or [layer, head, d_head]; true means in the set.
+        info: how it was made.
+
+    `a | b`, `a & b`, `a - b` and `~a` are union, intersection, difference and complement within the sites of the masks;
+    `len` counts neurons.
+
+    Example:
+        >>> a = NeuronSet({"mlp": torch.tensor([[True, False, True]])})
+        >>> len(a), len(~a), len(a & ~a)
+        (2, 1, 0)
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
+        resolve_sites(masks)
+        for site, mask in masks.items():
+            if mask.dtype != torch.bool:
+                raise TypeError(f"masks[{site!r}] has dtype {mask.dtype}; a mask is boolean")
+            if mask.dim() != (2 if site == "mlp" else 3):
+                want = "[layer, neuron]" if site == "mlp" else "[layer, head, d_head]"
+                raise ValueError(f"masks[{site!r}] has shape {list(mask.shape)}; it must be {want}")
+        self.masks: dict[str, Tensor] = dict(masks)
+        self.info = dict(info or {})
+
+    @classmethod
+    def empty(cls, model: Any, sites: str | Iterable[str]) -> "NeuronSet":
+        """No neuron of the model's sites."""
+        return cls({site: torch.zeros(site_shape(model, site), dtype=torch.bool) for site in resolve_sites(sites)})
+
+    @classmethod
+    def random(
+        cls,
+        model: Any,
+        fractions: Mapping[str, float],
+        *,
+        seed: int = 0,
+        per_layer: bool = False,
+        exclude: "NeuronSet | None" = None,
+    ) -> "NeuronSet":
+        """Neurons drawn uniformly without replacement: the baseline of every selection.
+
+        Args:
+            model: whose neurons.
+            fractions: site -> fraction of the site's neurons.
+            seed: the same seed gives the same set.
+            per_layer: the same number in every layer instead of over all layers together.
+            exclude: neurons that are gone already and cannot be drawn.
+        """
+        rng = np.random.default_rng(seed)
+        shapes = {site: site_shape(model, site) for site in resolve_sites(fractions)}
+        ranks = {site: torch.from_numpy(rng.random(shape)) for site, shape in shapes.items()}
+        return top_of(ranks, fractions, per_layer=per_layer, exclude=exclude)[0]
+
+    @classmethod
+    def heads(cls, model: Any, heads: Iterable[tuple[int, int]], site: str = "attn_pre_out") -> "NeuronSet":
+        """All neurons of whole heads, given as (layer, head) pairs."""
+        layers, n_heads, _ = site_shape(model, site)
+        mask = torch.zeros(site_shape(model, site), dtype=torch.bool)
+        for layer, head in heads:
+            if not (0 <= layer < layers and 0 <= head < n_heads):
+                raise IndexError(f"head {(layer, head)} does not exist: {layers} layers of {n_heads} heads at site {site!r}")
+            mask[layer, head] = True
+        return cls({site: mask})
+
+    def count(self, site: str | None = None) -> int:
+        """Neurons in the set, of one site or of all."""
+        masks = self.masks.values() if site is None else [self.masks[site]] if site in self.masks else []
+        return sum(int(mask.sum()) for mask in masks)
+
+    def per_layer(self, site: str) -> list[int]:
+        """Neurons in the set per layer of one site."""
+        return self.masks[site].flatten(1).sum(dim=1).tolist()
+
+    def check(self, model: Any) -> None:
+        """Raise when the set belongs to a model of another shape."""
+        for site, mask in self.masks.items():
+            want = site_shape(model, site)
+            if tuple(mask.shape) != want:
+                raise ValueError(
+                    f"neurons: the mask of site {site!r} is {list(mask.shape)} but this model has {list(want)}: "
+                    "the set was made for another model"
+                )
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NeuronSet):
+            return NotImplemented
+        sites = set(self.masks) | set(other.masks)
+        return all(
+            (site in self.masks and site in other.masks and torch.equal(self.masks[site].cpu(), other.masks[site].cpu()))
+            or (self.count(site) == 0 and other.count(site) == 0)
+            for site in sites
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # masks are mutable tensors
+
+    def _combine(self, other: "NeuronSet", how: Callable[[Tensor, Tensor], Tensor]) -> "NeuronSet":
+        if not isinstance(other, NeuronSet):
+            return NotImplemented
+        masks = {}
+        for site in dict.fromkeys([*self.masks, *other.masks]):
+            mine, theirs = self.masks.get(site), other.masks.get(site)
+            # a site that one set does not mention holds none of its neurons
+            mine = torch.zeros_like(theirs) if mine is None and theirs is not None else mine
+            theirs = torch.zeros_like(mine) if theirs is None and mine is not None else theirs
+            assert mine is not None and theirs is not None
+            if mine.shape != theirs.shape:
+                raise ValueError(f"site {site!r}: masks of {list(mine.shape)} and {list(theirs.shape)} belong to different models")
+            masks[site] = how(mine, theirs.to(mine.device))
+        return NeuronSet(masks)
+
+    def __or__(self, other: "NeuronSet") -> "NeuronSet":
+        return self._combine(other, torch.logical_or)
+
+    def __and__(self, other: "NeuronSet") -> "NeuronSet":
+        return self._combine(other, torch.logical_and)
+
+    def __sub__(self, other: "NeuronSet") -> "NeuronSet":
+        return self._combine(other, lambda a, b: a & ~b)
+
+    def __invert__(self) -> "NeuronSet":
+        return NeuronSet({site: ~mask for site, mask in self.masks.items()})
+
+    def to(self, device: str | torch.device) -> "NeuronSet":
+        """The same set on another device."""
+        return NeuronSet({site: mask.to(device) for site, mask in self.masks.items()}, self.info)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        from sepcap.storage import save_tensors
+
+        save_tensors(path, self.masks, {"kind": "neurons", "info": self.info})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NeuronSet":
+        """Read what `save` wrote."""
+        from sepcap.storage import load_tensors
+
+        tensors, meta = load_tensors(path, "neurons")
+        return cls(tensors, meta["info"])
+
+    def __repr__(self) -> str:
+        parts = [f"{site} {self.count(site):,} of {mask.numel():,}" for site, mask in self.masks.items()]
+        return f"NeuronSet({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        from sepcap.storage import html_card
+
+        rows = [
+            {"site": site, "neurons": f"{self.count(site):,}", "of": f"{mask.numel():,}", "share": self.count(site) / mask.numel(), "per layer": ", ".join(map(str, self.per_layer(site)))}
+            for site, mask in self.masks.items()
+        ]
+        return html_card("NeuronSet", self.info, pd.DataFrame(rows))
+
+
+def top_of(
+    ranks: Mapping[str, Tensor], fractions: Mapping[str, float], *, per_layer: bool = False, exclude: NeuronSet | None = None
+) -> tuple[NeuronSet, dict[str, float]]:
+    """The ⌊fraction·N⌋ highest of every site, and the lowest value selected (METHODS 5).
+
+    N is the original size of the site, excluded neurons included. Ties go to the neuron that comes first.
+
+    Raises:
+        ValueError: a fraction outside (0, 1], one that selects no neuron, or more than what is left.
+    """
+    masks, thresholds = {}, {}
+    for site, fraction in fractions.items():
+        values = ranks[site]
+        gone = exclude.masks[site].to(values.device) if exclude is not None and site in exclude.masks else torch.zeros_like(values, dtype=torch.bool)
+        masks[site] = torch.zeros_like(gone)
+        groups = range(len(values)) if per_layer else [slice(None)]
+        lowest = []
+        for group in groups:
+            n = how_many(fraction, values[group].numel(), site, "of a layer" if per_layer else "")
+            left = ~gone[group].flatten()
+            if n > int(left.sum()):
+                raise ValueError(
+                    f"fractions[{site!r}]={fraction}: {n} neurons to select but only {int(left.sum())} of {left.numel()} are left"
+                    + (" in a layer" if per_layer else "")
+                )
+            flat = values[group].flatten().double().masked_fill(~left, -torch.inf)
+            chosen = flat.argsort(descending=True, stable=True)[:n]
+            picked = torch.zeros_like(left)
+            picked[chosen] = True
+            masks[site][group] = picked.view(masks[site][group].shape)
+            lowest.append(float(flat[chosen[-1]]))
+        thresholds[site] = min(lowest)
+    return NeuronSet(masks), thresholds
+
+
+def how_many(fraction: float, total: int, name: str, of: str = "") -> int:
+    """⌊fraction·total⌋, checked to be a fraction in (0, 1] and at least one neuron."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fractions[{name!r}]={fraction}: a fraction lies in (0, 1], 0.02 for two percent")
+    # 0.29 · 100 is 28.999999999999996 in floating point
+    n = int(fraction * total + 1e-9)
+    if n == 0:
+        raise ValueError(f"fractions[{name!r}]={fraction} selects no neuron: {fraction} of {total}{' ' + of if of else ''} is less than 1. The least is {1 / total:.2g}")
+    return n

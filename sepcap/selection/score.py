@@ -1,0 +1,157 @@
+"""Scores: importance on the forget task relative to importance on the retain task (METHODS 5)."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sepcap.errors import unknown
+from sepcap.models.sites import get_site
+from sepcap.selection.importance import get_importance
+from sepcap.selection.neurons import NeuronSet, how_many, top_of
+from sepcap.statistics.moments import Statistics
+
+ATTENTION_SITES = ("attn_pre_out", "attn_value")
+
+
+class Scores(Mapping[str, Tensor]):
+    """A score per neuron: a mapping from site to Float [layer, neuron] or [layer, head, d_head]. The highest go first."""
+
+    def __init__(self, by_site: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
+        self._by_site = dict(by_site)
+        self.info = dict(info or {})
+
+    def __getitem__(self, site: str) -> Tensor:
+        if site not in self._by_site:
+            raise unknown("site", site, self._by_site, "Collect statistics of it to score it.")
+        return self._by_site[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_site)
+
+    def __len__(self) -> int:
+        return len(self._by_site)
+
+    def to(self, device: str | torch.device) -> "Scores":
+        """The same scores on another device."""
+        return Scores({site: value.to(device) for site, value in self.items()}, self.info)
+
+    def heads(self, aggregate: Literal["mean", "median"] = "mean", site: str = "attn_pre_out") -> Float[Tensor, "layer head"]:
+        """Score of every head: the mean or the median over its d_head neurons."""
+        if site not in ATTENTION_SITES:
+            raise ValueError(f"site={site!r} has no heads; use one of {ATTENTION_SITES}")
+        values = self[site].double()
+        if aggregate == "mean":
+            return values.mean(dim=-1)
+        if aggregate == "median":
+            # torch.median takes the lower of the two middle values; the median is their mean
+            return values.quantile(0.5, dim=-1)
+        raise unknown("aggregate", aggregate, ("mean", "median"))
+
+    def top(
+        self,
+        fractions: Mapping[str, float],
+        *,
+        per_layer: bool = False,
+        exclude: NeuronSet | None = None,
+        aggregate: Literal["mean", "median"] = "mean",
+        head_site: str = "attn_pre_out",
+    ) -> NeuronSet:
+        """The highest-scoring ⌊fraction·N⌋ neurons over all layers of each site together.
+
+        Args:
+            fractions: site -> fraction in (0, 1] of the site's original size; "heads" selects whole heads.
+            per_layer: the same fraction in every layer instead.
+            exclude: neurons gone already; a head is gone when all its neurons are.
+            aggregate: a head's score is the mean or the median over its neurons.
+            head_site: where heads are scored.
+
+        Returns:
+            NeuronSet; `info["threshold"]` holds the lowest selected score per site.
+        """
+        plain = {site: f for site, f in fractions.items() if site != "heads"}
+        chosen, thresholds = top_of(self, plain, per_layer=per_layer, exclude=exclude)
+        if "heads" in fractions:
+            heads = self.heads(aggregate, head_site)
+            mask, thresholds["heads"] = _top_heads(heads, fractions["heads"], per_layer, _gone_heads(exclude, head_site, heads))
+            chosen = chosen | NeuronSet({head_site: mask[..., None].expand(self[head_site].shape).clone()})
+        chosen.info = {**self.info, "fractions": dict(fractions), "per_layer": per_layer, "threshold": thresholds}
+        return chosen
+
+    def figure(self, **options: Any) -> Any:
+        """Per-layer histograms of log10 score, `sepcap.plots.score_histograms`."""
+        from sepcap.plots import score_histograms
+
+        return score_histograms(self, **options)
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{site} {list(v.shape)}" for site, v in self.items())
+        return f"Scores({self.info.get('importance', '?')}: {sites})"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        from sepcap.storage import html_card
+
+        rows = []
+        for site, value in self.items():
+            q = value.double().flatten().quantile(torch.tensor([0.5, 0.98], dtype=torch.float64, device=value.device)) if value.numel() < 2**24 else [value.median(), value.max()]
+            rows.append({"site": site, "shape": " × ".join(map(str, value.shape)), "median": float(q[0]), "98%": float(q[1]), "max": float(value.max())})
+        return html_card("Scores", {k: v for k, v in self.info.items() if k in ("importance", "forget", "retain")}, pd.DataFrame(rows))
+
+
+def _gone_heads(exclude: NeuronSet | None, site: str, like: Tensor) -> Tensor:
+    if exclude is None or site not in exclude.masks:
+        return torch.zeros_like(like, dtype=torch.bool)
+    return exclude.masks[site].all(dim=-1).to(like.device)
+
+
+def _top_heads(heads: Tensor, fraction: float, per_layer: bool, gone: Tensor) -> tuple[Tensor, float]:
+    how_many(fraction, heads[0].numel() if per_layer else heads.numel(), "heads", "heads")
+    # heads are a site of their own with one number per head, selected like mlp neurons
+    chosen, threshold = top_of({"mlp": heads}, {"mlp": fraction}, per_layer=per_layer, exclude=NeuronSet({"mlp": gone}))
+    return chosen.masks["mlp"], threshold["mlp"]
+
+
+def score(
+    forget: Statistics,
+    retain: Statistics,
+    importance: str = "abs",
+    *,
+    eps: float | Mapping[str, float] | None = None,
+    sites: Iterable[str] | None = None,
+) -> Scores:
+    """score(n) = I_forget(n) / (I_retain(n) + ε) for every neuron of every site both statistics hold.
+
+    Args:
+        forget: statistics on the task whose capability is to go.
+        retain: statistics on the task whose capability is to stay.
+        importance: "abs", "sqrt", "rms", "std", "freq" (mlp only) or "mean_shift" (no ratio, no ε).
+        eps: ε for all sites or per site; default 1e-3 for mlp and 1e-4 for attention.
+        sites: which sites to score; default all.
+
+    Raises:
+        ValueError: unknown importance, statistics of different models, "freq" on attention.
+
+    Source: [SP] definition 2, with the ratio the way round that every released result uses.
+
+    Example:
+        >>> scores = sepcap.score(forget, retain, importance="abs")  # doctest: +SKIP
+        >>> neurons = scores.top({"mlp": 0.02})  # doctest: +SKIP
+    """
+    row = get_importance(importance)
+    by_site = {}
+    for site in sites if sites is not None else forget:
+        f, r = forget[site], retain[site].to(forget[site].low.device)
+        if f.shape != r.shape:
+            raise ValueError(f"site {site!r}: forget has shape {list(f.shape)} and retain {list(r.shape)}: they were collected on different models")
+        if row.pair is not None:
+            by_site[site] = row.pair(f, r)
+            continue
+        assert row.of is not None
+        constant = get_site(site).eps if eps is None else eps[site] if isinstance(eps, Mapping) else eps
+        by_site[site] = row.of(f) / (row.of(r) + constant)
+    info = {"importance": importance, "forget": forget.info.get("task"), "retain": retain.info.get("task"), "model": forget.info.get("model")}
+    return Scores(by_site, info)

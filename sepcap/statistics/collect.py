@@ -1,0 +1,160 @@
+"""One forward pass over a task, reduced to statistics of all requested sites."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sepcap.models.forward import device_of, fast_attention, is_out_of_memory, run_hooks
+from sepcap.models.sites import get_site, n_layers, resolve_sites
+from sepcap.statistics.moments import Accumulator, Statistics, gather
+from sepcap.tasks.batches import Batch, TokenSample, sample_tokens
+from sepcap.tasks.task import load_task
+
+T = TypeVar("T")
+
+BATCH_SIZE = 16
+DEFAULT_CONTEXT = 512
+
+
+def default_context(model: Any) -> int:
+    """The model's own context, at most 512 tokens: longer rows cost more and change little in a statistic."""
+    return min(int(model.cfg.n_ctx), DEFAULT_CONTEXT)
+
+
+def check_context(model: Any, context: int | None) -> int:
+    """The context to use, within what the model can see."""
+    context = context or default_context(model)
+    if not 2 <= context <= model.cfg.n_ctx:
+        raise ValueError(f"context={context}: this model sees at most {model.cfg.n_ctx} tokens; give 2 to {model.cfg.n_ctx}")
+    return context
+
+
+def collect(
+    model: Any,
+    task: Any,
+    *,
+    tokens: int = 100_000,
+    sites: str | Iterable[str] = ("mlp", "attn_pre_out"),
+    batch_size: int = BATCH_SIZE,
+    context: int | None = None,
+    include_bos: bool = False,
+) -> Statistics:
+    """Measure what every neuron of the sites does on a task (METHODS 3).
+
+    One forward pass; activations are reduced inside the hooks, so memory does not grow with `tokens`. The
+    part of the task kept for evaluation is not read.
+
+    Args:
+        model: what `load_model` returns.
+        task: a task name, a path, a `datasets.Dataset`, a list of strings, or a Task.
+        tokens: number of token positions, BOS and padding not counted.
+        sites: one or more of "mlp", "attn_pre_out", "attn_value".
+        batch_size: rows per forward pass; halved, with a warning, when memory runs out.
+        context: tokens per row; default is the model's context, at most 512.
+        include_bos: count the activations at BOS too (outliers that belong to no dataset).
+
+    Returns:
+        Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
+
+    Raises:
+        ValueError: unknown task or site, too little text.
+        FloatingPointError: NaN or infinite activations, with layer and site.
+
+    Source: [SP] section 3.
+
+    Example:
+        >>> forget = sepcap.collect(model, "local-code", tokens=20_000)  # doctest: +SKIP
+        >>> forget["mlp"].abs.shape  # doctest: +SKIP
+        torch.Size([6, 1024])
+    """
+    task = load_task(task)
+    sample = sample_tokens(task, "collect", model.tokenizer, tokens, check_context(model, context))
+    return collect_sample(model, sample, resolve_sites(sites), batch_size=batch_size, include_bos=include_bos)
+
+
+def collect_sample(
+    model: Any, sample: TokenSample, sites: tuple[str, ...], *, batch_size: int = BATCH_SIZE, include_bos: bool = False, quiet: bool = False
+) -> Statistics:
+    """`collect` on tokens that were sampled before."""
+
+    def one_pass(size: int) -> Statistics:
+        accumulators = {site: _accumulators(model, site) for site in sites}
+        with fast_attention(model), _bar(sample, f"collect {sample.task}", quiet) as bar:
+            for batch in sample.batches(size):
+                _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos)
+                bar.update(int(batch.keep.sum()))
+        return Statistics({site: gather(site, layers) for site, layers in accumulators.items()}, _info(model, sample))
+
+    return halving_batches(one_pass, batch_size)
+
+
+def halving_batches(one_pass: Callable[[int], T], batch_size: int) -> T:
+    """Run a pass, again from its start with half the batch size when memory runs out."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give at least 1")
+    while True:
+        try:
+            return one_pass(batch_size)
+        except Exception as error:
+            if not is_out_of_memory(error) or batch_size == 1:
+                raise
+        batch_size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(f"out of memory: going on with batch_size={batch_size}", stacklevel=3)
+
+
+def _bar(sample: TokenSample, what: str, quiet: bool) -> Any:
+    # disable=None: silent where the output is neither a terminal nor a notebook
+    return tqdm(total=sample.tokens, desc=what, unit="tok", unit_scale=True, leave=False, delay=2, disable=True if quiet else None)
+
+
+def _accumulators(model: Any, site: str) -> list[Accumulator]:
+    shape = get_site(site).shape(model)
+    return [Accumulator(shape, model.blocks[layer].attn.W_O.device) for layer in range(n_layers(model))]
+
+
+def _collect_batch(model: Any, batch: Batch, accumulators: dict[str, list[Accumulator]], include_bos: bool) -> None:
+    keep = batch.real if include_bos else batch.keep
+    hooks = []
+    for site, layers in accumulators.items():
+        for layer, accumulator in enumerate(layers):
+
+            def reduce(z: Float[Tensor, "batch pos ..."], hook: Any, into: Accumulator = accumulator) -> None:
+                into.update(z, keep if z.device == keep.device else keep.to(z.device))
+
+            hooks.append((get_site(site).hook_name(layer), reduce))
+    last_layer = n_layers(model) - 1
+    # inside a block the mlp comes last, then the attention output, then its values
+    last_site = next(site for site in ("mlp", "attn_pre_out", "attn_value") if site in accumulators)
+    run_hooks(model, batch.ids, hooks, get_site(last_site).hook_name(last_layer))
+    _check_finite(accumulators)
+
+
+def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:
+    for site, layers in accumulators.items():
+        # Σz² is NaN or infinite as soon as one activation is
+        bad = [layer for layer, a in enumerate(layers) if not bool(torch.isfinite(a.sums[-1]).all())]
+        if bad:
+            raise FloatingPointError(
+                f"activations of site {site!r} in layer {bad[0]} are NaN or infinite. Usual causes: float16 weights on a CPU or an "
+                "overflowing model; load it with dtype='float32' or 'bfloat16'."
+            )
+
+
+def _info(model: Any, sample: TokenSample) -> dict[str, Any]:
+    return {
+        "model": str(model.cfg.model_name),
+        "task": sample.task,
+        "split": sample.split,
+        "asked": sample.asked,
+        "tokens": sample.tokens,
+        "rows": len(sample.rows),
+        "documents": list(sample.indices),
+        "sample": sample.fingerprint,
+    }

@@ -1,0 +1,276 @@
+"""Streamed, mergeable moments of every neuron of a site (METHODS 3)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sepcap.errors import CorruptFile, unknown
+from sepcap.models.sites import get_site
+
+SUMS = ("positive", "total", "absolute", "root", "square")
+CHUNK = 128
+"""Positions reduced at once on a CPU: a block of this many rows stays in the second-level cache, which
+makes each of the passes over it several times cheaper than over a whole batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronStatistics:
+    """Sums over the kept token positions of a dataset, for every neuron of one site.
+
+    Within a block of at most 128 positions, float32 activations are added in float32 (relative error of a sum of
+    n terms at most n·2⁻²⁴, so 8e-6 in the worst case and near 1e-7 in practice); blocks are added in
+    float64. float64 activations are added in float64 throughout. Blocks never span two rows of a batch, so
+    shards that were cut between rows merge to the same sums.
+
+    Attributes:
+        site: name of the site.
+        count: number of positions N.
+        sums: `positive` #(z>0), `total` Σz, `absolute` Σ|z|, `root` Σ√|z|, `square` Σz², each float64
+            [layer, neuron] or [layer, head, d_head].
+        low, high: smallest and largest activation, same shape.
+    """
+
+    site: str
+    count: int
+    sums: Mapping[str, Float[Tensor, "layer *neuron"]]
+    low: Float[Tensor, "layer *neuron"]
+    high: Float[Tensor, "layer *neuron"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(layers, neurons) for mlp, (layers, heads, d_head) for attention."""
+        return tuple(self.low.shape)
+
+    def _mean_of(self, name: str) -> Float[Tensor, "layer *neuron"]:
+        if self.count == 0:
+            raise ValueError(f"statistics of {self.site!r} hold no positions: there is no mean")
+        return self.sums[name] / self.count
+
+    @property
+    def mean(self) -> Float[Tensor, "layer *neuron"]:
+        """Σz / N."""
+        return self._mean_of("total")
+
+    @property
+    def abs(self) -> Float[Tensor, "layer *neuron"]:
+        """Σ|z| / N."""
+        return self._mean_of("absolute")
+
+    @property
+    def sqrt(self) -> Float[Tensor, "layer *neuron"]:
+        """Σ√|z| / N."""
+        return self._mean_of("root")
+
+    @property
+    def rms(self) -> Float[Tensor, "layer *neuron"]:
+        """√(Σz² / N)."""
+        return self._mean_of("square").sqrt()
+
+    @property
+    def std(self) -> Float[Tensor, "layer *neuron"]:
+        """√(Σ(z−z̄)² / N): the population standard deviation about the dataset's own mean."""
+        # Σz² − N z̄² may come out a hair below zero for a constant neuron
+        return (self._mean_of("square") - self.mean.square()).clamp_min(0).sqrt()
+
+    @property
+    def freq(self) -> Float[Tensor, "layer *neuron"]:
+        """#(z>0) / N; refused for attention, where no activation function makes "positive" mean anything."""
+        if not get_site(self.site).activation_function:
+            raise ValueError(
+                f"importance 'freq' is undefined for site {self.site!r}: attention has no activation function, so a positive "
+                "activation means nothing ([SP] appendix B). Use 'abs', 'sqrt', 'rms' or 'std'."
+            )
+        return self._mean_of("positive")
+
+    @property
+    def min(self) -> Float[Tensor, "layer *neuron"]:
+        """Smallest activation."""
+        return self.low
+
+    @property
+    def max(self) -> Float[Tensor, "layer *neuron"]:
+        """Largest activation."""
+        return self.high
+
+    def merge(self, other: "NeuronStatistics") -> "NeuronStatistics":
+        """Statistics of both datasets together: addition, in any order."""
+        if self.site != other.site or self.shape != other.shape:
+            raise ValueError(
+                f"cannot merge statistics of {other.site!r} {list(other.shape)} into {self.site!r} {list(self.shape)}: "
+                "they belong to different sites or models"
+            )
+        sums = {name: self.sums[name] + other.sums[name].to(self.low.device) for name in SUMS}
+        low = torch.minimum(self.low, other.low.to(self.low.device))
+        high = torch.maximum(self.high, other.high.to(self.low.device))
+        return NeuronStatistics(self.site, self.count + other.count, sums, low, high)
+
+    def to(self, device: str | torch.device) -> "NeuronStatistics":
+        """The same statistics on another device."""
+        sums = {name: value.to(device) for name, value in self.sums.items()}
+        return NeuronStatistics(self.site, self.count, sums, self.low.to(device), self.high.to(device))
+
+    def __repr__(self) -> str:
+        return f"NeuronStatistics(site={self.site!r}, shape={list(self.shape)}, count={self.count:,})"
+
+
+class Statistics(Mapping[str, NeuronStatistics]):
+    """What neurons do on one dataset: a mapping from site name to `NeuronStatistics`.
+
+    Attributes:
+        info: how it was made: model, task, tokens asked for and seen, context, indices of the documents used.
+    """
+
+    def __init__(self, by_site: Mapping[str, NeuronStatistics], info: Mapping[str, Any] | None = None) -> None:
+        self._by_site = dict(by_site)
+        self.info = dict(info or {})
+
+    def __getitem__(self, site: str) -> NeuronStatistics:
+        if site not in self._by_site:
+            raise unknown("site", site, self._by_site, "Collect it too: collect(..., sites=[...]).")
+        return self._by_site[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_site)
+
+    def __len__(self) -> int:
+        return len(self._by_site)
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """Statistics of both datasets together, site by site; both must hold the same sites."""
+        if set(self) != set(other):
+            raise ValueError(f"cannot merge statistics of sites {sorted(other)} into {sorted(self)}")
+        return Statistics({s: self[s].merge(other[s]) for s in self}, {"merged": [self.info, other.info]})
+
+    def to(self, device: str | torch.device) -> "Statistics":
+        """The same statistics on another device."""
+        return Statistics({s: v.to(device) for s, v in self.items()}, self.info)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        from sepcap.storage import save_tensors
+
+        tensors = {}
+        for site, stats in self.items():
+            tensors |= {f"{site}.{name}": stats.sums[name] for name in SUMS}
+            tensors |= {f"{site}.low": stats.low, f"{site}.high": stats.high}
+        counts = {site: stats.count for site, stats in self.items()}
+        save_tensors(path, tensors, {"kind": "statistics", "counts": counts, "info": self.info})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Statistics":
+        """Read what `save` wrote."""
+        from sepcap.storage import load_tensors
+
+        tensors, meta = load_tensors(path, "statistics")
+        try:
+            by_site = {
+                site: NeuronStatistics(
+                    site,
+                    int(count),
+                    {name: tensors[f"{site}.{name}"] for name in SUMS},
+                    tensors[f"{site}.low"],
+                    tensors[f"{site}.high"],
+                )
+                for site, count in meta["counts"].items()
+            }
+        except KeyError as error:
+            raise CorruptFile(f"{path}: tensor {error} is missing; collect the statistics again") from error
+        return cls(by_site, meta["info"])
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{s} {list(v.shape)}" for s, v in self.items())
+        count = next(iter(self.values())).count if self else 0
+        return f"Statistics({self.info.get('task', 'merged')!r}, {count:,} tokens: {sites})"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        from sepcap.storage import html_card
+
+        rows = [
+            {
+                "site": site,
+                "shape": " × ".join(map(str, v.shape)),
+                "tokens": f"{v.count:,}",
+                "mean": float(v.mean.mean()),
+                "rms": float(v.sums["square"].mean() / v.count) ** 0.5,
+                "min": float(v.low.min()),
+                "max": float(v.high.max()),
+            }
+            for site, v in self.items()
+        ]
+        how = {k: self.info[k] for k in ("model", "task") if k in self.info}
+        return html_card("Statistics", how, pd.DataFrame(rows))
+
+
+@dataclass
+class Accumulator:
+    """Mutable sums of one site in one layer, filled inside a hook.
+
+    `update` adds the kept positions of one batch; nothing of the batch is held afterwards.
+    """
+
+    neurons: tuple[int, ...]
+    device: torch.device
+    sums: Float[Tensor, "5 neuron"] = field(init=False)
+    low: Float[Tensor, " neuron"] = field(init=False)
+    high: Float[Tensor, " neuron"] = field(init=False)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        n = int(torch.Size(self.neurons).numel())
+        self.sums = torch.zeros(len(SUMS), n, dtype=torch.float64, device=self.device)
+        self.low = torch.full((n,), torch.inf, device=self.device)
+        self.high = torch.full((n,), -torch.inf, device=self.device)
+
+    @torch.no_grad()
+    def update(self, z: Float[Tensor, "batch pos *neuron"], keep: Bool[Tensor, "batch pos"]) -> None:
+        """Add the activations at the positions where `keep` is true."""
+        z = z.detach().flatten(2)
+        wide = z.dtype if z.dtype == torch.float64 else torch.float32
+        if self.low.dtype != wide:
+            self.low, self.high = self.low.to(wide), self.high.to(wide)
+        if z.device.type == "cpu":
+            for row, kept in zip(z, keep, strict=True):
+                # mostly all positions but the first are kept: a slice needs no copy, an index does
+                kept_row = row[1:] if bool(kept[1:].all()) and not bool(kept[0]) else row[kept]
+                for block in kept_row.split(CHUNK):
+                    self._add(block.to(wide), torch.float32 if wide == torch.float32 else torch.float64)
+        else:
+            self._add(z[keep].to(wide), torch.float64)
+
+    def _add(self, x: Float[Tensor, "n neuron"], sum_dtype: torch.dtype) -> None:
+        if not len(x):
+            return
+        buffer = torch.empty_like(x)
+        torch.gt(x, 0, out=buffer)
+        self.sums[0] += buffer.sum(0, dtype=sum_dtype)
+        self.sums[1] += x.sum(0, dtype=sum_dtype)
+        torch.abs(x, out=buffer)
+        self.sums[2] += buffer.sum(0, dtype=sum_dtype)
+        torch.sqrt(buffer, out=buffer)
+        self.sums[3] += buffer.sum(0, dtype=sum_dtype)
+        torch.mul(x, x, out=buffer)
+        self.sums[4] += buffer.sum(0, dtype=sum_dtype)
+        torch.minimum(self.low, x.amin(0), out=self.low)
+        torch.maximum(self.high, x.amax(0), out=self.high)
+        self.count += len(x)
+
+
+def gather(site: str, layers: list[Accumulator]) -> NeuronStatistics:
+    """Per-layer accumulators of one site as one `NeuronStatistics`."""
+    neurons = layers[0].neurons
+    device = layers[0].device
+
+    def stack(parts: list[Tensor]) -> Tensor:
+        return torch.stack([p.to(device).view(neurons) for p in parts])
+
+    sums = {name: stack([a.sums[i] for a in layers]) for i, name in enumerate(SUMS)}
+    return NeuronStatistics(
+        site, layers[0].count, sums, stack([a.low for a in layers]), stack([a.high for a in layers])
+    )

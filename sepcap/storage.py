@@ -1,0 +1,75 @@
+"""Files: safetensors with JSON metadata, written atomically, and read back with errors that help."""
+
+import html
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sepcap.errors import CorruptFile
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file so that it is either the old one or the whole new one, also after a power cut."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Tensors and a JSON header in one safetensors file, atomically."""
+    from safetensors.torch import save
+
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, save(on_cpu, metadata={"sepcap": json.dumps(meta)}))
+
+
+def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote, checked to be of the kind asked for."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist: there is no {kind} to load")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get("sepcap", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator of its own)
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise CorruptFile(f"{path} is corrupt or truncated ({error}); delete it and make it again") from error
+    if meta.get("kind") != kind:
+        raise CorruptFile(f"{path} holds {meta.get('kind') or 'no sepcap object'}, not {kind}")
+    return tensors, meta
+
+
+def read_json(path: str | Path) -> Any:
+    """A JSON file, or `CorruptFile` with its name."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path} is corrupt or truncated ({error}); restore it or start again in another folder") from error
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """JSON for people to read too, atomically."""
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+
+
+def html_card(title: str, how: Mapping[str, Any], table: Any) -> str:
+    """A compact table with a line that says what it is and how it was made; every text escaped."""
+    made = " · ".join(f"{html.escape(str(k))}: {html.escape(str(v))}" for k, v in how.items())
+    body = table.to_html(index=False, escape=True, border=0, float_format=lambda x: f"{x:.4g}")
+    return f"<div><b>{html.escape(title)}</b> <small>{made}</small>{body}</div>"

@@ -1,0 +1,205 @@
+"""Token sequences packed into rows of one context length.
+
+A row is BOS followed by `context - 1` tokens of the stream of documents; where one document ends and
+the next begins inside a row, another BOS stands between them. The tokens that count (towards a
+budget, in statistics and as prediction targets) are those that are neither BOS nor padding.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sepcap.tasks.task import Source, Split, Task, quietly
+
+
+def pack(documents: Iterable[list[int]], context: int, bos: int | None) -> Iterator[np.ndarray]:
+    """Rows of `context` token ids from tokenised documents (without special tokens of their own).
+
+    Args:
+        documents: token ids per document, in the order in which they are to be used.
+        context: tokens per row, BOS included.
+        bos: id that marks the beginning of a row and of a document; None where the tokenizer has none.
+
+    Returns:
+        Full rows [context] of int64; the last one is shorter where the documents end.
+
+    >>> [row.tolist() for row in pack([[5, 6, 7], [8, 9]], context=4, bos=0)]
+    [[0, 5, 6, 7], [0, 8, 9]]
+    """
+    row: list[int] = [] if bos is None else [bos]
+    for ids in documents:
+        if bos is not None and len(row) > 1:
+            row.append(bos)
+            if len(row) >= context:
+                yield np.array(row[:context], dtype=np.int64)
+                row = [bos]
+        position = 0
+        while position < len(ids):
+            taken = ids[position : position + context - len(row)]
+            row.extend(taken)
+            position += len(taken)
+            if len(row) >= context:
+                yield np.array(row, dtype=np.int64)
+                row = [] if bos is None else [bos]
+    if len(row) > (0 if bos is None else 1):
+        yield np.array(row, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSample:
+    """A fixed number of tokens of one part of a task, packed into rows.
+
+    Attributes:
+        task: name of the task.
+        split: "collect" or "evaluate".
+        rows: token ids, at most `context` each.
+        bos: id that opens rows and documents, or None.
+        asked: tokens asked for.
+        tokens: tokens there are, BOS and padding not counted; fewer than asked for where the task has no more.
+        indices: documents used, per source.
+        fingerprint: hash of all rows.
+    """
+
+    task: str
+    split: str
+    rows: tuple[np.ndarray, ...]
+    bos: int | None
+    asked: int
+    tokens: int
+    indices: tuple[list[int] | str, ...]
+    fingerprint: str
+
+    def batches(self, batch_size: int) -> Iterator["Batch"]:
+        """The rows in order, `batch_size` at a time; only the last batch can be smaller or padded."""
+        for start in range(0, len(self.rows), batch_size):
+            yield make_batch(self.rows[start : start + batch_size], self.bos)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Token ids [batch, pos], and which of them are neither BOS nor padding (keep) or at least not padding (real)."""
+
+    ids: Int[Tensor, "batch pos"]
+    keep: Bool[Tensor, "batch pos"]
+    real: Bool[Tensor, "batch pos"]
+
+    def to(self, device: str | torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.ids.to(device), self.keep.to(device), self.real.to(device))
+
+
+def make_batch(rows: Sequence[np.ndarray], bos: int | None) -> Batch:
+    """Rows padded on the right to the longest. Under causal attention no kept position sees the padding."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), 0 if bos is None else bos)
+    real = torch.zeros(ids.shape, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.from_numpy(row)
+        real[i, : len(row)] = True
+    keep = real & (ids != bos) if bos is not None else real.clone()
+    return Batch(ids, keep, real)
+
+
+def sample_tokens(task: Task, split: Split, tokenizer: Any, tokens: int, context: int) -> TokenSample:
+    """The first `tokens` tokens of a part of a task: the same call always gives the same tokens.
+
+    Sources of a mixture take turns row by row, so that each gives the same number of tokens; the sample ends where
+    the shortest of them does. A smaller budget gives a prefix of what a larger one gives.
+
+    Args:
+        task: what to sample.
+        split: "collect" or "evaluate".
+        tokenizer: a Hugging Face tokenizer.
+        tokens: budget, BOS and padding not counted.
+        context: tokens per row, BOS included.
+
+    Raises:
+        ValueError: less text than one row.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens={tokens}: give at least 1")
+    if context < 2:
+        raise ValueError(f"context={context}: a prediction needs at least 2 tokens")
+    bos = separator_of(tokenizer)
+    streams = [_Stream(source, split, tokenizer, context, bos) for source in task.sources]
+    rows: list[np.ndarray] = []
+    have = 0
+    while have < tokens:
+        turn = [next(stream, None) for stream in streams]
+        if any(row is None for row in turn):
+            break
+        for row in turn:
+            assert row is not None
+            counted = np.cumsum(row != bos) if bos is not None else np.arange(1, len(row) + 1)
+            if have + counted[-1] > tokens:
+                row = row[: int(np.searchsorted(counted, tokens - have)) + 1]
+                counted = counted[: len(row)]
+            if counted[-1]:
+                rows.append(row)
+                have += int(counted[-1])
+            if have >= tokens:
+                break
+    found = f"{sum(s.documents_used for s in streams)} documents with {have:,} tokens"
+    if have < min(tokens, context - 1):
+        raise ValueError(
+            f"task {task.name!r} has too little text to {split}: {found}, less than one context of {context} tokens. "
+            "Give more text or a smaller context."
+        )
+    if have < tokens:
+        warnings.warn(f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}; going on with those", stacklevel=2)
+    digest = hashlib.sha256(b"".join(row.tobytes() for row in rows)).hexdigest()[:16]
+    indices = tuple(stream.indices() for stream in streams)
+    return TokenSample(task.name, split, tuple(rows), bos, tokens, have, indices, digest)
+
+
+def separator_of(tokenizer: Any) -> int | None:
+    """The token that opens rows and documents: BOS, else end-of-text, else none."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
+class _Stream:
+    """Packed rows of one source, tokenised a few hundred documents at a time and cached by `datasets`."""
+
+    SLICE = 256
+
+    def __init__(self, source: Source, split: Split, tokenizer: Any, context: int, bos: int | None) -> None:
+        self._source, self._split, self._tokenizer = source, split, tokenizer
+        self.documents_used = 0
+        self._rows = pack(self._documents(), context, bos)
+
+    def _documents(self) -> Iterator[list[int]]:
+        dataset = self._source.documents(self._split)
+        tokenizer_hash = hashlib.sha256(_tokenizer_text(self._tokenizer)).hexdigest()
+        for start in range(0, len(dataset), self.SLICE):
+            part = dataset.select(range(start, min(start + self.SLICE, len(dataset))))
+            key = hashlib.sha256(f"{part._fingerprint}{tokenizer_hash}ids".encode()).hexdigest()[:16]
+            encoded = quietly(part.map, self._encode, batched=True, remove_columns=part.column_names, new_fingerprint=key)
+            for row in encoded:
+                self.documents_used += 1
+                yield row["input_ids"]
+
+    def _encode(self, rows: Mapping[str, Any]) -> dict[str, Any]:
+        return {"input_ids": self._tokenizer(rows["text"], add_special_tokens=False, verbose=False)["input_ids"]}
+
+    def __next__(self) -> np.ndarray:
+        return next(self._rows)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def indices(self) -> list[int] | str:
+        return self._source.indices(self._split, self.documents_used)
+
+
+def _tokenizer_text(tokenizer: Any) -> bytes:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return backend.to_str().encode()
+    return repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()))).encode()
