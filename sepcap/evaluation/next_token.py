@@ -84,7 +84,7 @@ class Evaluation:
 
     def as_row(self) -> dict[str, float]:
         """n, every metric and its standard error, perplexity."""
-        row: dict[str, float] = {"n": self.n}
+        row: dict[str, float] = {"n": float(self.n)}
         for metric in METRICS:
             row |= {metric: self.value(metric), f"{metric}_se": self.se(metric)}
         return row | {"perplexity": self.perplexity}
@@ -118,7 +118,7 @@ def ratio(per_row: np.ndarray, metric: str) -> np.ndarray:
         raise unknown("metric", metric, METRICS)
     hits, n = _columns(per_row, metric)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return hits.sum(-1) / n.sum(-1)
+        return np.asarray(hits.sum(-1) / n.sum(-1))
 
 
 def evaluate(

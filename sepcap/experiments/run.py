@@ -108,6 +108,7 @@ class Run:
             record = self.record(step)
             for role in ROLES:
                 row = {"step": step, "task": record["tasks"][role]["task"], "role": role, **record["tasks"][role]["metrics"]}
+                row["n"] = int(row["n"])
                 row |= {f"gone_{site}": sum(layers) for site, layers in record["gone_per_layer"].items()}
                 row |= {f"threshold_{site}": value for site, value in record["thresholds"].items()}
                 rows.append(row | {"seconds": record["seconds"], "tokens": record["tokens"]})

@@ -32,7 +32,7 @@ def area(specific: Float[np.ndarray, "*replicate step"], general: Float[np.ndarr
     x = np.concatenate([zero, specific[..., ::-1]], axis=-1)
     y = np.concatenate([zero, general[..., ::-1]], axis=-1)
     trapezoids = 0.5 * np.diff(x, axis=-1) * (y[..., 1:] + y[..., :-1])
-    return trapezoids.sum(-1) / (0.5 * specific[..., 0] * general[..., 0])
+    return np.asarray(trapezoids.sum(-1) / (0.5 * specific[..., 0] * general[..., 0]))
 
 
 @dataclass(frozen=True, eq=False)
