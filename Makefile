@@ -1,0 +1,43 @@
+# Everything from a fresh clone: make demo, make test. Needs Python >= 3.10, make and git.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+# paper figures come from a longer run than the demo
+FIGURE_RUN := runs/figures
+
+.PHONY: demo test slow browser gpu network lint types bench figures notebooks check
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(INSTALLED)          ## prune code, prose and random neurons out of the embedded model (under 6 minutes)
+	$(BIN)/sepcap prune
+
+test: $(INSTALLED)          ## fast tests (under 5 minutes)
+	$(BIN)/python -m pytest
+
+slow: $(INSTALLED)          ## tests that take minutes, notebooks included
+	$(BIN)/python -m pytest -m slow
+
+browser gpu network: $(INSTALLED)
+	$(BIN)/python -m pytest -m $@ || test $$? -eq 5
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/pyright
+
+bench: $(INSTALLED)         ## speed and memory as ratios; run it with nothing else running
+	$(BIN)/python benchmarks/ratios.py
+
+figures: $(INSTALLED)       ## the pictures in figures/
+	$(BIN)/python figures/make.py
+
+notebooks: $(INSTALLED)     ## execute the notebooks from their sources
+	$(BIN)/python notebooks/execute.py
+
+check: lint types test

@@ -1,0 +1,158 @@
+"""Speed and memory as ratios in one run, against the bare forward pass.
+
+    make bench            (with nothing else running)
+
+Every ratio is of medians over alternating repetitions, so that a slow minute hits both sides.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+
+import sepcap
+from sepcap.evaluation.next_token import evaluate_sample
+from sepcap.models.load import default_folder
+from sepcap.statistics.collect import collect_sample
+from sepcap.tasks.batches import TokenSample
+
+SITES = ("mlp", "attn_pre_out")
+
+
+def sample_of(rows: int, context: int, vocabulary: int, seed: int = 0) -> TokenSample:
+    """Random tokens: what they are does not change how long a pass takes."""
+    ids = np.random.default_rng(seed).integers(3, vocabulary, size=(rows, context))
+    ids[:, 0] = 0
+    return TokenSample("random", "collect", tuple(ids), 0, rows * (context - 1), rows * (context - 1), ("0:0",), "random")
+
+
+def alternate(repeat: int, **sides: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each side, the sides taking turns, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for round_ in range(repeat + 1):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if round_:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def bare(hf_model, sample: TokenSample, batch_size: int, logits: bool) -> Callable[[], None]:
+    """The plain Hugging Face forward pass over the same batches, fused attention, no hooks."""
+    body = hf_model if logits else hf_model.model
+
+    def run() -> None:
+        with torch.inference_mode():
+            for batch in sample.batches(batch_size):
+                body(batch.ids, use_cache=False)
+
+    return run
+
+
+def load_pair(folder: Path):
+    """The model with hooks and, separately, without."""
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain.set_attn_implementation("sdpa")
+    return sepcap.load_model(folder, device="cpu"), plain
+
+
+def big_folder() -> Path:
+    """A randomly initialised 12-layer OPT of d_model 768."""
+    folder = Path(tempfile.mkdtemp())
+    config = OPTConfig(
+        hidden_size=768, word_embed_proj_dim=768, ffn_dim=3072, num_hidden_layers=12, num_attention_heads=12,
+        vocab_size=50272, max_position_embeddings=512, bos_token_id=0, pad_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(default_folder()).save_pretrained(folder)
+    return folder
+
+
+def passes(folder: Path, batch_size: int, context: int, batches: int, repeat: int) -> dict[str, float]:
+    """collect and evaluate against the bare pass."""
+    hooked, plain = load_pair(folder)
+    sample = sample_of(batch_size * batches, context, plain.config.vocab_size)
+    t = alternate(
+        repeat,
+        body=bare(plain, sample, batch_size, logits=False),
+        logits=bare(plain, sample, batch_size, logits=True),
+        collect=lambda: collect_sample(hooked, sample, SITES, batch_size=batch_size, quiet=True),
+        evaluate=lambda: evaluate_sample(hooked, sample, batch_size=batch_size, quiet=True),
+    )
+    tokens = len(sample.rows) * context
+    return {
+        "collect / bare forward": t["collect"] / t["logits"],
+        "collect / bare forward without unembedding": t["collect"] / t["body"],
+        "evaluate / bare forward with logits": t["evaluate"] / t["logits"],
+        "bare tokens per second": tokens / t["logits"],
+    }
+
+
+def pruning_step() -> float:
+    """One step of a run against the sum of its forward passes."""
+    model, plain = load_pair(default_folder())
+    config = sepcap.PruningConfig(fractions={"mlp": 0.02}, steps=6, tokens=20_000, eval_tokens=20_000)
+    with tempfile.TemporaryDirectory() as folder:
+        run = sepcap.prune(model, config, out=Path(folder) / "run")
+        seconds = statistics.median(run.record(step)["seconds"] for step in range(2, config.steps + 1))
+    sample = sample_of(79, 256, plain.config.vocab_size)
+    t = alternate(5, passes=bare(plain, sample, config.batch_size, logits=True))
+    return seconds / (4 * t["passes"])
+
+
+def peak_memory(tokens: int) -> float:
+    """Peak resident memory in MB of a fresh process that collects that many tokens."""
+    code = (
+        "import resource, sys; sys.path.insert(0, 'benchmarks'); import torch, sepcap; from ratios import *\n"
+        "m = sepcap.load_model(device='cpu')\n"
+        f"collect_sample(m, sample_of({tokens} // 255, 256, 4096), SITES, quiet=True)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def seconds_of(*command: str) -> float:
+    """Best of five runs of a command."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("embedded", "big", "step", "memory", "import"))
+    only = parser.parse_args().only
+    results: dict[str, float] = {}
+    if only in (None, "import"):
+        start = seconds_of(sys.executable, "-c", "pass")
+        results["import sepcap, seconds beyond bare Python"] = seconds_of(sys.executable, "-c", "import sepcap") - start
+        results["sepcap --help, seconds"] = seconds_of(str(Path(sys.executable).with_name("sepcap")), "--help")
+    if only in (None, "embedded"):
+        results |= {f"embedded, 16x256: {k}": v for k, v in passes(default_folder(), 16, 256, 4, 9).items()}
+    if only in (None, "big"):
+        results |= {f"12 layers x 768, 8x512: {k}": v for k, v in passes(big_folder(), 8, 512, 1, 5).items()}
+    if only in (None, "step"):
+        results["pruning step / its forward passes"] = pruning_step()
+    if only in (None, "memory"):
+        results["peak memory of collect, 400,000 / 20,000 tokens"] = peak_memory(400_000) / peak_memory(20_000)
+    for name, value in results.items():
+        print(f"{value:10.3f}  {name}")
+    if only is None:
+        Path("benchmarks/results.json").write_text(json.dumps({k: round(v, 4) for k, v in results.items()}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Execute every notebook from its .py source and store the result beside it (`make notebooks`)."""
+
+from pathlib import Path
+
+import jupytext
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+
+
+def execute(source: Path) -> Path:
+    """Run one .py:percent source from top to bottom; an error in a cell is an error here."""
+    notebook = jupytext.read(source)
+    notebook.metadata.setdefault("kernelspec", {"display_name": "Python 3", "language": "python", "name": "python3"})
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(HERE)}}).execute()
+    for cell in notebook.cells:
+        # times of execution and the progress bars of loading would change at every run and say nothing
+        cell.metadata.pop("execution", None)
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    target = source.with_suffix(".ipynb")
+    jupytext.write(notebook, target)
+    return target
+
+
+if __name__ == "__main__":
+    for path in sorted(HERE.glob("*.py")):
+        if path.name != Path(__file__).name:
+            print(execute(path))

@@ -1,0 +1,76 @@
+"""Measure the embedded model on the evaluation split and write its model card.
+
+    python training/card.py
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+import sepcap
+from sepcap.evaluation.generation import PROMPTS, continuation
+from sepcap.models.load import default_folder
+
+TASKS = ("local-prose", "local-code", "local-python", "local-cpp")
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """Where the model lies and how much it is measured on."""
+
+    folder: Path = default_folder()
+    tokens: int = 100_000
+    """Predictions per task."""
+
+
+def main(config: CardConfig) -> None:
+    """Evaluate, write README.md beside the weights and evaluation.json."""
+    model = sepcap.load_model(config.folder)
+    training = json.loads((config.folder / "training.json").read_text())
+    parameters = sum(p.numel() for p in model.original_model.parameters())
+    rows, results = [], {}
+    for task in TASKS:
+        e = sepcap.evaluate(model, task, tokens=config.tokens)
+        results[task] = e.as_row()
+        rows.append(
+            f"| {task} | {e.n:,} | {e.top1:.3f} ± {e.se('top1'):.3f} | {e.top10:.3f} ± {e.se('top10'):.3f} "
+            f"| {e.loss:.3f} ± {e.se('loss'):.3f} |"
+        )
+    samples = "\n\n".join(f"{kind}:\n\n```\n{prompt}⟶{continuation(model, prompt)}\n```" for kind, prompt in PROMPTS.items())
+    corpus = ", ".join(f"{kind} {tokens / 1e6:.1f} M" for kind, tokens in training["corpus_tokens"].items())
+    (config.folder / "README.md").write_text(f"""# The embedded model of sepcap
+
+A small OPT ({training["layers"]} layers, d_model {training["d_model"]}, {training["heads"]} heads, ReLU, biases, context {training["context"]},
+{parameters / 1e6:.1f} M parameters, stored as bfloat16) with a byte-level BPE of {training["vocabulary"]} tokens. It exists so that every
+function of the package can be tried, tested and shown without a network. It knows the prose and the code of one Python installation
+and is of no use for anything else.
+
+## Training
+
+`python training/train.py` in an environment that holds the packages of `training/requirements.txt`: {training["steps"]:,} steps of
+{training["batch"]} rows ({training["tokens"] / 1e6:.0f} M tokens, half prose, a quarter Python, a quarter C++), AdamW, learning rate {training["learning_rate"]:g} with
+{training["warmup"]} steps of warm-up and a cosine, weight decay {training["weight_decay"]:g}, dropout {training["dropout"]:g} on both residual branches, bf16 autocast, seed {training["seed"]}.
+The data is the `train` split of `local-prose`, `local-python` and `local-cpp` found there ({corpus} distinct tokens): docstrings, package
+descriptions and the language reference; Python sources without docstrings and comments; the C++ headers of torch without
+comments. A file's split is decided by a hash of its package-relative path; texts that also stand in the evaluation or collection split are dropped from training.
+
+## Evaluation
+
+Made by `python training/card.py` on the `evaluate` split of the installation at hand, mean ± standard error over rows of {training["context"]} tokens.
+
+| task | predictions | top-1 | top-10 | loss (nats) |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+
+## Samples (temperature 0.5, seed 0)
+
+{samples}
+""")
+    (config.folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(CardConfig))
