@@ -237,7 +237,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the `sepcap` command."""
     try:
         command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, args=args, prog="sepcap", description="Which neurons of a language model hold a capability, and what is left without them."
+            COMMANDS,
+            args=args,
+            prog="sepcap",
+            description="Which neurons of a language model hold a capability, and what is left without them.",
         )
         command.run()
     except KeyboardInterrupt as stop:

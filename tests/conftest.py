@@ -43,15 +43,42 @@ def tiny_config(family: str):
 
     special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "vocab_size": VOCABULARY}
     if family == "opt":
-        return t.OPTConfig(hidden_size=32, word_embed_proj_dim=32, ffn_dim=72, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CONTEXT, **special)
+        return t.OPTConfig(
+            hidden_size=32,
+            word_embed_proj_dim=32,
+            ffn_dim=72,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT,
+            **special,
+        )
     if family == "gpt2":
         return t.GPT2Config(n_embd=32, n_inner=72, n_layer=2, n_head=4, n_positions=CONTEXT, **special)
     if family == "neox":
-        return t.GPTNeoXConfig(hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CONTEXT, **special)
+        return t.GPTNeoXConfig(
+            hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CONTEXT, **special
+        )
     if family == "llama":
-        return t.LlamaConfig(hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=CONTEXT, **special)
+        return t.LlamaConfig(
+            hidden_size=32,
+            intermediate_size=72,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=CONTEXT,
+            **special,
+        )
     if family == "mistral":
-        return t.MistralConfig(hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=CONTEXT, **special)
+        return t.MistralConfig(
+            hidden_size=32,
+            intermediate_size=72,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=CONTEXT,
+            **special,
+        )
     raise KeyError(family)
 
 

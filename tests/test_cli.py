@@ -15,7 +15,7 @@ def test_fractions_of_the_issue():
 
 @pytest.mark.parametrize("text", ["mlp", "mlp=", "mlp=a", "=", "mlp=0.1,,"])
 def test_fractions_of_another_form_are_refused_with_the_right_form(text):
-    with pytest.raises(ValueError, match="site=fraction, as in mlp=0.05"):
+    with pytest.raises(ValueError, match=r"site=fraction, as in mlp=0\.05"):
         parse_fractions(text)
 
 
@@ -65,7 +65,22 @@ def test_prune_without_out_compares_both_directions_with_random(tiny_folders, tw
 def test_score_and_evaluate(tiny_folders, two_files, tmp_path, capsys):
     forget, retain = map(str, two_files)
     model = ["--model", str(tiny_folders["opt"])]
-    main(["score", *model, "--forget", forget, "--retain", retain, "--fractions", "mlp=0.25", "--tokens", "300", "--out", str(tmp_path / "s")])
+    main(
+        [
+            "score",
+            *model,
+            "--forget",
+            forget,
+            "--retain",
+            retain,
+            "--fractions",
+            "mlp=0.25",
+            "--tokens",
+            "300",
+            "--out",
+            str(tmp_path / "s"),
+        ]
+    )
     assert "mlp 36 of 144" in capsys.readouterr().out
     main(["evaluate", *model, "--tasks", forget, retain, "--tokens", "300", "--neurons", str(tmp_path / "s" / "neurons.safetensors")])
     table = capsys.readouterr().out
@@ -96,9 +111,13 @@ def test_every_option_of_prune_is_a_documented_field():
     assert all(command.__doc__ for command in COMMANDS.values())
 
 
-@pytest.mark.parametrize("code", ["import sepcap; dir(sepcap)", "import sepcap.cli", "from sepcap.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"])
+@pytest.mark.parametrize(
+    "code",
+    ["import sepcap; dir(sepcap)", "import sepcap.cli", "from sepcap.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"],
+)
 def test_nothing_heavy_is_imported_before_it_is_needed(code):
-    check = f"{code}\nimport sys; print([m for m in ('torch', 'transformers', 'transformer_lens', 'datasets', 'pandas', 'plotly', 'numpy') if m in sys.modules])"
+    heavy = ("torch", "transformers", "transformer_lens", "datasets", "pandas", "plotly", "numpy")
+    check = f"{code}\nimport sys; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
     assert out.strip().endswith("[]")
 

@@ -1,10 +1,10 @@
 """Measure the embedded model on the evaluation split and write its model card.
 
-    python training/card.py
+python training/card.py
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
@@ -20,7 +20,7 @@ TASKS = ("local-prose", "local-code", "local-python", "local-cpp")
 class CardConfig:
     """Where the model lies and how much it is measured on."""
 
-    folder: Path = default_folder()
+    folder: Path = field(default_factory=default_folder)
     tokens: int = 100_000
     """Predictions per task."""
 

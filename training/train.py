@@ -45,7 +45,7 @@ class TrainConfig:
     dropout: float = 0.1
     batch: int = 32
     """Rows per step."""
-    tokens: int = 50_000_000
+    tokens: int = 44_000_000
     learning_rate: float = 2e-3
     warmup: int = 300
     weight_decay: float = 0.1
@@ -77,9 +77,7 @@ def train_tokenizer(texts: dict[str, list[str]], config: TrainConfig) -> PreTrai
         show_progress=False,
     )
     tokenizer.train_from_iterator(sample, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -159,6 +157,7 @@ class PooledDropout:
         return drop
 
     def draw(self, step: int) -> list[torch.Tensor]:
+        """One mask per place for this step."""
         if step % 20 == 0 or not len(self.pool):
             keep = torch.rand(2 * self.numel, generator=self.generator) >= self.p
             self.pool = keep.to(torch.bfloat16) / (1 - self.p)

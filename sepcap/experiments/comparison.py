@@ -70,9 +70,7 @@ class Comparison:
         return pd.DataFrame(rows)
 
 
-def compare(
-    model: Any, config: PruningConfig, folder: str | Path, *, say: Callable[[str], None] = log.info
-) -> Comparison:
+def compare(model: Any, config: PruningConfig, folder: str | Path, *, say: Callable[[str], None] = log.info) -> Comparison:
     """Prune both directions of a pair of tasks and the random baseline, each run in a folder of its own.
 
     Args:
@@ -92,7 +90,10 @@ def compare(
         say(f"{name}: {prepared.cost()}")
     speed = tokens_per_second(plans["forward"])
     total = sum(p.tokens() for p in plans.values())
-    say(f"About {total / speed / 60:.1f} minutes at the {speed:,.0f} tokens per second just measured here; finished steps in {folder} are not computed again.")
+    say(
+        f"About {total / speed / 60:.1f} minutes at the {speed:,.0f} tokens per second just measured here; "
+        f"finished steps in {folder} are not computed again."
+    )
     runs = {name: execute(prepared, folder / name) for name, prepared in plans.items()}
     return Comparison(folder, **runs)
 

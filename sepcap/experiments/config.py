@@ -57,8 +57,8 @@ class PruningConfig:
             if self.steps * fraction > 1 + 1e-9:
                 most = math.floor(1 / fraction + 1e-9)
                 raise ValueError(
-                    f"fractions[{site!r}]={fraction} in {self.steps} steps takes {self.steps * fraction:.0%} of the neurons, more than there "
-                    f"are. At most {most} step{'s' * (most != 1)} of {fraction}, or a fraction of {1 / self.steps:.4g}."
+                    f"fractions[{site!r}]={fraction} in {self.steps} steps takes {self.steps * fraction:.0%} of the neurons, "
+                    f"more than there are. At most {most} step{'s' * (most != 1)} of {fraction}, or a fraction of {1 / self.steps:.4g}."
                 )
         if "heads" in self.fractions and "attn_pre_out" in self.fractions:
             raise ValueError("fractions: 'heads' are made of 'attn_pre_out' neurons; prune one or the other")

@@ -80,7 +80,8 @@ class Separability:
         random = "" if self.above_random is None else f", above random {self.above_random:+.3f}"
         return (
             f"Separability({self.metric}: area={self.area:.3f} [{low:.3f}, {high:.3f}], {self.percent:.0f}% "
-            f"[{self.percent_interval[0]:.0f}, {self.percent_interval[1]:.0f}], max_drop={self.max_drop:.1f} at step {self.max_drop_step}{random})"
+            f"[{self.percent_interval[0]:.0f}, {self.percent_interval[1]:.0f}], "
+            f"max_drop={self.max_drop:.1f} at step {self.max_drop_step}{random})"
         )
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from sepcap.models.sites import resolve_sites, site_shape
@@ -121,11 +120,9 @@ class NeuronSet:
             return NotImplemented
         masks = {}
         for site in dict.fromkeys([*self.masks, *other.masks]):
-            mine, theirs = self.masks.get(site), other.masks.get(site)
             # a site that one set does not mention holds none of its neurons
-            mine = torch.zeros_like(theirs) if mine is None and theirs is not None else mine
-            theirs = torch.zeros_like(mine) if theirs is None and mine is not None else theirs
-            assert mine is not None and theirs is not None
+            mine = self.masks[site] if site in self.masks else torch.zeros_like(other.masks[site])
+            theirs = other.masks[site] if site in other.masks else torch.zeros_like(mine)
             if mine.shape != theirs.shape:
                 raise ValueError(f"site {site!r}: masks of {list(mine.shape)} and {list(theirs.shape)} belong to different models")
             masks[site] = how(mine, theirs.to(mine.device))
@@ -171,7 +168,13 @@ class NeuronSet:
         from sepcap.storage import html_card
 
         rows = [
-            {"site": site, "neurons": f"{self.count(site):,}", "of": f"{mask.numel():,}", "share": self.count(site) / mask.numel(), "per layer": ", ".join(map(str, self.per_layer(site)))}
+            {
+                "site": site,
+                "neurons": f"{self.count(site):,}",
+                "of": f"{mask.numel():,}",
+                "share": self.count(site) / mask.numel(),
+                "per layer": ", ".join(map(str, self.per_layer(site))),
+            }
             for site, mask in self.masks.items()
         ]
         return html_card("NeuronSet", self.info, pd.DataFrame(rows))
@@ -190,7 +193,11 @@ def top_of(
     masks, thresholds = {}, {}
     for site, fraction in fractions.items():
         values = ranks[site]
-        gone = exclude.masks[site].to(values.device) if exclude is not None and site in exclude.masks else torch.zeros_like(values, dtype=torch.bool)
+        gone = (
+            exclude.masks[site].to(values.device)
+            if exclude is not None and site in exclude.masks
+            else torch.zeros_like(values, dtype=torch.bool)
+        )
         masks[site] = torch.zeros_like(gone)
         groups = range(len(values)) if per_layer else [slice(None)]
         lowest = []
@@ -219,5 +226,8 @@ def how_many(fraction: float, total: int, name: str, of: str = "") -> int:
     # 0.29 · 100 is 28.999999999999996 in floating point
     n = int(fraction * total + 1e-9)
     if n == 0:
-        raise ValueError(f"fractions[{name!r}]={fraction} selects no neuron: {fraction} of {total}{' ' + of if of else ''} is less than 1. The least is {1 / total:.2g}")
+        raise ValueError(
+            f"fractions[{name!r}]={fraction} selects no neuron: {fraction} of {total}{' ' + of if of else ''} is less than 1. "
+            f"The least is {1 / total:.2g}"
+        )
     return n
