@@ -13,9 +13,7 @@ def unknown(argument: str, got: object, valid: Iterable[str], hint: str = "") ->
     names = sorted(valid)
     near = difflib.get_close_matches(str(got), names, n=2, cutoff=0.5)
     meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return ValueError(
-        f"{argument}={got!r} is not known.{meant} Valid: {', '.join(map(repr, names))}." + (f" {hint}" if hint else "")
-    )
+    return ValueError(f"{argument}={got!r} is not known.{meant} Valid: {', '.join(map(repr, names))}." + (f" {hint}" if hint else ""))
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> ImportError:

@@ -2,9 +2,12 @@
 
 import html
 import json
+import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,20 @@ from torch import Tensor
 
 from sepcap.errors import CorruptFile
 
+log = logging.getLogger(__name__)
+
+PART = ".part"
+"""How the name of everything that is not written to its end ends."""
+
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one, also after a power cut."""
+    """Write a file so that it is either the old one or the whole new one, also after a power cut.
+
+    A process killed in between leaves a hidden file that ends in `PART`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -28,6 +39,39 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder; nobody else may be writing there."""
+    for part in sorted(folder.rglob(f".*{PART}")):
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder; the operating system lifts the lock when this one ends, however it does.
+
+    The folder itself is locked, so nothing is left in it. Where the system or the file system has no such locks, none is taken.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(f"another process is writing to {folder}: wait for it, stop it, or use another folder") from error
+        except OSError as error:
+            log.info("%s cannot be locked (%s)", folder, error)
+        yield
+    finally:
+        os.close(handle)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -1,10 +1,13 @@
 """Iterative selective pruning: collect, score, select, delete, evaluate, again and again (METHODS 10)."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 import logging
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from sepcap.evaluation.next_token import evaluate_sample
+from sepcap.evaluation.next_token import COUNTS, evaluate_sample
 from sepcap.experiments.config import PruningConfig
-from sepcap.experiments.run import FORMAT, Run, metrics_of, open_folder
+from sepcap.experiments.run import FORMAT, Run, begin_run, find_run, metrics_of
 from sepcap.interventions.deletion import delete
 from sepcap.models.forward import device_of
 from sepcap.models.load import load_model
@@ -24,10 +27,17 @@ from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.collect import check_context, collect_sample
 from sepcap.statistics.moments import Statistics
+from sepcap.storage import remove_parts, sole_writer
 from sepcap.tasks.batches import TokenSample, sample_tokens
 from sepcap.tasks.task import load_task
 
 log = logging.getLogger(__name__)
+
+RECORD_BYTES = 6_000
+"""The record of a step, the headers of its two tensor files and its rows of the table."""
+
+RUN_BYTES = 20_000
+"""Configuration, log and the frame of the table."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,20 +50,37 @@ class Plan:
     evaluate: dict[str, TokenSample]
     resolved: dict[str, Any]
 
+    def tokens(self) -> int:
+        """Tokens that go through the model in the whole run, BOS and padding not counted.
+
+        Step 0 collects in any case, and its statistics serve step 1; with `recollect`, every later step collects its own.
+        """
+        passes = self.config.steps if self.config.recollect and self.config.importance != "random" else 1
+        return self.collected * passes + sum(s.tokens for s in self.evaluate.values()) * (self.config.steps + 1)
+
     def cost(self) -> str:
         """What the run will do and cost, in one sentence."""
         c, m = self.config, self.model
-        collected = 0 if c.importance == "random" else sum(s.tokens for s in self.collect.values()) * (c.steps if c.recollect else 1)
-        evaluated = sum(s.tokens for s in self.evaluate.values()) * (c.steps + 1)
         neurons = {site: int(np.prod(site_shape(m, site))) for site in c.sites}
         parameters = sum(p.numel() for p in m.original_model.parameters())
         each = ", ".join(f"{v:.3g} of {k}" for k, v in c.fractions.items())
-        disk = (c.steps + 1) * (sum(neurons.values()) + sum(len(s.rows) for s in self.evaluate.values()) * 56) + 7 * 16 * sum(neurons.values())
         return (
             f"{m.cfg.model_name} ({parameters / 1e6:.3g} M parameters, {', '.join(f'{n:,} {s} neurons' for s, n in neurons.items())}): "
             f"forget {self.resolved['forget']}, retain {self.resolved['retain']}, {c.steps} steps of {each}, by {c.importance}; "
-            f"{(collected + evaluated) / 1e6:.3g} M tokens through the model, about {disk / 1e6:.1f} MB on disk"
+            f"{self.tokens() / 1e6:.3g} M tokens through the model, about {self.disk() / 1e6:.2g} MB on disk"
         )
+
+    @property
+    def collected(self) -> int:
+        """Tokens of collecting once on both tasks."""
+        return sum(s.tokens for s in self.collect.values())
+
+    def disk(self) -> int:
+        """Bytes of the finished run, to within a third: statistics, and per step masks, sums per row and a record."""
+        neurons = sum(int(np.prod(site_shape(self.model, site))) for site in self.config.sites)
+        rows = sum(len(s.rows) for s in self.evaluate.values())
+        statistics = len(self.collect) * neurons * (5 * 8 + 2 * 4)
+        return statistics + (self.config.steps + 1) * (neurons + rows * len(COUNTS) * 8 + RECORD_BYTES) + RUN_BYTES
 
 
 def plan(model: Any, config: PruningConfig) -> Plan:
@@ -82,6 +109,7 @@ def plan(model: Any, config: PruningConfig) -> Plan:
         "model_fingerprint": fingerprint(model),
         "dtype": str(next(model.original_model.parameters()).dtype),
         "device": str(device_of(model).type),
+        "task_fingerprints": {role: task.fingerprint for role, task in tasks.items()},
         "samples": {split: {role: s.fingerprint for role, s in by_role.items()} for split, by_role in samples.items()},
         "documents": {split: {role: list(s.indices) for role, s in by_role.items()} for split, by_role in samples.items()},
         "tokens_found": {split: {role: s.tokens for role, s in by_role.items()} for split, by_role in samples.items()},
@@ -122,44 +150,70 @@ def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | 
         >>> run = sepcap.prune(model, config, out="runs/first")  # doctest: +SKIP
     """
     config = config or PruningConfig()
-    prepared = plan(load_model(config.model) if model is None else model, config)
+    prepared = plan(load_model(config.model if model is None else model), config)
     return execute(prepared, Path(out))
 
 
 def execute(prepared: Plan, out: Path) -> Run:
     """Carry out a plan in a folder, from wherever the folder stands."""
-    run = open_folder(out, prepared.resolved)
-    if run.finished:
-        run.write_trajectory()
+    run = find_run(out, prepared.resolved)
+    if run is not None and run.finished and not run.trajectory_is_behind:
         return run
-    model, config = prepared.model, prepared.config
+    out.mkdir(parents=True, exist_ok=True)
+    with sole_writer(out):
+        # looked at again: another process may have written between the look and the lock
+        run = find_run(out, prepared.resolved) or begin_run(out, prepared.resolved)
+        remove_parts(out)
+        if run.trajectory_is_behind:
+            run.write_trajectory()
+        if not run.finished:
+            with _logged(out):
+                _go_on(prepared, run)
+    return Run(out)
+
+
+@contextlib.contextmanager
+def _logged(out: Path) -> Iterator[None]:
     handler = logging.FileHandler(out / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    level = log.level
     log.addHandler(handler)
-    level, propagate = log.level, log.propagate
     log.setLevel(logging.INFO)
-    snapshot = WeightSnapshot(model, config.sites)
-    done = run.steps_done
-    log.info("%s; going on after step %d", prepared.cost(), done)
-    if done >= 0:
-        delete(model, run.neurons(done))
     try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+        log.setLevel(level)
+
+
+def _go_on(prepared: Plan, run: Run) -> None:
+    """All steps that are missing; the model is left as it came."""
+    model, config, done = prepared.model, prepared.config, run.steps_done
+    log.info("%s; %s", prepared.cost(), f"going on after step {done}" if done >= 0 else "from the beginning")
+    _warn_of_versions(run.config.get("versions", {}), prepared.resolved["versions"], run.folder)
+    snapshot = WeightSnapshot(model, config.sites)
+    try:
+        if done >= 0:
+            delete(model, run.neurons(done))
         with tqdm(total=config.steps + 1, initial=done + 1, desc=f"prune {config.importance}", unit="step", disable=None) as bar:
             for step in range(done + 1, config.steps + 1):
                 _step(prepared, run, step)
                 bar.set_postfix_str(_progress(run, step))
                 bar.update(1)
     except KeyboardInterrupt as stop:
-        message = f"stopped after step {run.steps_done} of {config.steps}; the same command goes on from there (folder {out})"
+        reached = f"after step {run.steps_done} of {config.steps}" if run.steps_done >= 0 else "before step 0 was done"
+        message = f"stopped {reached}; the same command goes on from there (folder {run.folder})"
         log.info(message)
         raise KeyboardInterrupt(message) from stop
     finally:
         snapshot.restore()
-        log.removeHandler(handler)
-        handler.close()
-        log.setLevel(level)
-        log.propagate = propagate
-    return Run(out)
+
+
+def _warn_of_versions(before: dict[str, str], now: dict[str, str], folder: Path) -> None:
+    changed = [f"{name} {before.get(name)} then, {version} now" for name, version in now.items() if before.get(name) != version]
+    if changed:
+        warnings.warn(f"the run in {folder} was begun with other versions ({'; '.join(changed)}): its last bits may differ", stacklevel=5)
 
 
 def _progress(run: Run, step: int) -> str:
@@ -190,7 +244,10 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
         evaluations[role] = evaluate_sample(model, sample, batch_size=config.batch_size)
         tokens += sample.tokens
     if step == 0:
-        _base_statistics(prepared, run)
+        # written before the step is: a run that has a step 0 has its statistics
+        for role, statistics in _collect(prepared).items():
+            statistics.save(run.folder / "statistics" / f"{role}.safetensors")
+        tokens += prepared.collected
     record = {
         "step": step,
         "tasks": {role: metrics_of(e) for role, e in evaluations.items()},
@@ -203,26 +260,18 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
     log.info("step %d: %s; %s neurons gone", step, _progress(run, step), f"{len(gone):,}")
 
 
-def _base_statistics(prepared: Plan, run: Run) -> None:
-    for role, statistics in _collect(prepared).items():
-        statistics.save(run.folder / "statistics" / f"{role}.safetensors")
-
-
 def _collect(prepared: Plan) -> dict[str, Statistics]:
     config = prepared.config
     return {role: collect_sample(prepared.model, sample, config.sites, batch_size=config.batch_size) for role, sample in prepared.collect.items()}
 
 
 def _scores(prepared: Plan, run: Run, step: int) -> tuple[Scores, int]:
-    """Scores for a step, and the tokens they cost."""
+    """Scores for a step, and the tokens that went through the model for them."""
     config, model = prepared.config, prepared.model
     if config.importance == "random":
         rng = np.random.default_rng([config.seed, step])
         return Scores({site: torch.from_numpy(rng.random(site_shape(model, site))) for site in config.sites}, {"importance": "random"}), 0
-    if step == 1 or not config.recollect:
-        statistics = {role: run.statistics(role) for role in ("forget", "retain")}
-        cost = sum(s.tokens for s in prepared.collect.values()) if step == 1 else 0
-    else:
-        statistics = _collect(prepared)
-        cost = sum(s.tokens for s in prepared.collect.values())
-    return score(statistics["forget"], statistics["retain"], config.importance, eps=config.eps, sites=config.sites), cost
+    again = step > 1 and config.recollect
+    statistics = _collect(prepared) if again else {role: run.statistics(role) for role in prepared.collect}
+    scores = score(statistics["forget"], statistics["retain"], config.importance, eps=config.eps, sites=config.sites)
+    return scores, prepared.collected if again else 0

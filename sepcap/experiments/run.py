@@ -1,10 +1,10 @@
 """A run is a folder: written step by step, each step whole or not at all, read back as one object."""
 
-import functools
 import json
 import os
+import reprlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +13,24 @@ import pandas as pd
 import torch
 
 from sepcap.errors import CorruptFile, unknown
-from sepcap.evaluation.next_token import COUNTS, METRICS, Evaluation
+from sepcap.evaluation.next_token import COUNTS, Evaluation
 from sepcap.experiments.separability import Separability, separability
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.moments import Statistics
-from sepcap.storage import load_tensors, read_json, save_tensors, write_atomically, write_json
+from sepcap.storage import PART, load_tensors, read_json, save_tensors, write_atomically, write_json
 
 ROLES = ("forget", "retain")
 FORMAT = 1
+
+NEEDED = ("steps", "forget", "retain", "importance", "fractions", "eps", "samples")
+"""Fields of config.json without which a run cannot be read."""
+
+RECORDED = ("tasks", "gone_per_layer", "thresholds", "seconds", "tokens")
+"""Fields of the record.json of a step."""
+
+NOT_DECISIVE = ("versions", "created", "task_fingerprints", "documents", "tokens_found")
+"""Fields that may differ when a run goes on: `samples` says which tokens are used, wherever they were found."""
 
 
 class Run:
@@ -40,9 +49,14 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.config: dict[str, Any] = read_json(self.folder / "config.json")
+        path = self.folder / "config.json"
+        self.config: dict[str, Any] = read_json(path)
+        if not isinstance(self.config, dict):
+            raise CorruptFile(f"{path} is corrupt: it holds a {type(self.config).__name__}, not a configuration")
         if self.config.get("format") != FORMAT:
-            raise CorruptFile(f"{self.folder / 'config.json'}: format {self.config.get('format')!r} is not {FORMAT}: the run was written by another version")
+            raise CorruptFile(f"{path}: format {self.config.get('format')!r} is not {FORMAT}: the run was written by another version")
+        if missing := [name for name in NEEDED if name not in self.config]:
+            raise CorruptFile(f"{path} is corrupt: {', '.join(missing)} missing")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
@@ -71,9 +85,11 @@ class Run:
     def write_step(self, step: int, record: Mapping[str, Any], evaluations: Mapping[str, Evaluation], gone: NeuronSet) -> None:
         """Write one step whole or not at all, then the table of all steps."""
         final = self.step_folder(step)
-        temporary = final.with_name(f".{final.name}.part")
-        if temporary.exists():
-            shutil.rmtree(temporary)  # what an interrupted run left
+        temporary = final.with_name(f".{final.name}{PART}")
+        for leftover in (temporary, final):
+            # of an interrupted attempt, or a step that lost its record
+            if leftover.exists():
+                shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
         save_tensors(
             temporary / "rows.safetensors",
@@ -96,42 +112,62 @@ class Run:
     def record(self, step: int) -> dict[str, Any]:
         """Everything recorded about one step but its neurons."""
         self._check_step(step)
-        return read_json(self.step_folder(step) / "record.json")
+        return self._records([step])[0]
+
+    def _records(self, steps: Iterable[int]) -> list[dict[str, Any]]:
+        records = []
+        for step in steps:
+            path = self.step_folder(step) / "record.json"
+            record = read_json(path)
+            if not isinstance(record, dict) or any(name not in record for name in RECORDED):
+                raise CorruptFile(f"{path} is corrupt: it has not all of {', '.join(RECORDED)}; delete it and the run goes on from step {step}")
+            records.append(record)
+        return records
 
     def _check_step(self, step: int) -> None:
-        if not 0 <= step <= self.steps_done:
-            raise IndexError(f"step={step}: this run has steps 0 to {self.steps_done}")
+        done = self.steps_done
+        if not 0 <= step <= done:
+            raise IndexError(f"step={step}: this run has " + (f"steps 0 to {done}" if done >= 0 else "no step yet"))
 
     def _table(self) -> pd.DataFrame:
         rows = []
-        for step in range(self.steps_done + 1):
-            record = self.record(step)
+        for step, record in enumerate(self._records(range(self.steps_done + 1))):
             for role in ROLES:
                 row = {"step": step, "task": record["tasks"][role]["task"], "role": role, **record["tasks"][role]["metrics"]}
                 row["n"] = int(row["n"])
                 row |= {f"gone_{site}": sum(layers) for site, layers in record["gone_per_layer"].items()}
-                row |= {f"threshold_{site}": value for site, value in record["thresholds"].items()}
+                # nothing is selected in step 0, but the columns are the same in all rows
+                row |= {f"threshold_{key}": record["thresholds"].get(key, float("nan")) for key in self.config["fractions"]}
                 rows.append(row | {"seconds": record["seconds"], "tokens": record["tokens"]})
         return pd.DataFrame(rows)
 
-    @functools.cached_property
-    def trajectory(self) -> pd.DataFrame:
-        """One row per step and task, see the class."""
+    @property
+    def trajectory_is_behind(self) -> bool:
+        """Whether trajectory.parquet is missing or lacks steps: the process was killed between a step and the table."""
+        return len(self._stored_table()) != len(ROLES) * (self.steps_done + 1)
+
+    def _stored_table(self) -> pd.DataFrame:
         path = self.folder / "trajectory.parquet"
+        if not path.exists():
+            return pd.DataFrame()
         try:
             return pd.read_parquet(path)
-        except FileNotFoundError:
-            return self._table()
         except Exception as error:  # pyarrow has no common class for what a broken file can raise
             raise CorruptFile(f"{path} is corrupt ({error}); delete it, it is made again from the steps") from error
+
+    @property
+    def trajectory(self) -> pd.DataFrame:
+        """One row per step and task, see the class."""
+        stored = self._stored_table()
+        return stored if len(stored) == len(ROLES) * (self.steps_done + 1) else self._table()
 
     @property
     def gone_per_layer(self) -> pd.DataFrame:
         """Neurons gone in total per step, site and layer."""
         rows = [
             {"step": step, "site": site, "layer": layer, "gone": gone}
-            for step in range(self.steps_done + 1)
-            for site, layers in self.record(step)["gone_per_layer"].items()
+            for step, record in enumerate(self._records(range(self.steps_done + 1)))
+            for site, layers in record["gone_per_layer"].items()
             for layer, gone in enumerate(layers)
         ]
         return pd.DataFrame(rows)
@@ -157,7 +193,16 @@ class Run:
 
     def rows(self, role: str) -> np.ndarray:
         """Evaluation sums per row, [step, row, count] in the order of `sepcap.evaluation.next_token.COUNTS`."""
-        return np.stack([load_tensors(self.step_folder(s) / "rows.safetensors", "rows")[0][role].numpy() for s in range(self.steps_done + 1)])
+        if role not in ROLES:
+            raise unknown("role", role, ROLES)
+        by_step = []
+        for step in range(self.steps_done + 1):
+            path = self.step_folder(step) / "rows.safetensors"
+            tensors, _ = load_tensors(path, "rows")
+            if role not in tensors:
+                raise CorruptFile(f"{path}: tensor {role!r} is missing; delete the folder of step {step} and the run goes on from there")
+            by_step.append(tensors[role].numpy())
+        return np.stack(by_step)
 
     def separability(
         self, metric: str = "top1", *, specific: Literal["forget", "retain"] = "forget", baseline: "Run | None" = None, seed: int = 0
@@ -177,7 +222,13 @@ class Run:
         result = separability(self.rows("forget"), self.rows("retain"), metric, specific=specific, seed=seed)
         if baseline is None:
             return result
-        random = separability(baseline.rows("forget"), baseline.rows("retain"), metric, specific=specific, seed=seed)
+        # random neurons have no direction: one baseline serves a pair of tasks both ways round
+        role_of = {sample: role for role, sample in baseline.config["samples"]["evaluate"].items()}
+        try:
+            roles = [role_of[self.config["samples"]["evaluate"][role]] for role in ROLES]
+        except KeyError:
+            raise ValueError(f"baseline: {baseline.folder} was evaluated on other tokens than {self.folder}; areas cannot be compared") from None
+        random = separability(*map(baseline.rows, roles), metric, specific=specific, seed=seed)
         return dataclasses.replace(result, above_random=result.area - random.area)
 
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:
@@ -209,40 +260,51 @@ class Run:
         if self.steps_done < 0:
             return html_card("Run", how, pd.DataFrame())
         if self.steps_done >= 1:
-            s = self.separability("top1")
-            how["separability (top1)"] = f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]"
+            try:
+                s = self.separability("top1")
+                how["separability (top1)"] = f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]"
+            except ValueError as error:  # an untrained model has no accuracy to lose: the card says so
+                how["separability (top1)"] = str(error)
         table = self.trajectory.pivot(index="step", columns="role", values=["top1", "loss"])
         table.columns = [f"{role} {metric}" for metric, role in table.columns]
         shown = table.iloc[np.unique(np.linspace(0, len(table) - 1, 11).astype(int))]
         return html_card("Run", how, shown.reset_index())
 
 
-def open_folder(folder: Path, config: dict[str, Any]) -> Run:
-    """The run of this configuration in a folder: a new one, or the one that is there; another one is refused."""
-    path = folder / "config.json"
-    if path.exists():
+def find_run(folder: Path, config: dict[str, Any]) -> Run | None:
+    """The run of this configuration that lies in a folder, or None where one can be begun.
+
+    Raises:
+        FileExistsError: the folder holds another run (the differing fields are named) or something else.
+    """
+    if (folder / "config.json").exists():
         run = Run(folder)
         different = differing_fields(run.config, config)
         if different:
-            listed = "; ".join(f"{k}: {a!r} there, {b!r} asked for" for k, (a, b) in different.items())
+            listed = "; ".join(f"{k}: {reprlib.repr(a)} there, {reprlib.repr(b)} asked for" for k, (a, b) in different.items())
             raise FileExistsError(f"{folder} holds a run of another configuration ({listed}). Use another folder; nothing was changed.")
         return run
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; a run is a folder. Use another name; nothing was changed.")
+    # a process killed before its config.json was whole leaves a part of it
+    if folder.exists() and any(not (p.name.startswith(".config.json.") and p.name.endswith(PART)) for p in folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty and holds no run. Use another folder; nothing was changed.")
-    write_json(path, config)
+    return None
+
+
+def begin_run(folder: Path, config: dict[str, Any]) -> Run:
+    """A new run in an empty folder."""
+    write_json(folder / "config.json", config)
     return Run(folder)
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields that make two configurations different runs; versions and machine facts do not."""
-    ignored = {"versions", "created"}
+    """Fields that make two configurations different runs; versions and where the texts were found do not."""
     plain = json.loads(json.dumps(new))
-    return {k: (old.get(k), plain.get(k)) for k in [*old, *(k for k in plain if k not in old)] if k not in ignored and old.get(k) != plain.get(k)}
+    names = [name for name in dict.fromkeys([*old, *plain]) if name not in NOT_DECISIVE]
+    return {name: (old.get(name), plain.get(name)) for name in names if old.get(name) != plain.get(name)}
 
 
 def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
     """One evaluation as it is recorded."""
     return {"task": evaluation.task, "metrics": evaluation.as_row(), "skip_tokens": list(evaluation.skip_tokens), **{k: evaluation.info[k] for k in ("sample", "tokens", "asked")}}
-
-
-__all__ = ["METRICS", "Run", "open_folder"]

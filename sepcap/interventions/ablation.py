@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,9 +31,7 @@ KINDS: dict[str, Callable[[NeuronSet, Statistics | None], Constants]] = {"zero":
 """Kinds of ablation by name; each gives the constant every neuron is set to."""
 
 
-def ablation_hooks(
-    neurons: NeuronSet, kind: Literal["zero", "mean"] | Constants = "zero", *, reference: Statistics | None = None
-) -> list[Hook]:
+def ablation_hooks(neurons: NeuronSet, kind: str | Constants = "zero", *, reference: Statistics | None = None) -> list[Hook]:
     """Plain TransformerLens `fwd_hooks` that set the neurons to a constant at every position.
 
     Args:
@@ -66,9 +64,7 @@ def _setter(mask: Tensor, constant: Tensor) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def ablate(
-    model: Any, neurons: NeuronSet, kind: Literal["zero", "mean"] | Constants = "zero", *, reference: Statistics | None = None
-) -> Iterator[Any]:
+def ablate(model: Any, neurons: NeuronSet, kind: str | Constants = "zero", *, reference: Statistics | None = None) -> Iterator[Any]:
     """Ablate neurons inside a `with` block; afterwards nothing stays hooked, also after an exception.
 
     Args:

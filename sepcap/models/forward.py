@@ -16,7 +16,7 @@ GPT-2, GPT-NeoX, Llama and Mistral always run the bridge's own attention."""
 
 
 class _Stop(Exception):
-    """Raised by the last hook: nothing after it is wanted."""
+    """Raised by the last hook to be called: nothing after it is wanted."""
 
 
 def device_of(model: Any) -> torch.device:
@@ -33,37 +33,51 @@ def fast_attention(model: Any) -> Iterator[None]:
     """
     config = model.original_model.config
     before = config._attn_implementation
-    watched = any(
-        point.fwd_hooks for name, point in model.hook_dict.items() if name.endswith(("hook_pattern", "hook_attn_scores"))
-    )
-    if config.model_type not in SDPA_SAFE or before != "eager" or watched:
+    if config.model_type not in SDPA_SAFE or before != "eager" or _somebody_looks_at_the_pattern(model):
         yield
         return
     wants_maps = config.output_attentions
-    config.output_attentions = False  # set at boot; the fused kernel has no maps to give
-    model.original_model.set_attn_implementation("sdpa")
     try:
+        config.output_attentions = False  # set where a bridge was booted by name; the fused kernel has no maps to give
+        model.original_model.set_attn_implementation("sdpa")
         yield
     finally:
         model.original_model.set_attn_implementation(before)
         config.output_attentions = wants_maps
 
 
+def _somebody_looks_at_the_pattern(model: Any) -> bool:
+    points = [point for name, point in model.hook_dict.items() if name.endswith(("hook_pattern", "hook_attn_scores"))]
+    return any(point.fwd_hooks or point.bwd_hooks or point._forward_hooks for point in points)
+
+
 @torch.inference_mode()
-def run_hooks(model: Any, ids: Int[Tensor, "batch pos"], hooks: Sequence[Hook], last: str) -> None:
-    """Run the model with hooks and stop as soon as the hook named `last` has been called.
+def run_hooks(model: Any, ids: Int[Tensor, "batch pos"], hooks: Sequence[Hook]) -> None:
+    """Run the model with hooks, and stop as soon as every one of them has been called.
 
     The unembedding, and all layers after the last hook, are not computed.
-    """
 
-    def stop(activation: Tensor, hook: Any) -> None:
-        raise _Stop
+    Raises:
+        RuntimeError: a hook that is never called: this architecture computes nothing at that place.
+    """
+    waiting = {name for name, _ in hooks}
+
+    def counted(name: str, function: Callable[..., Any]) -> Hook:
+        def call(activation: Tensor, hook: Any) -> Any:
+            result = function(activation, hook=hook)
+            waiting.discard(name)
+            if not waiting:
+                raise _Stop
+            return result
+
+        return name, call
 
     try:
-        with model.hooks(fwd_hooks=[*hooks, (last, stop)]):
+        with model.hooks(fwd_hooks=[counted(*hook) for hook in hooks]):
             model(ids, return_type=None, use_cache=False)
     except _Stop:
-        pass
+        return
+    raise RuntimeError(f"{min(waiting)} was never called: {model.cfg.architecture} has no such activation")
 
 
 @torch.inference_mode()

@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ log = logging.getLogger(__name__)
 
 
 def fingerprint(model: Any) -> str:
-    """Hash of the model's weights: a strided sample of every parameter, so that any other model differs."""
+    """Hash of all weights: any other weights, a single changed one included, give another hash. Takes about a second per GB."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.original_model.named_parameters()):
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
-        digest.update(f"{name.replace('._original_component', '')}{tuple(parameter.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
+        digest.update(f"{_plain(name)}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        # numpy knows no bfloat16, but bytes
+        digest.update(parameter.detach().flatten().contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _plain(name: str) -> str:
+    return name.replace("._original_component", "")
 
 
 class WeightSnapshot:
@@ -55,75 +60,106 @@ class WeightSnapshot:
 def plain_state_dict(model: Any) -> dict[str, Tensor]:
     """The state dict under the names of the plain Hugging Face model, with fused tensors written back.
 
-    A bridge wraps the modules of the model it was made from and, for fused attention (GPT-NeoX, GPT-2),
-    computes with copies of the fused tensor's parts. Here the names are unwrapped, the parts put back
-    together, and the set of names is checked against a fresh model.
+    A bridge wraps the modules of the model it was made from, so that the same tensor has several names. Where a model
+    fuses projections (q, k and v of GPT-2 and GPT-NeoX), the bridge computes with parts of its own: views of the fused
+    tensor at first (GPT-2) or copies from the start (GPT-NeoX), and copies on either after `.to(dtype)`.
+
+    Raises:
+        NotImplementedError: a weight the checkpoint needs is not there, or one the model computes with has no place in it.
     """
-    from transformers import AutoModelForCausalLM
-
     hf_model = model.original_model
-    with torch.device("meta"):
-        wanted = AutoModelForCausalLM.from_config(_plain_config(hf_model)).state_dict()
-    have: dict[str, Tensor] = {}
-    for key, value in hf_model.state_dict(keep_vars=False).items():
-        plain = key.replace("._original_component", "")
-        if plain in wanted:
-            have[plain] = value
-    for name, module in hf_model.named_modules():
-        # the fused tensor is left out of the state dict once it has been split
-        if name.endswith(("query_key_value._original_component", "c_attn._original_component")):
-            for part, value in module.named_parameters():
-                have.setdefault(f"{name}.{part}".replace("._original_component", ""), value.detach())
-    _write_back_fused(model, have)
-    wrong = {k for k in wanted if k not in have or have[k].shape != wanted[k].shape}
+    wanted = _shell(hf_model).state_dict()
+    named = [*hf_model.named_parameters(remove_duplicate=False), *hf_model.named_buffers(remove_duplicate=False)]
+    have = {_plain(name): tensor.detach() for name, tensor in named if _plain(name) in wanted}
+    known = {_storage(tensor) for tensor in have.values()}
+    for block in model.blocks:
+        for split, whole, parts in _fused(block):
+            known |= {_storage(p) for part in parts for p in part.parameters()}
+            _write_back(split, whole, parts, have)
+    wrong = [key for key in wanted if key not in have or have[key].shape != wanted[key].shape]
     if wrong:
-        raise NotImplementedError(f"cannot save this architecture: no weight found for {sorted(wrong)[:5]} ({len(wrong)} in all)")
-    return {key: have[key].detach().contiguous() for key in wanted}
+        raise NotImplementedError(f"cannot save this architecture: no weight found for {', '.join(wrong[:3])} ({len(wrong)} in all)")
+    adrift = [name for name, parameter in model.named_parameters() if _storage(parameter) not in known]
+    if adrift:
+        raise NotImplementedError(
+            f"cannot save this architecture: it computes with a copy of {', '.join(adrift[:3])} ({len(adrift)} in all), and where "
+            "that belongs in the checkpoint is not known"
+        )
+    return {key: have[key].contiguous() for key in wanted}
 
 
-def _write_back_fused(model: Any, state: dict[str, Tensor]) -> None:
-    for key in [k for k in state if "query_key_value." in k or ".c_attn." in k]:
-        layer = int(next(part for part in key.split(".") if part.isdigit()))
-        attn = model.blocks[layer].attn
-        if key.endswith("weight"):
-            parts = [attn.W_Q, attn.W_K, attn.W_V]  # [head, d_model, d_head]
-            if "query_key_value" in key:  # GPT-NeoX: (head, q|k|v, d_head) rows
-                fused = torch.stack([p.transpose(1, 2) for p in parts], dim=1).flatten(0, 2)
-            else:  # GPT-2: q|k|v side by side as columns
-                fused = torch.cat([p.transpose(0, 1).flatten(1) for p in parts], dim=1)
-        else:
-            parts = [attn.b_Q, attn.b_K, attn.b_V]  # [head, d_head]
-            fused = torch.stack(parts, dim=1).flatten() if "query_key_value" in key else torch.cat([p.flatten() for p in parts])
-        state[key] = fused.detach().reshape(state[key].shape)
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
-def _plain_config(hf_model: Any) -> Any:
-    """The configuration as it was before hooks asked for eager attention and attention maps."""
+def _fused(block: Any) -> Iterator[tuple[Callable[[], Sequence[Any]], Any, list[Any]]]:
+    """(the bridge's function that cuts a fused projection, the fused module, the modules computed with) of one block."""
+    attn: Any = getattr(block, "attn", None)
+    mlp: Any = getattr(block, "mlp", None)
+    if hasattr(attn, "split_qkv_matrix"):
+        parts = [part.original_component for part in (attn.q, attn.k, attn.v)]
+        yield partial(attn.split_qkv_matrix, attn.original_component), attn.qkv.original_component, parts
+    if hasattr(mlp, "split_gate_up_matrix"):
+        whole = mlp.original_component.gate_up_proj
+        parts = [part.original_component for part in (mlp.gate, getattr(mlp, "in"))]
+        yield partial(mlp.split_gate_up_matrix, mlp.original_component), whole, parts
+
+
+@torch.no_grad()
+def _write_back(split: Callable[[], Sequence[Any]], whole: Any, parts: Sequence[Any], state: dict[str, Tensor]) -> None:
+    """Replace a fused tensor in the state dict by one put together from its parts.
+
+    Every architecture lays the parts out in its own way. Cutting a tensor that holds its own indices tells where each
+    entry of a part comes from, whatever the layout.
+    """
+    tensors = dict(whole.named_parameters())
+    before = {kind: tensor.data for kind, tensor in tensors.items()}
+    try:
+        for tensor in tensors.values():
+            tensor.data = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device).view(tensor.shape)
+        pieces = [{kind: p.detach().clone() for kind, p in piece.named_parameters()} for piece in split()]
+    finally:
+        for kind, tensor in tensors.items():
+            tensor.data = before[kind]
+    for kind, data in before.items():
+        index = torch.cat([piece[kind].flatten() for piece in pieces]).long()
+        if not torch.equal(index.sort().values, torch.arange(data.numel(), device=index.device)):
+            raise NotImplementedError("cannot save this architecture: the parts of a fused projection do not cover it")
+        values = torch.cat([getattr(part, kind).detach().flatten() for part in parts]).to(data.dtype)
+        put_together = torch.empty_like(data).view(-1).index_copy_(0, index, values).view(data.shape)
+        for key in [key for key, tensor in state.items() if _storage(tensor) == _storage(data) and tensor.shape == data.shape]:
+            state[key] = put_together
+
+
+def _shell(hf_model: Any) -> Any:
+    """The plain model without weights, in the configuration and dtype in which it is to be saved."""
     config = copy.deepcopy(hf_model.config)
+    # as it was before hooks asked for eager attention and attention maps
     config.output_attentions = False
     config._attn_implementation = None
-    return config
+    with torch.device("meta"):
+        return type(hf_model)(config).to(next(hf_model.parameters()).dtype)
 
 
 def save_pretrained(model: Any, folder: str | Path) -> None:
     """Write the model as a plain Hugging Face checkpoint (safetensors, configuration, tokenizer).
 
-    `AutoModelForCausalLM.from_pretrained(folder)` gives the same logits, deletions included.
+    `AutoModelForCausalLM.from_pretrained(folder)` gives the same logits, deletions included, and so does
+    `load_model(folder)`.
 
     Args:
         model: a hooked model, pruned or not.
         folder: where to write; made if it does not exist.
-    """
-    from transformers import AutoModelForCausalLM
 
+    Raises:
+        FileExistsError: there is a file of that name.
+        NotImplementedError: an architecture whose weights cannot be put back under their own names.
+    """
+    if Path(folder).is_file():
+        raise FileExistsError(f"folder={str(folder)!r} is a file; give the name of a folder")
     state = plain_state_dict(model)
-    config = _plain_config(model.original_model)
-    config.dtype = next(iter(state.values())).dtype
-    with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config)
-    shell.generation_config = copy.deepcopy(getattr(model.original_model, "generation_config", shell.generation_config))
-    if shell.generation_config is not None:
-        shell.generation_config.output_attentions = False
+    shell = _shell(model.original_model)
+    shell.generation_config = copy.deepcopy(model.original_model.generation_config)
     shell.save_pretrained(str(folder), state_dict=state)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(str(folder))

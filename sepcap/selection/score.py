@@ -72,11 +72,17 @@ class Scores(Mapping[str, Tensor]):
             NeuronSet; `info["threshold"]` holds the lowest selected score per site.
         """
         plain = {site: f for site, f in fractions.items() if site != "heads"}
-        chosen, thresholds = top_of(self, plain, per_layer=per_layer, exclude=exclude)
+        masks: dict[str, Tensor] = {}
+        thresholds: dict[str, float] = {}
+        if plain:
+            chosen, thresholds = top_of(self, plain, per_layer=per_layer, exclude=exclude)
+            masks |= chosen.masks
         if "heads" in fractions:
             heads = self.heads(aggregate, head_site)
             mask, thresholds["heads"] = _top_heads(heads, fractions["heads"], per_layer, _gone_heads(exclude, head_site, heads))
-            chosen = chosen | NeuronSet({head_site: mask[..., None].expand(self[head_site].shape).clone()})
+            whole = mask[..., None].expand(self[head_site].shape)
+            masks[head_site] = whole | masks[head_site] if head_site in masks else whole.clone()
+        chosen = NeuronSet(masks)
         chosen.info = {**self.info, "fractions": dict(fractions), "per_layer": per_layer, "threshold": thresholds}
         return chosen
 

@@ -106,7 +106,7 @@ def halving_batches(one_pass: Callable[[int], T], batch_size: int) -> T:
         batch_size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"out of memory: going on with batch_size={batch_size}", stacklevel=3)
+        warnings.warn(f"out of memory: going on with batch_size={batch_size}", stacklevel=4)
 
 
 def _bar(sample: TokenSample, what: str, quiet: bool) -> Any:
@@ -129,22 +129,25 @@ def _collect_batch(model: Any, batch: Batch, accumulators: dict[str, list[Accumu
                 into.update(z, keep if z.device == keep.device else keep.to(z.device))
 
             hooks.append((get_site(site).hook_name(layer), reduce))
-    last_layer = n_layers(model) - 1
-    # inside a block the mlp comes last, then the attention output, then its values
-    last_site = next(site for site in ("mlp", "attn_pre_out", "attn_value") if site in accumulators)
-    run_hooks(model, batch.ids, hooks, get_site(last_site).hook_name(last_layer))
+    run_hooks(model, batch.ids, hooks)
     _check_finite(accumulators)
 
 
 def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:
+    # Σz² is NaN or infinite as soon as one activation is; one question per site, because each makes a GPU wait
+    broken = {}
     for site, layers in accumulators.items():
-        # Σz² is NaN or infinite as soon as one activation is
-        bad = [layer for layer, a in enumerate(layers) if not bool(torch.isfinite(a.sums[-1]).all())]
-        if bad:
-            raise FloatingPointError(
-                f"activations of site {site!r} in layer {bad[0]} are NaN or infinite. Usual causes: float16 weights on a CPU or an "
-                "overflowing model; load it with dtype='float32' or 'bfloat16'."
-            )
+        device = layers[0].device
+        finite = torch.stack([torch.isfinite(a.sums[-1]).all().to(device) for a in layers]).tolist()
+        if not all(finite):
+            broken[site] = finite.index(False)
+    if broken:
+        # what is broken breaks everything after it: name the first, in the order in which a block computes
+        site = min(broken, key=lambda name: (broken[name], ("attn_value", "attn_pre_out", "mlp").index(name)))
+        raise FloatingPointError(
+            f"activations of site {site!r} in layer {broken[site]} are NaN or infinite. Usual causes: weights that are broken themselves, "
+            "or float16, which overflows; load the model with dtype='float32' or 'bfloat16'."
+        )
 
 
 def _info(model: Any, sample: TokenSample) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A row is BOS followed by `context - 1` tokens of the stream of documents; where one document ends and
 the next begins inside a row, another BOS stands between them. The tokens that count (towards a
-budget, in statistics and as prediction targets) are those that are neither BOS nor padding.
+budget, in statistics and as prediction targets) are those that are neither BOS nor padding. Where a
+tokenizer has no BOS, the first token of a row follows nothing: it counts in statistics, but it is no target.
 """
 
 import hashlib
@@ -28,13 +29,15 @@ def pack(documents: Iterable[list[int]], context: int, bos: int | None) -> Itera
         bos: id that marks the beginning of a row and of a document; None where the tokenizer has none.
 
     Returns:
-        Full rows [context] of int64; the last one is shorter where the documents end.
+        Full rows [context] of int64; the last one is shorter where the documents end. Empty documents leave no trace.
 
     >>> [row.tolist() for row in pack([[5, 6, 7], [8, 9]], context=4, bos=0)]
     [[0, 5, 6, 7], [0, 8, 9]]
     """
     row: list[int] = [] if bos is None else [bos]
     for ids in documents:
+        if not ids:
+            continue
         if bos is not None and len(row) > 1:
             row.append(bos)
             if len(row) >= context:
@@ -62,8 +65,9 @@ class TokenSample:
         rows: token ids, at most `context` each.
         bos: id that opens rows and documents, or None.
         asked: tokens asked for.
-        tokens: tokens there are, BOS and padding not counted; fewer than asked for where the task has no more.
-        indices: documents used, per source.
+        tokens: tokens there are, BOS and padding not counted (in "evaluate": prediction targets); fewer than asked for
+            where the task has no more.
+        indices: documents read to fill the rows, per source.
         fingerprint: hash of all rows.
     """
 
@@ -110,14 +114,14 @@ def make_batch(rows: Sequence[np.ndarray], bos: int | None) -> Batch:
 def sample_tokens(task: Task, split: Split, tokenizer: Any, tokens: int, context: int) -> TokenSample:
     """The first `tokens` tokens of a part of a task: the same call always gives the same tokens.
 
-    Sources of a mixture take turns row by row, so that each gives the same number of tokens; the sample ends where
-    the shortest of them does. A smaller budget gives a prefix of what a larger one gives.
+    The next row of a mixture comes from the source that has given the fewest tokens, so that all give the same number
+    to within one row; the sample ends where the shortest of them does. A smaller budget gives a prefix of what a larger one gives.
 
     Args:
         task: what to sample.
         split: "collect" or "evaluate".
         tokenizer: a Hugging Face tokenizer.
-        tokens: budget, BOS and padding not counted.
+        tokens: budget, BOS and padding not counted; in "evaluate", the number of prediction targets.
         context: tokens per row, BOS included.
 
     Raises:
@@ -130,24 +134,20 @@ def sample_tokens(task: Task, split: Split, tokenizer: Any, tokens: int, context
     bos = separator_of(tokenizer)
     streams = [_Stream(source, split, tokenizer, context, bos) for source in task.sources]
     rows: list[np.ndarray] = []
-    have = 0
-    while have < tokens:
-        turn = [next(stream, None) for stream in streams]
-        if any(row is None for row in turn):
+    given = [0] * len(streams)
+    while (missing := tokens - sum(given)) > 0:
+        turn = given.index(min(given))
+        row = next(streams[turn], None)
+        if row is None:
             break
-        for row in turn:
-            assert row is not None
-            counted = np.cumsum(row != bos) if bos is not None else np.arange(1, len(row) + 1)
-            if have + counted[-1] > tokens:
-                row = row[: int(np.searchsorted(counted, tokens - have)) + 1]
-                counted = counted[: len(row)]
-            if counted[-1]:
-                rows.append(row)
-                have += int(counted[-1])
-            if have >= tokens:
-                break
+        counted = np.cumsum(row != bos) if bos is not None else np.arange(len(row)) + (split != "evaluate")
+        row = row[: int(np.searchsorted(counted, missing)) + 1]
+        if counted[len(row) - 1]:
+            rows.append(row)
+            given[turn] += int(counted[len(row) - 1])
+    have = sum(given)
     found = f"{sum(s.documents_used for s in streams)} documents with {have:,} tokens"
-    if have < min(tokens, context - 1):
+    if have < tokens and (min(given) == 0 or max(map(len, rows)) < context):
         raise ValueError(
             f"task {task.name!r} has too little text to {split}: {found}, less than one context of {context} tokens. "
             "Give more text or a smaller context."
@@ -170,7 +170,8 @@ class _Stream:
     SLICE = 256
 
     def __init__(self, source: Source, split: Split, tokenizer: Any, context: int, bos: int | None) -> None:
-        self._source, self._split, self._tokenizer = source, split, tokenizer
+        self._source, self._tokenizer = source, tokenizer
+        self._split: Split = split
         self.documents_used = 0
         self._rows = pack(self._documents(), context, bos)
 

@@ -4,6 +4,7 @@ A task is `datasets` underneath. Its documents are cut once and for all into a p
 statistics and a part for evaluation, which never share a text (METHODS 9).
 """
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,10 @@ class LocalSource:
     @property
     def fingerprint(self) -> str:
         """Hash of names and sizes of the files."""
+        return self._files
+
+    @functools.cached_property
+    def _files(self) -> str:  # walking through all folders takes half a second, so once per task
         return f"local-{self.kind}-{local.fingerprint(local.find_files(self.kind))}"
 
     def documents(self, split: Split) -> Any:
@@ -82,7 +87,8 @@ class LocalSource:
 class DataSource:
     """A user's own texts: distinct documents, ranked by a hash of their content, dealt alternately to the two parts.
 
-    A single document is cut in two at the line break nearest to its middle.
+    Texts that differ only in white space are one document. A single document is cut in two near its middle, at a line
+    break if there is one in the middle half, else at a space.
     """
 
     def __init__(self, dataset: Any, column: str | None = None) -> None:
@@ -90,23 +96,26 @@ class DataSource:
 
         column = text_column(dataset, column)
         texts = dataset[column]
-        first_at: dict[str, int] = {}
+        distinct: dict[str, tuple[bytes, int]] = {}
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"row {i} of column {column!r} is a {type(text).__name__}, not a text")
-            if text.strip():
-                first_at.setdefault(hashlib.sha256(text.encode()).hexdigest(), i)
-        if not first_at:
+            words = text.split()
+            if words:
+                key = _digest(" ".join(words)).hex()
+                # of variants in white space the one with the smallest hash stays, so that their order does not matter
+                distinct[key] = min(distinct.get(key, (b"\xff" * 33, i)), (_digest(text), i))
+        if not distinct:
             raise ValueError(f"the dataset has no text: {len(dataset)} rows, none with anything in column {column!r}")
-        ranked = sorted(first_at.items())
-        self.fingerprint = hashlib.sha256("".join(h for h, _ in ranked).encode()).hexdigest()[:16]
+        ranked = sorted(distinct.items())
+        self.fingerprint = hashlib.sha256("".join(key for key, _ in ranked).encode()).hexdigest()[:16]
         if len(ranked) == 1:
-            i = ranked[0][1]
+            i = ranked[0][1][1]
             halves = _halves(texts[i])
             self._rows = {"collect": [i], "evaluate": [i]}
             self._parts = {s: datasets.Dataset.from_dict({"text": [t]}) for s, t in zip(self._rows, halves, strict=True)}
             return
-        rows = [i for _, i in ranked]
+        rows = [i for _, (_, i) in ranked]
         self._rows = {"collect": rows[0::2], "evaluate": rows[1::2]}
         texts_only = dataset.select_columns([column])
         if column != "text":
@@ -124,11 +133,18 @@ class DataSource:
         return self._rows[split][:n]
 
 
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
 def _halves(text: str) -> tuple[str, str]:
-    middle = len(text) // 2
-    breaks = [text.rfind("\n", 0, middle), text.find("\n", middle)]
-    at = min((b for b in breaks if b > 0), key=lambda b: abs(b - middle), default=middle)
-    return text[:at], text[at:]
+    middle, quarter = len(text) // 2, len(text) // 4
+    for separator in ("\n", " "):
+        breaks = [text.rfind(separator, quarter, middle), text.find(separator, middle, middle + quarter)]
+        if max(breaks) >= 0:
+            at = min((b for b in breaks if b >= 0), key=lambda b: abs(b - middle))
+            return text[:at], text[at + 1 :]
+    return text[:middle], text[middle:]
 
 
 def text_column(dataset: Any, column: str | None) -> str:
@@ -172,11 +188,17 @@ def load_task(task: Any, *, column: str | None = None, name: str | None = None) 
         return Task(name or task, tuple(LocalSource(kind) for kind in TASKS[task].kinds))
     if isinstance(task, str | Path):
         path = Path(task)
-        if not path.exists():
-            raise unknown("task", str(task), TASKS, "Or the path of a .txt, .jsonl or .parquet file or folder, which must exist.")
+        if not _exists(path):
+            hint = "Or the path of a .txt, .jsonl or .parquet file or folder, which must exist. Texts themselves go in a list."
+            shown = str(task) if len(str(task)) <= 100 else f"{str(task)[:100]}…"
+            raise unknown("task", shown, TASKS, hint)
         return Task(name or path.stem, (DataSource(read_files(path), column),))
     if isinstance(task, datasets.Dataset):
-        return Task(name or f"dataset-{task._fingerprint[:8]}", (DataSource(task, column),))
+        source = DataSource(task, column)
+        # named after its content: the fingerprint that `datasets` gives can be another one in the next process
+        return Task(name or f"dataset-{source.fingerprint[:8]}", (source,))
+    if isinstance(task, datasets.DatasetDict):
+        raise TypeError(f"task is a DatasetDict; choose one of its splits: {', '.join(f'data[{s!r}]' for s in task)}")
     if isinstance(task, list | tuple):
         if not all(isinstance(text, str) for text in task):
             kinds = sorted({type(text).__name__ for text in task})
@@ -186,22 +208,33 @@ def load_task(task: Any, *, column: str | None = None, name: str | None = None) 
     raise TypeError(f"task is a {type(task).__name__}; give a name, a path, a datasets.Dataset or a list of strings")
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the file system is no file
+        return False
+
+
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def read_files(path: Path) -> Any:
     """All texts of a file or of a folder of files (each .txt file is one document)."""
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in READERS)
-    kinds = {READERS.get(p.suffix) for p in files}
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file())
+    kinds = {READERS.get(p.suffix.lower()) for p in files}
     if not files or None in kinds:
         raise ValueError(f"{path} is no .txt, .jsonl or .parquet file and holds none")
     if len(kinds) > 1:
         raise ValueError(f"{path} mixes {sorted(map(str, kinds))} files; point at one kind of them")
     kind = kinds.pop()
     options = {"sample_by": "document"} if kind == "text" else {}
-    return quietly(datasets.load_dataset, kind, data_files=[str(p) for p in files], split="train", **options)
+    try:
+        return quietly(datasets.load_dataset, kind, data_files=[str(p) for p in files], split="train", **options)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{path} cannot be read as {kind} files: {error.__cause__ or error}") from error
 
 
 def quietly(function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,107 @@
+"""Forward passes: fused attention only where it changes nothing, and passes that end with the last hook."""
+
+import pytest
+import torch
+from plain import token_ids
+from transformer_lens.model_bridge import TransformerBridge
+
+import sepcap
+from sepcap.models.forward import fast_attention, is_out_of_memory, logits_of, run_hooks
+
+
+def implementation(model):
+    return model.original_model.config._attn_implementation
+
+
+def kernel_calls(monkeypatch):
+    calls = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k))
+    return calls
+
+
+def test_same_logits_through_the_fused_kernel(tiny, family, monkeypatch):
+    calls = kernel_calls(monkeypatch)
+    eager = logits_of(tiny, token_ids())
+    assert calls == []
+    with fast_attention(tiny):
+        fused = logits_of(tiny, token_ids())
+    assert len(calls) == (2 if family == "opt" else 0)  # once per layer
+    torch.testing.assert_close(fused, eager, atol=1e-5, rtol=0)
+    assert torch.equal(logits_of(tiny, token_ids()), eager)
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+@pytest.mark.parametrize("by_name", [False, True], ids=["load_model", "a user's own bridge"])
+def test_everything_is_put_back(tiny_opt, tiny_folders, error, by_name):
+    if by_name:
+        tiny_opt = TransformerBridge.boot_transformers(str(tiny_folders["opt"]), device="cpu")
+    config = tiny_opt.original_model.config
+    before = (implementation(tiny_opt), config.output_attentions)
+    assert before == ("eager", by_name)  # booting by name asks for attention maps, which the fused kernel does not have
+    try:
+        with fast_attention(tiny_opt):
+            assert implementation(tiny_opt) == "sdpa"
+            with fast_attention(tiny_opt):  # nested, as an evaluation within a run is
+                pass
+            assert implementation(tiny_opt) == "sdpa"
+            if error:
+                raise error
+    except ZeroDivisionError:
+        pass
+    assert (implementation(tiny_opt), config.output_attentions) == before
+    seen = []
+    tiny_opt.run_with_hooks(token_ids(), fwd_hooks=[("blocks.0.attn.hook_pattern", lambda p, hook: seen.append(p.clone()))])
+    torch.testing.assert_close(seen[0].sum(-1), torch.ones(3, 4, 20))
+
+
+@pytest.mark.parametrize("name", ["hook_pattern", "hook_attn_scores"])
+def test_not_used_while_somebody_looks_at_the_pattern(tiny_opt, letters, monkeypatch, name):
+    calls, seen = kernel_calls(monkeypatch), []
+    with tiny_opt.hooks(fwd_hooks=[(f"blocks.1.attn.{name}", lambda p, hook: seen.append(1))]):
+        sepcap.collect(tiny_opt, letters, tokens=100)
+    assert calls == []
+    assert seen
+    sepcap.collect(tiny_opt, letters, tokens=100)
+    assert calls
+
+
+def test_users_hooks_see_and_edit_under_the_fused_kernel(tiny_opt, letters):
+    seen = []
+    tiny_opt.add_hook("blocks.0.attn.hook_z", lambda z, hook: seen.append(z.clone()) or torch.zeros_like(z))
+    stats = sepcap.collect(tiny_opt, letters, tokens=100, sites="attn_pre_out")["attn_pre_out"]
+    assert (stats.abs[0] == 0).all()
+    assert (stats.abs[1] > 0).all()
+    assert seen[0].abs().max() > 0
+
+
+def test_pass_ends_with_the_last_hook_whatever_the_order_asked(tiny, family):
+    called = []
+    tiny.add_hook("blocks.1.mlp.hook_post", lambda z, hook: called.append("layer 1"))
+    names = ("mlp.hook_post", "attn.hook_z", "attn.hook_v")
+    hooks = [(f"blocks.0.{name}", lambda z, hook, name=name: called.append(name)) for name in names]
+    run_hooks(tiny, token_ids(), hooks)
+    assert called == ["attn.hook_v", "attn.hook_z", "mlp.hook_post"]
+
+
+def test_model_is_whole_after_a_pass_that_ended_early(tiny, family):
+    before = tiny(token_ids())
+    run_hooks(tiny, token_ids(), [("blocks.0.attn.hook_z", lambda z, hook: None)])
+    after = tiny(token_ids())
+    assert torch.equal(before, after)
+    after.sum().backward()  # gradients still flow
+    assert all(p.grad is not None for p in (tiny.blocks[0].mlp.out.weight, tiny.blocks[1].attn.o.weight))
+
+
+def test_a_hook_that_never_fires_is_an_error(tiny_opt):
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn\.hook_pattern was never called"), fast_attention(tiny_opt):
+        run_hooks(tiny_opt, token_ids(), [("blocks.0.attn.hook_pattern", lambda z, hook: None)])
+
+
+def test_what_counts_as_out_of_memory():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(KeyboardInterrupt())
