@@ -1,0 +1,88 @@
+"""Separability areas of several runs side by side (METHODS 11)."""
+
+import html
+import textwrap
+from typing import Any
+
+import plotly.graph_objects as go
+
+from sepcap.plots.runs import colours, is_random, named
+from sepcap.plots.style import GREY, INK, TICK_PX, metric_name, new_figure, plain, rounded
+
+ROW_PX = 26
+TWO_LINES_PX = 36
+
+
+def areas(runs: Any, metric: str = "top1", *, width: str = "column") -> go.Figure:
+    """Area under every run's trajectory with its 95% bootstrap interval, and the line of what is not separable.
+
+    The task that a run forgets is its x axis: 1 means that both tasks go together, 2 that the retain task is kept to the end.
+
+    Args:
+        runs: a Run, several, or a mapping from label to Run; they need not be over the same tasks.
+        metric: "top1", "top10", "skip50_top1" or "skip50_top10".
+        width: "column" or "page".
+    """
+    by_label = named(runs)
+    found = {label: run.separability(metric) for label, run in by_label.items()}
+    n = len(found)
+    low = min(0.92, *(min(s.area, s.interval[0]) - 0.05 for s in found.values()))
+    high = max(2.03, *(max(s.area, s.interval[1]) + 0.05 for s in found.values()))
+    top = n - 0.45
+    traces: list[Any] = []
+    notes: list[dict[str, Any]] = []
+    small = {"size": TICK_PX}
+    for row, ((label, s), colour) in enumerate(zip(found.items(), colours(by_label), strict=True)):
+        run, y = by_label[label], n - 1 - row
+        said = f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]"
+        hover = (
+            f"<b>{label}</b><br>forget {plain(run.config['forget'])}, retain {plain(run.config['retain'])}"
+            f"<br>area {s.area:.3f} [{s.interval[0]:.3f}, {s.interval[1]:.3f}]<br>separability {said}"
+            f"<br>largest differential drop {s.max_drop:.1f} points at step {s.max_drop_step}"
+        )
+        common = {"showlegend": False, "cliponaxis": False}
+        # not error bars of the point: a percentile interval need not contain it
+        ends = {"symbol": "line-ns", "size": 8, "line": {"color": colour, "width": 1.5}}
+        line = {"color": colour, "width": 1.5}
+        traces.append(go.Scatter(x=rounded(s.interval), y=[y, y], mode="lines+markers", line=line, marker=ends, hoverinfo="skip", **common))
+        marker = {"color": "white" if is_random(run) else colour, "size": 6, "line": {"color": colour, "width": 1.2}}
+        point = {"mode": "markers", "name": label, "marker": marker, "hovertext": [hover], "hoverinfo": "text"}
+        traces.append(go.Scatter(x=rounded([s.area]), y=[y], **point, **common))
+        beside = {"x": 1.0, "xref": "paper", "xanchor": "left", "xshift": 10, "y": y, "yref": "y"}
+        notes.append({"text": said, **beside, "font": small})
+    for text, x, ref, anchor, shift in (
+        ("Separability", 1.0, "paper", "left", 10),
+        ("not separable", 1.0, "x", "center", 0),
+    ):
+        above = {"x": x, "xref": ref, "xanchor": anchor, "xshift": shift, "y": top, "yref": "y", "yanchor": "bottom"}
+        notes.append({"text": text, **above, "font": small})
+    marks = [(1, INK), (2, GREY)]
+    texts = [_wrapped(label) for label in reversed(found)]
+    row_px = TWO_LINES_PX if any("<br>" in text for text in texts) else ROW_PX
+    layout = {
+        "xaxis": {"title": {"text": f"Area, {_lower(metric_name(metric))} (2: fully separable)"}, "range": [low, high], "dtick": 0.5},
+        "yaxis": {
+            "range": [-0.6, top],
+            "tickvals": list(range(n)),
+            "ticktext": texts,
+            "ticks": "",
+            "showline": False,
+        },
+        "annotations": notes,
+        "shapes": [
+            {"type": "line", "x0": x, "x1": x, "y0": -0.6, "y1": top, "line": {"color": c, "width": 1, "dash": "dot"}, "layer": "below"}
+            for x, c in marks
+        ],
+    }
+    return new_figure(traces, layout, width=width, plot_px=row_px * n + 10, left=20, right=96, top=26)
+
+
+def _lower(name: str) -> str:
+    return name[0].lower() + name[1:]
+
+
+def _wrapped(label: str) -> str:
+    """An escaped label over at most two lines."""
+    lines = textwrap.wrap(html.unescape(label), 26, break_on_hyphens=False)
+    first, rest = lines[0], " ".join(lines[1:])
+    return plain(first) + (f"<br>{plain(rest, 26)}" if rest else "")

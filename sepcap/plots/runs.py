@@ -1,0 +1,112 @@
+"""What figures need to know about runs: their names, their tasks, their numbers per step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sepcap.errors import unknown
+from sepcap.experiments.run import ROLES, Run
+from sepcap.models.sites import SITES
+from sepcap.plots.style import GREY, PALETTE, plain, with_error
+
+# fields of a configuration that may tell runs apart, the first ones first
+TELLING = ("importance", "forget", "retain", "fractions", "model", "per_layer", "aggregate", "recollect", "eps", "tokens", "seed")
+
+
+def named(runs: Any) -> dict[str, Run]:
+    """Runs by escaped label, from one run, a sequence of runs or a mapping from label to run.
+
+    Without labels, runs are called after what tells them apart.
+    """
+    if isinstance(runs, Run):
+        runs = [runs]
+    if not isinstance(runs, Mapping | Sequence) or isinstance(runs, str) or not runs:
+        raise TypeError(f"runs is {runs!r}; give a Run, a list of runs, or a mapping from label to run")
+    listed = list(runs.values()) if isinstance(runs, Mapping) else list(runs)
+    for run in listed:
+        if not isinstance(run, Run):
+            raise TypeError(f"runs holds a {type(run).__name__}; every entry is a sepcap.Run")
+        if run.steps_done < 0:
+            raise ValueError(f"the run in {run.folder} has no step yet: there is nothing to draw")
+    labels = [plain(label) for label in runs] if isinstance(runs, Mapping) else _labels(listed)
+    # two names that differ in their middle alone look the same when shortened
+    labels = [label if labels.count(label) == 1 else f"{label} ({i + 1})" for i, label in enumerate(labels)]
+    return dict(zip(labels, listed, strict=True))
+
+
+def _labels(runs: list[Run]) -> list[str]:
+    vary = [f for f in TELLING if len({repr(run.config.get(f)) for run in runs}) > 1]
+    if {"forget", "retain"} <= set(vary):
+        vary.remove("retain")  # of two opposite directions one name says all
+    return [plain(", ".join([run.config["importance"], *(_said(f, run.config.get(f)) for f in vary if f != "importance")])) for run in runs]
+
+
+def _said(field: str, value: Any) -> str:
+    if field == "fractions":
+        return " + ".join(f"{100 * share:g}% {site}" for site, share in value.items())
+    return f"{field} {value}"
+
+
+def is_random(run: Run) -> bool:
+    """Whether it is a baseline."""
+    return run.config["importance"] == "random"
+
+
+def colours(runs: Mapping[str, Run]) -> list[str]:
+    """Grey for baselines, the palette for the others."""
+    selective = 0
+    chosen = []
+    for run in runs.values():
+        chosen.append(GREY if is_random(run) else PALETTE[selective % len(PALETTE)])
+        selective += not is_random(run)
+    return chosen
+
+
+def tasks_of(run: Run) -> dict[str, str]:
+    """Role -> name of its task."""
+    return {role: run.config[role] for role in ROLES}
+
+
+def series(run: Run, role: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """A metric and its standard error per step, step 0 first."""
+    table = run.trajectory
+    if metric not in table or f"{metric}_se" not in table:
+        raise unknown("metric", metric, [name for name in table if f"{name}_se" in table])
+    here = np.flatnonzero(table["role"] == role)
+    here = here[table["step"].to_numpy()[here].argsort()]
+    return table[metric].to_numpy(np.float64)[here], table[f"{metric}_se"].to_numpy(np.float64)[here]
+
+
+def sizes(run: Run) -> dict[str, tuple[int, int]]:
+    """Layers and neurons per layer of every pruned site."""
+    masks = run.neurons(0).masks
+    return {site: (masks[site].shape[0], masks[site][0].numel()) for site in SITES if site in masks}
+
+
+def gone_total(run: Run) -> tuple[np.ndarray, int]:
+    """Neurons gone per step over all pruned sites, and how many there were."""
+    total = sum(layers * each for layers, each in sizes(run).values())
+    per_step = [sum(map(sum, run.record(step)["gone_per_layer"].values())) for step in range(run.steps_done + 1)]
+    return np.array(per_step), total
+
+
+def separability_said(run: Run, metric: str) -> str:
+    """Separability in percent with its interval; nothing before the first step."""
+    if run.steps_done < 1:
+        return ""
+    s = run.separability(metric)
+    low, high = s.percent_interval
+    return f"{s.percent:.0f}% [{low:.0f}, {high:.0f}]"
+
+
+def step_hovers(label: str, run: Run, metric: str) -> list[str]:
+    """Per step: neurons gone and the metric of both tasks with standard errors."""
+    gone, total = gone_total(run)
+    values = {role: series(run, role, metric) for role in ROLES}
+    said = []
+    for step, n in enumerate(gone):
+        lines = [f"<b>{label}</b>, step {step}", f"{n:,} of {total:,} neurons gone ({n / total:.1%})"]
+        lines += [f"{role} {plain(run.config[role])}: {with_error(values[role][0][step], values[role][1][step])}" for role in ROLES]
+        said.append("<br>".join(lines))
+    return said

@@ -1,0 +1,97 @@
+"""Write a figure to a file at the size at which it is printed."""
+
+import os
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from sepcap.errors import missing_extra, unknown
+from sepcap.plots.style import PX_PER_MM, lay_out
+from sepcap.storage import write_atomically
+
+PNG_DPI = 300
+STATIC = (".pdf", ".svg", ".png")
+SUFFIXES = (*STATIC, ".html")
+
+
+def save(fig: go.Figure, path: str | Path, width: str | None = None) -> Path:
+    """Write a figure as .pdf, .svg, .png (300 dpi) or .html (one file that needs nothing else).
+
+    The first three need the extra `export` (kaleido) and a Chrome or Chromium, .html neither.
+
+    Args:
+        fig: any plotly figure; it is not changed.
+        path: the suffix says the format.
+        width: "column" (89 mm) or "page" (183 mm); default as the figure was drawn.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a suffix or width that is not known.
+        ImportError: kaleido is not installed.
+        RuntimeError: no browser for the export was found, or it did not start.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise unknown("suffix", path.suffix, SUFFIXES)
+    # of a copy: the same figure may go into a notebook afterwards
+    copy = go.Figure(fig)
+    if width is not None:
+        lay_out(copy, width)
+    if path.suffix.lower() == ".html":
+        page = copy.to_html(include_plotlyjs=True, config={"displaylogo": False, "toImageButtonOptions": {"format": "svg"}})
+        write_atomically(path, page.encode())
+        return path
+    write_atomically(path, _static(copy, path.suffix.lower()))
+    return path
+
+
+def _static(fig: go.Figure, suffix: str) -> bytes:
+    try:
+        import kaleido
+    except ImportError as error:
+        raise _with_way_out(missing_extra("kaleido", "export", f"Writing {suffix}"), suffix) from error
+    from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
+
+    css_px_per_px = 96 / 25.4 / PX_PER_MM
+    scale = css_px_per_px * (PNG_DPI / 96 if suffix == ".png" else 1)
+    try:
+        # kaleido itself rather than plotly's wrapper: that one loads MathJax from the network for every picture
+        data = kaleido.calc_fig_sync(fig.to_plotly_json(), opts={"format": suffix[1:], "scale": scale}, kopts={"mathjax": False})
+    except (ChromeNotFoundError, BrowserFailedError, BrowserClosedError) as error:
+        where = f" (BROWSER_PATH is {os.environ['BROWSER_PATH']!r})" if "BROWSER_PATH" in os.environ else ""
+        raise RuntimeError(
+            f"Writing {suffix} needs Chrome or Chromium, and none was found that starts{where}. Install one, with your system's packages "
+            "(chromium) or with the command plotly_get_chrome, or set BROWSER_PATH to it. Writing .html needs no browser."
+        ) from error
+    if suffix == ".svg":
+        return _in_millimetres(data)
+    return _with_resolution(data, PNG_DPI) if suffix == ".png" else data
+
+
+def _with_way_out(error: ImportError, suffix: str) -> ImportError:
+    return ImportError(f"{error}, and a Chrome or Chromium. Writing .html instead of {suffix} needs neither")
+
+
+def _in_millimetres(svg: bytes) -> bytes:
+    """Programs disagree about how large a pixel is, not about a millimetre."""
+    head, tag, rest = svg.partition(b">")
+    mm = 25.4 / 96
+
+    def printed(match: re.Match[bytes]) -> bytes:
+        return b'%s="%.2fmm"' % (match[1], float(match[2]) * mm)
+
+    return re.sub(rb'\b(width|height)="([\d.]+)"', printed, head) + tag + rest
+
+
+def _with_resolution(png: bytes, dpi: int) -> bytes:
+    """The same PNG with its resolution, so that it is placed at its printed size."""
+    per_metre = round(dpi / 0.0254)
+    body = b"pHYs" + struct.pack(">IIB", per_metre, per_metre, 1)
+    chunk = struct.pack(">I", 9) + body + struct.pack(">I", zlib.crc32(body))
+    end_of_header = 8 + 25  # signature and IHDR, which always comes first
+    return png[:end_of_header] + chunk + png[end_of_header:]

@@ -1,0 +1,200 @@
+"""How all figures look: sizes, colours, the template, and text that is safe to show."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sepcap.errors import unknown
+
+PX_PER_MM = 96 / 25.4 * 1.2
+"""Pixels of a figure per printed millimetre: 12 px, easy to read on a screen, are 7.5 pt on paper."""
+
+WIDTHS_MM = {"column": 89.0, "page": 183.0}
+"""Widths of a column and of a page."""
+
+FONT_PX = 12
+TICK_PX = 11
+LEGEND_ROW_PX = 19.3
+LEGEND_PAD_PX = 12
+FONT = "Arial, Helvetica, 'Liberation Sans', sans-serif"
+
+INK = "#222222"
+GREY = "#8a8a8a"
+FAINT = "#d9d9d9"
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+PALETTE = (VERMILLION, BLUE, GREEN, PURPLE, ORANGE, SKY)
+"""Colours that people with any colour vision tell apart (Okabe and Ito)."""
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "x")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SHARES = [[0.0, "#ffffff"], [0.1, "#e3edf7"], [0.3, "#b0cfe6"], [0.5, "#6fa8d3"], [0.7, "#3a7fba"], [0.9, "#0f5296"], [1.0, "#08306b"]]
+"""Colours of a share from 0 to 1: lightness falls evenly."""
+
+METRIC_NAMES = {
+    "top1": "Top-1 accuracy",
+    "top10": "Top-10 accuracy",
+    "skip50_top1": "Skip-50 top-1 accuracy",
+    "skip50_top10": "Skip-50 top-10 accuracy",
+    "loss": "Cross-entropy",
+}
+METRIC_UNITS = {"loss": " (nats)"}
+SITE_NAMES = {"mlp": "MLP neurons", "attn_pre_out": "attention pre-out neurons", "attn_value": "attention value neurons", "heads": "heads"}
+
+ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "%": "&#37;", "{": "&#123;", "}": "&#125;"})
+
+
+def plain(text: object, longest: int = 44) -> str:
+    """Text from outside as plotly shows it letter by letter; what is too long loses its middle.
+
+    plotly reads HTML tags, `$…$` as TeX and `%{…}` as a template in almost every text it is given.
+
+    >>> plain("a<b>")
+    'a&lt;b&gt;'
+    """
+    line = " ".join(str(text).split())
+    if len(line) > longest:
+        line = f"{line[: longest - longest // 2 - 1]}…{line[-(longest // 2) :]}"
+    return line.translate(ESCAPES)
+
+
+def rounded(values: Iterable[Any], digits: int = 5) -> list[float | None]:
+    """Numbers to significant digits, so that files stay small; None where there is none."""
+    return [float(f"{v:.{digits}g}") if np.isfinite(v) else None for v in np.asarray(values, dtype=np.float64).ravel()]
+
+
+def with_error(value: float, error: float, digits: int = 4) -> str:
+    """Value ± standard error as hover texts show it."""
+    return f"{value:.{digits}g} ± {error:.2g}" if np.isfinite(error) else f"{value:.{digits}g} (standard error unknown)"
+
+
+def every(n: int, most: int) -> int:
+    """Distance of ticks at 1, 2, 5, 10, … such that n values get at most so many."""
+    steps = (factor * 10**power for power in range(12) for factor in (1, 2, 5))
+    return next(step for step in steps if n <= step * max(2, most))
+
+
+def capital(text: str) -> str:
+    """The text with a capital first letter, the others as they are."""
+    return text[0].upper() + text[1:]
+
+
+def metric_name(metric: str) -> str:
+    """A metric as titles name it; unknown ones are refused."""
+    if metric not in METRIC_NAMES:
+        raise unknown("metric", metric, METRIC_NAMES)
+    return METRIC_NAMES[metric]
+
+
+def width_px(width: str) -> float:
+    """Width of a figure in its own pixels."""
+    if width not in WIDTHS_MM:
+        raise unknown("width", width, WIDTHS_MM, "A column is 89 mm wide, a page 183 mm.")
+    return WIDTHS_MM[width] * PX_PER_MM
+
+
+def template() -> go.layout.Template:
+    """White paper, thin axes on two sides, one font."""
+    axis = {
+        "showline": True,
+        "linecolor": INK,
+        "linewidth": 1,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickwidth": 1,
+        "tickcolor": INK,
+        "tickfont": {"size": TICK_PX},
+        "title": {"font": {"size": FONT_PX}, "standoff": 8},
+        "showgrid": False,
+        "zeroline": False,
+        "automargin": True,
+        "minor": {"ticks": ""},
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": FONT_PX, "color": INK},
+            "paper_bgcolor": "white",
+            "plot_bgcolor": "white",
+            "colorway": list(PALETTE),
+            "xaxis": axis,
+            "yaxis": axis,
+            "legend": {
+                "bgcolor": "rgba(0,0,0,0)",
+                "borderwidth": 0,
+                "font": {"size": TICK_PX},
+                "title": {"font": {"size": TICK_PX}},
+                "itemwidth": 30,
+                "tracegroupgap": 0,
+            },
+            "hoverlabel": {
+                "bgcolor": "white",
+                "bordercolor": FAINT,
+                "font": {"family": FONT, "size": FONT_PX, "color": INK},
+                "align": "left",
+                "namelength": 0,
+            },
+            "hovermode": "closest",
+            "coloraxis": {
+                "colorbar": {"thickness": 10, "outlinewidth": 0, "ticks": "outside", "ticklen": 3, "tickfont": {"size": TICK_PX}}
+            },
+            "annotationdefaults": {"showarrow": False, "font": {"size": FONT_PX}},
+        }
+    )
+
+
+def new_figure(
+    data: list[Any],
+    layout: dict[str, Any],
+    *,
+    width: str,
+    plot_px: int | float = 0,
+    left: int | float = 62,
+    right: int | float = 14,
+    top: int | float = 12,
+    bottom: int | float = 46,
+    square: bool = False,
+    legend_rows: int = 0,
+) -> go.Figure:
+    """A figure with its template and its place on paper.
+
+    Args:
+        data: traces.
+        layout: axes, annotations and shapes.
+        width: "column" or "page".
+        plot_px: height of the plotting area, unless it is square.
+        left, right, top, bottom: margins around it, without the legend.
+        square: the plotting area is as wide as the column also on a page, the legend stands beside it.
+        legend_rows: lines of the legend with its title; 0 for none.
+    """
+    fig = go.Figure(data=data, layout={**layout, "template": template()})
+    # kept with the figure, so that `save` can lay it out again for another width
+    place = {"plot": plot_px, "margin": [left, right, top, bottom], "square": square, "legend_rows": legend_rows}
+    fig.update_layout(meta={"sepcap": place}, showlegend=legend_rows > 0)
+    return lay_out(fig, width)
+
+
+def lay_out(fig: go.Figure, width: str) -> go.Figure:
+    """Set the size of a figure for a width; those made here also get their legend below (column) or beside the plot (page)."""
+    total = width_px(width)
+    layout: Any = fig.layout
+    place = layout.meta.get("sepcap") if isinstance(layout.meta, dict) else None
+    if place is None:
+        layout.width = total
+        return fig
+    left, right, top, bottom = place["margin"]
+    plot, beside = place["plot"], width == "page"
+    if place["square"]:
+        plot = width_px("column") - left - right
+        right = total - left - plot
+    rows = place["legend_rows"]
+    legend_px = 0 if beside or not rows else rows * LEGEND_ROW_PX + LEGEND_PAD_PX
+    layout.update(
+        width=total,
+        height=top + plot + bottom + legend_px,
+        margin={"l": left, "r": right, "t": top, "b": bottom + legend_px, "pad": 0},
+    )
+    if beside:
+        layout.legend.update(orientation="v", x=1 + 16 / (total - left - right), xanchor="left", y=1, yanchor="top", yref="paper")
+    else:
+        layout.legend.update(orientation="v", x=0, xanchor="left", y=-bottom / plot, yanchor="top", yref="paper")
+    return fig

@@ -1,0 +1,137 @@
+"""The trajectory of pruning runs in the plane of their two tasks (METHODS 11)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sepcap.errors import unknown
+from sepcap.experiments.run import ROLES, Run
+from sepcap.experiments.separability import ACCURACIES
+from sepcap.plots.runs import colours, is_random, named, separability_said, series, step_hovers, tasks_of
+from sepcap.plots.style import INK, SYMBOLS, metric_name, new_figure, plain, rounded
+
+
+def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, width: str = "column") -> go.Figure:
+    """How one task falls and the other stays, step by step.
+
+    Where all runs forget the same task it is on the x axis, and the retain task on the y axis. Where runs go in both
+    directions, each task keeps its axis, the first run's forget task the x axis. The legend gives the separability of
+    every run in percent with its 95% bootstrap interval.
+
+    Args:
+        runs: a Run, several, or a mapping from label to Run.
+        metric: "top1", "top10", "skip50_top1" or "skip50_top10".
+        normalised: performance relative to the unpruned model, a_i/a_0; else the accuracy itself.
+        width: "column" or "page".
+
+    Raises:
+        ValueError: runs over different tasks, or an unpruned accuracy of 0.
+    """
+    if metric not in ACCURACIES:
+        raise unknown("metric", metric, ACCURACIES, "A trajectory is made of accuracies.")
+    by_label = named(runs)
+    axes = _axes(by_label)
+    points = {label: [_performance(run, axes[label][i], metric, normalised) for i in (0, 1)] for label, run in by_label.items()}
+    starts = sorted({(round(float(x[0]), 5), round(float(y[0]), 5)) for x, y in points.values()})
+    lines = []
+    for i, ((label, run), colour) in enumerate(zip(by_label.items(), colours(by_label), strict=True)):
+        separable = separability_said(run, metric)
+        name = f"{label}: {separable}" if separable else label
+        lines.append(_line(name, run, points[label], step_hovers(label, run, metric), colour, SYMBOLS[i % len(SYMBOLS)], rank=1000 + i))
+    # baselines are drawn first: what is compared with them lies above
+    order = sorted(range(len(lines)), key=lambda i: not is_random(list(by_label.values())[i]))
+    limits = [1.1 * max(float(np.nanmax(p[i])) for p in points.values()) for i in (0, 1)]
+    if normalised:
+        limits = [max(limits)] * 2
+    layout: dict[str, Any] = {}
+    for name, i in (("xaxis", 0), ("yaxis", 1)):
+        layout[name] = {"title": {"text": _title(by_label, i, metric, normalised)}, "range": [-0.025 * limits[i], limits[i]]}
+        layout[name] |= {"dtick": 0.2, "tickformat": ".1f"} if normalised else {"nticks": 6}
+    said = any(run.steps_done for run in by_label.values())
+    if said:
+        layout["legend"] = {"title": {"text": "Separability, with 95% interval"}}
+    traces = [_diagonal(starts), *(lines[i] for i in order), _unpruned(starts)]
+    return new_figure(traces, layout, width=width, square=True, left=58, legend_rows=len(lines) + 1 + said)
+
+
+def _axes(runs: Mapping[str, Run]) -> dict[str, tuple[str, str]]:
+    """Label -> the roles that lie on x and on y."""
+    names = {label: (run.config["forget"], run.config["retain"]) for label, run in runs.items()}
+    x, y = next(iter(names.values()))
+    axes = {}
+    for label, pair in names.items():
+        if pair == (x, y):
+            axes[label] = ("forget", "retain")
+        elif pair == (y, x):
+            axes[label] = ("retain", "forget")
+        else:
+            raise ValueError(
+                f"runs are over different tasks: {x!r} and {y!r}, but {pair[0]!r} and {pair[1]!r}. One figure shows one pair of tasks."
+            )
+    return axes
+
+
+def _performance(run: Run, role: str, metric: str, normalised: bool) -> np.ndarray:
+    values, _ = series(run, role, metric)
+    if not normalised:
+        return values
+    if values[0] == 0:
+        raise ValueError(
+            f"{metric} of the unpruned model is 0 on {tasks_of(run)[role]}: there is nothing to be relative to; use normalised=False"
+        )
+    return values / values[0]
+
+
+def _title(runs: Mapping[str, Run], axis: int, metric: str, normalised: bool) -> str:
+    role = ROLES[axis]
+    task = plain(tasks_of(next(iter(runs.values())))[role], 22)
+    # with runs in both directions a task has no role
+    of_task = task if len({run.config["forget"] for run in runs.values()}) > 1 else f"{task} ({role})"
+    name = metric_name(metric)
+    return f"Relative {name[0].lower()}{name[1:]}, {of_task}" if normalised else f"{name}, {of_task}"
+
+
+def _diagonal(starts: list[tuple[float, float]]) -> go.Scatter:
+    x = [v for start in starts for v in (0.0, start[0], None)]
+    y = [v for start in starts for v in (0.0, start[1], None)]
+    return go.Scatter(
+        x=x[:-1],
+        y=y[:-1],
+        mode="lines",
+        name="not separable (0%)",
+        line={"color": INK, "width": 1, "dash": "dot"},
+        hoverinfo="skip",
+        legendrank=2000,
+    )
+
+
+def _line(name: str, run: Run, xy: list[np.ndarray], hovers: list[str], colour: str, symbol: str, rank: int) -> go.Scatter:
+    return go.Scatter(
+        x=rounded(xy[0]),
+        y=rounded(xy[1]),
+        mode="lines+markers",
+        name=name,
+        legendrank=rank,
+        line={"color": colour, "width": 1.5},
+        marker={"color": "white" if is_random(run) else colour, "symbol": symbol, "size": 6, "line": {"color": colour, "width": 1.2}},
+        hovertext=hovers,
+        hoverinfo="text",
+    )
+
+
+def _unpruned(starts: list[tuple[float, float]]) -> go.Scatter:
+    x, y = zip(*starts, strict=True)
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="markers+text",
+        text=["unpruned"] + [""] * (len(x) - 1),
+        textposition="top center",
+        textfont={"size": 11},
+        marker={"color": "white", "size": 9, "line": {"color": INK, "width": 1.5}},
+        hoverinfo="skip",
+        showlegend=False,
+        cliponaxis=False,
+    )
