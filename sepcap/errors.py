@@ -4,7 +4,13 @@ import difflib
 from collections.abc import Iterable
 
 
-def unknown(argument: str, got: object, valid: Iterable[str], hint: str = "") -> ValueError:
+class UnknownName(ValueError, KeyError):
+    """A name that is not in a table. Also a KeyError: `in` and `get` of the mappings that raise it rely on that."""
+
+    __str__ = ValueError.__str__  # a KeyError shows its text in quotes
+
+
+def unknown(argument: str, got: object, valid: Iterable[str], hint: str = "") -> UnknownName:
     """A `ValueError` for a name that is not in a table, with the nearest valid names.
 
     >>> str(unknown("site", "mpl", ["mlp", "attn_value"]))
@@ -13,7 +19,7 @@ def unknown(argument: str, got: object, valid: Iterable[str], hint: str = "") ->
     names = sorted(valid)
     near = difflib.get_close_matches(str(got), names, n=2, cutoff=0.5)
     meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return ValueError(f"{argument}={got!r} is not known.{meant} Valid: {', '.join(map(repr, names))}." + (f" {hint}" if hint else ""))
+    return UnknownName(f"{argument}={got!r} is not known.{meant} Valid: {', '.join(map(repr, names))}." + (f" {hint}" if hint else ""))
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> ImportError:

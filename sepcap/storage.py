@@ -94,8 +94,9 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator of its own)
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise CorruptFile(f"{path} is corrupt or truncated ({error}); delete it and make it again") from error
-    if meta.get("kind") != kind:
-        raise CorruptFile(f"{path} holds {meta.get('kind') or 'no sepcap object'}, not {kind}")
+    held = meta.get("kind") if isinstance(meta, dict) else None
+    if held != kind:
+        raise CorruptFile(f"{path} holds {held or 'no sepcap object'}, not {kind}")
     return tensors, meta
 
 

@@ -103,7 +103,8 @@ class Evaluation:
 
         rows = [{"metric": m, "mean": self.value(m), "standard error": self.se(m)} for m in METRICS]
         rows.append({"metric": "perplexity", "mean": self.perplexity, "standard error": self.perplexity * self.se("loss")})
-        return html_card("Evaluation", {"task": self.task, "predictions": f"{self.n:,}", "model": self.info.get("model", "")}, pd.DataFrame(rows))
+        how = {"task": self.task, "predictions": f"{self.n:,}", "model": self.info.get("model", "")}
+        return html_card("Evaluation", how, pd.DataFrame(rows))
 
 
 def _columns(per_row: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,14 +155,21 @@ def evaluate_sample(model: Any, sample: TokenSample, *, batch_size: int = BATCH_
     def one_pass(size: int) -> np.ndarray:
         skip_ids = torch.tensor(skip, device=device_of(model))
         parts = []
-        bar = tqdm(total=sample.tokens, desc=f"evaluate {sample.task}", unit="tok", unit_scale=True, leave=False, delay=2, disable=True if quiet else None)
+        what = f"evaluate {sample.task}"
+        bar = tqdm(total=sample.tokens, desc=what, unit="tok", unit_scale=True, leave=False, delay=2, disable=True if quiet else None)
         with fast_attention(model), bar:
             for batch in sample.batches(size):
                 parts.append(_evaluate_batch(model, batch.to(device_of(model)), skip_ids).cpu().numpy())
                 bar.update(int(batch.keep.sum()))
         return np.concatenate(parts)
 
-    info = {"model": str(model.cfg.model_name), "asked": sample.asked, "tokens": sample.tokens, "sample": sample.fingerprint, "documents": list(sample.indices)}
+    info = {
+        "model": str(model.cfg.model_name),
+        "asked": sample.asked,
+        "tokens": sample.tokens,
+        "sample": sample.fingerprint,
+        "documents": list(sample.indices),
+    }
     return Evaluation(sample.task, halving_batches(one_pass, batch_size), skip, info)
 
 

@@ -58,7 +58,8 @@ class PruningConfig:
                 most = math.floor(1 / fraction + 1e-9)
                 raise ValueError(
                     f"fractions[{site!r}]={fraction} in {self.steps} steps takes {self.steps * fraction:.0%} of the neurons, "
-                    f"more than there are. At most {most} step{'s' * (most != 1)} of {fraction}, or a fraction of {1 / self.steps:.4g}."
+                    f"more than there are. At most {most} step{'s' * (most != 1)} of {fraction}, "
+                    f"or a fraction of {math.floor(1e9 / self.steps) / 1e9:.9g}."
                 )
         if "heads" in self.fractions and "attn_pre_out" in self.fractions:
             raise ValueError("fractions: 'heads' are made of 'attn_pre_out' neurons; prune one or the other")
@@ -70,6 +71,8 @@ class PruningConfig:
                 f"importance='freq' is undefined for {attention[0]!r}: attention has no activation function, so a positive activation "
                 "means nothing ([SP] appendix B). Use 'abs', 'sqrt', 'rms' or 'std'."
             )
+        if self.eps is not None and not self.eps > 0:
+            raise ValueError(f"eps={self.eps}: it must be positive, or a neuron that is silent on both tasks has the score 0/0")
         for name in ("steps", "tokens", "eval_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample
 from sepcap.experiments.config import PruningConfig
-from sepcap.experiments.run import FORMAT, Run, begin_run, find_run, metrics_of
+from sepcap.experiments.run import FORMAT, ROLES, Run, begin_run, find_run, metrics_of
 from sepcap.interventions.deletion import delete
 from sepcap.models.forward import device_of
 from sepcap.models.load import load_model
@@ -29,14 +29,14 @@ from sepcap.statistics.collect import check_context, collect_sample
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import remove_parts, sole_writer
 from sepcap.tasks.batches import TokenSample, sample_tokens
-from sepcap.tasks.task import load_task
+from sepcap.tasks.task import Split, load_task
 
 log = logging.getLogger(__name__)
 
-RECORD_BYTES = 6_000
+RECORD_BYTES = 3_000
 """The record of a step, the headers of its two tensor files and its rows of the table."""
 
-RUN_BYTES = 20_000
+RUN_BYTES = 15_000
 """Configuration, log and the frame of the table."""
 
 
@@ -94,12 +94,14 @@ def plan(model: Any, config: PruningConfig) -> Plan:
         shape = site_shape(model, site)
         for name, fraction in config.fractions.items():
             if (name == site and name != "heads") or (name == "heads" and site == "attn_pre_out"):
-                layer_total = int(np.prod(shape[1:2] if name == "heads" else shape[1:]))
-                how_many(fraction, layer_total if config.per_layer else layer_total * shape[0], name, "of a layer" if config.per_layer else "")
+                layers = 1 if config.per_layer else shape[0]
+                of_layer = int(np.prod(shape[1:2] if name == "heads" else shape[1:]))
+                how_many(fraction, layers * of_layer, name, "of a layer" if config.per_layer else "")
     context = check_context(model, config.context)
+    budgets: dict[Split, int] = {"collect": config.tokens, "evaluate": config.eval_tokens}
     samples = {
-        split: {role: sample_tokens(task, split, model.tokenizer, n, context) for role, task in tasks.items()}
-        for split, n in (("collect", config.tokens), ("evaluate", config.eval_tokens))
+        split: {role: sample_tokens(task, split, model.tokenizer, budget, context) for role, task in tasks.items()}
+        for split, budget in budgets.items()
     }
     resolved = dataclasses.asdict(dataclasses.replace(config, forget=tasks["forget"].name, retain=tasks["retain"].name))
     resolved |= {
@@ -121,7 +123,8 @@ def plan(model: Any, config: PruningConfig) -> Plan:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide about numbers."""
-    return {name: importlib.metadata.version(name) for name in ("sepcap", "torch", "transformers", "transformer-lens", "tokenizers", "numpy")}
+    names = ("sepcap", "torch", "transformers", "transformer-lens", "tokenizers", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | Path) -> Run:
@@ -146,6 +149,7 @@ def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | 
     Source: [SP] section 4, [SEP] section 3.
 
     Example:
+        >>> import sepcap
         >>> config = sepcap.PruningConfig(forget="local-code", retain="local-prose", steps=20, fractions={"mlp": 0.05})
         >>> run = sepcap.prune(model, config, out="runs/first")  # doctest: +SKIP
     """
@@ -261,8 +265,8 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
 
 
 def _collect(prepared: Plan) -> dict[str, Statistics]:
-    config = prepared.config
-    return {role: collect_sample(prepared.model, sample, config.sites, batch_size=config.batch_size) for role, sample in prepared.collect.items()}
+    model, config = prepared.model, prepared.config
+    return {role: collect_sample(model, sample, config.sites, batch_size=config.batch_size) for role, sample in prepared.collect.items()}
 
 
 def _scores(prepared: Plan, run: Run, step: int) -> tuple[Scores, int]:
@@ -272,6 +276,6 @@ def _scores(prepared: Plan, run: Run, step: int) -> tuple[Scores, int]:
         rng = np.random.default_rng([config.seed, step])
         return Scores({site: torch.from_numpy(rng.random(site_shape(model, site))) for site in config.sites}, {"importance": "random"}), 0
     again = step > 1 and config.recollect
-    statistics = _collect(prepared) if again else {role: run.statistics(role) for role in prepared.collect}
+    statistics = _collect(prepared) if again else {role: run.statistics(role) for role in ROLES}
     scores = score(statistics["forget"], statistics["retain"], config.importance, eps=config.eps, sites=config.sites)
     return scores, prepared.collected if again else 0

@@ -20,7 +20,7 @@ from sepcap.selection.score import Scores, score
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import PART, load_tensors, read_json, save_tensors, write_atomically, write_json
 
-ROLES = ("forget", "retain")
+ROLES: tuple[Literal["forget", "retain"], ...] = ("forget", "retain")
 FORMAT = 1
 
 NEEDED = ("steps", "forget", "retain", "importance", "fractions", "eps", "samples")
@@ -120,7 +120,7 @@ class Run:
             path = self.step_folder(step) / "record.json"
             record = read_json(path)
             if not isinstance(record, dict) or any(name not in record for name in RECORDED):
-                raise CorruptFile(f"{path} is corrupt: it has not all of {', '.join(RECORDED)}; delete it and the run goes on from step {step}")
+                raise CorruptFile(f"{path} is corrupt: it lacks one of {', '.join(RECORDED)}; delete it and the run goes on there")
             records.append(record)
         return records
 
@@ -212,7 +212,7 @@ class Run:
         Args:
             metric: "top1", "top10", "skip50_top1" or "skip50_top10".
             specific: the role on the x axis; "forget" makes 2 the perfect area, "retain" makes it 0.
-            baseline: a random run over the same tasks, to say how far above it the area is.
+            baseline: a random run over the same tasks, either way round, to say how far above it the area is.
             seed: of the bootstrap.
         """
         import dataclasses
@@ -223,12 +223,12 @@ class Run:
         if baseline is None:
             return result
         # random neurons have no direction: one baseline serves a pair of tasks both ways round
-        role_of = {sample: role for role, sample in baseline.config["samples"]["evaluate"].items()}
-        try:
-            roles = [role_of[self.config["samples"]["evaluate"][role]] for role in ROLES]
-        except KeyError:
-            raise ValueError(f"baseline: {baseline.folder} was evaluated on other tokens than {self.folder}; areas cannot be compared") from None
-        random = separability(*map(baseline.rows, roles), metric, specific=specific, seed=seed)
+        mine, theirs = self.config["samples"]["evaluate"], baseline.config["samples"]["evaluate"]
+        role_of = {sample: role for role, sample in theirs.items()}
+        if set(role_of) != set(mine.values()):
+            raise ValueError(f"baseline: {baseline.folder} was evaluated on other tokens than {self.folder}: areas cannot be compared")
+        forget, retain = (baseline.rows(role_of[mine[role]]) for role in ROLES)
+        random = separability(forget, retain, metric, specific=specific, seed=seed)
         return dataclasses.replace(result, above_random=result.area - random.area)
 
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:
@@ -256,7 +256,8 @@ class Run:
         from sepcap.storage import html_card
 
         c = self.config
-        how = {"folder": self.folder, "forget": c["forget"], "retain": c["retain"], "importance": c["importance"], "steps": f"{max(0, self.steps_done)} of {c['steps']}"}
+        how = {"folder": self.folder, **{name: c[name] for name in ("forget", "retain", "importance")}}
+        how["steps"] = f"{max(0, self.steps_done)} of {c['steps']}"
         if self.steps_done < 0:
             return html_card("Run", how, pd.DataFrame())
         if self.steps_done >= 1:
@@ -307,4 +308,5 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str
 
 def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
     """One evaluation as it is recorded."""
-    return {"task": evaluation.task, "metrics": evaluation.as_row(), "skip_tokens": list(evaluation.skip_tokens), **{k: evaluation.info[k] for k in ("sample", "tokens", "asked")}}
+    sample = {name: evaluation.info[name] for name in ("sample", "tokens", "asked")}
+    return {"task": evaluation.task, "metrics": evaluation.as_row(), "skip_tokens": list(evaluation.skip_tokens), **sample}

@@ -1,5 +1,6 @@
 """Neuron sets: one boolean mask per site, with set algebra and random baselines (METHODS 5, 12)."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class NeuronSet:
             per_layer: the same number in every layer instead of over all layers together.
             exclude: neurons that are gone already and cannot be drawn.
         """
+        if exclude is not None:
+            exclude.check(model)
         rng = np.random.default_rng(seed)
         shapes = {site: site_shape(model, site) for site in resolve_sites(fractions)}
         ranks = {site: torch.from_numpy(rng.random(shape)) for site, shape in shapes.items()}
@@ -228,6 +231,6 @@ def how_many(fraction: float, total: int, name: str, of: str = "") -> int:
     if n == 0:
         raise ValueError(
             f"fractions[{name!r}]={fraction} selects no neuron: {fraction} of {total}{' ' + of if of else ''} is less than 1. "
-            f"The least is {1 / total:.2g}"
+            f"The least is {math.ceil(1e9 / total) / 1e9:.9g}"
         )
     return n

@@ -71,6 +71,12 @@ class Scores(Mapping[str, Tensor]):
         Returns:
             NeuronSet; `info["threshold"]` holds the lowest selected score per site.
         """
+        for site, gone in (exclude.masks if exclude is not None else {}).items():
+            if site in self and gone.shape != self[site].shape:
+                raise ValueError(
+                    f"exclude: the mask of site {site!r} is {list(gone.shape)} but its scores are {list(self[site].shape)}: "
+                    "the set was made for another model"
+                )
         plain = {site: f for site, f in fractions.items() if site != "heads"}
         masks: dict[str, Tensor] = {}
         thresholds: dict[str, float] = {}
@@ -103,8 +109,20 @@ class Scores(Mapping[str, Tensor]):
 
         rows = []
         for site, value in self.items():
-            q = value.double().flatten().quantile(torch.tensor([0.5, 0.98], dtype=torch.float64, device=value.device)) if value.numel() < 2**24 else [value.median(), value.max()]
-            rows.append({"site": site, "shape": " × ".join(map(str, value.shape)), "median": float(q[0]), "98%": float(q[1]), "max": float(value.max())})
+            q = (
+                value.double().flatten().quantile(torch.tensor([0.5, 0.98], dtype=torch.float64, device=value.device))
+                if value.numel() < 2**24
+                else [value.median(), value.max()]
+            )
+            rows.append(
+                {
+                    "site": site,
+                    "shape": " × ".join(map(str, value.shape)),
+                    "median": float(q[0]),
+                    "98%": float(q[1]),
+                    "max": float(value.max()),
+                }
+            )
         return html_card("Scores", {k: v for k, v in self.info.items() if k in ("importance", "forget", "retain")}, pd.DataFrame(rows))
 
 
@@ -152,12 +170,21 @@ def score(
     for site in sites if sites is not None else forget:
         f, r = forget[site], retain[site].to(forget[site].low.device)
         if f.shape != r.shape:
-            raise ValueError(f"site {site!r}: forget has shape {list(f.shape)} and retain {list(r.shape)}: they were collected on different models")
+            raise ValueError(
+                f"site {site!r}: forget has shape {list(f.shape)} and retain {list(r.shape)}: they were collected on different models"
+            )
         if row.pair is not None:
             by_site[site] = row.pair(f, r)
             continue
         assert row.of is not None
         constant = get_site(site).eps if eps is None else eps[site] if isinstance(eps, Mapping) else eps
+        if not constant > 0:
+            raise ValueError(f"eps={constant}: it must be positive, or a neuron that is silent on both tasks has the score 0/0")
         by_site[site] = row.of(f) / (row.of(r) + constant)
-    info = {"importance": importance, "forget": forget.info.get("task"), "retain": retain.info.get("task"), "model": forget.info.get("model")}
+    info = {
+        "importance": importance,
+        "forget": forget.info.get("task"),
+        "retain": retain.info.get("task"),
+        "model": forget.info.get("model"),
+    }
     return Scores(by_site, info)

@@ -153,7 +153,9 @@ def sample_tokens(task: Task, split: Split, tokenizer: Any, tokens: int, context
             "Give more text or a smaller context."
         )
     if have < tokens:
-        warnings.warn(f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}; going on with those", stacklevel=2)
+        warnings.warn(
+            f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}; going on with those", stacklevel=2
+        )
     digest = hashlib.sha256(b"".join(row.tobytes() for row in rows)).hexdigest()[:16]
     indices = tuple(stream.indices() for stream in streams)
     return TokenSample(task.name, split, tuple(rows), bos, tokens, have, indices, digest)

@@ -233,7 +233,7 @@ def read_files(path: Path) -> Any:
     options = {"sample_by": "document"} if kind == "text" else {}
     try:
         return quietly(datasets.load_dataset, kind, data_files=[str(p) for p in files], split="train", **options)
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, ValueError) as error:  # what pyarrow raises is a ValueError
         raise ValueError(f"{path} cannot be read as {kind} files: {error.__cause__ or error}") from error
 
 
