@@ -1,6 +1,7 @@
 """Next-token evaluation: top-k accuracies, cross-entropy and perplexity (METHODS 9)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 
 from sepcap.models.forward import device_of, fast_attention, logits_of
 from sepcap.statistics.collect import BATCH_SIZE, check_context, halving_batches
+from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import Batch, TokenSample, sample_tokens
 from sepcap.tasks.task import load_task
 
@@ -83,6 +85,36 @@ class Evaluation:
         with np.errstate(over="ignore"):  # a ruined model can have an infinite one
             return float(np.exp(self.loss))
 
+    def difference(self, before: "Evaluation", metric: str = "top1", *, seed: int = 0) -> tuple[float, tuple[float, float]]:
+        """Change of a metric since `before`, with a 95% bootstrap interval over the rows both were evaluated on.
+
+        Args:
+            before: evaluation of the other model on the same tokens.
+            metric: one of `METRICS`.
+            seed: of the bootstrap.
+
+        Returns:
+            self − before, and the ends of its interval; rows are drawn for both together, so what they share cancels.
+        """
+        if self.info.get("sample") != before.info.get("sample"):
+            raise ValueError(f"before was evaluated on other tokens ({before.task!r}) than this ({self.task!r}): they cannot be paired")
+        n = len(self.per_row)
+        weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=1000).astype(np.float64)
+        replicas = np.diff([ratio((weights @ e.per_row)[:, None], metric) for e in (before, self)], axis=0)[0]
+        low, high = np.nanpercentile(replicas, [2.5, 97.5])
+        return self.value(metric) - before.value(metric), (float(low), float(high))
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        meta = {"kind": "evaluation", "task": self.task, "skip_tokens": list(self.skip_tokens), "info": self.info}
+        save_tensors(path, {"per_row": torch.from_numpy(self.per_row)}, meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Evaluation":
+        """Read what `save` wrote."""
+        tensors, meta = load_tensors(path, "evaluation")
+        return cls(meta["task"], tensors["per_row"].numpy(), tuple(meta["skip_tokens"]), meta["info"])
+
     def as_row(self) -> dict[str, float]:
         """n, every metric and its standard error, perplexity."""
         row: dict[str, float] = {"n": float(self.n)}
@@ -123,9 +155,7 @@ def ratio(per_row: np.ndarray, metric: str) -> np.ndarray:
         return np.asarray(hits.sum(-1) / n.sum(-1))
 
 
-def evaluate(
-    model: Any, task: Any, *, tokens: int = 100_000, batch_size: int = BATCH_SIZE, context: int | None = None
-) -> Evaluation:
+def evaluate(model: Any, task: Any, *, tokens: int = 100_000, batch_size: int = BATCH_SIZE, context: int | None = None) -> Evaluation:
     """Measure next-token prediction on the evaluation part of a task (METHODS 9).
 
     Every token that is neither BOS nor padding is a target. Never more than one batch of logits is held.
@@ -197,9 +227,7 @@ def _evaluate_batch(model: Any, batch: Batch, skip_ids: Int[Tensor, " k"]) -> Fl
     return torch.stack(sums)
 
 
-def rank_and_loss(
-    logits: Float[Tensor, "pos vocab"], targets: Int[Tensor, " pos"]
-) -> tuple[Int[Tensor, " pos"], Float[Tensor, " pos"]]:
+def rank_and_loss(logits: Float[Tensor, "pos vocab"], targets: Int[Tensor, " pos"]) -> tuple[Int[Tensor, " pos"], Float[Tensor, " pos"]]:
     """Rank of every target (0 is best) and its cross-entropy in nats.
 
     The rank is the number of other tokens whose logit is at least the target's: ties count against the model, so that

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample
@@ -24,7 +23,7 @@ from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
 from sepcap.models.weights import WeightSnapshot, fingerprint
 from sepcap.selection.neurons import NeuronSet, how_many
-from sepcap.selection.score import Scores, score
+from sepcap.selection.score import Scores, random_scores, score
 from sepcap.statistics.collect import check_context, collect_sample
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import remove_parts, sole_writer
@@ -273,8 +272,7 @@ def _scores(prepared: Plan, run: Run, step: int) -> tuple[Scores, int]:
     """Scores for a step, and the tokens that went through the model for them."""
     config, model = prepared.config, prepared.model
     if config.importance == "random":
-        rng = np.random.default_rng([config.seed, step])
-        return Scores({site: torch.from_numpy(rng.random(site_shape(model, site))) for site in config.sites}, {"importance": "random"}), 0
+        return random_scores(model, config.sites, [config.seed, step]), 0
     again = step > 1 and config.recollect
     statistics = _collect(prepared) if again else {role: run.statistics(role) for role in ROLES}
     scores = score(statistics["forget"], statistics["retain"], config.importance, eps=config.eps, sites=config.sites)

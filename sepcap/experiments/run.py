@@ -29,8 +29,9 @@ NEEDED = ("steps", "forget", "retain", "importance", "fractions", "eps", "sample
 RECORDED = ("tasks", "gone_per_layer", "thresholds", "seconds", "tokens")
 """Fields of the record.json of a step."""
 
-NOT_DECISIVE = ("versions", "created", "task_fingerprints", "documents", "tokens_found")
-"""Fields that may differ when a run goes on: `samples` says which tokens are used, wherever they were found."""
+NOT_DECISIVE = ("versions", "created", "model", "task_fingerprints", "documents", "tokens_found")
+"""Fields that may differ when a run goes on: `samples` says which tokens are used, wherever they were found, and
+`model_fingerprint` which weights, wherever they lay."""
 
 
 class Run:

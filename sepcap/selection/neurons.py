@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,21 +57,23 @@ class NeuronSet:
 
         Args:
             model: whose neurons.
-            fractions: site -> fraction of the site's neurons.
+            fractions: site -> fraction of the site's neurons; "heads" draws whole heads.
             seed: the same seed gives the same set.
             per_layer: the same number in every layer instead of over all layers together.
             exclude: neurons that are gone already and cannot be drawn.
         """
+        from sepcap.selection.score import random_scores
+
         if exclude is not None:
             exclude.check(model)
-        rng = np.random.default_rng(seed)
-        shapes = {site: site_shape(model, site) for site in resolve_sites(fractions)}
-        ranks = {site: torch.from_numpy(rng.random(shape)) for site, shape in shapes.items()}
-        return top_of(ranks, fractions, per_layer=per_layer, exclude=exclude)[0]
+        sites = dict.fromkeys("attn_pre_out" if key == "heads" else key for key in fractions)
+        return random_scores(model, sites, seed).top(fractions, per_layer=per_layer, exclude=exclude)
 
     @classmethod
     def heads(cls, model: Any, heads: Iterable[tuple[int, int]], site: str = "attn_pre_out") -> "NeuronSet":
         """All neurons of whole heads, given as (layer, head) pairs."""
+        if len(site_shape(model, site)) != 3:
+            raise ValueError(f"site={site!r} has no heads; use 'attn_pre_out' or 'attn_value'")
         layers, n_heads, _ = site_shape(model, site)
         mask = torch.zeros(site_shape(model, site), dtype=torch.bool)
         for layer, head in heads:

@@ -1,17 +1,20 @@
 """Scores: importance on the forget task relative to importance on the retain task (METHODS 5)."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.errors import unknown
-from sepcap.models.sites import get_site
+from sepcap.models.sites import get_site, site_shape
 from sepcap.selection.importance import get_importance
 from sepcap.selection.neurons import NeuronSet, how_many, top_of
 from sepcap.statistics.moments import Statistics
+from sepcap.storage import load_tensors, save_tensors
 
 ATTENTION_SITES = ("attn_pre_out", "attn_value")
 
@@ -92,6 +95,16 @@ class Scores(Mapping[str, Tensor]):
         chosen.info = {**self.info, "fractions": dict(fractions), "per_layer": per_layer, "threshold": thresholds}
         return chosen
 
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        save_tensors(path, dict(self), {"kind": "scores", "info": self.info})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Scores":
+        """Read what `save` wrote."""
+        tensors, meta = load_tensors(path, "scores")
+        return cls(tensors, meta["info"])
+
     def figure(self, **options: Any) -> Any:
         """Per-layer histograms of log10 score, `sepcap.plots.score_histograms`."""
         from sepcap.plots import score_histograms
@@ -124,6 +137,12 @@ class Scores(Mapping[str, Tensor]):
                 }
             )
         return html_card("Scores", {k: v for k, v in self.info.items() if k in ("importance", "forget", "retain")}, pd.DataFrame(rows))
+
+
+def random_scores(model: Any, sites: Iterable[str], seed: int | Sequence[int]) -> Scores:
+    """Uniform random numbers in place of scores: taking the highest draws uniformly without replacement."""
+    rng = np.random.default_rng(seed)
+    return Scores({site: torch.from_numpy(rng.random(site_shape(model, site))) for site in sites}, {"importance": "random"})
 
 
 def _gone_heads(exclude: NeuronSet | None, site: str, like: Tensor) -> Tensor:

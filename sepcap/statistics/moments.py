@@ -274,6 +274,4 @@ def gather(site: str, layers: list[Accumulator]) -> NeuronStatistics:
         return torch.stack([p.to(device).view(neurons) for p in parts])
 
     sums = {name: stack([a.sums[i] for a in layers]) for i, name in enumerate(SUMS)}
-    return NeuronStatistics(
-        site, layers[0].count, sums, stack([a.low for a in layers]), stack([a.high for a in layers])
-    )
+    return NeuronStatistics(site, layers[0].count, sums, stack([a.low for a in layers]), stack([a.high for a in layers]))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from tqdm.auto import tqdm
 
 Kind = Literal["prose", "python", "cpp"]
 Split = Literal["train", "collect", "evaluate"]
@@ -86,6 +87,8 @@ def _enter(subfolder: str, relative: str, prefix: str) -> bool:
 
 
 def _wanted(kind: Kind, file: str, relative: str) -> bool:
+    if file.startswith("__editable__"):
+        return False  # of an installation for development: no text, and another one on every machine
     if kind == "cpp":
         return relative.startswith("torch/include") and file.endswith((".h", ".hpp", ".cuh"))
     if kind == "prose" and file == "METADATA":
@@ -111,7 +114,8 @@ def documents(kind: Kind, split: Split) -> Iterator[dict[str, str]]:
     near = NearDuplicates()
     paragraphs_seen: set[bytes] = set()
     for current in SPLITS:
-        for file in files:
+        # disable=None: silent where the output is neither a terminal nor a notebook
+        for file in tqdm(files, desc=f"reading {kind} ({current})", unit=" files", leave=False, delay=2, disable=None):
             for name, text in _read(kind, file, current):
                 if kind == "prose":
                     text = _new_paragraphs(text, paragraphs_seen)
@@ -209,7 +213,7 @@ def strip_python(source: str) -> str:
     lines = source.split("\n")
     for node, expression, _ in _docstring_nodes(tree):
         start, end = expression.lineno - 1, (expression.end_lineno or expression.lineno) - 1
-        if "\f" in source or lines[start].encode()[: expression.col_offset].strip():
+        if lines[start].encode()[: expression.col_offset].strip():
             continue  # something else stands on the line ("class A: 'text'"): leave it whole
         only = len(getattr(node, "body", [])) == 1 and not isinstance(node, ast.Module)
         replacement = " " * expression.col_offset + "pass" if only else None
@@ -239,8 +243,7 @@ _ROLE = re.compile(r":[a-zA-Z:+-]+:`~?([^`<]+?)(?:\s*<[^>`]*>)?`")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|`([^`<]+?)\s*<[^>`]*>`_{1,2}")
 _NOT_PROSE = re.compile(r"\s*(>>>|\.\.\.|\||\+[-=+]|<|#|\[\d*\]|\$|%)")
 _FIELD = re.compile(
-    r"\s*(?:[:@](?:param|arg|return|raise|type|rtype|keyword|var|ivar)[^:]*:"  # :param x: …
-    r"|[*-]?\s*`{0,2}[\w.*\[\]]+`{0,2}\s*(?:\([^)]*\))?\s*:(?=\s|$)"  # x (int): …   Returns:
+    r"\s*(?:[*-]?\s*`{0,2}[\w.*\[\]]+`{0,2}\s*(?:\([^)]*\))?\s*:(?=\s|$)"  # x (int): …   Returns:
     r"|\.\.\s+\w+::.*$"  # .. note::
     r"|[*-]\s+|\d+\.\s+)"  # list items
 )
@@ -251,8 +254,9 @@ def clean_prose(text: str) -> str:
     """Sentences of a docstring or description, without doctests, code blocks, tables and field names.
 
     A paragraph counts as prose when it has at least eight words, is made of letters by 85%,
-    contains the end of a sentence, and does not stand in a literal block or a table. The names and
-    types in a list of parameters are dropped; the sentences that describe them stay.
+    contains the end of a sentence, and does not stand in a literal block or a table. In lists of
+    parameters (Google and numpy style) the names and types are dropped and the sentences that describe them
+    stay; reST fields (`:param x: …`) are dropped whole.
     """
     lines = text.expandtabs(4).split("\n")
     indents = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]

@@ -256,3 +256,27 @@ def test_evaluation_reads_the_evaluation_part(tiny_opt, letters):
     assert not evaluated & collected
     assert result.info["sample"] != statistics.info["sample"]
     assert "n=400" in repr(result)
+
+
+def test_a_paired_difference_cancels_what_the_rows_share(tmp_path):
+    rng = np.random.default_rng(1)
+    hard = rng.integers(10, 90, size=40).astype(float)  # rows differ much in difficulty
+
+    def evaluation(hits, sample="s"):
+        rows = np.zeros((40, len(COUNTS)))
+        rows[:, COUNTS.index("n")] = 100
+        rows[:, COUNTS.index("top1")] = hits
+        return Evaluation("t", rows, (), {"sample": sample})
+
+    before, after = evaluation(hard), evaluation(hard - 5)
+    change, (low, high) = after.difference(before)
+    assert change == pytest.approx(-0.05)
+    # every row lost exactly five hits of a hundred: resampling rows cannot change the difference
+    assert (low, high) == pytest.approx((-0.05, -0.05))
+    assert before.se("top1") > 0.02
+    with pytest.raises(ValueError, match="other tokens"):
+        after.difference(evaluation(hard, sample="other"))
+    after.save(tmp_path / "e.safetensors")
+    loaded = Evaluation.load(tmp_path / "e.safetensors")
+    assert loaded.top1 == after.top1
+    assert loaded.info == after.info

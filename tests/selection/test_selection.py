@@ -281,3 +281,14 @@ def test_heads_refuse_what_is_none():
         scores("attn_pre_out", HEADS).top({"heads": 0.2})
     with pytest.raises(IndexError, match=r"head \(0, 3\) does not exist: 4 layers of 3 heads"):
         sepcap.NeuronSet.heads(model(), [(0, 3)])
+
+
+def test_random_heads_are_whole_and_scores_survive_a_file(tiny_opt, tmp_path):
+    drawn = sepcap.NeuronSet.random(tiny_opt, {"heads": 0.5}, seed=3)
+    per_head = drawn.masks["attn_pre_out"].sum(dim=-1)
+    assert sorted(per_head.flatten().tolist()) == [0] * 4 + [8] * 4
+    with pytest.raises(ValueError, match="has no heads"):
+        sepcap.NeuronSet.heads(tiny_opt, [(0, 0)], site="mlp")
+    scores = sepcap.Scores({"mlp": torch.rand(2, 3)}, {"importance": "abs"})
+    scores.save(tmp_path / "s.safetensors")
+    assert torch.equal(sepcap.Scores.load(tmp_path / "s.safetensors")["mlp"], scores["mlp"])
