@@ -48,6 +48,8 @@ def test_prune_writes_a_run_and_prints_it(tiny_folders, two_files, tmp_path, cap
 def test_prune_without_out_compares_both_directions_with_random(tiny_folders, two_files, tmp_path, capsys, monkeypatch):
     forget, retain = two_files
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sepcap.evaluation.generation.PROMPTS", {"code": "def f", "prose": "The"})  # the context is tiny
+    monkeypatch.setattr("sepcap.experiments.comparison.PROMPTS", {"code": "def f", "prose": "The"})
     arguments = ["prune", "--model", str(tiny_folders["opt"]), "--forget", str(forget), "--retain", str(retain)]
     arguments += ["--fractions", "mlp=0.5", "--steps", "2", "--tokens", "300", "--eval-tokens", "1500"]
     main(arguments)

@@ -1,0 +1,33 @@
+"""Continuations: seeded, leaving the global random state alone, and greedy at temperature 0."""
+
+import pytest
+import torch
+
+from sepcap.evaluation.generation import continuation
+
+
+def test_a_seed_gives_the_same_text_and_touches_nothing_global(tiny_opt):
+    state = torch.random.get_rng_state()
+    first = continuation(tiny_opt, "abc", tokens=12, temperature=1.0, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(5)
+    assert continuation(tiny_opt, "abc", tokens=12, temperature=1.0, seed=1) == first
+    others = {continuation(tiny_opt, "abc", tokens=12, temperature=1.0, seed=s) for s in range(2, 6)}
+    assert others != {first}
+
+
+def test_temperature_zero_takes_the_most_likely_token(tiny_opt):
+    ids = [0, *tiny_opt.tokenizer("abc", add_special_tokens=False)["input_ids"]]
+    start = len(ids)
+    with torch.no_grad():
+        for _ in range(8):
+            ids.append(int(tiny_opt(torch.tensor([ids]), return_type="logits")[0, -1].argmax()))
+            if ids[-1] == tiny_opt.tokenizer.eos_token_id:
+                break
+    expected = tiny_opt.tokenizer.decode(ids[start:], skip_special_tokens=True)
+    assert continuation(tiny_opt, "abc", tokens=8, temperature=0) == expected
+
+
+def test_a_prompt_that_fills_the_context_is_refused(tiny_opt):
+    with pytest.raises(ValueError, match="no room to continue"):
+        continuation(tiny_opt, "x" * 200)
