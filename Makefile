@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-# paper figures come from a longer run than the demo
-FIGURE_RUN := runs/figures
 
 .PHONY: demo test slow browser gpu network lint types bench figures notebooks check
 

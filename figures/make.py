@@ -1,4 +1,4 @@
-"""Make the pictures of this folder (`make figures`): the comparison of the demo, with larger budgets.
+"""Make the pictures of this folder (`make figures`) from the comparison of the demo.
 
 Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` holds what they show.
 """

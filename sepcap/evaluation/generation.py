@@ -33,10 +33,11 @@ def continuation(model: Any, prompt: str, *, tokens: int = 60, temperature: floa
     room = model.cfg.n_ctx - len(ids)
     if room < 1:
         raise ValueError(f"prompt has {len(ids)} tokens; this model sees at most {model.cfg.n_ctx}, so there is no room to continue")
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+    device = device_of(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
         torch.manual_seed(seed)
         out = model.generate(
-            torch.tensor([ids], device=device_of(model)),
+            torch.tensor([ids], device=device),
             max_new_tokens=min(tokens, room),
             do_sample=temperature > 0,
             temperature=temperature or 1.0,

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sepcap.models.forward import device_of, fast_attention, logits_of
+from sepcap.models.forward import device_of, logits_of, measuring
 from sepcap.statistics.collect import BATCH_SIZE, check_context, halving_batches
 from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import Batch, TokenSample, sample_tokens
@@ -101,7 +101,7 @@ class Evaluation:
         n = len(self.per_row)
         weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=1000).astype(np.float64)
         replicas = np.diff([ratio((weights @ e.per_row)[:, None], metric) for e in (before, self)], axis=0)[0]
-        low, high = np.nanpercentile(replicas, [2.5, 97.5])
+        low, high = np.nanpercentile(replicas, [2.5, 97.5]) if n > 1 else (np.nan, np.nan)
         return self.value(metric) - before.value(metric), (float(low), float(high))
 
     def save(self, path: str | Path) -> None:
@@ -187,7 +187,7 @@ def evaluate_sample(model: Any, sample: TokenSample, *, batch_size: int = BATCH_
         parts = []
         what = f"evaluate {sample.task}"
         bar = tqdm(total=sample.tokens, desc=what, unit="tok", unit_scale=True, leave=False, delay=2, disable=True if quiet else None)
-        with fast_attention(model), bar:
+        with measuring(model), bar:
             for batch in sample.batches(size):
                 parts.append(_evaluate_batch(model, batch.to(device_of(model)), skip_ids).cpu().numpy())
                 bar.update(int(batch.keep.sum()))

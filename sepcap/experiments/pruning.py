@@ -89,6 +89,9 @@ def plan(model: Any, config: PruningConfig) -> Plan:
     tasks = {"forget": load_task(config.forget), "retain": load_task(config.retain)}
     if tasks["forget"].fingerprint == tasks["retain"].fingerprint:
         raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to tell apart")
+    if tasks["forget"].name == tasks["retain"].name:
+        # two files of one name: tables and figures must be able to tell them apart
+        tasks = {role: dataclasses.replace(task, name=f"{task.name}-{task.fingerprint[:6]}") for role, task in tasks.items()}
     for site in config.sites:
         shape = site_shape(model, site)
         for name, fraction in config.fractions.items():
@@ -233,7 +236,7 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
     if step:
         scores, tokens = _scores(prepared, run, step)
         fractions = config.fractions
-        if config.recollect or config.importance == "random":
+        if config.recollect:
             chosen = scores.top(fractions, per_layer=config.per_layer, exclude=gone, aggregate=config.aggregate)
         else:
             # the base scores never change, so the first `step` shares of them are taken at once
@@ -272,7 +275,8 @@ def _scores(prepared: Plan, run: Run, step: int) -> tuple[Scores, int]:
     """Scores for a step, and the tokens that went through the model for them."""
     config, model = prepared.config, prepared.model
     if config.importance == "random":
-        return random_scores(model, config.sites, [config.seed, step]), 0
+        # without recollection one draw serves all steps, as one set of statistics does in a selective run
+        return random_scores(model, config.sites, [config.seed, step if config.recollect else 0]), 0
     again = step > 1 and config.recollect
     statistics = _collect(prepared) if again else {role: run.statistics(role) for role in ROLES}
     scores = score(statistics["forget"], statistics["retain"], config.importance, eps=config.eps, sites=config.sites)

@@ -1,10 +1,11 @@
 """A run is a folder: written step by step, each step whole or not at all, read back as one object."""
 
+import contextlib
 import json
 import os
 import reprlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,13 +178,23 @@ class Run:
         """All neurons gone after a step; default the last one."""
         step = self.steps_done if step is None else step
         self._check_step(step)
-        return NeuronSet.load(self.step_folder(step) / "neurons.safetensors")
+        with self._way_out(step):
+            return NeuronSet.load(self.step_folder(step) / "neurons.safetensors")
 
     def statistics(self, role: Literal["forget", "retain"]) -> Statistics:
         """Statistics of the unpruned model on one of the two tasks."""
         if role not in ROLES:
             raise unknown("role", role, ROLES)
-        return Statistics.load(self.folder / "statistics" / f"{role}.safetensors")
+        with self._way_out(0):
+            return Statistics.load(self.folder / "statistics" / f"{role}.safetensors")
+
+    @contextlib.contextmanager
+    def _way_out(self, step: int) -> Iterator[None]:
+        """Say of a file that cannot be read which folder to delete, so that the run makes it again."""
+        try:
+            yield
+        except (CorruptFile, FileNotFoundError) as error:
+            raise CorruptFile(f"{error}. In a run: delete {self.step_folder(step)}, and the same command goes on from there") from error
 
     def scores(self) -> Scores:
         """Scores of the unpruned model, those from which the first step was selected."""
@@ -199,9 +210,10 @@ class Run:
         by_step = []
         for step in range(self.steps_done + 1):
             path = self.step_folder(step) / "rows.safetensors"
-            tensors, _ = load_tensors(path, "rows")
-            if role not in tensors:
-                raise CorruptFile(f"{path}: tensor {role!r} is missing; delete the folder of step {step} and the run goes on from there")
+            with self._way_out(step):
+                tensors, _ = load_tensors(path, "rows")
+                if role not in tensors:
+                    raise CorruptFile(f"{path}: tensor {role!r} is missing")
             by_step.append(tensors[role].numpy())
         return np.stack(by_step)
 

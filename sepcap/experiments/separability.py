@@ -131,6 +131,10 @@ def separability(
     differential = 100 * ((1 - f / f[0]) - (1 - r / r[0]))
     low, high = np.percentile(replicas, [2.5, 97.5])
     low_percent, high_percent = np.percentile(100 * np.abs(replicas - 1), [2.5, 97.5])
+    if low <= 1 <= high:
+        low_percent = 0.0  # folding at 1 hides that no separability at all is among what is likely
+    if min(forget_rows.shape[1], retain_rows.shape[1]) < 2:
+        low = high = low_percent = high_percent = float("nan")  # one row says nothing about its spread
     return Separability(
         metric,
         specific,

@@ -46,6 +46,19 @@ def fast_attention(model: Any) -> Iterator[None]:
         config.output_attentions = wants_maps
 
 
+@contextmanager
+def measuring(model: Any) -> Iterator[None]:
+    """What a measurement needs: evaluation mode (no dropout) and fast attention; both as before afterwards."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with fast_attention(model):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _somebody_looks_at_the_pattern(model: Any) -> bool:
     points = [point for name, point in model.hook_dict.items() if name.endswith(("hook_pattern", "hook_attn_scores"))]
     return any(point.fwd_hooks or point.bwd_hooks or point._forward_hooks for point in points)

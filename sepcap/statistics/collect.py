@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sepcap.models.forward import device_of, fast_attention, is_out_of_memory, run_hooks
+from sepcap.models.forward import device_of, is_out_of_memory, measuring, run_hooks
 from sepcap.models.sites import get_site, n_layers, resolve_sites
 from sepcap.statistics.moments import Accumulator, Statistics, gather
 from sepcap.tasks.batches import Batch, TokenSample, sample_tokens
@@ -84,11 +84,11 @@ def collect_sample(
 
     def one_pass(size: int) -> Statistics:
         accumulators = {site: _accumulators(model, site) for site in sites}
-        with fast_attention(model), _bar(sample, f"collect {sample.task}", quiet) as bar:
+        with measuring(model), _bar(sample, f"collect {sample.task}", quiet) as bar:
             for batch in sample.batches(size):
                 _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos)
                 bar.update(int(batch.keep.sum()))
-        return Statistics({site: gather(site, layers) for site, layers in accumulators.items()}, _info(model, sample))
+        return Statistics({site: gather(site, layers) for site, layers in accumulators.items()}, _info(model, sample, include_bos))
 
     return halving_batches(one_pass, batch_size)
 
@@ -150,8 +150,10 @@ def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:
         )
 
 
-def _info(model: Any, sample: TokenSample) -> dict[str, Any]:
+def _info(model: Any, sample: TokenSample, include_bos: bool) -> dict[str, Any]:
     return {
+        "context": max(map(len, sample.rows)),
+        "include_bos": include_bos,
         "model": str(model.cfg.model_name),
         "task": sample.task,
         "split": sample.split,

@@ -117,6 +117,18 @@ class NeuronStatistics:
         sums = {name: value.to(device) for name, value in self.sums.items()}
         return NeuronStatistics(self.site, self.count, sums, self.low.to(device), self.high.to(device))
 
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        Statistics({self.site: self}).save(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NeuronStatistics":
+        """Read what `save` wrote."""
+        by_site = Statistics.load(path)
+        if len(by_site) != 1:
+            raise ValueError(f"{path} holds statistics of {', '.join(by_site)}; open it with sepcap.Statistics.load")
+        return next(iter(by_site.values()))
+
     def __repr__(self) -> str:
         return f"NeuronStatistics(site={self.site!r}, shape={list(self.shape)}, count={self.count:,})"
 
@@ -125,7 +137,7 @@ class Statistics(Mapping[str, NeuronStatistics]):
     """What neurons do on one dataset: a mapping from site name to `NeuronStatistics`.
 
     Attributes:
-        info: how it was made: model, task, tokens asked for and seen, context, indices of the documents used.
+        info: how it was made: model, task, tokens asked for and seen, context, whether BOS counted, documents used.
     """
 
     def __init__(self, by_site: Mapping[str, NeuronStatistics], info: Mapping[str, Any] | None = None) -> None:

@@ -10,6 +10,7 @@ the same split on every machine. The embedded model was trained on `train` only.
 
 import ast
 import hashlib
+import importlib.util
 import os
 import re
 import sysconfig
@@ -59,22 +60,32 @@ def split_of(name: str) -> str:
 
 def find_files(kind: Kind) -> list[SourceFile]:
     """All files of the running installation that `kind` is made from, ordered by path hash."""
-    roots = {"stdlib:": sysconfig.get_path("stdlib"), "": sysconfig.get_path("purelib")}
-    if sysconfig.get_path("platlib") != sysconfig.get_path("purelib"):
-        roots["lib:"] = sysconfig.get_path("platlib")
     found: dict[str, SourceFile] = {}
-    for prefix, root in roots.items():
+    for prefix, root in _roots():
         for folder, subfolders, files in os.walk(root):
             relative = os.path.relpath(folder, root).replace(os.sep, "/")
             subfolders[:] = sorted(s for s in subfolders if _enter(s, relative, prefix))
             for file in files:
-                if _wanted(kind, file, relative):
+                if _wanted(kind, file, relative) and os.path.isfile(os.path.join(folder, file)):  # no dangling links
                     inside = file if relative == "." else f"{relative}/{file}"
                     if file == "METADATA":
                         # the version is no part of the name: an upgrade must not move a file to another split
                         inside = re.sub(r"-[^/]*?\.dist-info/", "/", inside)
                     found.setdefault(prefix + inside, SourceFile(os.path.join(folder, file), prefix + inside))
     return sorted(found.values(), key=lambda f: hashlib.sha256(f.name.encode()).digest())
+
+
+def _roots() -> list[tuple[str, str]]:
+    """Folders to search, each with what its names begin with.
+
+    All folders of installed packages share one prefix: lib64 is often a link to lib, and the same file must have the
+    same name, and so the same split, wherever it was found.
+    """
+    packages = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    torch = importlib.util.find_spec("torch")
+    if torch is not None and torch.origin:  # it may lie outside, in a user's or the system's folder
+        packages.append(str(Path(torch.origin).parent.parent))
+    return [("stdlib:", sysconfig.get_path("stdlib")), *(("", root) for root in dict.fromkeys(packages))]
 
 
 def _enter(subfolder: str, relative: str, prefix: str) -> bool:

@@ -84,8 +84,14 @@ class LocalSource:
         return f"0:{n}"
 
 
+PARTS: tuple[Split, Split] = ("collect", "evaluate")
+
+
 class DataSource:
-    """A user's own texts: distinct documents, ranked by a hash of their content, dealt alternately to the two parts.
+    """A user's own texts: distinct documents in the order of a hash of their content, whose parity decides about the part.
+
+    The same text is thus in the same part of every task; only where that would leave one part with less than a
+    quarter of the documents (there are but a few), they are dealt out in turn.
 
     Texts that differ only in white space are one document. A single document is cut in two near its middle, at a line
     break if there is one in the middle half, else at a space.
@@ -115,8 +121,12 @@ class DataSource:
             self._rows = {"collect": [i], "evaluate": [i]}
             self._parts = {s: datasets.Dataset.from_dict({"text": [t]}) for s, t in zip(self._rows, halves, strict=True)}
             return
-        rows = [i for _, (_, i) in ranked]
-        self._rows = {"collect": rows[0::2], "evaluate": rows[1::2]}
+        # by the hash of the text alone, so that a text that is in two tasks is in the same part of both
+        self._rows = {split: [i for key, (_, i) in ranked if int(key, 16) % 2 == parity] for parity, split in enumerate(PARTS)}
+        if min(map(len, self._rows.values())) * 4 < len(ranked):
+            # of a few texts the hashes can put nearly all on one side: deal them out in turn
+            rows = [i for _, (_, i) in ranked]
+            self._rows = {"collect": rows[0::2], "evaluate": rows[1::2]}
         texts_only = dataset.select_columns([column])
         if column != "text":
             texts_only = texts_only.rename_column(column, "text")

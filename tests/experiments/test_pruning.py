@@ -1,5 +1,7 @@
 """Pruning runs: every step against the same step made by hand with the public functions."""
 
+import json
+
 import datasets
 import numpy as np
 import pytest
@@ -234,3 +236,36 @@ def test_fewer_tokens_than_asked_for_are_recorded(opt, letters, digits, tmp_path
     assert run.config["eval_tokens"] == 1_000_000
     assert 100 < found["forget"] < 5000
     assert run.trajectory.query("role == 'forget'")["n"].tolist() == [found["forget"]] * 2
+
+
+def test_two_files_of_one_name_can_be_told_apart(tiny_opt, letters, digits, tmp_path):
+    paths = []
+    for folder, texts in (("a", letters), ("b", digits)):
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / "data.jsonl")
+        paths[-1].write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    config = sepcap.PruningConfig(forget=str(paths[0]), retain=str(paths[1]), fractions={"mlp": 0.5}, steps=1, tokens=200, eval_tokens=200)
+    run = sepcap.prune(tiny_opt, config, out=tmp_path / "run")
+    names = run.config["forget"], run.config["retain"]
+    assert names[0] != names[1]
+    assert all(name.startswith("data-") for name in names)
+
+
+def test_random_without_recollection_takes_as_many_as_a_selective_run(tiny_opt, letters, digits, tmp_path):
+    """⌊fraction·step·N⌋ in total, like for like: 0.15 of 144 is 21.6 a step."""
+    gone = {}
+    for importance in ("abs", "random"):
+        config = sepcap.PruningConfig(
+            forget=letters,
+            retain=digits,
+            fractions={"mlp": 0.15},
+            steps=3,
+            importance=importance,
+            recollect=False,
+            tokens=200,
+            eval_tokens=200,
+        )
+        run = sepcap.prune(tiny_opt, config, out=tmp_path / importance)
+        gone[importance] = [len(run.neurons(step)) for step in range(4)]
+        assert not run.neurons(1) - run.neurons(2)
+    assert gone["random"] == gone["abs"] == [0, 21, 43, 64]

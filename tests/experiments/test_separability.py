@@ -251,3 +251,21 @@ def test_the_summary_says_what_the_numbers_are():
     result = dataclasses.replace(of([1.0, 0.5, 0.0], [1.0, 0.8, 0.0]), above_random=0.25)
     for part in ("top1", "area=1.300", "30%", "max_drop=30.0 at step 1", "above random +0.250"):
         assert part in repr(result)
+
+
+def test_interval_of_the_percentage_reaches_zero_where_one_is_likely_and_is_unknown_for_a_single_row():
+    rng = np.random.default_rng(0)
+
+    def rows(n):
+        table = np.zeros((3, n, len(COUNTS)))
+        table[..., COUNTS.index("n")] = 100
+        table[..., COUNTS.index("top1")] = np.array([80, 40, 0])[:, None] + rng.integers(-8, 1, size=(3, n))
+        table[2, :, COUNTS.index("top1")] = 0
+        return table
+
+    folded = separability(rows(30), rows(30))
+    assert folded.interval[0] <= 1 <= folded.interval[1]
+    assert folded.percent_interval[0] == 0
+    single = separability(rows(1), rows(1))
+    assert np.isnan(single.interval).all()
+    assert np.isnan(single.percent_interval).all()

@@ -105,3 +105,11 @@ def test_what_counts_as_out_of_memory():
     assert is_out_of_memory(RuntimeError("MPS backend out of memory"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(KeyboardInterrupt())
+
+
+def test_a_model_in_training_mode_is_measured_without_dropout(tiny_opt, letters):
+    expected = sepcap.evaluate(tiny_opt, letters, tokens=200).loss
+    tiny_opt.train()
+    blocks = [m.training for m in tiny_opt.modules()]
+    assert sepcap.evaluate(tiny_opt, letters, tokens=200).loss == expected
+    assert [m.training for m in tiny_opt.modules()] == blocks

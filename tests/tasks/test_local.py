@@ -56,6 +56,7 @@ def installation(tmp_path, monkeypatch):
     for i in range(60):
         write(purelib / f"dist{i}-1.0.dist-info" / "METADATA", f"Name: dist{i}\nVersion: 1.0\n\n{paragraph(rng)}\n\n{paragraph(rng)}\n")
     monkeypatch.setattr(local.sysconfig, "get_path", lambda name: str({"stdlib": stdlib}.get(name, purelib)))
+    monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: None)  # the real torch is not part of it
     return tmp_path / "lib"
 
 
@@ -303,3 +304,18 @@ def test_the_installation_that_runs_this(kind):
     if kind == "python":
         assert "import " in texts
         assert all(local.docstrings(row["text"]) == [] for row in rows)
+
+
+def test_a_linked_library_folder_is_read_once(tmp_path, monkeypatch):
+    """lib64 is a link to lib on some systems: the same file must not appear in two splits under two names."""
+    for name in ("stdlib", "lib"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lib" / "package.py").write_text("x = 1\n")
+    (tmp_path / "lib" / "gone.py").symlink_to(tmp_path / "nowhere.py")
+    (tmp_path / "lib64").symlink_to(tmp_path / "lib")
+    paths = {"stdlib": tmp_path / "stdlib", "purelib": tmp_path / "lib", "platlib": tmp_path / "lib64"}
+    monkeypatch.setattr(local.sysconfig, "get_path", lambda name: str(paths[name]))
+    monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: None)
+    files = local.find_files("python")
+    assert [f.name for f in files] == ["package.py"]
+    assert local.fingerprint(files)

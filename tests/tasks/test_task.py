@@ -219,3 +219,13 @@ def test_local_documents_are_read_once(monkeypatch):
     LocalSource("cpp").documents("collect")
     assert reads == ["collect", "evaluate", "collect"]
     assert LocalSource("cpp").indices("collect", 7) == "0:7"
+
+
+def test_a_text_is_in_the_same_part_of_every_task(letters, digits):
+    """What one task collects on, another must not evaluate on."""
+    first = sepcap.load_task(letters)
+    second = sepcap.load_task([*digits, *letters[:20]])
+    for task, other in ((first, second), (second, first)):
+        collected = set(task.sources[0].documents("collect")["text"])
+        assert collected
+        assert not collected & set(other.sources[0].documents("evaluate")["text"])
