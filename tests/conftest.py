@@ -9,7 +9,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 from jaxtyping import install_import_hook
 
 # shapes in signatures are enforced while testing, and only then
-install_import_hook("sepcap", "beartype.beartype")
+install_import_hook("sepcap", "checker.check")
 
 import pytest
 import torch
@@ -146,6 +146,36 @@ def letters():
 def digits():
     """A list of texts of another kind: the other task of the pair."""
     return words(0, alphabet="0123456789")
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory, letters, digits):
+    """A tiny OPT that has seen both tasks for a second or two, so that it has accuracies to lose."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = save_tiny("opt", tmp_path_factory.mktemp("trained"))
+    hf_model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = [i for text in letters + digits for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    rows = torch.tensor(ids[: len(ids) // (CONTEXT - 1) * (CONTEXT - 1)]).view(-1, CONTEXT - 1)
+    rows = torch.cat([torch.zeros(len(rows), 1, dtype=torch.long), rows], dim=1)
+    optimizer = torch.optim.AdamW(hf_model.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    hf_model.train()
+    for _ in range(60):
+        batch = rows[torch.randint(len(rows), (32,), generator=generator)]
+        hf_model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    hf_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_folder):
+    """The trained tiny OPT, freshly loaded; a test may edit it."""
+    import sepcap
+
+    return sepcap.load_model(trained_folder, device="cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -31,26 +31,26 @@ def two_files(tmp_path, letters, digits):
     return folder, lines
 
 
-def test_prune_writes_a_run_and_prints_it(tiny_folders, two_files, tmp_path, capsys):
+def test_prune_writes_a_run_and_prints_it(trained_folder, two_files, tmp_path, capsys):
     forget, retain = two_files
-    arguments = ["prune", "--model", str(tiny_folders["opt"]), "--forget", str(forget), "--retain", str(retain)]
+    arguments = ["prune", "--model", str(trained_folder), "--forget", str(forget), "--retain", str(retain)]
     arguments += ["--fractions", "mlp=0.25,attn_pre_out=0.25", "--steps", "2", "--importance", "abs"]
     arguments += ["--tokens", "300", "--eval-tokens", "300", "--seed", "0", "--out", str(tmp_path / "run")]
     main(arguments)
     printed = capsys.readouterr().out
     assert "forget letters, retain digits, 2 steps of 0.25 of mlp, 0.25 of attn_pre_out" in printed
-    assert "separability" in printed.lower()
+    assert "Separability(top1: area=" in printed
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["fractions"] == {"mlp": 0.25, "attn_pre_out": 0.25}
     assert (tmp_path / "run" / "trajectory.parquet").exists()
 
 
-def test_prune_without_out_compares_both_directions_with_random(tiny_folders, two_files, tmp_path, capsys, monkeypatch):
+def test_prune_without_out_compares_both_directions_with_random(trained_folder, two_files, tmp_path, capsys, monkeypatch):
     forget, retain = two_files
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sepcap.evaluation.generation.PROMPTS", {"code": "def f", "prose": "The"})  # the context is tiny
     monkeypatch.setattr("sepcap.experiments.comparison.PROMPTS", {"code": "def f", "prose": "The"})
-    arguments = ["prune", "--model", str(tiny_folders["opt"]), "--forget", str(forget), "--retain", str(retain)]
+    arguments = ["prune", "--model", str(trained_folder), "--forget", str(forget), "--retain", str(retain)]
     arguments += ["--fractions", "mlp=0.5", "--steps", "2", "--tokens", "300", "--eval-tokens", "1500"]
     main(arguments)
     printed = capsys.readouterr().out

@@ -91,7 +91,7 @@ class DataSource:
     """A user's own texts: distinct documents in the order of a hash of their content, whose parity decides about the part.
 
     The same text is thus in the same part of every task; only where that would leave one part with less than a
-    quarter of the documents (there are but a few), they are dealt out in turn.
+    third of the documents (there are but a few), they are dealt out in turn.
 
     Texts that differ only in white space are one document. A single document is cut in two near its middle, at a line
     break if there is one in the middle half, else at a space.
@@ -123,7 +123,7 @@ class DataSource:
             return
         # by the hash of the text alone, so that a text that is in two tasks is in the same part of both
         self._rows = {split: [i for key, (_, i) in ranked if int(key, 16) % 2 == parity] for parity, split in enumerate(PARTS)}
-        if min(map(len, self._rows.values())) * 4 < len(ranked):
+        if min(map(len, self._rows.values())) < max(2, len(ranked) / 3):
             # of a few texts the hashes can put nearly all on one side: deal them out in turn
             rows = [i for _, (_, i) in ranked]
             self._rows = {"collect": rows[0::2], "evaluate": rows[1::2]}

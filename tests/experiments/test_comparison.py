@@ -6,12 +6,12 @@ import sepcap
 from sepcap.experiments.comparison import compare, continuations
 
 
-def test_three_runs_from_one_configuration(tiny_opt, letters, digits, tmp_path):
+def test_three_runs_from_one_configuration(trained, letters, digits, tmp_path):
     said = []
-    before = tiny_opt.blocks[1].mlp.W_in.clone()
+    before = trained.blocks[1].mlp.W_in.clone()
     config = sepcap.PruningConfig(forget=letters, retain=digits, fractions={"mlp": 0.5}, steps=2, tokens=300, eval_tokens=1500)
-    comparison = compare(tiny_opt, config, tmp_path / "c", say=said.append)
-    assert torch.equal(tiny_opt.blocks[1].mlp.W_in, before)
+    comparison = compare(trained, config, tmp_path / "c", say=said.append)
+    assert torch.equal(trained.blocks[1].mlp.W_in, before)
     forward, reverse, random = comparison.forward, comparison.reverse, comparison.random
     # the same tokens with the roles exchanged, so the unpruned model scores the same
     assert forward.config["samples"]["collect"]["forget"] == reverse.config["samples"]["collect"]["retain"]
@@ -26,27 +26,27 @@ def test_three_runs_from_one_configuration(tiny_opt, letters, digits, tmp_path):
     assert list(table["run"]) == list(comparison.runs)
 
 
-def test_a_comparison_goes_on_where_it_was(tiny_opt, letters, digits, tmp_path, monkeypatch):
+def test_a_comparison_goes_on_where_it_was(trained, letters, digits, tmp_path, monkeypatch):
     config = sepcap.PruningConfig(forget=letters, retain=digits, fractions={"mlp": 0.5}, steps=2, tokens=300, eval_tokens=1500)
-    first = compare(tiny_opt, config, tmp_path / "c")
+    first = compare(trained, config, tmp_path / "c")
     from sepcap.experiments import pruning
 
     monkeypatch.setattr(pruning, "_step", None)  # nothing is left to do
-    again = compare(tiny_opt, config, tmp_path / "c")
+    again = compare(trained, config, tmp_path / "c")
     assert again.forward.trajectory.equals(first.forward.trajectory)
 
 
-def test_continuations_before_and_after_give_the_model_back(tiny_opt, letters, digits, tmp_path, monkeypatch):
+def test_continuations_before_and_after_give_the_model_back(trained, letters, digits, tmp_path, monkeypatch):
     from sepcap.evaluation import generation
 
     monkeypatch.setitem(generation.PROMPTS, "code", "def f")  # the real prompts are longer than the tiny context
     monkeypatch.setitem(generation.PROMPTS, "prose", "The")
     config = sepcap.PruningConfig(forget=letters, retain=digits, fractions={"mlp": 1.0}, steps=1, tokens=300, eval_tokens=300)
-    run = sepcap.prune(tiny_opt, config, out=tmp_path / "run")
-    before = tiny_opt.blocks[0].mlp.W_out.clone()
-    texts = continuations(tiny_opt, run, step=1)
-    assert torch.equal(tiny_opt.blocks[0].mlp.W_out, before)
-    sepcap.delete(tiny_opt, run.neurons(1))
+    run = sepcap.prune(trained, config, out=tmp_path / "run")
+    before = trained.blocks[0].mlp.W_out.clone()
+    texts = continuations(trained, run, step=1)
+    assert torch.equal(trained.blocks[0].mlp.W_out, before)
+    sepcap.delete(trained, run.neurons(1))
     from sepcap.evaluation.generation import continuation
 
-    assert list(texts["after"]) == [continuation(tiny_opt, p) for p in texts["prompt"]]
+    assert list(texts["after"]) == [continuation(trained, p) for p in texts["prompt"]]
