@@ -22,8 +22,8 @@ class FigureConfig:
 
     steps: int = 20
     fraction: float = 0.05
-    tokens: int = 20_000
-    eval_tokens: int = 20_000
+    tokens: int = 10_000
+    eval_tokens: int = 15_000
     runs: Path = Path("runs/demo")
     """The demo's folder by default: after `make demo` nothing is computed again."""
     out: Path = Path("figures")

@@ -58,9 +58,9 @@ class Prune(PruningConfig):
     """Share of each site's original neurons that goes at every step; sites are mlp, attn_pre_out, attn_value, heads."""
     steps: int = 20
     """Number of pruning steps."""
-    tokens: int = 20_000
+    tokens: int = 10_000
     """Token positions per task and step from which statistics are collected."""
-    eval_tokens: int = 20_000
+    eval_tokens: int = 15_000
     """Predictions per task and step on which the model is evaluated."""
     out: Path | None = None
     """Folder of one single run."""

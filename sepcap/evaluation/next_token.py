@@ -216,9 +216,10 @@ def most_frequent_targets(sample: TokenSample, k: int = 50) -> tuple[int, ...]:
 def _evaluate_batch(model: Any, batch: Batch, skip_ids: Int[Tensor, " k"]) -> Float[Tensor, "batch count"]:
     logits = logits_of(model, batch.ids)
     sums = []
+    scratch = torch.empty(logits[0, :-1].shape, dtype=_wide(logits), device=logits.device)
     for row, ids, keep in zip(logits, batch.ids, batch.keep, strict=True):
         targets, scored = ids[1:], keep[1:]
-        ranks, losses = rank_and_loss(row[:-1], targets)
+        ranks, losses = rank_and_loss(row[:-1], targets, scratch)
         rare = scored & ~torch.isin(targets, skip_ids)
         first, tenth = ranks == 0, ranks < 10
         columns = (scored, scored & first, scored & tenth, rare, rare & first, rare & tenth)
@@ -227,18 +228,27 @@ def _evaluate_batch(model: Any, batch: Batch, skip_ids: Int[Tensor, " k"]) -> Fl
     return torch.stack(sums)
 
 
-def rank_and_loss(logits: Float[Tensor, "pos vocab"], targets: Int[Tensor, " pos"]) -> tuple[Int[Tensor, " pos"], Float[Tensor, " pos"]]:
+def _wide(logits: Float[Tensor, "..."]) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def rank_and_loss(
+    logits: Float[Tensor, "pos vocab"], targets: Int[Tensor, " pos"], scratch: Float[Tensor, "pos vocab"] | None = None
+) -> tuple[Int[Tensor, " pos"], Float[Tensor, " pos"]]:
     """Rank of every target (0 is best) and its cross-entropy in nats.
 
     The rank is the number of other tokens whose logit is at least the target's: ties count against the model, so that
     a model that gives every token the same logit has no hits, on any device. One comparison gives every top-k.
+    `scratch` is room for as many logits: taking fresh memory every time would cost more than the arithmetic.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits.to(_wide(logits))
+    scratch = torch.empty_like(logits) if scratch is None else scratch
     target_logits = logits.gather(1, targets[:, None])
     # comparing into a float buffer: summing booleans is four times slower on a CPU, and floats count exactly to 2^24
-    at_least = torch.ge(logits, target_logits, out=torch.empty_like(logits))
-    ranks = at_least.sum(dim=1).long() - 1
-    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    ranks = torch.ge(logits, target_logits, out=scratch).sum(dim=1).long() - 1
+    highest = logits.amax(dim=1, keepdim=True)
+    torch.sub(logits, highest, out=scratch).exp_()
+    losses = scratch.sum(dim=1).log_() - (target_logits - highest)[:, 0]
     # NaN compares false with everything and would rank first
     broken = ~torch.isfinite(target_logits[:, 0]) | losses.isnan()
     return torch.where(broken, logits.shape[1], ranks), losses

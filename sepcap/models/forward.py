@@ -52,11 +52,26 @@ def measuring(model: Any) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
-        with fast_attention(model):
+        with fast_attention(model), _without_zero_bias(model):
             yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _without_zero_bias(model: Any) -> Iterator[None]:
+    """The bridge gives an unembedding without bias one of zeros; adding it to every logit costs a tenth of a small model's pass."""
+    buffers = getattr(getattr(model.unembed, "original_component", None), "_buffers", {})
+    bias = buffers.get("bias")
+    if bias is None or bool(bias.any()):
+        yield
+        return
+    buffers["bias"] = None
+    try:
+        yield
+    finally:
+        buffers["bias"] = bias
 
 
 def _somebody_looks_at_the_pattern(model: Any) -> bool:

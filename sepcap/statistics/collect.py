@@ -116,7 +116,9 @@ def _bar(sample: TokenSample, what: str, quiet: bool) -> Any:
 
 def _accumulators(model: Any, site: str) -> list[Accumulator]:
     shape = get_site(site).shape(model)
-    return [Accumulator(shape, model.blocks[layer].attn.W_O.device) for layer in range(n_layers(model))]
+    devices = [model.blocks[layer].attn.W_O.device for layer in range(n_layers(model))]
+    scratch: dict[torch.device, dict[tuple[int, torch.dtype], Tensor]] = {device: {} for device in devices}
+    return [Accumulator(shape, device, scratch[device]) for device in devices]
 
 
 def _collect_batch(model: Any, batch: Batch, accumulators: dict[str, list[Accumulator]], include_bos: bool) -> None:
