@@ -15,7 +15,7 @@ demo: $(INSTALLED)          ## prune code, prose and random neurons out of the e
 	$(BIN)/sepcap prune
 
 test: $(INSTALLED)          ## fast tests (under 5 minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 slow: $(INSTALLED)          ## tests that take minutes, notebooks included
 	$(BIN)/python -m pytest -m slow

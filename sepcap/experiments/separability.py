@@ -125,7 +125,8 @@ def separability(
         return area(forget, retain) if specific == "forget" else area(retain, forget)
 
     rng = np.random.default_rng(seed)
-    replicas = of(_resampled(forget_rows, metric, rng), _resampled(retain_rows, metric, rng))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a replica without any hit of the unpruned model is left out below
+        replicas = of(_resampled(forget_rows, metric, rng), _resampled(retain_rows, metric, rng))
     replicas = replicas[np.isfinite(replicas)]
     value = float(of(f, r))
     differential = 100 * ((1 - f / f[0]) - (1 - r / r[0]))
