@@ -3,50 +3,18 @@
 Nothing heavy is imported before a command is known, so that --help answers at once.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
-from tyro.constructors import PrimitiveConstructorSpec
 
+from sepcap.cli_options import Fractions, config_in, write_figure
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.config import DIVERGENCES, PruningConfig
 from sepcap.experiments.methods_config import MethodsConfig
-
-T = TypeVar("T")
-
-
-def parse_fractions(text: str) -> dict[str, float]:
-    """`mlp=0.05,attn_pre_out=0.02` as a dictionary."""
-    fractions = {}
-    for part in text.split(","):
-        site, equals, number = part.partition("=")
-        try:
-            share = float(number)
-        except ValueError:
-            equals, share = "", 0.0
-        if not equals:
-            raise ValueError(f"fractions: {part!r} is not of the form site=fraction, as in mlp=0.05,attn_pre_out=0.02")
-        if site.strip() in fractions:
-            raise ValueError(f"fractions: {site.strip()!r} is given twice")
-        fractions[site.strip()] = share
-    return fractions
-
-
-Fractions = Annotated[
-    dict[str, float],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="SITE=FRACTION[,…]",
-        instance_from_str=lambda args: parse_fractions(args[0]),
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [",".join(f"{k}={v:g}" for k, v in value.items())],
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -76,7 +44,7 @@ class Prune(PruningConfig):
 
     def config(self) -> PruningConfig:
         """The configuration without what only the command line knows."""
-        return _as(PruningConfig, self)
+        return config_in(PruningConfig, self)
 
     def run(self) -> None:
         """Carry out the command."""
@@ -137,7 +105,7 @@ class Score:
         for site, threshold in neurons.info["threshold"].items():
             print(f"  {site}: score at least {threshold:.4g}")
         print(neurons)
-        _write_figure(scores.figure(), self.out / "scores")
+        write_figure(scores.figure(), self.out / "scores")
         print(f"written to {self.out}")
 
 
@@ -182,9 +150,9 @@ class Ablate(AblationProtocol):
         from sepcap.experiments.ablation_protocol import ablation_protocol
         from sepcap.models.load import load_model
 
-        result = ablation_protocol(load_model(self.model), _as(AblationProtocol, self), out=self.out)
+        result = ablation_protocol(load_model(self.model), config_in(AblationProtocol, self), out=self.out)
         print(result.summary.to_string(float_format=lambda x: f"{x:.4f}"))
-        _write_figure(plots.ablation_protocol(result), self.out / "figures" / "ablation-protocol")
+        write_figure(plots.ablation_protocol(result), self.out / "figures" / "ablation-protocol")
 
 
 @dataclass(frozen=True)
@@ -223,7 +191,7 @@ class CompareAblations:
         print(comparison.table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
         print(f"\n  {self.out / 'table.csv'}")
         for metric in ("loss", "top1"):
-            _write_figure(comparison.figure(metric), self.out / metric)
+            write_figure(comparison.figure(metric), self.out / metric)
 
 
 @dataclass(frozen=True)
@@ -250,13 +218,13 @@ class CompareMethods(MethodsConfig):
         from sepcap.experiments.methods import compare_methods
         from sepcap.models.load import load_model
 
-        config = _as(MethodsConfig, self)
+        config = config_in(MethodsConfig, self)
         result = compare_methods(load_model(self.model), config, self.out, say=lambda text: print(text, flush=True))
         table = result.table()
         table.to_csv(self.out / "table.csv", index=False)
         print(table.to_string(index=False, float_format=lambda x: f"{x:.1f}"))
         print(f"\n  {self.out / 'table.csv'}")
-        _write_figure(result.figure(), self.out / "methods")
+        write_figure(result.figure(), self.out / "methods")
 
 
 @dataclass(frozen=True)
@@ -283,7 +251,7 @@ class Reproduce:
         )
         print(result.table.drop(columns=["study", "source"]).to_string(index=False, na_rep="", float_format=lambda x: f"{x:.1f}"))
         print(f"\n  {result.save()}")
-        _write_figure(result.figure(), result.folder / result.study.name)
+        write_figure(result.figure(), result.folder / result.study.name)
 
 
 @dataclass(frozen=True)
@@ -331,11 +299,6 @@ class Tasks:
         print("\nOr a PATH: a .txt, .jsonl or .parquet file, or a folder of them, with a text column.")
 
 
-def _as(kind: type[T], command: Any) -> T:
-    """The configuration in a command, without what only the command line knows."""
-    return kind(**{f.name: getattr(command, f.name) for f in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
-
-
 def _compare(config: PruningConfig, folder: Path) -> None:
     print("Loading the model and the tasks; the first time, the texts of this Python installation are read (about a minute).", flush=True)
     from sepcap import plots
@@ -364,22 +327,7 @@ def _compare(config: PruningConfig, folder: Path) -> None:
         pictures["scores"] = plots.score_histograms(comparison.forward.scores())
     print("\nPictures:")
     for name, figure in pictures.items():
-        _write_figure(figure, folder / "figures" / name)
-
-
-def _write_figure(figure: Any, stem: Path) -> None:
-    """Write a page that opens anywhere and, where a browser for the export is found, SVG and PNG."""
-    from sepcap import plots
-
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".html", ".svg", ".png"):
-        path = stem.with_suffix(suffix)
-        try:
-            plots.save(figure, path)
-        except (ImportError, RuntimeError) as error:
-            print(f"  (no {suffix[1:]}: {str(error).splitlines()[0]})")
-            return
-        print(f"  {path}")
+        write_figure(figure, folder / "figures" / name)
 
 
 COMMANDS = {

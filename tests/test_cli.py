@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from sepcap.cli import COMMANDS, Prune, main, parse_fractions
+from sepcap.cli import COMMANDS, Prune, main
+from sepcap.cli_options import parse_fractions
 
 
 def test_fractions_of_the_issue():

@@ -63,6 +63,7 @@ def harness(
     if (kind := kind_of(model)) != "causal":
         raise ValueError(f"model is of kind {kind!r}, and the harness is for causal language models")
     try:
+        # an extra: it need not be there when types are checked
         from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
         from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
         from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]

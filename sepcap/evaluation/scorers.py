@@ -34,6 +34,7 @@ def get_scorer(scorer: str | Path | Scorer, label: str | None, device: torch.dev
 
 def _detoxify(label: str | None, device: torch.device) -> Scorer:
     try:
+        # an extra: it need not be there when types are checked
         from detoxify import Detoxify  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise missing_extra("detoxify", "toxicity", "scorer='detoxify'") from error

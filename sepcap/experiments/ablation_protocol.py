@@ -1,7 +1,6 @@
 """The protocol of [PEAK]: more and more random neurons gone, every kind of ablation on the same ones (METHODS 8)."""
 
 import dataclasses
-import datetime
 import io
 import math
 from collections.abc import Mapping
@@ -20,14 +19,11 @@ from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import Evaluation, evaluate_sample
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.ablations import balanced, fit_constants, spread
-from sepcap.experiments.pruning import versions
+from sepcap.experiments.provenance import made_with
 from sepcap.experiments.run import differing_fields
 from sepcap.interventions.ablation import ablate
-from sepcap.models.forward import device_of
-from sepcap.models.kinds import inner
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
-from sepcap.models.weights import fingerprint
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.moments import Statistics
@@ -165,15 +161,10 @@ def ablation_protocol(model: Any = None, config: AblationProtocol | None = None,
     resolved = dataclasses.asdict(dataclasses.replace(config, task=task.name)) | {
         "format": FORMAT,
         "context": context,
-        "model": str(model.cfg.model_name),
-        "model_fingerprint": fingerprint(model),
-        "dtype": str(next(inner(model).parameters()).dtype),
-        "device": str(device_of(model).type),
+        **made_with(model),
         "neurons": total,
         "samples": {"collect": collected.fingerprint, "evaluate": sample.fingerprint},
         "documents": {"collect": list(collected.indices), "evaluate": list(sample.indices)},
-        "versions": versions(),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     folder = None if out is None else Path(out)
     if folder is not None:

@@ -1,7 +1,6 @@
 """Neuron sets of several tasks against a common one, and what they have in common (METHODS 12)."""
 
 import dataclasses
-import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,13 +12,10 @@ import numpy as np
 import pandas as pd
 
 from sepcap.errors import CorruptFile
-from sepcap.experiments.pruning import versions
+from sepcap.experiments.provenance import made_with
 from sepcap.experiments.reproduce_config import OverlapConfig
 from sepcap.experiments.run import differing_fields
-from sepcap.models.forward import device_of
-from sepcap.models.kinds import inner
 from sepcap.models.sites import site_shape
-from sepcap.models.weights import fingerprint
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.overlap import overlap
 from sepcap.selection.score import score
@@ -96,14 +92,9 @@ def plan_overlaps(model: Any, config: OverlapConfig) -> OverlapPlan:
     resolved = dataclasses.asdict(dataclasses.replace(config, tasks=named, retain=tasks[RETAIN].name)) | {
         "format": FORMAT,
         "context": context,
-        "model": str(model.cfg.model_name),
-        "model_fingerprint": fingerprint(model),
-        "dtype": str(next(inner(model).parameters()).dtype),
-        "device": str(device_of(model).type),
+        **made_with(model),
         "samples": {name: sample.fingerprint for name, sample in samples.items()},
         "documents": {name: list(sample.indices) for name, sample in samples.items()},
-        "versions": versions(),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     return OverlapPlan(config, model, samples, resolved)
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
-import importlib.metadata
 import logging
 import time
 import warnings
@@ -17,14 +15,14 @@ from tqdm.auto import tqdm
 
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample
 from sepcap.experiments.config import PruningConfig
+from sepcap.experiments.provenance import made_with
 from sepcap.experiments.run import FORMAT, ROLES, ROTATION, Run, begin_run, find_run, metrics_of
 from sepcap.interventions.deletion import check_output_biases, delete
 from sepcap.interventions.rotation import check_rotation, value_rotation
-from sepcap.models.forward import device_of
 from sepcap.models.kinds import inner
 from sepcap.models.load import load_model
 from sepcap.models.sites import check_deletion, output_biases, site_shape
-from sepcap.models.weights import WeightSnapshot, fingerprint
+from sepcap.models.weights import WeightSnapshot
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.score import Scores, random_scores, score
 from sepcap.statistics.collect import collect_sample
@@ -136,24 +134,13 @@ def plan(model: Any, config: PruningConfig) -> Plan:
     resolved |= {
         "format": FORMAT,
         "context": context,
-        "model": str(model.cfg.model_name),
-        "model_fingerprint": fingerprint(model),
-        "dtype": str(next(inner(model).parameters()).dtype),
-        "device": str(device_of(model).type),
+        **made_with(model),
         "task_fingerprints": {role: task.fingerprint for role, task in tasks.items()},
         "samples": {split: {role: s.fingerprint for role, s in by_role.items()} for split, by_role in samples.items()},
         "documents": {split: {role: list(s.indices) for role, s in by_role.items()} for split, by_role in samples.items()},
         "tokens_found": {split: {role: s.tokens for role, s in by_role.items()} for split, by_role in samples.items()},
-        "versions": versions(),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     return Plan(config, model, samples["collect"], samples["evaluate"], resolved)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide about numbers."""
-    names = ("sepcap", "torch", "transformers", "transformer-lens", "tokenizers", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | Path) -> Run:

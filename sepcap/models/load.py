@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
@@ -244,7 +245,7 @@ def _load(source: str, given: tuple[Any, Any], made_by: Callable[..., Any], **op
 def load_processor(source: str, **options: Any) -> Any:
     """The image processor of a folder or hub model, by pillow: torchvision is not needed."""
     try:
-        import PIL  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import_module("PIL")
     except ImportError as error:
         raise ImportError("image classifiers need pillow; install the extra: pip install 'sepcap[vision]'") from error
     from transformers import AutoImageProcessor

@@ -40,8 +40,26 @@ MAX_CHARS = 60_000
 """Longer files are generated tables or bundled data far more often than something a person wrote."""
 
 
-OF_EXTRAS = ("PIL", "detoxify", "joblib", "lm_eval", "pillow", "scikit_learn", "scipy", "sklearn", "threadpoolctl", "zstandard")
-"""What the extras `vision`, `hub`, `toxicity` and `lm-eval` bring: installing one must not change a task."""
+OF_EXTRAS = (
+    "absl",
+    "absl_py",
+    "detoxify",
+    "immutabledict",
+    "joblib",
+    "k_means_constrained",
+    "lm_eval",
+    "ortools",
+    "PIL",
+    "pillow",
+    "scikit_learn",
+    "scipy",
+    "sentence_transformers",
+    "six",
+    "sklearn",
+    "threadpoolctl",
+    "zstandard",
+)
+"""What the extras `vision`, `hub`, `toxicity`, `lm-eval`, `clusters` and `embeddings` bring: installing one must not change a task."""
 
 
 class SourceFile(NamedTuple):

@@ -6,7 +6,7 @@ from run_folders import STEPS, bits, config_of
 
 import sepcap
 from sepcap.errors import CorruptFile
-from sepcap.experiments import pruning
+from sepcap.experiments import provenance, pruning
 from sepcap.experiments.run import Run
 
 
@@ -55,8 +55,8 @@ def test_other_weights_are_another_run(tiny_opt, prepared, letters, digits, tmp_
 def test_order_of_the_texts_and_versions_do_not_make_another_run(tiny_opt, prepared, letters, digits, tmp_path, monkeypatch):
     run = pruning.execute(prepared, tmp_path / "run")
     assert sepcap.prune(tiny_opt, config_of(letters[::-1], digits), out=run.folder).finished
-    versions = {**pruning.versions(), "torch": "9.9"}
-    monkeypatch.setattr(pruning, "versions", lambda: versions)
+    now = provenance.made_with
+    monkeypatch.setattr(pruning, "made_with", lambda model: now(model) | {"versions": now(model)["versions"] | {"torch": "9.9"}})
     assert sepcap.prune(tiny_opt, config_of(letters, digits), out=run.folder).finished
     (run.step_folder(2) / "record.json").unlink()
     with pytest.warns(UserWarning, match=r"torch .* then, 9.9 now"):

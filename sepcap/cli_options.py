@@ -1,0 +1,59 @@
+"""What commands share: options that are more than a word or a number, configurations in a command, pictures as files."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+T = TypeVar("T")
+
+
+def parse_fractions(text: str) -> dict[str, float]:
+    """`mlp=0.05,attn_pre_out=0.02` as a dictionary."""
+    fractions = {}
+    for part in text.split(","):
+        site, equals, number = part.partition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            equals, share = "", 0.0
+        if not equals:
+            raise ValueError(f"fractions: {part!r} is not of the form site=fraction, as in mlp=0.05,attn_pre_out=0.02")
+        if site.strip() in fractions:
+            raise ValueError(f"fractions: {site.strip()!r} is given twice")
+        fractions[site.strip()] = share
+    return fractions
+
+
+Fractions = Annotated[
+    dict[str, float],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="SITE=FRACTION[,…]",
+        instance_from_str=lambda args: parse_fractions(args[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [",".join(f"{k}={v:g}" for k, v in value.items())],
+    ),
+]
+
+
+def config_in(kind: type[T], command: Any) -> T:
+    """The configuration in a command, without what only the command line knows."""
+    # T is a dataclass, which no type says
+    return kind(**{f.name: getattr(command, f.name) for f in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
+
+
+def write_figure(figure: Any, stem: Path) -> None:
+    """Write a page that opens anywhere and, where a browser for the export is found, SVG and PNG."""
+    from sepcap import plots
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".html", ".svg", ".png"):
+        path = stem.with_suffix(suffix)
+        try:
+            plots.save(figure, path)
+        except (ImportError, RuntimeError) as error:
+            print(f"  (no {suffix[1:]}: {str(error).splitlines()[0]})")
+            return
+        print(f"  {path}")

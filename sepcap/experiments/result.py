@@ -1,0 +1,204 @@
+"""What a study found: a configuration, tables and tensors; in memory, on disk, as figures and as a page."""
+
+import contextlib
+import io
+import json
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+from torch import Tensor
+from typing_extensions import Self
+
+from sepcap.errors import CorruptFile, unknown
+from sepcap.experiments.run import Run, differing_fields
+from sepcap.storage import PART, html_card, load_tensors, read_json, remove_parts, save_tensors, sole_writer, write_atomically, write_json
+
+FINISHED = "result.json"
+"""Written last: names of the tables and tensors. A folder without it holds a study that was interrupted."""
+
+PIECES = "pieces"
+"""Folder of what a long study has done so far."""
+
+
+@dataclass(frozen=True, eq=False)
+class StudyResult:
+    """Base of all results that are tables: what `save`, `load`, `figure` and `report` need to know of a study.
+
+    Attributes:
+        config: the resolved configuration, with what it was made with; made of what JSON can hold.
+        tables: name -> DataFrame.
+        tensors: name -> tensor.
+    """
+
+    STUDY: ClassVar[str]
+    """Name of the study, as in `STUDIES`."""
+    TITLE: ClassVar[str]
+    """The question it answers, as a heading."""
+    FIGURES: ClassVar[Mapping[str, tuple[str, str]]]
+    """Kind of figure -> its title and the function in `sepcap.plots` that makes it; the first one is the default."""
+
+    config: Mapping[str, Any]
+    tables: Mapping[str, pd.DataFrame]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def summary(self) -> list[str]:
+        """What was found, in sentences."""
+        raise NotImplementedError(f"{type(self).__name__} has no summary")
+
+    def figure(self, kind: str | None = None, **options: Any) -> Any:
+        """One of the figures of this study, by its name in `FIGURES`."""
+        from sepcap import plots
+
+        kind = next(iter(self.FIGURES)) if kind is None else kind
+        if kind not in self.FIGURES:
+            raise unknown("figure", kind, self.FIGURES)
+        return getattr(plots, self.FIGURES[kind][1])(self, **options)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder: config.json, tables/*.parquet, tensors.safetensors, and a list of them last.
+
+        Raises:
+            FileExistsError: the folder holds something else, or the same study with another configuration.
+        """
+        with open_study(folder, self.STUDY, self.config) as pieces:
+            for name, table in self.tables.items():
+                buffer = io.BytesIO()
+                table.to_parquet(buffer, index=False)
+                write_atomically(pieces.folder / "tables" / f"{name}.parquet", buffer.getvalue())
+            if self.tensors:
+                save_tensors(pieces.folder / "tensors.safetensors", self.tensors, {"kind": self.STUDY})
+            write_json(pieces.folder / FINISHED, {"tables": list(self.tables), "tensors": list(self.tensors)})
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such study in the folder, or it is not finished.
+            CorruptFile: a file that cannot be read.
+        """
+        folder = Path(folder)
+        config = _config_of(folder)
+        if config.get("study") != cls.STUDY:
+            raise FileNotFoundError(f"{folder} holds {config.get('study') or 'something else'}, and a study {cls.STUDY!r} was asked for")
+        if not (folder / FINISHED).exists():
+            raise FileNotFoundError(f"{folder} is not finished; the same call that began it goes on there")
+        held = read_json(folder / FINISHED)
+        tables = {name: _read_table(folder / "tables" / f"{name}.parquet") for name in held["tables"]}
+        tensors = load_tensors(folder / "tensors.safetensors", cls.STUDY)[0] if held["tensors"] else {}
+        return cls(config, tables, tensors)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(table):,} rows" for name, table in self.tables.items())
+        return f"{type(self).__name__}({self.config.get('model')}; {sizes})"
+
+    def _repr_html_(self) -> str:
+        name, table = next(iter(self.tables.items()))
+        how = {"model": self.config.get("model"), "table": name, "rows": len(table)}
+        return html_card(type(self).__name__, how, table.head(12))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a long study has done so far: each piece is written whole before the next one is begun."""
+
+    folder: Path
+
+    def get(self, name: str) -> tuple[dict[str, Tensor], Any] | None:
+        """Tensors and what was noted with them; None where the piece is not done."""
+        path = self._path(name)
+        if not path.exists():
+            return None
+        tensors, meta = load_tensors(path, "piece")
+        return tensors, meta["note"]
+
+    def put(self, name: str, tensors: Mapping[str, Tensor], note: Any = None) -> None:
+        """Write a piece; `note` is anything that JSON can hold."""
+        save_tensors(self._path(name), tensors, {"kind": "piece", "note": note})
+
+    def _path(self, name: str) -> Path:
+        return self.folder / PIECES / f"{name}.safetensors"
+
+
+@contextlib.contextmanager
+def open_study(folder: str | Path, study: str, config: Mapping[str, Any]) -> Iterator[Pieces]:
+    """The folder of a study, begun or taken up again; nobody else can write to it meanwhile.
+
+    Raises:
+        FileExistsError: the folder holds another configuration (the differing fields are named) or something else.
+    """
+    folder, resolved = Path(folder), {"study": study, **config}
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; a study is a folder. Use another name; nothing was changed.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder):
+        path = folder / "config.json"
+        if path.exists():
+            if different := differing_fields(_config_of(folder), resolved):
+                listed = "; ".join(f"{k}: {reprlib.repr(a)} there, {reprlib.repr(b)} asked for" for k, (a, b) in different.items())
+                raise FileExistsError(f"{folder} holds another configuration ({listed}). Use another folder; nothing was changed.")
+        elif any(not part.name.endswith(PART) for part in folder.iterdir()):
+            raise FileExistsError(f"{folder} is not empty and holds no study. Use another folder; nothing was changed.")
+        remove_parts(folder)
+        if not path.exists():
+            write_json(path, resolved)
+        yield Pieces(folder)
+
+
+def as_json(config: Any) -> Any:
+    """A configuration as it is after it was written and read."""
+    return json.loads(json.dumps(config))
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no study and no run: there is no config.json in it")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise CorruptFile(f"{path} is no configuration; restore it or start again in another folder")
+    return config
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:  # pyarrow has no common class for what a broken file can raise
+        raise CorruptFile(f"{path} is missing or corrupt ({error}); delete {path.parent.parent / FINISHED} and make it again") from error
+
+
+STUDIES: dict[str, str] = {
+    "similarity": "experiments.similarity.Similarity",
+    "streams": "experiments.streams.Streams",
+    "tight-pass": "experiments.tight_pass.TightPass",
+    "transfer": "experiments.paragraphs.Transfer",
+    "modules": "experiments.modules.Modules",
+    "overlaps": "experiments.overlaps.Overlaps",
+    "cross-task": "experiments.cross_task.CrossTask",
+    "cross-checks": "experiments.cross_checks.CrossChecks",
+}
+"""Name of a study, as its config.json has it -> the class of its results."""
+
+
+def load_result(folder: str | Path) -> Any:
+    """Whatever lies in a folder: the result of a study, or a pruning run.
+
+    Raises:
+        FileNotFoundError: there is nothing, or it is not finished.
+
+    Example:
+        >>> sepcap.load_result("runs/similarity").figure()  # doctest: +SKIP
+    """
+    study = _config_of(Path(folder)).get("study")
+    if study is None:
+        return Run.load(folder)
+    if study not in STUDIES:
+        raise unknown("study", study, STUDIES, f"{folder} was written by another version of sepcap.")
+    module, name = STUDIES[study].rsplit(".", 1)
+    return getattr(import_module(f"sepcap.{module}"), name).load(folder)
