@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pandas as pd
 from torch import Tensor
-from typing_extensions import Self
 
 from sepcap.errors import CorruptFile, unknown
 from sepcap.experiments.run import Run, differing_fields
 from sepcap.storage import PART, html_card, load_tensors, read_json, remove_parts, save_tensors, sole_writer, write_atomically, write_json
+
+Result = TypeVar("Result", bound="StudyResult")
 
 FINISHED = "result.json"
 """Written last: names of the tables and tensors. A folder without it holds a study that was interrupted."""
@@ -76,7 +77,7 @@ class StudyResult:
         return Path(folder)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls: type[Result], folder: str | Path) -> Result:
         """Read what `save` wrote.
 
         Raises:
