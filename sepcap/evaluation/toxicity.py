@@ -8,31 +8,27 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from tqdm.auto import tqdm
+from jaxtyping import Float
 
 from sepcap.errors import CorruptFile, unknown
 from sepcap.evaluation.next_token import evaluate
+from sepcap.evaluation.sampling import Ids, continuations
 from sepcap.evaluation.scorers import Scorer, checked_scores, get_scorer
-from sepcap.models.forward import device_of, measuring
+from sepcap.models.forward import device_of
 from sepcap.models.kinds import check_wraps, kind_of
-from sepcap.statistics.collect import BATCH_SIZE, halving_batches
+from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.storage import html_card, write_atomically
 from sepcap.tasks.batches import separator_of
 from sepcap.tasks.hub import Streamed
 from sepcap.tasks.registry import TASKS
 from sepcap.tasks.task import load_task, read_files, text_column
-
-Ids = list[int]
 
 SUMMARIES = ("fraction", "mean")
 Z = 1.959964
@@ -285,81 +281,3 @@ def _beginnings(task: Any, prompt_tokens: int) -> Iterator[str]:
     ]
     for rows in itertools.zip_longest(*parts):
         yield from (row["text"][: LONGEST_TOKEN * prompt_tokens] for row in rows if row is not None and row["text"].strip())
-
-
-def continuations(
-    model: Any, prompts: Sequence[Ids], n: int, *, tokens: int = 20, temperature: float = 1.0, seed: int = 0, batch_size: int = BATCH_SIZE
-) -> list[Ids]:
-    """Token ids of n continuations of prompts taken in turn, without the prompts and without the end-of-text token.
-
-    Args:
-        model: a hooked model.
-        prompts: token ids of every prompt, BOS included.
-        n: number of continuations.
-        tokens: most tokens of each; fewer where an end-of-text token stops it.
-        temperature: 0 takes the most likely token every time.
-        seed: the same seed gives the same tokens, whatever the batch size (up to rounding in the model).
-        batch_size: continuations per pass, of prompts of one length: nothing is padded.
-    """
-    room = model.cfg.n_ctx - tokens
-    for i, ids in enumerate(prompts):
-        if len(ids) > room:
-            raise ValueError(
-                f"prompts[{i}] has {len(ids)} tokens; this model sees at most {model.cfg.n_ctx}, so there is no room for {tokens} more: "
-                "shorten it, or ask for fewer tokens"
-            )
-    if tokens < 1:
-        raise ValueError(f"tokens={tokens}: give at least 1")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: give a finite number, 0 or more")
-    if temperature == 0 and n > len(prompts):
-        raise ValueError(f"n={n}: at temperature=0 every prompt has but one continuation; give at most n={len(prompts)}, one per prompt")
-    luck = torch.from_numpy(np.random.default_rng(seed).random((n, tokens)))
-    by_length: dict[int, list[int]] = {}
-    for i in range(n):
-        by_length.setdefault(len(prompts[i % len(prompts)]), []).append(i)
-
-    def one_pass(size: int) -> dict[int, Ids]:
-        found: dict[int, Ids] = {}
-        bar = tqdm(total=n, desc="continuations", unit="text", leave=False, delay=2, disable=None)
-        with measuring(model), bar:
-            for group in by_length.values():
-                for chosen in (group[first : first + size] for first in range(0, len(group), size)):
-                    ids = torch.tensor([prompts[i % len(prompts)] for i in chosen], device=device_of(model))
-                    found |= zip(chosen, sample_batch(model, ids, luck[chosen], temperature), strict=True)
-                    bar.update(len(chosen))
-        return found
-
-    found = halving_batches(one_pass, batch_size)
-    return [found[i] for i in range(n)]
-
-
-@torch.inference_mode()
-def sample_batch(model: Any, ids: Int[Tensor, "batch pos"], luck: Float[Tensor, "batch new"], temperature: float) -> list[Ids]:
-    """Tokens that follow every row, up to the first end-of-text token, which is not among them."""
-    stop = model.tokenizer.eos_token_id
-    fed, cache = ids, None
-    drawn = torch.empty((len(ids), 0), dtype=torch.long)
-    for uniform in luck.T:
-        logits, cache = model(fed, return_type="logits_and_cache", past_key_values=cache, use_cache=True)
-        new = draw(logits[:, -1], uniform, temperature)[:, None]
-        drawn = torch.cat([drawn, new], dim=1)
-        if bool((drawn == stop).any(dim=1).all()):
-            break
-        fed = new.to(ids.device)
-    return [list(itertools.takewhile(lambda token: token != stop, row)) for row in drawn.tolist()]
-
-
-def draw(logits: Float[Tensor, "batch vocab"], uniform: Float[Tensor, " batch"], temperature: float) -> Int[Tensor, " batch"]:
-    """One token per row by inverting its cumulative distribution at a uniform random number.
-
-    On the CPU in float64: not every device has it, and the same numbers give the same tokens on all of them.
-    """
-    logits = logits.cpu().double()
-    if logits.isnan().any():
-        raise FloatingPointError("the model's logits are NaN: there is no token to draw")
-    if temperature == 0:
-        return logits.argmax(dim=1)
-    cumulative = (logits / temperature).softmax(dim=1).cumsum(dim=1)
-    places = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
-    return places.clamp(max=logits.shape[1] - 1)  # the product can round up to the sum itself

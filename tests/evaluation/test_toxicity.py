@@ -13,8 +13,9 @@ from plain import Plain
 
 import sepcap
 from sepcap.evaluation.harness import harness
+from sepcap.evaluation.sampling import continuations, draw
 from sepcap.evaluation.scorers import get_scorer
-from sepcap.evaluation.toxicity import Toxicity, continuations, draw, read_prompts, toxicity
+from sepcap.evaluation.toxicity import Toxicity, read_prompts, toxicity
 
 PROMPTS = ["abc", "the lazy dog", "x", "", "def return", "yes"]
 EOS = 2

@@ -1,0 +1,132 @@
+"""Sampled continuations, many at a time, with a key-value cache.
+
+Each continuation is drawn with random numbers of its own: neither the batch size nor the other continuations change it.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sepcap.models.forward import device_of, measuring
+from sepcap.statistics.collect import BATCH_SIZE, halving_batches
+
+Ids = list[int]
+
+Beginning = Callable[[list[int]], AbstractContextManager[Any]]
+"""What is entered while the prompts with these numbers are read, and left before the first token is drawn."""
+
+
+def continuations(
+    model: Any, prompts: Sequence[Ids], n: int, *, tokens: int = 20, temperature: float = 1.0, seed: int = 0, batch_size: int = BATCH_SIZE
+) -> list[Ids]:
+    """Token ids of n continuations of prompts taken in turn, without the prompts and without the end-of-text token.
+
+    Args:
+        model: a hooked model.
+        prompts: token ids of every prompt, BOS included.
+        n: number of continuations.
+        tokens: most tokens of each; fewer where an end-of-text token stops it.
+        temperature: 0 takes the most likely token every time.
+        seed: the same seed gives the same tokens, whatever the batch size (up to rounding in the model).
+        batch_size: continuations per pass, of prompts of one length: nothing is padded.
+    """
+    room = model.cfg.n_ctx - tokens
+    for i, ids in enumerate(prompts):
+        if len(ids) > room:
+            raise ValueError(
+                f"prompts[{i}] has {len(ids)} tokens; this model sees at most {model.cfg.n_ctx}, so there is no room for {tokens} more: "
+                "shorten it, or ask for fewer tokens"
+            )
+    if tokens < 1:
+        raise ValueError(f"tokens={tokens}: give at least 1")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: give a finite number, 0 or more")
+    if temperature == 0 and n > len(prompts):
+        raise ValueError(f"n={n}: at temperature=0 every prompt has but one continuation; give at most n={len(prompts)}, one per prompt")
+    luck = torch.from_numpy(np.random.default_rng(seed).random((n, tokens)))
+    return sampled(model, [prompts[i % len(prompts)] for i in range(n)], luck, temperature, batch_size=batch_size)
+
+
+def sampled(
+    model: Any,
+    prompts: Sequence[Ids],
+    luck: Float[Tensor, "prompt new"],
+    temperature: float,
+    *,
+    batch_size: int = BATCH_SIZE,
+    beginning: Beginning | None = None,
+) -> list[Ids]:
+    """One continuation of every prompt, drawn with the random numbers of its row.
+
+    Args:
+        model: a hooked model.
+        prompts: token ids of every prompt, BOS included.
+        luck: a uniform random number for every token of every continuation.
+        temperature: 0 takes the most likely token every time.
+        batch_size: continuations per pass, of prompts of one length: nothing is padded. Halved, with a warning, when memory runs out.
+        beginning: entered around the pass over the prompts alone; what it changes there is carried on by the cache.
+    """
+    by_length: dict[int, list[int]] = {}
+    for i, ids in enumerate(prompts):
+        by_length.setdefault(len(ids), []).append(i)
+
+    def one_pass(size: int) -> dict[int, Ids]:
+        found: dict[int, Ids] = {}
+        bar = tqdm(total=len(prompts), desc="continuations", unit="text", leave=False, delay=2, disable=None)
+        with measuring(model), bar:
+            for group in by_length.values():
+                for chosen in (group[first : first + size] for first in range(0, len(group), size)):
+                    ids = torch.tensor([prompts[i] for i in chosen], device=device_of(model))
+                    begin = nullcontext() if beginning is None else beginning(chosen)
+                    found |= zip(chosen, sample_batch(model, ids, luck[chosen], temperature, begin), strict=True)
+                    bar.update(len(chosen))
+        return found
+
+    found = halving_batches(one_pass, batch_size)
+    return [found[i] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def sample_batch(
+    model: Any,
+    ids: Int[Tensor, "batch pos"],
+    luck: Float[Tensor, "batch new"],
+    temperature: float,
+    begin: AbstractContextManager[Any] | None = None,
+) -> list[Ids]:
+    """Tokens that follow every row, up to the first end-of-text token, which is not among them; `begin` holds for the rows alone."""
+    stop = model.tokenizer.eos_token_id
+    with begin or nullcontext():
+        logits, cache = model(ids, return_type="logits_and_cache", past_key_values=None, use_cache=True)
+    drawn = torch.empty((len(ids), 0), dtype=torch.long)
+    for uniform in luck.T:
+        if drawn.shape[1]:
+            fed = drawn[:, -1:].to(ids.device)
+            logits, cache = model(fed, return_type="logits_and_cache", past_key_values=cache, use_cache=True)
+        drawn = torch.cat([drawn, draw(logits[:, -1], uniform, temperature)[:, None]], dim=1)
+        if bool((drawn == stop).any(dim=1).all()):
+            break
+    return [list(itertools.takewhile(lambda token: token != stop, row)) for row in drawn.tolist()]
+
+
+def draw(logits: Float[Tensor, "batch vocab"], uniform: Float[Tensor, " batch"], temperature: float) -> Int[Tensor, " batch"]:
+    """One token per row by inverting its cumulative distribution at a uniform random number.
+
+    On the CPU in float64: not every device has it, and the same numbers give the same tokens on all of them.
+    """
+    logits = logits.cpu().double()
+    if logits.isnan().any():
+        raise FloatingPointError("the model's logits are NaN: there is no token to draw")
+    if temperature == 0:
+        return logits.argmax(dim=1)
+    cumulative = (logits / temperature).softmax(dim=1).cumsum(dim=1)
+    places = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    return places.clamp(max=logits.shape[1] - 1)  # the product can round up to the sum itself
