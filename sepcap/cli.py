@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -41,6 +41,9 @@ class Prune(PruningConfig):
     """Folder of one single run."""
     comparison: Path = Path("runs/demo")
     """Folder of the whole comparison."""
+    tracker: tuple[Literal["jsonl", "wandb", "none"], ...] = ("jsonl",)
+    """Who follows a run step by step: a file of JSON lines in its folder, Weights & Biases (WANDB_MODE=offline keeps it to this machine),
+    both, or none."""
 
     def config(self) -> PruningConfig:
         """The configuration without what only the command line knows."""
@@ -50,16 +53,17 @@ class Prune(PruningConfig):
         """Carry out the command."""
         from sepcap.experiments.pruning import execute, plan
         from sepcap.experiments.run import find_run
+        from sepcap.experiments.trackers import trackers_of
         from sepcap.models.load import load_model
 
-        config = self.config()
+        config, trackers = self.config(), trackers_of(self.tracker)
         if self.out is None:
-            _compare(config, self.comparison)
+            _compare(config, self.comparison, trackers)
             return
         prepared = plan(load_model(config.model), config)
         before = find_run(self.out, prepared.resolved)
         print("This run is finished; nothing is computed again." if before is not None and before.finished else prepared.cost())
-        run = execute(prepared, self.out)
+        run = execute(prepared, self.out, trackers)
         print(run)
         print(run.trajectory.pivot(index="step", columns="role", values=["top1", "loss"]).to_string(float_format=lambda x: f"{x:.3f}"))
         try:
@@ -299,14 +303,14 @@ class Tasks:
         print("\nOr a PATH: a .txt, .jsonl or .parquet file, or a folder of them, with a text column.")
 
 
-def _compare(config: PruningConfig, folder: Path) -> None:
+def _compare(config: PruningConfig, folder: Path, trackers: Sequence[Any]) -> None:
     print("Loading the model and the tasks; the first time, the texts of this Python installation are read (about a minute).", flush=True)
     from sepcap import plots
     from sepcap.experiments.comparison import compare, continuations
     from sepcap.models.load import load_model
 
     model = load_model(config.model)
-    comparison = compare(model, config, folder, say=lambda text: print(text, flush=True))
+    comparison = compare(model, config, folder, tracker=trackers, say=lambda text: print(text, flush=True))
     print("\n" + comparison.table().to_string(index=False))
     print(
         "\narea: 1 = the two go together, 2 = the retain task is kept to the end; separability = 100·|area − 1|; "

@@ -15,6 +15,7 @@ from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.pruning import Plan, execute, plan
 from sepcap.experiments.run import Run
 from sepcap.experiments.separability import Separability
+from sepcap.experiments.trackers import Trackers, trackers_of
 from sepcap.models.weights import WeightSnapshot
 
 log = logging.getLogger(__name__)
@@ -69,16 +70,19 @@ class Comparison:
         return pd.DataFrame(rows)
 
 
-def compare(model: Any, config: PruningConfig, folder: str | Path, *, say: Callable[[str], None] = log.info) -> Comparison:
+def compare(
+    model: Any, config: PruningConfig, folder: str | Path, *, tracker: Trackers = "jsonl", say: Callable[[str], None] = log.info
+) -> Comparison:
     """Prune both directions of a pair of tasks and the random baseline, each run in a folder of its own.
 
     Args:
         model: what `load_model` returns; it is given back unchanged.
         config: the forward run; the other two differ in direction and importance alone.
         folder: gets the subfolders `forward`, `reverse` and `random`; interrupted or finished runs in it are taken up.
+        tracker: who follows every run, as in `sepcap.prune`.
         say: receives what is about to happen and cost, before it does.
     """
-    folder = Path(folder)
+    folder, trackers = Path(folder), trackers_of(tracker)
     configs = {
         "forward": config,
         "reverse": dataclasses.replace(config, forget=config.retain, retain=config.forget),
@@ -93,7 +97,7 @@ def compare(model: Any, config: PruningConfig, folder: str | Path, *, say: Calla
         f"About {total / speed / 60:.1f} minutes at the {speed:,.0f} tokens per second just measured here; "
         f"finished steps in {folder} are not computed again."
     )
-    runs = {name: execute(prepared, folder / name) for name, prepared in plans.items()}
+    runs = {name: execute(prepared, folder / name, trackers) for name, prepared in plans.items()}
     return Comparison(folder, **runs)
 
 

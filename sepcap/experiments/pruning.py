@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sepcap.evaluation.next_token import COUNTS, evaluate_sample
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.run import FORMAT, ROLES, ROTATION, Run, begin_run, find_run, metrics_of
+from sepcap.experiments.trackers import Tracker, Trackers, are_behind, followed, trackers_of
 from sepcap.interventions.deletion import check_output_biases, delete
 from sepcap.interventions.rotation import check_rotation, value_rotation
 from sepcap.models.kinds import inner
@@ -143,7 +144,7 @@ def plan(model: Any, config: PruningConfig) -> Plan:
     return Plan(config, model, samples["collect"], samples["evaluate"], resolved)
 
 
-def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | Path) -> Run:
+def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | Path, tracker: Trackers = "jsonl") -> Run:
     """Remove the neurons that matter for one task and not for the other, step by step, and measure what is left.
 
     A run is a folder: every step is written before the next begins, the same call goes on where an interrupted one
@@ -154,12 +155,16 @@ def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | 
         model: what `load_model` returns; default is to load `config.model`.
         config: what to do; default is [SP]'s protocol on the embedded model, 50 steps of 2% of the mlp neurons.
         out: folder of the run.
+        tracker: who follows it step by step: "jsonl" (a line per step in the folder), "wandb" (extra `wandb`), "none", an object of
+            `sepcap.experiments.trackers.Tracker`, or several of them. It may be another one each time; one that fails is left out,
+            with a warning, and the run goes on.
 
     Returns:
         Run with `.trajectory`, `.separability(metric)`, `.neurons(step)`, `.figure(kind)`.
 
     Raises:
-        ValueError: bad configuration, forget and retain the same, too little text.
+        ValueError: bad configuration, forget and retain the same, too little text, an unknown tracker.
+        ImportError: a tracker whose package is not installed.
         FileExistsError: the folder holds a run of another configuration (the differing fields are named).
 
     Source: [SP] section 4, [SEP] section 3.
@@ -169,15 +174,16 @@ def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | 
         >>> config = sepcap.PruningConfig(forget="local-code", retain="local-prose", steps=20, fractions={"mlp": 0.05})
         >>> run = sepcap.prune(model, config, out="runs/first")  # doctest: +SKIP
     """
-    config = config or PruningConfig()
+    config, trackers = config or PruningConfig(), trackers_of(tracker)
     prepared = plan(load_model(config.model if model is None else model), config)
-    return execute(prepared, Path(out))
+    return execute(prepared, Path(out), trackers)
 
 
-def execute(prepared: Plan, out: Path) -> Run:
+def execute(prepared: Plan, out: Path, tracker: Trackers = "jsonl") -> Run:
     """Carry out a plan in a folder, from wherever the folder stands."""
+    trackers = trackers_of(tracker)
     run = find_run(out, prepared.resolved)
-    if run is not None and run.finished and not run.trajectory_is_behind:
+    if run is not None and run.finished and not run.trajectory_is_behind and not are_behind(run, trackers):
         return run
     out.mkdir(parents=True, exist_ok=True)
     with sole_writer(out):
@@ -186,9 +192,11 @@ def execute(prepared: Plan, out: Path) -> Run:
         remove_parts(out)
         if run.trajectory_is_behind:
             run.write_trajectory()
-        if not run.finished:
-            with _logged(out):
-                _go_on(prepared, run)
+        if run.finished:
+            with followed(run, trackers):  # who is given what is there
+                return run
+        with _logged(out):
+            _go_on(prepared, run, trackers)
     return Run(out)
 
 
@@ -207,7 +215,7 @@ def _logged(out: Path) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _go_on(prepared: Plan, run: Run) -> None:
+def _go_on(prepared: Plan, run: Run, trackers: Sequence[Tracker]) -> None:
     """All steps that are missing; the model is left as it came."""
     model, config, done = prepared.model, prepared.config, run.steps_done
     log.info("%s; %s", prepared.cost(), f"going on after step {done}" if done >= 0 else "from the beginning")
@@ -221,11 +229,11 @@ def _go_on(prepared: Plan, run: Run) -> None:
             run.apply(model, done)
         elif config.rotation != "none":
             run.rotation().apply(model)
-        with tqdm(
-            total=config.steps + 1, initial=done + 1, desc=f"prune {config.importance}", unit="step", leave=None, disable=None
-        ) as bar:
+        how: dict[str, Any] = {"desc": f"prune {config.importance}", "unit": "step", "leave": None, "disable": None}
+        with tqdm(total=config.steps + 1, initial=done + 1, **how) as bar, followed(run, trackers) as followers:
             for step in range(done + 1, config.steps + 1):
                 _step(prepared, run, step)
+                followers.update()
                 bar.set_postfix_str(_progress(run, step))
                 bar.update(1)
     except KeyboardInterrupt as stop:

@@ -25,6 +25,9 @@ def bits(folder: Path) -> dict:
             continue
         if name == "trajectory.parquet":
             files[name] = pd.read_parquet(path).drop(columns="seconds").to_json()
+        elif path.suffix == ".jsonl":
+            lines = map(json.loads, path.read_text().splitlines())
+            files[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
         elif path.suffix == ".json":
             files[name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("created", "seconds")}
         else:
