@@ -1,5 +1,6 @@
 """Evaluation: top-k accuracies, cross-entropy and perplexity of next tokens, masked tokens or labels of images (METHODS 9)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sepcap.models.forward import device_of, logits_of, measuring
+from sepcap.models.forward import device_of, logits_of, measuring, output_in_place
 from sepcap.statistics.collect import BATCH_SIZE, halving_batches
 from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import Batch, TokenSample
@@ -107,10 +108,7 @@ class Evaluation:
 
     def skip50(self, tokenizer: Any) -> Any:
         """The target tokens that the skip50 metrics leave out, the most frequent first: a DataFrame of token, text and count."""
-        import pandas as pd
-
-        texts = [tokenizer.decode([token]) for token in self.skip_tokens]
-        return pd.DataFrame({"token": list(self.skip_tokens), "text": texts, "count": self.info["skip_counts"]})
+        return frequent_table(tokenizer, dict(zip(self.skip_tokens, self.info["skip_counts"], strict=True)))
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
@@ -221,15 +219,25 @@ def most_frequent_targets(sample: TokenSample, k: int = 50) -> dict[int, int]:
     return dict(zip(ids[first].tolist(), counts[first].tolist(), strict=True))
 
 
+def frequent_table(tokenizer: Any, counts: Mapping[int, int]) -> Any:
+    """A DataFrame of token (id), text and count, in the order given."""
+    import pandas as pd
+
+    texts = [tokenizer.decode([token]) for token in counts]
+    return pd.DataFrame({"token": list(counts), "text": texts, "count": list(counts.values())})
+
+
 @torch.inference_mode()
 def evaluate_batch(model: Any, batch: Batch, skip_ids: Int[Tensor, " k"]) -> Float[Tensor, "batch count"]:
     """Sums of every row of a batch, in the order of `COUNTS`."""
-    logits = logits_of(model, batch.inputs, batch.mask)
+    with output_in_place(model):
+        logits = logits_of(model, batch.inputs, batch.mask)
+    every_answer, every_asked, skip_ids = (x.to(logits.device) for x in (batch.answers, batch.asked, skip_ids))
     if logits.shape[1] == 1:  # images: one prediction each, so all at once
-        return _counts(logits[:, 0], batch.answers[:, 0], batch.asked[:, 0], skip_ids)
+        return _counts(logits[:, 0], every_answer[:, 0], every_asked[:, 0], skip_ids)
     scratch = torch.empty(logits[0].shape, dtype=_wide(logits), device=logits.device)
     sums = []
-    for row, answers, asked in zip(logits, batch.answers, batch.asked, strict=True):
+    for row, answers, asked in zip(logits, every_answer, every_asked, strict=True):
         if 2 * int(asked.sum()) < len(asked):  # of a masked model few positions are scored
             row, answers, asked = row[asked], answers[asked], asked[asked]
         sums.append(_counts(row, answers, asked, skip_ids, scratch[: len(row)]).sum(dim=0))

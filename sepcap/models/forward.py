@@ -10,17 +10,13 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from sepcap.models.attention import fast_attention, hooked
+from sepcap.models.devices import device_of as device_of  # where others look for it
 from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, kind_of
 
 Hook = tuple[str, Callable[..., Any]]
 
 class _Stop(Exception):
     """Raised by the last hook to be called: nothing after it is wanted."""
-
-
-def device_of(model: Any) -> torch.device:
-    """Where the model's embedding, and so its input, lives."""
-    return next(inner(model).parameters()).device
 
 
 @contextmanager
@@ -78,6 +74,20 @@ def _plain_norms(model: Any) -> Iterator[None]:
 
 def _norm_of(module: Any, x: Tensor) -> Tensor:
     return module.original_component(x).to(x.dtype)
+
+
+@contextmanager
+def output_in_place(model: Any) -> Iterator[None]:
+    """Leave the output of a model that is spread over devices where it is computed, instead of taking all logits to the input."""
+    hook: Any = getattr(inner(model), "_hf_hook", None)
+    taking_back: list[Any] = [h for h in getattr(hook, "hooks", (hook,)) if getattr(h, "io_same_device", False)]
+    try:
+        for one in taking_back:
+            one.io_same_device = False
+        yield
+    finally:
+        for one in taking_back:
+            one.io_same_device = True
 
 
 def positions_of(model: Any) -> int:

@@ -1,7 +1,7 @@
 """Loading: one path for the embedded default, a folder, a hub name or a Hugging Face model."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sepcap.errors import CorruptFile, unknown
+from sepcap.models.devices import DeviceMap, check_at_hand, check_device, checked_device_map
 from sepcap.models.hub import WAYS_OUT, must_be_local
 from sepcap.models.kinds import AUTO_CLASSES, is_hooked_transformer, kind_of, kind_of_config
 
@@ -31,6 +32,8 @@ def load_model(
     model: Any = "default",
     *,
     device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
+    max_memory: Mapping[Any, Any] | None = None,
     dtype: str | torch.dtype = "float32",
     tokenizer: Any = None,
     processor: Any = None,
@@ -45,7 +48,11 @@ def load_model(
         model: "default" (embedded, needs no network), a folder in Hugging Face format, a hub name such as
             "facebook/opt-1.3b", a Hugging Face model object (which is changed: moved, cast and wrapped in place), or a
             TransformerBridge or HookedTransformer (returned as it is).
-        device: where to put it; default is the CUDA GPU when there is one, else the CPU.
+        device: where to put it; default is the CUDA GPU when there is one, else the CPU. A model object that accelerate has spread
+            over devices stays where it is.
+        device_map: instead of `device`, over several: "auto" (as evenly as they have memory), "balanced", "balanced_low_0", "sequential",
+            or name of a module -> device, such as `{"model.decoder.layers.0": 0, …}`. Blocks are kept whole by the named ones.
+        max_memory: with `device_map`, most of each device that may be used, such as `{0: "20GiB", 1: "40GiB"}`.
         dtype: "float32", "bfloat16", "float16", "float64" or a torch dtype.
         tokenizer: needed with a language model object, else loaded from the same place as the model.
         processor: image processor; needed with an image classifier object, else loaded from the same place as the model.
@@ -62,7 +69,8 @@ def load_model(
     Raises:
         ConnectionError: a hub model that is not in the local cache, without network (at once).
         FileNotFoundError: a path that does not exist or holds no model.
-        ValueError: a folder without tokenizer or with an empty one, or without some of the weights.
+        ValueError: a folder without tokenizer or with an empty one, or without some of the weights; a device that is not there.
+        NotImplementedError: weights that are offloaded to CPU or disk, because the devices of a `device_map` are too small.
         CorruptFile: weights that cannot be read.
 
     Example:
@@ -74,17 +82,17 @@ def load_model(
 
     if isinstance(model, TransformerBridge) or is_hooked_transformer(model):
         return model
+    placing = checked_device_map(device_map, max_memory, device)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r}: torch sees no CUDA device here; leave device out, or give 'cpu'")
+    check_device(device)
     dtype = _dtype(dtype)
     if isinstance(model, str | Path):
         name = str(model)
-        made_by = partial(_random, seed=seed) if random_weights else _trained
+        made_by = partial(_random, seed=seed, placing=placing) if random_weights else partial(_trained, placing=placing)
         hf_model, tokenizer, processor = _from_name(model, dtype, (tokenizer, processor), trust_remote_code, revision, made_by)
     else:
         hf_model, name = model, getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
-        _check_model_object(hf_model, random_weights)
+        _check_model_object(hf_model, random_weights, device_map)
         needed = "processor" if kind_of(hf_model) == "images" else "tokenizer"
         if (processor if needed == "processor" else tokenizer) is None:
             raise ValueError(f"{needed} is missing: with a model object, pass its {needed} too, load_model(model, {needed}=...)")
@@ -92,11 +100,15 @@ def load_model(
             check_tokenizer(tokenizer, name)
         # a model made from a configuration lacks what a saved one says of itself, and what the bridge goes by
         hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
-        hf_model = hf_model.to(dtype)
+        if any(weight.is_floating_point() and weight.dtype != dtype for weight in hf_model.parameters()):
+            hf_model = hf_model.to(dtype)
     _check_arithmetic(hf_model.config, name)
+    check_at_hand(hf_model, f"model={name!r}")
+    spread = getattr(hf_model, "hf_device_map", None) is not None
+    hf_model, at = (hf_model, None) if spread else (hf_model.to(device), str(device))
     # the class of the checkpoint decides about the architecture, so that the display name is free
     with _as_it_is(tokenizer) as own, _processor_at_hand(processor, name) as place:
-        bridge = TransformerBridge.boot_transformers(place, hf_model=hf_model.to(device), tokenizer=own, device=str(device), dtype=dtype)
+        bridge = TransformerBridge.boot_transformers(place, hf_model=hf_model, tokenizer=own, device=at, dtype=dtype)
     bridge.cfg.model_name = name
     if tokenizer is not None and len(bridge.tokenizer) != len(tokenizer):
         # where BOS or EOS is missing the bridge invents a token, which the model has never seen (its public setter does so again)
@@ -120,7 +132,9 @@ BESIDE = {
 """Files of which a folder must have one."""
 
 
-def _check_model_object(hf_model: Any, random_weights: bool) -> None:
+def _check_model_object(hf_model: Any, random_weights: bool, device_map: Any) -> None:
+    if device_map is not None:
+        raise ValueError("device_map places weights while they are read; a model object stays where accelerate.dispatch_model has put it")
     if random_weights:
         raise ValueError("random_weights needs a folder or a hub name; a model object has the weights that it has")
     if not isinstance(hf_model, torch.nn.Module) or not hasattr(hf_model, "config"):
@@ -253,20 +267,40 @@ def load_processor(source: str, **options: Any) -> Any:
     return AutoImageProcessor.from_pretrained(source, **options)
 
 
-def _random(source: str, config: Any, auto_class: Any, *, seed: int, dtype: torch.dtype, quiet: bool = True, **options: Any) -> Any:
+def _random(
+    source: str,
+    config: Any,
+    auto_class: Any,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    placing: Mapping[str, Any],
+    quiet: bool = True,
+    **options: Any,
+) -> Any:
     """A model of the configuration as it is before training."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return auto_class.from_config(config, trust_remote_code=options["trust_remote_code"]).to(dtype)
+        hf_model = auto_class.from_config(config, trust_remote_code=options["trust_remote_code"]).to(dtype)
+    if not placing:
+        return hf_model
+    # placed by the same code as trained weights, which reads them from a folder
+    with TemporaryDirectory() as folder:
+        hf_model.save_pretrained(folder)
+        return _trained(folder, config, auto_class, dtype=dtype, placing=placing, quiet=quiet, **options | {"local_files_only": True})
 
 
-def _trained(source: str, config: Any, auto_class: Any, *, dtype: torch.dtype, quiet: bool = False, **options: Any) -> Any:
+def _trained(
+    source: str, config: Any, auto_class: Any, *, dtype: torch.dtype, placing: Mapping[str, Any], quiet: bool = False, **options: Any
+) -> Any:
     from safetensors import SafetensorError
 
     try:
         with _no_bars() if quiet else nullcontext():
             # safetensors where there are any; older checkpoints are unpickled as tensors only, never as code
-            hf_model, loading = auto_class.from_pretrained(source, dtype=dtype, weights_only=True, output_loading_info=True, **options)
+            hf_model, loading = auto_class.from_pretrained(
+                source, dtype=dtype, weights_only=True, output_loading_info=True, **placing, **options
+            )
     except SafetensorError as error:
         raise CorruptFile(f"model={source!r}: the weights are corrupt or truncated ({error}); save or download them again") from error
     except UnpicklingError as error:

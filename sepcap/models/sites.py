@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sepcap.errors import unknown
+from sepcap.models.devices import check_at_hand
 from sepcap.models.kinds import architecture_of
 
 
@@ -78,6 +79,8 @@ def _lacks(part: Any, error: Exception) -> str:
         return "has none (it is recurrent or convolutional)"
     if any("experts" in name for name, _ in part.named_modules()):
         return "is a mixture of experts, where other neurons act on every token"
+    if any(parameter.is_meta for parameter in part.parameters()):
+        return "is offloaded to CPU or disk by a device_map; weights must be in memory"
     if "MLA" in str(error):
         return "is latent attention, where values come from a compressed vector and not from a W_V"
     return f"shows no weights of such neurons ({error})"
@@ -86,11 +89,6 @@ def _lacks(part: Any, error: Exception) -> str:
 def n_layers(model: Any) -> int:
     """Number of blocks of a hooked model."""
     return len(model.blocks)
-
-
-def layer_device(model: Any, layer: int) -> torch.device:
-    """Where a block, and so its activations, is."""
-    return next(model.blocks[layer].parameters()).device
 
 
 def live_weight(part: Any, name: str, *default: Any) -> Any:
@@ -230,6 +228,7 @@ def check_deletion(model: Any, name: str) -> None:
         NotImplementedError: see `Site.shape`; or an architecture with a norm over the neurons before their output weights.
     """
     site_shape(model, name)
+    check_at_hand(model, f"deleting {name!r} neurons")
     norm = norm_inside(getattr(model.blocks[0], get_site(name).output_bias[0]))
     if norm and name != "attn_value":  # a value is read before the norm by both, the hook and the weights
         raise NotImplementedError(

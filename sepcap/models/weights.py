@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sepcap.models.devices import check_at_hand
 from sepcap.models.kinds import check_wraps, inner
 from sepcap.models.sites import live_weight, n_layers
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 def fingerprint(model: Any) -> str:
     """Hash of all weights: any other weights, a single changed one included, give another hash. Takes about a second per GB."""
+    check_at_hand(inner(model), "a fingerprint")
     digest = hashlib.sha256()
     for name, parameter in sorted(inner(model).named_parameters()):
         digest.update(f"{_plain(name)}{tuple(parameter.shape)}{parameter.dtype}".encode())
@@ -38,6 +40,7 @@ class WeightSnapshot:
     """
 
     def __init__(self, model: Any, sites: tuple[str, ...]) -> None:
+        check_at_hand(model, "a copy to restore")
         self._saved: list[tuple[Any, str, Tensor]] = []
         for block in model.blocks:
             if "mlp" in sites:
@@ -70,6 +73,7 @@ def plain_state_dict(model: Any) -> dict[str, Tensor]:
             HookedTransformer.
     """
     check_wraps(model, "saving a checkpoint")
+    check_at_hand(model, "saving a checkpoint")
     hf_model = inner(model)
     wanted = _shell(hf_model).state_dict()
     named = [*hf_model.named_parameters(remove_duplicate=False), *hf_model.named_buffers(remove_duplicate=False)]

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sepcap.models.forward import device_of, is_out_of_memory, measuring, run_hooks
-from sepcap.models.sites import get_site, layer_device, n_layers, resolve_sites
+from sepcap.models.devices import device_of, layer_device
+from sepcap.models.forward import is_out_of_memory, measuring, run_hooks
+from sepcap.models.sites import get_site, n_layers, resolve_sites
 from sepcap.statistics.moments import Accumulator, Statistics, gather
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.samples import sample_task
@@ -136,10 +137,12 @@ def _accumulators(model: Any, site: str, histogram: bool = False) -> list[Accumu
 
 def _collect_batch(model: Any, batch: Batch, accumulators: dict[str, list[Accumulator]], include_bos: bool, rotation: Any = None) -> None:
     keep = batch.real if include_bos else batch.keep
+    # once for every device, not for every layer
+    at = {device: keep.to(device) for device in {a.device for layers in accumulators.values() for a in layers}}
     hooks = [
-        (get_site(site).hook_name(layer), partial(_reduce, into=accumulator, keep=keep, turn=_turn(rotation, site, layer)))
+        (get_site(site).hook_name(layer), partial(_reduce, into=into, keep=at[into.device], turn=_turn(rotation, site, layer)))
         for site, layers in accumulators.items()
-        for layer, accumulator in enumerate(layers)
+        for layer, into in enumerate(layers)
     ]
     run_hooks(model, batch.inputs, hooks, batch.mask)
     _check_finite(accumulators)
@@ -158,7 +161,7 @@ def _reduce(
 ) -> None:
     # an image says of all its positions at once whether they count
     z = (z if turn is None else turn(z)).to(into.device)
-    into.update(z, keep.to(into.device).expand(z.shape[:2]))
+    into.update(z, keep.expand(z.shape[:2]))
 
 
 def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:
