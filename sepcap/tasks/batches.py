@@ -242,7 +242,7 @@ class _Stream:
             yield dataset.select(range(start, min(start + self.SLICE, len(dataset))))
 
     def _documents(self) -> Iterator[list[int]]:
-        tokenizer_hash = hashlib.sha256(_tokenizer_text(self._tokenizer)).hexdigest()
+        tokenizer_hash = hashlib.sha256(tokenizer_text(self._tokenizer)).hexdigest()
         for part in self._slices():
             key = hashlib.sha256(f"{part._fingerprint}{tokenizer_hash}ids".encode()).hexdigest()[:16]
             encoded = quietly(part.map, self._encode, batched=True, remove_columns=part.column_names, new_fingerprint=key)
@@ -269,7 +269,8 @@ class _Stream:
         return used if isinstance(rows, str) else [rows[i] for i in used]
 
 
-def _tokenizer_text(tokenizer: Any) -> bytes:
+def tokenizer_text(tokenizer: Any) -> bytes:
+    """All that decides about how a tokenizer cuts texts, special tokens apart."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return backend.to_str().encode()
