@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sepcap.experiments.reproduce_config import ReproduceConfig
     from sepcap.experiments.run import Run
     from sepcap.experiments.separability import Separability
+    from sepcap.experiments.similarity import Similarity, similarity
+    from sepcap.experiments.streams import Streams, find_dims, streams
     from sepcap.interventions.ablation import Ablation, ablate
     from sepcap.interventions.deletion import delete
     from sepcap.interventions.optimal import Optimal, optimal_constants
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from sepcap.statistics.collect import collect
     from sepcap.statistics.histogram import Histogram
     from sepcap.statistics.moments import NeuronStatistics, Statistics
+    from sepcap.tasks.labelled import LabelledTexts, labelled_texts
     from sepcap.tasks.registry import register_task
     from sepcap.tasks.task import Task, load_task
 
@@ -43,6 +46,7 @@ _HOME = {
     "AblationProtocol": "experiments.ablation_config",
     "Evaluation": "evaluation.next_token",
     "Histogram": "statistics.histogram",
+    "LabelledTexts": "tasks.labelled",
     "Methods": "experiments.methods",
     "MethodsConfig": "experiments.methods_config",
     "NeuronSet": "selection.neurons",
@@ -56,7 +60,9 @@ _HOME = {
     "Run": "experiments.run",
     "Scores": "selection.score",
     "Separability": "experiments.separability",
+    "Similarity": "experiments.similarity",
     "Statistics": "statistics.moments",
+    "Streams": "experiments.streams",
     "Task": "tasks.task",
     "Toxicity": "evaluation.toxicity",
     "ablate": "interventions.ablation",
@@ -66,7 +72,9 @@ _HOME = {
     "compare_methods": "experiments.methods",
     "delete": "interventions.deletion",
     "evaluate": "evaluation.next_token",
+    "find_dims": "experiments.streams",
     "harness": "evaluation.harness",
+    "labelled_texts": "tasks.labelled",
     "load_model": "models.load",
     "load_task": "tasks.task",
     "optimal_constants": "interventions.optimal",
@@ -76,6 +84,8 @@ _HOME = {
     "rotate_values": "interventions.rotation",
     "save_pretrained": "models.weights",
     "score": "selection.score",
+    "similarity": "experiments.similarity",
+    "streams": "experiments.streams",
     "toxicity": "evaluation.toxicity",
     "value_rotation": "interventions.rotation",
 }
@@ -86,6 +96,7 @@ __all__ = [
     "AblationProtocol",
     "Evaluation",
     "Histogram",
+    "LabelledTexts",
     "Methods",
     "MethodsConfig",
     "NeuronSet",
@@ -99,7 +110,9 @@ __all__ = [
     "Run",
     "Scores",
     "Separability",
+    "Similarity",
     "Statistics",
+    "Streams",
     "Task",
     "Toxicity",
     "ablate",
@@ -109,7 +122,9 @@ __all__ = [
     "compare_methods",
     "delete",
     "evaluate",
+    "find_dims",
     "harness",
+    "labelled_texts",
     "load_model",
     "load_task",
     "optimal_constants",
@@ -119,6 +134,8 @@ __all__ = [
     "rotate_values",
     "save_pretrained",
     "score",
+    "similarity",
+    "streams",
     "toxicity",
     "value_rotation",
 ]

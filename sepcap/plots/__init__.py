@@ -14,7 +14,9 @@ from sepcap.plots.neurons import neurons_gone
 from sepcap.plots.overlaps import overlaps
 from sepcap.plots.save import save
 from sepcap.plots.scores import head_scores, score_histograms
+from sepcap.plots.similarity import similarity, similarity_profile
 from sepcap.plots.steps import metric_over_steps, thresholds
+from sepcap.plots.streams import streams
 from sepcap.plots.trajectory import trajectory
 from sepcap.plots.weights import mlp_biases, value_norms
 
@@ -34,6 +36,9 @@ __all__ = [
     "perplexity_against_perplexity",
     "save",
     "score_histograms",
+    "similarity",
+    "similarity_profile",
+    "streams",
     "thresholds",
     "trajectory",
     "value_norms",

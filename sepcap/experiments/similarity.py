@@ -1,0 +1,269 @@
+"""How activations of different kinds of text sit to each other: cosine similarities, layer by layer (METHODS 13)."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sepcap.errors import unknown
+from sepcap.experiments.permutations import PERMUTATIONS, corrected, jackknife, p_values, relabel
+from sepcap.experiments.provenance import made_with
+from sepcap.experiments.result import StudyResult
+from sepcap.models.places import PLACES, Head, all_layers, head_hooks, place_hooks
+from sepcap.statistics.collect import BATCH_SIZE
+from sepcap.statistics.vectors import vectors_at
+from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions, labelled_texts
+
+WHAT = ("attn_out", "mlp_out", "block_out")
+"""Places that can be compared by name; a head is (layer, head), or its number for that head of every layer."""
+
+Matrix = Float[np.ndarray, "layer text text"]
+
+
+class Similarity(StudyResult):
+    """Similarities of all (text, position) pairs per layer, and how far they follow the categories.
+
+    Attributes:
+        config: what was compared, positions, the texts and the relabellings; with the model and versions.
+        tables: `layers`, one row per layer: within, between and gap (within − between) with the ends of its 95% interval (`low`,
+            `high`), `within_text`, the central 95% of the gap under relabelling (`null_low`, `null_high`), `critical` (the gap
+            from which on p is at most 0.05), `p` corrected for the number of layers and `p_uncorrected`.
+            `pairs`: the mean similarity of two categories (`first`, `second`) per layer.
+            `texts`: number, category and name of every text.
+        tensors: `similarity` [layer, text · position, text · position], all positions of the first text first; `text_similarity`
+            [layer, text, text], means over positions, on the diagonal those of different positions of one text.
+
+    Two texts of one category are "within", two of different categories "between", whatever their positions. Two positions of one
+    text are neither: they share their words, which says nothing of the category. They stand apart as `within_text`.
+    """
+
+    STUDY: ClassVar[str] = "similarity"
+    TITLE: ClassVar[str] = "How do activations of different kinds of text sit to each other?"
+    FIGURES: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "profile": ("Within- minus between-category similarity over layers", "similarity_profile"),
+        "matrices": ("Similarity of every text and position to every other", "similarity"),
+    }
+
+    @property
+    def labels(self) -> Int[np.ndarray, " text"]:
+        """Number of the category of every text."""
+        return pd.factorize(self.tables["texts"]["category"])[0]
+
+    def compared(self, other: "Similarity") -> pd.DataFrame:
+        """The gap of this result minus that of another on the same texts, a model with random weights for example.
+
+        Returns:
+            One row per layer: layer, gap, other_gap, difference, and `low` and `high`, the ends of its 95% interval, paired
+            over texts.
+
+        Raises:
+            ValueError: other texts, other layers, or something else that was compared.
+        """
+        for name in ("texts", "what", "scaled", "positions"):
+            if self.config[name] != other.config[name]:
+                raise ValueError(f"other: {name} is {other.config[name]!r}, but here {self.config[name]!r}; only the model may differ")
+        mine, its = (result.tables["layers"] for result in (self, other))
+        if mine["layer"].tolist() != its["layer"].tolist():
+            raise ValueError(f"other has {len(its)} layers, this result {len(mine)}: compare models of the same shape")
+        sums = [result.tensors["text_similarity"].double().numpy() for result in (self, other)]
+        difference = mine["gap"].to_numpy() - its["gap"].to_numpy()
+        without = np.subtract(*(gaps_without(matrix, self.labels) for matrix in sums))
+        low, high = jackknife(difference, without, self.labels)
+        columns = {"gap": mine["gap"], "other_gap": its["gap"], "difference": difference, "low": low, "high": high}
+        return pd.DataFrame({"layer": mine["layer"], **columns})
+
+    def summary(self) -> list[str]:
+        """What was found, in sentences."""
+        config, layers = self.config, self.tables["layers"]
+        widest = layers.loc[layers["gap"].idxmax()]
+        sure = layers.loc[layers["p"] <= 0.05, "layer"].tolist()
+        kind = "scaled cosine" if config["scaled"] else "cosine"
+        return [
+            f"{_in_words(config['what'])}, {kind} similarity at positions {_listed(config['positions'])} of "
+            f"{len(self.labels)} texts ({', '.join(f'{name} {n}' for name, n in config['categories'].items())}).",
+            f"Within- minus between-category similarity is largest in layer {widest['layer']:.0f}: {widest['gap']:.3f} "
+            f"[{widest['low']:.3f}, {widest['high']:.3f}] (within {widest['within']:.3f}, between {widest['between']:.3f}); relabelled "
+            f"texts give {widest['null_low']:.3f} to {widest['null_high']:.3f}; p = {widest['p']:.2g}, corrected for {len(layers)} layers.",
+            f"Layers in which texts of a category are more alike than chance makes them (p ≤ 0.05, corrected): "
+            f"{', '.join(map(str, sure)) or 'none'} of {len(layers)}. Control: {config['relabellings']}.",
+        ]
+
+
+def similarity(
+    model: Any,
+    texts: LabelledTexts | Mapping[str, Any] | None = None,
+    positions: Iterable[int] | None = None,
+    what: str | int | Head = "attn_out",
+    scaled: bool = False,
+    *,
+    per_category: int = PER_CATEGORY,
+    context: int | None = None,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> Similarity:
+    """Compare the activations of labelled texts with each other in every layer, and test whether they follow the labels.
+
+    Every text goes through the model once; only its vectors at the positions are kept.
+
+    Args:
+        model: what `load_model` returns.
+        texts: `LabelledTexts`, category -> list of texts, category -> task, or nothing for the offline texts; see `labelled_texts`.
+        positions: token positions to compare; default is every fourth up to the end of the context, ten of them.
+        what: "attn_out" or "mlp_out", outputs without the residual stream, "block_out", the stream with them; (layer, head), what that
+            head adds to the stream (z_h W_O[h], no bias); or the number of a head, for that head of every layer.
+        scaled: divide every vector by the largest norm among them instead of by its own: then lengths count.
+        per_category: texts per category, where they are taken from a task.
+        context: tokens that the default positions end at; default is the model's context, at most 512.
+        permutations: relabellings of the texts at most; all there are where they are no more, else drawn.
+        seed: of those that are drawn.
+        batch_size: texts per pass; halved, with a warning, when memory runs out.
+
+    Returns:
+        Similarity with `.tables["layers"]`, `.tensors["similarity"]`, `.figure("profile")` and `.figure("matrices")`.
+
+    Raises:
+        ValueError: texts too short or too few, positions outside of the context, an unknown place.
+        IndexError: a head that does not exist.
+        NotImplementedError: an image classifier; a place that the architecture does not have.
+
+    Source: [OPT]; METHODS section 13.
+
+    Example:
+        >>> found = sepcap.similarity(model, what="block_out")  # doctest: +SKIP
+        >>> found.tables["layers"][["layer", "gap", "low", "high", "p"]]  # doctest: +SKIP
+    """
+    texts = labelled_texts(model, texts, per_category=per_category, context=context)
+    chosen, length = check_positions(model, positions, context)
+    hooks_for, layers = _hooks_for(model, what)
+    relabellings = relabel(texts.labels, permutations, seed)
+    vectors = vectors_at(model, texts.rows(model, length), hooks_for, chosen, batch_size=batch_size)
+    matrices = torch.stack([similarities(one.flatten(0, 1), scaled) for one in vectors])
+    of_texts = text_similarities(matrices, len(texts.labels)).numpy()
+    config = {
+        **made_with(model),
+        "what": list(what) if isinstance(what, tuple) else what,
+        "scaled": scaled,
+        "positions": list(chosen),
+        "texts": texts.fingerprint,
+        "categories": {category: len(held) for category, held in texts.texts.items()},
+        "permutations": permutations,
+        "relabellings": relabellings.said,
+        "seed": seed,
+    }
+    tables = {
+        "layers": _layer_table(of_texts, relabellings.labels, layers),
+        "pairs": _pair_table(of_texts, texts, layers),
+        "texts": texts.table,
+    }
+    return Similarity(config, tables, {"similarity": matrices.float(), "text_similarity": torch.from_numpy(of_texts)})
+
+
+def _hooks_for(model: Any, what: str | int | Head) -> tuple[Any, list[int]]:
+    """What makes the hooks, and the layers that they are in."""
+    every = list(all_layers(model))
+    if isinstance(what, bool) or not isinstance(what, str | int | tuple):
+        raise TypeError(f"what={what!r}: give {', '.join(map(repr, WHAT))}, a head as (layer, head), or the number of a head")
+    if isinstance(what, str):
+        if what not in WHAT:
+            raise unknown("what", what, WHAT, "Or a head: (layer, head), or its number for that head of every layer.")
+        return partial(place_hooks, model, what, every), every
+    heads = [(layer, what) for layer in every] if isinstance(what, int) else [what]
+    if len(heads[0]) != 2:
+        raise ValueError(f"what={what!r}: a head is (layer, head)")
+    return partial(head_hooks, model, heads), [layer for layer, _ in heads]
+
+
+def similarities(vectors: Float[Tensor, "vector dim"], scaled: bool = False) -> Float[Tensor, "vector vector"]:
+    """Cosine of every vector with every other, or their dot products after all were divided by the largest norm, in float64.
+
+    A vector of zeros is like none, itself included: its row is 0.
+    """
+    vectors = vectors.double()
+    norms = vectors.norm(dim=1, keepdim=True)
+    by = norms.max() if scaled else norms
+    unit = vectors / torch.where(by > 0, by, torch.ones_like(by))
+    return unit @ unit.T
+
+
+def text_similarities(matrices: Float[Tensor, "layer vector vector"], texts: int) -> Float[Tensor, "layer text text"]:
+    """Means over all pairs of positions; on the diagonal, of different positions of one text (NaN where there is one position)."""
+    blocks = matrices.unflatten(2, (texts, -1)).unflatten(1, (texts, -1))  # layer, text, position, text, position
+    means = blocks.mean(dim=(2, 4))
+    own = blocks.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)  # layer, text, position, position
+    positions = own.shape[-1]
+    apart = own.sum(dim=(2, 3)) - own.diagonal(dim1=2, dim2=3).sum(dim=2)
+    means.diagonal(dim1=1, dim2=2).copy_(apart / (positions * (positions - 1)) if positions > 1 else torch.full_like(apart, torch.nan))
+    return means
+
+
+def gaps(matrix: Matrix, labels: Int[np.ndarray, "relabelling text"]) -> Float[np.ndarray, "relabelling layer"]:
+    """Mean similarity of two texts of one category minus that of two texts of different ones, for every way to label them."""
+    first, second = np.triu_indices(matrix.shape[1], 1)
+    values = matrix[:, first, second]
+    found = np.empty((len(labels), len(matrix)))
+    step = max(1, 4_000_000 // len(first))
+    for start in range(0, len(labels), step):
+        part = labels[start : start + step]
+        same = (part[:, first] == part[:, second]).astype(np.float64)
+        pairs = same.sum(axis=1, keepdims=True)
+        inside = same @ values.T
+        found[start : start + step] = inside / pairs - (values.sum(axis=1) - inside) / (len(first) - pairs)
+    return found
+
+
+def gaps_without(matrix: Matrix, labels: Int[np.ndarray, " text"]) -> Float[np.ndarray, "text layer"]:
+    """The gap of what is left without each of the texts."""
+    kept = [np.delete(np.arange(len(labels)), text) for text in range(len(labels))]
+    return np.concatenate([gaps(matrix[:, keep][:, :, keep], labels[None, keep]) for keep in kept])
+
+
+def _layer_table(matrix: Matrix, relabelled: Int[np.ndarray, "relabelling text"], layers: list[int]) -> pd.DataFrame:
+    null, labels = gaps(matrix, relabelled), relabelled[0]
+    first, second = np.triu_indices(len(labels), 1)
+    same = labels[first] == labels[second]
+    values = matrix[:, first, second]
+    low, high = jackknife(null[0], gaps_without(matrix, labels), labels)
+    p, reached = corrected(null)
+    return pd.DataFrame(
+        {
+            "layer": layers,
+            "within": values[:, same].mean(axis=1),
+            "between": values[:, ~same].mean(axis=1),
+            "within_text": np.diagonal(matrix, axis1=1, axis2=2).mean(axis=1),
+            "gap": null[0],
+            "low": low,
+            "high": high,
+            "null_low": np.quantile(null, 0.025, axis=0),
+            "null_high": np.quantile(null, 0.975, axis=0),
+            "critical": reached,
+            "p": p,
+            "p_uncorrected": p_values(null),
+        }
+    )
+
+
+def _pair_table(matrix: Matrix, texts: LabelledTexts, layers: list[int]) -> pd.DataFrame:
+    rows = []
+    apart = ~np.eye(len(texts.labels), dtype=bool)
+    for i, first in enumerate(texts.categories):
+        for j, second in enumerate(texts.categories[i:], start=i):
+            pairs = np.outer(texts.labels == i, texts.labels == j) & apart
+            means = matrix[:, pairs].mean(axis=1)
+            rows += [{"layer": at, "first": first, "second": second, "similarity": mean} for at, mean in zip(layers, means, strict=True)]
+    return pd.DataFrame(rows).sort_values("layer", kind="stable", ignore_index=True)
+
+
+def _in_words(what: str | int | list[int]) -> str:
+    if isinstance(what, str):
+        return PLACES[what].means[0].upper() + PLACES[what].means[1:]
+    return f"What head {what} of every layer adds" if isinstance(what, int) else f"What head {what[1]} of layer {what[0]} adds"
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) if len(numbers) <= 3 else f"{numbers[0]}, {numbers[1]}, … {numbers[-1]}"

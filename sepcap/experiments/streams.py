@@ -1,0 +1,310 @@
+"""Streams: single residual dimensions across layers, and a search for those that tell kinds of text apart (METHODS 13)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sepcap.experiments.permutations import PERMUTATIONS, TIES, Relabellings, relabel
+from sepcap.experiments.provenance import made_with
+from sepcap.experiments.result import StudyResult
+from sepcap.models.forward import Hook
+from sepcap.models.places import Look, all_layers, place_hooks
+from sepcap.statistics.collect import BATCH_SIZE
+from sepcap.statistics.vectors import vectors_at
+from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions, labelled_texts
+
+Values = Float[Tensor, "stage text position dim"]
+
+FOUND = "found_on"
+"""Key in the `attrs` of the table of `find_dims`: fingerprints of the texts and the weights on which it searched."""
+
+
+class Streams(StudyResult):
+    """Values of residual dimensions across layers.
+
+    A stage is a place in the stream: 0 is what enters the first block (embedding and positions), l + 1 what leaves block l.
+
+    Attributes:
+        config: dimensions, positions, the texts and the relabellings; with the model and versions.
+        tables: `values`, one row per dim, stage, text and position, with category and value; `means`, per dim, stage and category the
+            mean over texts with the ends of its 95% interval (`low`, `high`; t over the texts, each the mean of its positions);
+            `separation`, per dim and stage `eta2`, the share of the variance between texts that categories explain, with `p`,
+            corrected for all dims and stages here, and `p_uncorrected`; `texts`; and `search`, the rows of `find_dims` that the
+            dimensions came from, empty where they were given as numbers.
+    """
+
+    STUDY: ClassVar[str] = "streams"
+    TITLE: ClassVar[str] = "How do residual dimensions that tell kinds of text apart change over the layers?"
+    FIGURES: ClassVar[Mapping[str, tuple[str, str]]] = {"streams": ("Value of residual dimensions across layers", "streams")}
+
+    def summary(self) -> list[str]:
+        """What was found, in sentences."""
+        config = self.config
+        told = [
+            f"Residual dimensions {', '.join(map(str, config['dims']))} over {config['stages']} stages, at {len(config['positions'])} "
+            f"positions of {len(self.tables['texts'])} texts ({', '.join(f'{name} {n}' for name, n in config['categories'].items())})."
+        ]
+        for dim, rows in self.tables["separation"].groupby("dim", sort=False):
+            best = rows.loc[rows["eta2"].idxmax()]
+            means = self.tables["means"].query("dim == @dim and stage == @best.stage").sort_values("mean").to_dict("records")
+            ends = " to ".join(f"{m['mean']:.3g} [{m['low']:.3g}, {m['high']:.3g}] ({m['category']})" for m in (means[0], means[-1]))
+            told.append(
+                f"Dimension {dim}: categories explain most of the variance between texts {stage_name(int(best['stage']))}: "
+                f"η² = {best['eta2']:.3f}, p = {best['p']:.2g}; means from {ends}."
+            )
+        return [*told, self._what_p_means()]
+
+    def _what_p_means(self) -> str:
+        control = f"Control: {self.config['relabellings']}; p is corrected for all dimensions and stages shown."
+        search = self.tables["search"]
+        if not len(search):
+            return control
+        if self.config["search"]["same_texts"]:
+            return (
+                f"{control} The dimensions were found on these very texts: corrected for that search, p is "
+                f"{', '.join(f'{p:.2g}' for p in search['p'])}."
+            )
+        return f"{control} The dimensions were found on other texts, so that these are a test of them."
+
+
+def stage_name(stage: int) -> str:
+    """Where in the stream a stage is, as a sentence goes on."""
+    return "before the first block" if stage == 0 else f"after layer {stage - 1}"
+
+
+def streams(
+    model: Any,
+    texts: LabelledTexts | Mapping[str, Any] | None = None,
+    dims: int | Iterable[int] | pd.DataFrame | None = None,
+    positions: Iterable[int] | None = None,
+    *,
+    per_category: int = PER_CATEGORY,
+    context: int | None = None,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> Streams:
+    """Follow residual dimensions through the layers, at the same positions of labelled texts.
+
+    Args:
+        model: what `load_model` returns.
+        texts: `LabelledTexts`, category -> list of texts, category -> task, or nothing for the offline texts; see `labelled_texts`.
+        dims: a dimension, several, or rows of the table of `find_dims`; default is the four that `find_dims` puts first on these texts.
+        positions: token positions; default is every fourth up to the end of the context, ten of them.
+        per_category: texts per category, where they are taken from a task.
+        context: tokens that the default positions end at; default is the model's context, at most 512.
+        permutations: relabellings of the texts at most; all there are where they are no more, else drawn.
+        seed: of those that are drawn.
+        batch_size: texts per pass; halved, with a warning, when memory runs out.
+
+    Returns:
+        Streams with `.tables["values"]`, `.tables["separation"]` and `.figure()`.
+
+    Raises:
+        ValueError: no dimension, one that does not exist or is there twice; texts too short or too few.
+        NotImplementedError: an image classifier.
+
+    Source: [OPT]; METHODS section 13.
+
+    Example:
+        >>> found = sepcap.find_dims(model, n=4)  # doctest: +SKIP
+        >>> sepcap.streams(model, dims=found).figure()  # doctest: +SKIP
+    """
+    texts = labelled_texts(model, texts, per_category=per_category, context=context)
+    if dims is None:
+        dims = find_dims(model, texts, positions, n=4, context=context, permutations=permutations, seed=seed, batch_size=batch_size)
+    chosen = _check_dims(dims)
+    at, length = check_positions(model, positions, context)
+    rows = texts.rows(model, length)
+    relabellings = relabel(texts.labels, permutations, seed)
+    values = vectors_at(model, rows, lambda look: stage_hooks(model, look), at, dims=_within(model, chosen), batch_size=batch_size)
+    made = made_with(model)
+    search = dims if isinstance(dims, pd.DataFrame) else pd.DataFrame({"dim": [], "p": []})
+    found_on = search.attrs.get(FOUND, {})
+    config = {
+        **made,
+        "dims": chosen,
+        "stages": len(values),
+        "positions": list(at),
+        "texts": texts.fingerprint,
+        "categories": {category: len(held) for category, held in texts.texts.items()},
+        "permutations": permutations,
+        "relabellings": relabellings.said,
+        "seed": seed,
+        "search": {**found_on, "same_texts": found_on.get("texts") == texts.fingerprint} if len(search) else None,
+    }
+    tables = {
+        "values": _value_table(values, chosen, texts, at),
+        "means": _mean_table(values, chosen, texts),
+        "separation": _separation_table(values, chosen, relabellings),
+        "texts": texts.table,
+        "search": search.reset_index(drop=True),
+    }
+    return Streams(config, tables)
+
+
+def find_dims(
+    model: Any,
+    texts: LabelledTexts | Mapping[str, Any] | None = None,
+    positions: Iterable[int] | None = None,
+    *,
+    n: int = 10,
+    stages: Iterable[int] | None = None,
+    per_category: int = PER_CATEGORY,
+    context: int | None = None,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> pd.DataFrame:
+    """Rank residual dimensions by how well they tell categories of text apart, with a test that knows how many were tried.
+
+    A text counts once, with the mean over its positions. A dimension is measured at every stage by η², the share of the variance
+    between texts that their categories explain (a growing function of the F ratio of between to within), and ranked by its
+    highest. Its p-value is the share of relabellings under which any dimension at any stage reaches as much (Westfall and Young).
+
+    Args:
+        model: what `load_model` returns.
+        texts: as in `streams`.
+        positions: as in `streams`.
+        n: dimensions to give back.
+        stages: stages to search: 0 is what enters the first block, l + 1 what leaves block l; default is all.
+        per_category, context, permutations, seed, batch_size: as in `streams`.
+
+    Returns:
+        One row per dimension, the best first: dim, stage (where it separates most), eta2, `p` corrected for the search, and
+        `p_uncorrected`, of that dimension at that stage alone. Give it, or some of its rows, to `streams` as `dims`.
+
+    Raises:
+        ValueError: as `streams`; a stage that does not exist.
+
+    Source: METHODS section 13; Westfall and Young 1993.
+
+    Example:
+        >>> sepcap.find_dims(model, n=5)  # doctest: +SKIP
+    """
+    if n < 1:
+        raise ValueError(f"n={n}: give at least 1")
+    texts = labelled_texts(model, texts, per_category=per_category, context=context)
+    at, length = check_positions(model, positions, context)
+    chosen = _check_stages(model, stages)
+    relabellings = relabel(texts.labels, permutations, seed)
+    values = vectors_at(model, texts.rows(model, length), lambda look: stage_hooks(model, look, chosen), at, batch_size=batch_size)
+    means = values.double().mean(dim=2).numpy()  # stage, text, dim
+    table = search_dims(means, relabellings).head(n)
+    table["stage"] = [chosen[stage] for stage in table["stage"]]
+    table.attrs[FOUND] = {"texts": texts.fingerprint, "stages": chosen, "relabellings": relabellings.said, "dimensions": means.shape[2]}
+    return table
+
+
+def search_dims(means: Float[np.ndarray, "stage text dim"], relabellings: Relabellings) -> pd.DataFrame:
+    """The table of `find_dims` for all dimensions, from the mean over positions of every text; stages are numbered as they come."""
+    eta2, p, alone = separation(means, relabellings)
+    best = eta2.argmax(axis=0)
+    dims = np.arange(means.shape[2])
+    columns = {"dim": dims, "stage": best, "eta2": eta2[best, dims], "p": p[best, dims], "p_uncorrected": alone[best, dims]}
+    return pd.DataFrame(columns).sort_values("eta2", ascending=False, kind="stable", ignore_index=True)
+
+
+def separation(
+    means: Float[np.ndarray, "stage text dim"], relabellings: Relabellings
+) -> tuple[Float[np.ndarray, "stage dim"], Float[np.ndarray, "stage dim"], Float[np.ndarray, "stage dim"]]:
+    """η² of every dimension at every stage, its p-value corrected for all of them, and alone.
+
+    η² = Σ over categories of n (mean of the category − mean)² / Σ over texts of (value − mean)²; 0 where all texts are equal.
+    """
+    stages, texts, dims = means.shape
+    cells = means.transpose(1, 0, 2).reshape(texts, stages * dims)
+    centred = cells - cells.mean(axis=0)
+    total = (centred**2).sum(axis=0)
+    # differences of the size of float32 rounding are no differences
+    flat = total <= 1e-12 * (cells**2).sum(axis=0)
+    scaled = np.where(flat, 0.0, centred / np.sqrt(np.where(flat, 1.0, total)))
+    labels = relabellings.labels
+    found = _explained(scaled, labels[:1])[0]
+    highest, as_high = [], np.zeros(stages * dims)
+    step = max(1, 4_000_000 // (cells.shape[1] * (labels.max() + 1)))
+    for start in tqdm(range(0, len(labels), step), desc="relabel texts", leave=False, delay=2, disable=None):
+        explained = _explained(scaled, labels[start : start + step])
+        highest.append(explained.max(axis=1))
+        as_high += (explained >= found - TIES).sum(axis=0)
+    ordered = np.sort(np.concatenate(highest))
+    reached = len(ordered) - np.searchsorted(ordered, found - TIES)
+    shape = (stages, dims)
+    return found.reshape(shape), (reached / len(labels)).reshape(shape), (as_high / len(labels)).reshape(shape)
+
+
+def _explained(
+    scaled: Float[np.ndarray, "text cell"], labels: Int[np.ndarray, "relabelling text"]
+) -> Float[np.ndarray, "relabelling cell"]:
+    explained = np.zeros((len(labels), scaled.shape[1]))
+    for category in range(labels.max() + 1):
+        members = (labels == category).astype(np.float64)
+        explained += (members @ scaled) ** 2 / members.sum(axis=1, keepdims=True)
+    return explained
+
+
+def stage_hooks(model: Any, look: Look, stages: Sequence[int] | None = None) -> list[Hook]:
+    """Hooks on the stream: stage 0 where it enters the first block, stage l + 1 where it leaves block l."""
+    wanted = range(len(all_layers(model)) + 1) if stages is None else stages
+    blocks = [stage - 1 for stage in wanted if stage > 0]
+    entering = place_hooks(model, "block_in", [0], look) if 0 in wanted else []
+    return entering + place_hooks(model, "block_out", blocks, lambda layer, vectors: look(layer + 1, vectors))
+
+
+def _check_stages(model: Any, stages: Iterable[int] | None) -> list[int]:
+    last = len(all_layers(model))
+    chosen = list(range(last + 1)) if stages is None else sorted({int(stage) for stage in stages})
+    if not chosen or not 0 <= chosen[0] <= chosen[-1] <= last:
+        raise ValueError(f"stages={chosen}: give some of 0 (what enters the first block) to {last} (what leaves the last)")
+    return chosen
+
+
+def _check_dims(dims: int | Iterable[int] | pd.DataFrame) -> list[int]:
+    if isinstance(dims, pd.DataFrame):
+        if "dim" not in dims:
+            raise ValueError(f"dims is a table with the columns {', '.join(map(str, dims.columns))}; give what find_dims returns")
+        dims = dims["dim"].tolist()
+    chosen = [int(dims)] if isinstance(dims, int | np.integer) else [int(dim) for dim in dims]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"dims={chosen}: give different dimensions, at least one")
+    return chosen
+
+
+def _within(model: Any, dims: list[int]) -> list[int]:
+    width = int(model.cfg.d_model)
+    if not 0 <= min(dims) <= max(dims) < width:
+        raise ValueError(f"dims={dims}: the residual stream has dimensions 0 to {width - 1}")
+    return dims
+
+
+def _value_table(values: Values, dims: list[int], texts: LabelledTexts, at: Sequence[int]) -> pd.DataFrame:
+    stages, n, _, _ = values.shape
+    index = pd.MultiIndex.from_product([dims, range(stages), range(n), at], names=["dim", "stage", "text", "position"])
+    table = index.to_frame(index=False)
+    table["category"] = np.array(texts.categories)[texts.labels[table["text"]]]
+    return table.assign(value=values.permute(3, 0, 1, 2).reshape(-1).numpy())
+
+
+def _mean_table(values: Values, dims: list[int], texts: LabelledTexts) -> pd.DataFrame:
+    of_texts = values.double().mean(dim=2).numpy()
+    rows = []
+    for number, category in enumerate(texts.categories):
+        own = of_texts[:, texts.labels == number]
+        half = stats.t.ppf(0.975, own.shape[1] - 1) * stats.sem(own, axis=1)
+        for i, dim in enumerate(dims):
+            means = own[:, :, i].mean(axis=1)
+            ends = {"low": means - half[:, i], "high": means + half[:, i]}
+            rows.append(pd.DataFrame({"dim": dim, "stage": range(len(means)), "category": category, "mean": means, **ends}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _separation_table(values: Values, dims: list[int], relabellings: Relabellings) -> pd.DataFrame:
+    eta2, p, alone = separation(values.double().mean(dim=2).numpy(), relabellings)
+    columns = {"eta2": eta2.T.ravel(), "p": p.T.ravel(), "p_uncorrected": alone.T.ravel()}
+    return pd.DataFrame({"dim": np.repeat(dims, len(eta2)), "stage": np.tile(np.arange(len(eta2)), len(dims)), **columns})

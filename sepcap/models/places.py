@@ -1,0 +1,93 @@
+"""Places of a block where a vector of d_model numbers can be looked at: its parts' outputs, and the stream (METHODS 13)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sepcap.errors import unknown
+from sepcap.models.forward import Hook
+from sepcap.models.kinds import architecture_of, is_hooked_transformer
+from sepcap.models.sites import get_site, n_layers, site_shape
+
+Look = Callable[[int, Float[Tensor, "batch pos d_model"]], None]
+"""What is done with the vectors of a layer: (layer, vectors)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A vector of d_model numbers in every layer.
+
+    Attributes:
+        bridge: hook of a TransformerBridge, within its block.
+        hooked_transformer: hook of a HookedTransformer.
+        means: what it is, in words.
+    """
+
+    bridge: str
+    hooked_transformer: str
+    means: str
+
+
+PLACES: dict[str, Place] = {
+    "attn_out": Place("attn.o.hook_out", "hook_attn_out", "what attention adds, without the residual stream"),
+    "mlp_out": Place("mlp.out.hook_out", "hook_mlp_out", "what the mlp adds, without the residual stream"),
+    "block_out": Place("hook_out", "hook_resid_post", "the residual stream after the block"),
+    "block_in": Place("hook_in", "hook_resid_pre", "the residual stream before the block"),
+}
+"""Places by name. Where a norm stands behind attention or mlp (Gemma-2, BERT), a bridge is looked at before it."""
+
+Head = tuple[int, int]
+
+
+def place_hooks(model: Any, place: str, layers: Sequence[int], look: Look) -> list[Hook]:
+    """Hooks that hand on the vectors of a place in some layers.
+
+    Raises:
+        ValueError: an unknown place.
+        NotImplementedError: a layer without such a place (a mixture of experts has no single output projection).
+    """
+    if place not in PLACES:
+        raise unknown("place", place, PLACES)
+    row = PLACES[place]
+    names = {layer: f"blocks.{layer}.{row.hooked_transformer if is_hooked_transformer(model) else row.bridge}" for layer in layers}
+    for layer, name in names.items():
+        if name not in model.hook_dict:
+            raise NotImplementedError(
+                f"{place!r} ({row.means}) of {architecture_of(model)}: layer {layer} has no {name.split('.', 2)[2]}. "
+                "What works everywhere: 'block_out'"
+            )
+
+    def hook(layer: int) -> Callable[..., None]:
+        return lambda vectors, hook: look(layer, vectors)
+
+    return [(name, hook(layer)) for layer, name in names.items()]
+
+
+def head_hooks(model: Any, heads: Sequence[Head], look: Look) -> list[Hook]:
+    """Hooks that hand on what single heads add to the residual stream, z_h W_O[h], without the bias; at most one head per layer.
+
+    Raises:
+        IndexError: a head that does not exist.
+        NotImplementedError: an architecture whose heads cannot be told apart.
+    """
+    layers, n_heads, _ = site_shape(model, "attn_pre_out")
+    for layer, head in heads:
+        if not (0 <= layer < layers and 0 <= head < n_heads):
+            raise IndexError(f"head ({layer}, {head}) does not exist: the model has layers 0 to {layers - 1} with heads 0 to {n_heads - 1}")
+    site = get_site("attn_pre_out")
+
+    def hook(layer: int, head: int) -> Callable[..., None]:
+        def write(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
+            look(layer, z[:, :, head] @ site.rows(model, layer)[head].to(z))
+
+        return write
+
+    return [(site.hook_name(layer), hook(layer, head)) for layer, head in heads]
+
+
+def all_layers(model: Any) -> range:
+    """Numbers of the model's layers."""
+    return range(n_layers(model))

@@ -1,0 +1,301 @@
+"""Texts of several kinds with their labels: what the geometry of activations is measured on (METHODS 13)."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+from sepcap.models.forward import positions_of
+from sepcap.models.kinds import architecture_of, kind_of
+from sepcap.storage import html_card
+from sepcap.tasks import local
+from sepcap.tasks.batches import separator_of
+from sepcap.tasks.hub import Streamed
+from sepcap.tasks.samples import check_content, check_context
+from sepcap.tasks.task import LocalSource, Source, Split, load_task
+
+REFERENCE = "stdlib:pydoc_data/topics.py"
+"""Where the language reference lies, as offline prose names it; the chapter follows after a #."""
+
+OFFLINE = ("prose", "language reference", "Python", "C++")
+"""Categories of the default texts: docstrings and package descriptions, chapters of the language reference, and two languages."""
+
+PER_CATEGORY = 5
+"""Texts per category where nobody says otherwise. With 3 every relabelling can be tried, but single dimensions hardly leave chance."""
+
+HELD_OUT: tuple[Split, ...] = ("evaluate", "collect")
+
+OFFLINE_KINDS: dict[str, tuple[local.Kind, int, tuple[Split, ...]]] = {
+    "prose": ("prose", 1, HELD_OUT),
+    "Python": ("python", 1, HELD_OUT[::-1]),
+    "C++": ("cpp", 5, HELD_OUT),
+}
+"""Kind of local text, depth of the folders that are to differ (all C++ is of one package), and splits in the order in which they are
+used. A file has a split for prose and Python alike, so that with the orders reversed no text has the docstrings of another's code."""
+
+Named = tuple[str, str]
+"""Where a text comes from, and the text."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledTexts:
+    """Texts under the names of their categories.
+
+    Attributes:
+        texts: category -> texts.
+        names: category -> where each of its texts comes from.
+
+    Raises:
+        ValueError: fewer than two categories, a category with fewer than two texts, or a text that is there twice.
+
+    Example:
+        >>> LabelledTexts({"a": ("one", "two"), "b": ("three", "four")}).labels.tolist()
+        [0, 0, 1, 1]
+    """
+
+    texts: Mapping[str, tuple[str, ...]]
+    names: Mapping[str, tuple[str, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.texts) < 2:
+            raise ValueError(f"texts: {len(self.texts)} categories ({', '.join(self.texts)}); to compare kinds of text takes two or more")
+        first: dict[str, str] = {}
+        for category, text in ((category, text) for category, texts in self.texts.items() for text in texts):
+            if text in first:
+                raise ValueError(f"texts: one text is there twice, in {first[text]!r} and in {category!r} ({text[:40]!r}…)")
+            first[text] = category
+        for category, texts in self.texts.items():
+            if len(texts) < 2:
+                raise ValueError(f"texts: category {category!r} has {len(texts)} text; how alike it is within takes two or more")
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the categories, in order."""
+        return tuple(self.texts)
+
+    @property
+    def labels(self) -> Int[np.ndarray, " text"]:
+        """Number of the category of every text, in the order in which all results have them."""
+        return np.repeat(np.arange(len(self.texts)), [len(texts) for texts in self.texts.values()])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of categories and texts."""
+        digest = hashlib.sha256()
+        for category, texts in self.texts.items():
+            for part in (category, *texts):
+                digest.update(hashlib.sha256(part.encode()).digest())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per text: text (its number), category, name, characters."""
+        rows = []
+        for category, texts in self.texts.items():
+            names = self.names[category] if self.names else [f"{category} {i + 1}" for i in range(len(texts))]
+            rows += [{"category": category, "name": name, "characters": len(text)} for name, text in zip(names, texts, strict=True)]
+        return pd.DataFrame(rows).reset_index(names="text")
+
+    def rows(self, model: Any, length: int) -> Int[np.ndarray, "text pos"]:
+        """Token ids of every text: the opening token where the model has one, and the first tokens up to `length`.
+
+        A row of a masked language model also ends with its closing token.
+
+        Raises:
+            ValueError: a text that is too short, or two that begin with the same tokens.
+        """
+        opening, closing = _ends(model)
+        inside = length - len(opening) - len(closing)
+        rows = []
+        for category, text in ((category, text) for category, texts in self.texts.items() for text in texts):
+            ids = _token_ids(model.tokenizer, text, inside)
+            if len(ids) < inside:
+                raise ValueError(
+                    f"texts: a text of {category!r} ({text[:40]!r}…) has {len(ids)} tokens, and {inside} are needed for the positions "
+                    "asked for. Give longer texts, a smaller context= or earlier positions="
+                )
+            rows.append([*opening, *ids, *closing])
+        found = np.array(rows, dtype=np.int64)
+        if len(np.unique(found, axis=0)) < len(found):
+            raise ValueError(f"texts: two of them have the same first {inside} tokens; give each text once")
+        return found
+
+    def __repr__(self) -> str:
+        return f"LabelledTexts({', '.join(f'{category} {len(texts)}' for category, texts in self.texts.items())})"
+
+    def _repr_html_(self) -> str:
+        return html_card("LabelledTexts", {"fingerprint": self.fingerprint}, self.table)
+
+
+def labelled_texts(
+    model: Any,
+    texts: LabelledTexts | Mapping[str, Any] | None = None,
+    *,
+    per_category: int = PER_CATEGORY,
+    skip: int = 0,
+    context: int | None = None,
+) -> LabelledTexts:
+    """Texts of several categories, each long enough for the model's context.
+
+    Args:
+        model: what `load_model` returns; its tokenizer decides what is long enough.
+        texts: category -> list of texts, all of which are taken; or category -> a task (its name, path, Dataset or Task), of which
+            the first `per_category` long enough are taken. Default is texts of the running Python installation: docstrings and package
+            descriptions, the language reference, Python and C++; the parts that the embedded model was not trained on come first.
+        per_category: texts per category, where they are not all taken.
+        skip: texts per category that are passed over first: with skip=per_category, other ones than with skip=0.
+        context: tokens that a text must fill, with the opening token; default is the model's context, at most 512.
+
+    Raises:
+        ValueError: too few texts that are long enough, see also `LabelledTexts`.
+        NotImplementedError: an image classifier.
+
+    Source: [OPT]; METHODS section 13.
+
+    Example:
+        >>> sepcap.labelled_texts(model)  # doctest: +SKIP
+        LabelledTexts(prose 5, language reference 5, Python 5, C++ 5)
+    """
+    check_reads_text(model)
+    if isinstance(texts, LabelledTexts):
+        return texts
+    if per_category < 2 or skip < 0:
+        raise ValueError(f"per_category={per_category}, skip={skip}: a category needs 2 texts or more, and skip is 0 or more")
+    if not isinstance(texts, Mapping | None):
+        raise TypeError(f"texts is a {type(texts).__name__}; give category -> list of texts, category -> task, or nothing")
+    context = check_context(model, context)
+    found: dict[str, tuple[str, ...]] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    for category, source in (dict.fromkeys(OFFLINE) if texts is None else texts).items():
+        if isinstance(source, list | tuple):
+            if not all(isinstance(text, str) for text in source):
+                kinds = ", ".join(sorted({type(text).__name__ for text in source}))
+                raise TypeError(f"texts[{category!r}] is a list of {kinds}; a list must hold strings only")
+            chosen = [(f"{category} {i + 1}", text) for i, text in enumerate(source)]
+        else:
+            documents = _offline(category) if source is None else _of_task(model, category, source)
+            chosen = _long_enough(model, documents, category, skip, skip + per_category, context)
+        found[category] = tuple(text for _, text in chosen)
+        names[category] = tuple(name for name, _ in chosen)
+    return LabelledTexts(found, names)
+
+
+def check_reads_text(model: Any) -> None:
+    """Raise where a model has no positions of a text.
+
+    Raises:
+        NotImplementedError: an image classifier.
+    """
+    if not hasattr(model, "cfg"):
+        raise TypeError(f"model is a {type(model).__name__}; give what sepcap.load_model returns")
+    if kind_of(model) == "images":
+        raise NotImplementedError(
+            f"{architecture_of(model)} is an image classifier: there are no texts and no token positions to compare; give a language model"
+        )
+
+
+def last_positions(model: Any, context: int | None = None) -> tuple[int, ...]:
+    """Every fourth position up to the last one of the context, ten of them where there is room: 475, 479, … 511 of 512 [OPT].
+
+    The first position, which holds the opening token, is never among them, nor the closing token of a masked language model.
+    """
+    last = check_context(model, context) - len(_ends(model)[1]) - 1
+    return tuple(reversed(range(last, 0, -4)[:10]))
+
+
+def check_positions(model: Any, positions: Iterable[int] | None, context: int | None) -> tuple[tuple[int, ...], int]:
+    """The positions to look at, in order, and the length of the rows that they need: what stands after them is not computed.
+
+    Raises:
+        ValueError: none, one twice, or one outside of the model's context.
+    """
+    closing = len(_ends(model)[1])
+    chosen = last_positions(model, context) if positions is None else tuple(int(position) for position in positions)
+    most = (positions_of(model) if context is None else check_context(model, context)) - closing
+    if not chosen or len(set(chosen)) < len(chosen) or not 0 <= min(chosen) <= max(chosen) < most:
+        raise ValueError(f"positions={list(chosen)}: give different ones from 0 to {most - 1}, at least one")
+    return tuple(sorted(chosen)), max(2, max(chosen) + 1) + closing
+
+
+def _ends(model: Any) -> tuple[list[int], list[int]]:
+    """Ids of the opening and the closing token of a row; only masked language models have the latter."""
+    tokenizer = model.tokenizer
+    if kind_of(model) == "masked":
+        opening = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+        closing = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+        return [opening], [closing]
+    separator = separator_of(tokenizer)
+    return ([] if separator is None else [separator]), []
+
+
+def _token_ids(tokenizer: Any, text: str, most: int) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:most]
+
+
+def _long_enough(model: Any, documents: Iterable[Named], category: str, start: int, stop: int, context: int) -> list[Named]:
+    opening, closing = _ends(model)
+    needed = context - len(opening) - len(closing)
+    fitting = ((name, text) for name, text in documents if len(_token_ids(model.tokenizer, text, needed)) == needed)
+    found = list(itertools.islice(fitting, stop))
+    if len(found) < stop:
+        raise ValueError(
+            f"texts: {category!r} has only {len(found)} texts of {needed} tokens or more, and {stop} were asked for. "
+            "Give a smaller per_category=, skip= or context=, or other texts"
+        )
+    return found[start:]
+
+
+def _of_task(model: Any, category: str, source: Any) -> Iterator[Named]:
+    task = load_task(source)
+    check_content(model, task)
+    for split in HELD_OUT:
+        # of a mixture, one document of each in turn
+        turns = itertools.zip_longest(*(_documents(part, split) for part in task.sources))
+        yield from (document for turn in turns for document in turn if document is not None)
+
+
+def _documents(source: Source, split: Split) -> Iterator[Named]:
+    parts: Iterable[Any] = source.slices(split) if isinstance(source, Streamed) else [source.documents(split)]
+    for part in parts:
+        for i, row in enumerate(part):
+            yield str(row.get("name") or f"{split} {row.get('row', i)}"), row["text"]
+
+
+def _offline(category: str) -> Iterator[Named]:
+    if category == "language reference":
+        return _reference()
+    kind, depth, splits = OFFLINE_KINDS[category]
+    return itertools.chain.from_iterable(_spread(_documents(LocalSource(kind), split), depth) for split in splits)
+
+
+def _spread(documents: Iterable[Named], depth: int) -> Iterator[Named]:
+    """Documents outside of the language reference; one of every folder at that depth before a second one of any.
+
+    Files of one package resemble each other.
+    """
+    folders: dict[str, list[Named]] = {}
+    for name, text in documents:
+        if name.startswith(REFERENCE):
+            continue
+        folders.setdefault("/".join(name.split("/")[:-1][:depth]), []).append((name, text))
+    for turn in itertools.zip_longest(*folders.values()):
+        yield from (document for document in turn if document is not None)
+
+
+def _reference() -> Iterator[Named]:
+    """Chapters of the language reference, those of the held-out splits first; a paragraph that was in one is left out of the next."""
+    from pydoc_data.topics import topics
+
+    seen: set[str] = set()
+    names = {topic: f"{REFERENCE}#{topic}" for topic in topics}
+    order = [*HELD_OUT, "train"]
+    for topic in sorted(topics, key=lambda topic: (order.index(local.split_of(names[topic])), local.bucket(names[topic]), topic)):
+        paragraphs = [p for p in local.clean_prose(topics[topic]).split("\n\n") if p not in seen]
+        seen.update(paragraphs)
+        yield names[topic], "\n\n".join(paragraphs)
