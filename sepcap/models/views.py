@@ -1,4 +1,4 @@
-"""What is read from the weights of a model without running it (METHODS 13, last line)."""
+"""What is read from the weights of a model without running it (METHODS 12, 13)."""
 
 from typing import Any
 
@@ -33,3 +33,9 @@ def mlp_input_biases(model: Any) -> Float[Tensor, "layer neuron"]:
             f"model: {model.cfg.model_name} has no mlp biases (Llama, Mistral and Galactica have none); OPT, GPT-2 and GPT-NeoX have them"
         )
     return torch.stack([bias.detach().double().cpu() for bias in biases])
+
+
+@torch.no_grad()
+def mlp_input_weights(model: Any, layer: int) -> Float[Tensor, "neuron d_model"]:
+    """W_in[:, n] of every mlp neuron of a layer: the direction it reads; of a gated mlp that is the up-projection, not the gate."""
+    return live_weight(model.blocks[layer].mlp, "W_in").detach().T.double().cpu()
