@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
     from sepcap.experiments.ablations import AblationComparison, compare_ablations
     from sepcap.experiments.config import PruningConfig
+    from sepcap.experiments.cross_task import CrossTask, cross_task
     from sepcap.experiments.methods import Methods, compare_methods
     from sepcap.experiments.methods_config import MethodsConfig
+    from sepcap.experiments.neuron_sets_config import CrossTaskConfig, OverlapConfig
+    from sepcap.experiments.overlaps import Overlaps, overlaps
     from sepcap.experiments.pruning import prune
     from sepcap.experiments.reproduce import Reproduction, reproduce
     from sepcap.experiments.reproduce_config import ReproduceConfig
@@ -44,6 +47,8 @@ _HOME = {
     "Ablation": "interventions.ablation",
     "AblationComparison": "experiments.ablations",
     "AblationProtocol": "experiments.ablation_config",
+    "CrossTask": "experiments.cross_task",
+    "CrossTaskConfig": "experiments.neuron_sets_config",
     "Evaluation": "evaluation.next_token",
     "Histogram": "statistics.histogram",
     "LabelledTexts": "tasks.labelled",
@@ -52,6 +57,8 @@ _HOME = {
     "NeuronSet": "selection.neurons",
     "NeuronStatistics": "statistics.moments",
     "Optimal": "interventions.optimal",
+    "OverlapConfig": "experiments.neuron_sets_config",
+    "Overlaps": "experiments.overlaps",
     "ProtocolResult": "experiments.ablation_protocol",
     "PruningConfig": "experiments.config",
     "ReproduceConfig": "experiments.reproduce_config",
@@ -70,6 +77,7 @@ _HOME = {
     "collect": "statistics.collect",
     "compare_ablations": "experiments.ablations",
     "compare_methods": "experiments.methods",
+    "cross_task": "experiments.cross_task",
     "delete": "interventions.deletion",
     "evaluate": "evaluation.next_token",
     "find_dims": "experiments.streams",
@@ -78,6 +86,7 @@ _HOME = {
     "load_model": "models.load",
     "load_task": "tasks.task",
     "optimal_constants": "interventions.optimal",
+    "overlaps": "experiments.overlaps",
     "prune": "experiments.pruning",
     "register_task": "tasks.registry",
     "reproduce": "experiments.reproduce",
@@ -94,6 +103,8 @@ __all__ = [
     "Ablation",
     "AblationComparison",
     "AblationProtocol",
+    "CrossTask",
+    "CrossTaskConfig",
     "Evaluation",
     "Histogram",
     "LabelledTexts",
@@ -102,6 +113,8 @@ __all__ = [
     "NeuronSet",
     "NeuronStatistics",
     "Optimal",
+    "OverlapConfig",
+    "Overlaps",
     "ProtocolResult",
     "PruningConfig",
     "ReproduceConfig",
@@ -120,6 +133,7 @@ __all__ = [
     "collect",
     "compare_ablations",
     "compare_methods",
+    "cross_task",
     "delete",
     "evaluate",
     "find_dims",
@@ -128,6 +142,7 @@ __all__ = [
     "load_model",
     "load_task",
     "optimal_constants",
+    "overlaps",
     "prune",
     "register_task",
     "reproduce",

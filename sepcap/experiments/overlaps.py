@@ -1,136 +1,310 @@
-"""Neuron sets of several tasks against a common one, and what they have in common (METHODS 12)."""
+"""Neuron sets of several tasks and what they have in common, trained beside randomly initialised (METHODS 12)."""
 
-import dataclasses
-from collections.abc import Mapping
+import gc
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from sepcap.errors import CorruptFile
-from sepcap.experiments.provenance import made_with
-from sepcap.experiments.reproduce_config import OverlapConfig
-from sepcap.experiments.run import differing_fields
+from sepcap.experiments.neuron_sets_config import OverlapConfig
+from sepcap.experiments.result import Pieces, StudyResult, as_json
+from sepcap.experiments.several_tasks import NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
+from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
+from sepcap.models.untrained import untrained
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.overlap import overlap
-from sepcap.selection.score import score
-from sepcap.statistics.collect import collect_sample
-from sepcap.storage import PART, read_json, remove_parts, sole_writer, write_json
+from sepcap.selection.score import Scores
 from sepcap.tasks.batches import TokenSample
-from sepcap.tasks.samples import check_context, sample_task
-from sepcap.tasks.task import load_task
+from sepcap.tasks.samples import check_context
 
-FORMAT = "overlaps-1"
-RETAIN = "retain"
+log = logging.getLogger(__name__)
+
+TRAINED = "trained"
+"""The model that was asked about, in the column `model`."""
+
+HEADS_AT = "attn_pre_out"
+"""Where heads are scored."""
 
 
-@dataclass(frozen=True, eq=False)
-class Overlaps:
-    """Neurons selected for each of several tasks.
+class Overlaps(StudyResult):
+    """Overlaps of the neuron sets of several tasks, of the trained model and of randomly initialised ones.
 
     Attributes:
-        config: the resolved configuration, with versions and fingerprints.
-        neurons: name of the task -> the set selected for it.
+        config: the resolved configuration.
+        tables: "overlaps", one row per model, site, fraction, pair of tasks and layer, and one whose `layer` is missing: the total.
+            Columns: model, site, fraction, first, second, layer, those of `sepcap.selection.overlap.overlap` (`share` is |A∩B|/|A|, A
+            the set of `first`), `share_of_second` |A∩B|/|B|, `ratio_in_layers` (totals only: to what chance gives when each set keeps
+            its numbers per layer, Σ |A_l|·|B_l|/N_l), and `log10_p_corrected`, Bonferroni over all pairs, sites, fractions and layers
+            of a model. Of site "heads" the numbers are of heads.
+        tensors: scores, from which `neurons` cuts sets of any size.
+
+    Example:
+        >>> found = sepcap.overlaps(model, sepcap.OverlapConfig(tokens=10_000), out="runs/overlaps")  # doctest: +SKIP
+        >>> found.totals().query("fraction == 0.02")[["model", "site", "first", "second", "ratio"]]  # doctest: +SKIP
     """
 
-    config: Mapping[str, Any]
-    neurons: Mapping[str, NeuronSet]
+    STUDY = "overlaps"
+    TITLE = "What do the neuron sets of several tasks have in common?"
+    FIGURES = {  # noqa: RUF012 (as all results have it)
+        "maps": ("Overlap of every two tasks", "overlaps"),
+        "ratios": ("Overlap times chance", "overlap_ratios"),
+        "layers": ("Overlap per layer", "overlap_layers"),
+    }
 
-    @cached_property
+    @property
     def table(self) -> pd.DataFrame:
-        """The columns of `sepcap.selection.overlap.overlap` for every pair of tasks, named in `first` and `second`."""
-        tables = [overlap(self.neurons[a], self.neurons[b]).assign(first=a, second=b) for a, b in combinations(self.neurons, 2)]
-        return pd.concat(tables, ignore_index=True)
+        """The overlaps of all layers and in total."""
+        return self.tables["overlaps"]
 
-    def totals(self) -> list[dict[str, Any]]:
-        """The rows of the table that are of all layers together, one per pair and site."""
-        return [row for row in self.table.to_dict("records") if pd.isna(row["layer"])]
+    @property
+    def models(self) -> list[str]:
+        """Names in the column `model`: "trained", then the controls."""
+        return list(dict.fromkeys(self.table["model"]))
 
-    def __repr__(self) -> str:
-        return f"Overlaps({', '.join(self.neurons)}; {self.config['model']}{', random weights' * self.config['random_weights']})"
+    def totals(self) -> pd.DataFrame:
+        """The rows that are of all layers together."""
+        return self.table.query("layer.isna()").reset_index(drop=True)
+
+    def neurons(self, task: str, fractions: Mapping[str, float], model: str = TRAINED) -> NeuronSet:
+        """The set of a task, cut from the scores of the study.
+
+        Args:
+            task: its name.
+            fractions: site -> share; any share, of the sites of the study.
+            model: a name of the column `model`.
+        """
+        keys = {site: tensor_name(model, task, site) for site in dict.fromkeys(_scored(fractions))}
+        if missing := [key for key in keys.values() if key not in self.tensors]:
+            held = ", ".join(sorted(self.tensors))
+            raise ValueError(f"no scores {missing[0]!r} in this study; there are {held}")
+        return Scores({site: self.tensors[key] for site, key in keys.items()}).top(fractions)
+
+    def summary(self) -> list[str]:
+        """Per site, at the smallest share: how far the trained model is from chance and from the controls."""
+        totals = self.totals()
+        m = _tests(self.table.query("model == @TRAINED"))
+        said = [
+            f"{len(self.config['tasks'])} tasks scored against {self.config['retain']} by {self.config['importance']}; "
+            f"p-values are Bonferroni-corrected for the {m:,} tests of a model."
+        ]
+        for site in self.config["sites"]:
+            for fraction in sorted({min(self.config["fractions"]), max(self.config["fractions"])}):
+                here = totals.query("site == @site and fraction == @fraction")
+                trained = here.query("model == @TRAINED")
+                words = [_of_pair(here, trained.loc[trained["ratio"].agg(pick)]) for pick in ("idxmax", "idxmin")]
+                said.append(f"{site}, the highest {100 * fraction:.3g}%: most in common {words[0]}; least {words[1]}.")
+        return said
+
+
+def _of_pair(here: pd.DataFrame, row: Any) -> str:
+    control = here[(here["model"] != TRAINED) & (here["first"] == row["first"]) & (here["second"] == row["second"])]["ratio"]
+    seeds = f"{len(control)} seed{'s' * (len(control) != 1)}"
+    beside = f"randomly initialised {control.min():.2f} to {control.max():.2f} times ({seeds})" if len(control) else "no control was made"
+    return (
+        f"{row['first']} and {row['second']}, {row['both']:,} of {row['a']:,} ({100 * row['share']:.0f}%), {row['ratio']:.2f} times chance "
+        f"(corrected p = 10^{row['log10_p_corrected']:.1f}; {beside})"
+    )
+
+
+def tensor_name(model: str, task: str, site: str) -> str:
+    """Name of the scores of one task at one site."""
+    return f"{model} | {task} | {site}"
 
 
 @dataclass(frozen=True, eq=False)
 class OverlapPlan:
-    """Everything the selection needs, sampled and checked; nothing is written yet."""
+    """Everything the selection needs, sampled and checked; nothing is written yet, and no model is held.
+
+    Attributes:
+        config, tasks, samples: what is collected.
+        resolved: the configuration as its folder keeps it.
+        shapes: site -> shape over the whole model.
+        control: makes the randomly initialised model of a seed.
+    """
 
     config: OverlapConfig
-    model: Any
+    tasks: NamedTasks
     samples: dict[str, TokenSample]
     resolved: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    control: Callable[[int], Any]
 
-    def tokens(self) -> int:
-        """Tokens that go through the model, BOS and padding not counted."""
-        return sum(sample.tokens for sample in self.samples.values())
+    @property
+    def labels(self) -> dict[str, int | None]:
+        """Name of every model -> the seed of a control."""
+        return {TRAINED: None} | {f"random weights, seed {seed}": seed for seed in self.config.control_seeds}
+
+    def folder(self, out: Path, label: str) -> Path:
+        """Where the statistics of one model lie."""
+        return out / "statistics" / ("trained" if self.labels[label] is None else f"random-{self.labels[label]}")
+
+    def left(self, out: Path) -> int:
+        """Tokens that are still to go through models."""
+        missing = [
+            sample.tokens
+            for label in self.labels
+            for i, sample in enumerate(self.samples.values())
+            if not (self.folder(out, label) / f"{i}.safetensors").exists()
+        ]
+        return sum(missing)
 
     def cost(self) -> str:
         """What will be done and cost, in one sentence."""
         c = self.config
-        neurons = {site: int(np.prod(site_shape(self.model, site))) for site in c.fractions}
-        each = ", ".join(f"{fraction:.3g} of {neurons[site]:,} {site} neurons" for site, fraction in c.fractions.items())
-        weights = f" with random weights (seed {c.seed})" if c.random_weights else ""
+        sites = ", ".join(f"{int(np.prod(shape)):,} {site} neurons" for site, shape in self.shapes.items())
+        tokens = len(self.labels) * sum(sample.tokens for sample in self.samples.values())
+        bytes_ = len(self.labels) * len(self.samples) * sum(int(np.prod(shape)) for shape in self.shapes.values()) * 56
         return (
-            f"{self.model.cfg.model_name}{weights}: select {each} for {', '.join(c.tasks)} against {self.samples[RETAIN].task}, by "
-            f"{c.importance}; {self.tokens() / 1e6:.3g} M tokens through the model, "
-            f"about {len(c.tasks) * sum(neurons.values()) / 1e6:.2g} MB on disk"
+            f"{self.resolved['model']}: select {', '.join(f'{f:.3g}' for f in c.fractions)} of {sites} for {', '.join(self.tasks.names)} "
+            f"against {self.tasks.retain_name}, by {c.importance}, with {len(c.control_seeds)} randomly initialised controls; "
+            f"{tokens / 1e6:.3g} M tokens through models, about {bytes_ / 1e6:.2g} MB on disk"
         )
 
 
 def plan_overlaps(model: Any, config: OverlapConfig) -> OverlapPlan:
     """Load tasks and tokens, and check that every selection can be made."""
-    for site, fraction in config.fractions.items():
-        how_many(fraction, int(np.prod(site_shape(model, site))), site)
-    context = check_context(model, config.context)
-    tasks = {RETAIN: load_task(config.retain)} | {name: load_task(task) for name, task in config.tasks.items()}
-    samples = {name: sample_task(model, task, "collect", config.tokens, context) for name, task in tasks.items()}
-    named = {name: task.name for name, task in tasks.items() if name != RETAIN}
-    resolved = dataclasses.asdict(dataclasses.replace(config, tasks=named, retain=tasks[RETAIN].name)) | {
-        "format": FORMAT,
-        "context": context,
-        **made_with(model),
-        "samples": {name: sample.fingerprint for name, sample in samples.items()},
-        "documents": {name: list(sample.indices) for name, sample in samples.items()},
-    }
-    return OverlapPlan(config, model, samples, resolved)
+    if not isinstance(config, OverlapConfig):
+        raise TypeError(f"config is a {type(config).__name__}; give a sepcap.OverlapConfig")
+    tasks = NamedTasks.of(config.tasks, config.retain)
+    shapes = {site: site_shape(model, site) for site in dict.fromkeys(_scored(config.sites))}
+    for site in config.sites:
+        units = shapes[HEADS_AT][:2] if site == "heads" else shapes[site]
+        for fraction in config.fractions:
+            how_many(fraction, int(np.prod(units)), site)
+    samples = tasks.samples(model, "collect", config.tokens, check_context(model, config.context))
+    names = {"tasks": tasks.names, "retain": tasks.retain_name}
+    return OverlapPlan(config, tasks, samples, resolved(model, config, names, {"collect": samples}), shapes, untrained(model))
 
 
-def select_for_tasks(prepared: OverlapPlan, out: Path) -> Overlaps:
-    """Select the neurons of every task; each set is written before the next is collected, and those in `out` are read.
+def overlaps(model: Any = None, config: OverlapConfig | None = None, *, out: str | Path | None = None) -> Overlaps:
+    """Select the neurons of several tasks and compare every two sets, in the trained model and in randomly initialised ones.
+
+    One pass per task and model; sets of all sizes are cut from the same scores. With `out`, the statistics of every task are written
+    before the next is collected: the same call goes on where an interrupted one stopped, and a finished study is read.
+
+    Args:
+        model: what `load_model` returns; default is to load `config.model`, which then goes before the control is made.
+        config: what to do.
+        out: folder of the study; without one, nothing is kept.
+
+    Returns:
+        Overlaps with `.table`, `.totals()`, `.neurons(task, fractions)`, `.summary()` and `.figure()`.
 
     Raises:
+        ValueError: a share that selects nothing, tasks of the same data or name, too little text.
         FileExistsError: the folder holds another configuration (the differing fields are named).
+
+    Source: METHODS section 12; [MOD].
+
+    Example:
+        >>> config = sepcap.OverlapConfig(tasks=("local-python", "local-cpp"), fractions=(0.02, 0.1), tokens=10_000)
+        >>> sepcap.overlaps(model, config).figure("maps", measure="iou", fraction=0.1)  # doctest: +SKIP
     """
-    config, model = prepared.config, prepared.model
-    paths = {name: out / f"{name}.safetensors" for name in config.tasks}
-    out.mkdir(parents=True, exist_ok=True)
-    with sole_writer(out):
-        _check_folder(out, prepared.resolved)
-        remove_parts(out)
-        if not (out / "config.json").exists():
-            write_json(out / "config.json", prepared.resolved)
-        left = [name for name, path in paths.items() if not path.exists()]
-        sites = tuple(config.fractions)
-        retain = collect_sample(model, prepared.samples[RETAIN], sites, batch_size=config.batch_size) if left else None
-        for name in left:
-            assert retain is not None
-            forget = collect_sample(model, prepared.samples[name], sites, batch_size=config.batch_size)
-            score(forget, retain, config.importance).top(config.fractions).save(paths[name])
-    return Overlaps(read_json(out / "config.json"), {name: NeuronSet.load(path) for name, path in paths.items()})
+    config = config or OverlapConfig()
+    load = partial(load_model, config.model) if model is None else lambda: model
+    return run_overlaps(load, config, out, lambda prepared, *_: log.info("%s", prepared.cost()))
 
 
-def _check_folder(folder: Path, resolved: Mapping[str, Any]) -> None:
-    path = folder / "config.json"
-    if path.exists():
-        config = read_json(path)
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise CorruptFile(f"{path} is not the configuration of a selection for several tasks")
-        if different := differing_fields(config, resolved):
-            listed = "; ".join(f"{name}: {there!r} there, {asked!r} asked for" for name, (there, asked) in different.items())
-            raise FileExistsError(f"{folder} holds another configuration ({listed}). Use another folder; nothing was changed.")
-    elif any(not part.name.endswith(PART) for part in folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and holds no selection for several tasks. Use another folder; nothing was changed.")
+def run_overlaps(
+    load: Callable[[], Any], config: OverlapConfig, out: str | Path | None, announce: Callable[[OverlapPlan, Any, int], None]
+) -> Overlaps:
+    """`overlaps` of a model that is loaded here, so that it is gone when the control is made.
+
+    Args:
+        load: gives the model.
+        config: what to do.
+        out: folder of the study, or None.
+        announce: receives the plan, the model and the number of tokens that are left, before the work begins.
+    """
+    model = load()
+    prepared = plan_overlaps(model, config)
+    with study_folder(out, Overlaps, prepared.resolved) as pieces:
+        announce(prepared, model, 0 if is_finished(pieces) else prepared.left(pieces.folder))
+        if is_finished(pieces):
+            return Overlaps.load(pieces.folder)
+        scores = {TRAINED: _scores(prepared, model, pieces, TRAINED)}
+        del model
+        for label, seed in prepared.labels.items():
+            if seed is not None:
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                scores[label] = _scores(prepared, prepared.control(seed), pieces, label)
+    table = pd.concat([_table(config, label, of_model) for label, of_model in scores.items()], ignore_index=True)
+    tensors = {
+        tensor_name(label, task, site): values
+        for label, of_model in scores.items()
+        for task, of_task in of_model.items()
+        for site, values in of_task.items()
+    }
+    result = Overlaps(as_json({"study": Overlaps.STUDY, **prepared.resolved}), {"overlaps": table}, tensors)
+    return result if out is None else Overlaps.load(result.save(out))
+
+
+def _scores(prepared: OverlapPlan, model: Any, pieces: Pieces, label: str) -> dict[str, Scores]:
+    folder = prepared.folder(pieces.folder, label)
+    statistics = statistics_of(model, prepared.samples, tuple(prepared.shapes), folder, prepared.config.batch_size)
+    return scores_of(statistics, prepared.tasks, prepared.config.importance)
+
+
+def _scored(sites: Any) -> list[str]:
+    return [HEADS_AT if site == "heads" else site for site in sites]
+
+
+def selected(scores: Scores, site: str, fraction: float) -> Bool[Tensor, "layer unit"]:
+    """Which neurons of a site, or heads, are among the highest; heads are one unit each."""
+    if site == "heads":
+        return scores.top({"heads": fraction}).masks[HEADS_AT][..., 0]
+    return scores.top({site: fraction}).masks[site].flatten(1)
+
+
+def _table(config: OverlapConfig, label: str, scores: Mapping[str, Scores]) -> pd.DataFrame:
+    """All overlaps of one model."""
+    parts = []
+    for site in config.sites:
+        for fraction in config.fractions:
+            # heads and neurons alike: a set is a mask of units per layer, which is the form of a mask of mlp neurons
+            sets = {task: NeuronSet({"mlp": selected(of_task, site, fraction)}) for task, of_task in scores.items()}
+            for first, second in combinations(sets, 2):
+                where = {"model": label, "site": site, "fraction": fraction, "first": first, "second": second}
+                parts.append(overlap(sets[first], sets[second]).assign(**where))
+    table = pd.concat(parts, ignore_index=True)
+    return _corrected(_more_columns(table))
+
+
+COLUMNS = (
+    "model", "site", "fraction", "first", "second", "layer", "neurons", "a", "b", "both", "share", "share_of_second", "iou", "ratio",
+    "ratio_in_layers", "log10_p", "log10_p_corrected",
+)  # fmt: skip
+
+
+def _more_columns(table: pd.DataFrame) -> pd.DataFrame:
+    total = table["layer"].isna()
+    by_chance = table["a"] * table["b"] / table["neurons"]
+    pair = [table[name] for name in ("site", "fraction", "first", "second")]
+    in_layers: Any = by_chance.where(~total, 0.0).groupby(pair).transform("sum")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return table.assign(
+            share_of_second=(table["both"] / table["b"]).where(table["b"] > 0),
+            ratio_in_layers=(table["both"] / in_layers).where(total & (in_layers > 0)),
+        )
+
+
+def _tests(table: pd.DataFrame) -> int:
+    return int(np.isfinite(table["log10_p"]).sum())
+
+
+def _corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """Bonferroni, in logarithms because the smallest p-values are below what a double can hold; it holds under any dependence."""
+    corrected = (table["log10_p"] + np.log10(max(1, _tests(table)))).clip(upper=0.0)
+    return table.assign(log10_p_corrected=corrected).reindex(columns=list(COLUMNS))

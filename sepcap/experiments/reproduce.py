@@ -1,21 +1,19 @@
 """The studies of the papers, run again: published values beside measured ones (METHODS 11, 12)."""
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
-from sepcap.experiments.overlaps import Overlaps, plan_overlaps, select_for_tasks
+from sepcap.experiments.overlaps import TRAINED, OverlapPlan, Overlaps, run_overlaps
 from sepcap.experiments.pruning import execute, plan
 from sepcap.experiments.reproduce_config import ReproduceConfig, Study, studies
 from sepcap.experiments.run import ROLES, Run
@@ -82,7 +80,6 @@ class Reproduction:
     def figure(self, **options: Any) -> Any:
         """The study's figure: drop against drop, areas, the protocol, or overlaps."""
         from sepcap import plots
-        from sepcap.plots.overlaps import overlaps
 
         if self.study.name == "sep-areas":
             return plots.areas(self.results, **options)
@@ -90,10 +87,7 @@ class Reproduction:
             return plots.drop_against_drop(self.results, **options)
         if self.study.kind == "ablate":
             return plots.ablation_protocol(self.results["protocol"], **options)
-        return overlaps({self._label(name): result for name, result in self.results.items()}, **options)
-
-    def _label(self, name: str) -> str:
-        return f"{self.config.model}{', random weights' * self.results[name].config['random_weights']}"
+        return plots.overlap_ratios(self.results["overlaps"], **options)
 
     def save(self, path: str | Path | None = None) -> Path:
         """Write the table as CSV; default is table.csv in the folder of the runs."""
@@ -151,6 +145,9 @@ def reproduce(
     stored = studies()[asked.study]
     # read once, not once for every run
     roles = {role: load_task(task) for role, task in (stored.tasks_of(asked.model) | dict(asked.tasks)).items()}
+    if stored.kind == "overlap":
+        # whose pairs are named by what the study calls its tasks
+        roles = {role: replace(task, name=role) for role, task in roles.items()}
     configs = replace(asked, tasks=roles).runs()
     label = asked.budget if isinstance(asked.budget, str) else "own-budget"
     folder = Path(out) / asked.study / f"{Path(asked.model).name}-{label}"
@@ -189,20 +186,12 @@ def _ablate(asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, sa
 
 
 def _overlap(asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Overlaps]:
-    results = {}
-    for name, config in configs.items():
-        model = load_model(asked.model, dtype=asked.dtype, random_weights=config.random_weights, seed=config.seed)
-        prepared = plan_overlaps(model, config)
-        say(f"{name} ({len(results) + 1} of {len(configs)}): {prepared.cost()}")
-        left = [prepared.tokens()] if any(not (folder / name / f"{task}.safetensors").exists() for task in config.tasks) else []
-        _say_minutes(say, model, left, next(iter(prepared.samples.values())))
-        results[name] = select_for_tasks(prepared, folder / name)
-        # before the next one is loaded
-        del model, prepared
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return results
+    def announce(prepared: OverlapPlan, model: Any, left: int) -> None:
+        say(prepared.cost())
+        _say_minutes(say, model, [left] * (left > 0), next(iter(prepared.samples.values())))
+
+    load = partial(load_model, asked.model, dtype=asked.dtype)
+    return {name: run_overlaps(load, config, folder / name, announce) for name, config in configs.items()}
 
 
 def _say_minutes(say: Callable[[str], None], model: Any, tokens: list[int], sample: Any = None) -> None:
@@ -304,12 +293,13 @@ PERCENT = {"share": 100.0, "iou": 100.0}
 
 
 def _of_pairs(result: Reproduction) -> Iterator[dict[str, Any]]:
-    for name, overlaps in result.results.items():
-        for pair in overlaps.totals():
+    for overlaps in result.results.values():
+        for pair in overlaps.totals().to_dict("records"):
+            model = result.config.model if pair["model"] == TRAINED else f"{result.config.model}, {pair['model']}"
             for quantity in result.study.quantities:
                 value = float(pair[quantity["measure"]]) * PERCENT.get(quantity["measure"], 1.0)
-                words = f"{quantity['quantity']}, {pair['site']}, {pair['first']} and {pair['second']}"
-                yield result._row(result._label(name), words, (value, *NO_INTERVAL))
+                words = f"{quantity['quantity']}, {pair['fraction']:.3g} of {pair['site']}, {pair['first']} and {pair['second']}"
+                yield result._row(model, words, (value, *NO_INTERVAL))
 
 
 ROWS: dict[str, Callable[[Reproduction], Iterator[dict[str, Any]]]] = {"prune": _of_runs, "ablate": _of_runs, "overlap": _of_pairs}

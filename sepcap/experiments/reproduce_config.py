@@ -11,39 +11,7 @@ from typing import Any, Literal
 from sepcap.errors import unknown
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.config import PruningConfig
-
-
-@dataclass(frozen=True)
-class OverlapConfig:
-    """Neurons selected for several tasks against a common one, in one pass per task ([MOD]; METHODS 12)."""
-
-    tasks: Mapping[str, Any]
-    """Name -> task: whose neurons are selected."""
-    retain: Any = "local-prose"
-    """The task that all of them are scored against."""
-    model: str = "default"
-    """"default", a folder, or a hub name."""
-    random_weights: bool = False
-    """The control: weights as they are before training."""
-    seed: int = 0
-    """Seed of the random weights."""
-    fractions: Mapping[str, float] = field(default_factory=lambda: {"mlp": 0.02})
-    """Share of each site that is selected, the highest scores over all layers."""
-    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
-    """Importance function."""
-    tokens: int = 100_000
-    """Token positions per task from which statistics are collected."""
-    batch_size: int = 16
-    """Rows per forward pass."""
-    context: int | None = None
-    """Tokens per row; default is the model's context, at most 512."""
-
-    def __post_init__(self) -> None:
-        if len(self.tasks) < 2:
-            raise ValueError(f"tasks={dict(self.tasks)!r}: give at least two; an overlap is of a pair")
-        # shares, sites and importance follow the rules of a pruning run of one step
-        PruningConfig(fractions=dict(self.fractions), steps=1, importance=self.importance, tokens=self.tokens, batch_size=self.batch_size)
-
+from sepcap.experiments.neuron_sets_config import OverlapConfig
 
 KINDS: dict[str, type] = {"prune": PruningConfig, "ablate": AblationProtocol, "overlap": OverlapConfig}
 """What the runs of a study are."""
@@ -100,7 +68,7 @@ class Study:
             options: dict[str, Any] = self.config | fields | own
             options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
             if self.kind == "overlap":
-                options |= {"retain": roles["retain"], "tasks": {role: task for role, task in roles.items() if role != "retain"}}
+                options |= {"retain": roles["retain"], "tasks": tuple(task for role, task in roles.items() if role != "retain")}
             else:
                 options |= {key: roles[str(options[key])] for key in TASK_FIELDS if key in options}
             made[name] = KINDS[self.kind](model=model, **options)

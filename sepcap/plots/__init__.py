@@ -7,11 +7,12 @@ writes them at exactly that size. Nothing global is changed: every figure carrie
 from sepcap.plots.ablations import ablation_protocol, ablations
 from sepcap.plots.activations import activation_distributions
 from sepcap.plots.areas import areas
+from sepcap.plots.cross_task import cross_task, cross_task_bisection
 from sepcap.plots.drops import drop_against_drop, perplexity_against_perplexity
 from sepcap.plots.importance import importance_scatter
 from sepcap.plots.methods import methods
 from sepcap.plots.neurons import neurons_gone
-from sepcap.plots.overlaps import overlaps
+from sepcap.plots.overlaps import overlap_layers, overlap_ratios, overlaps
 from sepcap.plots.save import save
 from sepcap.plots.scores import head_scores, score_histograms
 from sepcap.plots.similarity import similarity, similarity_profile
@@ -25,6 +26,8 @@ __all__ = [
     "ablations",
     "activation_distributions",
     "areas",
+    "cross_task",
+    "cross_task_bisection",
     "drop_against_drop",
     "head_scores",
     "importance_scatter",
@@ -32,6 +35,8 @@ __all__ = [
     "metric_over_steps",
     "mlp_biases",
     "neurons_gone",
+    "overlap_layers",
+    "overlap_ratios",
     "overlaps",
     "perplexity_against_perplexity",
     "save",

@@ -1,32 +1,134 @@
-"""Overlap of the neurons of several tasks, trained against random weights (METHODS 12)."""
+"""Overlap of the neurons of several tasks, trained beside randomly initialised (METHODS 12)."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.experiments.overlaps import Overlaps
-from sepcap.plots.style import GREY, INK, PALETTE, SITE_NAMES, SYMBOLS, new_figure, plain, rounded
+from sepcap.errors import unknown
+from sepcap.experiments.overlaps import TRAINED, Overlaps
+from sepcap.plots.heat import heat_panels
+from sepcap.plots.style import DASHES, GREY, INK, PALETTE, SITE_NAMES, SYMBOLS, capital, every, new_figure, plain, rounded
 
 ROW_PX = 22
 
+MEASURES = {
+    "share": ("|A∩B| / |A|", 2),
+    "iou": ("|A∩B| / |A∪B|", 2),
+    "ratio": ("|A∩B|, times chance", 1),
+    "log10_p_corrected": ("−log<sub>10</sub> p, Bonferroni", 1),
+}
+"""What a heat map can show: its title and the digits after the point."""
 
-def overlaps(results: Mapping[str, Overlaps], *, width: str = "column") -> go.Figure:
-    """Ratio of the overlap to chance for every pair of tasks and site, models with random weights as open symbols.
+
+def overlaps(
+    result: Overlaps,
+    measure: str = "share",
+    *,
+    site: str | None = None,
+    fraction: float | None = None,
+    layer: int | None = None,
+    width: str = "column",
+) -> go.Figure:
+    """Task × task, the trained model beside the mean of the randomly initialised ones.
+
+    A is the set of the row, B that of the column; only |A∩B| / |A| depends on which is which, and only where the sets differ in size,
+    as they do within a layer. The diagonal, a set with itself, is left out.
 
     Args:
-        results: label -> Overlaps of a model; all over the same tasks.
+        result: what `sepcap.overlaps` returns.
+        measure: "share", "iou", "ratio" or "log10_p_corrected".
+        site: default the first one of the study.
+        fraction: one of the shares of the study; default the smallest.
+        layer: default all layers together.
+        width: "column" or "page".
+
+    Raises:
+        ValueError: a measure, site, fraction or layer that the study does not have.
+
+    Source: [MOD].
+    """
+    if measure not in MEASURES:
+        raise unknown("measure", measure, MEASURES)
+    site, fraction = chosen(result, site, fraction)
+    table: Any = result.table[(result.table["site"] == site) & (result.table["fraction"] == fraction)]
+    here = table[table["layer"].isna()] if layer is None else table[table["layer"] == layer]
+    if not len(here):
+        raise ValueError(f"layer={layer}: this study has layers 0 to {table['layer'].max()}, or None for all together")
+    tasks = list(result.config["tasks"])
+    controls = here[here["model"] != TRAINED]
+    n = controls["model"].nunique()
+    groups = {"Trained": here[here["model"] == TRAINED]}
+    if n:
+        groups["Random weights"] = controls
+    panels = {label: _matrix(rows, tasks, measure) for label, rows in groups.items()}
+    hovers = {label: _cells(label, rows, tasks) for label, rows in groups.items()}
+    name, decimals = MEASURES[measure]
+    values = np.concatenate([panel[np.isfinite(panel)] for panel in panels.values()])
+    top = 1.0 if measure in ("share", "iou") else max(1.0, float(values.max(initial=0)))
+    where = f"{capital(SITE_NAMES[site])}, {100 * fraction:.3g}% selected{'' if layer is None else f', layer {layer}'}"
+    where += f"; random: mean of {n} seeds" * (n > 1)
+    return heat_panels(
+        panels, tasks, tasks, hovers=hovers, heading=where, title=name, row_title="A", column_title="B", limits=(0.0, top),
+        decimals=decimals, width=width,
+    )  # fmt: skip
+
+
+def chosen(result: Overlaps, site: str | None, fraction: float | None) -> tuple[str, float]:
+    """The site and the fraction to draw, checked."""
+    sites, fractions = result.config["sites"], result.config["fractions"]
+    site = str(sites[0] if site is None else site)
+    if site not in sites:
+        raise unknown("site", site, sites)
+    fraction = min(fractions) if fraction is None else fraction
+    if fraction not in fractions:
+        raise ValueError(f"fraction={fraction} is not in this study; it has {', '.join(f'{f:.3g}' for f in fractions)}")
+    return site, fraction
+
+
+def _matrix(rows: Any, tasks: list[str], measure: str) -> np.ndarray:
+    values = np.full((len(tasks), len(tasks)), np.nan)
+    for (first, second), of_pair in rows.groupby(["first", "second"]):
+        i, j = tasks.index(first), tasks.index(second)
+        values[i, j] = of_pair[measure].mean()
+        values[j, i] = of_pair["share_of_second" if measure == "share" else measure].mean()
+    return -values if measure.startswith("log10_p") else values
+
+
+def _cells(label: str, rows: Any, tasks: list[str]) -> list[list[str]]:
+    texts = [["" for _ in tasks] for _ in tasks]
+    for (first, second), of_pair in rows.groupby(["first", "second"]):
+        row = of_pair.mean(numeric_only=True)
+        said = (
+            f"<b>{plain(label)}</b><br>{plain(first)} ({row['a']:,.0f}) and {plain(second)} ({row['b']:,.0f}): {row['both']:,.1f} in both"
+            f"<br>{row['ratio']:.3g} times chance, IoU {row['iou']:.3g}"
+            f"<br>p = 10^{row['log10_p']:.3g}, corrected 10^{row['log10_p_corrected']:.3g}"
+        )
+        texts[tasks.index(first)][tasks.index(second)] = texts[tasks.index(second)][tasks.index(first)] = said
+    return texts
+
+
+def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: str = "column") -> go.Figure:
+    """Ratio of the overlap to chance for every pair of tasks and site, randomly initialised models as open symbols.
+
+    Args:
+        result: what `sepcap.overlaps` returns.
+        fraction: one of the shares of the study; default the smallest.
         width: "column" or "page".
 
     Source: [MOD].
     """
-    totals = {label: result.totals() for label, result in results.items()}
-    keys = sorted({(row["site"], row["first"], row["second"]) for row in next(iter(totals.values()))})
+    _, fraction = chosen(result, None, fraction)
+    totals: Any = result.totals()
+    totals = totals[totals["fraction"] == fraction]
+    keys = list(dict.fromkeys(zip(totals["site"], totals["first"], totals["second"], strict=True)))
     heights = {key: len(keys) - 1 - i for i, key in enumerate(keys)}
     traces = []
-    for (label, rows), colour, symbol in zip(totals.items(), PALETTE, SYMBOLS, strict=False):
+    for i, label in enumerate(result.models):
+        rows = totals[totals["model"] == label].to_dict("records")
+        colour, symbol = PALETTE[min(i, 1)], SYMBOLS[i % len(SYMBOLS)]
         # open, not white: it may lie on the model's own
-        fill = "rgba(0,0,0,0)" if results[label].config["random_weights"] else colour
+        fill = colour if label == TRAINED else "rgba(0,0,0,0)"
         traces.append(
             go.Scatter(
                 x=rounded([row["ratio"] for row in rows]),
@@ -44,10 +146,10 @@ def overlaps(results: Mapping[str, Overlaps], *, width: str = "column") -> go.Fi
                 cliponaxis=False,
             )
         )
-    most = max(1.0, *(float(np.nanmax([row["ratio"] for row in rows])) for rows in totals.values()))
+    most = max(1.0, float(np.nanmax(totals["ratio"])))
     top = len(keys) - 0.5
     layout = {
-        "xaxis": {"title": {"text": "Neurons in common, times chance"}, "range": [0, 1.06 * most]},
+        "xaxis": {"title": {"text": f"Overlap, times chance ({100 * fraction:.3g}% selected)"}, "range": [0, 1.06 * most]},
         "yaxis": {
             "range": [-0.5, top],
             "tickvals": list(heights.values()),
@@ -62,3 +164,53 @@ def overlaps(results: Mapping[str, Overlaps], *, width: str = "column") -> go.Fi
         ],
     }
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * len(keys) + 10, left=20, legend_rows=len(traces))
+
+
+def overlap_layers(
+    result: Overlaps, measure: str = "iou", *, site: str | None = None, fraction: float | None = None, width: str = "column"
+) -> go.Figure:
+    """A measure per layer, one line per pair of tasks; randomly initialised models dotted, the mean over seeds.
+
+    Args:
+        result: what `sepcap.overlaps` returns.
+        measure: "share", "iou", "ratio" or "log10_p_corrected".
+        site: default the first one of the study.
+        fraction: one of the shares of the study; default the smallest.
+        width: "column" or "page".
+    """
+    if measure not in MEASURES:
+        raise unknown("measure", measure, MEASURES)
+    site, fraction = chosen(result, site, fraction)
+    table: Any = result.table[(result.table["site"] == site) & (result.table["fraction"] == fraction) & result.table["layer"].notna()]
+    layers = int(table["layer"].max()) + 1
+    traces: list[Any] = []
+    for i, ((first, second), of_pair) in enumerate(table.groupby(["first", "second"], sort=False)):
+        for trained in (True, False):
+            rows = of_pair[(of_pair["model"] == TRAINED) == trained]
+            if not len(rows):
+                continue
+            values = rows.groupby("layer")[measure].mean().reindex(range(layers)).to_numpy(dtype=float)
+            colour = PALETTE[i % len(PALETTE)]
+            look = {"color": colour, "width": 1.6 if trained else 1, "dash": "solid" if trained else DASHES[2]}
+            marker = {
+                "color": colour if trained else "white",
+                "size": 6,
+                "symbol": SYMBOLS[i % len(SYMBOLS)],
+                "line": {"color": colour, "width": 1},
+            }
+            label = f"{first}, {second}"
+            said = [f"<b>{plain(label)}{'' if trained else ', random weights'}</b><br>layer {k}: {v:.3g}" for k, v in enumerate(values)]
+            shown = {"name": plain(label), "showlegend": trained, "legendgroup": label, "hovertext": said, "hoverinfo": "text"}
+            y = rounded(-values if measure.startswith("log10_p") else values)
+            traces.append(go.Scatter(x=list(range(layers)), y=y, mode="lines+markers", line=look, marker=marker, cliponaxis=False, **shown))
+    name = MEASURES[measure][0]
+    layout = {
+        "xaxis": {"title": {"text": "Layer"}, "range": [-0.2, layers - 0.8], "tick0": 0, "dtick": every(layers, 10)},
+        "yaxis": {"title": {"text": name}, "rangemode": "tozero", "nticks": 6},
+        "legend": {"title": {"text": f"{SITE_NAMES[site]}, {100 * fraction:.3g}% selected<br>solid: trained, dotted: random weights"}},
+    }
+    if measure == "ratio":
+        dotted = {"color": INK, "width": 0.8, "dash": "dash"}
+        layout["shapes"] = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1, "line": dotted, "layer": "below"}]
+    pairs = len(set(zip(table["first"], table["second"], strict=True)))
+    return new_figure(traces, layout, width=width, plot_px=220, right=20, legend_rows=pairs + 2)

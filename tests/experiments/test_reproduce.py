@@ -13,10 +13,8 @@ import torch
 import sepcap
 from sepcap.evaluation.next_token import COUNTS
 from sepcap.experiments import ablation_protocol as protocol_module
-from sepcap.experiments import overlaps as overlaps_module
-from sepcap.experiments import pruning
+from sepcap.experiments import pruning, several_tasks
 from sepcap.experiments.ablation_protocol import ProtocolResult
-from sepcap.experiments.overlaps import plan_overlaps, select_for_tasks
 from sepcap.experiments.reproduce import MEASURES, ROWS, RUNNERS, reproduce
 from sepcap.experiments.reproduce_config import KINDS, OverlapConfig, ReproduceConfig, studies
 from sepcap.experiments.run import Run
@@ -124,7 +122,7 @@ def test_protocols_are_those_of_the_papers():
     assert all((c.steps, c.fractions) == (20, {"mlp": 0.05}) for c in runs("sep-areas").values())
     protocol = runs("peak-ablation")["protocol"]
     assert (protocol.steps, len(protocol.seeds), protocol.site) == (10, 3, "attn_pre_out")
-    assert [c.random_weights for c in runs("modularity-overlap").values()] == [False, True]
+    assert [c.control_seeds for c in runs("modularity-overlap").values()] == [(0,)]
 
 
 def test_what_is_chosen_is_checked():
@@ -137,7 +135,7 @@ def test_what_is_chosen_is_checked():
     with pytest.raises(ValueError, match=r"task='coed' is not known. Did you mean 'code'"):
         reproduce("sp-table2", tasks={"coed": "local-code"})
     with pytest.raises(ValueError, match="give at least two"):
-        OverlapConfig(tasks={"one": "local-code"})
+        OverlapConfig(tasks=("local-code",))
     assert ReproduceConfig("sp-table2").budget == "minutes"
     assert ReproduceConfig("sp-table2", "facebook/opt-1.3b").budget == "paper"
     assert ReproduceConfig("sp-table2").runs()["mlp"].forget == "local-code"
@@ -152,7 +150,7 @@ def test_what_is_chosen_is_checked():
 def counted(monkeypatch):
     """How often a step of pruning, an ablated set or a collection for a selection was computed."""
     calls = []
-    for module, name in ((pruning, "_step"), (protocol_module._Protocol, "_ablated"), (overlaps_module, "collect_sample")):
+    for module, name in ((pruning, "_step"), (protocol_module._Protocol, "_ablated"), (several_tasks, "collect_sample")):
         before = getattr(module, name)
 
         def again(*args, before=before, name=name, **options):
@@ -361,7 +359,7 @@ def test_peak_ablation_on_a_tiny_model(trained_folder, letters, tmp_path, counte
     assert result.figure().data
 
 
-THREE = {"tokens": 300, "fractions": {"mlp": 0.25, "attn_pre_out": 0.125}}
+THREE = {"tokens": 300, "fractions": (0.25,)}
 
 
 def test_overlaps_on_a_tiny_model(trained_folder, letters, digits, tmp_path, counted):
@@ -371,17 +369,17 @@ def test_overlaps_on_a_tiny_model(trained_folder, letters, digits, tmp_path, cou
     said = []
     result = tiny_study(*options, said)
     assert counted == ["collect_sample"] * 14  # a pass for each of seven tasks, and again for random weights
-    assert any("with random weights (seed 0)" in line for line in said)
+    assert any("with 1 randomly initialised controls" in line for line in said)
     # the sets, selected by hand: statistics, score, top
-    for name, model in (
-        ("trained", sepcap.load_model(trained_folder, device="cpu")),
-        ("random-weights", sepcap.load_model(trained_folder, device="cpu", random_weights=True, seed=0)),
-    ):
+    found, labels = result.results["overlaps"], {"trained": str(trained_folder)}
+    labels["random weights, seed 0"] = f"{trained_folder}, random weights, seed 0"
+    shares = {"mlp": 0.25, "attn_pre_out": 0.25}
+    for name, label in labels.items():
+        model = sepcap.load_model(trained_folder, device="cpu", random_weights=name != "trained", seed=0)
         retain = sepcap.collect(model, digits, tokens=300)
-        sets = [sepcap.score(sepcap.collect(model, tasks[role], tokens=300), retain).top(THREE["fractions"]) for role in ("code", "python")]
-        assert result.results[name].neurons["code"] == sets[0]
+        sets = [sepcap.score(sepcap.collect(model, tasks[role], tokens=300), retain).top(shares) for role in ("code", "python")]
+        assert found.neurons("code", shares, name) == sets[0]
         a, b = (set(torch.nonzero(one.masks["mlp"].flatten())[:, 0].tolist()) for one in sets)
-        label = str(trained_folder) + (", random weights" if name == "random-weights" else "")
         assert len(a) == len(b) == 36  # a quarter of 2 × 72
         for quantity, expected in (
             ("neurons of one that are the other's too (%)", 100 * len(a & b) / 36),
@@ -389,32 +387,27 @@ def test_overlaps_on_a_tiny_model(trained_folder, letters, digits, tmp_path, cou
             ("ratio to chance", len(a & b) / 9),
             ("log10 of the p-value", math.log10(tail(144, 36, 36, len(a & b)))),
         ):
-            assert measured(result, f"{quantity}, mlp, code and python", label)[0] == pytest.approx(expected)
-    assert result.results["trained"].neurons["code"] != result.results["random-weights"].neurons["code"]
+            assert measured(result, f"{quantity}, 0.25 of mlp, code and python", label)[0] == pytest.approx(expected)
+    assert found.neurons("code", shares) != found.neurons("code", shares, "random weights, seed 0")
     assert len(result.table) == 2 * 15 * 2 * 4  # models, pairs of six tasks, sites, quantities
     assert result.table["published"].isna().all()
     figure = result.figure()
     assert len(figure.data) == 2
     at = dict(zip(figure.layout.yaxis.ticktext, figure.layout.yaxis.tickvals, strict=True))
-    for trace, label in zip(figure.data, (str(trained_folder), f"{trained_folder}, random weights"), strict=True):
+    for trace, label in zip(figure.data, labels.values(), strict=True):
         shown = dict(zip(trace.y, trace.x, strict=True))
         for pair, site in itertools.product(("code and python", "python and law"), ("mlp", "attn_pre_out")):
-            value = measured(result, f"ratio to chance, {site}, {pair}", label)[0]
+            value = measured(result, f"ratio to chance, 0.25 of {site}, {pair}", label)[0]
             assert shown[at[f"{pair.replace(' and', ',')} ({site})"]] == pytest.approx(value, rel=1e-4)
-    # resumed: one set is missing, so it and the common task are collected
-    (tmp_path / "modularity-overlap" / f"{trained_folder.name}-own-budget" / "trained" / "law.safetensors").unlink()
+    # taken up again: one task was not collected
+    folder = tmp_path / "modularity-overlap" / f"{trained_folder.name}-own-budget" / "overlaps"
+    (folder / "result.json").unlink()
+    (folder / "statistics" / "trained" / "3.safetensors").unlink()
     counted.clear()
     assert tiny_study(*options).table.equals(result.table)
-    assert counted == ["collect_sample"] * 2
+    assert counted == ["collect_sample"]
     with pytest.raises(FileExistsError, match="tokens: 300 there, 200 asked for"):
         tiny_study(*options[:-1], THREE | {"tokens": 200})
-
-
-def test_a_folder_of_something_else_is_refused(trained, letters, digits, tmp_path):
-    prepared = plan_overlaps(trained, OverlapConfig(tasks={"a": letters[:20], "b": letters[20:]}, retain=digits, tokens=200))
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is not empty"):
-        select_for_tasks(prepared, tmp_path)
 
 
 # overlap, by hand

@@ -1,0 +1,176 @@
+"""Configurations of the studies of neuron sets: the same objects are the API, the command line and the saved JSON (METHODS 12)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sepcap.errors import unknown
+from sepcap.experiments.config import FRACTION_KEYS, PruningConfig
+
+OTHERS = "others"
+"""In place of a retain task: every task is scored against all other tasks of the study together."""
+
+ACCURACIES = ("top1", "top10", "skip50_top1", "skip50_top10")
+SITES = ("mlp", "attn_pre_out", "attn_value")
+CHECKS = ("keep-only", "step-size", "layers", "meeting")
+
+
+@dataclass(frozen=True)
+class OverlapConfig:
+    """Neurons selected for several tasks, and what those sets have in common ([MOD]; METHODS 12)."""
+
+    tasks: tuple[Any, ...] = ("local-python", "local-cpp", "local-code")
+    """Whose neurons are selected: names or paths (in Python anything that `load_task` takes; a Task has a name of its own)."""
+    retain: Any = "local-prose"
+    """The task that all of them are scored against, or "others": each against the tokens of all other tasks together, which makes
+    the sets of two tasks differ by construction."""
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    sites: tuple[Literal["mlp", "attn_pre_out", "attn_value", "heads"], ...] = ("mlp", "attn_pre_out")
+    """Populations, each selected by itself; of "heads" whole heads are selected and counted."""
+    fractions: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
+    """Shares of each site that are selected, the highest scores over all layers; all are cut from the same scores."""
+    control_seeds: tuple[int, ...] = (0,)
+    """Seeds of randomly initialised models of the same configuration, the control; none in an empty tuple."""
+    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
+    """Importance function."""
+    tokens: int = 100_000
+    """Token positions per task from which statistics are collected."""
+    batch_size: int = 16
+    """Rows per forward pass."""
+    context: int | None = None
+    """Tokens per row; default is the model's context, at most 512."""
+
+    def __post_init__(self) -> None:
+        _check_tasks(self.tasks, "an overlap is of a pair")
+        _check_several("sites", self.sites)
+        for site in self.sites:
+            if site not in FRACTION_KEYS:
+                raise unknown("site", site, FRACTION_KEYS)
+        _check_several("fractions", self.fractions)
+        _check_seeds("control_seeds", self.control_seeds)
+        _check_shares(self, self.sites, self.fractions)
+
+
+@dataclass(frozen=True)
+class CrossTaskConfig:
+    """Accuracy on every task after pruning each one to a target accuracy (METHODS 5, 12)."""
+
+    tasks: tuple[Any, ...] = ("local-prose", "local-python", "local-cpp")
+    """Tasks that are pruned and evaluated: names or paths (in Python anything that `load_task` takes)."""
+    retain: Any = OTHERS
+    """The task that all of them are scored against, or "others": each against the tokens of all other tasks together."""
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    site: Literal["mlp", "attn_pre_out", "attn_value"] = "mlp"
+    """Whose neurons are pruned."""
+    target: float = 0.5
+    """Accuracy to prune a task to, relative to the unpruned model's."""
+    tolerance: int = 1
+    """Neurons by which the ends of the bisection may differ when it stops."""
+    metric: Literal["top1", "top10", "skip50_top1", "skip50_top10"] = "top1"
+    """Accuracy that is bisected and reported."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the random neurons, as many as were pruned: the control."""
+    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
+    """Importance function."""
+    tokens: int = 20_000
+    """Token positions per task from which statistics are collected."""
+    eval_tokens: int = 20_000
+    """Predictions per task on which every pruned model is evaluated."""
+    batch_size: int = 16
+    """Rows per forward pass."""
+    context: int | None = None
+    """Tokens per row; default is the model's context, at most 512."""
+
+    def __post_init__(self) -> None:
+        _check_tasks(self.tasks, "one is pruned and another one watched")
+        _check_one("site", self.site, SITES)
+        _check_one("metric", self.metric, ACCURACIES)
+        if not 0 < self.target < 1:
+            raise ValueError(f"target={self.target}: give a share of the unpruned accuracy between 0 and 1, 0.5 for one half")
+        if self.tolerance < 1:
+            raise ValueError(f"tolerance={self.tolerance}: two numbers of neurons differ by at least 1")
+        _check_several("seeds", self.seeds)
+        _check_seeds("seeds", self.seeds)
+        _check_shares(self, (self.site,), (1.0,))
+
+
+@dataclass(frozen=True)
+class CrossChecksConfig:
+    """Checks of a selection from its other side, for a pair of tasks ([SP], [SEP]; METHODS 5, 11)."""
+
+    forget: Any = "local-code"
+    """One task of the pair: a name or a path (in Python anything that `load_task` takes)."""
+    retain: Any = "local-prose"
+    """The other one; every check is made from both sides."""
+    checks: tuple[Literal["keep-only", "step-size", "layers", "meeting"], ...] = CHECKS
+    """Which checks are made."""
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    site: Literal["mlp", "attn_pre_out", "attn_value"] = "mlp"
+    """Whose neurons are selected."""
+    fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Shares of the site: kept in "keep-only", deleted in "meeting"."""
+    gone: float = 0.2
+    """Share of the site that is gone at the end of every run of "step-size"."""
+    steps: tuple[int, ...] = (1, 2, 5, 10)
+    """Numbers of equal steps in which that share goes."""
+    layer_fraction: float = 0.2
+    """Share of every layer that goes in "layers"."""
+    metric: Literal["top1", "top10", "skip50_top1", "skip50_top10"] = "top1"
+    """Accuracy that is reported."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the random neurons, the control of every check."""
+    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
+    """Importance function."""
+    tokens: int = 20_000
+    """Token positions per task from which statistics are collected."""
+    eval_tokens: int = 10_000
+    """Predictions per task on which every edited model is evaluated."""
+    batch_size: int = 16
+    """Rows per forward pass."""
+    context: int | None = None
+    """Tokens per row; default is the model's context, at most 512."""
+
+    def __post_init__(self) -> None:
+        _check_several("checks", self.checks)
+        for check in self.checks:
+            _check_one("checks", check, CHECKS)
+        _check_one("site", self.site, SITES)
+        _check_one("metric", self.metric, ACCURACIES)
+        for name in ("fractions", "steps", "seeds"):
+            _check_several(name, getattr(self, name))
+        if list(self.fractions) != sorted(self.fractions):
+            raise ValueError(f"fractions={self.fractions}: give them in increasing order")
+        if min(self.steps) < 1:
+            raise ValueError(f"steps={self.steps}: a run has at least 1 step")
+        _check_seeds("seeds", self.seeds)
+        _check_shares(self, (self.site,), (*self.fractions, self.gone, self.layer_fraction))
+
+
+def _check_tasks(tasks: tuple[Any, ...], why: str) -> None:
+    if not isinstance(tasks, tuple) or len(tasks) < 2:
+        raise ValueError(f"tasks={tasks!r}: give at least two, in a tuple; {why}")
+
+
+def _check_several(name: str, values: tuple[Any, ...]) -> None:
+    if not isinstance(values, tuple) or not values or len(set(values)) < len(values):
+        raise ValueError(f"{name}={values!r}: give a tuple of at least one, each once")
+
+
+def _check_seeds(name: str, seeds: tuple[int, ...]) -> None:
+    if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
+        raise ValueError(f"{name}={seeds!r}: give whole numbers, 0 or more, each once")
+
+
+def _check_one(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise unknown(name, value, valid)
+
+
+def _check_shares(config: Any, sites: tuple[str, ...], fractions: tuple[float, ...]) -> None:
+    """Shares, importance and budgets follow the rules of a pruning run of one step."""
+    same = {name: getattr(config, name) for name in ("importance", "tokens", "batch_size")}
+    for site in sites:
+        for fraction in fractions:
+            PruningConfig(fractions={site: fraction}, steps=1, eval_tokens=getattr(config, "eval_tokens", 1), **same)

@@ -1,0 +1,255 @@
+"""What studies of several tasks share: names, samples, statistics and scores of every task, and accuracies without its neurons."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from sepcap.evaluation.next_token import COUNTS, evaluate_sample, ratio
+from sepcap.experiments.neuron_sets_config import OTHERS
+from sepcap.experiments.provenance import made_with
+from sepcap.experiments.result import FINISHED, Pieces, StudyResult, open_study
+from sepcap.experiments.separability import BOOTSTRAP, resampled
+from sepcap.interventions.deletion import delete
+from sepcap.models.weights import WeightSnapshot
+from sepcap.selection.neurons import NeuronSet
+from sepcap.selection.score import Scores, score
+from sepcap.statistics.collect import collect_sample
+from sepcap.statistics.moments import Statistics
+from sepcap.tasks.batches import TokenSample
+from sepcap.tasks.samples import check_context, sample_task
+from sepcap.tasks.task import Split, Task, load_task
+
+WHOLE = "whole"
+"""The name of the model without any deletion, among its evaluations."""
+
+
+@dataclass(frozen=True)
+class NamedTasks:
+    """The tasks of a study by name, and what each is scored against.
+
+    Attributes:
+        by_name: name -> task, in the order of the configuration.
+        retain: the common retain task; None where each task is scored against all others together.
+    """
+
+    by_name: dict[str, Task]
+    retain: Task | None
+
+    @classmethod
+    def of(cls, tasks: Sequence[Any], retain: Any = OTHERS) -> "NamedTasks":
+        """Load the tasks of a configuration.
+
+        Raises:
+            ValueError: two tasks of one name, or a task that would be scored against itself.
+        """
+        loaded = [load_task(task) for task in tasks]
+        common = None if isinstance(retain, str) and retain == OTHERS else load_task(retain)
+        every = [*loaded, *([] if common is None else [common])]
+        for i, one in enumerate(every):
+            for other in every[:i]:
+                if one.fingerprint == other.fingerprint:
+                    raise ValueError(f"tasks: {other.name!r} and {one.name!r} are the same data: there is nothing to tell apart")
+                if one.name == other.name:
+                    raise ValueError(f"tasks: two are called {one.name!r}; give one another name, load_task(..., name=...)")
+        return cls({task.name: task for task in loaded}, common)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tasks, without the retain task."""
+        return tuple(self.by_name)
+
+    @property
+    def retain_name(self) -> str:
+        """Name of the retain task, or "others"."""
+        return OTHERS if self.retain is None else self.retain.name
+
+    def samples(self, model: Any, split: Split, budget: int, context: int) -> dict[str, TokenSample]:
+        """Name -> sample; of the retain task too where something is collected."""
+        tasks = self.by_name | ({self.retain.name: self.retain} if self.retain is not None and split == "collect" else {})
+        return {name: sample_task(model, task, split, budget, context) for name, task in tasks.items()}
+
+
+def resolved(model: Any, config: Any, names: Mapping[str, Any], samples: Mapping[str, Mapping[str, TokenSample]]) -> dict[str, Any]:
+    """The configuration of a study as its folder keeps it: names in place of tasks, and what decides about the numbers."""
+    return dataclasses.asdict(dataclasses.replace(config, **names)) | {
+        "context": check_context(model, config.context),
+        **made_with(model),
+        "samples": {split: {name: s.fingerprint for name, s in by_name.items()} for split, by_name in samples.items()},
+        "documents": {split: {name: list(s.indices) for name, s in by_name.items()} for split, by_name in samples.items()},
+    }
+
+
+@contextlib.contextmanager
+def study_folder(out: str | Path | None, kind: type[StudyResult], config: Mapping[str, Any]) -> Iterator[Pieces]:
+    """The pieces of a study in the folder that the user names, or in one that is gone afterwards."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory())) / kind.STUDY if out is None else Path(out)
+        yield stack.enter_context(open_study(folder, kind.STUDY, config))
+
+
+def is_finished(pieces: Pieces) -> bool:
+    """Whether the result of the study lies in its folder."""
+    return (pieces.folder / FINISHED).exists()
+
+
+def statistics_of(
+    model: Any, samples: Mapping[str, TokenSample], sites: tuple[str, ...], folder: Path, batch_size: int
+) -> dict[str, Statistics]:
+    """Statistics of every task, each written before the next is collected; those in the folder are read."""
+    found = {}
+    for i, (name, sample) in enumerate(samples.items()):
+        path = folder / f"{i}.safetensors"
+        if not path.exists():
+            collect_sample(model, sample, sites, batch_size=batch_size).save(path)
+        found[name] = Statistics.load(path)
+    return found
+
+
+def scores_of(statistics: Mapping[str, Statistics], tasks: NamedTasks, importance: str) -> dict[str, Scores]:
+    """The scores of every task, against the common retain task or against the tokens of all other tasks together (METHODS 5)."""
+    scores = {}
+    for name in tasks.names:
+        if tasks.retain is not None:
+            against = statistics[tasks.retain.name]
+        else:
+            against = reduce(Statistics.merge, (statistics[other] for other in tasks.names if other != name))
+        scores[name] = score(statistics[name], against, importance)
+    return scores
+
+
+class Lesions:
+    """A model evaluated without sets of its neurons; after every evaluation it has the weights that it came with.
+
+    Args:
+        model: a hooked model.
+        samples: name -> what it is evaluated on.
+        sites: whose neurons are deleted.
+        pieces: where every evaluation is written before the next one begins; those there are read.
+        batch_size: rows per forward pass.
+    """
+
+    def __init__(self, model: Any, samples: Mapping[str, TokenSample], sites: tuple[str, ...], pieces: Pieces, batch_size: int) -> None:
+        self.model, self.samples, self.sites, self.pieces, self.batch_size = model, samples, sites, pieces, batch_size
+        self.evaluated = 0
+        self._snapshot = WeightSnapshot(model, sites)
+
+    def whole(self) -> dict[str, Float[np.ndarray, "row count"]]:
+        """Sums per row of the unpruned model, by task."""
+        return self.without(WHOLE, NeuronSet.empty(self.model, self.sites))
+
+    def without(self, name: str, neurons: NeuronSet, tasks: Sequence[str] | None = None) -> dict[str, Float[np.ndarray, "row count"]]:
+        """Sums per row without some neurons, by task.
+
+        Args:
+            name: of the piece; the same name stands for the same set.
+            neurons: what is deleted.
+            tasks: names of the tasks to evaluate on; default all.
+        """
+        asked = tuple(self.samples if tasks is None else tasks)
+        numbers = [list(self.samples).index(task) for task in asked]
+        held = {i: self.pieces.get(f"rows/{name}-{i}") for i in numbers}
+        left = [i for i, piece in held.items() if piece is None]
+        try:
+            if left and neurons:
+                delete(self.model, neurons)
+            for i in left:
+                sample = self.samples[list(self.samples)[i]]
+                rows = evaluate_sample(self.model, sample, batch_size=self.batch_size).per_row
+                self.pieces.put(f"rows/{name}-{i}", {"rows": torch.from_numpy(rows)}, list(COUNTS))
+                held[i] = self.pieces.get(f"rows/{name}-{i}")
+                self.evaluated += 1
+        finally:
+            self._snapshot.restore()
+        found = {task: held[i] for task, i in zip(asked, numbers, strict=True)}
+        return {task: piece[0]["rows"].numpy() for task, piece in found.items() if piece is not None}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def columns(self, name: str) -> dict[str, float]:
+        """The value and both ends as columns of a table."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class Relative:
+    """Accuracies on one task without several sets of neurons, each divided by that of the unpruned model.
+
+    The rows of the sample are drawn with replacement, the same ones for every set and for the unpruned model, so that what they share
+    cancels (METHODS 9). The mean over seeds has its seeds drawn too.
+
+    Args:
+        rows: name of the set -> sums per row; `WHOLE` among them.
+        metric: an accuracy.
+
+    Raises:
+        ValueError: an unpruned accuracy of 0.
+    """
+
+    def __init__(self, rows: Mapping[str, Float[np.ndarray, "row count"]], metric: str) -> None:
+        stacked = np.stack(list(rows.values()))
+        self.index = {name: i for i, name in enumerate(rows)}
+        self.values = ratio(stacked, metric)
+        whole = self.index[WHOLE]
+        if not self.values[whole] > 0:
+            raise ValueError(f"{metric} of the unpruned model is 0: there is nothing to lose")
+        self._rng = np.random.default_rng(0)
+        drawn = resampled(stacked, metric, self._rng)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.replicas = drawn / drawn[:, [whole]]
+        if stacked.shape[1] < 2:
+            self.replicas = np.full_like(self.replicas, np.nan)  # one row says nothing about its spread
+        self.values = self.values / self.values[whole]
+
+    def of(self, name: str) -> Interval:
+        """The relative accuracy without one set."""
+        return self._interval(self.values[self.index[name]], self.replicas[:, self.index[name]])
+
+    def mean(self, names: Sequence[str]) -> Interval:
+        """The mean over several sets, those of the seeds of a control."""
+        return self._interval(*self._mean(names))
+
+    def difference(self, name: str, others: Sequence[str]) -> Interval:
+        """The relative accuracy without one set, minus the mean over several."""
+        value, replicas = self._mean(others)
+        return self._interval(self.values[self.index[name]] - value, self.replicas[:, self.index[name]] - replicas)
+
+    def _mean(self, names: Sequence[str]) -> tuple[float, np.ndarray]:
+        at = np.array([self.index[name] for name in names])
+        # a generator of its own: the same seeds are drawn whatever was asked for before
+        draw = at[np.random.default_rng(1).integers(len(at), size=(BOOTSTRAP, len(at)))]
+        return float(self.values[at].mean()), np.take_along_axis(self.replicas, draw, axis=1).mean(axis=1)
+
+    @staticmethod
+    def _interval(value: float, replicas: np.ndarray) -> Interval:
+        finite = replicas[np.isfinite(replicas)]
+        low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
+        return Interval(float(value), float(low), float(high))
+
+
+def n_highest(scores: Scores, site: str, n: int) -> NeuronSet:
+    """The n neurons of a site with the highest scores."""
+    values = scores[site]
+    return scores.top({site: n / values.numel()}) if n else NeuronSet({site: torch.zeros_like(values, dtype=torch.bool)})
+
+
+def n_random(model: Any, site: str, n: int, total: int, seed: int) -> NeuronSet:
+    """n neurons of a site drawn uniformly; a smaller n of the same seed gives a part of them."""
+    return NeuronSet.random(model, {site: n / total}, seed=seed) if n else NeuronSet.empty(model, site)

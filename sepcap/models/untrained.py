@@ -1,0 +1,47 @@
+"""The control of every study of a trained model: the same configuration before training (METHODS 12)."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from sepcap.models.forward import device_of
+from sepcap.models.kinds import check_wraps, inner
+from sepcap.models.load import load_model
+
+
+def untrained(model: Any) -> Callable[[int], Any]:
+    """What makes randomly initialised models of the same configuration, precision, device and tokenizer, one for every seed.
+
+    The weights are those of `load_model(name, random_weights=True, seed=seed)`, but for the rounding to the precision of a checkpoint
+    that is stored in another one than the model is in. The model given is not held, so that it can go before the control is made.
+
+    Args:
+        model: a hooked model; it is left alone.
+
+    Raises:
+        NotImplementedError: a HookedTransformer, which keeps no configuration of a Hugging Face model.
+
+    Source: [MOD].
+
+    Example:
+        >>> control = untrained(sepcap.load_model())(0)  # doctest: +SKIP
+    """
+    check_wraps(model, "a control with random weights")
+    hf_model = inner(model)
+    config = copy.deepcopy(hf_model.config)
+    config.output_attentions = False
+    beside = {"tokenizer": model.tokenizer, "processor": getattr(model, "processor", None)}
+    where = {"device": device_of(model), "dtype": next(hf_model.parameters()).dtype}
+    return partial(_initialised, type(hf_model), config, str(model.cfg.model_name), beside | where)
+
+
+def _initialised(kind: type, config: Any, name: str, options: dict[str, Any], seed: int) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = kind(copy.deepcopy(config))
+    made = load_model(fresh, **options)
+    made.cfg.model_name = f"{name}, random weights (seed {seed})"
+    return made

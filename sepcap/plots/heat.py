@@ -1,0 +1,104 @@
+"""Small heat maps side by side, rows and columns with names, the number written in every cell."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sepcap.plots.style import FAINT, GREY, SHARES, new_figure, plain, rounded, width_px
+
+CELL_PX = 34
+GAP_PX = 22
+BAR_PX = 74
+LETTER_PX = 6.2
+
+
+def heat_panels(
+    panels: Mapping[str, np.ndarray],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    hovers: Mapping[str, Sequence[Sequence[str]]],
+    heading: str,
+    title: str,
+    row_title: str,
+    column_title: str,
+    limits: tuple[float, float],
+    decimals: int = 2,
+    width: str = "column",
+) -> go.Figure:
+    """One panel per entry, all on one colour scale; cells that are not a number are empty and grey.
+
+    Args:
+        panels: title of the panel -> values [row, column].
+        rows, columns: names; the first row is at the top.
+        hovers: title of the panel -> hover text of every cell.
+        heading: one line above the panels, for what they have in common.
+        title: of the colour bar, with its unit.
+        row_title, column_title: what rows and columns are.
+        limits: lowest and highest value of the colour scale.
+        decimals: digits after the point in the cells.
+        width: "column" or "page".
+    """
+    names, columns_named = [plain(name, 18) for name in rows], [plain(name, 18) for name in columns]
+    left = 34 + LETTER_PX * max(map(len, names))
+    room = width_px(width) - left - BAR_PX - GAP_PX * (len(panels) - 1)
+    cell = room / (len(panels) * len(columns))
+    turned = max(map(len, columns_named)) * LETTER_PX > cell
+    below = 46 + LETTER_PX * max(map(len, columns_named)) * 0.75 * turned
+    height = max(CELL_PX, min(cell, 60)) * len(rows)
+    share = room / len(panels) / (room + GAP_PX * (len(panels) - 1))
+    gap = GAP_PX / (room + GAP_PX * (len(panels) - 1))
+    traces: list[Any] = []
+    above = {"xref": "paper", "xanchor": "left", "yref": "paper", "yanchor": "bottom"}
+    layout: dict[str, Any] = {"annotations": [{"text": heading, "x": 0, "xshift": -left + 8, "y": 1, "yshift": 24, **above}]}
+    for i, (label, values) in enumerate(panels.items()):
+        key, start = "" if i == 0 else str(i + 1), i * (share + gap)
+        z = [rounded(line, 4) for line in values]
+        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
+        look = {"coloraxis": "coloraxis", "hoverinfo": "text", "hovertext": hovers[label], "hoverongaps": False, "xgap": 1, "ygap": 1}
+        traces.append(go.Heatmap(z=z, x=list(range(len(columns))), y=list(range(len(rows))), **look, **axes))
+        where = {"xref": f"x{key}", "yref": f"y{key}"}
+        layout["annotations"] += [
+            {"text": _number(value, decimals), "x": c, "y": r, **where, "font": {"size": 10, "color": _ink(value, limits)}}
+            for (r, c), value in np.ndenumerate(values)
+            if cell >= LETTER_PX * (decimals + 2)
+        ]
+        layout["annotations"].append({"text": plain(label), "x": start, "y": 1, "yshift": 3, **above})
+        layout[f"xaxis{key}"] = {
+            "domain": [start, min(1.0, start + share)],
+            "anchor": f"y{key}",
+            "title": {"text": column_title},
+            "tickvals": list(range(len(columns))),
+            "ticktext": columns_named,
+            "tickangle": -45 if turned else 0,
+            "range": [-0.5, len(columns) - 0.5],
+            "ticks": "",
+            "showline": False,
+        }
+        layout[f"yaxis{key}"] = {
+            "anchor": f"x{key}",
+            "title": {"text": row_title if i == 0 else ""},
+            "tickvals": list(range(len(rows))),
+            "ticktext": names,
+            "showticklabels": i == 0,
+            "range": [len(rows) - 0.5, -0.5],
+            "ticks": "",
+            "showline": False,
+        }
+    bar = {"title": {"text": title, "side": "right"}, "nticks": 6, "len": 1, "xpad": 6, "ypad": 0}
+    layout["coloraxis"] = {"colorscale": SHARES, "cmin": limits[0], "cmax": limits[1], "colorbar": bar}
+    layout["plot_bgcolor"] = FAINT
+    return new_figure(traces, layout, width=width, plot_px=height, left=left, right=BAR_PX, top=48, bottom=below)
+
+
+def _number(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}".replace("-", "−") if np.isfinite(value) else "–"
+
+
+def _ink(value: float, limits: tuple[float, float]) -> str:
+    if not np.isfinite(value):
+        return GREY
+    low, high = limits
+    return "white" if (value - low) / (high - low) > 0.55 else "#222222"
