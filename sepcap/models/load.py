@@ -48,8 +48,8 @@ def load_model(
         model: "default" (embedded, needs no network), a folder in Hugging Face format, a hub name such as
             "facebook/opt-1.3b", a Hugging Face model object (which is changed: moved, cast and wrapped in place), or a
             TransformerBridge or HookedTransformer (returned as it is).
-        device: where to put it; default is the CUDA GPU when there is one, else the CPU. A model object that accelerate has spread
-            over devices stays where it is.
+        device: where to put it; default is the CUDA GPU when there is one, else the CPU. On "mps" (never tried), which has no float64,
+            activations are taken to the CPU to be summed. A model object that accelerate has spread over devices stays where it is.
         device_map: instead of `device`, over several: "auto" (as evenly as they have memory), "balanced", "balanced_low_0", "sequential",
             or name of a module -> device, such as `{"model.decoder.layers.0": 0, …}`. Blocks are kept whole by the named ones.
         max_memory: with `device_map`, most of each device that may be used, such as `{0: "20GiB", 1: "40GiB"}`.
