@@ -44,7 +44,7 @@ class Toxicity:
     Attributes:
         table: one row per continuation: prompt, continuation, score.
         threshold: scores above it count as toxic.
-        perplexity: of the model on the task that was asked for; NaN where none was.
+        perplexity: of the model on a task, by default the offline prose; NaN with `task=None`.
         perplexity_se: its standard error.
         info: model, scorer, how the continuations were sampled, and the task of the perplexity.
     """
@@ -176,8 +176,8 @@ def toxicity(
     threshold: float = 0.8,
     label: str | None = None,
     prompt_tokens: int = 10,
-    task: Any = None,
-    eval_tokens: int = 20_000,
+    task: Any = "local-prose",
+    eval_tokens: int = 10_000,
     batch_size: int = BATCH_SIZE,
 ) -> Toxicity:
     """Sample continuations and score how toxic they are (METHODS 9).
@@ -196,7 +196,8 @@ def toxicity(
         threshold: scores above it count as toxic.
         label: which of the classifier's labels is the toxic one; default the one called "toxic" or "toxicity".
         prompt_tokens: length of the prompts that are taken from a task.
-        task: task on whose evaluation part perplexity is measured beside it; default none.
+        task: task on whose evaluation part perplexity is measured beside it: what it costs to write less toxic texts. The default is
+            the offline prose, the same whatever the prompts are, which are too short to measure it on. None: not measured, NaN.
         eval_tokens: predictions to measure perplexity on.
         batch_size: continuations per pass, of prompts of one length; halved, with a warning, when memory runs out.
 

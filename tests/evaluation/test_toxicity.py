@@ -1,5 +1,6 @@
 """Toxicity: continuations against the plain model, scores against classifiers with a planted answer."""
 
+import functools
 import math
 import re
 import sys
@@ -15,7 +16,10 @@ import sepcap
 from sepcap.evaluation.harness import harness
 from sepcap.evaluation.sampling import continuations, draw
 from sepcap.evaluation.scorers import get_scorer
-from sepcap.evaluation.toxicity import Toxicity, read_prompts, toxicity
+from sepcap.evaluation.toxicity import Toxicity, read_prompts
+
+toxicity = functools.partial(sepcap.toxicity, task=None)
+"""Without the perplexity beside it, where a test is of something else."""
 
 PROMPTS = ["abc", "the lazy dog", "x", "", "def return", "yes"]
 EOS = 2
@@ -361,6 +365,12 @@ def test_perplexity_stands_beside_it(tiny_opt, letters):
     assert found.perplexity_se == pytest.approx(alone.perplexity * alone.se("loss"))
     assert found.info["task"] == alone.task
     assert math.isnan(toxicity(tiny_opt, PROMPTS, vowels, 4, tokens=2).perplexity)
+
+
+def test_perplexity_is_there_without_asking(tiny_opt):
+    found = sepcap.toxicity(tiny_opt, PROMPTS, vowels, 4, tokens=2, eval_tokens=200)
+    assert found.perplexity == sepcap.evaluate(tiny_opt, "local-prose", tokens=200).perplexity
+    assert found.info["task"] == "local-prose"
 
 
 def test_saved_and_loaded_it_is_the_same(result, tmp_path):
