@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sepcap.experiments.separability import Separability
     from sepcap.experiments.similarity import Similarity, similarity
     from sepcap.experiments.streams import Streams, find_dims, streams
+    from sepcap.experiments.tight_pass import TightPass, tight_pass
     from sepcap.interventions.ablation import Ablation, ablate
     from sepcap.interventions.deletion import delete
     from sepcap.interventions.optimal import Optimal, optimal_constants
@@ -71,6 +72,7 @@ _HOME = {
     "Statistics": "statistics.moments",
     "Streams": "experiments.streams",
     "Task": "tasks.task",
+    "TightPass": "experiments.tight_pass",
     "Toxicity": "evaluation.toxicity",
     "ablate": "interventions.ablation",
     "ablation_protocol": "experiments.ablation_protocol",
@@ -95,6 +97,7 @@ _HOME = {
     "score": "selection.score",
     "similarity": "experiments.similarity",
     "streams": "experiments.streams",
+    "tight_pass": "experiments.tight_pass",
     "toxicity": "evaluation.toxicity",
     "value_rotation": "interventions.rotation",
 }
@@ -127,6 +130,7 @@ __all__ = [
     "Statistics",
     "Streams",
     "Task",
+    "TightPass",
     "Toxicity",
     "ablate",
     "ablation_protocol",
@@ -151,6 +155,7 @@ __all__ = [
     "score",
     "similarity",
     "streams",
+    "tight_pass",
     "toxicity",
     "value_rotation",
 ]

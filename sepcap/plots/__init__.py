@@ -18,6 +18,7 @@ from sepcap.plots.scores import head_scores, score_histograms
 from sepcap.plots.similarity import similarity, similarity_profile
 from sepcap.plots.steps import metric_over_steps, thresholds
 from sepcap.plots.streams import streams
+from sepcap.plots.tight_pass import tight_pass_ranks, tight_pass_spectra
 from sepcap.plots.trajectory import trajectory
 from sepcap.plots.weights import mlp_biases, value_norms
 
@@ -45,6 +46,8 @@ __all__ = [
     "similarity_profile",
     "streams",
     "thresholds",
+    "tight_pass_ranks",
+    "tight_pass_spectra",
     "trajectory",
     "value_norms",
 ]

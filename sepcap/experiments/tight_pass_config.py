@@ -1,0 +1,97 @@
+"""What a study of the Jacobians of attention or mlp blocks measures."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from sepcap.errors import unknown
+
+PartName = Literal["attn", "mlp"]
+Method = Literal["auto", "exact", "randomized"]
+Precision = Literal["float64", "float32"]
+
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23}
+"""Distance from 1 to the next number."""
+
+THRESHOLDS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""Shares of the largest singular value at which ranks are reported beside the one asked for, those above rounding."""
+
+
+@dataclass(frozen=True)
+class TightPassConfig:
+    """Which Jacobians are computed, how, and what counts as a direction that passes."""
+
+    layer: Any = "all"
+    """A layer, several, or "all"."""
+    part: PartName = "attn"
+    """"attn" or "mlp"."""
+    tokens: int = 4
+    """Tokens per Jacobian: it has tokens·d_model rows and columns. BOS stands before them and is held fixed."""
+    task: Any = "local-prose"
+    """Where the tokens come from: rows from the part of the task that is kept for evaluation."""
+    rows: int = 6
+    """Rows of tokens, and so Jacobians per layer; intervals are over rows."""
+    method: Method = "auto"
+    """"exact": the whole Jacobian and all its singular values. "randomized": the `k` leading ones, by products alone.
+    "auto": exact where that needs at most 256 MiB."""
+    k: int = 64
+    """Leading singular values where the method is randomised."""
+    tolerance: float = 1e-3
+    """Share of itself within which every leading value is to be known where the method is randomised."""
+    threshold: float = 1e-3
+    """Singular values above this share of the largest count into the rank. One in a thousand is above what rounding leaves in
+    float32, so that both precisions give the same rank."""
+    norm: bool = True
+    """The input is the residual stream, and the norm in front of the part is in the Jacobian; else the input is what the norm gives."""
+    dtype: Precision = "float64"
+    """Precision in which the block is computed: "float64" or "float32"."""
+    control: bool = True
+    """Also measure the model of the same configuration with random weights, on the same tokens."""
+    seed: int = 0
+    """Of the random weights and of random directions."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("part", PartName), ("method", Method), ("dtype", Precision)):
+            if getattr(self, name) not in get_args(allowed):
+                raise unknown(name, getattr(self, name), get_args(allowed))
+        for name in ("tokens", "rows", "k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        for name in ("threshold", "tolerance"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give a share of the largest singular value, between 0 and 1")
+
+    def layers(self, n_layers: int) -> tuple[int, ...]:
+        """The layers that are meant, of a model with so many.
+
+        Raises:
+            ValueError: neither "all" nor numbers, or none.
+            IndexError: a layer that does not exist.
+        """
+        if self.layer == "all":
+            return tuple(range(n_layers))
+        chosen = [self.layer] if isinstance(self.layer, int) else self.layer
+        if isinstance(chosen, str) or not all(isinstance(layer, int) for layer in chosen) or not len(chosen):
+            raise ValueError(f"layer={self.layer!r}: give a number, several, or 'all'")
+        for layer in chosen:
+            if not 0 <= layer < n_layers:
+                raise IndexError(f"layer={layer} does not exist: the model has layers 0 to {n_layers - 1}")
+        return tuple(dict.fromkeys(chosen))
+
+    def check_threshold(self, size: int) -> None:
+        """Raise where a threshold is within rounding for a Jacobian of this size: eps·size of the largest, as in numpy's matrix_rank.
+
+        Raises:
+            ValueError: with the smallest threshold that would do.
+        """
+        noise = EPSILON[self.dtype] * size
+        if self.threshold <= noise:
+            raise ValueError(
+                f"threshold={self.threshold:g} is within rounding: in {self.dtype} a Jacobian of {size:,} rows has singular values up to "
+                f"{noise:.1g} of the largest that are 0 in truth; give more than that"
+                + (", or dtype='float64'" if self.dtype == "float32" else "")
+            )
+
+    def thresholds(self, size: int) -> list[float]:
+        """The thresholds that are reported: `THRESHOLDS` above rounding, and the one asked for."""
+        noise = EPSILON[self.dtype] * size
+        return sorted({self.threshold, *(threshold for threshold in THRESHOLDS if threshold > noise)}, reverse=True)

@@ -1,0 +1,187 @@
+"""Which tokens the Jacobians of a tight-pass study are taken at, by which method, and what that costs."""
+
+import dataclasses
+import os
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepcap.experiments.provenance import made_with
+from sepcap.experiments.tight_pass_config import TightPassConfig
+from sepcap.models.forward import device_of
+from sepcap.models.kinds import kind_of
+from sepcap.models.load import DTYPES
+from sepcap.models.parts import block_part, check_part
+from sepcap.models.sites import n_layers
+from sepcap.statistics.spectrum import BLOCKS, CHUNK_BYTES, OVERSAMPLE, PROBES, jacobian_products
+from sepcap.tasks.batches import TokenSample, separator_of
+from sepcap.tasks.samples import MaskedSample, sample_task
+from sepcap.tasks.task import load_task
+
+EXACT_BYTES = 256 * 2**20
+"""Memory up to which "auto" computes the whole Jacobian: the matrix, and twice as much while it is decomposed."""
+
+APART = 512
+"""Tokens of the task per row, so that rows are of different texts, or of places in a text that are far from each other."""
+
+
+@dataclass(frozen=True, eq=False)
+class TightPassPlan:
+    """Everything that the Jacobians need, sampled and checked; nothing is computed yet.
+
+    Attributes:
+        config: as asked for.
+        model: the trained model.
+        layers: numbers of the layers.
+        rows: token ids, and the positions that are varied.
+        method: "exact" or "randomized".
+        resolved: the configuration as it is written.
+    """
+
+    config: TightPassConfig
+    model: Any
+    layers: tuple[int, ...]
+    rows: tuple[tuple[Tensor, list[int]], ...]
+    method: str
+    resolved: dict[str, Any]
+
+    @property
+    def jacobians(self) -> int:
+        """How many are computed, the control's included."""
+        return len(self.layers) * len(self.rows) * (2 if self.config.control else 1)
+
+    @property
+    def products(self) -> int:
+        """Products with one Jacobian; at most, where the method is randomised."""
+        if self.method == "exact":
+            return self.resolved["size"] // (self.config.tokens if self.config.part == "mlp" else 1)
+        return _products_at_most(self.config.k, self.resolved["size"])
+
+    def cost(self) -> str:
+        """What will be computed and what it takes, in one sentence; the time is that of a few products here, which are made for it."""
+        c, size = self.config, self.resolved["size"]
+        how = "the whole matrix" if self.method == "exact" else f"the {min(c.k, size)} leading values by products alone"
+        memory = bytes_needed(self.method, c, size, self.resolved["d_model"])
+        return (
+            f"{self.model.cfg.model_name}: {self.jacobians} Jacobians ({len(self.layers)} layers, {len(self.rows)} rows"
+            f"{', trained and random weights' if c.control else ''}) of {size:,} x {size:,} numbers, {_megabytes(size**2 * _itemsize(c))} "
+            f"each if written out; {how}: {'' if self.method == 'exact' else 'at most '}{self.products:,} products per Jacobian, "
+            f"{_megabytes(memory)} at once, about {self.jacobians * self._seconds() / 60:.2g} minutes"
+        )
+
+    def _seconds(self) -> float:
+        """Seconds per Jacobian, from a few products and a small decomposition: the latter grows with the third power."""
+        c, size = self.config, self.resolved["size"]
+        ids, kept = self.rows[0]
+        with block_part(self.model, self.layers[0], c.part, ids, kept, norm=c.norm, dtype=DTYPES[c.dtype]) as part:
+            few = min(32, size)
+            products = jacobian_products(part.function, part.at, chunk_of(part.product_bytes, size))
+            some = torch.eye(size, few, dtype=part.at.dtype, device=part.at.device)
+            products.transposed(some)
+            started = time.perf_counter()
+            products.transposed(some)
+            per_product = (time.perf_counter() - started) / few
+            width = self.resolved["d_model"] if c.part == "mlp" else size
+            probe = min(width, 256)
+            matrix = torch.randn(probe, probe, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(part.at)
+            started = time.perf_counter()
+            torch.linalg.svdvals(matrix)
+            small = time.perf_counter() - started
+        decompose = small * (width / probe) ** 3 * (size // width) if self.method == "exact" else 0.0
+        return self.products * per_product + decompose
+
+
+def plan_tight_pass(model: Any, config: TightPassConfig) -> TightPassPlan:
+    """Choose rows and method, and check that every Jacobian can be computed; `.cost()` of the plan says what it takes.
+
+    Example:
+        >>> plan_tight_pass(model, TightPassConfig(layer="all", tokens=8)).cost()  # doctest: +SKIP
+    """
+    if not hasattr(model, "cfg"):
+        raise TypeError(f"model is a {type(model).__name__}; give what sepcap.load_model returns")
+    check_part(model, config.part, DTYPES[config.dtype])
+    layers = config.layers(n_layers(model))
+    width = int(model.cfg.d_model)
+    size = config.tokens * width
+    config.check_threshold(size)
+    needed = bytes_needed("exact", config, size, width)
+    method = ("exact" if needed <= EXACT_BYTES else "randomized") if config.method == "auto" else config.method
+    if method == "exact" and needed > (there := _memory(device_of(model))):
+        raise MemoryError(
+            f"method='exact' with tokens={config.tokens} needs {_megabytes(needed)} for one Jacobian of {size:,} rows, and "
+            f"there are {_megabytes(there)}; give fewer tokens, or method='randomized'"
+        )
+    sample = _sample(model, config)
+    rows = _rows(sample, config)
+    resolved = dataclasses.asdict(dataclasses.replace(config, task=sample.task, layer=list(layers), method=method)) | {
+        **made_with(model),
+        "precision": config.dtype,
+        "size": size,
+        "d_model": width,
+        "rows": len(rows),
+        "sample": [ids.tolist() for ids, _ in rows],
+        "documents": list(sample.indices),
+    }
+    return TightPassPlan(config, model, layers, rows, method, resolved)
+
+
+def bytes_needed(method: str, config: TightPassConfig, size: int, width: int) -> int:
+    """Memory for one Jacobian, the products made at once not counted: three of its kind while it is decomposed, or the two bases."""
+    if method == "randomized":
+        return 3 * size * _itemsize(config) * _products_at_most(config.k, size) // 2
+    return 3 * _itemsize(config) * (config.tokens * width**2 if config.part == "mlp" else size**2)
+
+
+def _products_at_most(k: int, size: int) -> int:
+    block = min(size, k + OVERSAMPLE)
+    return block + 2 * min(BLOCKS * block, size) + PROBES
+
+
+def _itemsize(config: TightPassConfig) -> int:
+    return DTYPES[config.dtype].itemsize
+
+
+def chunk_of(product_bytes: int, size: int) -> int:
+    """How many products to make at once."""
+    return max(1, min(size, CHUNK_BYTES // product_bytes))
+
+
+def _megabytes(n: int) -> str:
+    return f"{n / 1e6:,.3g} MB" if n < 1e9 else f"{n / 1e9:,.3g} GB"
+
+
+def _memory(device: torch.device) -> int:
+    """What a GPU has free, or the machine has at all: what is cached can be given up."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return sys.maxsize
+
+
+def _sample(model: Any, config: TightPassConfig) -> TokenSample:
+    ends = 2 if kind_of(model) == "masked" else int(separator_of(model.tokenizer) is not None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a task with less text than is read for rows far apart may still have enough of them
+        return sample_task(model, load_task(config.task), "evaluate", config.rows * max(APART, config.tokens), config.tokens + ends)
+
+
+def _rows(sample: TokenSample, config: TightPassConfig) -> tuple[tuple[Tensor, list[int]], ...]:
+    """Whole rows of one document each, from all over the sample, with the positions that are neither BOS nor another special token."""
+    special = sample.special if isinstance(sample, MaskedSample) else (sample.bos,)
+    inside = [(row, [i for i, token in enumerate(row.tolist()) if token not in special]) for row in sample.rows]
+    whole = [(torch.from_numpy(row), kept) for row, kept in inside if len(kept) == config.tokens]
+    if not whole:
+        raise ValueError(
+            f"task {sample.task!r} has no row of {config.tokens} tokens of one text to evaluate; give fewer tokens, or more text"
+        )
+    if len(whole) < config.rows:
+        warnings.warn(f"task {sample.task!r} has {len(whole)} rows of {config.tokens} tokens, not {config.rows}", stacklevel=4)
+    n = min(config.rows, len(whole))
+    return tuple(whole[i * len(whole) // n] for i in range(n))

@@ -1,0 +1,171 @@
+"""Spectra of the Jacobians of attention or mlp blocks, and their ranks over layers."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sepcap.errors import unknown
+from sepcap.experiments.tight_pass import RANDOM, TRAINED, TightPass
+from sepcap.plots.style import BLUE, GREY, INK, TICK_PX, VERMILLION, every, new_figure, plain, power_of_ten, rounded
+
+MEASURES = {
+    "rank": "Rank",
+    "stable_rank": "Stable rank",
+    "participation_ratio": "Participation ratio of σ²",
+    "effective_rank": "Effective rank",
+}
+PARTS = {"attn": "attention", "mlp": "mlp"}
+LOOK = {TRAINED: (VERMILLION, "circle", "trained"), RANDOM: (BLUE, "square", "random weights")}
+POINTS = 160
+"""Places at which a spectrum is drawn at most: spread evenly on the logarithm of the number, so that its head is whole."""
+NAMED = 8
+"""Layers up to which the legend names every one; of more, the first, the middle and the last."""
+SCALE = ((86, 180, 233), (0, 114, 178), (60, 20, 90))
+"""Colours from the first layer to the last: lightness falls evenly."""
+
+
+def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: str = "column") -> go.Figure:
+    """Rank over layers, trained and with random weights: means over rows of tokens with 95% intervals, and the largest rank possible.
+
+    Args:
+        result: what `tight_pass` gives.
+        measure: "rank", "stable_rank", "participation_ratio" or "effective_rank".
+        width: "column" or "page".
+    """
+    if measure not in MEASURES:
+        raise unknown("measure", measure, MEASURES)
+    table, c = result.by_layer, result.config
+    traces: list[Any] = []
+    highest = 0.0
+    for weights, (colour, symbol, name) in LOOK.items():
+        lines = [line for line in table.to_dict("records") if line["weights"] == weights]
+        if not lines:
+            continue
+        mean, low, high = (np.array([line[f"{measure}{end}"] for line in lines], dtype=float) for end in ("", "_low", "_high"))
+        # beside each other, or the intervals of one hide those of the other
+        x = [line["layer"] + _shift(weights, c) for line in lines]
+        hovers = [
+            f"<b>layer {line['layer']}, {name}</b><br>{MEASURES[measure].lower()} {'≥ ' * line['at_least']}{mean[k]:,.4g} "
+            f"[{low[k]:,.4g}, {high[k]:,.4g}]<br>largest possible rank {line['bound']:,.4g}<br>{line['rows']} rows of {c['tokens']} tokens"
+            for k, line in enumerate(lines)
+        ]
+        traces.append(
+            go.Scatter(
+                x=rounded(x),
+                y=rounded(mean),
+                error_y={"type": "data", "symmetric": False, "array": rounded(high - mean), "arrayminus": rounded(mean - low), "width": 3},
+                mode="lines+markers",
+                name=name,
+                line={"color": colour, "width": 1.5},
+                marker={"color": colour, "size": 7, "symbol": symbol},
+                hovertext=hovers,
+                hoverinfo="text",
+                cliponaxis=False,
+            )
+        )
+        highest = max(highest, float(np.nanmax([mean, high])))
+    if measure == "rank":
+        traces.append(_bounds(table, c))
+        highest = max(highest, float(table["bound"].to_numpy().max()))
+    layers = c["layer"]
+    title = f"Rank (σ > {c['threshold']:g} σ₁)" if measure == "rank" else MEASURES[measure]
+    layout = {
+        "xaxis": {
+            "title": {"text": "Layer"},
+            "range": [min(layers) - 0.4, max(layers) + 0.4],
+            "tick0": 0,
+            "dtick": every(max(layers) - min(layers) + 1, 12),
+        },
+        "yaxis": {"title": {"text": title}, "range": [0, 1.06 * highest or 1]},
+        "legend": {"title": {"text": _said(result)}},
+    }
+    return new_figure(traces, layout, width=width, plot_px=210, legend_rows=len(traces) + 2)
+
+
+def _shift(weights: str, config: Any) -> float:
+    return {TRAINED: -0.07, RANDOM: 0.07}[weights] if config["control"] else 0.0
+
+
+def _bounds(table: Any, config: Any) -> go.Scatter:
+    """The largest rank possible, a dash at every layer: often it is the rank itself, which a line would hide."""
+    x = [layer + _shift(weights, config) for weights, layer in zip(table["weights"], table["layer"], strict=True)]
+    dash = {"symbol": "line-ew", "size": 15, "line": {"color": INK, "width": 1.5}}
+    return go.Scatter(x=rounded(x), y=rounded(table["bound"]), mode="markers", name="largest possible", marker=dash, hoverinfo="skip")
+
+
+def tight_pass_spectra(result: TightPass, *, control: bool = True, width: str = "column") -> go.Figure:
+    """Singular values as shares of the largest, a line per layer (medians over rows), with the threshold of the rank.
+
+    Args:
+        result: what `tight_pass` gives.
+        control: also the model with random weights: the median over its layers and rows, dashed.
+        width: "column" or "page".
+    """
+    c = result.config
+    traces: list[Any] = []
+    lowest = c["threshold"]
+    shares = {weights: _shares(result.tensors[weights].double().numpy()) for weights in LOOK if weights in result.tensors}
+    number = _places(shares[TRAINED].shape[-1])
+    layers = c["layer"]
+    named = range(len(layers)) if len(layers) <= NAMED else (0, len(layers) // 2, len(layers) - 1)
+    for i, layer in enumerate(layers):
+        y = np.median(shares[TRAINED][i], axis=0)[number - 1]
+        told = f"<b>layer {layer}</b><br>σ number %{{x:,}} is %{{y:.2e}} of the largest<extra></extra>"
+        look = {"mode": "lines", "name": f"layer {layer}", "line": {"color": _shade(i, len(layers)), "width": 1.4}}
+        traces.append(go.Scatter(x=number.tolist(), y=_positive(y), hovertemplate=told, showlegend=i in named, **look))
+        lowest = min(lowest, *y[y > 0])
+    if control and RANDOM in shares:
+        y = np.median(shares[RANDOM], axis=(0, 1))[number - 1]
+        told = "<b>random weights</b><br>σ number %{x:,} is %{y:.2e} of the largest<extra></extra>"
+        look = {"mode": "lines", "name": "random weights, all layers", "line": {"color": GREY, "width": 1.6, "dash": "dash"}}
+        traces.append(go.Scatter(x=number.tolist(), y=_positive(y), hovertemplate=told, **look))
+    bottom = max(-9, int(np.floor(np.log10(lowest))))
+    step = max(1, -bottom // 5)
+    powers = list(range(0, bottom - 1, -step))
+    at = {"x": 0, "xref": "paper", "xanchor": "left", "xshift": 4, "yshift": -2, "y": float(np.log10(c["threshold"])), "yanchor": "top"}
+    layout = {
+        "xaxis": {"title": {"text": "Number of the singular value"}, "range": [0, float(number[-1])], "nticks": 6},
+        "yaxis": {
+            "title": {"text": "σ / σ₁"},
+            "type": "log",
+            "range": [bottom, 0.15],
+            "tickvals": [10.0**power for power in powers],
+            "ticktext": [power_of_ten(power) if power else "1" for power in powers],
+        },
+        "shapes": [
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": c["threshold"], "y1": c["threshold"]}
+            | {"line": {"color": INK, "width": 1, "dash": "dot"}}
+        ],
+        "annotations": [{"text": f"threshold {c['threshold']:g}", "font": {"size": TICK_PX}, "bgcolor": "rgba(255,255,255,0.8)", **at}],
+        "legend": {"title": {"text": _said(result)}},
+    }
+    return new_figure(traces, layout, width=width, plot_px=230, right=24, legend_rows=len(named) + len(traces) - len(layers) + 2)
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    """σ/σ₁ [layer, row, value]; a block that passes nothing has zeros."""
+    return np.divide(values, values[..., :1], out=np.zeros_like(values), where=values[..., :1] > 0)
+
+
+def _positive(values: np.ndarray) -> list[float | None]:
+    """What has a place on a logarithmic axis."""
+    return rounded(np.where(values > 0, values, np.nan), 3)
+
+
+def _places(n: int) -> np.ndarray:
+    """Numbers of the singular values that are drawn, 1 to n."""
+    return np.unique(np.concatenate([np.geomspace(1, n, POINTS // 2), np.linspace(1, n, POINTS // 2)]).round().astype(int))
+
+
+def _shade(i: int, n: int) -> str:
+    at = (len(SCALE) - 1) * (i / max(1, n - 1))
+    j = min(int(at), len(SCALE) - 2)
+    mixed = (round(a + (b - a) * (at - j)) for a, b in zip(SCALE[j], SCALE[j + 1], strict=True))
+    return f"rgb({', '.join(map(str, mixed))})"
+
+
+def _said(result: TightPass) -> str:
+    c = result.config
+    what = f"{PARTS[c['part']]} of {plain(c['model'], 24)}, without residual"
+    return f"{what}<br>{c['tokens']} tokens, {c['rows']} rows of {plain(c['task'], 24)}"
