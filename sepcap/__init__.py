@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sepcap.evaluation.frequent import skip50
     from sepcap.evaluation.harness import harness
     from sepcap.evaluation.next_token import Evaluation, evaluate
     from sepcap.evaluation.toxicity import Toxicity, toxicity
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from sepcap.experiments.cross_task import CrossTask, cross_task
     from sepcap.experiments.methods import Methods, compare_methods
     from sepcap.experiments.methods_config import MethodsConfig
+    from sepcap.experiments.modules import Modules, modules
+    from sepcap.experiments.modules_config import ModulesConfig
     from sepcap.experiments.neuron_sets_config import CrossTaskConfig, OverlapConfig
     from sepcap.experiments.overlaps import Overlaps, overlaps
     from sepcap.experiments.pruning import prune
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from sepcap.interventions.rotation import Rotation, rotate_values, value_rotation
     from sepcap.models.load import load_model
     from sepcap.models.weights import save_pretrained
+    from sepcap.selection.clusters import Clusters, moefy
+    from sepcap.selection.concentration import Concentration, concentration
     from sepcap.selection.neurons import NeuronSet
     from sepcap.selection.score import Scores, score
     from sepcap.statistics.collect import collect
@@ -48,6 +53,8 @@ _HOME = {
     "Ablation": "interventions.ablation",
     "AblationComparison": "experiments.ablations",
     "AblationProtocol": "experiments.ablation_config",
+    "Clusters": "selection.clusters",
+    "Concentration": "selection.concentration",
     "CrossTask": "experiments.cross_task",
     "CrossTaskConfig": "experiments.neuron_sets_config",
     "Evaluation": "evaluation.next_token",
@@ -55,6 +62,8 @@ _HOME = {
     "LabelledTexts": "tasks.labelled",
     "Methods": "experiments.methods",
     "MethodsConfig": "experiments.methods_config",
+    "Modules": "experiments.modules",
+    "ModulesConfig": "experiments.modules_config",
     "NeuronSet": "selection.neurons",
     "NeuronStatistics": "statistics.moments",
     "Optimal": "interventions.optimal",
@@ -79,6 +88,7 @@ _HOME = {
     "collect": "statistics.collect",
     "compare_ablations": "experiments.ablations",
     "compare_methods": "experiments.methods",
+    "concentration": "selection.concentration",
     "cross_task": "experiments.cross_task",
     "delete": "interventions.deletion",
     "evaluate": "evaluation.next_token",
@@ -87,6 +97,8 @@ _HOME = {
     "labelled_texts": "tasks.labelled",
     "load_model": "models.load",
     "load_task": "tasks.task",
+    "modules": "experiments.modules",
+    "moefy": "selection.clusters",
     "optimal_constants": "interventions.optimal",
     "overlaps": "experiments.overlaps",
     "prune": "experiments.pruning",
@@ -96,6 +108,7 @@ _HOME = {
     "save_pretrained": "models.weights",
     "score": "selection.score",
     "similarity": "experiments.similarity",
+    "skip50": "evaluation.frequent",
     "streams": "experiments.streams",
     "tight_pass": "experiments.tight_pass",
     "toxicity": "evaluation.toxicity",
@@ -106,6 +119,8 @@ __all__ = [
     "Ablation",
     "AblationComparison",
     "AblationProtocol",
+    "Clusters",
+    "Concentration",
     "CrossTask",
     "CrossTaskConfig",
     "Evaluation",
@@ -113,6 +128,8 @@ __all__ = [
     "LabelledTexts",
     "Methods",
     "MethodsConfig",
+    "Modules",
+    "ModulesConfig",
     "NeuronSet",
     "NeuronStatistics",
     "Optimal",
@@ -137,6 +154,7 @@ __all__ = [
     "collect",
     "compare_ablations",
     "compare_methods",
+    "concentration",
     "cross_task",
     "delete",
     "evaluate",
@@ -145,6 +163,8 @@ __all__ = [
     "labelled_texts",
     "load_model",
     "load_task",
+    "modules",
+    "moefy",
     "optimal_constants",
     "overlaps",
     "prune",
@@ -154,6 +174,7 @@ __all__ = [
     "save_pretrained",
     "score",
     "similarity",
+    "skip50",
     "streams",
     "tight_pass",
     "toxicity",

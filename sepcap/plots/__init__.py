@@ -11,6 +11,7 @@ from sepcap.plots.cross_task import cross_task, cross_task_bisection
 from sepcap.plots.drops import drop_against_drop, perplexity_against_perplexity
 from sepcap.plots.importance import importance_scatter
 from sepcap.plots.methods import methods
+from sepcap.plots.modules import concentration_curve, concentration_profile
 from sepcap.plots.neurons import neurons_gone
 from sepcap.plots.overlaps import overlap_layers, overlap_ratios, overlaps
 from sepcap.plots.save import save
@@ -27,6 +28,8 @@ __all__ = [
     "ablations",
     "activation_distributions",
     "areas",
+    "concentration_curve",
+    "concentration_profile",
     "cross_task",
     "cross_task_bisection",
     "drop_against_drop",

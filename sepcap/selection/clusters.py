@@ -319,7 +319,7 @@ def _balanced_kmeans(
         raise missing_extra("k-means-constrained", "clusters", "clustering neurons") from error
 
     n = len(directions)
-    found = KMeansConstrained(
+    found: Any = KMeansConstrained(
         n_clusters=k, size_min=n // k, size_max=-(-n // k), n_init=1, max_iter=max_iter, random_state=int(seed.generate_state(1)[0])
     ).fit(directions)
     return float(found.inertia_), found.labels_.astype(np.int64)

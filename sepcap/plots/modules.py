@@ -1,0 +1,159 @@
+"""Concentration of task neurons in clusters: over clusters, and over layers (METHODS 12)."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sepcap.errors import unknown
+from sepcap.experiments.modules import Modules
+from sepcap.plots.style import BLUE, DASHES, GREEN, GREY, INK, SYMBOLS, VERMILLION, every, new_figure, plain, rounded
+
+LOOK = {
+    ("trained", "moefied"): ("MoEfication clusters", VERMILLION, SYMBOLS[0], DASHES[0]),
+    ("trained", "index"): ("clusters by index mod k", BLUE, SYMBOLS[1], DASHES[1]),
+    ("random", "moefied"): ("MoEfication, random weights", GREEN, SYMBOLS[2], DASHES[3]),
+}
+"""Weights and clusters -> what a line is called, and its colour, symbol and dash."""
+
+CHANCE = {"trained": "random sets", "random": "random sets there"}
+
+SHIFT = 0.16
+"""Layers between the points of one layer, so that their intervals stand beside each other."""
+
+
+def concentration_curve(result: Modules, *, fraction: float | None = None, task: str | None = None, width: str = "column") -> go.Figure:
+    """Cumulative share of the task neurons over clusters, those with the most of them first, mean over seeds, tasks and layers.
+
+    Dotted lines are means of random sets with as many neurons in every layer, their bands 95% of single ones: the model with random
+    weights has random sets of its own, because its task neurons lie in other layers. The area under each line is in the legend; the
+    axis ends where all lines have arrived.
+
+    Args:
+        result: what `sepcap.modules` returns.
+        fraction: share of the mlp that is selected; default is the middle one of the configuration.
+        task: one task alone; default is the mean over all.
+        width: "column" or "page".
+
+    Source: [MOD]; METHODS section 12.
+    """
+    fraction, chosen = _chosen(result, fraction, task)
+    totals: Any = result.tables["areas"]
+    totals = totals[totals["layer"].isna()].reset_index(drop=True)
+    mine = ((totals["fraction"] == fraction) & totals["task"].isin(chosen) & (totals["neurons"] > 0)).to_numpy()
+    curves, chance = result.tensors["curves"].numpy(), result.tensors["chance"].numpy()
+    points = np.linspace(0, 100, curves.shape[1])
+    x = rounded(points)
+    lines: list[Any] = []
+    bands: list[Any] = []
+    for (weights, clusters), (name, colour, _, dash) in LOOK.items():
+        rows = mine & (totals["weights"] == weights).to_numpy() & (totals["clusters"] == clusters).to_numpy()
+        if not rows.any():
+            continue
+        lines.append(
+            (name, 100 * curves[rows].mean(axis=0), totals.loc[rows, "area"].mean(), {"color": colour, "width": 1.8, "dash": dash})
+        )
+        if clusters == "moefied":
+            tint = GREY if weights == "trained" else colour
+            mean, low, high = 100 * chance[rows].mean(axis=0)
+            band = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": _see_through(tint)}
+            bands.append(go.Scatter(x=[*x, *x[::-1]], y=rounded([*high, *low[::-1]]), **band, hoverinfo="skip", showlegend=False))
+            lines.append((CHANCE[weights], mean, totals.loc[rows, "chance"].mean(), {"color": tint, "width": 1, "dash": DASHES[2]}))
+    traces = list(bands)
+    for name, y, area, line in lines:
+        hover = f"<b>{name}</b><br>%{{y:.1f}}% in %{{x:.0f}}% of the clusters<extra></extra>"
+        told = {"name": f"{name}, A = {area:.3f}", "hovertemplate": hover}
+        traces.append(go.Scatter(x=x, y=rounded(y), mode="lines", line=line, **told))
+    # where all lines have arrived there is nothing more to see
+    arrived = max(points[np.argmax(y > 99.9)] for _, y, _, _ in lines)
+    far = next(end for end in (25, 50, 75, 100) if end >= arrived)
+    layout = {
+        "xaxis": {"title": {"text": "Clusters, fullest first (%)"}, "range": [0, far], "nticks": 6},
+        "yaxis": {"title": {"text": "Task neurons in them (%)"}, "range": [0, 101], "tickvals": [0, 25, 50, 75, 100]},
+        "legend": {"title": {"text": _title(result, fraction, task) + "<br>bands: 95% of single random sets"}},
+    }
+    return new_figure(traces, layout, width=width, plot_px=250, right=22, legend_rows=len(lines) + 3)
+
+
+def concentration_profile(result: Modules, *, fraction: float | None = None, task: str | None = None, width: str = "column") -> go.Figure:
+    """Concentration of the task neurons layer by layer: mean over seeds, pooled over tasks, with 95% intervals over seeds.
+
+    0 is what random sets of the same size have, 1 the most that so many neurons can have. Intervals end at −1 and 1 in the figure.
+
+    Args:
+        result: what `sepcap.modules` returns.
+        fraction: share of the mlp that is selected; default is the middle one of the configuration.
+        task: one task alone; default is all, pooled.
+        width: "column" or "page".
+
+    Source: [MOD]; METHODS section 12.
+    """
+    fraction, _ = _chosen(result, fraction, task)
+    table: Any = result.estimates(("layer",) if task is None else ("task", "layer"))
+    table = table[(table["fraction"] == fraction) & np.isfinite(table["concentration"])]
+    if task is not None:
+        table = table[table["task"] == task]
+    layers = result.tensors[f"labels-trained-{result.config['seeds'][0]}"].shape[0]
+    traces: list[Any] = []
+    ends: list[float] = [-0.1, 0.1]
+    there = dict(iter(table.groupby(["weights", "clusters"], sort=False)))
+    shown = [key for key in LOOK if key in there]
+    for i, key in enumerate(shown):
+        name, colour, symbol, dash = LOOK[key]
+        rows = there[key].to_dict("records")
+        value = np.array([row["concentration"] for row in rows])
+        low, high = (np.clip([row[f"concentration_{end}"] for row in rows], -1, 1) for end in ("low", "high"))
+        ends += [float(v) for v in (*value, *low, *high) if np.isfinite(v)]
+        bars = {"type": "data", "symmetric": False, "array": rounded(high - value), "arrayminus": rounded(value - low)}
+        traces.append(
+            go.Scatter(
+                x=[row["layer"] + SHIFT * (i - (len(shown) - 1) / 2) for row in rows],
+                y=rounded(value),
+                error_y={**bars, "thickness": 1.2, "width": 2},
+                mode="lines+markers",
+                name=name,
+                line={"color": colour, "width": 1, "dash": dash},
+                marker={"color": colour, "size": 6, "symbol": symbol},
+                hovertext=[_hover(name, row) for row in rows],
+                hoverinfo="text",
+                cliponaxis=False,
+            )
+        )
+    pad = 0.05 * (max(ends) - min(ends))
+    zero = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": INK, "width": 1, "dash": "dot"}}
+    layout = {
+        "xaxis": {"title": {"text": "Layer"}, "range": [-0.5, layers - 0.5], "tick0": 0, "dtick": every(layers, 12)},
+        "yaxis": {"title": {"text": "Concentration (0 chance, 1 most)"}, "range": [min(ends) - pad, max(ends) + pad], "dtick": 0.25},
+        "shapes": [zero | {"layer": "below"}],
+        "legend": {"title": {"text": _title(result, fraction, task) + f"<br>95% intervals over {len(result.config['seeds'])} seeds"}},
+    }
+    return new_figure(traces, layout, width=width, plot_px=230, legend_rows=len(traces) + 3)
+
+
+def _chosen(result: Modules, fraction: float | None, task: str | None) -> tuple[float, list[str]]:
+    fractions, tasks = result.config["fractions"], result.config["tasks"]
+    if fraction is not None and fraction not in fractions:
+        raise ValueError(f"fraction={fraction}: the study has {', '.join(map(str, fractions))}")
+    if task is not None and task not in tasks:
+        raise unknown("task", task, tasks)
+    return fractions[len(fractions) // 2] if fraction is None else fraction, list(tasks) if task is None else [task]
+
+
+def _title(result: Modules, fraction: float, task: str | None) -> str:
+    tasks = result.config["tasks"]
+    what = task if task is not None else tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
+    how = f"top {100 * fraction:.3g}% of the MLP neurons, k = {result.config['k']}"
+    return f"{plain(what)} against {plain(result.config['retain'])}<br>{how}"
+
+
+def _hover(name: str, row: dict[str, Any]) -> str:
+    ends = f" [{row['concentration_low']:.3f}, {row['concentration_high']:.3f}]" if np.isfinite(row["concentration_low"]) else ""
+    return (
+        f"<b>{name}</b>, layer {row['layer']}<br>concentration {row['concentration']:.3f}{ends}".replace("-", "−")
+        + f"<br>area {row['area']:.3f}, random sets {row['chance']:.3f}<br>{row['neurons']:.3g} task neurons per seed"
+    )
+
+
+def _see_through(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.2)"
