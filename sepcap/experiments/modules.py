@@ -215,8 +215,9 @@ class ModulesPlan:
         d_model = mlp_input_weights(self.model, 0).shape[1]
         minutes = len(self.cells) * layers * c.n_init * seconds_per_start(width, d_model, c.k) / 60
         control = " and as many randomly initialised models" if c.control else ""
+        seeds = f"{len(c.seeds)} seed{'s' * (len(c.seeds) > 1)}"
         return (
-            f"{self.model.cfg.model_name}{control}, {len(c.seeds)} seeds: cluster {layers} layers of {width:,} neurons × {d_model:,} into "
+            f"{self.model.cfg.model_name}{control}, {seeds}: cluster {layers} layers of {width:,} neurons × {d_model:,} into "
             f"{c.k} each, about {minutes:.2g} min on one core; select neurons for {', '.join(self.tasks)} against "
             f"{self.resolved['retain']}, by {c.importance}: {self.tokens() / 1e6:.3g} M tokens through the models"
         )

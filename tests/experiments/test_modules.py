@@ -1,0 +1,242 @@
+"""The study of modules: every number is what its parts give one by one; interruption, intervals, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import words
+from scipy import stats
+
+import sepcap
+from sepcap.experiments import modules as study
+from sepcap.experiments.modules import Modules, ModulesConfig, plan_modules
+from sepcap.models.untrained import untrained
+from sepcap.statistics.collect import collect_sample
+from sepcap.tasks.samples import sample_task
+
+K = 6
+TASKS = {"letters": words(0), "capitals": words(0, alphabet="ABCDEFGH")}
+
+
+def config_of(digits, **changes):
+    tasks = tuple(sepcap.load_task(texts, name=name) for name, texts in TASKS.items())
+    retain = sepcap.load_task(digits, name="digits")
+    options = {"fractions": (0.1, 0.3), "k": K, "seeds": (0, 1), "draws": 60, "tokens": 300}
+    return ModulesConfig(tasks=tasks, retain=retain, **{**options, **changes})
+
+
+@pytest.fixture(scope="module")
+def found(trained_folder, digits):
+    """The study in memory; nobody changes it."""
+    torch.set_num_threads(1)
+    return sepcap.modules(sepcap.load_model(trained_folder, device="cpu"), config_of(digits))
+
+
+def same(one, other):
+    for name, table in one.tables.items():
+        pd.testing.assert_frame_equal(table, other.tables[name], check_exact=True)
+    assert set(one.tensors) == set(other.tensors)
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[name])
+
+
+def test_there_is_a_row_for_everything(found):
+    areas = found.tables["areas"]
+    assert len(areas) == 2 * 2 * 2 * 2 * 2 * (2 + 1)
+    keys = ["weights", "seed", "clusters", "task", "fraction", "layer"]
+    assert not areas.duplicated(keys).any()
+    assert set(areas["task"]) == set(TASKS)
+    assert found.tensors["curves"].shape == (32, K + 1)
+    assert found.tensors["chance"].shape == (32, 3, K + 1)
+    totals = areas[areas["layer"].isna()]
+    assert (totals["neurons"] == np.floor(totals["fraction"] * 144)).all()
+    # the stored curves belong to the rows of all layers, in their order
+    np.testing.assert_allclose(np.trapezoid(found.tensors["curves"], dx=1 / K), totals["area"], atol=1e-12)
+    np.testing.assert_allclose(np.trapezoid(found.tensors["chance"][:, 0], dx=1 / K), totals["chance"], atol=1e-12)
+
+
+@pytest.mark.parametrize("weights", ["trained", "random"])
+@pytest.mark.parametrize(("task", "seed", "fraction"), [("letters", 1, 0.1), ("capitals", 0, 0.3)])
+def test_every_area_is_that_of_its_parts(found, trained_folder, digits, weights, task, seed, fraction):
+    model = sepcap.load_model(trained_folder, device="cpu", random_weights=weights == "random", seed=seed)
+    assert torch.equal(found.clusters(seed, weights).labels, sepcap.moefy(model, k=K, seed=seed).labels)
+    found.clusters(seed, weights).check(model)
+    forget, retain = (
+        collect_sample(model, sample_task(model, sepcap.load_task(texts, name=name), "collect", 300, None, seed), ("mlp",))
+        for name, texts in ((task, TASKS[task]), ("digits", digits))
+    )
+    mask = sepcap.score(forget, retain).top({"mlp": fraction}).masks["mlp"].numpy()
+    areas = found.tables["areas"]
+    rows = areas[(areas["weights"] == weights) & (areas["seed"] == seed) & (areas["task"] == task) & (areas["fraction"] == fraction)]
+    labels = {"moefied": found.clusters(seed, weights).labels.numpy(), "index": np.stack([np.arange(72) % K] * 2)}
+    for kind, of_kind in labels.items():
+        mine = rows[(rows["clusters"] == kind) & rows["layer"].notna()].sort_values("layer")
+        for layer, row in enumerate(mine.to_dict("records")):
+            counts = np.sort(np.bincount(of_kind[layer][mask[layer]], minlength=K))[::-1]
+            n = counts.sum()
+            assert row["neurons"] == n
+            if n:
+                # the area of a staircase of straight lines, point by point
+                expected = sum((counts[:j].sum() + counts[: j + 1].sum()) / 2 for j in range(K)) / (n * K)
+                assert row["area"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_model_is_left_as_it_was(trained, digits):
+    before = {name: value.clone() for name, value in trained.original_model.named_parameters()}
+    sepcap.modules(trained, config_of(digits, seeds=(0,), control=False))
+    assert all(torch.equal(value, before[name]) for name, value in trained.original_model.named_parameters())
+
+
+def test_an_interrupted_study_goes_on_and_gives_the_same(found, trained, digits, tmp_path, monkeypatch):
+    config, calls = config_of(digits), {"clusters": 0, "collected": 0}
+
+    def counted(name, function, stop=None):
+        def call(*args, **kwargs):
+            if calls[name] == stop:
+                raise KeyboardInterrupt
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    clustering, collecting = study.cluster_layer, study.collect_sample
+    for stops in ({"clusters": 1}, {"collected": 2}, {"clusters": 2}, {}):
+        monkeypatch.setattr(study, "cluster_layer", counted("clusters", clustering, stops.get("clusters")))
+        monkeypatch.setattr(study, "collect_sample", counted("collected", collecting, stops.get("collected")))
+        if stops:
+            with pytest.raises(KeyboardInterrupt):
+                sepcap.modules(trained, config, out=tmp_path / "study")
+            with pytest.raises(FileNotFoundError, match="is not finished"):
+                Modules.load(tmp_path / "study")
+        else:
+            resumed = sepcap.modules(trained, config, out=tmp_path / "study")
+    same(resumed, found)
+    assert calls["clusters"] == 2 * 2 * 2  # every layer of every model once
+    said = []
+    again = sepcap.modules(trained, config, out=tmp_path / "study", say=said.append)
+    same(again, found)
+    assert "is finished; nothing is computed again" in said[0]
+    assert calls["clusters"] == 8
+    same(sepcap.experiments.result.load_result(tmp_path / "study"), found)
+    with pytest.raises(FileExistsError, match=r"another configuration.*k: 6 there, 7 asked for"):
+        sepcap.modules(trained, config_of(digits, k=7), out=tmp_path / "study")
+    same(Modules.load(tmp_path / "study"), found)
+
+
+def planted(values, neurons=10, control=True):
+    """A study with these areas of MoEfication clusters, (task, seed) -> area; by index 0.6, random weights 0.7; chance 0.6, most 1."""
+    rows = []
+    for weights, clusters in (("trained", "moefied"), ("trained", "index"), ("random", "moefied"), ("random", "index")):
+        for (task, seed), value in values.items():
+            area = value if (weights, clusters) == ("trained", "moefied") else 0.7 if clusters == "moefied" else 0.6
+            n = neurons[task] if isinstance(neurons, dict) else neurons
+            rest = {"chance": 0.6, "chance_low": 0.5, "chance_high": 0.7, "most": 1.0, "p": 0.001 if area > 0.7 else 0.5}
+            row = {"weights": weights, "seed": seed, "clusters": clusters, "task": task, "fraction": 0.02, "layer": pd.NA, "neurons": n}
+            rows.append(row | {"area": area, "concentration": (area - 0.6) / 0.4} | rest)
+    table = pd.DataFrame(rows).astype({"layer": "Int64"})
+    table = table if control else table[table["weights"] == "trained"]
+    config = {"model": "m", "tasks": sorted({t for t, _ in values}), "retain": "r", "k": 4, "fractions": [0.02], "control": control}
+    return Modules(config | {"seeds": sorted({s for _, s in values}), "n_init": 1}, {"areas": table}, {})
+
+
+def test_estimates_are_means_over_seeds_with_students_intervals():
+    values = {("a", 0): 0.8, ("a", 1): 0.9, ("a", 2): 0.7, ("b", 0): 0.6, ("b", 1): 0.8, ("b", 2): 1.0}
+    result = planted(values)
+    table = result.estimates(("task",)).set_index(["weights", "clusters", "task"])
+    for task in "ab":
+        areas = [value for (name, _), value in values.items() if name == task]
+        row = table.loc[("trained", "moefied", task)]
+        low, high = stats.ttest_1samp(areas, 0).confidence_interval(0.95)
+        assert (row["area"], row["area_low"], row["area_high"]) == pytest.approx((np.mean(areas), low, high))
+        assert row["concentration"] == pytest.approx((np.mean(areas) - 0.6) / 0.4)
+        assert row["seeds"] == 3
+    pooled = result.estimates().set_index(["weights", "clusters"]).loc[("trained", "moefied")]
+    means = [np.mean([values["a", seed], values["b", seed]]) for seed in range(3)]
+    low, high = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert (pooled["area"], pooled["area_low"], pooled["area_high"]) == pytest.approx((np.mean(means), low, high))
+
+
+def test_tasks_are_pooled_by_their_neurons():
+    result = planted({("a", 0): 0.9, ("b", 0): 0.6}, neurons={"a": 10, "b": 30})
+    pooled = result.estimates().set_index(["weights", "clusters"]).loc[("trained", "moefied")]
+    assert pooled["area"] == pytest.approx((10 * 0.9 + 30 * 0.6) / 40)
+    assert np.isnan(pooled["area_low"])  # one seed says nothing about others
+    assert "area 0.675, random sets 0.600" in result.summary()[1]
+
+
+def test_differences_are_seed_by_seed():
+    result = planted({("a", 0): 0.8, ("a", 1): 0.9, ("a", 2): 0.7})
+    table = result.differences().set_index("minus")
+    for name, control in (("index, trained weights", 0.6), ("moefied, random weights", 0.7)):
+        gaps = [(area - control) / 0.4 for area in (0.8, 0.9, 0.7)]
+        row = table.loc[name]
+        low, high = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+        assert (row["difference"], row["difference_low"], row["difference_high"]) == pytest.approx((np.mean(gaps), low, high))
+
+
+def test_the_summary_says_numbers_intervals_and_controls():
+    said = planted({("a", 0): 0.8, ("a", 1): 0.9, ("a", 2): 0.7}).summary()
+    assert "intervals over 3 seeds" in said[0]
+    for part in ("area 0.800 [0.552, 1.048], random sets 0.600", "concentration 0.500 [", "by index mod k 0.000 [0.000, 0.000]"):
+        assert part in said[1]
+    for part in ("random weights in clusters of their own 0.250", "to index mod k and 0.250 [", "2 of 3 sets, by index 0 of 3"):
+        assert part in said[1]
+    assert "random weights in clusters" not in planted({("a", 0): 0.8}, control=False).summary()[1]
+
+
+def test_the_control_is_of_the_same_configuration_and_can_be_left_out(trained, digits):
+    without = sepcap.modules(trained, config_of(digits, control=False, seeds=(0,)))
+    assert set(without.tables["areas"]["weights"]) == {"trained"}
+    assert set(without.differences()["minus"]) == {"index, trained weights"}
+    assert untrained(trained)(0).cfg.d_model == trained.cfg.d_model
+
+
+def test_the_cost_is_said_before(trained, digits):
+    said = []
+    sepcap.modules(trained, config_of(digits, seeds=(0,)), say=said.append)
+    assert len(said) == 1
+    for part in ("1 seed: cluster ", "2 layers of 72 neurons × 32 into 6 each", "letters, capitals against digits", "0.0018 M tokens"):
+        assert part in said[0]
+    assert plan_modules(trained, config_of(digits)).tokens() == 2 * 2 * 3 * 300
+
+
+def test_bad_configurations():
+    for wrong, said in (
+        ({"tasks": ()}, "tasks=.*give a tuple of at least one"),
+        ({"fractions": (0.1, 0.1)}, "fractions=.*give each once"),
+        ({"fractions": (1.5,)}, r"a fraction lies in \(0, 1\]"),
+        ({"seeds": ()}, "seeds=.*give a tuple of at least one"),
+        ({"seeds": (-1,)}, "seeds=.*0 or more"),
+        ({"k": 1}, "k=1: give at least 2 clusters"),
+        ({"n_init": 0}, "n_init=0: give at least 1"),
+        ({"draws": 0}, "draws=0: give at least 1"),
+        ({"tokens": 0}, "tokens=0: give at least 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ModulesConfig(**wrong)
+
+
+def test_what_a_model_does_not_allow_is_refused_before_anything_is_written(trained, digits, tmp_path):
+    for wrong, said in (
+        ({"k": 73}, "k=73: layer 0 has 72"),
+        ({"fractions": (0.001,)}, "selects no neuron"),
+        ({"context": 64}, "context=64: this model sees at most 32"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sepcap.modules(trained, config_of(digits, **wrong), out=tmp_path / "study")
+    same_twice = config_of(digits)
+    object.__setattr__(same_twice, "tasks", (same_twice.tasks[0], same_twice.retain))
+    with pytest.raises(ValueError, match="are the same data"):
+        sepcap.modules(trained, same_twice, out=tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_unknown_names(found):
+    with pytest.raises(ValueError, match=r"by='tasks' is not known. Did you mean 'task'"):
+        found.estimates(("tasks",))
+    with pytest.raises(ValueError, match="labels-trained-7"):
+        found.clusters(7)
+    with pytest.raises(ValueError, match=r"figure='curves' is not known. Did you mean 'curve'"):
+        found.figure("curves")
+    assert "areas 96 rows" in repr(found)
+    assert "concentration_low" in found._repr_html_()
