@@ -20,8 +20,13 @@ test: $(INSTALLED)          ## fast tests (under 5 minutes)
 slow: $(INSTALLED)          ## tests that take minutes, notebooks included
 	$(BIN)/python -m pytest -m slow
 
-browser gpu network: $(INSTALLED)
+browser network: $(INSTALLED)
 	$(BIN)/python -m pytest -m $@ || test $$? -eq 5
+
+gpu: $(INSTALLED)           ## core tests and benchmarks on a CUDA device, where there is one
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+		$(BIN)/python -m pytest -m gpu && $(BIN)/python benchmarks/ratios.py --device cuda; \
+	else echo "make gpu: torch sees no CUDA device here, so nothing was run"; fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Speed and memory as ratios in one run, against the bare forward pass.
 
-    make bench            (with nothing else running)
+    make bench            (with nothing else running; under six minutes on two cores)
+    make gpu              (the same on a CUDA device, after its tests)
 
 Every ratio is of medians over alternating repetitions, so that a slow minute hits both sides.
 """
@@ -27,6 +28,7 @@ from transformers import (
     OPTForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 import sepcap
 from sepcap.evaluation.next_token import evaluate_sample
@@ -57,13 +59,13 @@ BOUNDS = {
     "sepcap --help, seconds": 0.5,
     "embedded, 16x256: collect / bare forward": 1.30,
     "embedded, 16x256: evaluate / bare forward with logits": 1.15,
-    "12 layers x 768, 8x512: collect / bare forward": 1.10,
-    "12 layers x 768, 8x512: evaluate / bare forward with logits": 1.15,
+    "12 layers x 768, 2x512: collect / bare forward": 1.10,
+    "12 layers x 768, 2x512: evaluate / bare forward with logits": 1.15,
     "embedded, 16x256: collect with histograms / without": 1.60,
     "embedded: every head, every kind of ablation, seconds": 180,
     "pruning step / its forward passes": 1.15,
     **{f"{family}, {n:,} tokens: evaluate / bare fused attention": 1.30 for family in EAGER for n in (512, 2048)},
-    "peak memory of collect, 400,000 / 20,000 tokens": 1.05,
+    "peak memory of collect, 200,000 / 20,000 tokens": 1.05,
 }
 """What the package promises; the rest of the table is there to be read beside it."""
 
@@ -75,16 +77,24 @@ def sample_of(rows: int, context: int, vocabulary: int, seed: int = 0) -> TokenS
     return TokenSample("random", "collect", tuple(ids), 0, rows * (context - 1), rows * (context - 1), ("0:0",), "random")
 
 
-def alternate(repeat: int, **sides: Callable[[], object]) -> dict[str, float]:
+def alternate(device: str, repeat: int, **sides: Callable[[], object]) -> dict[str, float]:
     """Median seconds of each side, the sides taking turns, after one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(repeat + 1):
         for name, side in sides.items():
+            wait_for(device)
             started = time.perf_counter()
             side()
+            wait_for(device)
             if round_:
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def wait_for(device: str) -> None:
+    """Until what was asked of a GPU is done: it goes on by itself, and a clock would stop too early."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def bare(hf_model, sample: TokenSample, batch_size: int, logits: bool) -> Callable[[], None]:
@@ -94,16 +104,16 @@ def bare(hf_model, sample: TokenSample, batch_size: int, logits: bool) -> Callab
     def run() -> None:
         with torch.inference_mode():
             for batch in sample.batches(batch_size):
-                body(batch.inputs, use_cache=False)
+                body(batch.inputs.to(hf_model.device), use_cache=False)
 
     return run
 
 
-def load_pair(folder: Path):
+def load_pair(folder: Path, device: str):
     """The model with hooks and, separately, without."""
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
     plain.set_attn_implementation("sdpa")
-    return sepcap.load_model(folder, device="cpu"), plain
+    return sepcap.load_model(folder, device=device), plain
 
 
 def big_folder() -> Path:
@@ -118,11 +128,12 @@ def big_folder() -> Path:
     return folder
 
 
-def passes(folder: Path, batch_size: int, context: int, batches: int, repeat: int) -> dict[str, float]:
+def passes(device: str, folder: Path, batch_size: int, context: int, batches: int, repeat: int) -> dict[str, float]:
     """collect and evaluate against the bare pass."""
-    hooked, plain = load_pair(folder)
+    hooked, plain = load_pair(folder, device)
     sample = sample_of(batch_size * batches, context, plain.config.vocab_size)
     t = alternate(
+        device,
         repeat,
         body=bare(plain, sample, batch_size, logits=False),
         logits=bare(plain, sample, batch_size, logits=True),
@@ -138,31 +149,34 @@ def passes(folder: Path, batch_size: int, context: int, batches: int, repeat: in
     }
 
 
-def histograms() -> float:
+def histograms(device: str) -> float:
     """collect with histograms against without, on text: on random tokens neurons fire as they never do."""
-    model = sepcap.load_model(device="cpu")
+    model = sepcap.load_model(device=device)
     sample = sample_tokens(sepcap.load_task("local-prose"), "collect", model.tokenizer, 16 * 4 * 255, 256)
     t = alternate(
-        9,
+        device,
+        5,
         without=lambda: collect_sample(model, sample, SITES, quiet=True),
         having=lambda: collect_sample(model, sample, SITES, quiet=True, histogram=True),
     )
     return t["having"] / t["without"]
 
 
-def attention(name: str, context: int) -> dict[str, float]:
+def attention(device: str, name: str, context: int) -> dict[str, float]:
     """The bridge's own attention, and that of collect and evaluate, against the bare pass with fused attention."""
-    plain = AutoModelForCausalLM.from_config(EAGER[name], attn_implementation="sdpa").eval()
+    plain = AutoModelForCausalLM.from_config(EAGER[name], attn_implementation="sdpa").eval().to(device)
     with tempfile.TemporaryDirectory() as folder:
         plain.save_pretrained(folder)
         PreTrainedTokenizerFast.from_pretrained(default_folder()).save_pretrained(folder)
-        hooked = sepcap.load_model(folder, device="cpu")
-    sample = sample_of(2, context, plain.config.vocab_size)
-    [batch] = sample.batches(2)
+        hooked = sepcap.load_model(folder, device=device)
+    rows = 2048 // context
+    sample = sample_of(rows, context, plain.config.vocab_size)
+    inputs = next(sample.batches(rows)).inputs.to(device)
     t = alternate(
-        5,
-        bare=bare(plain, sample, 2, logits=True),
-        bridge=lambda: logits_of(hooked, batch.inputs),
+        device,
+        4,
+        bare=bare(plain, sample, rows, logits=True),
+        bridge=lambda: logits_of(hooked, inputs),
         evaluate=lambda: evaluate_sample(hooked, sample, quiet=True),
     )
     what = f"{name}, {context:,} tokens"
@@ -172,36 +186,44 @@ def attention(name: str, context: int) -> dict[str, float]:
     }
 
 
-def pruning_step() -> float:
+def pruning_step(device: str) -> float:
     """One step of a run against the sum of its forward passes, timed before and after the run."""
-    model, plain = load_pair(default_folder())
-    config = sepcap.PruningConfig(fractions={"mlp": 0.02}, steps=6, tokens=20_000, eval_tokens=20_000)
+    model, plain = load_pair(default_folder(), device)
+    config = sepcap.PruningConfig(fractions={"mlp": 0.02}, steps=4, tokens=20_000, eval_tokens=20_000)
     # two collections and two evaluations of 20,000 tokens each
     passes = bare(plain, sample_of(79, 256, plain.config.vocab_size), config.batch_size, logits=True)
-    seconds = [alternate(3, passes=passes)["passes"]]
+    seconds = [alternate(device, 3, passes=passes)["passes"]]
     with tempfile.TemporaryDirectory() as folder:
         run = sepcap.prune(model, config, out=Path(folder) / "run")
         step = statistics.median(run.record(step)["seconds"] for step in range(2, config.steps + 1))
-    seconds.append(alternate(3, passes=passes)["passes"])
+    seconds.append(alternate(device, 3, passes=passes)["passes"])
     return step / (4 * statistics.mean(seconds))
 
 
-def peak_memory(tokens: int) -> float:
-    """Peak resident memory in MB of a fresh process that collects that many tokens of a task: the median of three."""
+def peak_memory(device: str, tokens: int) -> float:
+    """Peak memory in MB of a fresh process that collects that many tokens of a task, of the device: the smaller of two."""
+    peak = "torch.cuda.max_memory_allocated()" if device != "cpu" else "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024"
     code = (
-        "import resource, sepcap\n"
-        f"sepcap.collect(sepcap.load_model(device='cpu'), 'local-python', tokens={tokens})\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "import resource, sepcap, torch\n"
+        f"sepcap.collect(sepcap.load_model(device={device!r}), 'local-python', tokens={tokens})\n"
+        f"print({peak} / 2**20)"
     )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    return statistics.median(float(run.stdout.split()[-1]) for run in runs)
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    return min(float(run.stdout.split()[-1]) for run in runs)
 
 
-def every_head() -> float:
+def memory(device: str) -> float:
+    """Ten times the tokens against the tokens. The larger comes first: then the texts are in the cache for all that counts."""
+    larger = peak_memory(device, 200_000)
+    return larger / peak_memory(device, 20_000)
+
+
+def every_head(device: str) -> float:
     """Seconds of every kind of ablation on every head of the embedded model, constants and fits included."""
-    model = sepcap.load_model(device="cpu")
+    model = sepcap.load_model(device=device)
     started = time.perf_counter()
     sepcap.compare_ablations(model, "local-code")
+    wait_for(device)
     return time.perf_counter() - started
 
 
@@ -215,43 +237,61 @@ def seconds_of(*command: str) -> float:
     return min(times)
 
 
-def sections(only: str | None) -> Iterator[dict[str, float]]:
-    """What is measured, a few ratios at a time."""
-    if only in (None, "import"):
-        start = seconds_of(sys.executable, "-c", "pass")
-        yield {"import sepcap, seconds beyond bare Python": seconds_of(sys.executable, "-c", "import sepcap") - start}
-        yield {"sepcap --help, seconds": seconds_of(str(Path(sys.executable).with_name("sepcap")), "--help")}
-    if only in (None, "embedded"):
-        yield {f"embedded, 16x256: {k}": v for k, v in passes(default_folder(), 16, 256, 4, 9).items()}
-        yield {"embedded, 16x256: collect with histograms / without": histograms()}
-    if only in (None, "big"):
-        yield {f"12 layers x 768, 8x512: {k}": v for k, v in passes(big_folder(), 8, 512, 1, 5).items()}
-    if only in (None, "heads"):
-        yield {"embedded: every head, every kind of ablation, seconds": every_head()}
-    if only in (None, "attention"):
-        for name in EAGER:
-            for context in (512, 2048):
-                yield attention(name, context)
-    if only in (None, "step"):
-        yield {"pruning step / its forward passes": pruning_step()}
-    if only in (None, "memory"):
-        peak_memory(400_000)  # the first time, texts are read and tokenised into the cache
-        yield {"peak memory of collect, 400,000 / 20,000 tokens": peak_memory(400_000) / peak_memory(20_000)}
+def of_the_import(device: str) -> Iterator[dict[str, float]]:
+    start = seconds_of(sys.executable, "-c", "pass")
+    yield {"import sepcap, seconds beyond bare Python": seconds_of(sys.executable, "-c", "import sepcap") - start}
+    yield {"sepcap --help, seconds": seconds_of(str(Path(sys.executable).with_name("sepcap")), "--help")}
+
+
+def of_the_embedded_model(device: str) -> Iterator[dict[str, float]]:
+    yield {f"embedded, 16x256: {k}": v for k, v in passes(device, default_folder(), 16, 256, 4, 7).items()}
+    yield {"embedded, 16x256: collect with histograms / without": histograms(device)}
+
+
+def of_a_bigger_model(device: str) -> Iterator[dict[str, float]]:
+    yield {f"12 layers x 768, 2x512: {k}": v for k, v in passes(device, big_folder(), 2, 512, 1, 5).items()}
+
+
+def of_attention(device: str) -> Iterator[dict[str, float]]:
+    for name in EAGER:
+        for context in (512, 2048):
+            yield attention(device, name, context)
+
+
+SECTIONS: dict[str, Callable[[str], Iterator[dict[str, float]]]] = {
+    "import": of_the_import,
+    "embedded": of_the_embedded_model,
+    "big": of_a_bigger_model,
+    "attention": of_attention,
+    "step": lambda device: iter([{"pruning step / its forward passes": pruning_step(device)}]),
+    "memory": lambda device: iter([{"peak memory of collect, 200,000 / 20,000 tokens": memory(device)}]),
+    "heads": lambda device: iter([{"embedded: every head, every kind of ablation, seconds": every_head(device)}]),
+}
+"""What is measured, a few ratios at a time."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("embedded", "heads", "big", "attention", "step", "memory", "import"))
-    only = parser.parse_args().only
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=SECTIONS, help="one section in place of all")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
+    chosen = parser.parse_args()
+    if chosen.device != "cpu" and not torch.cuda.is_available():
+        parser.exit(0, f"--device {chosen.device}: there is no CUDA device here, so there is nothing to measure on one\n")
+    disable_progress_bar()
     results: dict[str, float] = {}
-    for measured in sections(only):  # one after another: the whole takes a quarter of an hour
-        results |= measured
-        for name, value in measured.items():
-            bound = BOUNDS.get(name)
-            verdict = "" if bound is None else f"(at most {bound:g}{': exceeded' if value > bound else ''})"
-            print(f"{value:12.3f}  {name} {verdict}", flush=True)
-    if only is None:
-        Path("benchmarks/results.json").write_text(json.dumps({k: round(v, 4) for k, v in results.items()}, indent=2) + "\n")
+    begun = time.perf_counter()
+    for section in [chosen.only] if chosen.only else SECTIONS:
+        print(f"[{time.perf_counter() - begun:4.0f} s] {section}", file=sys.stderr, flush=True)
+        for measured in SECTIONS[section](chosen.device):
+            results |= measured
+            for name, value in measured.items():
+                bound = BOUNDS.get(name)
+                verdict = "" if bound is None else f"(at most {bound:g}{': exceeded' if value > bound else ''})"
+                print(f"{value:12.3f}  {name} {verdict}", flush=True)
+    print(f"[{time.perf_counter() - begun:4.0f} s] done", file=sys.stderr, flush=True)
+    if chosen.only is None:
+        written = Path(f"benchmarks/results{'' if chosen.device == 'cpu' else '-gpu'}.json")
+        written.write_text(json.dumps({k: round(v, 4) for k, v in results.items()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,8 @@ class PretendedDevices(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in (Tensor.numpy, Tensor.__array__) and where(args[0]).type != "cpu" and not kwargs.get("force"):
             raise TypeError(f"can't convert {where(args[0])} device type tensor to numpy")
+        if func is torch._has_compatible_shallow_copy_type:  # which `Module.to` asks of a weight here and one there
+            return func(*args)
         device = self._check(func, args, kwargs)
         asked = kwargs.get("device")
         if asked is not None and torch.device(asked).type == "cuda":
