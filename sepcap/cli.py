@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sepcap.cli_options import Fractions, config_in, write_figure
+from sepcap.cli_paragraphs import Transfer
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.config import DIVERGENCES, PruningConfig
 from sepcap.experiments.methods_config import MethodsConfig
@@ -260,21 +261,28 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Report:
-    """Write one HTML page about a run: summary, pictures, continuations before and after, configuration. It needs no network."""
+    """Write one HTML page about a run or a study: summary, pictures, tables, configuration, and of a run the texts that the model
+    writes before and after. It needs no network."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    """Folder of the run or the study."""
     out: Path | None = None
-    """The page; default is report.html in the run's folder."""
+    """The page; default is report.html in that folder."""
     baseline: Path | None = None
-    """Folder of a random run to compare with."""
+    """Folder of a random run to compare a run with."""
 
     def run(self) -> None:
         """Carry out the command."""
-        import sepcap
+        from sepcap.experiments.result import load_result
+        from sepcap.experiments.run import Run
 
-        baseline = None if self.baseline is None else sepcap.Run.load(self.baseline)
-        print(sepcap.Run.load(self.folder).report(self.out, baseline=baseline))
+        result = load_result(self.folder)
+        if isinstance(result, Run):
+            print(result.report(self.out, baseline=None if self.baseline is None else Run.load(self.baseline)))
+        elif self.baseline is None:
+            print(result.report(self.out))
+        else:
+            raise ValueError(f"baseline={str(self.baseline)!r}: {self.folder} holds a study; only a run is compared with a random run")
 
 
 @dataclass(frozen=True)
@@ -342,6 +350,7 @@ COMMANDS = {
     "compare-ablations": CompareAblations,
     "compare-methods": CompareMethods,
     "reproduce": Reproduce,
+    "transfer": Transfer,
     "report": Report,
     "models": Models,
     "tasks": Tasks,

@@ -1,12 +1,8 @@
 """One page about a run: everything needed to read it is inside, nothing comes from a network."""
 
-import base64
 import dataclasses
-import hashlib
-import json
 import shlex
-from collections.abc import Callable, Mapping
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +11,17 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from sepcap import plots
-from sepcap.errors import CorruptFile
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.generations import generations
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import ACCURACIES, Separability
+from sepcap.page import Page, Section, Table, page_path, picture, write_page
 from sepcap.plots.runs import gone_total, is_random, series, sizes
-from sepcap.plots.scores import ALL, FILLS
-from sepcap.plots.style import BLUE, FAINT, INK, METRIC_NAMES, SHARES, SITE_NAMES, capital, with_error
+from sepcap.plots.style import METRIC_NAMES, SITE_NAMES, capital, with_error
 from sepcap.selection.neurons import NeuronSet
-from sepcap.storage import write_atomically
-
-DARK_SHARES = ("#1f242a", "#20374d", "#27557c", "#367ab0", "#65a3d4", "#a0cae9", "#e4f1fb")
-DARK = {INK: "#e6e8ea", FAINT: "#4a525b", "white": "#16191d", BLUE: "#4298dd", FILLS[ALL]: "#35607f"}
-DARK |= {light: dark for (_, light), dark in zip(SHARES, DARK_SHARES, strict=True)}
-"""What a colour of the figures is on dark paper; colours that are not here suit both."""
 
 DROP = 80
 """Relative drop of the forget task in percent at which the cost is given, as in [SP]."""
-
-CANNOT = (ValueError, CorruptFile)
-"""What functions raise where a run cannot show something: their text stands in the page instead."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A figure, or the reason why there is none."""
-
-    id: str
-    title: str
-    figure: Any = None
-    reason: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A heading with what stands below it."""
-
-    title: str
-    words: str
-    pictures: tuple[Picture, ...] = ()
-    table: pd.DataFrame | None = None
-
 
 def report(run: Run, path: str | Path | None = None, *, model: Any = None, baseline: Run | None = None) -> Path:
     """Write one HTML page about a run that opens anywhere and needs nothing else.
@@ -87,16 +52,25 @@ def report(run: Run, path: str | Path | None = None, *, model: Any = None, basel
 
     Source: METHODS 10 and 11 for what the numbers are.
     """
-    path = run.folder / "report.html" if path is None else Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"path={str(path)!r} is a folder; give the name of the file to write, as in {str(path / 'report.html')!r}")
+    path = page_path(run.folder / "report.html" if path is None else path)
     if baseline is not None:
         _check_baseline(run, baseline)
-    parts: list[Any] = [generations(run, model)]
+    texts = generations(run, model)
     makers = (_trajectory, _metrics, _neurons) if run.steps_done >= 0 else ()
-    for make in tqdm(makers, desc="report", unit="section", delay=2, disable=None):
-        parts.append(make(run, baseline))
-    write_atomically(path, _page(run, baseline, *parts).encode("utf-8", "replace"))
+    c = run.config
+    aim = f"forget {c['forget']}, retain {c['retain']}"
+    page = Page(
+        title=f"Random baseline: {aim}" if is_random(run) else capital(aim),
+        subtitle=f"{c.get('model')}, {max(0, run.steps_done)} of {c['steps']} pruning steps, {run.folder}",
+        summary=_summary(run, baseline),
+        sections=[make(run, baseline) for make in tqdm(makers, desc="report", unit="section", delay=2, disable=None)],
+        generations=texts,
+        configuration=c,
+        again="How to make this run again",
+        command=command(run),
+        command_note=_command_note(c),
+    )
+    write_page(path, page)
     return path
 
 
@@ -106,46 +80,6 @@ def _check_baseline(run: Run, baseline: Run) -> None:
     mine, theirs = (set(r.config["samples"]["evaluate"].values()) for r in (run, baseline))
     if mine != theirs:
         raise ValueError(f"baseline: {baseline.folder} was evaluated on other tokens than {run.folder}: they cannot be compared")
-
-
-def _page(run: Run, baseline: Run | None, generations: dict[str, Any], *sections: Section) -> str:
-    import jinja2
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    assets = files("sepcap") / "assets"
-    page, style, drawing = ((assets / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    plotly = get_plotlyjs()
-    drawn = {p.id: _for_page(p.figure) for section in sections for p in section.pictures if p.figure is not None}
-    # the page itself says which scripts may run: these two, whatever a text from outside may hold
-    allowed = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in (plotly, drawing))
-    c = run.config
-    aim = f"forget {c['forget']}, retain {c['retain']}"
-    # every value is escaped but those marked
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(page)
-    return template.render(
-        title=f"Random baseline: {aim}" if is_random(run) else capital(aim),
-        subtitle=f"{c.get('model')}, {max(0, run.steps_done)} of {c['steps']} pruning steps, {run.folder}",
-        summary=_summary(run, baseline),
-        sections=sections,
-        generations=generations,
-        configuration=_configuration(c),
-        command=command(run),
-        command_note=_command_note(c),
-        allowed=Markup(allowed),
-        style=Markup(style),
-        plotly=Markup(plotly),
-        drawing=Markup(drawing),
-        # inside a script element nothing but "<" can begin markup
-        data=Markup(json.dumps({"figures": drawn, "dark": DARK}).replace("<", "\\u003c")),
-    )
-
-
-def _for_page(figure: Any) -> Any:
-    """A figure that fills its place in the page and lets the paper shine through."""
-    clear = "rgba(0,0,0,0)"
-    figure.update_layout(width=None, autosize=True, paper_bgcolor=clear, plot_bgcolor=clear)
-    return json.loads(figure.to_json())
 
 
 def _summary(run: Run, baseline: Run | None) -> list[str]:
@@ -237,13 +171,6 @@ def _cost(s: Separability) -> float | None:
         return None
 
 
-def _picture(id: str, title: str, make: Callable[[], Any]) -> Picture:
-    try:
-        return Picture(id, title, make())
-    except CANNOT as error:
-        return Picture(id, title, reason=f"{capital(str(error).rstrip('.'))}.")
-
-
 def _trajectory(run: Run, baseline: Run | None) -> Section:
     words = (
         "The trajectory shows top-1 accuracy on both tasks, relative to the unpruned model, from step to step. On the dotted diagonal both "
@@ -254,15 +181,17 @@ def _trajectory(run: Run, baseline: Run | None) -> Section:
     title = f"Trajectory: accuracy on {run.config['forget']} and {run.config['retain']}"
     runs = [run] if baseline is None else [run, baseline]
     pictures = (
-        _picture("trajectory", title, lambda: plots.trajectory(runs)),
-        _picture("areas", "Area under the trajectory, with its interval", lambda: plots.areas(runs)),
+        picture("trajectory", title, lambda: plots.trajectory(runs)),
+        picture("areas", "Area under the trajectory, with its interval", lambda: plots.areas(runs)),
     )
-    return Section("Trajectory and areas", words, pictures, _areas(run, baseline) if run.steps_done >= 1 else None)
+    return Section("Trajectory and areas", words, pictures, _areas(run, baseline))
 
 
-def _areas(run: Run, baseline: Run | None) -> pd.DataFrame:
-    """One row per accuracy."""
+def _areas(run: Run, baseline: Run | None) -> tuple[Table, ...]:
+    """One row per accuracy, where something was pruned."""
     rows = []
+    if run.steps_done < 1:
+        return ()
     for metric in ACCURACIES:
         row = {"Metric": METRIC_NAMES[metric]}
         # 0, or undefined where no prediction counts
@@ -280,7 +209,7 @@ def _areas(run: Run, baseline: Run | None) -> pd.DataFrame:
             f"Retain cost of {DROP}% forget drop": "not reached" if cost is None else f"{cost:.1f}%",
         }
         rows.append(row | ({} if s.above_random is None else {"Area above random": f"{s.above_random:+.3f}"}))
-    return pd.DataFrame(rows).fillna("–")
+    return (Table(pd.DataFrame(rows).fillna("–"), "Areas"),)
 
 
 def _brackets(interval: tuple[float, float], digits: int) -> str:
@@ -290,7 +219,7 @@ def _brackets(interval: tuple[float, float], digits: int) -> str:
 
 def _metrics(run: Run, baseline: Run | None) -> Section:
     pictures = [
-        _picture(
+        picture(
             metric, f"{METRIC_NAMES[metric]} on both tasks while neurons go", lambda metric=metric: plots.metric_over_steps(run, metric)
         )
         for metric in ("top1", "loss")
@@ -301,9 +230,8 @@ def _metrics(run: Run, baseline: Run | None) -> Section:
         for role in ROLES:
             column = [with_error(value, error) for value, error in zip(*series(run, role, metric), strict=True)]
             table[f"{METRIC_NAMES[metric]}, {run.config[role]}"] = column
-    return Section(
-        "Metrics over steps", "With one standard error; cross-entropy is in nats per token.", tuple(pictures), pd.DataFrame(table)
-    )
+    words = "With one standard error; cross-entropy is in nats per token."
+    return Section("Metrics over steps", words, tuple(pictures), (Table(pd.DataFrame(table), "Steps"),))
 
 
 def _neurons(run: Run, baseline: Run | None) -> Section:
@@ -317,30 +245,13 @@ def _neurons(run: Run, baseline: Run | None) -> Section:
             chosen = NeuronSet(run.neurons(1).masks, info)
         return plots.score_histograms(run.scores(), site, neurons=chosen, width="column")
 
-    histograms = (_picture(f"scores-{site}", f"Scores of {SITE_NAMES[site]}", lambda site=site: scores(site)) for site in sizes(run))
+    histograms = (picture(f"scores-{site}", f"Scores of {SITE_NAMES[site]}", lambda site=site: scores(site)) for site in sizes(run))
     pictures = (
         *histograms,
-        _picture("thresholds", "Threshold: the lowest score that was still taken", lambda: plots.thresholds(run)),
-        _picture("gone", "Neurons gone: share of every layer after every step", lambda: plots.neurons_gone(run)),
+        picture("thresholds", "Threshold: the lowest score that was still taken", lambda: plots.thresholds(run)),
+        picture("gone", "Neurons gone: share of every layer after every step", lambda: plots.neurons_gone(run)),
     )
     return Section("Scores, thresholds and neurons gone", words, pictures)
-
-
-def _configuration(config: Mapping[str, Any]) -> pd.DataFrame:
-    """Every value of the configuration, whatever it is nested in, with its name."""
-    rows: list[dict[str, str]] = []
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                add(f"{name}, {key}" if name else str(key), inner)
-        elif isinstance(value, list) and len(value) > 8:
-            rows.append({"Field": name, "Value": f"{', '.join(map(str, value[:8]))}, … ({len(value)} in all)"})
-        else:
-            rows.append({"Field": name, "Value": str(value)})
-
-    add("", config)
-    return pd.DataFrame(rows, dtype=object)  # arrow's strings refuse what UTF-8 has not
 
 
 def command(run: Run) -> str:

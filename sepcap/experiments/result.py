@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -22,19 +22,15 @@ Result = TypeVar("Result", bound="StudyResult")
 FINISHED = "result.json"
 """Written last: names of the tables and tensors. A folder without it holds a study that was interrupted."""
 
+UNNAMED = {"ablation-protocol-1": "ablation-protocol"}
+"""Format in the configuration of a study that was written before studies had their name there -> the name."""
+
 PIECES = "pieces"
 """Folder of what a long study has done so far."""
 
 
-@dataclass(frozen=True, eq=False)
-class StudyResult:
-    """Base of all results that are tables: what `save`, `load`, `figure` and `report` need to know of a study.
-
-    Attributes:
-        config: the resolved configuration, with what it was made with; made of what JSON can hold.
-        tables: name -> DataFrame.
-        tensors: name -> tensor.
-    """
+class Shown:
+    """What a result can be asked for once it has a configuration and tables: figures, a page, a card in Jupyter."""
 
     STUDY: ClassVar[str]
     """Name of the study, as in `STUDIES`."""
@@ -43,9 +39,10 @@ class StudyResult:
     FIGURES: ClassVar[Mapping[str, tuple[str, str]]]
     """Kind of figure -> its title and the function in `sepcap.plots` that makes it; the first one is the default."""
 
-    config: Mapping[str, Any]
-    tables: Mapping[str, pd.DataFrame]
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    config: Any
+    tables: Any
+    folder: Path | None = None
+    """Where it was loaded from or saved to."""
 
     def summary(self) -> list[str]:
         """What was found, in sentences."""
@@ -60,6 +57,36 @@ class StudyResult:
             raise unknown("figure", kind, self.FIGURES)
         return getattr(plots, self.FIGURES[kind][1])(self, **options)
 
+    def report(self, path: str | Path | None = None) -> Path:
+        """One HTML page about the result that needs nothing else; see `sepcap.report_study.study_report`."""
+        from sepcap.report_study import study_report
+
+        return study_report(self, path)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(table):,} rows" for name, table in self.tables.items())
+        return f"{type(self).__name__}({self.config.get('model')}; {sizes})"
+
+    def _repr_html_(self) -> str:
+        name, table = next(iter(self.tables.items()))
+        how = {"model": self.config.get("model"), "table": name, "rows": len(table)}
+        return html_card(type(self).__name__, how, table.head(12))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StudyResult(Shown):
+    """Base of all results that are tables: what `save`, `load`, `figure` and `report` need to know of a study.
+
+    Attributes:
+        config: the resolved configuration, with what it was made with; made of what JSON can hold.
+        tables: name -> DataFrame.
+        tensors: name -> tensor.
+    """
+
+    config: Mapping[str, Any]
+    tables: Mapping[str, pd.DataFrame]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
     def save(self, folder: str | Path) -> Path:
         """Write a folder: config.json, tables/*.parquet, tensors.safetensors, and a list of them last.
 
@@ -67,13 +94,11 @@ class StudyResult:
             FileExistsError: the folder holds something else, or the same study with another configuration.
         """
         with open_study(folder, self.STUDY, self.config) as pieces:
-            for name, table in self.tables.items():
-                buffer = io.BytesIO()
-                table.to_parquet(buffer, index=False)
-                write_atomically(pieces.folder / "tables" / f"{name}.parquet", buffer.getvalue())
+            write_tables(pieces.folder, self.tables)
             if self.tensors:
                 save_tensors(pieces.folder / "tensors.safetensors", self.tensors, {"kind": self.STUDY})
-            write_json(pieces.folder / FINISHED, {"tables": list(self.tables), "tensors": list(self.tensors)})
+            finish_study(pieces.folder, self.tables, self.tensors)
+        object.__setattr__(self, "folder", Path(folder))
         return Path(folder)
 
     @classmethod
@@ -85,24 +110,30 @@ class StudyResult:
             CorruptFile: a file that cannot be read.
         """
         folder = Path(folder)
-        config = _config_of(folder)
-        if config.get("study") != cls.STUDY:
-            raise FileNotFoundError(f"{folder} holds {config.get('study') or 'something else'}, and a study {cls.STUDY!r} was asked for")
+        config = study_config(folder, cls.STUDY)
         if not (folder / FINISHED).exists():
             raise FileNotFoundError(f"{folder} is not finished; the same call that began it goes on there")
         held = read_json(folder / FINISHED)
+        if not isinstance(held, dict) or not {"tables", "tensors"} <= set(held):
+            raise CorruptFile(f"{folder / FINISHED} is corrupt; delete it and make it again")
         tables = {name: _read_table(folder / "tables" / f"{name}.parquet") for name in held["tables"]}
         tensors = load_tensors(folder / "tensors.safetensors", cls.STUDY)[0] if held["tensors"] else {}
-        return cls(config, tables, tensors)
+        result = cls(config, tables, tensors)
+        object.__setattr__(result, "folder", folder)
+        return result
 
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{name} {len(table):,} rows" for name, table in self.tables.items())
-        return f"{type(self).__name__}({self.config.get('model')}; {sizes})"
 
-    def _repr_html_(self) -> str:
-        name, table = next(iter(self.tables.items()))
-        how = {"model": self.config.get("model"), "table": name, "rows": len(table)}
-        return html_card(type(self).__name__, how, table.head(12))
+def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Each table as `tables/name.parquet`."""
+    for name, table in tables.items():
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        write_atomically(folder / "tables" / f"{name}.parquet", buffer.getvalue())
+
+
+def finish_study(folder: Path, tables: Iterable[str], tensors: Iterable[str] = ()) -> None:
+    """Say that everything is there; the last thing that is written."""
+    write_json(folder / FINISHED, {"tables": list(tables), "tensors": list(tensors)})
 
 
 @dataclass(frozen=True)
@@ -157,6 +188,18 @@ def as_json(config: Any) -> Any:
     return json.loads(json.dumps(config))
 
 
+def study_config(folder: Path, study: str) -> dict[str, Any]:
+    """The configuration of a study in a folder.
+
+    Raises:
+        FileNotFoundError: there is none, or it is of another study.
+    """
+    config = _config_of(folder)
+    if config.get("study") != study:
+        raise FileNotFoundError(f"{folder} holds {config.get('study') or 'something else'}, and a study {study!r} was asked for")
+    return config
+
+
 def _config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
@@ -164,6 +207,8 @@ def _config_of(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict):
         raise CorruptFile(f"{path} is no configuration; restore it or start again in another folder")
+    if "study" not in config and config.get("format") in UNNAMED:
+        config["study"] = UNNAMED[config["format"]]
     return config
 
 

@@ -1,0 +1,172 @@
+"""A page that opens anywhere: everything needed to read it is inside, nothing comes from a network."""
+
+import base64
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sepcap.errors import CorruptFile
+from sepcap.plots.scores import ALL, FILLS
+from sepcap.plots.style import BLUE, FAINT, INK, SHARES, capital, width_px
+from sepcap.storage import write_atomically
+
+DARK_SHARES = ("#1f242a", "#20374d", "#27557c", "#367ab0", "#65a3d4", "#a0cae9", "#e4f1fb")
+DARK = {INK: "#e6e8ea", FAINT: "#4a525b", "white": "#16191d", BLUE: "#4298dd", FILLS[ALL]: "#35607f"}
+DARK |= {light: dark for (_, light), dark in zip(SHARES, DARK_SHARES, strict=True)}
+"""What a colour of the figures is on dark paper; colours that are not here suit both."""
+
+CANNOT = (ValueError, CorruptFile)
+"""What functions raise where a result cannot show something: their text stands in the page instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure, or the reason why there is none.
+
+    Attributes:
+        id: of its element in the page.
+        title: what stands above it.
+        figure: a `go.Figure`.
+        reason: a sentence.
+        width: pixels that it was drawn for; on a narrower screen it scrolls, so that its text keeps its size.
+    """
+
+    id: str
+    title: str
+    figure: Any = None
+    reason: str = ""
+    width: float = 0.0
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs the page to itself."""
+        return self.width > 1.2 * width_px("column")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table with what is to be said of it.
+
+    Attributes:
+        frame: its columns and rows as they are to stand in the page.
+        name: what it is called.
+        note: a sentence below it.
+    """
+
+    frame: pd.DataFrame
+    name: str
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading with what stands below it."""
+
+    title: str
+    words: str = ""
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """All that a page says, in its order.
+
+    Attributes:
+        title: heading.
+        subtitle: what it is about, in a line.
+        summary: sentences.
+        sections: figures and tables.
+        generations: texts before and after, or None where the page is not about a run.
+        configuration: everything that decided about the result.
+        again: heading above the command that makes it again, or reads it.
+        command: lines as they are typed.
+        command_note: a sentence below them.
+    """
+
+    title: str
+    subtitle: str
+    summary: Sequence[str]
+    sections: Sequence[Section]
+    generations: Mapping[str, Any] | None
+    configuration: Mapping[str, Any]
+    again: str
+    command: str
+    command_note: str
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Write a page, atomically."""
+    write_atomically(path, _html(page).encode("utf-8", "replace"))
+
+
+def page_path(path: str | Path) -> Path:
+    """Where a page goes; a folder is refused."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path={str(path)!r} is a folder; give the name of the file to write, as in {str(path / 'report.html')!r}")
+    return path
+
+
+def picture(id: str, title: str, make: Callable[[], Any]) -> Picture:
+    """A figure, or what its function says when it cannot make one."""
+    try:
+        figure = make()
+    except CANNOT as error:
+        return Picture(id, title, reason=f"{capital(str(error).rstrip('.'))}.")
+    return Picture(id, title, figure, width=float(figure.layout.width or width_px("column")))
+
+
+def _html(page: Page) -> str:
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    assets = files("sepcap") / "assets"
+    frame, style, drawing = ((assets / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    plotly = get_plotlyjs()
+    drawn = {p.id: _for_page(p.figure) for section in page.sections for p in section.pictures if p.figure is not None}
+    # the page itself says which scripts may run: these two, whatever a text from outside may hold
+    allowed = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in (plotly, drawing))
+    # every value is escaped but those marked
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(frame)
+    return template.render(
+        page=page,
+        configuration=configuration_rows(page.configuration),
+        allowed=Markup(allowed),
+        style=Markup(style),
+        plotly=Markup(plotly),
+        drawing=Markup(drawing),
+        # inside a script element nothing but "<" can begin markup
+        data=Markup(json.dumps({"figures": drawn, "dark": DARK}).replace("<", "\\u003c")),
+    )
+
+
+def _for_page(figure: Any) -> Any:
+    """A figure that fills its place in the page and lets the paper shine through."""
+    clear = "rgba(0,0,0,0)"
+    figure.update_layout(width=None, autosize=True, paper_bgcolor=clear, plot_bgcolor=clear)
+    return json.loads(figure.to_json())
+
+
+def configuration_rows(config: Mapping[str, Any]) -> pd.DataFrame:
+    """Every value of a configuration, whatever it is nested in, with its name."""
+    rows: list[dict[str, str]] = []
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                add(f"{name}, {key}" if name else str(key), inner)
+        elif isinstance(value, list | tuple) and len(value) > 8:
+            rows.append({"Field": name, "Value": f"{', '.join(map(str, value[:8]))}, … ({len(value)} in all)"})
+        else:
+            rows.append({"Field": name, "Value": str(value)})
+
+    add("", config)
+    return pd.DataFrame(rows, columns=["Field", "Value"], dtype=object)  # arrow's strings refuse what UTF-8 has not

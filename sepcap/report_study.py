@@ -1,0 +1,104 @@
+"""One page about the result of a study: its question, what was found, figures, tables, and how it was made."""
+
+import numbers
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from sepcap.experiments.result import Shown
+from sepcap.page import Page, Picture, Section, Table, page_path, picture, write_page
+
+ROWS = 60
+"""Longest table that a page shows whole; of a longer one it shows as many rows."""
+
+DIGITS = 4
+"""Significant digits of numbers in tables."""
+
+
+def study_report(result: Shown, path: str | Path | None = None) -> Path:
+    """Write one HTML page about the result of a study that opens anywhere and needs nothing else.
+
+    Its question, the summary in sentences, every figure in `FIGURES`, every table (of long ones the first rows, and the file that
+    holds them all), the configuration, and how to read the result in Python. A figure that cannot be drawn says why.
+
+    Args:
+        result: what a study returns, or `sepcap.load_result` reads.
+        path: the file to write; default `report.html` in the folder that the result was loaded from or saved to.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no path, and the result lies in no folder.
+        IsADirectoryError: `path` is a folder.
+
+    Example:
+        >>> sepcap.load_result("runs/overlaps").report()  # doctest: +SKIP
+        PosixPath('runs/overlaps/report.html')
+
+    Source: the METHODS section of the study, for what its numbers are.
+    """
+    if path is None:
+        if result.folder is None:
+            raise ValueError("path=None: this result lies in no folder; give the name of the file to write, or save it first")
+        path = result.folder / "report.html"
+    path = page_path(path)
+    pictures = tuple(tqdm(_pictures(result), total=len(result.FIGURES), desc="report", unit="figure", delay=2, disable=None))
+    sections = [Section("Figures", pictures=pictures)] if pictures else []
+    tables = [_table(name, frame) for name, frame in result.tables.items()]
+    if tables:
+        sections.append(Section("Tables" if len(tables) > 1 else f"Table: {tables[0].name}", tables=tuple(tables)))
+    config = result.config
+    where = "RESULT" if result.folder is None else str(result.folder)
+    page = Page(
+        title=result.TITLE,
+        subtitle=", ".join(str(part) for part in (config.get("model"), f"study {result.STUDY}", result.folder) if part is not None),
+        summary=result.summary(),
+        sections=sections,
+        generations=None,
+        configuration=config,
+        again="How it was made, and how to read it",
+        command=f"import sepcap\nresult = sepcap.load_result({where!r})",
+        command_note=_made(config),
+    )
+    write_page(path, page)
+    return path
+
+
+def _pictures(result: Shown) -> Iterator[Picture]:
+    for kind, (title, _) in result.FIGURES.items():
+        yield picture(f"figure-{kind}", title, lambda kind=kind: result.figure(kind))
+
+
+def _table(name: str, frame: pd.DataFrame) -> Table:
+    note = ""
+    if len(frame) > ROWS:
+        note = f"The first {ROWS} of {len(frame):,} rows; all of them are in tables/{name}.parquet of the saved result."
+    shown = frame.head(ROWS)
+    columns = {str(column): [_cell(value) for value in shown[column]] for column in shown}
+    return Table(pd.DataFrame(columns, dtype=object), name, note)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, numbers.Integral):
+        return f"{value:,}"
+    if isinstance(value, numbers.Real):
+        return "–" if value != value else f"{value:.{DIGITS}g}".replace("-", "−")
+    return "–" if value is None or value is pd.NA or value is pd.NaT else str(value)
+
+
+def _made(config: Any) -> str:
+    """What is known of how a result was made, in a sentence or two."""
+    versions = config.get("versions")
+    with_what = ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else "an unknown version"
+    how = [f"{name} {config[name]}" for name in ("device", "dtype", "seed") if name in config]
+    made = f"Made with {', '.join([with_what, *how])}"
+    if "created" in config:
+        made += f", begun {config['created']}"
+    return f"{made}. The same configuration on the same machine gives the same numbers."

@@ -1,0 +1,184 @@
+"""The page about a study: everything of a result is in it, what is long is cut and said, and text from outside stays text."""
+
+import contextlib
+import json
+import re
+import sys
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import torch
+from test_report import HOSTILE, Page
+
+import sepcap
+from sepcap import plots
+from sepcap.experiments import result as module
+from sepcap.experiments.result import FINISHED, StudyResult, load_result
+from sepcap.plots.style import new_figure, plain
+from sepcap.report_study import ROWS
+
+
+class Counted(StudyResult):
+    STUDY = "counted"
+    TITLE = "How many are there?"
+    FIGURES = {  # noqa: RUF012 (as the studies of the package have it)
+        "bars": ("Number per kind", "counted_bars"),
+        "wide": ("The same, over the page", "counted_wide"),
+        "none": ("What there is not", "counted_nothing"),
+    }
+
+    def summary(self):
+        return [f"There are {self.tables['kinds']['n'].sum()} of {self.config['task']}, 95% interval 3 to 9.", "Random: 5."]
+
+
+def bars(result, width="column"):
+    kinds = result.tables["kinds"]
+    data = [go.Bar(x=[plain(kind) for kind in kinds["kind"]], y=kinds["n"])]
+    return new_figure(data, {"xaxis": {"title": {"text": "Kind"}}}, width=width, plot_px=150)
+
+
+def nothing(result):
+    raise ValueError("nothing was counted twice")
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    monkeypatch.setitem(module.STUDIES, "counted", "test_report_study.Counted")
+    for name, function in {"bars": bars, "wide": lambda r: bars(r, "page"), "nothing": nothing}.items():
+        monkeypatch.setattr(plots, f"counted_{name}", function, raising=False)
+
+    def make(task="<b>words</b>", **config):
+        kinds = pd.DataFrame({"kind": ["a", HOSTILE], "n": [1, 2000], "share": [0.123456, np.nan], "sure": [True, False]})
+        kinds["layer"] = pd.array([3, None], dtype="Int64")
+        many = pd.DataFrame({"row": range(ROWS + 7), "value": np.linspace(-5, 6, ROWS + 7)})
+        return Counted({"model": "m", "task": task, **config}, {"kinds": kinds, "many": many}, {"matrix": torch.eye(2)})
+
+    return make
+
+
+def test_the_page_holds_all_that_the_result_has(counted, tmp_path):
+    result = counted(k=[1, 2], versions={"torch": "9.9"}, created="today", seed=3, documents=list(range(20)))
+    result.save(tmp_path / "study")
+    page = Page(result.report())
+    assert page.html == (tmp_path / "study" / "report.html").read_text()
+    assert "<h1>How many are there?</h1>" in page.html
+    assert "There are 2001 of <b>words</b>, 95% interval 3 to 9." in page.text
+    assert "Random: 5." in page.text
+    assert set(page.figures) == {"figure-bars", "figure-wide"}
+    assert page.figures["figure-bars"]["data"][0]["y"]["dtype"] == "i2"
+    assert "What there is not: no figure. Nothing was counted twice." in page.text
+    for cell in ("2,000", "0.1235", "–", "yes", "no", "3"):
+        assert cell in page.cells
+    assert "k [1, 2]" in page.text
+    assert "documents 0, 1, 2, 3, 4, 5, 6, 7, … (20 in all)" in page.text
+    assert "Made with torch 9.9, seed 3, begun today." in page.text
+    assert f"result = sepcap.load_result('{tmp_path / 'study'}')" in page.text
+
+
+def test_a_long_table_is_cut_and_says_where_the_whole_is(counted, tmp_path):
+    counted().save(tmp_path / "study")
+    page = Page(Counted.load(tmp_path / "study").report())
+    assert f"The first {ROWS} of {ROWS + 7} rows; all of them are in tables/many.parquet" in page.text
+    assert len(pd.read_parquet(tmp_path / "study" / "tables" / "many.parquet")) == ROWS + 7
+    assert page.tags.count("tr") == (1 + 2) + (1 + ROWS) + (1 + 3)  # two tables and the configuration: model, task and study
+    assert page.cells.count("−5") == 1
+    assert "6" not in page.cells  # the last value, 6, is beyond the cut
+
+
+def test_text_from_outside_is_text(counted, tmp_path):
+    page = Page(counted(task=HOSTILE, **{HOSTILE: {HOSTILE: HOSTILE}}).report(tmp_path / "page.html"))
+    assert page.tags.count("script") == 3
+    assert not {"img", "b"} & set(page.tags)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert f"There are 2001 of {HOSTILE}" in page.text
+    assert f"a 1 0.1235 yes 3 {HOSTILE} 2,000 – no –" in page.text
+    assert f"{HOSTILE}, {HOSTILE} {HOSTILE}" in page.text  # name and value of the configuration
+    assert "<img" not in json.dumps(page.figures)
+
+
+def test_the_text_of_figures_keeps_its_size_on_a_narrow_screen(counted, tmp_path):
+    """A figure is never narrower than it was drawn for: it scrolls sideways in its box."""
+    result = counted()
+    page = Page(result.report(tmp_path / "page.html"))
+    styles = {each["id"]: each["style"] for each in attributes_of(page.html, "figure")}
+    for kind in ("bars", "wide"):
+        assert f"min-width: {round(result.figure(kind).layout.width)}px" in styles[f"figure-{kind}"]
+    assert page.html.count('<figure class="wide">') == 1
+
+
+def attributes_of(html, css_class):
+    return [dict(re.findall(r'([\w-]+)="([^"]*)"', tag)) for tag in re.findall(rf'<div class="{css_class}"[^>]*>', html)]
+
+
+def test_where_it_is_written(counted, tmp_path):
+    with pytest.raises(ValueError, match="this result lies in no folder"):
+        counted().report()
+    with pytest.raises(IsADirectoryError, match="give the name of the file"):
+        counted().report(tmp_path)
+    counted().save(tmp_path / "study")
+    assert counted().report(tmp_path / "new" / "a.html").exists()
+    assert Counted.load(tmp_path / "study").report() == tmp_path / "study" / "report.html"
+
+
+def test_a_study_without_figures_or_tables_has_a_page(tmp_path, monkeypatch):
+    class Bare(StudyResult):
+        STUDY, TITLE, FIGURES = "bare", "What is left?", {}
+
+        def summary(self):
+            return ["Nothing."]
+
+    page = Page(Bare({}, {}).report(tmp_path / "page.html"))
+    assert page.figures == {}
+    assert "Nothing." in page.text
+    assert "an unknown version" in page.text
+
+
+# the command
+
+
+@pytest.fixture
+def command(capsys):
+    from sepcap.cli import main
+
+    def run(*arguments):
+        with contextlib.suppress(SystemExit):
+            main(["report", *map(str, arguments)])
+        return capsys.readouterr()
+
+    return run
+
+
+def test_the_command_writes_the_page_of_any_study(counted, tmp_path, command, monkeypatch):
+    counted().save(tmp_path / "study")
+    monkeypatch.setattr(module, "import_module", lambda name: sys.modules[__name__])
+    assert type(load_result(tmp_path / "study")).__name__ == "Counted"
+    assert command(tmp_path / "study").out.strip() == str(tmp_path / "study" / "report.html")
+    assert command(tmp_path / "study", "--out", tmp_path / "a.html").out.strip() == str(tmp_path / "a.html")
+    assert "only a run is compared" in command(tmp_path / "study", "--baseline", tmp_path).err
+
+
+def test_what_is_broken_or_unknown_is_one_line(counted, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(module, "import_module", lambda name: sys.modules[__name__])
+    assert "holds no study and no run" in command(tmp_path / "nothing").err
+    folder = counted().save(tmp_path / "study")
+    (folder / "config.json").write_text(json.dumps({"study": "countde"}))
+    assert "study='countde' is not known. Did you mean 'counted'?" in command(folder).err
+    (folder / "config.json").write_text("{")
+    assert "config.json is corrupt" in command(folder).err
+    (folder / "config.json").write_text("[]")
+    assert "is no configuration" in command(folder).err
+    folder = counted().save(tmp_path / "other")
+    (folder / "tables" / "kinds.parquet").write_bytes(b"PAR1")
+    assert "kinds.parquet is missing or corrupt" in command(folder).err
+    (folder / FINISHED).write_text("[]")
+    assert "result.json is corrupt" in command(folder).err
+    (folder / FINISHED).unlink()
+    assert "is not finished; the same call that began it goes on there" in command(folder).err
+    assert not (folder / "report.html").exists()
+
+
+def test_public_names():
+    assert sepcap.load_result is load_result
+    assert sepcap.StudyResult is StudyResult
