@@ -1,0 +1,144 @@
+"""Figures of the study of modules: what is drawn is what was measured."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import plotly.io
+import pytest
+import torch
+
+from sepcap import plots
+from sepcap.experiments.modules import Modules
+
+K, LAYERS = 4, 3
+COUNTS = {"moefied": [6, 2, 0, 0], "index": [3, 2, 2, 1]}
+
+
+def cumulative(counts):
+    return np.concatenate([[0], np.cumsum(sorted(counts, reverse=True))]) / sum(counts)
+
+
+def planted(tasks=("a", "<b>b</b>"), seeds=(0, 1, 2), control=True, fractions=(0.02,)):
+    """Every layer of every set has the same counts; concentration differs by layer and seed."""
+    rows, curves, chances = [], [], []
+    chance = np.linspace(0, 1, K + 1) ** 0.5
+    for weights in ("trained", "random") if control else ("trained",):
+        for seed in seeds:
+            for clusters, counts in COUNTS.items():
+                for task in tasks:
+                    for fraction in fractions:
+                        keys = {"weights": weights, "seed": seed, "clusters": clusters, "task": task, "fraction": fraction}
+                        curve = cumulative(counts if weights == "trained" else COUNTS["index"])
+                        area = np.trapezoid(curve, dx=1 / K)
+                        for layer in (*range(LAYERS), pd.NA):
+                            # layer 2 holds nothing in the trained model
+                            n = 0 if layer is not pd.NA and layer == 2 and weights == "trained" else 8
+                            here = area + (0.0 if layer is pd.NA else 0.01 * layer) + 0.001 * seed
+                            rest = {"chance": 0.6, "chance_low": 0.55, "chance_high": 0.65, "most": 1.0, "p": 0.01}
+                            row = {"layer": layer, "neurons": n, "area": here, "concentration": (here - 0.6) / 0.4} | rest
+                            rows.append(keys | row)
+                        curves.append(curve)
+                        chances.append([chance, 0.9 * chance, np.minimum(1, 1.1 * chance)])
+    tensors = {"curves": torch.tensor(np.array(curves)), "chance": torch.tensor(np.array(chances))}
+    tensors |= {f"labels-trained-{seed}": torch.zeros(LAYERS, 8, dtype=torch.int32) for seed in seeds}
+    config = {"model": "m", "tasks": list(tasks), "retain": "r$x$", "k": K, "fractions": list(fractions), "control": control}
+    return Modules(config | {"seeds": list(seeds)}, {"areas": pd.DataFrame(rows).astype({"layer": "Int64"})}, tensors)
+
+
+def named(fig):
+    return {t.name: t for t in fig.data if t.name}
+
+
+def test_curves_are_the_cumulative_shares_and_the_legend_their_areas():
+    lines = named(plots.concentration_curve(planted()))
+    expected = {
+        "MoEfication clusters, A = 0.813": cumulative(COUNTS["moefied"]),
+        "random sets, A = 0.600": np.linspace(0, 1, K + 1) ** 0.5,
+        "clusters by index mod k, A = 0.595": cumulative(COUNTS["index"]),
+        "MoEfication, random weights, A = 0.595": cumulative(COUNTS["index"]),
+        "random sets there, A = 0.600": np.linspace(0, 1, K + 1) ** 0.5,
+    }
+    assert list(lines) == list(expected)
+    for name, curve in expected.items():
+        np.testing.assert_allclose(lines[name].x, [0, 25, 50, 75, 100])
+        np.testing.assert_allclose(lines[name].y, 100 * curve, rtol=1e-4)
+
+
+def test_bands_go_round_the_random_sets():
+    bands = [t for t in plots.concentration_curve(planted()).data if t.fill == "toself"]
+    chance = np.linspace(0, 1, K + 1) ** 0.5
+    assert len(bands) == 2
+    np.testing.assert_allclose(bands[0].y, 100 * np.concatenate([np.minimum(1, 1.1 * chance), (0.9 * chance)[::-1]]), rtol=1e-4)
+
+
+def test_the_axis_ends_where_all_lines_have_arrived():
+    assert plots.concentration_curve(planted()).layout.xaxis.range == (0, 100)
+    result = planted()
+    curves, chance = result.tensors["curves"], result.tensors["chance"]
+    curves[:, 2:] = chance[:, :, 2:] = 1
+    assert plots.concentration_curve(result).layout.xaxis.range == (0, 50)
+
+
+def test_one_task_alone():
+    result = planted(tasks=("a", "b"))
+    totals = result.tables["areas"][result.tables["areas"]["layer"].isna()].reset_index(drop=True)
+    mine = (totals["task"] == "b") & (totals["weights"] == "trained") & (totals["clusters"] == "moefied")
+    result.tensors["curves"][torch.tensor(mine.tolist()), 1] = 0.9
+    # the first line is that of the MoEfication clusters
+    heights = {task: next(iter(named(plots.concentration_curve(result, task=task)).values())).y[1] for task in ("a", "b", None)}
+    assert heights == {"a": 75, "b": 90, None: 82.5}
+
+
+@pytest.mark.parametrize("task", [None, "a"])
+def test_the_profile_is_that_of_the_estimates(task):
+    result = planted()
+    lines = named(plots.concentration_profile(result, task=task))
+    table = result.estimates(("layer",) if task is None else ("layer", "task"))
+    assert list(lines) == ["MoEfication clusters", "clusters by index mod k", "MoEfication, random weights"]
+    keys = (("trained", "moefied"), ("trained", "index"), ("random", "moefied"))
+    for line, (weights, clusters) in zip(lines.values(), keys, strict=True):
+        rows = table[(table["weights"] == weights) & (table["clusters"] == clusters)]
+        rows = rows if task is None else rows[rows["task"] == task]
+        assert [round(x) for x in line.x] == rows["layer"].tolist() == ([0, 1] if weights == "trained" else [0, 1, 2])
+        np.testing.assert_allclose(line.y, rows["concentration"], rtol=1e-4)
+        np.testing.assert_allclose(line.error_y.array, rows["concentration_high"] - rows["concentration"], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(line.error_y.arrayminus, rows["concentration"] - rows["concentration_low"], rtol=1e-3, atol=1e-6)
+        assert f"layer 1<br>concentration {rows['concentration'].iloc[1]:.3f}".replace("-", "−") in line.hovertext[1]
+
+
+def test_one_seed_has_points_without_intervals():
+    line = next(iter(named(plots.concentration_profile(planted(seeds=(3,)))).values()))
+    assert line.error_y.array == (None, None)
+    assert "[" not in line.hovertext[0]
+
+
+def test_without_the_control_there_are_no_lines_of_it():
+    result = planted(control=False)
+    names = [name.split(",")[0] for name in named(plots.concentration_curve(result))]
+    assert names == ["MoEfication clusters", "random sets", "clusters by index mod k"]
+    assert len(plots.concentration_profile(result).data) == 2
+
+
+def test_names_from_outside_are_shown_letter_by_letter():
+    for draw in (plots.concentration_curve, plots.concentration_profile):
+        title = draw(planted(), task="<b>b</b>").layout.legend.title.text
+        assert title.startswith("&lt;b&gt;b&lt;/b&gt; against r&#36;x&#36;<br>top 2% of the MLP neurons, k = 4")
+
+
+@pytest.mark.parametrize("width", ["column", "page"])
+def test_the_figures_are_plain_data(width):
+    for kind in ("curve", "profile"):
+        fig = planted().figure(kind, width=width)
+        assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 403.6, "page": 830}[width], abs=1)
+
+
+def test_the_middle_share_is_drawn_unless_another_is_asked_for():
+    result = planted(fractions=(0.01, 0.03, 0.2))
+    for draw in (plots.concentration_curve, plots.concentration_profile):
+        assert "top 3% of" in draw(result).layout.legend.title.text
+        assert "top 20% of" in draw(result, fraction=0.2).layout.legend.title.text
+        with pytest.raises(ValueError, match=r"fraction=0.5: the study has 0.01, 0.03, 0.2"):
+            draw(result, fraction=0.5)
+        with pytest.raises(ValueError, match="task='c' is not known"):
+            draw(result, task="c")
