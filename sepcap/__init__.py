@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sepcap.experiments.modules_config import ModulesConfig
     from sepcap.experiments.neuron_sets_config import CrossTaskConfig, OverlapConfig
     from sepcap.experiments.overlaps import Overlaps, overlaps
+    from sepcap.experiments.paragraphs import Transfer, transfer
+    from sepcap.experiments.paragraphs_config import TransferConfig
     from sepcap.experiments.pruning import prune
     from sepcap.experiments.reproduce import Reproduction, reproduce
     from sepcap.experiments.reproduce_config import ReproduceConfig
@@ -83,6 +85,8 @@ _HOME = {
     "Task": "tasks.task",
     "TightPass": "experiments.tight_pass",
     "Toxicity": "evaluation.toxicity",
+    "Transfer": "experiments.paragraphs",
+    "TransferConfig": "experiments.paragraphs_config",
     "ablate": "interventions.ablation",
     "ablation_protocol": "experiments.ablation_protocol",
     "collect": "statistics.collect",
@@ -112,6 +116,7 @@ _HOME = {
     "streams": "experiments.streams",
     "tight_pass": "experiments.tight_pass",
     "toxicity": "evaluation.toxicity",
+    "transfer": "experiments.paragraphs",
     "value_rotation": "interventions.rotation",
 }
 
@@ -149,6 +154,8 @@ __all__ = [
     "Task",
     "TightPass",
     "Toxicity",
+    "Transfer",
+    "TransferConfig",
     "ablate",
     "ablation_protocol",
     "collect",
@@ -178,6 +185,7 @@ __all__ = [
     "streams",
     "tight_pass",
     "toxicity",
+    "transfer",
     "value_rotation",
 ]
 

@@ -13,6 +13,7 @@ import tyro
 
 from sepcap.cli_options import Fractions, config_in, write_figure
 from sepcap.cli_paragraphs import Transfer
+from sepcap.cli_paragraphs import Transfer
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.config import DIVERGENCES, PruningConfig
 from sepcap.experiments.methods_config import MethodsConfig
@@ -350,6 +351,7 @@ COMMANDS = {
     "compare-ablations": CompareAblations,
     "compare-methods": CompareMethods,
     "reproduce": Reproduce,
+    "transfer": Transfer,
     "transfer": Transfer,
     "report": Report,
     "models": Models,

@@ -21,6 +21,7 @@ from sepcap.plots.steps import metric_over_steps, thresholds
 from sepcap.plots.streams import streams
 from sepcap.plots.tight_pass import tight_pass_ranks, tight_pass_spectra
 from sepcap.plots.trajectory import trajectory
+from sepcap.plots.transfer import transfer_distances, transfer_layers, transfer_positions
 from sepcap.plots.weights import mlp_biases, value_norms
 
 __all__ = [
@@ -52,5 +53,8 @@ __all__ = [
     "tight_pass_ranks",
     "tight_pass_spectra",
     "trajectory",
+    "transfer_distances",
+    "transfer_layers",
+    "transfer_positions",
     "value_norms",
 ]

@@ -1,0 +1,56 @@
+"""The command about paragraphs: `sepcap transfer`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sepcap.cli_options import config_in, write_figure
+from sepcap.experiments.paragraphs_config import TransferConfig
+
+
+@dataclass(frozen=True)
+class Transfer(TransferConfig):
+    """Patch activations at a paragraph break into the break alone: what of the next paragraph comes with them ([PAR])?
+
+    Likelihoods of the true paragraph and generated texts, against the whole context, the break alone, the break of another text (the
+    control) and tokens given away; and which layers carry it.
+    """
+
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    tasks: tuple[str, ...] = ("local-prose", "local-python", "local-cpp")
+    """Tasks from whose evaluation part texts are taken (see `sepcap tasks`), or paths of .txt, .jsonl or .parquet files or folders."""
+    n: int = 24
+    """Texts of each task."""
+    context: int = 128
+    """Tokens before the break."""
+    following: int = 48
+    """Tokens of the paragraph after it."""
+    embedder: str = "auto"
+    """What distances are measured with: "auto" (all-mpnet-base-v2 where it lies on this machine, else TF-IDF), "tf-idf", or the folder or
+    name of a sentence-transformers model."""
+    random_weights: bool = False
+    """The control: the same configuration with weights as they are before training."""
+    out: Path = Path("runs/transfer")
+    """Folder of the study; the same command goes on where an interrupted one stopped."""
+
+    def run(self) -> None:
+        """Carry out the command."""
+        from sepcap.experiments.paragraphs import execute, plan_transfer
+        from sepcap.models.load import load_model
+        from sepcap.tasks.passages import draw_passages
+
+        model = load_model(self.model, random_weights=self.random_weights)
+        texts = draw_passages(model.tokenizer, self.tasks, self.n, context=self.context, following=self.following, at=self.at)
+        plan = plan_transfer(model, texts, config_in(TransferConfig, self), self.embedder)
+        print(plan.cost(), flush=True)
+        result = execute(plan, self.out)
+        for name in ("differences", "values", "layers", "positions"):
+            result.tables[name].to_csv(self.out / f"{name}.csv", index=False)
+        shown = result.tables["differences"]
+        print(shown[shown["kind"] == "all"].drop(columns="kind").to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3f}"))
+        print()
+        print(*result.summary(), sep="\n")
+        print(f"\n  {self.out / 'differences.csv'}")
+        for kind in result.FIGURES:
+            if (kind != "distances" or self.generate) and (kind != "layers" or self.profile != "none"):
+                write_figure(result.figure(kind), self.out / "figures" / kind)

@@ -1,0 +1,338 @@
+"""Transfer through the paragraph break: how much of the next paragraph is decided at the break before it ([PAR], METHODS 14).
+
+Activations at the break of a source text are put into the same break that stands alone. What the model then writes, and how likely
+it holds the true next paragraph, is compared with the whole context, with the break alone, and with the break of another text.
+
+Tokens of the paragraph that a baseline is given away count nowhere: not in its likelihood, and neither in what it wrote nor in what that is
+compared with. Where two conditions are compared, both are held against the same rest of the paragraph.
+"""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from sepcap.evaluation.likelihood import log_likelihoods
+from sepcap.evaluation.sampling import sampled
+from sepcap.evaluation.texts import Embedder, get_embedder
+from sepcap.experiments.paragraphs_conditions import OWN, Condition, Prompts, baselines, compared, donors_of, profile
+from sepcap.experiments.paragraphs_config import TRANSFERRED, Sites, TransferConfig
+from sepcap.experiments.paragraphs_result import Transfer
+from sepcap.experiments.paragraphs_tables import Found, make_tables
+from sepcap.experiments.provenance import made_with
+from sepcap.experiments.result import FINISHED, Pieces, open_study
+from sepcap.interventions.patching import Taken, check_layers, check_sites, patch_points, put, take
+from sepcap.models.forward import measuring, positions_of
+from sepcap.models.kinds import check_wraps, kind_of
+from sepcap.models.sites import n_layers
+from sepcap.storage import read_json
+from sepcap.tasks.passages import Passage, passages
+
+__all__ = ["Transfer", "TransferPlan", "plan_transfer", "transfer"]
+
+
+@dataclass(frozen=True, eq=False)
+class TransferPlan:
+    """Everything a transfer needs, tokenised and checked; nothing has gone through the model yet.
+
+    Attributes:
+        config: what to do.
+        model: the model.
+        passages: the texts.
+        prompts: how prompts are made.
+        donors: whose break is patched -> its number for every text.
+        likelihood: conditions whose likelihoods are measured.
+        generation: conditions in which texts are generated.
+        embedder: what makes vectors of texts, and its name.
+        resolved: the configuration as it is stored.
+    """
+
+    config: TransferConfig
+    model: Any
+    passages: list[Passage]
+    prompts: Prompts
+    donors: dict[str, list[int | None]]
+    likelihood: list[Condition]
+    generation: list[Condition]
+    embedder: tuple[Embedder | None, str | None]
+    resolved: dict[str, Any]
+
+    def rows(self, condition: Condition, first: int = 0, last: int | None = None) -> list[int]:
+        """Texts among those from first to last that the condition can be had of: with a donor, and something left of the paragraph."""
+        whose = self.donors[condition.donor or OWN]
+        texts = range(len(self.passages))[first:last]
+        return [i for i in texts if whose[i] is not None and len(self.passages[i].following) > condition.given]
+
+    def tokens(self) -> dict[str, int]:
+        """Tokens that go through the model: of the sources, in measuring likelihoods, and in generating at most."""
+        sources = sum(len(self.prompts.source(p)) for p in self.passages) * len({c.donor for c in self.likelihood if c.donor})
+
+        def of(conditions: list[Condition], more: Any) -> int:
+            return sum(len(self.prompts.prompt(self.passages[i], c)) + more(i) for c in conditions for i in self.rows(c))
+
+        c = self.config
+        return {
+            "sources": sources,
+            "likelihood": of(self.likelihood, lambda i: len(self.passages[i].following)),
+            "generation": of(self.generation, lambda i: c.tokens) * c.samples,
+        }
+
+    def cost(self) -> str:
+        """What will be done and cost, in one sentence."""
+        tokens, c = self.tokens(), self.config
+        held = sum(int(np.prod(shape[1:])) for shape in _shapes(self.model, c.sites)) * max(len(p.gap) for p in self.passages)
+        written = f", and {len(self.generation)} × {c.samples * len(self.passages)} texts of {c.tokens} tokens written" * c.generate
+        return (
+            f"{self.model.cfg.model_name}: {len(self.passages)} texts, {' and '.join(check_sites(c.sites))} patched at the break; "
+            f"likelihoods in {len(self.likelihood)} conditions{written}: {sum(tokens.values()) / 1e6:.3g} M tokens through the model "
+            f"({', '.join(f'{name} {n / 1e6:.2g} M' for name, n in tokens.items() if n)}), "
+            f"{held * min(c.batch_size, len(self.passages)) * 4 / 1e6:.2g} MB of activations held at a time per donor"
+        )
+
+
+def transfer(
+    model: Any,
+    source: str | Sequence[str] | Sequence[Passage],
+    at: str = "\n\n",
+    into: str = "\n\n",
+    layers: str | Sequence[int] = "all",
+    sites: str | Sequence[str] = TRANSFERRED,
+    scale: float = 1.0,
+    *,
+    embedder: Any = "auto",
+    out: str | Path | None = None,
+    **options: Any,
+) -> Transfer:
+    """Patch activations at the break of source texts into the break alone, and measure what of the next paragraph comes with them.
+
+    Args:
+        model: what `load_model` returns, a causal language model.
+        source: a text or several, each with a paragraph break, of which the last that a paragraph follows is used; or passages, as
+            `sepcap.tasks.passages.draw_passages` takes them from tasks.
+        at: the break. A tokenizer may spell it with several tokens, or with one that holds a neighbour too: all tokens with a part of
+            it are patched, and the neutral prompt has the same tokens.
+        into: the neutral prompt; BOS is put in front where the tokenizer has one. If it does not end with `at`, its last tokens are
+            patched, as many as both have, aligned at the end.
+        layers: "all" or numbers of layers.
+        sites: "mlp" and "attn_pre_out", one of them, or "resid": the residual stream after each block.
+        scale: what the activations are multiplied with.
+        embedder: what distances are measured with: "auto" (all-mpnet-base-v2 where it lies on this machine, else TF-IDF), "tf-idf", the
+            folder or name of a sentence-transformers model, a function from texts to vectors, or None; see `get_embedder`.
+        out: folder of the study; the same call goes on where an interrupted one stopped, a finished one is read.
+        options: other fields of `TransferConfig`: tokens, temperature, samples, given, generate, profile, seed, batch_size, ….
+
+    Returns:
+        Transfer with `.tables["differences"]`, `.tables["layers"]`, `.summary()` and `.figure()`.
+
+    Raises:
+        ValueError: a source without such a break, or too long; an unknown site; a model that is no causal language model.
+        IndexError: a layer that the model does not have.
+        FileExistsError: `out` holds something else (the differing fields are named).
+
+    Source: [PAR]; METHODS section 14.
+
+    Example:
+        >>> texts = draw_passages(model.tokenizer, ["local-prose", "local-python"], 32)  # doctest: +SKIP
+        >>> print(*sepcap.transfer(model, texts).summary(), sep="\\n")  # doctest: +SKIP
+    """
+    numbers: Any = layers if isinstance(layers, str) else tuple(layers)
+    names: Any = check_sites(sites)
+    config = TransferConfig(at=at, into=into, layers=numbers, sites=names, scale=scale, **options)
+    return execute(plan_transfer(model, source, config, embedder), out)
+
+
+def plan_transfer(model: Any, source: Any, config: TransferConfig, embedder: Any = "auto") -> TransferPlan:
+    """Tokenise, find the breaks, choose the donors, and check that everything fits."""
+    check_wraps(model, "transfer")
+    if (kind := kind_of(model)) != "causal":
+        raise ValueError(f"model is of kind {kind!r}: it continues no texts; give a causal language model")
+    layers = _layers(model, config)
+    patch_points(model, config.sites, layers)
+    found = _passages(model.tokenizer, source, config)
+    prompts = Prompts.of(model.tokenizer, config)
+    donors = donors_of(found, config.seed)
+    main = compared(layers, list(donors))
+    layerwise = [] if config.profile == "none" else list(dict.fromkeys(profile(layers, list(donors)).values()))
+    generation = main + baselines(config.given) if config.generate else []
+    if config.profile == "generation":
+        generation += [c for c in layerwise if c.donor == OWN]
+    _check_room(model, found, prompts, main + generation, config)
+    decode = model.tokenizer.decode
+    corpus = [decode(p.following) for p in found] + [decode(p.context) for p in found]
+    used = get_embedder(embedder, corpus) if config.generate else (None, None)
+    spelled = Counter(tuple(decode([token]) for token in p.gap) for p in found)
+    resolved = dataclasses.asdict(config) | {
+        **made_with(model),
+        "layers": list(layers),
+        "sites": list(check_sites(config.sites)),
+        "texts": len(found),
+        "kinds": dict(Counter(p.kind for p in found)),
+        "breaks": [[list(tokens), n] for tokens, n in spelled.most_common()],
+        "conditions": [c.name for c in main],
+        "embedder": used[1],
+        "passages": hashlib.sha256(repr(found).encode()).hexdigest()[:16],
+    }
+    return TransferPlan(config, model, found, prompts, donors, main + layerwise, generation, used, resolved)
+
+
+def _layers(model: Any, config: TransferConfig) -> tuple[int, ...]:
+    if isinstance(config.layers, str) and config.layers != "all":
+        raise ValueError(f"layers={config.layers!r}: give 'all' or numbers of layers")
+    return check_layers(None if isinstance(config.layers, str) else config.layers, n_layers(model))
+
+
+def _passages(tokenizer: Any, source: Any, config: TransferConfig) -> list[Passage]:
+    texts: list[Any] = [source] if isinstance(source, str | Passage) else list(source)
+    if not texts:
+        raise ValueError("source is empty: give a text or several")
+    if all(isinstance(text, Passage) for text in texts):
+        return [dataclasses.replace(p, following=p.following[: config.paragraph_tokens]) for p in texts]
+    return passages(tokenizer, texts, config.at, most=config.paragraph_tokens, which=config.which)
+
+
+def _check_room(model: Any, found: list[Passage], prompts: Prompts, conditions: list[Condition], config: TransferConfig) -> None:
+    """Raise where a text does not fit: nothing is cut off in silence."""
+    most = positions_of(model)
+    for i, passage in enumerate(found):
+        after = max(len(passage.following), config.tokens if config.generate else 0)
+        for condition in conditions:
+            ids = len(prompts.prompt(passage, condition))
+            if ids + after > most:
+                raise ValueError(
+                    f"source[{i}] is too long: {ids} tokens before what is to follow, {after} after it, and this model sees at most "
+                    f"{most}. Shorten the context, or give smaller tokens= and paragraph_tokens="
+                )
+
+
+def _shapes(model: Any, sites: Sequence[Sites]) -> list[tuple[int, ...]]:
+    from sepcap.models.sites import SITES, site_shape
+
+    return [site_shape(model, name) if name in SITES else (n_layers(model), model.cfg.d_model) for name in check_sites(sites)]
+
+
+def execute(plan: TransferPlan, out: str | Path | None = None) -> Transfer:
+    """Carry a plan out; with `out`, every part is written before the next one begins."""
+    if out is None:
+        return _result(plan, _measure(plan, None), plan.resolved)
+    with open_study(out, Transfer.STUDY, plan.resolved) as pieces:
+        finished = (Path(out) / FINISHED).exists()
+        result = None if finished else _result(plan, _measure(plan, pieces), read_json(Path(out) / "config.json"))
+    if result is None:
+        return Transfer.load(out)
+    result.save(out)
+    return result
+
+
+def _result(plan: TransferPlan, found: Found, config: dict[str, Any]) -> Transfer:
+    tables, tensors = make_tables(found, plan.passages, plan.model.tokenizer, plan.donors, plan.config, plan.resolved, plan.embedder[0])
+    return Transfer(config, tables, tensors)
+
+
+def _measure(plan: TransferPlan, pieces: Pieces | None) -> Found:
+    """Likelihoods and texts of every condition, batch after batch of texts."""
+    size, n = plan.config.batch_size, len(plan.passages)
+    found = Found({}, {})
+    starts = range(0, n, size)
+    total = len(starts) * (len(plan.likelihood) + len(plan.generation))
+    bar = tqdm(total=total, desc="transfer", unit="part", leave=False, delay=2, disable=None)
+    # the norms, attention kernels and modes are set once, not in every pass
+    with measuring(plan.model), bar:
+        for first in starts:
+            batch = _Batch(plan, first, first + size)
+            for condition in plan.likelihood:
+                name = f"likelihood/{condition.slug}/{first:06d}"
+                kept = None if pieces is None else pieces.get(name)
+                values = batch.likelihood(condition) if kept is None else kept[0]["log_likelihood"].numpy()
+                if pieces is not None and kept is None:
+                    pieces.put(name, {"log_likelihood": torch.from_numpy(values)})
+                found.add_likelihood(condition, batch.rows(condition), values)
+                bar.update()
+            for condition in plan.generation:
+                name = f"generation/{condition.slug}/{first:06d}"
+                kept = None if pieces is None else pieces.get(name)
+                written = batch.generate(condition) if kept is None else kept[1]
+                if pieces is not None and kept is None:
+                    pieces.put(name, {"tokens": torch.tensor(sum(map(len, written)))}, written)
+                found.add_texts(condition, batch.rows(condition), written)
+                bar.update()
+    return found
+
+
+class _Batch:
+    """Some of the texts; activations are taken of each donor once, when they are first needed."""
+
+    def __init__(self, plan: TransferPlan, first: int, last: int) -> None:
+        self._plan, self._first, self._last = plan, first, last
+        self._taken: dict[str, tuple[list[int], Taken]] = {}
+
+    def rows(self, condition: Condition) -> list[int]:
+        return self._plan.rows(condition, self._first, self._last)
+
+    def likelihood(self, condition: Condition) -> np.ndarray:
+        """Log-likelihoods of the paragraph's tokens, [text, pos]."""
+        rows = self.rows(condition)
+        if not rows:
+            return np.empty((0, 1))
+        prompts = self._prompts(condition, rows)
+        following = [self._plan.passages[i].following for i in rows]
+
+        def inside(chosen: list[int]) -> AbstractContextManager[Any]:
+            return self._patched(condition, [rows[k] for k in chosen])
+
+        return log_likelihoods(self._plan.model, prompts, following, batch_size=self._plan.config.batch_size, inside=inside)
+
+    def generate(self, condition: Condition) -> list[list[int]]:
+        """Token ids written after the prompt, all samples of a text one after the other."""
+        plan, config = self._plan, self._plan.config
+        samples = [(i, s) for i in self.rows(condition) for s in range(config.samples)]
+        rows = [i for i, _ in samples]
+        # of a text's own: the same in all conditions and in batches of any size
+        luck = [np.random.default_rng([config.seed, i, s]).random(config.tokens) for i, s in samples]
+        if not rows:
+            return []
+
+        def beginning(chosen: list[int]) -> AbstractContextManager[Any]:
+            return self._patched(condition, [rows[k] for k in chosen])
+
+        return sampled(
+            plan.model,
+            self._prompts(condition, rows),
+            torch.from_numpy(np.stack(luck)),
+            config.temperature,
+            batch_size=config.batch_size,
+            beginning=beginning,
+        )
+
+    def _prompts(self, condition: Condition, rows: list[int]) -> list[list[int]]:
+        return [self._plan.prompts.prompt(self._plan.passages[i], condition) for i in rows]
+
+    def _patched(self, condition: Condition, rows: list[int]) -> AbstractContextManager[Any]:
+        """The model with the donors' activations at the breaks of these texts."""
+        if condition.donor is None:
+            return nullcontext()
+        plan = self._plan
+        texts, taken = self._donors(condition.donor)
+        ends = [len(ids) - condition.given for ids in self._prompts(condition, rows)]
+        room = [plan.prompts.room(plan.passages[i]) for i in rows]
+        points = patch_points(plan.model, plan.config.sites, condition.layers)
+        return plan.model.hooks(fwd_hooks=put(taken.of([texts.index(i) for i in rows]), points, ends, room, plan.config.scale))
+
+    def _donors(self, donor: str) -> tuple[list[int], Taken]:
+        if donor not in self._taken:
+            plan = self._plan
+            whose = plan.donors[donor]
+            texts = [i for i in range(len(plan.passages))[self._first : self._last] if whose[i] is not None]
+            givers = [plan.passages[j] for j in (whose[i] for i in texts) if j is not None]
+            points = patch_points(plan.model, plan.config.sites, plan.resolved["layers"])
+            sources = [plan.prompts.source(p) for p in givers]
+            self._taken[donor] = texts, take(plan.model, sources, [len(p.gap) for p in givers], points)
+        return self._taken[donor]
+

@@ -1,0 +1,151 @@
+"""What is compared in a transfer through the paragraph break: prompts, what is patched into them, and from where (METHODS 14)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sepcap.experiments.paragraphs_config import TransferConfig
+from sepcap.tasks.batches import separator_of
+from sepcap.tasks.passages import Passage
+
+ORIGINAL, TRANSFERRED, MISMATCHED, OTHER_KIND, NEUTRAL = "original", "transferred", "mismatched", "other kind", "neutral"
+MEANS = {
+    ORIGINAL: "the whole context before the break",
+    TRANSFERRED: "the break alone, patched from the text's own break",
+    MISMATCHED: "the break alone, patched from the break of another text of the same kind",
+    OTHER_KIND: "the break alone, patched from the break of a text of another kind",
+    NEUTRAL: "the break alone",
+}
+"""Conditions in which likelihoods are measured and texts generated."""
+
+OWN, ANOTHER = "own", "another"
+DONORS = {TRANSFERRED: OWN, MISMATCHED: ANOTHER, OTHER_KIND: OTHER_KIND}
+"""Condition -> whose activations are patched."""
+
+ALONE, FIRST, LAST = "alone", "first", "last"
+PARTS = {ALONE: "each layer alone", FIRST: "the first layers up to it", LAST: "the layers from it to the last"}
+"""Parts of the profile over layers."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to have a paragraph begun.
+
+    Attributes:
+        name: as tables have it.
+        donor: whose activations are patched: "own", "another", "other kind"; None where nothing is.
+        layers: in which layers.
+        given: so many tokens of the paragraph are given away.
+        context: whether the context stands before the break.
+    """
+
+    name: str
+    donor: str | None = None
+    layers: tuple[int, ...] = ()
+    given: int = 0
+    context: bool = False
+
+    @property
+    def slug(self) -> str:
+        """A name for a folder."""
+        return "-".join([self.name, self.donor or "nobody", *map(str, self.layers)]).replace(" ", "-")
+
+
+def compared(layers: tuple[int, ...], donors: Sequence[str]) -> list[Condition]:
+    """The conditions without anything given away, those patched from the donors that there are."""
+    patched = [Condition(name, donor, layers) for name, donor in DONORS.items() if donor in donors]
+    return [Condition(ORIGINAL, context=True), *patched, Condition(NEUTRAL)]
+
+
+def baselines(given: Sequence[int]) -> list[Condition]:
+    """Neutral prompts with the first tokens of the paragraph given away."""
+    return [Condition(f"given {k}", given=k) for k in sorted(given) if k]
+
+
+def profile(layers: tuple[int, ...], donors: Sequence[str]) -> dict[tuple[str, int, str], Condition]:
+    """(part, layer, donor) -> condition; parts that patch the same layers share one."""
+    parts: dict[tuple[str, int], tuple[int, ...]] = {}
+    for i, layer in enumerate(layers):
+        parts |= {(ALONE, layer): (layer,), (FIRST, layer): layers[: i + 1], (LAST, layer): layers[i:]}
+    return {
+        (part, layer, donor): Condition(patched_name(patched), donor, patched)
+        for (part, layer), patched in parts.items()
+        for donor in (OWN, ANOTHER)
+        if donor in donors
+    }
+
+
+def patched_name(layers: tuple[int, ...]) -> str:
+    """What tables call a transfer in some layers."""
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+
+
+def donors_of(passages: Sequence[Passage], seed: int) -> dict[str, list[int | None]]:
+    """Whose break is patched into each text: its own, another's of the same kind, another's of another kind; None where there is none.
+
+    Among texts of a kind whose breaks are spelled with the same tokens, every text gives to one and takes from another; only a text whose
+    break nobody else spells so takes from any of its kind.
+    """
+    rng = np.random.default_rng(seed)
+    another: list[int | None] = [None] * len(passages)
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for i, p in enumerate(passages):
+        alike.setdefault((p.kind, p.gap), []).append(i)
+    for group in alike.values():
+        order = rng.permutation(group)
+        # one cycle through all of them
+        for i, j in zip(order.tolist(), np.roll(order, 1).tolist(), strict=True):
+            of_kind = [k for k, p in enumerate(passages) if p.kind == passages[i].kind and k != i]
+            another[i] = j if i != j else _any(rng, of_kind, passages, i)
+    other: list[int | None] = [
+        _any(rng, [k for k, q in enumerate(passages) if q.kind != p.kind], passages, i) for i, p in enumerate(passages)
+    ]
+    found: dict[str, list[int | None]] = {OWN: list(range(len(passages))), ANOTHER: another, OTHER_KIND: other}
+    return {name: whose for name, whose in found.items() if any(j is not None for j in whose)}
+
+
+def _any(rng: np.random.Generator, others: list[int], passages: Sequence[Passage], i: int) -> int | None:
+    """One of the others, of those with the same tokens as break where there are such."""
+    same = [j for j in others if passages[j].gap == passages[i].gap] or others
+    return int(rng.choice(same)) if same else None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How prompts are made of passages.
+
+    Attributes:
+        begin: the token that opens a text, where there is one.
+        before: tokens of the neutral prompt before the break; None where it does not end with the break.
+        whole: tokens of a neutral prompt that does not end with the break.
+    """
+
+    begin: tuple[int, ...]
+    before: tuple[int, ...] | None
+    whole: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any, config: TransferConfig) -> "Prompts":
+        """For a tokenizer and a neutral prompt."""
+        start = separator_of(tokenizer)
+        ends = config.into.endswith(config.at)
+        text = config.into.removesuffix(config.at) if ends else config.into
+        ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else ()
+        return cls(() if start is None else (start,), ids if ends else None, () if ends else ids)
+
+    def source(self, passage: Passage) -> list[int]:
+        """The context and the break, from whose end activations are taken."""
+        return [*self.begin, *passage.context, *passage.gap]
+
+    def prompt(self, passage: Passage, condition: Condition) -> list[int]:
+        """What the paragraph is to follow in a condition."""
+        if condition.context:
+            return [*self.source(passage), *passage.following[: condition.given]]
+        neutral = self.whole if self.before is None else (*self.before, *passage.gap)
+        return [*self.begin, *neutral, *passage.following[: condition.given]]
+
+    def room(self, passage: Passage) -> int:
+        """How many tokens at the end of the neutral prompt can be patched."""
+        return len(passage.gap) if self.before is not None else len(self.whole)

@@ -1,0 +1,127 @@
+"""What a transfer through the paragraph break found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from sepcap.experiments.paragraphs_conditions import ALONE, MISMATCHED, NEUTRAL, ORIGINAL, OTHER_KIND, TRANSFERRED
+from sepcap.experiments.result import StudyResult
+
+SITES_IN_WORDS = {"mlp": "mlp neurons", "attn_pre_out": "attention pre-out", "resid": "the residual stream"}
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer(StudyResult):
+    """What of the next paragraph comes with the activations at the break before it.
+
+    Conditions: "original" (the whole context), "transferred" (the break alone, patched), "mismatched" (patched from another text of the
+    same kind: the control), "other kind" (from a text of another kind), "neutral" (the break alone), "given k" (k tokens given away).
+
+    Attributes:
+        config: what was done; with model, versions, the texts and how their breaks are spelled.
+        tables: `differences`, paired: kind of text, metric, condition, against which other one, difference with the ends `low` and
+            `high` of its 95% bootstrap interval over texts, and for likelihoods the `share` of what the whole context gains.
+            `values`: mean, its interval and median of every metric in every condition. `layers`: gain in nats per token over the break
+            alone with each layer alone, the first or the last ones patched; from the own break, from another's, and the difference.
+            `positions`: the same gain by where in the paragraph the token stands. `likelihood`: per text (total nats, tokens in
+            `weight`). `texts`. Where texts were generated: `generations`, and `scores` per text, condition, sample and `reference`: so
+            many tokens of the paragraph were left out of what the text was compared with.
+        tensors: `log_likelihood` [condition, text, pos] in nats, conditions as in config.
+
+    Metrics: "nats" (log-likelihood of the true paragraph per token), "distance" (1 − cosine of embeddings), "overlap" (F1 of single
+    tokens), "bigrams" (share of the paragraph's distinct pairs of neighbouring tokens that were written).
+    """
+
+    STUDY: ClassVar[str] = "transfer"
+    TITLE: ClassVar[str] = "How much of the next paragraph does its break know?"
+    FIGURES: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "layers": ("Likelihood gained by patching one layer, the first or the last ones", "transfer_layers"),
+        "distances": ("Distance of generated texts from the true paragraph", "transfer_distances"),
+        "positions": ("Likelihood gained over the paragraph", "transfer_positions"),
+    }
+
+    def difference(self, metric: str, condition: str, against: str = NEUTRAL, kind: str = "all") -> pd.Series:
+        """One row of the table of differences.
+
+        Raises:
+            KeyError: there is no such comparison.
+        """
+        table: Any = self.tables["differences"]
+        wanted = {"kind": kind, "metric": metric, "condition": condition, "against": against}
+        rows = table[(table[list(wanted)] == list(wanted.values())).all(axis=1)]
+        if rows.empty:
+            raise KeyError(f"no difference of {metric!r} between {condition!r} and {against!r} for {kind!r}; see .tables['differences']")
+        return rows.iloc[0]
+
+    def summary(self) -> list[str]:
+        """What was found, in sentences."""
+        return [*self._setting(), self._likelihood(), self._control(), *self._best_layer(), *self._distance()]
+
+    def _setting(self) -> list[str]:
+        config = self.config
+        kinds = ", ".join(f"{kind} {n}" for kind, n in config["kinds"].items())
+        sites = " and ".join(SITES_IN_WORDS[site] for site in config["sites"])
+        one = sum(n for tokens, n in config["breaks"] if len(tokens) == 1)
+        spelled = "; ".join(f"{' '.join(map(repr, tokens))} in {n}" for tokens, n in config["breaks"][:4])
+        more = f" and {len(config['breaks']) - 4} other ways" * (len(config["breaks"]) > 4)
+        neutral = "the neutral prompt ends with the same tokens, all of which are patched"
+        if not config["into"].endswith(config["at"]):
+            neutral = f"of the neutral prompt {config['into']!r} the last tokens are patched, as many as both have"
+        return [
+            f"{config['texts']} texts ({kinds}), {sites} of layers {_spans(config['layers'])} patched, the last break that a paragraph "
+            f"follows unless passages were given.",
+            f"The break is one token in {one} of {config['texts']} texts: {spelled}{more}; {neutral} (scale {config['scale']:g}).",
+        ]
+
+    def _likelihood(self) -> str:
+        own, whole = self.difference("nats", TRANSFERRED), self.difference("nats", ORIGINAL)
+        return (
+            f"Log-likelihood of the true next paragraph, patched minus break alone: {_signed(own)} nats per token, "
+            f"{own['share']:.0%} [{own['share_low']:.0%}, {own['share_high']:.0%}] of what the whole context gains ({_signed(whole)})."
+        )
+
+    def _control(self) -> str:
+        if MISMATCHED not in self.config["conditions"]:
+            return "There is no control: of a single text no other break can be patched."
+        control, over = self.difference("nats", MISMATCHED), self.difference("nats", TRANSFERRED, MISMATCHED)
+        said = f"Patched from the break of another text of the same kind instead: {_signed(control)}"
+        if OTHER_KIND in self.config["conditions"]:
+            said += f", of another kind {_signed(self.difference('nats', OTHER_KIND))}"
+        return f"{said}; own minus another's, the part that is about this text: {_signed(over)}."
+
+    def _best_layer(self) -> list[str]:
+        layers: Any = self.tables["layers"]
+        donor = "difference" if (layers["donor"] == "difference").any() else "own"
+        alone = layers[(layers["kind"] == "all") & (layers["part"] == ALONE) & (layers["donor"] == donor)]
+        if alone.empty:
+            return []
+        best = alone.loc[alone["gain"].idxmax()]
+        what = "own minus another's break" if donor == "difference" else "over the break alone, without a control"
+        gain = best.rename({"gain": "difference"})
+        return [f"Of single layers, layer {best['layer']} carries most: {_signed(gain)} nats per token, {what}."]
+
+    def _distance(self) -> list[str]:
+        if not self.config["generate"]:
+            return []
+        table: Any = self.tables["values"]
+        metric = "distance" if (table["metric"] == "distance").any() else "overlap"
+        of_all = table[(table["kind"] == "all") & (table["metric"] == metric)].set_index("condition")
+        names = [name for name in of_all.index if not name.startswith("layer")]
+        medians = ", ".join(f"{name} {of_all.loc[name, 'median']:.3f}" for name in names)
+        called = f"cosine distance by {self.config['embedder']}" if metric == "distance" else "overlap (F1 of tokens)"
+        change = self.difference(metric, TRANSFERRED)
+        said = f"Generated texts, median {called}: {medians}. Transferred minus break alone, mean: {_signed(change)}"
+        if MISMATCHED in self.config["conditions"]:
+            said += f"; minus mismatched: {_signed(self.difference(metric, TRANSFERRED, MISMATCHED))}"
+        return [f"{said}."]
+
+
+def _signed(row: Any) -> str:
+    return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]".replace("-", "−")
+
+
+def _spans(layers: list[int]) -> str:
+    whole = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 2
+    return f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))

@@ -1,0 +1,285 @@
+"""From likelihoods and generated texts to tables: values and paired differences, with intervals over texts (METHODS 14)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sepcap.evaluation.texts import Embedder, bigrams_found, cosine_distance, embed, unigram_f1
+from sepcap.experiments.paragraphs_conditions import (
+    ANOTHER,
+    DONORS,
+    MISMATCHED,
+    NEUTRAL,
+    ORIGINAL,
+    OTHER_KIND,
+    OWN,
+    TRANSFERRED,
+    Condition,
+    profile,
+)
+from sepcap.experiments.paragraphs_config import TransferConfig
+from sepcap.tasks.passages import Passage
+
+ALL = "all"
+"""Name of the group of all kinds of text together."""
+
+REPLICAS = 2_000
+EDGES = (0, 1, 2, 5, 10, 20, 40, 80, 160, 320)
+"""Positions in the paragraph at which a new group of positions begins."""
+CHUNK = 512
+"""Texts of which vectors are held at a time."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured: condition -> number of the text -> log-likelihood of every token, or token ids of every sample."""
+
+    likelihood: dict[Condition, dict[int, np.ndarray]]
+    texts: dict[Condition, dict[int, list[list[int]]]]
+
+    def add_likelihood(self, condition: Condition, rows: Sequence[int], values: np.ndarray) -> None:
+        """Log-likelihoods [text, pos] of some texts, NaN behind the last token."""
+        held = self.likelihood.setdefault(condition, {})
+        held |= {i: row[~np.isnan(row)] for i, row in zip(rows, values, strict=True)}
+
+    def add_texts(self, condition: Condition, rows: Sequence[int], written: Sequence[list[int]]) -> None:
+        """Token ids, all samples of a text one after the other."""
+        held = self.texts.setdefault(condition, {})
+        samples = len(written) // len(rows) if rows else 0
+        held |= {i: list(written[k * samples : (k + 1) * samples]) for k, i in enumerate(rows)}
+
+
+def make_tables(
+    found: Found,
+    passages: Sequence[Passage],
+    tokenizer: Any,
+    donors: dict[str, list[int | None]],
+    config: TransferConfig,
+    resolved: dict[str, Any],
+    embedder: Embedder | None,
+) -> tuple[dict[str, pd.DataFrame], dict[str, Tensor]]:
+    """The tables and tensors of a `Transfer`; see there."""
+    kinds = [p.kind for p in passages]
+    main = [c for c in found.likelihood if c.name in resolved["conditions"]]
+    measured = [_likelihoods(found.likelihood, main, kinds)]
+    extra: dict[str, pd.DataFrame] = {}
+    if found.texts:
+        extra["generations"] = _generations(found.texts, tokenizer)
+        extra["scores"] = _scores(found.texts, passages, tokenizer, config, embedder)
+        measured.append(_measured_scores(extra["scores"], kinds))
+    everything = pd.concat(measured, ignore_index=True)
+    layers = profile(tuple(resolved["layers"]), list(donors)) if config.profile != "none" else {}
+    tables = {
+        "differences": differences(everything),
+        "values": values(everything),
+        "layers": _layers(found.likelihood, layers, kinds),
+        "positions": _positions(found.likelihood, main, kinds),
+        "likelihood": measured[0].drop(columns=["metric", "given", "reference"]),
+        "texts": _texts(passages, tokenizer, donors),
+        **extra,
+    }
+    longest = max(len(p.following) for p in passages)
+    log_likelihood = torch.full((len(main), len(passages), longest), torch.nan, dtype=torch.float64)
+    for c, condition in enumerate(main):
+        for i, row in found.likelihood[condition].items():
+            log_likelihood[c, i, : len(row)] = torch.from_numpy(row)
+    return tables, {"log_likelihood": log_likelihood}
+
+
+def interval(total: Float[np.ndarray, " text"], weight: Float[np.ndarray, " text"], seed: int = 0) -> tuple[float, float, float]:
+    """Σ total / Σ weight, and the ends of its 95% bootstrap interval over texts (NaN of a single text)."""
+    n = len(total)
+    mean = float(total.sum() / weight.sum())
+    if n < 2:
+        return mean, float("nan"), float("nan")
+    drawn = _draws(n, seed)
+    low, high = np.percentile((drawn @ total) / (drawn @ weight), [2.5, 97.5])
+    return mean, float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def _draws(n: int, seed: int) -> np.ndarray:
+    """How often each of n texts is drawn, in every replica."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=REPLICAS).astype(np.float64)
+
+
+def _groups(table: Any) -> Iterator[tuple[str, Any]]:
+    yield ALL, table
+    kinds = table["kind"].unique()
+    if len(kinds) > 1:
+        for kind in kinds:
+            yield kind, table[table["kind"] == kind]
+
+
+def _likelihoods(found: dict[Condition, dict[int, np.ndarray]], main: list[Condition], kinds: list[str]) -> pd.DataFrame:
+    rows = [
+        {"metric": "nats", "text": i, "kind": kinds[i], "condition": c.name, "given": 0, "reference": 0, "total": x.sum(), "weight": len(x)}
+        for c in main
+        for i, x in found[c].items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _measured_scores(scores: Any, kinds: list[str]) -> pd.DataFrame:
+    """One row per text, averaged over its samples."""
+    keys = ["text", "condition", "given", "reference"]
+    means = scores.groupby(keys, sort=False)[["distance", "overlap", "bigrams"]].mean().reset_index()
+    long = means.melt(id_vars=keys, var_name="metric", value_name="total").dropna(subset="total")
+    return long.assign(kind=[kinds[i] for i in long["text"]], weight=1.0)
+
+
+def values(measured: pd.DataFrame) -> pd.DataFrame:
+    """Mean, its interval, and the median over texts, of every metric in every condition."""
+    own = measured[measured["reference"] == measured["given"]]
+    rows = []
+    for kind, group in _groups(own):
+        for (metric, condition), part in group.groupby(["metric", "condition"], sort=False):
+            total, weight = part["total"].to_numpy(float), part["weight"].to_numpy(float)
+            mean, low, high = interval(total, weight)
+            row = {"kind": kind, "metric": metric, "condition": condition, "given": part["given"].iloc[0], "texts": len(part)}
+            rows.append(row | {"mean": mean, "low": low, "high": high, "median": float(np.median(total / weight))})
+    return pd.DataFrame(rows)
+
+
+def _pairs(conditions: Sequence[str]) -> list[tuple[str, str]]:
+    """What is compared with what: everything with the break alone, and the transfer with its controls and baselines."""
+    pairs = [(name, NEUTRAL) for name in conditions if name != NEUTRAL]
+    controls = [name for name in conditions if name in (MISMATCHED, OTHER_KIND) or name.startswith("given ")]
+    return pairs + [(TRANSFERRED, name) for name in controls]
+
+
+def differences(measured: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences with intervals; both sides are held against the same rest of the paragraph."""
+    rows = []
+    for kind, group in _groups(measured):
+        for metric, of_metric in group.groupby("metric", sort=False):
+            by = {key: part.set_index("text") for key, part in of_metric.groupby(["condition", "reference"])}
+            given = of_metric.groupby("condition", sort=False)["given"].first().to_dict()
+            for name, against in _pairs(list(given)):
+                reference = max(given[name], given[against])
+                if (name, reference) not in by or (against, reference) not in by:
+                    continue
+                a, b = by[name, reference], by[against, reference]
+                both = a.index.intersection(b.index)
+                change, weight = (a.loc[both, "total"] - b.loc[both, "total"]).to_numpy(float), a.loc[both, "weight"].to_numpy(float)
+                mean, low, high = interval(change, weight)
+                row = {"kind": kind, "metric": metric, "condition": name, "against": against, "reference": reference, "texts": len(both)}
+                row |= {"difference": mean, "low": low, "high": high}
+                if metric == "nats" and against == NEUTRAL and (ORIGINAL, 0) in by:
+                    whole = (by[ORIGINAL, 0].loc[both, "total"] - b.loc[both, "total"]).to_numpy(float)
+                    row |= dict(zip(("share", "share_low", "share_high"), interval(change, whole), strict=True))
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _layers(found: dict[Condition, dict[int, np.ndarray]], parts: dict[tuple[str, int, str], Condition], kinds: list[str]) -> pd.DataFrame:
+    """Gain over the break alone with some layers patched, from the own break, from another's, and the difference of the two."""
+    neutral = found[Condition(NEUTRAL)]
+    rows = []
+    for part, layer in dict.fromkeys((part, layer) for part, layer, _ in parts):
+        gains = {
+            donor: {i: float(x.sum() - neutral[i].sum()) for i, x in found[parts[part, layer, donor]].items()}
+            for donor in (OWN, ANOTHER)
+            if (part, layer, donor) in parts
+        }
+        if ANOTHER in gains:
+            gains["difference"] = {i: gains[OWN][i] - gain for i, gain in gains[ANOTHER].items()}
+        for donor, of_text in gains.items():
+            table = pd.DataFrame({"kind": [kinds[i] for i in of_text], "total": list(of_text.values())})
+            table["weight"] = [len(neutral[i]) for i in of_text]
+            for kind, group in _groups(table):
+                gain, low, high = interval(group["total"].to_numpy(float), group["weight"].to_numpy(float))
+                row = {"kind": kind, "part": part, "layer": layer, "donor": donor, "gain": gain, "low": low, "high": high}
+                rows.append(row | {"texts": len(group)})
+    columns = ["kind", "part", "layer", "donor", "gain", "low", "high", "texts"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _positions(found: dict[Condition, dict[int, np.ndarray]], main: list[Condition], kinds: list[str]) -> pd.DataFrame:
+    """Gain over the break alone, by where in the paragraph the token stands."""
+    neutral = found[Condition(NEUTRAL)]
+    longest = max(map(len, neutral.values()))
+    edges = [edge for edge in EDGES if edge < longest] + [longest]
+    rows = []
+    for condition in (c for c in main if c.name != NEUTRAL):
+        for first, end in pairwise(edges):
+            gains = {i: x[first:end] - neutral[i][first:end] for i, x in found[condition].items() if len(x) > first}
+            table = pd.DataFrame({"kind": [kinds[i] for i in gains], "total": [g.sum() for g in gains.values()]})
+            table["weight"] = [len(g) for g in gains.values()]
+            for kind, group in _groups(table):
+                gain, low, high = interval(group["total"].to_numpy(float), group["weight"].to_numpy(float))
+                row = {"kind": kind, "condition": condition.name, "first": first, "last": end - 1, "gain": gain, "low": low, "high": high}
+                rows.append(row | {"texts": len(group)})
+    return pd.DataFrame(rows)
+
+
+def _generations(found: dict[Condition, dict[int, list[list[int]]]], tokenizer: Any) -> pd.DataFrame:
+    rows = [
+        {"text": i, "condition": c.name, "given": c.given, "sample": s, "tokens": len(ids), "written": _decoded(tokenizer, ids)}
+        for c, of_text in found.items()
+        for i, samples in of_text.items()
+        for s, ids in enumerate(samples)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def _scores(
+    found: dict[Condition, dict[int, list[list[int]]]],
+    passages: Sequence[Passage],
+    tokenizer: Any,
+    config: TransferConfig,
+    embedder: Embedder | None,
+) -> pd.DataFrame:
+    """How like the rest of the paragraph every text is; those with nothing given away are also held against the rest of the baselines."""
+    rows, written, true = [], [], []
+    # text after text, so that the vectors of a text's paragraph are made once
+    for i, passage in enumerate(passages):
+        for c, of_text in found.items():
+            for s, ids in enumerate(of_text.get(i, [])):
+                for k in [c.given] if c.given else sorted({0, *config.given}):
+                    if k >= len(passage.following):
+                        continue
+                    rest = list(passage.following[k:])
+                    rows.append({"text": i, "condition": c.name, "given": c.given, "sample": s, "reference": k})
+                    rows[-1] |= {"overlap": unigram_f1(ids, rest), "bigrams": bigrams_found(ids, rest)}
+                    written.append(_decoded(tokenizer, ids))
+                    true.append(_decoded(tokenizer, rest))
+    distances: list[np.ndarray] = []
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        if embedder is not None:
+            vectors = embed(embedder, written[part] + true[part])
+            distances.append(cosine_distance(vectors[: len(vectors) // 2], vectors[len(vectors) // 2 :]))
+    table = pd.DataFrame(rows)
+    table["distance"] = np.concatenate(distances) if distances else np.nan
+    return table
+
+
+def _texts(passages: Sequence[Passage], tokenizer: Any, donors: dict[str, list[int | None]]) -> pd.DataFrame:
+    table = pd.DataFrame(
+        {
+            "text": range(len(passages)),
+            "kind": [p.kind for p in passages],
+            "context_tokens": [len(p.context) for p in passages],
+            "break_tokens": [len(p.gap) for p in passages],
+            "following_tokens": [len(p.following) for p in passages],
+            "before": [tokenizer.decode(list(p.context[-40:])) for p in passages],
+            "following": [tokenizer.decode(list(p.following)) for p in passages],
+        }
+    )
+    for donor in DONORS.values():
+        if donor in donors and donor != OWN:
+            table[donor.replace(" ", "_")] = pd.array(donors[donor], dtype="Int64")
+    return table

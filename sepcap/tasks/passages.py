@@ -1,0 +1,150 @@
+"""Passages: a context, the break after it, and the paragraph that follows (METHODS 14).
+
+A text is tokenised as a whole, so that a break is spelled as the model is used to see it. Many tokenizers have no one token for
+"\\n\\n" there: it is two tokens, or shares one with the full stop before it or the indentation after it. Every token that holds a
+part of the break then belongs to the break, and to neither of its neighbours.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import Any
+
+from sepcap.tasks.hub import Streamed
+from sepcap.tasks.task import load_task
+
+Ids = tuple[int, ...]
+
+LONGEST_TEXT = 40_000
+"""Characters of a document in which a passage is looked for."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Token ids of a context, of the break and of the paragraph after it, without BOS.
+
+    Attributes:
+        context: what stands before the break.
+        gap: the break.
+        following: the paragraph after it.
+        kind: which kind of text it is, for groups of results.
+    """
+
+    context: Ids
+    gap: Ids
+    following: Ids
+    kind: str = "texts"
+
+
+def passages(
+    tokenizer: Any, texts: Sequence[Any], at: str = "\n\n", *, most: int | None = None, which: int = -1, kind: str = "texts"
+) -> list[Passage]:
+    """One passage of every text.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        texts: each with at least one break that something follows.
+        at: the break; line ends directly after it belong to it.
+        most: of the paragraph after the break no more tokens are taken.
+        which: which of the breaks that a paragraph follows: 0 the first, -1 the last.
+        kind: of all of them.
+
+    Raises:
+        TypeError: a text that is none.
+        ValueError: a text without such a break.
+
+    Example:
+        >>> passages(model.tokenizer, ["One paragraph.\\n\\nAnother."])[0].gap  # doctest: +SKIP
+        (202, 202)
+    """
+    found = []
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"source[{i}] is a {type(text).__name__}, not a text")
+        whole = list(_passages_in(tokenizer, text, at, kind))
+        if not whole:
+            shown = text if len(text) <= 60 else f"{text[:60]}…"
+            raise ValueError(f"source[{i}] has no {at!r} with something before and after it: {shown!r}")
+        if not -len(whole) <= which < len(whole):
+            raise ValueError(f"which={which}: source[{i}] has {len(whole)} {at!r} that a paragraph follows")
+        chosen = whole[which]
+        found.append(Passage(chosen.context, chosen.gap, chosen.following[:most], kind))
+    return found
+
+
+def draw_passages(
+    tokenizer: Any, tasks: str | Iterable[Any], n: int, *, context: int = 128, following: int = 48, at: str = "\n\n"
+) -> list[Passage]:
+    """Passages of given lengths from the evaluation part of tasks, at most one per document.
+
+    Of every document the first break is taken that has enough tokens before it and in the paragraph after it; the context is cut to
+    its last `context` tokens, the paragraph to its first `following`. The embedded model was trained on no text of that part.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        tasks: a task or several, as `load_task` takes them; the name of the task is the kind of its passages.
+        n: passages of each task.
+        context: tokens before the break.
+        following: tokens after it.
+        at: the break; see `passages`.
+
+    Raises:
+        ValueError: a task with fewer such passages.
+
+    Example:
+        >>> draw_passages(model.tokenizer, ["local-prose", "local-cpp"], 32)  # doctest: +SKIP
+    """
+    for name, value in (("n", n), ("context", context), ("following", following)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: give at least 1")
+    drawn: list[Passage] = []
+    for task in [tasks] if isinstance(tasks, str) else tasks:
+        task = load_task(task)
+        found: list[Passage] = []
+        for text in _texts(task):
+            every = _passages_in(tokenizer, text, at, task.name)
+            fitting = (p for p in every if len(p.context) >= context and len(p.following) >= following)
+            if (first := next(fitting, None)) is not None:
+                found.append(Passage(first.context[-context:], first.gap, first.following[:following], task.name))
+            if len(found) == n:
+                break
+        if len(found) < n:
+            raise ValueError(
+                f"task {task.name!r} has {len(found)} documents with a {at!r} after {context} tokens and before a paragraph of "
+                f"{following}, and n={n} were asked for: ask for fewer, or for shorter ones"
+            )
+        drawn += found
+    return drawn
+
+
+def _texts(task: Any) -> Iterator[str]:
+    """The evaluation texts, from the sources of a mixture in turn; of a stream no more than is needed."""
+    parts = [
+        chain.from_iterable(source.slices("evaluate")) if isinstance(source, Streamed) else source.documents("evaluate")
+        for source in task.sources
+    ]
+    for rows in zip_longest(*parts):
+        yield from (row["text"][:LONGEST_TEXT] for row in rows if row is not None)
+
+
+def _passages_in(tokenizer: Any, text: str, at: str, kind: str) -> Iterator[Passage]:
+    """A passage for every break that something stands before and after."""
+    if not at:
+        raise ValueError("at is empty: give the text of a break")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"the tokenizer is a {type(tokenizer).__name__}, which does not say where its tokens lie; load a fast one")
+    breaks = list(re.finditer(rf"{re.escape(at)}\n*", text))
+    if not breaks:
+        return
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, places = encoded["input_ids"], encoded["offset_mapping"]
+    starts, ends = [start for start, _ in places], [end for _, end in places]
+    for i, found in enumerate(breaks):
+        # all tokens that hold a character of the break
+        first, last = bisect_right(ends, found.start()), bisect_left(starts, found.end())
+        until = breaks[i + 1].start() if i + 1 < len(breaks) else len(text)
+        stop = bisect_right(ends, until)
+        if first < last and text[: found.start()].strip() and text[found.end() : until].strip() and first > 0 and last < stop:
+            yield Passage(tuple(ids[:first]), tuple(ids[first:last]), tuple(ids[last:stop]), kind)
