@@ -1,5 +1,6 @@
 """How activations of different kinds of text sit to each other: cosine similarities, layer by layer (METHODS 13)."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from sepcap.errors import unknown
 from sepcap.experiments.permutations import PERMUTATIONS, corrected, jackknife, p_values, relabel
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import StudyResult
-from sepcap.models.places import PLACES, Head, all_layers, head_hooks, place_hooks
+from sepcap.models.places import PLACES, all_layers, head_hooks, place_hooks
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.vectors import vectors_at
 from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions, labelled_texts
@@ -98,7 +99,7 @@ def similarity(
     model: Any,
     texts: LabelledTexts | Mapping[str, Any] | None = None,
     positions: Iterable[int] | None = None,
-    what: str | int | Head = "attn_out",
+    what: Any = "attn_out",
     scaled: bool = False,
     *,
     per_category: int = PER_CATEGORY,
@@ -164,7 +165,7 @@ def similarity(
     return Similarity(config, tables, {"similarity": matrices.float(), "text_similarity": torch.from_numpy(of_texts)})
 
 
-def _hooks_for(model: Any, what: str | int | Head) -> tuple[Any, list[int]]:
+def _hooks_for(model: Any, what: Any) -> tuple[Any, list[int]]:
     """What makes the hooks, and the layers that they are in."""
     every = list(all_layers(model))
     if isinstance(what, bool) or not isinstance(what, str | int | tuple):
@@ -174,7 +175,7 @@ def _hooks_for(model: Any, what: str | int | Head) -> tuple[Any, list[int]]:
             raise unknown("what", what, WHAT, "Or a head: (layer, head), or its number for that head of every layer.")
         return partial(place_hooks, model, what, every), every
     heads = [(layer, what) for layer in every] if isinstance(what, int) else [what]
-    if len(heads[0]) != 2:
+    if len(heads[0]) != 2 or not all(isinstance(number, int) for number in heads[0]):
         raise ValueError(f"what={what!r}: a head is (layer, head)")
     return partial(head_hooks, model, heads), [layer for layer, _ in heads]
 
@@ -218,9 +219,25 @@ def gaps(matrix: Matrix, labels: Int[np.ndarray, "relabelling text"]) -> Float[n
 
 
 def gaps_without(matrix: Matrix, labels: Int[np.ndarray, " text"]) -> Float[np.ndarray, "text layer"]:
-    """The gap of what is left without each of the texts."""
+    """The gap without each of the texts.
+
+    Every pair of categories keeps the weight that it has among all texts: else a category that loses a text would also lose its
+    say, which is no uncertainty, and the intervals would come out too narrow.
+    """
+    counts = np.bincount(labels)
+    pairs = np.outer(counts, counts) - np.diag(counts)
+    same = np.eye(len(counts), dtype=bool)
+    weights = np.where(same, pairs / pairs[same].sum(), -pairs / pairs[~same].sum())
     kept = [np.delete(np.arange(len(labels)), text) for text in range(len(labels))]
-    return np.concatenate([gaps(matrix[:, keep][:, :, keep], labels[None, keep]) for keep in kept])
+    return np.array([(weights * category_means(matrix[:, keep][:, :, keep], labels[keep])).sum(axis=(1, 2)) for keep in kept])
+
+
+def category_means(matrix: Matrix, labels: Int[np.ndarray, " text"]) -> Float[np.ndarray, "layer category category"]:
+    """Mean similarity of two different texts, one of either category."""
+    member = np.eye(labels.max() + 1)[labels]
+    apart = np.where(np.eye(len(labels), dtype=bool), 0.0, matrix)
+    counts = member.sum(axis=0)
+    return member.T @ apart @ member / (np.outer(counts, counts) - np.diag(counts))
 
 
 def _layer_table(matrix: Matrix, relabelled: Int[np.ndarray, "relabelling text"], layers: list[int]) -> pd.DataFrame:
@@ -249,14 +266,10 @@ def _layer_table(matrix: Matrix, relabelled: Int[np.ndarray, "relabelling text"]
 
 
 def _pair_table(matrix: Matrix, texts: LabelledTexts, layers: list[int]) -> pd.DataFrame:
-    rows = []
-    apart = ~np.eye(len(texts.labels), dtype=bool)
-    for i, first in enumerate(texts.categories):
-        for j, second in enumerate(texts.categories[i:], start=i):
-            pairs = np.outer(texts.labels == i, texts.labels == j) & apart
-            means = matrix[:, pairs].mean(axis=1)
-            rows += [{"layer": at, "first": first, "second": second, "similarity": mean} for at, mean in zip(layers, means, strict=True)]
-    return pd.DataFrame(rows).sort_values("layer", kind="stable", ignore_index=True)
+    means = category_means(matrix, texts.labels)
+    pairs = list(itertools.combinations_with_replacement(range(len(texts.categories)), 2))
+    rows = [(layer, texts.categories[i], texts.categories[j], means[at, i, j]) for at, layer in enumerate(layers) for i, j in pairs]
+    return pd.DataFrame(rows, columns=["layer", "first", "second", "similarity"])
 
 
 def _in_words(what: str | int | list[int]) -> str:

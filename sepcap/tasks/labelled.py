@@ -26,6 +26,9 @@ REFERENCE = "stdlib:pydoc_data/topics.py"
 OFFLINE = ("prose", "language reference", "Python", "C++")
 """Categories of the default texts: docstrings and package descriptions, chapters of the language reference, and two languages."""
 
+FEWEST = 3
+"""Texts per category at least: without one of them there must still be a pair."""
+
 PER_CATEGORY = 5
 """Texts per category where nobody says otherwise. With 3 every relabelling can be tried, but single dimensions hardly leave chance."""
 
@@ -52,11 +55,11 @@ class LabelledTexts:
         names: category -> where each of its texts comes from.
 
     Raises:
-        ValueError: fewer than two categories, a category with fewer than two texts, or a text that is there twice.
+        ValueError: fewer than two categories, a category with fewer than three texts, or a text that is there twice.
 
     Example:
-        >>> LabelledTexts({"a": ("one", "two"), "b": ("three", "four")}).labels.tolist()
-        [0, 0, 1, 1]
+        >>> LabelledTexts({"a": ("one", "two", "three"), "b": ("I", "II", "III")}).labels.tolist()
+        [0, 0, 0, 1, 1, 1]
     """
 
     texts: Mapping[str, tuple[str, ...]]
@@ -71,8 +74,10 @@ class LabelledTexts:
                 raise ValueError(f"texts: one text is there twice, in {first[text]!r} and in {category!r} ({text[:40]!r}…)")
             first[text] = category
         for category, texts in self.texts.items():
-            if len(texts) < 2:
-                raise ValueError(f"texts: category {category!r} has {len(texts)} text; how alike it is within takes two or more")
+            if len(texts) < FEWEST:
+                raise ValueError(
+                    f"texts: category {category!r} has {len(texts)}; how alike it is, and how sure that is, takes {FEWEST} or more"
+                )
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -165,8 +170,8 @@ def labelled_texts(
     check_reads_text(model)
     if isinstance(texts, LabelledTexts):
         return texts
-    if per_category < 2 or skip < 0:
-        raise ValueError(f"per_category={per_category}, skip={skip}: a category needs 2 texts or more, and skip is 0 or more")
+    if per_category < FEWEST or skip < 0:
+        raise ValueError(f"per_category={per_category}, skip={skip}: a category needs {FEWEST} texts or more, and skip is 0 or more")
     if not isinstance(texts, Mapping | None):
         raise TypeError(f"texts is a {type(texts).__name__}; give category -> list of texts, category -> task, or nothing")
     context = check_context(model, context)

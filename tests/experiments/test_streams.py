@@ -1,0 +1,181 @@
+"""Streams: the values are the plain model's, a planted dimension is found, and the search is not fooled by its own size."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import words
+from plain import Plain
+from scipy import stats
+
+import sepcap
+from sepcap.experiments.permutations import relabel
+from sepcap.experiments.result import load_result
+from sepcap.experiments.streams import search_dims, separation
+from sepcap.models.forward import logits_of
+from sepcap.tasks.labelled import LabelledTexts
+
+ALIKE = words(5, n=9)
+TEXTS = LabelledTexts({"one": tuple(ALIKE[:3]), "two": tuple(ALIKE[3:6]), "three": tuple(ALIKE[6:])})
+"""Three categories of the same kind of text: nothing but chance tells them apart."""
+POSITIONS = (5, 9, 20)
+LABELS = TEXTS.labels
+
+
+def test_values_are_the_hidden_states_of_the_plain_model(tiny, family, tiny_folders):
+    ids = torch.from_numpy(TEXTS.rows(tiny, 21))
+    plain, last = Plain(family, tiny_folders[family]), {}
+
+    def keep(module, args, output):
+        last["out"] = output[0] if isinstance(output, tuple) else output
+
+    plain.hf.get_submodule(plain.layout.layers)[1].register_forward_hook(keep)
+    with torch.no_grad():
+        states = plain.hf(ids, output_hidden_states=True).hidden_states
+    # the last hidden state has the final norm behind it
+    expected = torch.stack([states[0], states[1], last["out"].view(states[1].shape)])
+    found = sepcap.streams(tiny, TEXTS, (3, 30), POSITIONS).tables["values"]
+    assert len(found) == 2 * 3 * 9 * 3
+    values = torch.from_numpy(found["value"].to_numpy(copy=True)).view(2, 3, 9, 3)
+    torch.testing.assert_close(values, expected[:, :, list(POSITIONS)][..., [3, 30]].permute(3, 0, 1, 2), atol=1e-5, rtol=1e-5)
+    row = found[(found["dim"] == 30) & (found["stage"] == 2) & (found["text"] == 4) & (found["position"] == 9)]
+    assert row["value"].item() == pytest.approx(float(expected[2, 4, 9, 30]), abs=1e-5)
+    assert row["category"].item() == "two"
+
+
+def plant(dim, values):
+    """A hook on what the last block gives: one dimension is replaced, by a value per text."""
+
+    def put(out, hook):
+        out = out.clone()
+        out[..., dim] = values.to(out)[:, None]
+        return out
+
+    return [("blocks.1.hook_out", put)]
+
+
+def test_a_planted_dimension_comes_first_and_it_alone_is_significant(tiny_opt):
+    values = torch.from_numpy(LABELS * 10.0) + torch.tensor([-0.1, 0, 0.1] * 3)
+    with tiny_opt.hooks(fwd_hooks=plant(7, values)):
+        table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=32)
+        shown = sepcap.streams(tiny_opt, TEXTS, table.head(2), POSITIONS)
+    best = table.iloc[0]
+    assert (best["dim"], best["stage"], best["p"], best["p_uncorrected"]) == (7, 2, pytest.approx(1 / 280), pytest.approx(1 / 280))
+    assert best["eta2"] == pytest.approx(600 / 600.06)  # Σ n·(mean − 10)² = 600 of a total with 9 · 0.02/3 more
+    assert (table["p"][1:] > 0.05).all()
+    assert sorted(table["dim"]) == list(range(32))
+    assert table["eta2"].is_monotonic_decreasing
+    assert shown.config["dims"] == table["dim"].tolist()[:2]
+    means = shown.tables["means"].query("dim == 7 and stage == 2").set_index("category")
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
+    for category, mean in {"one": 0, "two": 10, "three": 20}.items():
+        assert means.loc[category, ["low", "mean", "high"]].tolist() == pytest.approx([mean - half, mean, mean + half], abs=1e-5)
+    assert "Dimension 7: categories explain most of the variance between texts after layer 1: η² = 1.000" in shown.summary()[1]
+    assert "corrected for that search, p is 0.0036" in shown.summary()[-1]
+
+
+def test_the_test_on_other_texts_knows_that_they_are_others(tiny_opt):
+    table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=2)
+    others = LabelledTexts({name: tuple(words(seed, n=3)) for seed, name in enumerate(("one", "two", "three"), start=20)})
+    told = sepcap.streams(tiny_opt, others, table, POSITIONS).summary()[-1]
+    assert told.endswith("The dimensions were found on other texts, so that these are a test of them.")
+    given = sepcap.streams(tiny_opt, others, [4, 9], POSITIONS)
+    assert given.summary()[-1].endswith("p is corrected for all dimensions and stages shown.")
+    assert len(given.tables["search"]) == 0
+
+
+def test_eta_squared_is_the_f_ratio_and_its_p_values_those_of_scipy():
+    rng = np.random.default_rng(0)
+    means, labels = rng.normal(size=(2, 8, 3)), np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    means[1, :3, 2] += 3
+    eta2, corrected, alone = separation(means, relabel(labels))
+    for stage in range(2):
+        for dim in range(3):
+            groups = [means[stage, labels == g, dim] for g in (0, 1)]
+            f = eta2[stage, dim] / (1 - eta2[stage, dim]) * 6
+            assert f == pytest.approx(stats.f_oneway(*groups).statistic)
+            options = {"permutation_type": "independent", "n_resamples": np.inf, "alternative": "greater"}
+            p = stats.permutation_test(groups, lambda *g: stats.f_oneway(*g).statistic, vectorized=False, **options).pvalue
+            assert alone[stage, dim] == pytest.approx(p)
+    assert (corrected >= alone - 1e-12).all()
+    assert np.unravel_index(corrected.argmin(), corrected.shape) == np.unravel_index(eta2.argmax(), eta2.shape)
+
+
+def test_scale_and_offset_of_a_dimension_do_not_matter_and_constants_explain_nothing():
+    rng = np.random.default_rng(1)
+    means = rng.normal(size=(1, 9, 4))
+    relabelled = relabel(LABELS)
+    changed = means * [1000, 1e-3, -5, 1] + [0, 4, -2, 0]
+    for one, other in zip(separation(means, relabelled), separation(changed, relabelled), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
+    constant = np.full((1, 9, 1), 0.1) + rng.normal(size=(1, 9, 1)) * 1e-9
+    eta2, p, alone = separation(np.concatenate([means, constant], axis=2), relabelled)
+    assert (eta2[0, 4], p[0, 4], alone[0, 4]) == (0, 1, 1)
+
+
+def test_the_search_finds_something_by_chance_as_often_as_it_says():
+    """40 dimensions at 3 stages without categories: the best p-value is at most k/35 with probability k/35."""
+    relabelled, best, naive = relabel(np.repeat([0, 1], 4)), [], []
+    for seed in range(400):
+        stages = np.cumsum(np.random.default_rng(seed).normal(size=(3, 8, 40)), axis=0)
+        table = search_dims(stages, relabelled)
+        best.append(table["p"].min())
+        naive.append(table["p_uncorrected"].min())
+    for k in (1, 2, 4, 9, 18):
+        expected = k / 35
+        assert abs(np.mean(np.array(best) <= expected + 1e-9) - expected) < 3.5 * np.sqrt(expected * (1 - expected) / 400), k
+    assert np.mean(np.array(naive) <= 2 / 35) > 0.9  # what a search by hand would have believed
+
+
+def test_only_the_stages_asked_for_are_searched(tiny_opt):
+    values = torch.from_numpy(LABELS * 10.0)
+    with tiny_opt.hooks(fwd_hooks=plant(7, values)):
+        before = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=32, stages=[1, 0])
+        after = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=1, stages=[2])
+    assert set(before["stage"]) <= {0, 1}
+    assert (before["p"] > 0.05).all()
+    assert after[["dim", "stage"]].to_numpy().tolist() == [[7, 2]]
+
+
+def test_without_dimensions_the_best_four_are_shown_and_the_model_is_left_as_it_was(tiny_opt):
+    ids = torch.arange(3, 20)[None]
+    logits = logits_of(tiny_opt, ids)
+    found = sepcap.streams(tiny_opt, TEXTS)
+    assert found.config["dims"] == sepcap.find_dims(tiny_opt, TEXTS, n=4)["dim"].tolist()
+    assert found.config["search"]["same_texts"]
+    assert torch.equal(logits_of(tiny_opt, ids), logits)
+
+
+def test_results_come_back(tiny_opt, tmp_path):
+    for name, dims in {"numbers": 3, "table": sepcap.find_dims(tiny_opt, TEXTS, n=2)}.items():
+        found = sepcap.streams(tiny_opt, TEXTS, dims)
+        back = load_result(found.save(tmp_path / name))
+        assert isinstance(back, sepcap.Streams)
+        assert back.summary() == found.summary()
+        for table in found.tables:
+            pd.testing.assert_frame_equal(back.tables[table], found.tables[table], check_dtype=False)
+        assert back.figure().data
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dims": []}, r"dims=\[\]"),
+        ({"dims": [3, 3]}, "give different dimensions"),
+        ({"dims": 32}, "dimensions 0 to 31"),
+        ({"dims": -1}, "dimensions 0 to 31"),
+        ({"dims": pd.DataFrame({"dimension": [3]})}, "a table with the columns dimension"),
+        ({"dims": 3, "positions": (40,)}, "from 0 to 31"),
+    ],
+)
+def test_bad_input_is_named(tiny_opt, options, says):
+    with pytest.raises(ValueError, match=says):
+        sepcap.streams(tiny_opt, TEXTS, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"n": 0}, "n=0"), ({"stages": []}, r"stages=\[\]"), ({"stages": [3]}, r"to 2 \(what leaves")]
+)
+def test_bad_searches_are_named(tiny_opt, options, says):
+    with pytest.raises(ValueError, match=says):
+        sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, **options)

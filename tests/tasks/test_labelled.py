@@ -1,0 +1,144 @@
+"""Labelled texts: taken from lists, tasks or the running installation, each long enough, none twice."""
+
+import numpy as np
+import pytest
+from conftest import words
+
+import sepcap
+from sepcap.tasks import labelled, local
+from sepcap.tasks.labelled import LabelledTexts, last_positions
+from sepcap.tasks.task import load_task
+
+LISTS = {"letters": words(0, n=3), "digits": words(0, n=4, alphabet="0123456789")}
+
+
+def test_lists_are_taken_whole_and_in_order(tiny_opt):
+    found = sepcap.labelled_texts(tiny_opt, LISTS)
+    assert found.categories == ("letters", "digits")
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert found.texts["digits"] == tuple(LISTS["digits"])
+    assert found.table["name"].tolist()[3:5] == ["digits 1", "digits 2"]
+    assert found.table["text"].tolist() == list(range(7))
+    assert repr(found) == "LabelledTexts(letters 3, digits 4)"
+    assert "digits 2" in found._repr_html_()
+    assert sepcap.labelled_texts(tiny_opt, found) is found
+
+
+def test_the_fingerprint_is_of_categories_and_texts():
+    texts = {name: tuple(held) for name, held in LISTS.items()}
+    first = LabelledTexts(texts)
+    assert LabelledTexts(texts, {name: tuple("x" * len(held)) for name, held in texts.items()}).fingerprint == first.fingerprint
+    changed = [
+        {"letters": texts["letters"], "numbers": texts["digits"]},
+        {"digits": texts["digits"], "letters": texts["letters"]},
+        {"letters": texts["letters"], "digits": texts["digits"][:3]},
+        {"letters": (*texts["letters"], texts["digits"][0]), "digits": texts["digits"][1:]},
+    ]
+    assert len({first.fingerprint, *(LabelledTexts(other).fingerprint for other in changed)}) == 5
+
+
+def test_of_a_task_the_first_that_are_long_enough_are_taken(tiny_opt):
+    short, long = words(1, n=30, length=4), words(2, n=30)
+    tasks = {"mixed": load_task(short + long), "digits": words(0, n=40, alphabet="0123456789")}
+    found = sepcap.labelled_texts(tiny_opt, tasks, per_category=3)
+    others = sepcap.labelled_texts(tiny_opt, tasks, per_category=3, skip=3)
+    assert len(found.texts["mixed"]) == len(others.texts["mixed"]) == 3
+    assert set(found.texts["mixed"]) <= set(long)
+    assert not set(found.texts["mixed"]) & set(others.texts["mixed"])
+    assert sepcap.labelled_texts(tiny_opt, tasks, per_category=6).texts["mixed"] == found.texts["mixed"] + others.texts["mixed"]
+    held_out = list(load_task(short + long).sources[0].documents("evaluate")["text"])
+    assert set(found.texts["mixed"]) <= set(held_out)
+    # a smaller context makes the short ones long enough
+    few = sepcap.labelled_texts(tiny_opt, tasks, per_category=30, context=6)
+    assert set(few.texts["mixed"]) & set(short)
+    with pytest.raises(ValueError, match=r"'mixed' has only 30 texts of 31 tokens or more, and 31 were asked for"):
+        sepcap.labelled_texts(tiny_opt, tasks, per_category=31)
+
+
+def test_rows_open_with_bos_and_hold_the_first_tokens(tiny_opt):
+    found = sepcap.labelled_texts(tiny_opt, LISTS)
+    rows = found.rows(tiny_opt, 20)
+    assert rows.shape == (7, 20)
+    assert (rows[:, 0] == tiny_opt.tokenizer.bos_token_id).all()
+    for row, text in zip(rows, [*LISTS["letters"], *LISTS["digits"]], strict=True):
+        assert row[1:].tolist() == tiny_opt.tokenizer(text, add_special_tokens=False)["input_ids"][:19]
+    np.testing.assert_array_equal(found.rows(tiny_opt, 12), rows[:, :12])
+
+
+def test_positions_are_every_fourth_up_to_the_end(tiny_opt):
+    assert last_positions(tiny_opt) == (3, 7, 11, 15, 19, 23, 27, 31)
+    assert last_positions(tiny_opt, 9) == (4, 8)
+    tiny_opt.cfg.n_ctx = 2048
+    assert last_positions(tiny_opt) == tuple(range(475, 512, 4))
+    assert last_positions(tiny_opt, 256) == tuple(range(219, 256, 4))
+
+
+def test_chapters_of_the_reference_share_no_paragraph_and_held_out_ones_come_first():
+    chapters = list(labelled._reference())
+    paragraphs = [p for _, text in chapters for p in text.split("\n\n") if p]
+    assert len(paragraphs) == len(set(paragraphs)) > 500
+    splits = [local.split_of(name) for name, _ in chapters]
+    assert splits == sorted(splits, key=["evaluate", "collect", "train"].index)
+    assert all(name.startswith(labelled.REFERENCE) for name, _ in chapters)
+
+
+def test_folders_take_turns_and_the_reference_is_no_prose():
+    names = ["torch/a.py", "torch/b.py", f"{labelled.REFERENCE}#if", "stdlib:email/a.py", "torch/c/d.py", "numpy/a.py", "stdlib:email/b.py"]
+    turns = [name for name, _ in labelled._spread([(name, "text") for name in names], 1)]
+    assert turns == ["torch/a.py", "stdlib:email/a.py", "numpy/a.py", "torch/b.py", "stdlib:email/b.py", "torch/c/d.py"]
+    assert [name for name, _ in labelled._spread([(name, "") for name in names[:5]], 2)][1] == "stdlib:email/a.py"
+
+
+@pytest.mark.slow
+def test_the_default_is_four_kinds_of_held_out_text(tiny_opt):
+    found = sepcap.labelled_texts(tiny_opt)
+    assert {name: len(held) for name, held in found.texts.items()} == dict.fromkeys(labelled.OFFLINE, 5)
+    assert found.names is not None
+    assert {local.split_of(name) for names in found.names.values() for name in names} <= {"evaluate", "collect"}
+    every = [name for names in found.names.values() for name in names]
+    assert len(set(every)) == len(every)
+    assert all(name.startswith(labelled.REFERENCE) for name in found.names["language reference"])
+    assert not any(name.startswith(labelled.REFERENCE) for name in found.names["prose"])
+    assert all("torch/include" in name for name in found.names["C++"])
+    assert any("def " in text for text in found.texts["Python"])
+    assert not any("def " in text for text in found.texts["prose"])
+    assert sepcap.labelled_texts(tiny_opt).fingerprint == found.fingerprint
+    assert found.rows(tiny_opt, 32).shape == (20, 32)
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "error", "says"),
+    [
+        ({"letters": LISTS["letters"]}, {}, ValueError, "1 categories"),
+        ({"letters": LISTS["letters"], "digits": LISTS["digits"][:2]}, {}, ValueError, "'digits' has 2; how alike"),
+        (
+            {"letters": LISTS["letters"], "same": [*LISTS["digits"], LISTS["letters"][1]]},
+            {},
+            ValueError,
+            "there twice, in 'letters' and in 'same'",
+        ),
+        ({"letters": LISTS["letters"], "numbers": [1, 2, 3]}, {}, TypeError, r"texts\['numbers'\] is a list of int"),
+        ({"letters": LISTS["letters"], "digits": "no-such-task"}, {}, ValueError, "no-such-task"),
+        (LISTS, {"per_category": 2}, ValueError, "per_category=2"),
+        (LISTS, {"skip": -1}, ValueError, "skip=-1"),
+        (LISTS, {"context": 99}, ValueError, "context=99"),
+    ],
+)
+def test_bad_input_is_named(tiny_opt, texts, options, error, says):
+    with pytest.raises(error, match=says):
+        sepcap.labelled_texts(tiny_opt, texts, **options)
+
+
+def test_texts_that_are_too_short_or_begin_alike_are_named(tiny_opt):
+    short = sepcap.labelled_texts(tiny_opt, {**LISTS, "short": words(3, n=3, length=2)})
+    with pytest.raises(ValueError, match=r"a text of 'short' .* and 31 are needed .* a smaller context="):
+        short.rows(tiny_opt, 32)
+    begins = "x" * 60
+    alike = sepcap.labelled_texts(tiny_opt, {**LISTS, "alike": [begins + "a", begins + "b", begins + "c"]})
+    with pytest.raises(ValueError, match="the same first 31 tokens"):
+        alike.rows(tiny_opt, 32)
+
+
+def test_something_that_is_no_model_is_named():
+    with pytest.raises(TypeError, match="model is a str"):
+        sepcap.labelled_texts("gpt2", LISTS)
