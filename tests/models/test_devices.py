@@ -17,11 +17,8 @@ from sepcap.statistics import collect as collecting
 
 FIRST, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 SITES = ("mlp", "attn_pre_out", "attn_value")
-SPLIT = (
-    "opt",  # output weights are those of the embedding, on the first device
-    "mistral",  # they are on the second; fewer value heads than query heads
-    *(pytest.param(family, marks=pytest.mark.slow) for family in ("gpt2", "neox", "llama")),
-)
+FAMILIES = ("opt", "mistral", "gpt2", "neox", "llama")
+"""OPT's output weights are those of its embedding, on the first device; Mistral's are on the second, and it has fewer value heads."""
 
 
 def device_map_of(hf_model) -> dict[str, str]:
@@ -62,12 +59,10 @@ def two(tiny_folders, request):
         yield model
 
 
-def _twice(family):
-    return (family, family) if isinstance(family, str) else pytest.param(*family.values * 2, marks=family.marks)
-
-
-of_families = pytest.mark.parametrize(("one", "two"), list(map(_twice, SPLIT)), indirect=True)
-"""The model of each family on one device and on two."""
+def of_families(*fast):
+    """The model of every family on one device and on two; those not named in the slow tier."""
+    pairs = [pytest.param(family, family, marks=() if family in fast else pytest.mark.slow, id=family) for family in FAMILIES]
+    return pytest.mark.parametrize(("one", "two"), pairs, indirect=True)
 
 
 @pytest.mark.parametrize("two", ["opt"], indirect=True)
@@ -85,7 +80,7 @@ def test_pretended_devices_do_not_mix(two):
     assert y.tolist() == [[1, 1], [1, 1]]
 
 
-@of_families
+@of_families("opt", "mistral")
 def test_statistics_are_those_of_one_device_and_are_summed_where_the_activations_are(one, two, letters, monkeypatch):
     assert device_of(two) == FIRST
     assert [layer_device(two, layer) for layer in range(2)] == [FIRST, SECOND]
@@ -132,7 +127,7 @@ def test_a_constant_left_behind_would_be_noticed(two, letters, monkeypatch):
         sepcap.evaluate(two, letters, tokens=100)
 
 
-@of_families
+@of_families("mistral")
 def test_evaluation_and_every_ablation_are_those_of_one_device(one, two, letters):
     found = []
     for model in (one, two):
@@ -148,7 +143,7 @@ def test_evaluation_and_every_ablation_are_those_of_one_device(one, two, letters
     assert not [move for move in two.devices.moves if move.shape[2:] == (VOCABULARY,)]
 
 
-@of_families
+@of_families("opt")
 def test_passes_that_begin_in_the_middle_are_those_of_one_device(one, two, letters):
     how = {"head": [(1, 0)], "kinds": ["mean", "resample", "optimal"], "tokens": 100, "reference_tokens": 100, "fit_tokens": 31}
     one, two = (sepcap.compare_ablations(model, letters, **how) for model in (one, two))
@@ -157,7 +152,7 @@ def test_passes_that_begin_in_the_middle_are_those_of_one_device(one, two, lette
     assert losses[1] == pytest.approx(losses[0], abs=5e-5)
 
 
-@of_families
+@of_families("mistral")
 def test_edits_of_weights_are_those_of_one_device(one, two, letters, tmp_path):
     losses = []
     for model in (one, two):
@@ -178,7 +173,7 @@ def test_edits_of_weights_are_those_of_one_device(one, two, letters, tmp_path):
     assert losses[1] == pytest.approx(losses[0], abs=2e-5)
 
 
-@pytest.mark.parametrize(("one", "two"), [("mistral", "mistral")], indirect=True)
+@of_families()
 def test_a_run_is_that_of_one_device(one, two, letters, digits, tmp_path):
     config = sepcap.PruningConfig(forget=letters, retain=digits, fractions={"mlp": 0.1}, steps=1, tokens=300, eval_tokens=200)
     runs = [sepcap.prune(model, config, out=tmp_path / name) for name, model in (("one", one), ("two", two))]
