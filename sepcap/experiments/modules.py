@@ -54,6 +54,7 @@ class Modules(StudyResult):
     `tables["areas"]` has one row per weights ("trained", "random"), seed, clusters ("moefied", "index"), task, fraction and
     layer (missing: all layers), with the columns of `sepcap.selection.concentration.Concentration.table`. `tensors["curves"]`
     [row, point] and `tensors["chance"]` [row, 3, point] are the curves of its rows of all layers, in their order.
+    `tables["estimates"]` and `tables["differences"]` hold what those two methods give task by task.
     `tensors["labels-{weights}-{seed}"]` are the MoEfication clusters, and `tables["clusters"]` has the sum of squared distances
     to their centres (`inertia`) per layer, and the fingerprint of the weights.
 
@@ -228,6 +229,8 @@ def plan_modules(model: Any, config: ModulesConfig) -> ModulesPlan:
     for fraction in config.fractions:
         how_many(fraction, int(np.prod(site_shape(model, "mlp"))), "mlp")
     check_clustering(model, config.k, config.n_init)
+    if config.control:
+        untrained(model)  # whether it can be made is found out now, not after the trained model is done
     context = check_context(model, config.context)
     retain = load_task(config.retain)
     named = NamedTasks.of(config.tasks, retain)
@@ -307,7 +310,9 @@ def _measure(prepared: ModulesPlan, pieces: Pieces) -> Modules:
                     chances.append(found.chance)
     tensors = {"curves": torch.from_numpy(np.stack(curves)), "chance": torch.from_numpy(np.stack(chances))}
     found = {name: pd.concat(parts, ignore_index=True) for name, parts in (("areas", tables), ("clusters", clustered))}
-    return Modules(read_json(pieces.folder / "config.json"), found, tensors | labels)
+    result = Modules(read_json(pieces.folder / "config.json"), found, tensors | labels)
+    told = {"estimates": result.estimates(("task",)), "differences": result.differences(("task",))}
+    return dataclasses.replace(result, tables=told | found)
 
 
 @dataclass

@@ -216,7 +216,7 @@ def test_bad_configurations():
             ModulesConfig(**wrong)
 
 
-def test_what_a_model_does_not_allow_is_refused_before_anything_is_written(trained, digits, tmp_path):
+def test_what_a_model_does_not_allow_is_refused_before_anything_is_written(trained, digits, tmp_path, monkeypatch):
     for wrong, said in (
         ({"k": 73}, "k=73: layer 0 has 72"),
         ({"fractions": (0.001,)}, "selects no neuron"),
@@ -224,6 +224,10 @@ def test_what_a_model_does_not_allow_is_refused_before_anything_is_written(train
     ):
         with pytest.raises(ValueError, match=said):
             sepcap.modules(trained, config_of(digits, **wrong), out=tmp_path / "study")
+    with monkeypatch.context() as patch:
+        patch.setattr(trained, "__class__", type("HookedTransformer", (type(trained),), {}))
+        with pytest.raises(NotImplementedError, match="a control with random weights needs the Hugging Face model"):
+            sepcap.modules(trained, config_of(digits), out=tmp_path / "study")
     same_twice = config_of(digits)
     object.__setattr__(same_twice, "tasks", (same_twice.tasks[0], same_twice.retain))
     with pytest.raises(ValueError, match="are the same data"):
@@ -240,3 +244,12 @@ def test_unknown_names(found):
         found.figure("curves")
     assert "areas 96 rows" in repr(found)
     assert "concentration_low" in found._repr_html_()
+
+
+def test_the_page_about_it_shows_the_estimates_first(found, tmp_path):
+    assert list(found.tables) == ["estimates", "differences", "areas", "clusters"]
+    pd.testing.assert_frame_equal(found.tables["estimates"], found.estimates(("task",)))
+    pd.testing.assert_frame_equal(found.tables["differences"], found.differences(("task",)))
+    page = found.report(tmp_path / "page.html").read_text()
+    for said in (Modules.TITLE, "letters", "Concentration by layer", "random sets"):
+        assert said in page
