@@ -114,7 +114,7 @@ def tight_pass_spectra(result: TightPass, *, control: bool = True, width: str = 
         told = f"<b>layer {layer}</b><br>σ number %{{x:,}} is %{{y:.2e}} of the largest<extra></extra>"
         look = {"mode": "lines", "name": f"layer {layer}", "line": {"color": _shade(i, len(layers)), "width": 1.4}}
         traces.append(go.Scatter(x=number.tolist(), y=_positive(y), hovertemplate=told, showlegend=i in named, **look))
-        lowest = min(lowest, *y[y > 0])
+        lowest = min([lowest, *y[y > 0]])
     if control and RANDOM in shares:
         y = np.median(shares[RANDOM], axis=(0, 1))[number - 1]
         told = "<b>random weights</b><br>σ number %{x:,} is %{y:.2e} of the largest<extra></extra>"

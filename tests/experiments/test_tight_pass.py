@@ -1,0 +1,305 @@
+"""The tight pass: planted ranks, exact against matrix-free, tables against hand arithmetic, resuming, bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import words
+
+import sepcap
+from sepcap.experiments import tight_pass as module
+from sepcap.experiments.result import load_result
+from sepcap.experiments.tight_pass import TightPass, make_config, mean_and_interval, measure_tight_pass
+from sepcap.experiments.tight_pass_config import TightPassConfig
+from sepcap.experiments.tight_pass_plan import plan_tight_pass
+
+D = 32
+SMALL = {"tokens": 3, "rows": 2, "control": False}
+
+
+@pytest.fixture(scope="module")
+def opt(tiny_folders):
+    """A tiny OPT that nobody edits."""
+    torch.set_num_threads(1)
+    return sepcap.load_model(tiny_folders["opt"], device="cpu")
+
+
+@pytest.fixture(scope="module")
+def found(opt, letters):
+    """Both layers at three rows, with the control."""
+    return sepcap.tight_pass(opt, "all", "attn", task=letters, tokens=3, rows=3)
+
+
+def plant_attention(model, rank):
+    """Attention that weighs all positions alike and passes `rank` coordinates of its values: returns W_V W_O summed over heads."""
+    attn = model.blocks[0].attn
+    with torch.no_grad():
+        for name in ("W_Q", "b_Q"):
+            getattr(attn, name).zero_()
+        attn.W_V[:, :, 2:] = 0
+        attn.W_V.view(4, D, 8)[rank // 2 :] = 0
+        return torch.einsum("hid,hdo->io", attn.W_V.double(), attn.W_O.double())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("method", ["exact", "randomized"])
+def test_of_uniform_attention_every_singular_value_is_known(tiny_opt, letters, method, dtype):
+    through = plant_attention(tiny_opt, 6)
+    got = sepcap.tight_pass(tiny_opt, 0, "attn", task=letters, method=method, k=24, norm=False, dtype=dtype, **(SMALL | {"tokens": 4}))
+    assert got.tables["jacobians"]["rank"].tolist() == [24, 24]
+    assert not got.tables["jacobians"]["at_least"].any()
+    # position t weighs BOS and the t positions up to itself alike; the Jacobian is a Kronecker product
+    weights = np.tril(np.ones((4, 4))) / np.arange(2, 6)[:, None]
+    pairs = np.outer(np.linalg.svd(weights)[1], np.linalg.svd(through.numpy())[1][:6])
+    expected = np.sort(pairs.ravel())[::-1]
+    for values in got.tensors["trained"][0].numpy():
+        np.testing.assert_allclose(values[:24], expected, rtol=1e-3 if method == "randomized" else 1e-5)
+        assert (values[24:] < 1e-6 * values[0]).all()
+
+
+@pytest.mark.parametrize("method", ["exact", "randomized"])
+@pytest.mark.parametrize("rank", [1, 5, 32])
+def test_the_rank_of_a_linear_mlp_is_that_of_its_weights(tiny_opt, letters, rank, method):
+    mlp = tiny_opt.blocks[1].mlp
+    with torch.no_grad():
+        mlp.b_in[:] = -1e4  # ReLU lets nothing of these through, and everything of those below
+        mlp.b_in[:rank] = 1e4
+    got = sepcap.tight_pass(tiny_opt, 1, "mlp", task=letters, method=method, k=96, norm=False, threshold=1e-6, **SMALL)
+    assert got.tables["jacobians"]["rank"].tolist() == [3 * rank] * 2
+    assert got.tables["jacobians"]["bound"].tolist() == [3 * rank] * 2
+    matrix = (mlp.W_in[:, :rank].double() @ mlp.W_out[:rank].double()).detach().numpy()
+    expected = np.repeat(np.linalg.svd(matrix)[1][:rank], 3)
+    np.testing.assert_allclose(got.tensors["trained"][0, 1].numpy()[: 3 * rank], expected, rtol=1e-3 if method == "randomized" else 1e-9)
+
+
+@pytest.mark.parametrize("part", ["attn", "mlp"])
+def test_exact_and_matrix_free_agree_on_the_leading_values(tiny, letters, part):
+    exact, free = (
+        sepcap.tight_pass(tiny, 1, part, task=letters, method=method, k=12, **(SMALL | {"rows": 1})) for method in ("exact", "randomized")
+    )
+    true, values = exact.tensors["trained"][..., :12], free.tensors["trained"]
+    torch.testing.assert_close(values, true, rtol=1e-3, atol=0)
+    assert (values <= true * (1 + 1e-12)).all()
+    assert ((true - values) <= free.tensors["trained_errors"] + 1e-12).all()
+    assert exact.tensors["trained"].shape == (1, 1, 3 * D)
+    table = free.tables["jacobians"]
+    np.testing.assert_allclose(table["stable_rank"], exact.tables["jacobians"]["stable_rank"], rtol=0.1)
+    ranks = exact.tables["jacobians"]["rank"]
+    assert ((table["rank"] == ranks) | (table["at_least"] & (table["rank"] <= ranks))).all()
+
+
+def test_the_spectrum_of_an_mlp_is_the_union_over_its_tokens(opt, letters):
+    from sepcap.models.parts import block_part
+    from sepcap.statistics.spectrum import jacobian
+
+    plan = plan_tight_pass(opt, make_config(layer=1, part="mlp", task=letters, **SMALL))
+    ids, kept = plan.rows[0]
+    with block_part(opt, 1, "mlp", ids, kept) as part:
+        expected = np.linalg.svd(jacobian(part.function, part.at, 64).numpy())[1]
+    np.testing.assert_allclose(measure_tight_pass(plan).tensors["trained"][0, 0].numpy(), expected, atol=1e-12)
+
+
+def test_the_table_counts_the_values_in_the_tensors(found):
+    for weights, values in (("trained", found.tensors["trained"]), ("random", found.tensors["random"])):
+        for layer in (0, 1):
+            for row in range(3):
+                s = values[layer, row].numpy()
+                table = found.tables["jacobians"]
+                line = table[(table["weights"] == weights) & (table["layer"] == layer) & (table["row"] == row)].iloc[0]
+                assert line["rank"] == (s > 1e-3 * s[0]).sum()
+                assert line["largest"] == s[0]
+                assert line["stable_rank"] == pytest.approx((s**2).sum() / s[0] ** 2)
+                assert line["bound"] == 3 * (D - 1)
+                ranks = found.tables["ranks"]
+                ranks = ranks[(ranks["weights"] == weights) & (ranks["layer"] == layer) & (ranks["row"] == row)]
+                assert ranks["rank"].tolist() == [(s > t * s[0]).sum() for t in ranks["threshold"]]
+                assert 1e-3 in ranks["threshold"].tolist()
+
+
+def test_means_intervals_and_differences_are_those_of_a_t_test(found):
+    from scipy import stats
+
+    table = found.tables["jacobians"].set_index(["weights", "layer"])
+    line = found.by_layer.set_index(["weights", "layer"]).loc[("trained", 1)]
+    values = table.loc[("trained", 1), "stable_rank"].to_numpy()
+    interval = stats.ttest_1samp(values, 0).confidence_interval()
+    assert (line["stable_rank"], line["stable_rank_low"], line["stable_rank_high"]) == pytest.approx((values.mean(), *interval))
+    paired = stats.ttest_rel(values, table.loc[("random", 1), "stable_rank"].to_numpy()).confidence_interval()
+    difference = found.against_control("stable_rank").set_index("layer").loc[1]
+    assert (difference["low"], difference["high"]) == pytest.approx(tuple(paired))
+    assert mean_and_interval([5.0])[0] == 5
+    assert math.isnan(mean_and_interval([5.0])[1])
+
+
+def test_the_control_is_the_model_with_random_weights(found, opt, letters, tiny_folders):
+    random = sepcap.load_model(tiny_folders["opt"], device="cpu", random_weights=True, seed=0)
+    alone = sepcap.tight_pass(random, "all", "attn", task=letters, tokens=3, rows=3, control=False)
+    torch.testing.assert_close(found.tensors["random"], alone.tensors["trained"])
+    assert (found.tensors["random"] != found.tensors["trained"]).any()
+
+
+def test_rows_are_whole_of_one_text_and_from_all_over_the_task(opt, letters):
+    plan = plan_tight_pass(opt, make_config(task=letters, tokens=7, rows=4))
+    for ids, kept in plan.rows:
+        assert ids[0] == 0
+        assert kept == list(range(1, 8))
+        assert 0 not in ids[1:]
+    assert len({tuple(ids.tolist()) for ids, _ in plan.rows}) == 4
+    assert len(plan.resolved["documents"][0]) > 1
+    again = plan_tight_pass(opt, make_config(task=letters, tokens=7, rows=4))
+    assert again.resolved["sample"] == plan.resolved["sample"]
+
+
+def test_the_cost_is_said_beforehand(opt, letters):
+    said = plan_tight_pass(opt, make_config(task=letters, tokens=3, rows=2)).cost()
+    for part in ("8 Jacobians", "2 layers, 2 rows, trained and random weights", "96 x 96", "0.0737 MB each", "96 products per", "minutes"):
+        assert part in said
+    free = plan_tight_pass(opt, make_config(task=letters, tokens=3, rows=2, method="randomized", k=5, part="mlp"))
+    assert "the 5 leading values by products alone: at most 217 products" in free.cost()
+    got = measure_tight_pass(free)
+    assert (got.tables["jacobians"]["products"] <= free.products).all()
+
+
+def test_auto_is_exact_as_long_as_three_such_matrices_fit(opt, letters, monkeypatch):
+    from sepcap.experiments import tight_pass_plan
+
+    def method(part, limit):
+        monkeypatch.setattr(tight_pass_plan, "EXACT_BYTES", limit)
+        return plan_tight_pass(opt, make_config(task=letters, part=part, tokens=3, rows=1)).method
+
+    needed = {"attn": 3 * 8 * 96 * 96, "mlp": 3 * 8 * 3 * 32 * 32}
+    for part, size in needed.items():
+        assert method(part, size) == "exact"
+        assert method(part, size - 1) == "randomized"
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_computed(opt, letters, monkeypatch):
+    from sepcap.experiments import tight_pass_plan
+
+    monkeypatch.setattr(tight_pass_plan, "_memory", lambda device: 1000)
+    with pytest.raises(MemoryError, match=r"method='exact' with tokens=3 needs 0\.221 MB"):
+        sepcap.tight_pass(opt, task=letters, method="exact", **SMALL)
+
+
+def test_a_result_is_saved_and_loaded_as_it_was(found, tmp_path):
+    found.save(tmp_path / "study")
+    for again in (TightPass.load(tmp_path / "study"), load_result(tmp_path / "study")):
+        assert again.summary() == found.summary()
+        for name, tensor in found.tensors.items():
+            assert torch.equal(again.tensors[name], tensor)
+        for name, table in found.tables.items():
+            assert again.tables[name].equals(table)
+
+
+def test_an_interrupted_study_goes_on_where_it_was_and_gives_the_same(opt, letters, tmp_path, monkeypatch):
+    options = {"task": letters, "tokens": 2, "rows": 2}
+    expected = sepcap.tight_pass(opt, "all", "attn", **options)
+    computed, real = [], module._spectrum
+
+    def failing(*args):
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        computed.append(args[2:5])
+        return real(*args)
+
+    monkeypatch.setattr(module, "_spectrum", failing)
+    with pytest.raises(KeyboardInterrupt):
+        sepcap.tight_pass(opt, "all", "attn", out=tmp_path / "study", **options)
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        TightPass.load(tmp_path / "study")
+    later = []
+    monkeypatch.setattr(module, "_spectrum", lambda *args: (later.append(args[2:5]), real(*args))[1])
+    got = sepcap.tight_pass(opt, "all", "attn", out=tmp_path / "study", **options)
+    every = [(weights, layer, row) for weights in ("trained", "random") for layer in (0, 1) for row in (0, 1)]
+    assert computed + later == every
+    assert torch.equal(got.tensors["trained"], expected.tensors["trained"])
+    assert got.summary() == expected.summary()
+    with pytest.raises(FileExistsError, match="threshold"):
+        sepcap.tight_pass(opt, "all", "attn", out=tmp_path / "study", threshold=0.5, **options)
+    assert TightPass.load(tmp_path / "study").summary() == expected.summary()
+
+
+def test_the_same_seed_gives_the_same_bits_and_nothing_global_is_touched(opt, letters):
+    state = torch.get_rng_state()
+    options = {"task": letters, "method": "randomized", "k": 4, **SMALL, "tokens": 2, "rows": 1}
+    first, again, other = (sepcap.tight_pass(opt, 0, "attn", seed=seed, **options) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.tensors["trained"], again.tensors["trained"])
+    assert not torch.equal(first.tensors["trained"], other.tensors["trained"])
+
+
+def test_the_summary_says_the_numbers(found):
+    said = " ".join(found.summary())
+    ranks = found.by_layer[found.by_layer["weights"] == "trained"]["rank"]
+    for part in ("96 rows and columns", "0.001 of the largest", f"rank {ranks.min():,.4g} [", "of 93 possible", "With random weights"):
+        assert part in said
+    assert "TightPass" in repr(found)
+
+
+def test_a_masked_model_is_measured_without_its_special_tokens(tmp_path, letters):
+    from encoders import save_masked
+
+    model = sepcap.load_model(save_masked("roberta", tmp_path), device="cpu")
+    got = sepcap.tight_pass(model, 0, "attn", task=letters, tokens=4, rows=2)
+    width = model.cfg.d_model
+    assert got.config["size"] == 4 * width
+    assert all(len(row) == 6 for row in got.config["sample"])
+    assert (got.tables["jacobians"]["bound"] <= 4 * width).all()
+
+
+def test_an_image_classifier_is_refused(tmp_path):
+    from encoders import save_vit
+
+    model = sepcap.load_model(save_vit(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match="takes images"):
+        sepcap.tight_pass(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"tokens": 0}, ValueError, "tokens=0: give at least 1"),
+        ({"rows": 0}, ValueError, "rows=0"),
+        ({"threshold": 0.0}, ValueError, "threshold=0.0"),
+        ({"threshold": 1e-6, "dtype": "float32"}, ValueError, "within rounding.*or dtype='float64'"),
+        ({"tolerance": 2.0}, ValueError, "tolerance=2.0"),
+        ({"layer": 2}, IndexError, "layer=2 does not exist: the model has layers 0 to 1"),
+        ({"layer": "first"}, ValueError, "layer='first'"),
+        ({"layer": []}, ValueError, r"layer=\[\]"),
+        ({"tokens": 40}, ValueError, "context=41"),
+        ({"thresold": 0.1}, ValueError, "Did you mean 'threshold'"),
+    ],
+)
+def test_bad_input_is_named(opt, letters, options, error, said, tmp_path):
+    with pytest.raises(error, match=said):
+        sepcap.tight_pass(opt, **{"task": letters, "out": tmp_path / "study", **options})
+    assert not (tmp_path / "study").exists()
+
+
+NAMES = [("part", "mpl", "Did you mean 'mlp'"), ("method", "svd", "'exact'"), ("dtype", "half", "'float32'")]
+
+
+@pytest.mark.parametrize(("name", "given", "said"), NAMES)
+def test_unknown_names_are_answered_with_the_valid_ones(name, given, said):
+    # the type checker of the tests would answer first
+    config = object.__new__(TightPassConfig)
+    object.__setattr__(config, name, given)
+    with pytest.raises(ValueError, match=f"{name}='{given}' is not known.*{said}"):
+        config.__post_init__()
+
+
+def test_too_little_text_and_what_is_no_model(opt):
+    with pytest.raises(ValueError, match=r"too little text|no row of 20 tokens"):
+        sepcap.tight_pass(opt, task=["a b c", "d e f", "g h"] * 3, tokens=20)
+    with pytest.warns(UserWarning, match="rows of 30 tokens, not 50"):
+        sepcap.tight_pass(opt, 0, "mlp", task=words(3, n=6, length=14), tokens=30, rows=50, control=False)
+    with pytest.raises(TypeError, match="model is a str"):
+        sepcap.tight_pass("default")
+    with pytest.raises(ValueError, match="control=False"):
+        sepcap.tight_pass(opt, 0, "mlp", task=words(3), **SMALL).against_control()
+
+
+def test_thresholds_within_rounding_are_not_reported():
+    assert TightPassConfig(dtype="float32").thresholds(1000) == [1e-1, 1e-2, 1e-3]
+    assert TightPassConfig(threshold=0.02).thresholds(1000) == [1e-1, 2e-2, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6]
