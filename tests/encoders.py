@@ -1,6 +1,8 @@
 """Tiny masked language models and image classifiers, and the data they are tested on."""
 
 import contextlib
+import hashlib
+import io
 from dataclasses import replace
 from functools import partial
 from unittest import mock
@@ -80,6 +82,28 @@ def dataset_of(arrays, labels):
 
 def noise(n=240, shape=(8, 8), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def file_of(array, form="PNG"):
+    """The bytes of a file with an image."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, form)
+    return buffer.getvalue()
+
+
+def pixels_in(file):
+    """What decides about the part of an image: the SHA-256 of its mode, size and pixels, as a number."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(file))
+    return int(hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest(), 16)
+
+
+def part_of_image(file):
+    """METHODS 9 by hand: two of four quarters of a hundred each."""
+    return "evaluate" if pixels_in(file) % 2**32 % 100 // 25 in (0, 2) else "collect"
 
 
 def images(labels=range(CLASSES), shape=(8, 8), seed=0, n=240, name="noise"):

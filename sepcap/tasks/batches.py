@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from sepcap.tasks.hub import Streamed
+from sepcap.tasks.hub import Streamed, read_from
 from sepcap.tasks.task import Source, Split, Task, quietly
 
 
@@ -197,7 +197,7 @@ def sample_tokens(
     found = f"{sum(s.documents_used for s in streams)} documents with {have:,} tokens"
     if have < tokens and (min(given) == 0 or max(map(len, rows)) < context):
         raise ValueError(
-            f"task {task.name!r} has too little text to {split}: {found}, less than one context of {context} tokens. "
+            f"task {task.name!r} has too little text to {split}: {found}, less than one context of {context} tokens{read_from(task)}. "
             "Give more text or a smaller context."
         )
     if have < tokens:

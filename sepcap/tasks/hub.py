@@ -4,8 +4,8 @@ Nothing is downloaded as a whole. The stream is read a few hundred documents at 
 the cache of `datasets` once it is whole, with the place in the stream at which the next one begins. What has been read
 once is not read again, and a reading that was interrupted goes on behind its last whole slice.
 
-A document is in the part that the parity of the hash of its content says, as in `DataSource`: the same text is in the same
-part of every task, and no document is in both.
+A document is in the part that the hash of its content says, of a text or of the pixels of an image, as in `DataSource` and
+`ImageSource`: the same text or image is in the same part of every task, and no document is in both.
 """
 
 import functools
@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,10 @@ from tqdm.auto import tqdm
 
 from sepcap.errors import missing_extra, unknown
 from sepcap.models.hub import PATIENCE, reachable
-from sepcap.tasks.hub_rows import HubRow, document_of
+from sepcap.tasks.hub_rows import HubRow, document_of, in_terms_of, split_of
 from sepcap.tasks.task import PARTS, READERS, Source, Split, quietly
 
-VERSION = 1
+VERSION = 2
 """Raised when documents are made of rows in another way, so that no cache gives the old ones."""
 
 SLICE = 256
@@ -57,11 +58,25 @@ class Streamed(Source, Protocol):
         ...
 
 
+def read_from(task: Any) -> str:
+    """For an error about a task without data: what its streamed sources read, filter included; empty where it has none."""
+    read = [source.reads for source in task.sources if isinstance(source, HubSource)]
+    return f"; it reads {' and '.join(read)}" if read else ""
+
+
 @dataclass(frozen=True)
 class HubSource:
     """The documents of a row of the table, streamed."""
 
     row: HubRow
+
+    @property
+    def reads(self) -> str:
+        """What is read, in words: repository, configuration, split and filter."""
+        row = self.row
+        where = ", ".join(part for part in (row.repository, row.configuration, row.split) if part)
+        conditions = " and ".join(f"{field} {comparison} {value!r}" for field, comparison, value in row.filter)
+        return f"{where} where {conditions}" if conditions else where
 
     @property
     def fingerprint(self) -> str:
@@ -121,7 +136,7 @@ class HubSource:
 
         parts = list(itertools.islice(self.slices(split), SHUFFLED))
         if not parts:
-            raise ValueError(f"{self.row.repository} has no documents to {split} that meet {self.row.filter}")
+            raise ValueError(f"{self.row.repository} has no documents to {split}; it was {self.reads} that was read")
         return datasets.concatenate_datasets(parts)
 
     def indices(self, split: Split, n: int) -> list[int] | str:
@@ -195,7 +210,21 @@ class HubSource:
             base = self.folder or f"hf://datasets/{row.repository}@{quote(revision or 'main', safe='')}"
             kind = READERS[Path(row.files).suffix]
             dataset = datasets.load_dataset(kind, data_files={row.split: f"{base}/{row.files}"}, split=row.split, streaming=True)
-        return dataset.cast_column(str(row.field), datasets.Image(decode=False)) if row.content == "images" else dataset
+        return self._undecoded(dataset) if row.content == "images" else dataset
+
+    def _undecoded(self, dataset: Any) -> Any:
+        """The images as the bytes of their files."""
+        import datasets
+
+        field = str(self.row.field)
+        features = dataset.features or dataset._resolve_features().features
+        if field not in features:
+            raise unknown("field", field, features, f"These are the columns of {self.row.repository}; images are in a column of their own.")
+        kind = features[field]
+        # bytes and path without a word about images are what a table is that `datasets` did not write
+        if not isinstance(kind, datasets.Image) and not (isinstance(kind, Mapping) and {"bytes", "path"} == set(kind)):
+            raise TypeError(f"field {field!r} of {self.row.repository} holds no images, but {getattr(kind, 'dtype', kind)}")
+        return dataset.cast_column(field, datasets.Image(decode=False))
 
     def raise_if_final(self, error: Exception) -> None:
         """Raise what a person can do something about, where trying again is of no use.
@@ -207,6 +236,7 @@ class HubSource:
             ValueError: no such configuration or split, or files that cannot be read.
         """
         from huggingface_hub.errors import GatedRepoError
+        from pyarrow import ArrowInvalid
 
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
@@ -221,8 +251,19 @@ class HubSource:
             ) from error
         if any("zstd" in text and "not supported" in text for text in texts):
             raise missing_extra("zstandard", "hub", f"reading {self.row.repository}") from error
+        if isinstance(error, ArrowInvalid):
+            raise ValueError(
+                f"{self.row.repository}: {_file_of(error) or 'a file'} cannot be read ({error}). Is it whole? Download it again"
+            ) from error
         if isinstance(error, FileNotFoundError | PermissionError | ImportError | ValueError | TypeError):
             raise error
+
+
+def _file_of(error: Exception) -> str | None:
+    """The file that `datasets` was reading, which its errors do not name."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    files = [frame.f_locals.get("file") for frame in frames if frame.f_globals.get("__name__", "").startswith("datasets.")]
+    return next((str(file) for file in reversed(files) if isinstance(file, str | Path)), None)
 
 
 class _Reader:
@@ -235,6 +276,7 @@ class _Reader:
         self.at_end = False
         self._examples: Iterator[Mapping[str, Any]] | None = None
         self._dataset: Any = None
+        self._row = source.row
         # as a table of fixed size, so that memory does not grow; a slot that is taken over forgets what was in it
         self._seen = np.zeros(SEEN, dtype=np.uint64)
 
@@ -248,11 +290,11 @@ class _Reader:
             for example in self._examples:
                 bar.update()
                 self._next_row += 1
-                document = document_of(self._source.row, example)
+                document = document_of(self._row, example)
                 if document is None:
                     continue
                 key = document.pop("key")
-                if PARTS[key[-1] % 2] != self._split or self._remember(key.hex()):
+                if split_of(self._row, key) != self._split or self._remember(key.hex()):
                     continue
                 yield document | {"row": self._next_row - 1, "key": key.hex(), "state": ""}
                 taken += 1
@@ -287,6 +329,7 @@ class _Reader:
             try:
                 if self._dataset is None:
                     self._dataset = self._source.stream()
+                    self._row = in_terms_of(self._source.row, self._dataset.features)
                 if self._state is not None:
                     self._dataset.load_state_dict(self._state)
                 for example in self._dataset:

@@ -3,12 +3,15 @@
 import hashlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from sepcap.errors import unknown
-from sepcap.tasks.task import READERS, Source
+from sepcap.tasks.pixels import part_of, pixel_hash
+from sepcap.tasks.task import PARTS, READERS, Source, Split
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -33,8 +36,9 @@ class HubRow:
         field: where the text (or the image) is; "a.b" is field b in field a. Several are joined by an empty line.
         configuration: of the dataset; None for its only one.
         split: of the dataset. Collection and evaluation are two parts of this one.
-        filter: conditions, all of which a row must meet. A field without a value meets none.
-        label: where the class of an image is.
+        filter: conditions, all of which a row must meet. A field without a value meets none. Numbers are compared in the precision
+            of the field, so that 0.2 is what a float32 field stores for it; a class can be given by its name.
+        label: where the class of an image is, a whole number. Rows without an image or without a label are left out.
         content: "text" or "images".
         files: pattern of the files to read, where `datasets` does not find them by configuration and split.
         revision: branch, tag or commit; None for the main branch.
@@ -71,16 +75,69 @@ class HubRow:
         return (HubSource(self),)
 
 
+def in_terms_of(row: HubRow, features: Mapping[str, Any] | None) -> HubRow:
+    """The row with what its filter compares with put as the data has it: rounded as the numbers of the field are, classes as numbers.
+
+    Args:
+        row: a row of the table.
+        features: type of every field, as `datasets` has it; None where the files do not say (JSON, whose numbers are float64).
+    """
+    if features is None:
+        return row
+    conditions = []
+    for field, comparison, value in row.filter:
+        kind = _feature_of(features, field)
+        many = comparison in ("in", "not in") and not isinstance(value, str)
+        as_stored = tuple(_as_stored(kind, each) for each in value) if many else _as_stored(kind, value)
+        conditions.append((field, comparison, as_stored))
+    return replace(row, filter=tuple(conditions))
+
+
+def _feature_of(features: Mapping[str, Any], field: str) -> Any:
+    found: Any = features
+    for part in (field,) if field in features else field.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _as_stored(kind: Any, value: Any) -> Any:
+    names = getattr(kind, "names", None)
+    if names is not None and isinstance(value, str):
+        if value not in names:
+            raise unknown("class in a filter", value, names)
+        return names.index(value)
+    precision = getattr(kind, "dtype", "")
+    if precision in ("float16", "float32") and isinstance(value, int | float):
+        return float(np.dtype(precision).type(value))
+    return value
+
+
 def document_of(row: HubRow, example: Mapping[str, Any]) -> dict[str, Any] | None:
     """The document in a row of the data with the hash of its content; None where the filter leaves it out or it is empty."""
-    for field, comparison, value in row.filter:
-        found = value_of(example, field)
-        if found is None or not OPERATORS[comparison](found, value):
-            return None
-    if row.content == "images":
-        image, label = value_of(example, str(row.field)), value_of(example, str(row.label))
-        encoded = image["bytes"] or _read_file(image["path"])
-        return {"image": {"bytes": encoded, "path": None}, "label": label, "key": hashlib.sha256(encoded).digest()}
+    if not all(_meets(row, condition, value_of(example, condition[0])) for condition in row.filter):
+        return None
+    return _image_of(row, example) if row.content == "images" else _text_of(row, example)
+
+
+def split_of(row: HubRow, key: bytes) -> Split:
+    """The part that a document with this hash is in: the same as anywhere else (`DataSource`, `ImageSource`)."""
+    return part_of(key.hex()) if row.content == "images" else PARTS[key[-1] % 2]
+
+
+def _meets(row: HubRow, condition: Condition, found: Any) -> bool:
+    field, comparison, value = condition
+    if found is None:
+        return False
+    try:
+        return OPERATORS[comparison](found, value)
+    except TypeError as error:
+        raise TypeError(
+            f"filter={condition!r}: field {field!r} of {row.repository} holds values such as {found!r}, "
+            f"a {type(found).__name__}, which cannot be compared with {value!r}"
+        ) from error
+
+
+def _text_of(row: HubRow, example: Mapping[str, Any]) -> dict[str, Any] | None:
     fields = (row.field,) if isinstance(row.field, str) else row.field
     texts = [value_of(example, field) for field in fields]
     for field, text in zip(fields, texts, strict=True):
@@ -89,6 +146,29 @@ def document_of(row: HubRow, example: Mapping[str, Any]) -> dict[str, Any] | Non
     text = "\n\n".join(text for text in texts if text)
     words = text.split()
     return {"text": text, "key": hashlib.sha256(" ".join(words).encode()).digest()} if words else None
+
+
+def _image_of(row: HubRow, example: Mapping[str, Any]) -> dict[str, Any] | None:
+    image, label = value_of(example, str(row.field)), value_of(example, str(row.label))
+    if image is None or label is None or image["bytes"] is image["path"] is None:
+        return None
+    if not isinstance(label, int):
+        raise TypeError(
+            f"field {row.label!r} of {row.repository} is a {type(label).__name__} ({label!r}); "
+            "labels are whole numbers, those of the classifier's outputs"
+        )
+    encoded = image["bytes"] or _read_file(image["path"])
+    return {"image": {"bytes": encoded, "path": None}, "label": label, "key": bytes.fromhex(pixel_hash(_decoded(row, encoded)))}
+
+
+def _decoded(row: HubRow, encoded: bytes) -> Any:
+    """The image as `datasets` gives it to everybody after this."""
+    from datasets import Image
+
+    try:
+        return Image().decode_example({"bytes": encoded, "path": None})
+    except OSError as error:  # what pillow raises for anything that it does not know or that is cut off
+        raise ValueError(f"field {row.field!r} of {row.repository} holds something that is no image: {error}") from error
 
 
 def _read_file(path: str) -> bytes:

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,16 @@ from jaxtyping import Float, Int
 
 from sepcap.errors import unknown
 from sepcap.tasks.batches import Batch, TokenSample
-from sepcap.tasks.hub import Streamed
+from sepcap.tasks.hub import Streamed, read_from
+from sepcap.tasks.pixels import WITH_TRAINING, WITHOUT_TRAINING, percentile, pixel_hash
 from sepcap.tasks.samples import warn_of_less
 from sepcap.tasks.task import Source, Split
-
-WITHOUT_TRAINING: dict[Split, range] = {"evaluate": range(0, 50), "collect": range(50, 100)}
-"""Percentiles of the hash of an image that fall into each part."""
-
-WITH_TRAINING: dict[Split, range] = {"evaluate": range(0, 25), "collect": range(25, 50), "train": range(50, 100)}
-"""The same where a model of this package was trained on the rest."""
 
 
 class ImageSource:
     """Distinct images of a dataset, in the order of a hash of their pixels, which decides about the part.
+
+    Rows without an image or without a label are left out, as rows without a text are.
 
     Args:
         dataset: a `datasets.Dataset` with a column `image` and a column `label`.
@@ -32,20 +29,30 @@ class ImageSource:
         shares: percentiles of each part.
     """
 
-    def __init__(self, dataset: Any, labels: Iterable[int] | None = None, shares: dict[Split, range] = WITHOUT_TRAINING) -> None:
+    def __init__(
+        self, dataset: Any, labels: Iterable[int] | None = None, shares: Mapping[Split, Collection[int]] = WITHOUT_TRAINING
+    ) -> None:
         wanted = None if labels is None else set(labels)
         ranked: dict[str, int] = {}
         for i, row in enumerate(dataset):
-            if not isinstance(row["label"], int):
-                raise TypeError(f"row {i}: label is a {type(row['label']).__name__}; give whole numbers, those of the classifier's outputs")
-            if wanted is None or row["label"] in wanted:
-                ranked.setdefault(pixel_hash(row["image"]), i)
+            image, label = row["image"], row["label"]
+            if image is None or label is None:
+                continue
+            if not isinstance(label, int):
+                raise TypeError(f"row {i}: label is a {type(label).__name__}; give whole numbers, those of the classifier's outputs")
+            if not hasattr(image, "tobytes"):
+                raise TypeError(
+                    f"row {i}: image is a {type(image).__name__}; cast the column: cast_column('image', datasets.Image())"
+                )
+            if wanted is None or label in wanted:
+                ranked.setdefault(pixel_hash(image), i)
         if not ranked:
-            raise ValueError(f"the dataset has no images: {len(dataset)} rows, none with a label in {sorted(wanted or [])}")
+            which = "with an image and a label" if wanted is None else f"with an image and a label in {sorted(wanted)}"
+            raise ValueError(f"the dataset has no images: {len(dataset)} rows, none {which}")
         keys = sorted(ranked)
         label_of = dataset["label"][:]
         self.fingerprint = hashlib.sha256("".join(f"{key}{label_of[ranked[key]]}" for key in keys).encode()).hexdigest()[:16]
-        self._rows = {part: [ranked[key] for key in keys if int(key[-8:], 16) % 100 in percent] for part, percent in shares.items()}
+        self._rows = {part: [ranked[key] for key in keys if percentile(key) in percent] for part, percent in shares.items()}
         self._dataset = dataset.select_columns(["image", "label"])
 
     def documents(self, split: Split) -> Any:
@@ -62,11 +69,6 @@ class ImageSource:
 def has_images(dataset: Any) -> bool:
     """Whether a dataset is one of images with labels."""
     return {"image", "label"} <= set(dataset.column_names)
-
-
-def pixel_hash(image: Any) -> str:
-    """Hash of an image's pixels, whatever file format they came in."""
-    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def sample_images(
                 break
         indices.append(used)
     if not any(map(len, parts)):
-        raise ValueError(f"task {task.name!r} has no images to {split}")
+        raise ValueError(f"task {task.name!r} has no images to {split}{read_from(task)}")
     found = datasets.concatenate_datasets([part for part in parts if len(part)])
     if len(found) < images:
         warn_of_less(task.name, split, len(found), images, "images")

@@ -172,6 +172,12 @@ def text_column(dataset: Any, column: str | None) -> str:
     strings = [n for n in names if getattr(dataset.features[n], "dtype", "") in ("string", "large_string")]
     if len(strings) == 1:
         return strings[0]
+    images = [n for n in names if type(dataset.features[n]).__name__ == "Image"]
+    if images:
+        raise ValueError(
+            f"column {images[0]!r} holds images: a Dataset of images has them in a column 'image' and their classes, as whole numbers, "
+            f"in a column 'label' (dataset.rename_columns({{{images[0]!r}: 'image', …: 'label'}})); the columns are {names}"
+        )
     raise ValueError(f"no column named 'text'; the columns are {names}. Say which one holds the texts: load_task(data, column=...)")
 
 

@@ -11,10 +11,13 @@ import json
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from encoders import dataset_of, file_of, noise, part_of_image
 
 import sepcap
 from sepcap.tasks import registry
 from sepcap.tasks.hub_rows import HubRow
+from sepcap.tasks.images import ImageSource
+from sepcap.tasks.pixels import WITH_TRAINING
 from sepcap.tasks.registry import names
 
 SETS = {
@@ -46,6 +49,7 @@ COARSE = {
 }
 """A few of the superclasses, by their number in the data; the others are taken from the table."""
 EACH = 6
+PICTURES = noise(20 * EACH, (8, 8, 3))
 
 
 def say(subject, i):
@@ -74,18 +78,20 @@ def wikitext():
 
 
 def civil():
-    others = ("severe_toxicity", "obscene", "threat", "insult", "identity_attack", "sexual_explicit")
-    for i in range(5 * EACH):
-        toxicity = (0.0, 0.2, 0.5, 0.8, 1.0)[i % 5]
-        row = {"text": say("comment", i), "toxicity": toxicity, **dict.fromkeys(others, 0.9)}
-        yield row, row["text"], {"civil"} if i % 5 < 2 else {"toxic"} if i % 5 > 2 else set()
+    for i in range(7 * EACH):
+        toxicity = (0.0, 0.2, 0.2000001, 0.5, 0.7999999, 0.8, 1.0)[i % 7]
+        row = {"text": say("comment", i), "toxicity": toxicity, **dict.fromkeys(OTHER_TOXICITIES, 0.9)}
+        yield row, row["text"], {"civil"} if i % 7 < 2 else {"toxic"} if i % 7 > 4 else set()
+
+
+OTHER_TOXICITIES = ("severe_toxicity", "obscene", "threat", "insult", "identity_attack", "sexual_explicit")
 
 
 def cifar():
     for i in range(20 * EACH):
         coarse = i % 20
         name = COARSE.get(coarse, registry.CIFAR_SUPERCLASSES[coarse])
-        image = f"png {i}".encode()
+        image = file_of(PICTURES[i])
         row = {"img": {"bytes": image, "path": None}, "fine_label": i % 100, "coarse_label": coarse}
         yield row, (image, i % 100), {"cifar100", f"cifar100-{name}"}
 
@@ -93,7 +99,7 @@ def cifar():
 def imagenet():
     birds = {7, 24, 80, 100, 127, 146}  # the first and the last of each stretch; their neighbours are none
     for i, label in enumerate([6, 7, 24, 25, 79, 80, 100, 101, 126, 127, 146, 147, 999] * EACH):
-        image = f"jpeg {i}".encode()
+        image = file_of(PICTURES[i], "JPEG")
         task = "imagenet-1k-birds" if label in birds else "imagenet-1k-birdless"
         yield {"image": {"bytes": image, "path": None}, "label": label}, (image, label), {"imagenet-1k", task}
 
@@ -110,6 +116,7 @@ def plain(task, **others):
 
 
 text = Value("string")
+toxicities = dict.fromkeys(("toxicity", *OTHER_TOXICITIES), Value("float32"))  # in which 0.2 is 0.200000003
 labels = {"fine_label": ClassLabel(num_classes=100), "coarse_label": ClassLabel(num_classes=20)}
 files = [  # repository, where in it, configuration and split as its page declares them, schema where the rows do not tell, rows
     ("monology/pile-uncopyrighted", "test.parquet", ("default", "test"), None, pile),
@@ -117,7 +124,7 @@ files = [  # repository, where in it, configuration and split as its page declar
     ("Salesforce/wikitext", "wikitext-103-raw-v1/train-0.parquet", ("wikitext-103-raw-v1", "train"), None, wikitext),
     ("roneneldan/TinyStories", "data/validation-0.parquet", ("default", "validation"), None, lambda: plain("tinystories")),
     ("allenai/c4", "en/c4-validation.0.json.gz", ("en", "validation"), None, lambda: plain("c4", timestamp="2019", url="u")),
-    ("google/civil_comments", "data/train-0.parquet", ("default", "train"), None, civil),
+    ("google/civil_comments", "data/train-0.parquet", ("default", "train"), Features({"text": text, **toxicities}), civil),
     ("uoft-cs/cifar100", "cifar100/test-0.parquet", ("cifar100", "test"), Features({"img": Image(), **labels}), cifar),
     (
         "ILSVRC/imagenet-1k", "data/validation-0.parquet", ("default", "validation"),
@@ -174,10 +181,11 @@ def content(part):
     return [(image["bytes"], label) for image, label in zip(images["image"], images["label"], strict=True)]
 
 
-def parity(document):
-    """0 for what is collected on: METHODS 9 by hand."""
-    data = document[0] if isinstance(document, tuple) else " ".join(document.split()).encode()
-    return int(hashlib.sha256(data).hexdigest(), 16) % 2
+def part_of(document):
+    """METHODS 9 by hand."""
+    if isinstance(document, tuple):
+        return part_of_image(document[0])
+    return ("collect", "evaluate")[int(hashlib.sha256(" ".join(document.split()).encode()).hexdigest(), 16) % 2]
 
 
 @pytest.mark.parametrize("name", [name for name in names() if isinstance(registry.TASKS[name], HubRow)])
@@ -191,13 +199,13 @@ def test_every_row_of_the_table_gives_its_documents_and_no_others(hub, monkeypat
     wanted = {i: document for i, (_, document, tasks) in enumerate(mine) if name in tasks}
     assert len(wanted) >= EACH
     seen = {}
-    for side, split in enumerate(("collect", "evaluate")):
+    for split in ("collect", "evaluate"):
         parts = list(task.sources[0].slices(split))
         rows = [i for part in parts for i in part["row"]]
         documents = [document for part in parts for document in content(part)]
         assert rows == sorted(rows)
         assert documents == [wanted[i] for i in rows]
-        assert {parity(document) for document in documents} <= {side}
+        assert {part_of(document) for document in documents} <= {split}
         assert task.sources[0].indices(split, 3) == rows[:3]
         seen |= dict(zip(rows, documents, strict=True))
     assert seen == wanted
@@ -224,3 +232,23 @@ def test_a_text_is_in_the_same_part_of_a_hub_task_and_of_a_list(hub, monkeypatch
     mine, hubs = (sepcap.load_task(given).sources[0] for given in (texts, "civil"))
     for split in ("collect", "evaluate"):
         assert set(mine.documents(split)["text"]) == set(hubs.documents(split)["text"])
+
+
+def test_an_image_is_in_the_same_part_of_a_hub_task_and_of_a_dataset(tmp_path, monkeypatch):
+    """Also where one has it as a PNG and the other as a BMP, and of a task that has a part for training."""
+    arrays = noise(120)
+    rows = [{"image": {"bytes": file_of(array, "BMP"), "path": None}, "label": i % 3} for i, array in enumerate(arrays)]
+    features = Features({"image": Image(), "label": Value("int64")})
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "images" / "train.parquet")
+    monkeypatch.setitem(registry.TASKS, "same-images", HubRow(str(tmp_path / "images"), field="image", label="label", content="images"))
+    mine = dataset_of(arrays, [i % 3 for i in range(120)])
+    hub, own, trained = (
+        sepcap.load_task("same-images").sources[0],
+        sepcap.load_task(mine).sources[0],
+        ImageSource(mine, shares=WITH_TRAINING),
+    )
+    for split in ("collect", "evaluate"):
+        assert sorted(hub.indices(split, 999)) == sorted(own.indices(split, 999))
+        assert {part_of_image(file_of(arrays[i])) for i in own.indices(split, 999)} == {split}
+        assert trained.indices(split, 999)
+        assert set(trained.indices(split, 999)) < set(own.indices(split, 999))

@@ -173,6 +173,32 @@ def test_a_processor_resizes(tmp_path):
     assert batch.inputs.shape == (3, 3, 16, 16)
 
 
+def test_rows_without_an_image_or_a_label_are_left_out():
+    arrays = noise(20)
+    whole = dataset_of(arrays, range(20))
+    holes = {
+        "image": [None if i == 3 else image for i, image in enumerate(whole["image"])],
+        "label": [None if i == 5 else i for i in range(20)],
+    }
+    source, without = (
+        ImageSource(datasets.Dataset.from_dict(holes, whole.features)),
+        ImageSource(whole.select([*range(3), 4, *range(6, 20)])),
+    )
+    assert source.fingerprint == without.fingerprint
+    assert sorted(i for part in WITHOUT_TRAINING for i in source.indices(part, 99)) == [*range(3), 4, *range(6, 20)]
+    nothing = datasets.Dataset.from_dict({"image": [None], "label": [1]}, whole.features)
+    with pytest.raises(ValueError, match="no images: 1 rows, none with an image and a label"):
+        ImageSource(nothing)
+
+
+def test_images_under_other_names_are_told_of_the_right_ones():
+    dataset = dataset_of(noise(8), range(8)).rename_columns({"image": "img", "label": "fine_label"})
+    with pytest.raises(ValueError, match=r"column 'img' holds images.*rename_columns.*'image'.*'label'.*'img', 'fine_label'"):
+        sepcap.load_task(dataset)
+    with pytest.raises(ValueError, match="column 'image' holds images"):
+        sepcap.load_task(dataset.rename_column("img", "image"))
+
+
 def test_fewer_images_than_asked_for(grey):
     with pytest.warns(UserWarning, match=r"fewer images to evaluate than the 9,999 asked for: 456"):
         sample = sample_task(grey, Task("digits", (DigitsSource(),), "images"), "evaluate", 9999)
@@ -181,11 +207,14 @@ def test_fewer_images_than_asked_for(grey):
 
 def test_errors(grey):
     dataset = dataset_of(noise(8), range(8))
-    with pytest.raises(ValueError, match=r"no images: 8 rows, none with a label in \[77\]"):
+    with pytest.raises(ValueError, match=r"no images: 8 rows, none with an image and a label in \[77\]"):
         ImageSource(dataset, labels=(77,))
     named = dataset.cast_column("label", datasets.Value("string"))
     with pytest.raises(TypeError, match="row 0: label is a str; give whole numbers"):
         ImageSource(named)
+    encoded = datasets.Dataset.from_dict({"image": [b"no image"], "label": [1]})
+    with pytest.raises(TypeError, match=r"row 0: image is a bytes; cast the column"):
+        ImageSource(encoded)
     with pytest.raises(ValueError, match="split='train' is not known"):
         ImageSource(dataset).documents("train")
     with pytest.raises(ValueError, match="tokens=0: give at least 1 image"):
