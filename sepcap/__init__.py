@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
     from sepcap.experiments.ablations import AblationComparison, compare_ablations
     from sepcap.experiments.config import PruningConfig
+    from sepcap.experiments.cross_checks import CrossChecks, cross_checks
     from sepcap.experiments.cross_task import CrossTask, cross_task
     from sepcap.experiments.methods import Methods, compare_methods
     from sepcap.experiments.methods_config import MethodsConfig
     from sepcap.experiments.modules import Modules, modules
     from sepcap.experiments.modules_config import ModulesConfig
-    from sepcap.experiments.neuron_sets_config import CrossTaskConfig, OverlapConfig
+    from sepcap.experiments.neuron_sets_config import CrossChecksConfig, CrossTaskConfig, OverlapConfig
     from sepcap.experiments.overlaps import Overlaps, overlaps
     from sepcap.experiments.paragraphs import Transfer, transfer
     from sepcap.experiments.paragraphs_config import TransferConfig
@@ -57,6 +58,8 @@ _HOME = {
     "AblationProtocol": "experiments.ablation_config",
     "Clusters": "selection.clusters",
     "Concentration": "selection.concentration",
+    "CrossChecks": "experiments.cross_checks",
+    "CrossChecksConfig": "experiments.neuron_sets_config",
     "CrossTask": "experiments.cross_task",
     "CrossTaskConfig": "experiments.neuron_sets_config",
     "Evaluation": "evaluation.next_token",
@@ -93,6 +96,7 @@ _HOME = {
     "compare_ablations": "experiments.ablations",
     "compare_methods": "experiments.methods",
     "concentration": "selection.concentration",
+    "cross_checks": "experiments.cross_checks",
     "cross_task": "experiments.cross_task",
     "delete": "interventions.deletion",
     "evaluate": "evaluation.next_token",
@@ -126,6 +130,8 @@ __all__ = [
     "AblationProtocol",
     "Clusters",
     "Concentration",
+    "CrossChecks",
+    "CrossChecksConfig",
     "CrossTask",
     "CrossTaskConfig",
     "Evaluation",
@@ -162,6 +168,7 @@ __all__ = [
     "compare_ablations",
     "compare_methods",
     "concentration",
+    "cross_checks",
     "cross_task",
     "delete",
     "evaluate",

@@ -282,13 +282,7 @@ def _matrix(
         for task, of_task in relative.items():
             before, after = (float(ratio(rows[task][name], config.metric)) for name in (WHOLE, key))
             where = {"pruned": pruned, "evaluated": task, "n": bracket.n, "fraction": bracket.n / prepared.neurons}
-            table.append(
-                where
-                | {"before": before, "after": after}
-                | of_task.of(key).columns("relative")
-                | of_task.mean(randoms).columns("random")
-                | of_task.difference(key, randoms).columns("minus_random")
-            )
+            table.append(where | {"before": before, "after": after} | of_task.columns(key, randoms))
     return pd.DataFrame(table)
 
 

@@ -90,7 +90,7 @@ class Overlaps(StudyResult):
         return Scores({site: self.tensors[key] for site, key in keys.items()}).top(fractions)
 
     def summary(self) -> list[str]:
-        """Per site, at the smallest share: how far the trained model is from chance and from the controls."""
+        """Per site, at the smallest and the largest share: the pairs with most and least in common, against chance and the controls."""
         totals = self.totals()
         m = _tests(self.table.query("model == @TRAINED"))
         said = [
@@ -305,6 +305,16 @@ def _tests(table: pd.DataFrame) -> int:
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
-    """Bonferroni, in logarithms because the smallest p-values are below what a double can hold; it holds under any dependence."""
-    corrected = (table["log10_p"] + np.log10(max(1, _tests(table)))).clip(upper=0.0)
-    return table.assign(log10_p_corrected=corrected).reindex(columns=list(COLUMNS))
+    return table.assign(log10_p_corrected=bonferroni(table["log10_p"])).reindex(columns=list(COLUMNS))
+
+
+def bonferroni(log10_p: Any) -> Any:
+    """log10 of p-values, corrected for as many tests as there are p-values among them.
+
+    In logarithms, because the smallest are below what a double can hold. It holds under any dependence, which sets that share
+    layers, tasks and neurons have.
+
+    >>> bonferroni(pd.Series([-3.0, -0.5] + [float("nan")])).round(3).tolist()
+    [-2.699, -0.199, nan]
+    """
+    return (log10_p + np.log10(max(1, int(np.isfinite(log10_p).sum())))).clip(upper=0.0)

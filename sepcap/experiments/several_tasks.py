@@ -210,8 +210,7 @@ class Relative:
         whole = self.index[WHOLE]
         if not self.values[whole] > 0:
             raise ValueError(f"{metric} of the unpruned model is 0: there is nothing to lose")
-        self._rng = np.random.default_rng(0)
-        drawn = resampled(stacked, metric, self._rng)
+        drawn = resampled(stacked, metric, np.random.default_rng(0))
         with np.errstate(divide="ignore", invalid="ignore"):
             self.replicas = drawn / drawn[:, [whole]]
         if stacked.shape[1] < 2:
@@ -220,16 +219,16 @@ class Relative:
 
     def of(self, name: str) -> Interval:
         """The relative accuracy without one set."""
-        return self._interval(self.values[self.index[name]], self.replicas[:, self.index[name]])
+        return interval_of(self.values[self.index[name]], self.replicas[:, self.index[name]])
 
     def mean(self, names: Sequence[str]) -> Interval:
         """The mean over several sets, those of the seeds of a control."""
-        return self._interval(*self._mean(names))
+        return interval_of(*self._mean(names))
 
     def difference(self, name: str, others: Sequence[str]) -> Interval:
         """The relative accuracy without one set, minus the mean over several."""
         value, replicas = self._mean(others)
-        return self._interval(self.values[self.index[name]] - value, self.replicas[:, self.index[name]] - replicas)
+        return interval_of(self.values[self.index[name]] - value, self.replicas[:, self.index[name]] - replicas)
 
     def _mean(self, names: Sequence[str]) -> tuple[float, np.ndarray]:
         at = np.array([self.index[name] for name in names])
@@ -237,11 +236,22 @@ class Relative:
         draw = at[np.random.default_rng(1).integers(len(at), size=(BOOTSTRAP, len(at)))]
         return float(self.values[at].mean()), np.take_along_axis(self.replicas, draw, axis=1).mean(axis=1)
 
-    @staticmethod
-    def _interval(value: float, replicas: np.ndarray) -> Interval:
-        finite = replicas[np.isfinite(replicas)]
-        low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
-        return Interval(float(value), float(low), float(high))
+    def columns(self, name: str, randoms: Sequence[str]) -> dict[str, float]:
+        """The relative accuracy without one set, the mean without random ones and their difference, as columns of a table."""
+        found = {"relative": self.of(name), "random": self.mean(randoms), "minus_random": self.difference(name, randoms)}
+        return {key: value for column, interval in found.items() for key, value in interval.columns(column).items()}
+
+    def along(self, names: Sequence[str]) -> tuple[Float[np.ndarray, " set"], Float[np.ndarray, "replicate set"]]:
+        """The relative accuracies without several sets, and their bootstrap replicas."""
+        at = [self.index[name] for name in names]
+        return self.values[at], self.replicas[:, at]
+
+
+def interval_of(value: float, replicas: Float[np.ndarray, " replicate"]) -> Interval:
+    """A value and its 95% bootstrap interval, over those replicas that are a number."""
+    finite = replicas[np.isfinite(replicas)]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
+    return Interval(float(value), float(low), float(high))
 
 
 def n_highest(scores: Scores, site: str, n: int) -> NeuronSet:

@@ -36,7 +36,7 @@ def cross_task(result: CrossTask, *, width: str = "column") -> go.Figure:
         tasks,
         hovers=hovers,
         heading=heading,
-        title=f"{metric} left (share)",
+        title="Share left",
         row_title="Pruned",
         column_title="Evaluated",
         limits=(0.0, top),

@@ -1,0 +1,332 @@
+"""The single cross checks: keep only, step size, layer by layer, and where the two directions meet (METHODS 5, 11, 12)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sepcap.experiments.config import PruningConfig
+from sepcap.experiments.neuron_sets_config import CrossChecksConfig
+from sepcap.experiments.overlaps import bonferroni
+from sepcap.experiments.pruning import execute, plan
+from sepcap.experiments.run import ROLES, Run
+from sepcap.experiments.several_tasks import WHOLE, Interval, Lesions, NamedTasks, Relative, interval_of, n_highest, n_random
+from sepcap.selection.neurons import NeuronSet
+from sepcap.selection.overlap import overlap
+from sepcap.selection.score import Scores, random_scores
+
+Tables = dict[str, pd.DataFrame]
+Rows = dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What the checks work with: a pair of tasks, the scores of each against the other, and the model without sets of neurons.
+
+    Attributes:
+        config, model, tasks: as asked for.
+        scores: task -> scores of that task against the other.
+        lesions: evaluates.
+        neurons: number of neurons of the site.
+        bar: progress; a step per evaluated set.
+    """
+
+    config: CrossChecksConfig
+    model: Any
+    tasks: NamedTasks
+    scores: dict[str, Scores]
+    lesions: Lesions
+    neurons: int
+    bar: Any
+
+    def rows(self, sets: Mapping[str, NeuronSet]) -> Rows:
+        """Task -> name of the set -> sums per row, that of the whole model among them."""
+        whole = self.lesions.whole()
+        rows: Rows = {task: {WHOLE: whole[task]} for task in self.tasks.names}
+        for name, neurons in sets.items():
+            for task, sums in self.lesions.without(name, neurons).items():
+                rows[task][name] = sums
+            self.bar.update()
+        return rows
+
+    def relative(self, rows: Rows) -> dict[str, Relative]:
+        """Task -> accuracies relative to the whole model's."""
+        return {task: Relative(of_task, self.config.metric) for task, of_task in rows.items()}
+
+    def random(self, n: int, seed: int) -> NeuronSet:
+        """n random neurons of the site."""
+        return n_random(self.model, self.config.site, n, self.neurons, seed)
+
+    def highest(self, task: str, n: int) -> NeuronSet:
+        """The n neurons with the highest scores of a task."""
+        return n_highest(self.scores[task], self.config.site, n)
+
+    def number(self, fraction: float) -> int:
+        """⌊fraction·N⌋ neurons, as everywhere."""
+        return int(fraction * self.neurons + 1e-9)
+
+
+def keep_only(bench: Bench) -> Tables:
+    """Delete everything of the site but the highest of a task, or but as many random neurons, and evaluate both tasks."""
+    seeds, sets, jobs = bench.config.seeds, {}, []
+    for fraction in bench.config.fractions:
+        n = bench.number(fraction)
+        randoms = {f"keep-random-{n}-{seed}": ~bench.random(n, seed) for seed in seeds}
+        for i, task in enumerate(bench.tasks.names):
+            sets[f"keep-{i}-{n}"] = ~bench.highest(task, n)
+            jobs.append((f"keep-{i}-{n}", list(randoms), {"kept": task, "fraction": fraction, "n": n}))
+        sets |= randoms
+    return {"keep_only": _table(bench, sets, jobs)}
+
+
+def layers(bench: Bench) -> Tables:
+    """Delete the same share of the last layer, of the last two, and so on.
+
+    What a neuron does on either task depends on the layers before its own only, so that in this order collecting again after every
+    deletion would give the same scores: one collection is exact.
+    """
+    site, sets, jobs = bench.config.site, {}, []
+    fractions = {site: bench.config.layer_fraction}
+    whole = {task: bench.scores[task].top(fractions, per_layer=True) for task in bench.tasks.names}
+    randoms = {seed: NeuronSet.random(bench.model, fractions, seed=seed, per_layer=True) for seed in bench.config.seeds}
+    depth = len(bench.scores[bench.tasks.names[0]][site])
+    for last in range(1, depth + 1):
+        of_seeds = {f"layers-random-{last}-{seed}": _last(neurons, site, last) for seed, neurons in randoms.items()}
+        for i, task in enumerate(bench.tasks.names):
+            sets[f"layers-{i}-{last}"] = _last(whole[task], site, last)
+            where = {"pruned": task, "layers": last, "first_layer": depth - last, "n": len(sets[f"layers-{i}-{last}"])}
+            jobs.append((f"layers-{i}-{last}", list(of_seeds), where))
+        sets |= of_seeds
+    return {"layers": _table(bench, sets, jobs)}
+
+
+def _last(neurons: NeuronSet, site: str, layers: int) -> NeuronSet:
+    mask = neurons.masks[site].clone()
+    mask[: len(mask) - layers] = False
+    return NeuronSet({site: mask})
+
+
+def _table(bench: Bench, sets: Mapping[str, NeuronSet], jobs: Sequence[tuple[str, list[str], dict[str, Any]]]) -> pd.DataFrame:
+    """One row per job and evaluated task."""
+    relative = bench.relative(bench.rows(sets))
+    return pd.DataFrame(
+        [
+            where | {"evaluated": task} | of_task.columns(name, randoms)
+            for name, randoms, where in jobs
+            for task, of_task in relative.items()
+        ]
+    )
+
+
+def step_size(bench: Bench) -> Tables:
+    """Runs that end with equally many neurons gone, in few large and in many small steps; statistics are collected again at every step.
+
+    One more run in a single step collects from other documents: two sets that differ no more than that differ by chance.
+    """
+    config, (forget, retain) = bench.config, bench.tasks.names
+    n = equal_number(config, bench.neurons)
+    runs = {f"{k} step{'s' * (k > 1)}": _run(bench, n, k) for k in config.steps}
+    runs["1 step, other texts"] = _run(bench, n, 1, seed=1 + max(config.seeds))
+    randoms = {f"steps-random-{n}-{seed}": bench.random(n, seed) for seed in config.seeds}
+    rows = bench.rows(randoms)
+    for label, run in runs.items():
+        for role, task in zip(ROLES, (forget, retain), strict=True):
+            rows[task][label] = run.rows(role)[-1]
+    first = next(iter(runs))
+    table = [
+        {"run": label, "steps": run.config["steps"], "n": n, "fraction": n / bench.neurons, "evaluated": task}
+        | of_task.columns(label, list(randoms))
+        | of_task.difference(label, [first]).columns("minus_first")
+        for task, of_task in bench.relative(rows).items()
+        for label, run in runs.items()
+    ]
+    pairs = []
+    for one, other in combinations(runs, 2):
+        total = overlap(runs[one].neurons(), runs[other].neurons()).query("layer.isna()").drop(columns="layer")
+        pairs.append(total.assign(first=one, second=other))
+    overlaps = pd.concat(pairs, ignore_index=True)
+    return {"steps": pd.DataFrame(table), "step_overlaps": overlaps.assign(log10_p_corrected=bonferroni(overlaps["log10_p"]))}
+
+
+def equal_number(config: CrossChecksConfig, neurons: int) -> int:
+    """The largest number of neurons up to the share asked for that every number of steps divides.
+
+    Raises:
+        ValueError: there is none.
+    """
+    common = math.lcm(*config.steps)
+    n = int(config.gone * neurons + 1e-9) // common * common
+    if n == 0:
+        raise ValueError(
+            f"gone={config.gone}: {int(config.gone * neurons)} neurons cannot be divided into each of {config.steps} equal steps; "
+            f"that takes a multiple of {common}"
+        )
+    return n
+
+
+def _run(bench: Bench, n: int, steps: int, seed: int = 0) -> Run:
+    config = bench.config
+    forget, retain = (replace(task, name=name) for name, task in bench.tasks.by_name.items())
+    same = {name: getattr(config, name) for name in ("importance", "tokens", "eval_tokens", "batch_size", "context")}
+    pruning = PruningConfig(
+        forget=forget, retain=retain, fractions={config.site: n / steps / bench.neurons}, steps=steps, seed=seed, **same
+    )
+    run = execute(plan(bench.model, pruning), bench.lesions.pieces.folder / "runs" / f"{steps}-steps-seed-{seed}")
+    bench.bar.update()
+    return run
+
+
+def ranks(scores: Tensor) -> Int[Tensor, " neuron"]:
+    """Place of every neuron from the highest score, 1 is first; of equal ones the first goes first, as in every selection."""
+    order = scores.flatten().double().argsort(descending=True, stable=True)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(1, len(order) + 1, device=order.device)
+    return places
+
+
+def meeting_numbers(first: Int[Tensor, " neuron"], second: Int[Tensor, " neuron"]) -> tuple[int, int]:
+    """Smallest n at which the n first of two rankings share a neuron, and at which they hold every neuron together.
+
+    >>> meeting_numbers(torch.tensor([1, 2, 3, 4]), torch.tensor([4, 3, 2, 1]))
+    (3, 2)
+    """
+    return int(torch.maximum(first, second).min()), int(torch.minimum(first, second).max())
+
+
+def meeting(bench: Bench) -> Tables:
+    """Pruning one task and pruning the other, from the two ends of the ranking: where the sets and where the accuracies meet.
+
+    Sets: the smallest share at which both selections have a neuron in common, and the smallest at which no neuron is in neither.
+    Curves: of one evaluated task, accuracy with its own neurons gone and with those of the other task gone; they cross at the first
+    share at which the first, having been below the second, no longer is. Plane: walking along the trajectory of the first task from
+    the unpruned model, the first point that lies on the trajectory of the second, their common start left out. All are linear between
+    the shares that were measured; with everything gone both directions are the same model, so that they meet there at the latest.
+    """
+    config, names, seeds = bench.config, bench.tasks.names, bench.config.seeds
+    sets, jobs, numbers = {}, [], [bench.number(fraction) for fraction in config.fractions]
+    for fraction, n in zip(config.fractions, numbers, strict=True):
+        randoms = {f"cut-random-{n}-{seed}": bench.random(n, seed) for seed in seeds}
+        for i, task in enumerate(names):
+            sets[f"cut-{i}-{n}"] = bench.highest(task, n)
+            jobs.append((f"cut-{i}-{n}", list(randoms), {"pruned": task, "fraction": fraction, "n": n}))
+        sets |= randoms
+    relative = bench.relative(bench.rows(sets))
+    curves = pd.DataFrame([w | {"evaluated": task} | r.columns(name, rand) for name, rand, w in jobs for task, r in relative.items()])
+    found = _where_sets_meet(bench) + _where_curves_meet(bench, relative, numbers)
+    both = [sets[f"cut-0-{n}"] & sets[f"cut-1-{n}"] for n in numbers]
+    shared = pd.DataFrame(
+        {
+            "fraction": config.fractions,
+            "n": numbers,
+            "both": list(map(len, both)),
+            "both_by_chance": [n * n / bench.neurons for n in numbers],
+            "neither": [bench.neurons - 2 * n + len(common) for n, common in zip(numbers, both, strict=True)],
+        }
+    )
+    return {"curves": curves, "meeting": pd.DataFrame(found), "shared": shared}
+
+
+def _where_sets_meet(bench: Bench) -> list[dict[str, Any]]:
+    site, n = bench.config.site, bench.neurons
+    a, b = (ranks(bench.scores[task][site]) for task in bench.tasks.names)
+    by_chance = []
+    for seed in bench.config.seeds:
+        pair = (ranks(random_scores(bench.model, [site], [seed, side])[site]) for side in (0, 1))
+        by_chance.append(meeting_numbers(*pair))
+    rows = []
+    for i, what in enumerate(("selections first share a neuron", "no neuron is in neither selection")):
+        drawn = [numbers[i] / n for numbers in by_chance]
+        row = {"what": what, "value": meeting_numbers(a, b)[i] / n, "low": math.nan, "high": math.nan}
+        rows.append(row | {"random": float(np.mean(drawn)), "random_low": min(drawn), "random_high": max(drawn)})
+    return rows
+
+
+def _where_curves_meet(bench: Bench, relative: Mapping[str, Relative], numbers: Sequence[int]) -> list[dict[str, Any]]:
+    names, at = bench.tasks.names, np.array([0.0, *bench.config.fractions])
+    # [direction][evaluated task] -> values per share, and replicas
+    path = [[relative[task].along([WHOLE, *(f"cut-{i}-{n}" for n in numbers)]) for task in names] for i in (0, 1)]
+    rows = []
+    for j, task in enumerate(names):
+        own, other = path[j][j], path[1 - j][j]
+        replicas = np.array([crossing(at, x, y) for x, y in zip(own[1], other[1], strict=True)])
+        rows.append(_found(f"accuracy on {task}: curves cross", interval_of(crossing(at, own[0], other[0]), replicas)))
+    first, second = (np.stack([values for values, _ in of_direction], axis=1) for of_direction in path)
+    drawn = (np.stack([replicas for _, replicas in of_direction], axis=2) for of_direction in path)
+    replicas = np.array([where_paths_meet(at, one, other) for one, other in zip(*drawn, strict=True)])
+    words = [f"trajectories meet: share of {names[0]} neurons", f"trajectories meet: share of {names[1]} neurons"]
+    words += [f"trajectories meet: accuracy on {task}" for task in names]
+    for k, value in enumerate(where_paths_meet(at, first, second)):
+        rows.append(_found(words[k], interval_of(value, replicas[:, k])))
+    return rows
+
+
+def _found(what: str, found: Interval) -> dict[str, Any]:
+    nothing = dict.fromkeys(("random", "random_low", "random_high"), math.nan)
+    return {"what": what, "value": found.value, "low": found.low, "high": found.high} | nothing
+
+
+def crossing(at: Float[np.ndarray, " share"], lower: Float[np.ndarray, " share"], upper: Float[np.ndarray, " share"]) -> float:
+    """Where a curve that lay below another first reaches it again, linear between shares; not a number where it never does.
+
+    >>> crossing(np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0]))
+    0.75
+    """
+    gap = upper - lower
+    below = np.flatnonzero(gap > 0)
+    back = np.flatnonzero(gap[below[0] :] <= 0) if len(below) else []
+    if not len(back):
+        return math.nan
+    i = int(below[0] + back[0])
+    return float(at[i - 1] + (at[i] - at[i - 1]) * gap[i - 1] / (gap[i - 1] - gap[i]))
+
+
+def where_paths_meet(
+    at: Float[np.ndarray, " share"], first: Float[np.ndarray, "share 2"], second: Float[np.ndarray, "share 2"]
+) -> tuple[float, float, float, float]:
+    """The first point of a path, walking from its start, that lies on another path with the same start, which is left out.
+
+    Args:
+        at: share at every corner, the same for both.
+        first, second: corners in the plane.
+
+    Returns:
+        Share on the first path and on the second, and both coordinates; not a number where they do not meet again. Where both run
+        along the same line for a while, the first corner of either on the other counts.
+    """
+    p, d = first[:-1, None], np.diff(first, axis=0)[:, None]
+    q, e = second[None, :-1], np.diff(second, axis=0)[None, :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        det = _cross(d, e)
+        s, t = _cross(q - p, e) / det, _cross(q - p, d) / det
+    i, j = np.indices(s.shape)
+    apart = np.isfinite(s) & np.isfinite(t) & (np.minimum(s, t) > -1e-12) & (np.maximum(s, t) < 1 + 1e-12) & (i + s + j + t > 1e-9)
+    candidates = list(zip((i + s)[apart], (j + t)[apart], strict=True))
+    candidates += [(float(k), place) for k in range(1, len(first)) for place in _places(first[k], second)]
+    candidates += [(place, float(k)) for k in range(1, len(second)) for place in _places(second[k], first)]
+    if not candidates:
+        return math.nan, math.nan, math.nan, math.nan
+    walked, other = min(candidates)
+    corners = np.arange(len(at), dtype=float)
+    x, y = (float(np.interp(walked, corners, first[:, axis])) for axis in (0, 1))
+    return float(np.interp(walked, corners, at)), float(np.interp(other, corners, at)), x, y
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def _places(point: np.ndarray, path: np.ndarray) -> list[float]:
+    """Where on a path a point lies, its start left out: number of the segment and share of it."""
+    begin, step = path[:-1], np.diff(path, axis=0)
+    length = (step**2).sum(-1)
+    along = np.where(length > 0, ((point - begin) * step).sum(-1) / np.where(length > 0, length, 1), 0.0)
+    near = np.abs(begin + along[:, None] * step - point).max(-1) < 1e-12
+    on = near & (along > -1e-12) & (along < 1 + 1e-12)
+    return [float(k + along[k]) for k in np.flatnonzero(on) if k + along[k] > 1e-9]

@@ -1,0 +1,245 @@
+"""A selection looked at from its other side: kept alone, in small steps, layer by layer, and against the opposite direction."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from sepcap.experiments.cross_check_parts import Bench, Tables, equal_number, keep_only, layers, meeting, step_size
+from sepcap.experiments.neuron_sets_config import OTHERS, CrossChecksConfig
+from sepcap.experiments.result import StudyResult, as_json
+from sepcap.experiments.several_tasks import Lesions, NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
+from sepcap.models.load import load_model
+from sepcap.models.sites import check_deletion, site_shape
+from sepcap.selection.neurons import how_many
+from sepcap.tasks.batches import TokenSample
+from sepcap.tasks.samples import check_context
+
+PARTS: dict[str, Callable[[Bench], Tables]] = {"keep-only": keep_only, "step-size": step_size, "layers": layers, "meeting": meeting}
+"""Every check by its name in the configuration."""
+
+
+class CrossChecks(StudyResult):
+    """The checks of one pair of tasks.
+
+    Every table of accuracies has the columns evaluated, relative (accuracy divided by the unpruned model's), random (the same with as
+    many random neurons, mean over seeds) and minus_random, each with the ends `_low` and `_high` of a 95% bootstrap interval.
+
+    Attributes:
+        config: the resolved configuration.
+        tables: of the checks that were made.
+            "keep_only": kept (whose neurons), fraction, n: all others of the site are deleted.
+            "steps": run, steps, n: accuracies at the end of runs that end with equally many neurons gone; minus_first is the difference
+            to the run with the fewest steps. "step_overlaps": the sets of every two runs, with the columns of
+            `sepcap.selection.overlap.overlap` and `log10_p_corrected` (Bonferroni over these pairs).
+            "layers": pruned (whose neurons), layers (how many, from the last), first_layer, n.
+            "curves": pruned, fraction, n: accuracies of both tasks along both directions. "shared": neurons in both selections and in
+            neither. "meeting": what, value, low, high, random, random_low, random_high (lowest and highest seed).
+
+    Example:
+        >>> config = sepcap.CrossChecksConfig(checks=("keep-only",), tokens=5_000, eval_tokens=5_000)
+        >>> sepcap.cross_checks(model, config, out="runs/checks").summary()  # doctest: +SKIP
+    """
+
+    STUDY = "cross-checks"
+    TITLE = "Does a selection hold when it is looked at from its other side?"
+    FIGURES = {  # noqa: RUF012 (as all results have it)
+        "keep-only": ("Only the selected neurons kept", "cross_checks_keep"),
+        "step-size": ("Small steps against large ones", "cross_checks_steps"),
+        "layers": ("Layer by layer from the last", "cross_checks_layers"),
+        "curves": ("Accuracy along both directions", "cross_checks_curves"),
+        "meeting": ("Where both directions meet", "cross_checks_meeting"),
+    }
+
+    def figure(self, kind: str | None = None, **options: Any) -> Any:
+        """One of the figures, by the name of its check; default that of the first check made."""
+        return super().figure(self.config["checks"][0] if kind is None else kind, **options)
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Names of both tasks."""
+        return self.config["forget"], self.config["retain"]
+
+    def summary(self) -> list[str]:
+        """What every check found, with intervals and the random control."""
+        said = {"keep-only": _said_of_keep, "step-size": _said_of_steps, "layers": _said_of_layers, "meeting": _said_of_meeting}
+        return [sentence for check in self.config["checks"] for sentence in said[check](self)]
+
+
+def _with_interval(row: Mapping[Any, Any], name: str) -> str:
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def _said_of_keep(result: CrossChecks) -> list[str]:
+    table = result.tables["keep_only"]
+    at = np.unique(table["fraction"])
+    # where half or just under it is kept: what is kept and what goes are equally many
+    fraction = float(at[np.abs(at - 0.5).argmin()])
+    said = []
+    for kept in result.pair:
+        rows = table.query("kept == @kept and fraction == @fraction").to_dict("records")
+        words = "; ".join(f"{r['evaluated']} {_with_interval(r, 'relative')} (random {_with_interval(r, 'random')})" for r in rows)
+        said.append(
+            f"With only the {100 * fraction:.3g}% of {result.config['site']} neurons kept that matter most for {kept}: {words} is left."
+        )
+    return said
+
+
+def _said_of_steps(result: CrossChecks) -> list[str]:
+    table, overlaps = result.tables["steps"], result.tables["step_overlaps"]
+    runs = list(dict.fromkeys(table["run"]))
+    first, last = runs[0], runs[-2]
+    pairs = {(row["first"], row["second"]): row for row in overlaps.to_dict("records")}
+    small, noise = pairs.get((first, last)), pairs[(first, runs[-1])]
+    n = int(table["n"].iloc[0])
+    said = []
+    if small is not None:
+        said.append(
+            f"{n:,} neurons gone in {first} and in {last} are {100 * small['share']:.0f}% the same ({small['ratio']:.1f} times chance, "
+            f"corrected p = 10^{small['log10_p_corrected']:.0f}); of a single step on other texts {100 * noise['share']:.0f}%."
+        )
+    for row in table.query("run == @last").to_dict("records"):
+        said.append(
+            f"{row['evaluated']} after {last}: {_with_interval(row, 'relative')} is left, {_with_interval(row, 'minus_first')} "
+            f"more than after {first}; with as many random neurons gone {_with_interval(row, 'random')}."
+        )
+    return said
+
+
+def _said_of_layers(result: CrossChecks) -> list[str]:
+    table = result.tables["layers"]
+    depth, share = int(np.max(table["layers"])), 100 * result.config["layer_fraction"]
+    said = []
+    for pruned in result.pair:
+        words = []
+        for last in sorted({1, (depth + 1) // 2, depth}):
+            (row,) = table.query("pruned == @pruned and evaluated == @pruned and layers == @last").to_dict("records")
+            words.append(f"the last {last} {_with_interval(row, 'relative')} (random {_with_interval(row, 'random')})")
+        said.append(
+            f"{share:.3g}% of every layer gone for {pruned}: of its own accuracy is left after {', '.join(words)} of {depth} layers."
+        )
+    return said
+
+
+def _said_of_meeting(result: CrossChecks) -> list[str]:
+    said = []
+    for row in result.tables["meeting"].to_dict("records"):
+        interval = "" if pd.isna(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"
+        random = (
+            "" if pd.isna(row["random"]) else f" (random rankings {row['random']:.3f}, {row['random_low']:.3f} to {row['random_high']:.3f})"
+        )
+        value = "never" if pd.isna(row["value"]) else f"{row['value']:.3f}"
+        said.append(f"Directions forget {result.pair[0]} and forget {result.pair[1]}, {row['what']}: {value}{interval}{random}.")
+    return said
+
+
+@dataclass(frozen=True, eq=False)
+class CrossChecksPlan:
+    """Everything the study needs, sampled and checked; nothing is written yet."""
+
+    config: CrossChecksConfig
+    model: Any
+    tasks: NamedTasks
+    collect: dict[str, TokenSample]
+    evaluate: dict[str, TokenSample]
+    resolved: dict[str, Any]
+
+    @property
+    def neurons(self) -> int:
+        """Neurons of the site."""
+        return int(np.prod(site_shape(self.model, self.config.site)))
+
+    def sets(self) -> int:
+        """Sets of neurons that both tasks are evaluated without, steps of pruning runs among them."""
+        c = self.config
+        each = 2 + len(c.seeds)
+        of_check = {
+            "keep-only": len(c.fractions) * each,
+            "meeting": len(c.fractions) * each,
+            "layers": site_shape(self.model, c.site)[0] * each,
+            "step-size": len(c.seeds) + sum(c.steps) + 1 + len(c.steps) + 1,
+        }
+        return 1 + sum(of_check[check] for check in c.checks)
+
+    def tokens(self) -> int:
+        """Tokens that go through the model."""
+        collected = sum(sample.tokens for sample in self.collect.values())
+        again = sum(self.config.steps) + 1 if "step-size" in self.config.checks else 0
+        return collected * (1 + again) + self.sets() * sum(sample.tokens for sample in self.evaluate.values())
+
+    def cost(self) -> str:
+        """What will be done and cost, in one sentence."""
+        c = self.config
+        return (
+            f"{self.resolved['model']}: {', '.join(c.checks)} of {self.neurons:,} {c.site} neurons, {' and '.join(self.tasks.names)}, with "
+            f"{len(c.seeds)} random controls; {self.sets():,} sets evaluated, {self.tokens() / 1e6:.3g} M tokens through the model"
+        )
+
+
+def plan_cross_checks(model: Any, config: CrossChecksConfig) -> CrossChecksPlan:
+    """Load tasks and tokens, and check that every selection can be made."""
+    if not isinstance(config, CrossChecksConfig):
+        raise TypeError(f"config is a {type(config).__name__}; give a sepcap.CrossChecksConfig")
+    check_deletion(model, config.site)
+    shape = site_shape(model, config.site)
+    neurons = int(np.prod(shape))
+    for fraction in config.fractions:
+        how_many(fraction, neurons, config.site)
+    if "layers" in config.checks:
+        how_many(config.layer_fraction, neurons // shape[0], config.site, "of a layer")
+    if "step-size" in config.checks:
+        equal_number(config, neurons)
+    tasks, context = NamedTasks.of((config.forget, config.retain), OTHERS), check_context(model, config.context)
+    collect = tasks.samples(model, "collect", config.tokens, context)
+    evaluate = tasks.samples(model, "evaluate", config.eval_tokens, context)
+    names = {"forget": tasks.names[0], "retain": tasks.names[1]}
+    made = resolved(model, config, names, {"collect": collect, "evaluate": evaluate})
+    return CrossChecksPlan(config, model, tasks, collect, evaluate, made)
+
+
+def cross_checks(model: Any = None, config: CrossChecksConfig | None = None, *, out: str | Path | None = None) -> CrossChecks:
+    """Look at the neurons selected for a task, and for another one against it, from their other side.
+
+    "keep-only": delete all but the selected neurons of the site, and evaluate both tasks. "step-size": compare the sets and accuracies
+    of pruning runs with few large and many small steps, at equal numbers gone; of the forget task only. "layers": delete the same
+    share of the last layer, the last two, and so on. "meeting": where the selections, the accuracies and the trajectories of both
+    directions meet. All against as many random neurons. The model is given back with the weights it came with. With `out`, every
+    evaluation and every step is written before the next begins: the same call goes on where an interrupted one stopped.
+
+    Args:
+        model: what `load_model` returns; default is to load `config.model`.
+        config: what to do.
+        out: folder of the study; without one, nothing is kept.
+
+    Returns:
+        CrossChecks with `.tables`, `.summary()` and `.figure(check)`.
+
+    Raises:
+        ValueError: tasks of the same data or name, a share that selects nothing, an unpruned accuracy of 0.
+        FileExistsError: the folder holds another configuration (the differing fields are named).
+
+    Source: METHODS sections 5, 11 and 12; the open questions of [SEP] and [SP].
+
+    Example:
+        >>> config = sepcap.CrossChecksConfig(fractions=(0.25, 0.5, 0.75, 1.0), tokens=5_000, eval_tokens=5_000)
+        >>> sepcap.cross_checks(model, config).figure("meeting")  # doctest: +SKIP
+    """
+    config = config or CrossChecksConfig()
+    prepared = plan_cross_checks(load_model(config.model) if model is None else model, config)
+    with study_folder(out, CrossChecks, prepared.resolved) as pieces:
+        if is_finished(pieces):
+            return CrossChecks.load(pieces.folder)
+        statistics = statistics_of(prepared.model, prepared.collect, (config.site,), pieces.folder / "statistics", config.batch_size)
+        scores = scores_of(statistics, prepared.tasks, config.importance)
+        lesions = Lesions(prepared.model, prepared.evaluate, (config.site,), pieces, config.batch_size)
+        tables: Tables = {}
+        with tqdm(total=prepared.sets(), desc="cross-checks", unit="set", leave=False, delay=2, disable=None) as bar:
+            bench = Bench(config, prepared.model, prepared.tasks, scores, lesions, prepared.neurons, bar)
+            for check in config.checks:
+                tables |= PARTS[check](bench)
+    result = CrossChecks(as_json({"study": CrossChecks.STUDY, **prepared.resolved}), tables)
+    return result if out is None else CrossChecks.load(result.save(out))

@@ -1,0 +1,166 @@
+"""The cross checks of a pair of tasks: one figure per check (METHODS 11, 12)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sepcap.experiments.cross_checks import CrossChecks
+from sepcap.plots.style import BLUE, FAINT, GREY, INK, SITE_NAMES, VERMILLION, capital, every, metric_name, new_figure, plain, rounded
+
+GAP = 0.16
+RANDOM = "random neurons"
+
+
+def cross_checks_keep(result: CrossChecks, *, width: str = "column") -> go.Figure:
+    """What is left of both tasks with only the highest share of one task's neurons kept, against keeping random ones."""
+    table = _table(result, "keep_only")
+    lines = {f"kept for {task}": table[table["kept"] == task] for task in result.pair}
+    x = {"title": {"text": "Neurons kept"}, "tickformat": ".0%", "range": [0, 1.03], "tickvals": [0, 0.5, 1]}
+    return _panels(result, lines, "fraction", x, width)
+
+
+def cross_checks_curves(result: CrossChecks, *, width: str = "column") -> go.Figure:
+    """What is left of both tasks as the neurons of one, or of the other, or random ones go."""
+    table = _table(result, "curves")
+    lines = {f"forget {task}": table[table["pruned"] == task] for task in result.pair}
+    x = {"title": {"text": "Neurons gone"}, "tickformat": ".0%", "range": [0, 1.03], "tickvals": [0, 0.5, 1]}
+    return _panels(result, lines, "fraction", x, width)
+
+
+def cross_checks_layers(result: CrossChecks, *, width: str = "column") -> go.Figure:
+    """What is left of both tasks when the same share of the last layer, the last two, and so on is gone."""
+    table = _table(result, "layers")
+    lines = {f"forget {task}": table[table["pruned"] == task] for task in result.pair}
+    depth = int(np.max(table["layers"]))
+    share = 100 * result.config["layer_fraction"]
+    x = {"title": {"text": f"Last layers ({share:.3g}% of each gone)"}, "range": [0.6, depth + 0.4], "tick0": 1, "dtick": every(depth, 7)}
+    return _panels(result, lines, "layers", x, width)
+
+
+def cross_checks_steps(result: CrossChecks, *, width: str = "column") -> go.Figure:
+    """What is left of both tasks at equal numbers gone, against the number of steps; a single step on other texts is open."""
+    table = _table(result, "steps")
+    same = table[~table["run"].str.contains("other")].sort_values("steps")
+    places = {steps: i for i, steps in enumerate(same["steps"].unique())}
+    other = table[table["run"].str.contains("other")].assign(steps=1)
+    ordinary = f"forget {result.pair[0]}"
+    lines = {ordinary: same.assign(place=same["steps"].map(places)), "other texts, 1 step": other.assign(place=-0.35 + places.get(1, 0))}
+    share = 100 * table["fraction"].iloc[0]
+    x = {
+        "title": {"text": f"Steps ({share:.3g}% gone)"},
+        "range": [-0.6, len(places) - 0.6],
+        "tickvals": list(places.values()),
+        "ticktext": [str(steps) for steps in places],
+    }
+    return _panels(result, lines, "place", x, width)
+
+
+def _table(result: CrossChecks, name: str) -> Any:
+    if name not in result.tables:
+        raise ValueError(f"this study did not make the check of table {name!r}; it has {', '.join(result.tables)}")
+    return result.tables[name]
+
+
+def _panels(result: CrossChecks, lines: Mapping[str, Any], x: str, xaxis: dict[str, Any], width: str) -> go.Figure:
+    """One panel per evaluated task; lines with 95% intervals, random neurons grey with their band."""
+    traces: list[Any] = []
+    layout: dict[str, Any] = {"annotations": []}
+    share = (1 - GAP) / 2
+    top = max(1.05, 1.05 * float(np.nanmax([rows[["relative", "random"]].max().max() for rows in lines.values()])))
+    for i, task in enumerate(result.pair):
+        key, start = "" if i == 0 else "2", i * (share + GAP)
+        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
+        for j, (label, rows) in enumerate(lines.items()):
+            here = rows[rows["evaluated"] == task]
+            if j == 0:
+                traces += _band(here, x, axes, i == 0)
+            colour = (VERMILLION, BLUE)[j]
+            traces.append(_line(here, x, label, colour, axes, i == 0, task))
+        layout[f"xaxis{key}"] = {**xaxis, "domain": [start, min(1.0, start + share)], "anchor": f"y{key}"}
+        layout[f"yaxis{key}"] = {"range": [0, top], "nticks": 6, "anchor": f"x{key}", "showticklabels": i == 0}
+        place = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 3}
+        layout["annotations"].append({"text": f"Evaluated: {plain(task, 22)}", **place})
+    layout["yaxis"]["title"] = {"text": f"{metric_name(result.config['metric'])} left (share)"}
+    layout["legend"] = {"title": {"text": f"{capital(SITE_NAMES[result.config['site']])}, with 95% intervals"}}
+    return new_figure(traces, layout, width=width, plot_px=200, top=28, right=20, legend_rows=len(lines) + 2, legend_below=True)
+
+
+def _line(rows: Any, x: str, label: str, colour: str, axes: Mapping[str, str], shown: bool, task: str) -> go.Scatter:
+    said = [
+        f"<b>{plain(task)}</b>, {plain(label)}, {row['n']:,} neurons"
+        f"<br>{row['relative']:.3f} left [{row['relative_low']:.3f}, {row['relative_high']:.3f}]"
+        f"<br>minus random {row['minus_random']:+.3f} [{row['minus_random_low']:+.3f}, {row['minus_random_high']:+.3f}]"
+        for row in rows.to_dict("records")
+    ]
+    bars = {
+        "type": "data", "symmetric": False, "thickness": 1, "width": 2,
+        "array": rounded(rows["relative_high"] - rows["relative"]), "arrayminus": rounded(rows["relative"] - rows["relative_low"]),
+    }  # fmt: skip
+    alone = len(rows) == 1
+    marker = {"size": 6, "color": "white" if alone else colour, "line": {"color": colour, "width": 1.3}}
+    look = {"mode": "markers" if alone else "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": marker, "error_y": bars}
+    told = {"name": plain(label), "legendgroup": label, "showlegend": shown, "hovertext": said, "hoverinfo": "text"}
+    return go.Scatter(x=rounded(rows[x]), y=rounded(rows["relative"]), cliponaxis=False, **look, **told, **axes)
+
+
+def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool) -> list[go.Scatter]:
+    at = rounded(rows[x])
+    edge = {"x": [*at, *at[::-1]], "y": [*rounded(rows["random_high"]), *rounded(rows["random_low"])[::-1]]}
+    quiet = {"legendgroup": RANDOM, "hoverinfo": "skip"}
+    band = go.Scatter(**edge, mode="lines", line={"width": 0}, fill="toself", fillcolor=FAINT, showlegend=False, **quiet, **axes)
+    line = {"color": GREY, "width": 1.3, "dash": "dot"}
+    return [band, go.Scatter(x=at, y=rounded(rows["random"]), mode="lines", line=line, name=RANDOM, showlegend=shown, **quiet, **axes)]
+
+
+def cross_checks_meeting(result: CrossChecks, *, width: str = "column") -> go.Figure:
+    """Both trajectories in the plane of both relative accuracies, random neurons dotted, with the point where they meet.
+
+    Args:
+        result: what `sepcap.cross_checks` returns.
+        width: "column" or "page".
+    """
+    table = _table(result, "curves")
+    first, second = result.pair
+    traces: list[Any] = []
+    for task, colour in zip(result.pair, (VERMILLION, BLUE), strict=True):
+        x, y = (_along(table, task, evaluated, "relative") for evaluated in result.pair)
+        gone = [0.0, *table.query("pruned == @task and evaluated == @first")["fraction"]]
+        said = [
+            f"<b>forget {plain(task)}</b><br>{100 * f:.3g}% gone<br>{plain(first)} {a:.3f}, {plain(second)} {b:.3f}"
+            for f, a, b in zip(gone, x, y, strict=True)
+        ]
+        look = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"color": colour, "size": 5}}
+        traces.append(go.Scatter(x=rounded(x), y=rounded(y), name=plain(f"forget {task}"), hovertext=said, hoverinfo="text", **look))
+    x, y = (_along(table, first, evaluated, "random") for evaluated in result.pair)
+    traces.append(go.Scatter(x=rounded(x), y=rounded(y), mode="lines", line={"color": GREY, "width": 1.3, "dash": "dot"}, name=RANDOM))
+    found = {row["what"]: row for row in result.tables["meeting"].to_dict("records")}
+    point = [found[f"trajectories meet: accuracy on {task}"] for task in result.pair]
+    if np.isfinite(point[0]["value"]):
+        share = [100 * found[f"trajectories meet: share of {task} neurons"]["value"] for task in result.pair]
+        traces.append(_meeting_point(point, f"they meet at {share[0]:.0f}% and {share[1]:.0f}%"))
+    most = max(1.05, 1.05 * float(np.nanmax(table["relative"])))
+    name = metric_name(result.config["metric"]).lower()
+    layout = {
+        "xaxis": {"title": {"text": f"{capital(name)} left, {plain(first)} (share)"}, "range": [-0.02, most], "nticks": 6},
+        "yaxis": {"title": {"text": f"{capital(name)} left, {plain(second)} (share)"}, "range": [-0.02, most], "nticks": 6},
+        "legend": {"title": {"text": capital(SITE_NAMES[result.config["site"]])}},
+    }
+    return new_figure(traces, layout, width=width, square=True, left=58, legend_rows=len(traces) + 1)
+
+
+def _along(table: Any, pruned: str, evaluated: str, column: str) -> list[float]:
+    rows = table[(table["pruned"] == pruned) & (table["evaluated"] == evaluated)]
+    return [1.0, *rows[column]]
+
+
+def _meeting_point(point: Sequence[Mapping[Any, Any]], label: str) -> go.Scatter:
+    ends = [
+        {"type": "data", "symmetric": False, "thickness": 1, "width": 3, "color": INK,
+         "array": rounded([row["high"] - row["value"]]), "arrayminus": rounded([row["value"] - row["low"]])}
+        for row in point
+    ]  # fmt: skip
+    marker = {"symbol": "diamond-open", "size": 10, "color": INK, "line": {"width": 1.6}}
+    where = {"x": rounded([point[0]["value"]]), "y": rounded([point[1]["value"]])}
+    return go.Scatter(**where, mode="markers", marker=marker, error_x=ends[0], error_y=ends[1], name=label)

@@ -1,0 +1,223 @@
+"""The cross checks on planted models in which every answer is known, and their geometry by hand."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import planted
+import pytest
+import torch
+
+import sepcap
+from sepcap.experiments import pruning, several_tasks
+from sepcap.experiments.cross_check_parts import crossing, equal_number, meeting_numbers, ranks, where_paths_meet
+from sepcap.models.weights import fingerprint
+from sepcap.tasks.task import load_task
+
+WORDS = 12
+BUDGET = {"tokens": 1500, "eval_tokens": 800, "batch_size": 64, "seeds": (0, 1)}
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    return planted.in_mlp(tmp_path_factory.mktemp("halves"), words=WORDS, busy=4)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return planted.in_mlp(tmp_path_factory.mktemp("shared"), words=WORDS, shared=WORDS)
+
+
+def config_of(plant, *checks, **changes):
+    n = plant.truth["a"].masks["mlp"].numel()
+    options = {"fractions": (6 / n, 12 / n, 1.0), "gone": 0.2, "steps": (1, 2), "checks": checks} | BUDGET | changes
+    return sepcap.CrossChecksConfig(forget=load_task(plant.a, name="a"), retain=load_task(plant.b, name="b"), **options)
+
+
+# keep only
+
+
+def test_a_task_lives_on_its_own_neurons_alone(halves):
+    result = sepcap.cross_checks(halves.model, config_of(halves, "keep-only"))
+    table = result.tables["keep_only"].set_index(["kept", "n", "evaluated"])
+    for kept, other in (("a", "b"), ("b", "a")):
+        own, lost = table.loc[(kept, 12, kept)], table.loc[(kept, 12, other)]
+        assert (own["relative"], own["relative_low"], own["relative_high"]) == (1, 1, 1)
+        assert (lost["relative"], lost["relative_high"]) == (0, 0)
+        assert own["minus_random_low"] > 0
+        # half of its neurons: about half of its words
+        assert 0.35 < table.loc[(kept, 6, kept)]["relative"] < 0.65
+    assert (table.xs(28, level="n")["relative"] == 1).all()  # all kept: nothing is gone
+    # the share nearest to one half is 12 of 28
+    assert result.summary()[0].startswith("With only the 42.9% of mlp neurons kept that matter most for a: a 1.00 [1.00, 1.00]")
+
+
+def test_kept_alone_a_shared_circuit_serves_both(shared):
+    table = sepcap.cross_checks(shared.model, config_of(shared, "keep-only", fractions=(0.5, 1.0))).tables["keep_only"]
+    both = table.pivot_table(index=["kept", "n"], columns="evaluated", values="relative")
+    np.testing.assert_allclose(both["a"], both["b"], atol=0.05)
+
+
+# small and large steps
+
+
+def test_without_interaction_small_and_large_steps_take_the_same_neurons(halves, tmp_path):
+    # the neurons of one half do not depend on each other, so that collecting again changes no score
+    result = sepcap.cross_checks(halves.model, config_of(halves, "step-size", gone=12 / 28, steps=(1, 3, 4)), out=tmp_path)
+    overlaps = result.tables["step_overlaps"]
+    assert (overlaps["share"] == 1).all()
+    assert (overlaps[["a", "b", "both"]] == 12).all(axis=None)
+    np.testing.assert_allclose(overlaps["log10_p"], -math.log10(math.comb(28, 12)))
+    np.testing.assert_allclose(overlaps["log10_p_corrected"], overlaps["log10_p"] + math.log10(len(overlaps)))
+    table = result.tables["steps"]
+    assert set(table["run"]) == {"1 step", "3 steps", "4 steps", "1 step, other texts"}
+    assert (table.query("evaluated == 'a'")["relative"] == 0).all()
+    assert (table.query("evaluated == 'b'")["relative"] == 1).all()
+    assert (table["minus_first"] == 0).all()
+    run = sepcap.Run.load(tmp_path / "runs" / "3-steps-seed-0")
+    assert [len(run.neurons(step)) for step in range(4)] == [0, 4, 8, 12]
+    assert run.neurons() == halves.truth["a"]
+
+
+def test_runs_end_with_equally_many_neurons():
+    config = sepcap.CrossChecksConfig(gone=0.2, steps=(1, 2, 3))
+    assert equal_number(config, 100) == 18
+    with pytest.raises(ValueError, match="takes a multiple of 6"):
+        equal_number(config, 25)
+
+
+# layer by layer
+
+
+def test_layers_are_taken_from_the_last_and_the_scores_stay_what_they_are(halves):
+    result = sepcap.cross_checks(halves.model, config_of(halves, "layers", layer_fraction=0.5))
+    table = result.tables["layers"].set_index(["pruned", "layers", "evaluated"])
+    assert table.xs("a", level="evaluated")["n"].tolist() == [7, 7, 14, 14]  # half of 14 per layer, both tasks
+    forget, retain = (sepcap.collect(halves.model, text, tokens=1500, sites="mlp", batch_size=64) for text in (halves.a, halves.b))
+    before = sepcap.score(forget, retain)["mlp"]
+    top = sepcap.score(forget, retain).top({"mlp": 0.5}, per_layer=True).masks["mlp"]
+    truth = halves.truth["a"].masks["mlp"]
+    for last, layers in ((1, [1]), (2, [0, 1])):
+        mask = torch.zeros_like(top)
+        mask[layers] = top[layers]
+        gone = int((mask & truth).sum())
+        # a neuron is one of twelve equally frequent words
+        assert table.loc[("a", last, "a")]["relative"] == pytest.approx(1 - gone / WORDS, abs=0.05)
+        assert gone > 0
+    # deleting in the last layer changes no activation before it: collecting again would select the same
+    model, last = halves.model, sepcap.NeuronSet({"mlp": torch.stack([torch.zeros_like(top[0]), top[1]])})
+    snapshot = several_tasks.WeightSnapshot(model, ("mlp",))
+    sepcap.delete(model, last)
+    again = [sepcap.collect(model, text, tokens=1500, sites="mlp", batch_size=64) for text in (halves.a, halves.b)]
+    snapshot.restore()
+    assert torch.equal(sepcap.score(*again)["mlp"][0], before[0])
+
+
+# where both directions meet
+
+
+def test_independent_halves_meet_where_everything_of_both_is_gone(halves):
+    result = sepcap.cross_checks(halves.model, config_of(halves, "meeting"))
+    found = result.tables["meeting"].set_index("what")["value"]
+    # 12 neurons of each task and 4 of neither: nothing is shared before all 12 and some of the 4 are in
+    assert found["selections first share a neuron"] >= 13 / 28
+    assert found["trajectories meet: accuracy on a"] == pytest.approx(0, abs=1e-12)
+    assert found["trajectories meet: accuracy on b"] == pytest.approx(0, abs=1e-12)
+    # own accuracy is 0 from 12 on and the other's falls to 0 with everything gone
+    assert found["accuracy on a: curves cross"] == pytest.approx(1)
+    shared = result.tables["shared"].set_index("n")
+    assert shared["both"].tolist() == [0, 0, 28]
+    assert shared["neither"].tolist() == [16, 4, 0]
+    assert shared.loc[12, "both_by_chance"] == pytest.approx(144 / 28)
+    curves = result.tables["curves"].set_index(["pruned", "n", "evaluated"])
+    assert curves.loc[("a", 12, "a")]["relative"] == 0
+    assert curves.loc[("a", 12, "b")]["relative"] == 1
+
+
+def test_ranks_are_places_from_the_highest_score_and_sets_meet_by_counting():
+    assert ranks(torch.tensor([[0.5, 2.0], [2.0, 0.1]])).tolist() == [3, 1, 2, 4]
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7, 30):
+        a, b = (torch.from_numpy(rng.permutation(n) + 1) for _ in range(2))
+        first = next(k for k in range(1, n + 1) if ((a <= k) & (b <= k)).any())
+        covered = next(k for k in range(1, n + 1) if ((a <= k) | (b <= k)).all())
+        assert meeting_numbers(a, b) == (first, covered)
+
+
+def test_a_crossing_is_linear_between_shares_and_waits_until_the_curves_have_parted():
+    at = np.array([0.0, 0.2, 0.4, 1.0])
+    assert crossing(at, np.array([1, 1.1, 0.5, 0.0]), np.array([1, 1.0, 0.8, 0.0])) == pytest.approx(1.0)
+    assert crossing(at, np.array([1, 0.6, 0.5, 0.4]), np.array([1, 1.0, 0.3, 0.0])) == pytest.approx(0.2 + 0.2 * 0.4 / 0.6)
+    assert math.isnan(crossing(at, np.ones(4), np.ones(4)))
+    assert math.isnan(crossing(at, np.full(4, 0.2), np.ones(4)))
+
+
+def test_paths_meet_at_the_first_point_after_their_common_start():
+    at = np.array([0.0, 0.5, 1.0])
+    first = np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])  # left, then down to the right
+    second = np.array([[1.0, 1.0], [1.0, 0.5], [0.0, 0.5]])  # down, then left: y = 0.5 is crossed at x = 0.5
+    assert where_paths_meet(at, first, second) == pytest.approx((0.75, 0.75, 0.5, 0.5))
+    assert where_paths_meet(at, second, first) == pytest.approx((0.75, 0.75, 0.5, 0.5))
+    ends = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    assert where_paths_meet(at, np.array([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]), ends) == pytest.approx((1, 1, 0, 0))
+    assert np.isnan(where_paths_meet(at, np.array([[1.0, 1.0], [0.5, 1.0], [0.0, 1.0]]), ends)).all()
+    along = np.array([[1.0, 1.0], [0.8, 0.8], [0.0, 0.0]])
+    # the same line: they meet at the first corner of either
+    assert where_paths_meet(at, along, np.array([[1.0, 1.0], [0.9, 0.9], [0.0, 0.0]])) == pytest.approx((0.25, 0.5, 0.9, 0.9))
+
+
+# the model and the folder
+
+
+def test_the_model_comes_back_as_it_was_and_an_interrupted_study_goes_on(halves, tmp_path, monkeypatch):
+    before = fingerprint(halves.model)
+    config = config_of(halves, "keep-only", "step-size", "layers", "meeting", seeds=(0,), fractions=(0.25, 1.0))
+    straight = sepcap.cross_checks(halves.model, config)
+    assert fingerprint(halves.model) == before
+    for module, at in ((several_tasks, 9), (pruning, 5)):
+        calls, real = [], module.evaluate_sample
+
+        def stopped(*args, calls=calls, at=at, real=real, **options):
+            calls.append(1)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "evaluate_sample", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                sepcap.cross_checks(halves.model, config, out=tmp_path / "study")
+        assert fingerprint(halves.model) == before
+    again = sepcap.cross_checks(halves.model, config, out=tmp_path / "study")
+    assert list(again.tables) == list(straight.tables)
+    for name, table in straight.tables.items():
+        pd.testing.assert_frame_equal(again.tables[name], table, check_dtype=False)
+    with pytest.raises(FileExistsError, match=r"layer_fraction: 0\.2 there, 0\.3 asked for"):
+        sepcap.cross_checks(halves.model, dataclasses.replace(config, layer_fraction=0.3), out=tmp_path / "study")
+    assert len(again.summary()) >= 8
+    with pytest.raises(ValueError, match="Did you mean 'layers'"):
+        again.figure("layer")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"checks": ()}, "at least one"),
+        ({"fractions": (0.5, 0.1)}, "increasing"),
+        ({"fractions": (0.5, 1.2)}, r"lies in \(0, 1\]"),
+        ({"steps": (0, 1)}, "at least 1 step"),
+        ({"gone": 0.0}, r"lies in \(0, 1\]"),
+        ({"seeds": (-1,)}, "0 or more"),
+    ],
+)
+def test_bad_configurations_are_named(changes, says):
+    with pytest.raises(ValueError, match=says):
+        sepcap.CrossChecksConfig(**changes)
+
+
+def test_shares_that_select_nothing_are_refused_before_anything_is_run(halves):
+    with pytest.raises(ValueError, match="selects no neuron"):
+        sepcap.cross_checks(halves.model, config_of(halves, "layers", layer_fraction=0.01))
+    with pytest.raises(ValueError, match="same data"):
+        sepcap.cross_checks(halves.model, sepcap.CrossChecksConfig(forget=halves.a, retain=halves.a, checks=("meeting",), **BUDGET))

@@ -1,0 +1,199 @@
+"""Figures of overlaps, cross-task effects and cross checks: what is drawn is what the tables hold."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import plotly.io
+import pytest
+
+from sepcap import plots
+from sepcap.experiments.cross_checks import CrossChecks
+from sepcap.experiments.cross_task import CrossTask
+from sepcap.experiments.overlaps import Overlaps
+
+TASKS = ["<b>one</b>", "two", "three"]
+PAIRS = [(TASKS[0], "two"), (TASKS[0], "three"), ("two", "three")]
+
+
+def overlaps(seeds=(0, 1)):
+    rng, rows = np.random.default_rng(0), []
+    for model in ["trained", *(f"random weights, seed {seed}" for seed in seeds)]:
+        for first, second in PAIRS:
+            for layer in (None, 0, 1):
+                share, other = rng.random(2)
+                numbers = {"share": share, "share_of_second": other, "iou": share / 2, "ratio": 9 * share}
+                counts = {"neurons": 100, "a": 10, "b": 20, "both": 5, "log10_p": -50 * share, "log10_p_corrected": -40 * share}
+                where = {"model": model, "site": "mlp", "fraction": 0.1, "first": first, "second": second, "layer": layer}
+                rows.append(where | numbers | counts)
+    table = pd.DataFrame(rows).astype({"layer": "Int64"})
+    return Overlaps({"tasks": TASKS, "sites": ["mlp"], "fractions": [0.1], "model": "m"}, {"overlaps": table})
+
+
+def heats(fig):
+    return [np.array(t.z, dtype=float) for t in fig.data if t.type == "heatmap"]
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+@pytest.mark.parametrize("measure", ["share", "iou", "ratio", "log10_p_corrected"])
+def test_a_map_has_every_pair_both_ways_and_the_mean_of_the_controls(measure, layer):
+    result = overlaps()
+    maps = heats(plots.overlaps(result, measure, layer=layer))
+    table = result.table[result.table["layer"].isna() if layer is None else result.table["layer"] == layer]
+    sign = -1 if measure == "log10_p_corrected" else 1
+    for shown, of_model in zip(maps, (table[table["model"] == "trained"], table[table["model"] != "trained"]), strict=True):
+        assert np.isnan(np.diag(shown)).all()
+        for first, second in PAIRS:
+            rows = of_model[(of_model["first"] == first) & (of_model["second"] == second)]
+            i, j = TASKS.index(first), TASKS.index(second)
+            assert shown[i, j] == pytest.approx(sign * rows[measure].mean(), rel=1e-3)
+            back = "share_of_second" if measure == "share" else measure
+            assert shown[j, i] == pytest.approx(sign * rows[back].mean(), rel=1e-3)
+
+
+def test_a_map_without_a_control_is_one_panel_and_names_are_plain_text():
+    fig = plots.overlaps(overlaps(seeds=()))
+    assert len(heats(fig)) == 1
+    assert fig.layout.yaxis.ticktext[0] == "&lt;b&gt;one&lt;/b&gt;"
+    assert fig.layout.yaxis.range[0] > fig.layout.yaxis.range[1]  # the first task is at the top
+
+
+def test_what_the_study_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="Did you mean 'share'"):
+        plots.overlaps(overlaps(), "shar")
+    with pytest.raises(ValueError, match="Valid: 'mlp'"):
+        plots.overlaps(overlaps(), site="heads")
+    with pytest.raises(ValueError, match=r"it has 0\.1"):
+        plots.overlaps(overlaps(), fraction=0.3)
+    with pytest.raises(ValueError, match="layers 0 to 1"):
+        plots.overlaps(overlaps(), layer=7)
+    with pytest.raises(ValueError, match="did not make"):
+        plots.cross_checks_layers(CrossChecks({"forget": "a", "retain": "b"}, {}))
+
+
+def test_the_lines_per_layer_and_the_points_are_those_of_the_table():
+    result = overlaps()
+    fig = plots.overlap_layers(result, "iou")
+    assert len(fig.data) == 2 * len(PAIRS)
+    for (first, second), line in zip(PAIRS, fig.data[::2], strict=True):
+        trained = result.table.query("model == 'trained'").dropna(subset=["layer"])
+        rows = trained[(trained["first"] == first) & (trained["second"] == second)]
+        np.testing.assert_allclose(line.y, rows["iou"], rtol=1e-4)
+    points = plots.overlap_ratios(result).data
+    assert [len(t.x) for t in points] == [3, 3, 3]
+    np.testing.assert_allclose(points[0].x, result.totals().query("model == 'trained'")["ratio"], rtol=1e-4)
+
+
+def cross_task():
+    rows = []
+    for i, pruned in enumerate(TASKS):
+        for j, evaluated in enumerate(TASKS):
+            value = 0.1 * (3 * i + j)
+            row = {"pruned": pruned, "evaluated": evaluated, "n": 10 + i, "fraction": 0.1}
+            for name, number in (("relative", value), ("random", 1 - value), ("minus_random", 2 * value - 1)):
+                row |= {name: number, f"{name}_low": number - 0.05, f"{name}_high": number + 0.05}
+            rows.append(row)
+    bisection = pd.DataFrame([{"task": task, "n": 10 + i, "fraction": (10 + i) / 100} for i, task in enumerate(TASKS)])
+    trace = pd.DataFrame([{"task": task, "n": n, "relative": 1 - n / 100} for task in TASKS for n in (100, 50, 10, 11, 12)])
+    config = {"tasks": TASKS, "site": "mlp", "metric": "top1", "target": 0.5, "seeds": [0], "model": "m"}
+    return CrossTask(config, {"matrix": pd.DataFrame(rows), "bisection": bisection, "trace": trace})
+
+
+def test_the_matrix_has_pruned_tasks_in_rows():
+    pruned, random = heats(plots.cross_task(cross_task()))
+    assert pruned[0, 2] == pytest.approx(0.2)
+    assert pruned[2, 0] == pytest.approx(0.6)
+    np.testing.assert_allclose(random, 1 - pruned, atol=1e-9)
+    assert "0.200 of it left [0.150, 0.250]" in plots.cross_task(cross_task()).data[0].hovertext[0][2]
+
+
+def test_a_bisection_is_drawn_in_order_with_the_found_number_filled():
+    for i, line in enumerate(plots.cross_task_bisection(cross_task()).data):
+        assert list(line.x) == [0, 0.1, 0.11, 0.12, 0.5, 1]
+        filled = [x for x, colour in zip(line.x, line.marker.color, strict=True) if colour != "white"]
+        assert filled == [pytest.approx((10 + i) / 100)]
+
+
+def checks():
+    rng, tables = np.random.default_rng(1), {}
+    for name, whose, extra in (
+        ("keep_only", "kept", [{"fraction": f} for f in (0.1, 0.5, 1.0)]),
+        ("curves", "pruned", [{"fraction": f} for f in (0.1, 0.5, 1.0)]),
+        ("layers", "pruned", [{"layers": d} for d in (1, 2, 3)]),
+        ("steps", "run", [{"steps": k, "fraction": 0.2} for k in (1, 4)]),
+    ):
+        rows = []
+        for who in ("1 step", "4 steps") if name == "steps" else ("<i>a</i>", "b"):
+            for where in extra:
+                for evaluated in ("<i>a</i>", "b"):
+                    numbers = {}
+                    for column in ("relative", "random", "minus_random"):
+                        value = rng.random()
+                        numbers |= {column: value, f"{column}_low": value - 0.1, f"{column}_high": value + 0.2}
+                    rows.append({whose: who, "n": 5, "evaluated": evaluated} | where | numbers)
+        tables[name] = pd.DataFrame(rows)
+    steps = tables["steps"]
+    tables["steps"] = pd.concat([steps[steps["run"] == f"{k} step{'s' * (k > 1)}"].query("steps == @k") for k in (1, 4)])
+    tables["steps"] = pd.concat([tables["steps"], steps.query("steps == 1").head(2).assign(run="1 step, other texts")])
+    words = ["share of <i>a</i> neurons", "share of b neurons", "accuracy on <i>a</i>", "accuracy on b"]
+    found = zip(words, (0.8, 0.7, 0.3, 0.2), strict=True)
+    tables["meeting"] = pd.DataFrame([{"what": f"trajectories meet: {w}", "value": v, "low": v - 0.1, "high": v + 0.1} for w, v in found])
+    config = {
+        "forget": "<i>a</i>",
+        "retain": "b",
+        "site": "mlp",
+        "metric": "top1",
+        "layer_fraction": 0.2,
+        "checks": ["layers"],
+        "model": "m",
+    }
+    return CrossChecks(config, tables)
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "x"), [("keep-only", "keep_only", "fraction"), ("curves", "curves", "fraction"), ("layers", "layers", "layers")]
+)
+def test_the_panels_draw_both_directions_with_their_intervals_beside_random(kind, table, x):
+    result = checks()
+    fig, rows = result.figure(kind), result.tables[table]
+    whose = "kept" if kind == "keep-only" else "pruned"
+    lines = [t for t in fig.data if t.mode == "lines+markers"]
+    places = [(evaluated, who) for evaluated in result.pair for who in result.pair]
+    for (evaluated, who), line in zip(places, lines, strict=True):
+        here = rows[(rows["evaluated"] == evaluated) & (rows[whose] == who)]
+        np.testing.assert_allclose(line.x, here[x])
+        np.testing.assert_allclose(line.y, here["relative"], rtol=1e-4)
+        np.testing.assert_allclose(line.error_y.array, here["relative_high"] - here["relative"], rtol=1e-3)
+    random = [t for t in fig.data if t.name == "random neurons"]
+    assert len(random) == 2
+    np.testing.assert_allclose(random[0].y, rows[(rows["evaluated"] == "<i>a</i>") & (rows[whose] == "<i>a</i>")]["random"], rtol=1e-4)
+
+
+def test_steps_have_a_place_each_and_other_texts_an_open_point():
+    fig = checks().figure("step-size")
+    assert list(fig.layout.xaxis.ticktext) == ["1", "4"]
+    (point, _) = [t for t in fig.data if t.mode == "markers"]
+    assert point.marker.color == "white"
+    assert point.name == "other texts, 1 step"
+
+
+def test_trajectories_begin_at_the_unpruned_model_and_the_point_is_where_they_meet():
+    result = checks()
+    fig = result.figure("meeting")
+    for line, who in zip(fig.data[:2], result.pair, strict=True):
+        assert (line.x[0], line.y[0]) == (1, 1)
+        rows = result.tables["curves"][result.tables["curves"]["pruned"] == who]
+        np.testing.assert_allclose(line.x[1:], rows[rows["evaluated"] == "<i>a</i>"]["relative"], rtol=1e-4)
+        np.testing.assert_allclose(line.y[1:], rows[rows["evaluated"] == "b"]["relative"], rtol=1e-4)
+    point = fig.data[-1]
+    assert (point.x[0], point.y[0]) == pytest.approx((0.3, 0.2))
+    assert point.name == "they meet at 80% and 70%"
+    assert "<i>" not in fig.layout.xaxis.title.text
+
+
+@pytest.mark.parametrize("width", ["column", "page"])
+def test_all_are_plain_data_of_the_width_asked_for(width):
+    for result in (overlaps(), cross_task(), checks()):
+        for kind in result.FIGURES:
+            fig = result.figure(kind, width=width)
+            assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 403.6, "page": 830}[width], abs=1)
