@@ -174,7 +174,7 @@ def attention(device: str, name: str, context: int) -> dict[str, float]:
     inputs = next(sample.batches(rows)).inputs.to(device)
     t = alternate(
         device,
-        4,
+        3,
         bare=bare(plain, sample, rows, logits=True),
         bridge=lambda: logits_of(hooked, inputs),
         evaluate=lambda: evaluate_sample(hooked, sample, quiet=True),
@@ -249,7 +249,7 @@ def of_the_embedded_model(device: str) -> Iterator[dict[str, float]]:
 
 
 def of_a_bigger_model(device: str) -> Iterator[dict[str, float]]:
-    yield {f"12 layers x 768, 2x512: {k}": v for k, v in passes(device, big_folder(), 2, 512, 1, 5).items()}
+    yield {f"12 layers x 768, 2x512: {k}": v for k, v in passes(device, big_folder(), 2, 512, 1, 4).items()}
 
 
 def of_attention(device: str) -> Iterator[dict[str, float]]:
