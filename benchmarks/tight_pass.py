@@ -2,14 +2,15 @@
 
     python benchmarks/tight_pass.py            (with nothing else running)
 
-One attention block of the embedded model at real tokens. Both sides are run in turn; memory is the peak beyond what the process held
-before, of a fresh process for each side.
+One attention block of the embedded model at real tokens. Both sides are run in turn; memory is the peak of a fresh process for each
+side, Python, torch and the model included.
 """
 
 import argparse
-import multiprocessing
-import resource
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from ratios import alternate
 
@@ -27,25 +28,18 @@ def plan(tokens: int, method: str) -> TightPassPlan:
     return plan_tight_pass(sepcap.load_model(device="cpu"), config)
 
 
-def _peak(tokens: int, method: str, answer: "multiprocessing.queues.SimpleQueue[float]") -> None:
-    prepared = plan(tokens, method)
-    measure_tight_pass(plan(1, method))  # what is imported and cached at the first use counts for neither side
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    measure_tight_pass(prepared)
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-
-
 def peak_memory(tokens: int, method: str) -> float:
-    """MB beyond what is held before, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.SimpleQueue()
-    process = context.Process(target=_peak, args=(tokens, method, answer))
-    process.start()
-    process.join()
-    return answer.get()
+    """Peak resident memory in MB of a process of its own."""
+    code = (
+        "import resource\nfrom tight_pass import measure_tight_pass, plan\n"
+        f"measure_tight_pass(plan({tokens}, {method!r}))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    return float(run.stdout.split()[-1])
 
 
-def tight_pass(tokens: int, repeat: int = 3) -> Iterator[dict[str, float]]:
+def tight_pass(tokens: int, repeat: int) -> Iterator[dict[str, float]]:
     """Exact over matrix-free, for one Jacobian of so many tokens."""
     plans = {method: plan(tokens, method) for method in ("exact", "randomized")}
     found: dict[str, TightPass] = {}
@@ -62,14 +56,16 @@ def tight_pass(tokens: int, repeat: int = 3) -> Iterator[dict[str, float]]:
         f"{where}: largest relative difference": float(((true - values) / true).max()),
     }
     memory = {method: peak_memory(tokens, method) for method in plans}
-    yield {f"{where}: exact / matrix-free, memory": memory["exact"] / memory["randomized"], f"{where}: exact, MB": memory["exact"]}
+    yield {f"{where}: exact / matrix-free, peak memory": memory["exact"] / memory["randomized"], f"{where}: exact, peak MB": memory["exact"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2, 4, 8], help="tokens per Jacobian; 256 rows each")
-    for tokens in parser.parse_args().tokens:
-        for measured in tight_pass(tokens):
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4, 8, 12], help="tokens per Jacobian; 256 rows each")
+    parser.add_argument("--repeat", type=int, default=3, help="times that each side is run after one to warm up")
+    asked = parser.parse_args()
+    for tokens in asked.tokens:
+        for measured in tight_pass(tokens, asked.repeat):
             for name, value in measured.items():
                 print(f"{value:12.3g}  {name}", flush=True)
 

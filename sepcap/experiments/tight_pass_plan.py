@@ -104,13 +104,14 @@ def plan_tight_pass(model: Any, config: TightPassConfig) -> TightPassPlan:
     """
     if not hasattr(model, "cfg"):
         raise TypeError(f"model is a {type(model).__name__}; give what sepcap.load_model returns")
-    check_part(model, config.part, DTYPES[config.dtype])
+    check_part(model, config.part, DTYPES[config.dtype])  # before anything is asked of the model
     layers = config.layers(n_layers(model))
     width = int(model.cfg.d_model)
     size = config.tokens * width
     config.check_threshold(size)
     needed = bytes_needed("exact", config, size, width)
     method = ("exact" if needed <= EXACT_BYTES else "randomized") if config.method == "auto" else config.method
+    check_part(model, config.part, DTYPES[config.dtype], forward=method == "randomized")
     if method == "exact" and needed > (there := _memory(device_of(model))):
         raise MemoryError(
             f"method='exact' with tokens={config.tokens} needs {_megabytes(needed)} for one Jacobian of {size:,} rows, and "

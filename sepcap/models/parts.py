@@ -74,12 +74,18 @@ class _FullPrecision(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def check_part(model: Any, part: str, dtype: torch.dtype) -> None:
+def check_part(model: Any, part: str, dtype: torch.dtype, forward: bool = False) -> None:
     """Raise where a part of the blocks cannot be had as a function of the residual stream at some tokens.
 
+    Args:
+        model: a hooked model.
+        part: "attn" or "mlp".
+        dtype: precision to compute in.
+        forward: whether the forward derivative (JVP) is needed.
+
     Raises:
-        ValueError: an unknown part, an image classifier.
-        NotImplementedError: a HookedTransformer, a mixture of experts in float64.
+        ValueError: an unknown part, an image classifier, float64 on a device that has none.
+        NotImplementedError: a HookedTransformer, a mixture of experts in float64 or where a JVP is needed.
     """
     if part not in PARTS:
         raise unknown("part", part, PARTS)
@@ -90,11 +96,14 @@ def check_part(model: Any, part: str, dtype: torch.dtype) -> None:
         )
     if kind_of(model) == "images":
         raise ValueError(f"model: {model.cfg.model_name} takes images, which have no rows of tokens to choose; give a language model")
-    if part == "mlp" and dtype == torch.float64 and any(_has_experts(block) for block in model.blocks):
-        raise NotImplementedError(
-            f"part='mlp' of {architecture_of(model)} in float64: a mixture of experts computes in float32 and below only; "
-            "give dtype='float32', or part='attn'"
-        )
+    if dtype == torch.float64 and device_of(model).type == "mps":
+        raise ValueError("dtype='float64': Apple's GPUs have none; give dtype='float32', or load the model with device='cpu'")
+    if part == "mlp" and any(map(_has_experts, model.blocks)):
+        what = f"part='mlp' of {architecture_of(model)}: the grouped products of a mixture of experts"
+        if dtype == torch.float64:
+            raise NotImplementedError(f"{what} exist in float32 and below only; give dtype='float32', or part='attn'")
+        if forward:
+            raise NotImplementedError(f"{what} have no forward derivative; give method='exact' with few tokens, or part='attn'")
 
 
 @contextmanager

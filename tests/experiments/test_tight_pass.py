@@ -256,6 +256,24 @@ def test_an_image_classifier_is_refused(tmp_path):
         sepcap.tight_pass(model)
 
 
+def test_a_mixture_of_experts_says_what_it_cannot(tmp_path, letters):
+    import transformers
+    from conftest import tiny_tokenizer
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = transformers.MixtralConfig(**sizes, num_local_experts=4, vocab_size=320, max_position_embeddings=32, bos_token_id=0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model = sepcap.load_model(tmp_path, device="cpu")
+    options = {"task": letters, "control": False, "tokens": 2, "rows": 1}
+    with pytest.raises(NotImplementedError, match="exist in float32 and below only"):
+        sepcap.tight_pass(model, 0, "mlp", **options)
+    with pytest.raises(NotImplementedError, match="no forward derivative"):
+        sepcap.tight_pass(model, 0, "mlp", dtype="float32", method="randomized", **options)
+    assert sepcap.tight_pass(model, 0, "mlp", dtype="float32", **options).tables["jacobians"]["rank"][0] > 0
+    assert sepcap.tight_pass(model, 0, "attn", **options).tables["jacobians"]["rank"][0] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
