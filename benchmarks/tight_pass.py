@@ -56,7 +56,10 @@ def tight_pass(tokens: int, repeat: int) -> Iterator[dict[str, float]]:
         f"{where}: largest relative difference": float(((true - values) / true).max()),
     }
     memory = {method: peak_memory(tokens, method) for method in plans}
-    yield {f"{where}: exact / matrix-free, peak memory": memory["exact"] / memory["randomized"], f"{where}: exact, peak MB": memory["exact"]}
+    yield {
+        f"{where}: exact / matrix-free, peak memory": memory["exact"] / memory["randomized"],
+        f"{where}: exact, peak MB": memory["exact"],
+    }
 
 
 def main() -> None:
