@@ -102,7 +102,10 @@ def sample_batch(
     temperature: float,
     begin: AbstractContextManager[Any] | None = None,
 ) -> list[Ids]:
-    """Tokens that follow every row, up to the first end-of-text token, which is not among them; `begin` holds for the rows alone."""
+    """Tokens that follow every row, up to the first end-of-text token, which is not among them; `begin` holds for the rows alone.
+
+    Where the tokenizer declares no such token, nothing ends a row before its last random number.
+    """
     stop = model.tokenizer.eos_token_id
     with begin or nullcontext():
         logits, cache = model(ids, return_type="logits_and_cache", past_key_values=None, use_cache=True)
@@ -112,7 +115,7 @@ def sample_batch(
             fed = drawn[:, -1:].to(ids.device)
             logits, cache = model(fed, return_type="logits_and_cache", past_key_values=cache, use_cache=True)
         drawn = torch.cat([drawn, draw(logits[:, -1], uniform, temperature)[:, None]], dim=1)
-        if bool((drawn == stop).any(dim=1).all()):
+        if stop is not None and bool((drawn == stop).any(dim=1).all()):
             break
     return [list(itertools.takewhile(lambda token: token != stop, row)) for row in drawn.tolist()]
 

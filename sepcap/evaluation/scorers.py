@@ -1,14 +1,17 @@
 """What scores texts: Detoxify, a folder with a Hugging Face classifier, or a function of the user's."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
-from sepcap.errors import missing_extra, unknown
+from sepcap.errors import CorruptFile, missing_extra, unknown
 
 Scorer = Callable[[list[str]], Sequence[float]]
 """A number from 0 to 1 for each of a list of texts."""
@@ -51,16 +54,22 @@ def _classifier(folder: Path, label: str | None, device: torch.device) -> Scorer
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
+    try:
+        # safetensors where there are any; older checkpoints are unpickled as tensors only, never as code
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder, local_files_only=True, weights_only=True, output_loading_info=True
+        )
+    except UnpicklingError as error:
+        raise CorruptFile(
+            f"scorer={str(folder)!r}: the weights are pickled and hold more than tensors, or are corrupt; nothing of it was run"
+        ) from error
     classifier, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"scorer={str(folder)!r} lacks weights of a classifier, which would be random numbers: {', '.join(missing[:3])}")
     config = classifier.to(device).eval().config
     names = [config.id2label[i] for i in range(config.num_labels)]
     column = 0 if len(names) == 1 and label is None else names.index(toxic_label(names, label))
-    independent = len(names) == 1 or config.problem_type == "multi_label_classification"
+    scores_of = _function_of(config)
     # two less than there are positions: RoBERTa begins to count at the number of its padding token
     longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 514) - 2)
 
@@ -70,10 +79,19 @@ def _classifier(folder: Path, label: str | None, device: torch.device) -> Scorer
         for part in _batched([text or " " for text in texts]):  # not every tokenizer makes a token of nothing
             rows = tokenizer(part, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
             logits = classifier(**rows).logits.float()
-            found += (logits.sigmoid() if independent else logits.softmax(dim=1))[:, column].tolist()
+            found += scores_of(logits)[:, column].tolist()
         return found
 
     return score
+
+
+def _function_of(config: Any) -> Callable[[Tensor], Tensor]:
+    """What makes scores of logits, by the rules of transformers' text-classification pipeline."""
+    if config.problem_type == "regression":
+        return lambda logits: logits  # the outputs are the scores
+    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+        return torch.sigmoid
+    return partial(torch.softmax, dim=1)
 
 
 def _batched(texts: list[str]) -> Iterator[list[str]]:

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import shutil
 import sys
 import types
 
@@ -13,6 +14,7 @@ from conftest import VOCABULARY, tiny_tokenizer
 from plain import Plain
 
 import sepcap
+from sepcap.errors import CorruptFile
 from sepcap.evaluation.harness import harness
 from sepcap.evaluation.sampling import continuations, draw
 from sepcap.evaluation.scorers import get_scorer
@@ -126,6 +128,17 @@ def test_an_end_of_text_token_ends_a_continuation_and_no_other(tiny_opt):
     assert continuations(tiny_opt, prompts, 6, tokens=6, seed=1) == expected
 
 
+def test_without_an_end_of_text_token_every_continuation_has_all_its_tokens(tiny_opt):
+    prompts = [ids_of(tiny_opt.tokenizer, text) for text in PROMPTS]
+    ended = continuations(tiny_opt, prompts, 6, tokens=6, seed=1)
+    tiny_opt.tokenizer.eos_token = None
+    whole = continuations(tiny_opt, prompts, 6, tokens=6, seed=1)
+    assert [len(ids) for ids in whole] == [6] * 6
+    assert all(ids[: len(short)] == short for ids, short in zip(whole, ended, strict=True))
+    found = toxicity(tiny_opt, PROMPTS, vowels, 6, tokens=6)
+    assert found.table["continuation"].str.len().min() > 0
+
+
 def test_tokens_are_drawn_as_often_as_they_are_likely():
     logits = torch.tensor([-math.inf, 1.0, 0.0, 3.0, -2.0])
     n = 10_000
@@ -176,6 +189,55 @@ def test_softmax_or_sigmoid_and_which_label(tmp_path, classifier):
     np.testing.assert_allclose(get_scorer(several, "odd", cpu)[0](texts), 0.5, atol=1e-6)
     single = planted_classifier(tmp_path / "single", ("LABEL_0",))
     np.testing.assert_allclose(get_scorer(single, None, cpu)[0](texts), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (("LABEL_0",), None),
+        (("LABEL_0",), "regression"),
+        (("rude", "toxic"), "regression"),
+        (("rude", "toxic"), "multi_label_classification"),
+        (("rude", "toxic"), "single_label_classification"),
+        (("rude", "odd", "toxic"), None),
+    ],
+)
+def test_scores_are_those_of_the_pipeline_of_transformers(labels, problem, tmp_path):
+    from transformers import pipeline
+
+    folder = planted_classifier(tmp_path / "classifier", labels, problem_type=problem)
+    texts = ["a quick fox", "the end"]
+    said = pipeline("text-classification", model=str(folder), tokenizer=str(folder), device="cpu", top_k=None)(texts)
+    expected = [next(answer["score"] for answer in answers if answer["label"] == labels[-1]) for answers in said]
+    assert expected[0] != expected[1]
+    np.testing.assert_allclose(get_scorer(folder, None, torch.device("cpu"))[0](texts), expected, atol=1e-6)
+
+
+class Harmful:
+    """What would make a file if it were unpickled as code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_pickled_weights_are_read_as_tensors_and_never_as_code(tmp_path, classifier):
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(classifier, folder)
+    (folder / "model.safetensors").unlink()
+    weights = load_file(classifier / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    texts = ["a quick fox", "the end"]
+    expected = get_scorer(classifier, None, torch.device("cpu"))[0](texts)
+    assert get_scorer(folder, None, torch.device("cpu"))[0](texts) == expected
+    torch.save(weights | {"more": Harmful(tmp_path / "made")}, folder / "pytorch_model.bin")
+    with pytest.raises(CorruptFile, match="pickled and hold more than tensors"):
+        get_scorer(folder, None, torch.device("cpu"))
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_classifier_that_cannot_be_used_is_refused(tmp_path, tiny_folders, classifier):
