@@ -143,6 +143,8 @@ def transfer(
         >>> texts = draw_passages(model.tokenizer, ["local-prose", "local-python"], 32)  # doctest: +SKIP
         >>> print(*sepcap.transfer(model, texts).summary(), sep="\\n")  # doctest: +SKIP
     """
+    if isinstance(layers, str) and layers != "all":
+        raise ValueError(f"layers={layers!r}: give 'all' or numbers of layers")
     numbers: Any = layers if isinstance(layers, str) else tuple(layers)
     names: Any = check_sites(sites)
     config = TransferConfig(at=at, into=into, layers=numbers, sites=names, scale=scale, **options)
@@ -184,8 +186,6 @@ def plan_transfer(model: Any, source: Any, config: TransferConfig, embedder: Any
 
 
 def _layers(model: Any, config: TransferConfig) -> tuple[int, ...]:
-    if isinstance(config.layers, str) and config.layers != "all":
-        raise ValueError(f"layers={config.layers!r}: give 'all' or numbers of layers")
     return check_layers(None if isinstance(config.layers, str) else config.layers, n_layers(model))
 
 

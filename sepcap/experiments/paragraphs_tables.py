@@ -97,11 +97,14 @@ def make_tables(
 def interval(total: Float[np.ndarray, " text"], weight: Float[np.ndarray, " text"], seed: int = 0) -> tuple[float, float, float]:
     """Σ total / Σ weight, and the ends of its 95% bootstrap interval over texts (NaN of a single text)."""
     n = len(total)
-    mean = float(total.sum() / weight.sum())
-    if n < 2:
-        return mean, float("nan"), float("nan")
-    drawn = _draws(n, seed)
-    low, high = np.percentile((drawn @ total) / (drawn @ weight), [2.5, 97.5])
+    # a share of nothing is NaN: weights can be differences, too
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = float(total.sum() / weight.sum())
+        if n < 2:
+            return mean, float("nan"), float("nan")
+        drawn = _draws(n, seed)
+        replicas = (drawn @ total) / (drawn @ weight)
+    low, high = np.percentile(replicas[np.isfinite(replicas)], [2.5, 97.5]) if np.isfinite(replicas).any() else (np.nan, np.nan)
     return mean, float(low), float(high)
 
 

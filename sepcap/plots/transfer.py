@@ -40,7 +40,7 @@ METRICS = {"distance": "1 − cosine", "overlap": "F1 of tokens shared", "bigram
 MOST = 200
 """Values of a condition that a violin is drawn from; of more, so many quantiles."""
 DONORS = {OWN: (VERMILLION, "circle", "own break"), ANOTHER: (BLUE, "square", "another text's break (control)")}
-PANELS = {ALONE: "This layer alone", FIRST: "Layers 0 to this one", LAST: "This layer to the last"}
+PANELS = {ALONE: "This layer alone", FIRST: "Layers {first} to this one", LAST: "This layer to layer {last}"}
 ROW_PX = 30
 
 
@@ -141,7 +141,8 @@ def transfer_layers(result: Transfer, *, kind: str = "all", width: str = "page")
         }
         layout["shapes"].append(_zero(key, layers[0] - 0.4, layers[-1] + 0.4))
         place = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 4}
-        layout["annotations"].append({"text": title, **place, "font": {"size": TICK_PX}})
+        text = title.format(first=layers[0], last=layers[-1])
+        layout["annotations"].append({"text": text, **place, "font": {"size": TICK_PX}})
     layout["legend"] = {"title": {"text": "Patched from; band: 95% interval"}}
     return new_figure(traces, layout, width=width, plot_px=190, left=74, top=30, legend_rows=3, legend_below=True)
 

@@ -1,0 +1,237 @@
+"""Transfer as a study: resumed, seeded, batched; what is compared with what; what is refused."""
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CONTEXT
+
+import sepcap
+from sepcap.experiments import paragraphs
+from sepcap.experiments.paragraphs import Transfer, execute, plan_transfer, transfer
+from sepcap.experiments.paragraphs_conditions import donors_of
+from sepcap.experiments.paragraphs_config import TransferConfig
+from sepcap.experiments.paragraphs_tables import differences, interval, values
+from sepcap.tasks.passages import Passage
+
+TEXTS = ["XYZVW\n\nQRSTUV", "KLMNO\n\nABCDEFG", "HIJK\n\n01234", "56789\n\nZYXWV"]
+OPTIONS = {"tokens": 5, "paragraph_tokens": 5, "given": (0, 1, 2), "temperature": 1.0, "embedder": "tf-idf"}
+
+
+def same(a, b):
+    for name, table in a.tables.items():
+        pd.testing.assert_frame_equal(table, b.tables[name], rtol=1e-6)
+    torch.testing.assert_close(a.tensors["log_likelihood"], b.tensors["log_likelihood"], equal_nan=True, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def result(tiny_opt):
+    return transfer(tiny_opt, TEXTS, **OPTIONS)
+
+
+def test_every_condition_is_there_with_its_tables(result):
+    assert result.config["conditions"] == ["original", "transferred", "mismatched", "neutral"]
+    assert result.config["embedder"].startswith("TF-IDF (scikit-learn")
+    assert result.config["breaks"] == [[["\n", "\n"], 4]]
+    assert set(result.tables["generations"]["condition"]) == {*result.config["conditions"], "given 1", "given 2"}
+    assert len(result.tables["generations"]) == 24
+    said = " ".join(result.summary())
+    for part in ("one token in 0 of 4 texts", "'\\n' '\\n' in 4", "TF-IDF", "another text of the same kind", "Of single layers"):
+        assert part in said
+
+
+def test_likelihoods_are_those_of_the_model_itself(tiny_opt, result):
+    text = result.tables["texts"].iloc[0]
+    assert (text["before"], text["following_tokens"]) == ("XYZVW", 5)
+    ids = tiny_opt.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    first = ids.index(tiny_opt.tokenizer("\n", add_special_tokens=False)["input_ids"][0])
+    following = ids[first + 2 : first + 7]
+    for name, before in (("original", ids[: first + 2]), ("neutral", ids[first : first + 2])):
+        with torch.no_grad():
+            logits = tiny_opt(torch.tensor([[0, *before, *following]]), return_type="logits", use_cache=False)[0]
+        p = logits.double().log_softmax(-1)[len(before) : -1]
+        expected = [float(row[token]) for row, token in zip(p, following, strict=True)]
+        found = result.tensors["log_likelihood"][result.config["conditions"].index(name), 0]
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_a_seed_and_any_batch_size_give_the_same(tiny_opt, result):
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    same(transfer(tiny_opt, TEXTS, **OPTIONS), result)
+    for size in (1, 3):
+        same(transfer(tiny_opt, TEXTS, **OPTIONS, batch_size=size), result)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    written = transfer(tiny_opt, TEXTS, **OPTIONS, seed=1).tables["generations"]["written"]
+    assert not written.equals(result.tables["generations"]["written"])
+
+
+def test_what_a_text_is_patched_from_and_its_luck_do_not_depend_on_later_texts(tiny_opt, result):
+    fewer = transfer(tiny_opt, TEXTS[:2], **OPTIONS).tables["generations"]
+    own = result.tables["generations"]
+    for condition in ("original", "transferred", "neutral", "given 2"):
+        expected = own[(own["condition"] == condition) & (own["text"] < 2)]["written"].tolist()
+        assert fewer[fewer["condition"] == condition]["written"].tolist() == expected
+
+
+def test_interrupted_it_goes_on_where_it_stopped_and_gives_the_same(tiny_opt, result, tmp_path, monkeypatch):
+    options = {**OPTIONS, "batch_size": 2}
+    sampler, calls = paragraphs.sampled, []
+
+    def breaking(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return sampler(*args, **kwargs)
+
+    monkeypatch.setattr(paragraphs, "sampled", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(tiny_opt, TEXTS, **options, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+    again = transfer(tiny_opt, TEXTS, **options, out=tmp_path / "run")
+    assert len(calls) == 4 + 12 - 3  # two batches of six conditions; three parts were done
+    same(again, result)
+    n = len(calls)
+    same(transfer(tiny_opt, TEXTS, **options, out=tmp_path / "run"), result)  # a finished one is read
+    assert len(calls) == n
+    with pytest.raises(FileExistsError, match="temperature: 1.0 there, 0.5 asked for"):
+        transfer(tiny_opt, TEXTS, **{**options, "temperature": 0.5}, out=tmp_path / "run")
+    loaded = sepcap.load_result(tmp_path / "run")
+    assert isinstance(loaded, Transfer)
+    same(loaded, result)
+    assert loaded.summary() == result.summary()
+
+
+def test_the_cost_is_known_beforehand(tiny_opt, monkeypatch):
+    plan = plan_transfer(tiny_opt, TEXTS, TransferConfig(profile="none", generate=False, paragraph_tokens=5), None)
+    seen = []
+    forward = type(tiny_opt).forward
+    monkeypatch.setattr(type(tiny_opt), "forward", lambda self, ids, **kw: seen.append(ids) or forward(self, ids, **kw))
+    execute(plan)
+    lengths = [len(p.context) + len(p.gap) + 1 for p in plan.passages], [len(p.following) for p in plan.passages]
+    # two donors' sources, one likelihood after the whole context and three after the break alone
+    assert plan.tokens() == {
+        "sources": 2 * sum(lengths[0]),
+        "likelihood": sum(lengths[0]) + 3 * 4 * 3 + 4 * sum(lengths[1]),
+        "generation": 0,
+    }
+    assert sum(ids.numel() for ids in seen) >= sum(plan.tokens().values())  # padding counts in passes
+    assert "4 texts, mlp and attn_pre_out patched" in plan.cost()
+
+
+def test_with_a_scale_of_one_the_own_text_is_no_other(tiny_opt):
+    """Patched with the whole text as neutral prompt, nothing changes: these are its own activations."""
+    found = transfer(tiny_opt, TEXTS[0], into="XYZVW\n\n", generate=False, paragraph_tokens=5)
+    original, transferred, neutral = found.tensors["log_likelihood"]
+    torch.testing.assert_close(transferred, original, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(neutral, original, atol=1e-5, rtol=1e-5)
+    assert "There is no control" in " ".join(found.summary())
+
+
+def test_donors_are_other_texts_of_the_kind_each_used_once():
+    def made(kind, gap, n):
+        return [Passage((1, i), gap, (2,), kind) for i in range(n)]
+
+    texts = made("prose", (9,), 5) + made("code", (9,), 3) + made("code", (8, 8), 1)
+    donors = donors_of(texts, 0)
+    assert donors["own"] == list(range(9))
+    assert sorted(donors["another"][:5]) == list(range(5))
+    assert all(i != j for i, j in enumerate(donors["another"]))
+    assert sorted(donors["another"][5:8]) == [5, 6, 7]
+    assert donors["another"][8] in (5, 6, 7)  # nobody of its kind spells its break so
+    assert all(texts[j].kind != p.kind for j, p in zip(donors["other kind"], texts, strict=True))
+    assert donors_of(texts, 0) == donors
+    assert donors_of(texts, 1) != donors
+    assert list(donors_of(texts[:1], 0)) == ["own"]
+
+
+def test_differences_are_paired_on_the_same_rest_of_the_paragraph():
+    rows = []
+    for text in range(3):
+        for name, given, reference, total in (
+            ("transferred", 0, 0, 0.1),
+            ("transferred", 0, 2, 0.2),
+            ("neutral", 0, 0, 0.5),
+            ("neutral", 0, 2, 0.9),
+            ("given 2", 2, 2, 0.3),
+        ):
+            row = {"metric": "distance", "text": text, "kind": "k", "condition": name, "given": given, "reference": reference}
+            rows.append(row | {"total": total + 0.01 * text, "weight": 1.0})
+    measured = pd.DataFrame(rows)
+    found = differences(measured).set_index(["condition", "against"])
+    assert found.loc[("transferred", "neutral"), "difference"] == pytest.approx(0.1 - 0.5)
+    assert found.loc[("given 2", "neutral"), "difference"] == pytest.approx(0.3 - 0.9)
+    assert found.loc[("transferred", "given 2"), "difference"] == pytest.approx(0.2 - 0.3)
+    assert found.loc[("transferred", "given 2"), "low"] == pytest.approx(-0.1)  # every text differs by as much
+    own = values(measured).set_index("condition")
+    assert own.loc["given 2", "median"] == pytest.approx(0.31)
+    assert own.loc["transferred", "mean"] == pytest.approx(0.11)
+
+
+def test_intervals_weigh_texts_by_their_tokens():
+    mean, low, high = interval(np.array([2.0, 9.0]), np.array([1.0, 3.0]))
+    assert mean == 11 / 4
+    # the replicas are (2, 2), (2, 9), (9, 9) with probability 1/4, 1/2, 1/4
+    assert (low, high) == (2, 3)
+    normal = np.random.default_rng(0).normal(size=400)
+    mean, low, high = interval(normal, np.ones(400))
+    assert (high - low) / 2 == pytest.approx(1.96 * normal.std() / 20, rel=0.1)
+    assert all(map(np.isnan, interval(np.array([1.0]), np.array([1.0]))[1:]))
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "error", "said"),
+    [
+        ([], {}, ValueError, "source is empty"),
+        (["no break"], {}, ValueError, r"source\[0\] has no '\\n\\n'"),
+        (["a\n\nb", "x" * CONTEXT + "\n\nb"], {"tokens": 1}, ValueError, r"source\[1\] is too long: 35 tokens"),
+        (TEXTS, {"tokens": CONTEXT}, ValueError, "is too long"),
+        (TEXTS, {"sites": "mpl"}, ValueError, "Did you mean 'mlp'"),
+        (TEXTS, {"sites": ("resid", "mlp")}, ValueError, "patch 'resid' alone"),
+        (TEXTS, {"layers": [7]}, IndexError, "layers 0 to 1"),
+        (TEXTS, {"layers": "last"}, ValueError, "layers='last'"),
+        (TEXTS, {"at": ""}, ValueError, "at is empty"),
+        (TEXTS, {"scale": float("nan")}, ValueError, "scale=nan"),
+        (TEXTS, {"temperature": -1.0}, ValueError, "temperature=-1"),
+        (TEXTS, {"temperature": 0.0, "samples": 2}, ValueError, "samples=2"),
+        (TEXTS, {"given": (1, 1)}, ValueError, "each once"),
+        (TEXTS, {"generate": False, "profile": "generation"}, ValueError, "needs generate=True"),
+        (TEXTS, {"seed": -1}, ValueError, "seed=-1"),
+        (TEXTS, {"tokns": 3}, TypeError, "tokns"),
+        (TEXTS, {"embedder": "nobody/none"}, OSError, "'tf-idf' needs no model"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is(tiny_opt, tmp_path, source, options, error, said):
+    with pytest.raises(error, match=said):
+        transfer(tiny_opt, source, **{**OPTIONS, **options}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_continues_no_texts_is_refused():
+    import types
+
+    masked = types.SimpleNamespace(original_model=type("BertForMaskedLM", (), {})())
+    with pytest.raises(ValueError, match=r"'masked'.*causal language model"):
+        transfer(masked, TEXTS)
+
+
+def test_the_command_writes_table_figures_and_the_study(tiny_folders, tmp_path, capsys, monkeypatch):
+    from sepcap.cli import main
+
+    monkeypatch.setitem(sys.modules, "kaleido", None)  # pages alone: starting a browser for every picture takes long
+    lines = tmp_path / "foxes.jsonl"
+    lines.write_text("".join(json.dumps({"text": f"the quick {i}\n\nbrown fox {i}"}) + "\n" for i in range(16)))
+    out = tmp_path / "run"
+    arguments = ["transfer", "--model", str(tiny_folders["opt"]), "--tasks", str(lines), "--n", "3", "--context", "4", "--following", "3"]
+    arguments += ["--tokens", "4", "--given", "0", "1", "--embedder", "tf-idf", "--out", str(out), "--profile", "likelihood"]
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert "3 texts, mlp and attn_pre_out patched at the break" in printed
+    assert "Log-likelihood of the true next paragraph" in printed
+    for name in ("result.json", "differences.csv", "figures/layers.html", "figures/distances.html", "figures/positions.html"):
+        assert (out / name).exists()
+    assert sepcap.load_result(out).config["kinds"] == {"foxes": 3}
+    main(arguments)  # goes on, and finds it finished
