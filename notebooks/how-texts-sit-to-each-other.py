@@ -108,8 +108,8 @@ found
 sepcap.find_dims(untrained, texts, n=6)
 
 # %% [markdown]
-# What was found on some texts is tested on others. (Of the language reference, most of these were in the training of the model:
-# there are not enough chapters.)
+# What was found on some texts is tested on others. (Those of the language reference were in the training of the model: there are not
+# enough chapters that were not.)
 
 # %%
 others = sepcap.labelled_texts(model, skip=5)
@@ -123,12 +123,13 @@ followed.summary()
 # %% [markdown]
 # ## The answer
 # Texts of one kind are more alike than texts of different kinds in every layer, beyond what relabelling gives (p < 0.05 for all layers
-# together): most in what attention adds in layers 0 and 1 (0.21 each, intervals 0.17 to 0.25 and 0.15 to 0.26) and again in the last
-# (0.13); in between hardly. The residual stream shows it less (0.02 to 0.04) up to the last layer (0.09).
+# together): most in what attention adds in layers 0 (0.21 [0.17, 0.25]) and 1 (0.21 [0.15, 0.27]) and again in the last one
+# (0.13 [0.09, 0.17]), in between hardly: in layer 3 the interval holds 0. The residual stream shows it less, 0.02 to 0.04 up to the
+# last layer with 0.09 [0.06, 0.11].
 #
 # Much of that is in the words and not in the training: with random weights layer 0 gives 0.17. Training adds
-# 0.16 [0.10, 0.22] in layer 1 and 0.10 [0.06, 0.14] in layer 5 of attention, and 0.06 [0.04, 0.09] in the stream after the last layer;
-# in the middle layers the difference is within its interval.
+# 0.16 [0.10, 0.22] in layer 1 and 0.10 [0.06, 0.14] in layer 5 of attention, and 0.06 [0.04, 0.09] in the stream after the last layer.
+# In layer 0 and in the middle layers of attention the interval of the difference holds 0.
 #
 # The four kinds are not four clusters: prose resembles the language reference (0.17) no less than itself (0.14), both are prose.
 # Python and C++ are nearer to themselves than to anything.

@@ -155,6 +155,12 @@ def test_the_vectors_are_those_of_the_plain_model(tiny, family, tiny_folders, wh
     kept = Looked(family, tiny_folders[family]).vectors(ids, what[1] if isinstance(what, tuple) else what if isinstance(what, int) else 0)
     found = sepcap.similarity(tiny, TEXTS, POSITIONS, what)
     layers = [1] if isinstance(what, tuple) else [0, 1]
+    told = {
+        1: "What head 1 of every layer adds",
+        (1, 2): "What head 2 of layer 1 adds",
+        "mlp_out": "What the mlp adds, without the residual",
+    }
+    assert found.summary()[0].startswith(told.get(what, ""))
     assert found.tables["layers"]["layer"].tolist() == layers
     for i, layer in enumerate(layers):
         vectors = kept[what if isinstance(what, str) else "head", layer][:, list(POSITIONS)].flatten(0, 1)
