@@ -26,9 +26,8 @@ def cross_task(result: CrossTask, *, width: str = "column") -> go.Figure:
     hovers = {label: _cells(result, column, label) for column, label in SHOWN.items()}
     metric = metric_name(config["metric"])
     seeds = len(config["seeds"])
-    heading = (
-        f"{capital(SITE_NAMES[config['site']])}; target {100 * config['target']:.3g}%; random: mean of {seeds} seed{'s' * (seeds > 1)}"
-    )
+    named = f"{metric}, {SITE_NAMES[config['site']]}; target {100 * config['target']:.3g}%"
+    heading = f"{named}; random: mean of {seeds} seed{'s' * (seeds > 1)}"
     top = max(1.0, float(np.nanmax([panel.max() for panel in panels.values()])))
     return heat_panels(
         panels,
