@@ -41,6 +41,7 @@ class CrossChecks(StudyResult):
             neither. "meeting": what, value, low, high, random, random_low, random_high (lowest and highest seed).
 
     Example:
+        >>> import sepcap
         >>> config = sepcap.CrossChecksConfig(checks=("keep-only",), tokens=5_000, eval_tokens=5_000)
         >>> sepcap.cross_checks(model, config, out="runs/checks").summary()  # doctest: +SKIP
     """
@@ -225,6 +226,7 @@ def cross_checks(model: Any = None, config: CrossChecksConfig | None = None, *, 
     Source: METHODS sections 5, 11 and 12; the open questions of [SEP] and [SP].
 
     Example:
+        >>> import sepcap
         >>> config = sepcap.CrossChecksConfig(fractions=(0.25, 0.5, 0.75, 1.0), tokens=5_000, eval_tokens=5_000)
         >>> sepcap.cross_checks(model, config).figure("meeting")  # doctest: +SKIP
     """

@@ -209,6 +209,7 @@ def cross_task(model: Any = None, config: CrossTaskConfig | None = None, *, out:
     Source: METHODS sections 5 and 12; [MOD].
 
     Example:
+        >>> import sepcap
         >>> config = sepcap.CrossTaskConfig(tasks=("local-python", "local-cpp"), target=0.5, tokens=5_000, eval_tokens=5_000)
         >>> sepcap.cross_task(model, config).matrix()  # doctest: +SKIP
     """

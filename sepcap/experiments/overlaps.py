@@ -207,6 +207,7 @@ def overlaps(model: Any = None, config: OverlapConfig | None = None, *, out: str
     Source: METHODS section 12; [MOD].
 
     Example:
+        >>> import sepcap
         >>> config = sepcap.OverlapConfig(tasks=("local-python", "local-cpp"), fractions=(0.02, 0.1), tokens=10_000)
         >>> sepcap.overlaps(model, config).figure("maps", measure="iou", fraction=0.1)  # doctest: +SKIP
     """
