@@ -203,30 +203,68 @@ def register_task(name: str, row: Row | None = None, /, **fields: Any) -> None:
 
 
 def table() -> Any:
-    """All tasks as a pandas DataFrame: name, content, where from, which part of it, licence, gate, and what it is."""
+    """All tasks as a pandas DataFrame: name, content, where from, configuration, split, field, filter, licence, gate, and what it is."""
     import pandas as pd
 
     return pd.DataFrame([{"task": name} | _cells(row) for name, row in TASKS.items()])
 
 
-def _cells(row: Row) -> dict[str, str]:
+def listing() -> str:
+    """All tasks in two columns, name and what it is, under the place where they come from with its licence and gate."""
+    groups: dict[str, list[str]] = {}
+    width = max(map(len, TASKS))
+    for name, row in TASKS.items():
+        cells = _cells(row)
+        gate = f"; gated: {cells['gate']}" if cells["gate"] else ""
+        images = ", images" if row.content == "images" else ""
+        groups.setdefault(f"{cells['from']} ({cells['licence']}{gate}){images}", []).append(f"  {name:<{width}}  {row.description}")
+    return "\n\n".join("\n".join([place, *tasks]) for place, tasks in groups.items())
+
+
+def described(name: str) -> str:
+    """All that the table says of one task, a line each.
+
+    >>> print(described("civil"))
+    task           civil
+    content        text
+    from           google/civil_comments
+    split          train
+    field          text
+    filter         toxicity <= 0.2
+    licence        CC0-1.0
+    description    comments on news with a toxicity of at most 0.2
+
+    Raises:
+        ValueError: no such task.
+    """
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return "\n".join(f"{key:<15}{value}" for key, value in ({"task": name} | _cells(TASKS[name], whole=True)).items() if value)
+
+
+COLUMNS = ("content", "from", "configuration", "split", "field", "label", "filter", "files", "revision", "licence", "gate", "description")
+"""Of the table of tasks; empty where there is nothing to say."""
+
+
+def _cells(row: Row, whole: bool = False) -> dict[str, str]:
+    cells = dict.fromkeys(COLUMNS, "") | {"content": row.content, "description": row.description}
     if isinstance(row, LocalRow):
-        return {
-            "content": row.content, "from": "this Python installation", "part": ", ".join(row.kinds),
-            "licence": "each package's own", "gate": "", "description": row.description,
-        }  # fmt: skip
+        return cells | {"from": "this Python installation", "filter": ", ".join(row.kinds), "licence": "each package's own"}
     if isinstance(row, DigitsRow):
-        part = ", ".join(map(str, row.digits))
-        return {
-            "content": row.content, "from": "scikit-learn", "part": part,
-            "licence": "CC-BY-4.0", "gate": "", "description": row.description,
-        }  # fmt: skip
-    conditions = " and ".join(f"{field} {comparison} {_short(value)}" for field, comparison, value in row.filter)
-    part = ", ".join(text for text in (row.configuration, row.split, conditions) if text)
-    return {
-        "content": row.content, "from": row.repository, "part": part,
-        "licence": row.licence, "gate": row.gate, "description": row.description,
-    }  # fmt: skip
+        return cells | {"from": "scikit-learn", "filter": f"digits {', '.join(map(str, row.digits))}", "licence": "CC-BY-4.0"}
+    shown = str if whole else _short
+    return cells | {
+        "from": row.repository,
+        "configuration": row.configuration or "",
+        "split": row.split,
+        "field": row.field if isinstance(row.field, str) else ", ".join(row.field),
+        "label": row.label or "",
+        "filter": " and ".join(f"{field} {comparison} {shown(value)}" for field, comparison, value in row.filter),
+        "files": row.files or "",
+        "revision": row.revision or "",
+        "licence": row.licence,
+        "gate": row.gate,
+    }
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ import sepcap
 from sepcap.tasks import registry
 from sepcap.tasks.hub import HubSource
 from sepcap.tasks.hub_rows import HubRow
-from sepcap.tasks.registry import names, register_task, table
+from sepcap.tasks.registry import described, listing, names, register_task, table
 
 
 @pytest.fixture(autouse=True)
@@ -67,15 +67,39 @@ def test_the_table_lists_every_task_with_where_it_comes_from():
     listed = table().set_index("task")
     assert list(listed.index) == names()
     assert listed.loc["toxic", "from"] == "google/civil_comments"
-    assert listed.loc["toxic", "part"] == "train, toxicity >= 0.8"
-    assert listed.loc["wikitext", "part"] == "wikitext-103-raw-v1, train"
-    assert listed.loc["imagenet-1k-birds", "part"] == "validation, label in 59 values"
-    assert listed.loc["local-code", "part"] == "python, cpp"
+    assert listed.loc["toxic", ["split", "field", "filter"]].tolist() == ["train", "text", "toxicity >= 0.8"]
+    assert listed.loc["wikitext", ["configuration", "split"]].tolist() == ["wikitext-103-raw-v1", "train"]
+    assert listed.loc["imagenet-1k-birds", ["split", "field", "label", "filter"]].tolist() == [
+        "validation", "image", "label", "label in 59 values",
+    ]  # fmt: skip
+    assert listed.loc["local-code", "filter"] == "python, cpp"
     assert (listed[["licence", "description"]] != "").all(axis=None)
     gated = set(listed.index[listed["gate"] != ""])
     assert gated == {"imagenet-1k", "imagenet-1k-birds", "imagenet-1k-birdless", "wmdp-bio-forget"}
     of_images = {name for name in names() if name.startswith(("cifar", "imagenet", "local-digits"))}
     assert set(listed.index[listed["content"] == "images"]) == of_images
+
+
+def test_the_list_names_every_task_once_under_its_place_licence_and_gate():
+    groups = [group.splitlines() for group in listing().split("\n\n")]
+    assert sorted(line.split()[0] for _, *tasks in groups for line in tasks) == sorted(names())
+    places = {line.split()[0]: place for place, *tasks in groups for line in tasks}
+    assert places["toxic"] == places["civil"] == "google/civil_comments (CC0-1.0)"
+    assert places["imagenet-1k-birds"].startswith("ILSVRC/imagenet-1k (ImageNet terms of access")
+    assert "gated: the authors decide about every request" in places["wmdp-bio-forget"]
+
+
+def test_one_task_is_shown_whole(poems):
+    register_task("haiku", repository=poems, field=("poem.text", "form"), filter=(("form", "in", ("haiku", "ode")),), gate="ask first")
+    lines = dict(line.split(maxsplit=1) for line in described("haiku").splitlines())
+    assert lines["from"] == poems
+    assert lines["field"] == "poem.text, form"
+    assert lines["filter"] == "form in ('haiku', 'ode')"
+    assert lines["gate"] == "ask first"
+    assert lines["licence"] == "see the page of the dataset"
+    assert {"configuration", "label", "files"}.isdisjoint(lines)
+    with pytest.raises(ValueError, match=r"task='haikus' is not known. Did you mean 'haiku'"):
+        described("haikus")
 
 
 def test_every_task_has_a_fingerprint_of_its_own_without_a_network():
