@@ -157,7 +157,7 @@ class Ablate(AblationProtocol):
         from sepcap.models.load import load_model
 
         result = ablation_protocol(load_model(self.model), config_in(AblationProtocol, self), out=self.out)
-        print(result.summary.to_string(float_format=lambda x: f"{x:.4f}"))
+        print(result.by_kind.to_string(float_format=lambda x: f"{x:.4f}"))
         write_figure(plots.ablation_protocol(result), self.out / "figures" / "ablation-protocol")
 
 

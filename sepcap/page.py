@@ -13,7 +13,7 @@ import pandas as pd
 
 from sepcap.errors import CorruptFile
 from sepcap.plots.scores import ALL, FILLS
-from sepcap.plots.style import BLUE, FAINT, INK, SHARES, capital, width_px
+from sepcap.plots.style import BLUE, FAINT, GREY, INK, SHARES, capital, width_px
 from sepcap.storage import write_atomically
 
 DARK_SHARES = ("#1f242a", "#20374d", "#27557c", "#367ab0", "#65a3d4", "#a0cae9", "#e4f1fb")
@@ -151,7 +151,7 @@ def _html(page: Page) -> str:
 def _for_page(figure: Any) -> Any:
     """A figure that fills its place in the page and lets the paper shine through."""
     clear = "rgba(0,0,0,0)"
-    figure.update_layout(width=None, autosize=True, paper_bgcolor=clear, plot_bgcolor=clear)
+    figure.update_layout(width=None, autosize=True, paper_bgcolor=clear, plot_bgcolor=clear, modebar={"bgcolor": clear, "color": GREY})
     return json.loads(figure.to_json())
 
 

@@ -45,7 +45,7 @@ def study_report(result: Shown, path: str | Path | None = None) -> Path:
     if path is None:
         if result.folder is None:
             raise ValueError("path=None: this result lies in no folder; give the name of the file to write, or save it first")
-        path = result.folder / "report.html"
+        path = Path(result.folder) / "report.html"
     path = page_path(path)
     pictures = tuple(tqdm(_pictures(result), total=len(result.FIGURES), desc="report", unit="figure", delay=2, disable=None))
     sections = [Section("Figures", pictures=pictures)] if pictures else []

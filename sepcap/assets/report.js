@@ -4,7 +4,9 @@
   const night = window.matchMedia("(prefers-color-scheme: dark)");
   // zooming by touch would keep the page from being scrolled
   const dragmode = window.matchMedia("(pointer: coarse)").matches ? false : "zoom";
-  const config = { displaylogo: false, responsive: true, toImageButtonOptions: { format: "svg" } };
+  // where nothing hovers, the bar of buttons would lie on the figures for good
+  const displayModeBar = window.matchMedia("(hover: none)").matches ? false : "hover";
+  const config = { displaylogo: false, displayModeBar, responsive: true, toImageButtonOptions: { format: "svg" } };
 
   // only what a colour is wanted for is exchanged: a task may be called "white"
   function recoloured(value, key) {

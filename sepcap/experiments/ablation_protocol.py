@@ -1,7 +1,6 @@
 """The protocol of [PEAK]: more and more random neurons gone, every kind of ablation on the same ones (METHODS 8)."""
 
 import dataclasses
-import io
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -15,31 +14,31 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import Evaluation, evaluate_sample
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.ablations import balanced, fit_constants, spread
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.run import differing_fields
+from sepcap.experiments.result import FINISHED, Shown, finish_study, open_study, study_config, write_tables
 from sepcap.interventions.ablation import ablate
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.moments import Statistics
-from sepcap.storage import PART, load_tensors, read_json, remove_parts, save_tensors, sole_writer, write_atomically, write_json
+from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context, sample_task
 from sepcap.tasks.task import load_task
 
 FORMAT = "ablation-protocol-1"
+BEFORE = "before.safetensors"
 
 Cell = tuple[int, int]
 """Seed and step."""
 
 
 @dataclass(frozen=True, eq=False)
-class ProtocolResult:
+class ProtocolResult(Shown):
     """What is left of a model while random neurons are ablated, per kind of ablation.
 
     Attributes:
@@ -49,9 +48,14 @@ class ProtocolResult:
 
     Example:
         >>> result = ProtocolResult.load("runs/peak")  # doctest: +SKIP
-        >>> result.summary  # doctest: +SKIP
+        >>> result.by_kind  # doctest: +SKIP
     """
 
+    STUDY = "ablation-protocol"
+    TITLE = "What is left of a model when more and more random neurons are ablated, and by which kind of ablation most?"
+    FIGURES = {"protocol": ("Top-1 accuracy and cross-entropy while random neurons go", "ablation_protocol")}  # noqa: RUF012
+
+    folder = None
     config: Mapping[str, Any]
     before: Evaluation
     per_row: Mapping[Cell, np.ndarray]
@@ -70,7 +74,7 @@ class ProtocolResult:
         return pd.DataFrame(rows)
 
     @cached_property
-    def summary(self) -> pd.DataFrame:
+    def by_kind(self) -> pd.DataFrame:
         """One row per kind: mean and standard deviation over the seeds (n − 1 in the denominator) of top-1 and loss with half of the
         neurons gone, and of the area under top-1 as a share of the unablated model's (1: nothing is lost, 0: all at once)."""
         rows = []
@@ -88,11 +92,59 @@ class ProtocolResult:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def figure(self, **options: Any) -> Any:
-        """Top-1 and loss against the share of neurons gone, a line per kind."""
-        from sepcap import plots
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Both tables by name."""
+        return {"by_kind": self.by_kind, "table": self.table}
 
-        return plots.ablation_protocol(self, **options)
+    def summary(self) -> list[str]:
+        """What half of the neurons cost, kind by kind, and whether the first kind is really ahead of the next."""
+        c, seeds = self.config, len(self.config["seeds"])
+        ranked = self.by_kind.sort_values("top1_at_50", ascending=False).to_dict("records")
+        said = [
+            f"Random {c['site']} neurons of {c['model']} were ablated in {c['steps']} equal steps up to all {c['neurons']:,}, in {seeds} "
+            f"random order{'s' * (seeds > 1)}, every kind on the same ones; measured on {c['task']} ({self.before.n:,} predictions), where "
+            f"the model as it is has a top-1 accuracy of {self.before.top1:.3f} and a cross-entropy of {self.before.loss:.3f} nats."
+        ]
+        for row in ranked:
+            spread = f" (standard deviation over seeds {row['top1_at_50_sd']:.3f})" if seeds > 1 else ""
+            said.append(
+                f"{row['kind']}: with half of them gone, top-1 was {row['top1_at_50']:.3f}{spread} and cross-entropy "
+                f"{row['loss_at_50']:.3f}; the area under top-1 was {row['area']:.2f} of what nothing lost would be."
+            )
+        if len(ranked) > 1:
+            said.append(self._ahead(ranked[0]["kind"], ranked[1]["kind"]))
+        return said
+
+    def _ahead(self, first: str, second: str) -> str:
+        step = max(1, round(self.config["steps"] / 2))
+        # sums over seeds, so that the rows that are resampled stay the texts
+        rows = np.sum([self.per_row[seed, step] for seed in self.config["seeds"]], axis=0)
+        one, other = (dataclasses.replace(self.before, per_row=rows[self.config["kinds"].index(kind)]) for kind in (first, second))
+        difference, (low, high) = one.difference(other, "top1")
+        share = step / self.config["steps"]
+        return (
+            f"{first} minus {second} at {share:.0%} gone: {difference:+.4f} of top-1, 95% bootstrap interval over texts "
+            f"[{low:+.4f}, {high:+.4f}]{'' if low > 0 or high < 0 else ', which holds 0'}."
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the folder that `ablation_protocol(out=…)` writes.
+
+        Raises:
+            FileExistsError: the folder holds something else, or a protocol of another configuration.
+        """
+        with open_study(folder, self.STUDY, self.config) as pieces:
+            self.before.save(pieces.folder / BEFORE)
+            for cell, rows in self.per_row.items():
+                _write_cell(pieces.folder, cell, rows)
+            self._finish(pieces.folder)
+        return Path(folder)
+
+    def _finish(self, folder: Path) -> None:
+        write_tables(folder, self.tables)
+        finish_study(folder, self.tables)
+        object.__setattr__(self, "folder", folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "ProtocolResult":
@@ -102,15 +154,15 @@ class ProtocolResult:
             FileNotFoundError: there is no protocol, or some of its steps are missing (the same call goes on with it).
         """
         folder = Path(folder)
-        if not (folder / "config.json").exists():
-            raise FileNotFoundError(f"{folder} holds no ablation protocol: there is no config.json in it")
-        config = _config_of(folder)
+        config = study_config(folder, cls.STUDY)
         cells = {cell: _cell_path(folder, cell) for cell in _cells(config)}
         missing = [cell for cell, path in cells.items() if not path.exists()]
         if missing:
             seed, step = missing[0]
             raise FileNotFoundError(f"{folder} is not finished: {len(missing)} sets are missing, the first is seed {seed}, step {step}")
-        return cls(config, Evaluation.load(folder / "before.safetensors"), {cell: _read_cell(path) for cell, path in cells.items()})
+        result = cls(config, Evaluation.load(folder / BEFORE), {cell: _read_cell(path) for cell, path in cells.items()})
+        object.__setattr__(result, "folder", folder)
+        return result
 
     def __repr__(self) -> str:
         c = self.config
@@ -123,7 +175,7 @@ class ProtocolResult:
         from sepcap.storage import html_card
 
         how = {name: self.config[name] for name in ("model", "task", "site", "steps", "seeds")}
-        return html_card("Ablation protocol", how, self.summary)
+        return html_card("Ablation protocol", how, self.by_kind)
 
 
 def ablation_protocol(model: Any = None, config: AblationProtocol | None = None, *, out: str | Path | None = None) -> ProtocolResult:
@@ -135,10 +187,10 @@ def ablation_protocol(model: Any = None, config: AblationProtocol | None = None,
     Args:
         model: what `load_model` returns; default is to load `config.model`.
         config: what to do; default is [PEAK]'s protocol on the embedded model.
-        out: folder for config.json, the sums per row of every set, the statistics and table.parquet.
+        out: folder for config.json, the sums per row of every set, the statistics, and the tables.
 
     Returns:
-        ProtocolResult with `.table`, `.summary` and `.figure()`.
+        ProtocolResult with `.table`, `.by_kind`, `.summary()`, `.figure()` and `.report()`.
 
     Raises:
         ValueError: steps so small that they hold no neuron, too little text.
@@ -148,7 +200,7 @@ def ablation_protocol(model: Any = None, config: AblationProtocol | None = None,
 
     Example:
         >>> config = AblationProtocol(task="local-prose", steps=5)  # doctest: +SKIP
-        >>> ablation_protocol(model, config, out="runs/peak").summary  # doctest: +SKIP
+        >>> ablation_protocol(model, config, out="runs/peak").by_kind  # doctest: +SKIP
     """
     config = config or AblationProtocol()
     model = load_model(config.model if model is None else model)
@@ -166,12 +218,8 @@ def ablation_protocol(model: Any = None, config: AblationProtocol | None = None,
         "samples": {"collect": collected.fingerprint, "evaluate": sample.fingerprint},
         "documents": {"collect": list(collected.indices), "evaluate": list(sample.indices)},
     }
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        _check_folder(folder, resolved)
-        folder.mkdir(parents=True, exist_ok=True)
-    with sole_writer(folder) if folder is not None else nullcontext():
-        return _Protocol(model, config, sample, collected, folder, resolved).run()
+    with nullcontext() if out is None else open_study(out, ProtocolResult.STUDY, resolved) as pieces:
+        return _Protocol(model, config, sample, collected, None if pieces is None else pieces.folder, resolved).run()
 
 
 @dataclass
@@ -187,12 +235,6 @@ class _Protocol:
 
     def run(self) -> ProtocolResult:
         cells = _cells(self.resolved)
-        if self.folder is not None:
-            # looked at again: another process may have written between the look and the lock
-            _check_folder(self.folder, self.resolved)
-            remove_parts(self.folder)
-            if not (self.folder / "config.json").exists():
-                write_json(self.folder / "config.json", self.resolved)
         paths = {} if self.folder is None else {cell: _cell_path(self.folder, cell) for cell in cells}
         per_row = {cell: _read_cell(path) for cell, path in paths.items() if path.exists()}
         before = self._before()
@@ -204,13 +246,14 @@ class _Protocol:
                 if cell in per_row:
                     continue
                 per_row[cell] = self._ablated(cell, reference, bar)
-                if paths:
-                    save_tensors(paths[cell], {"per_row": torch.from_numpy(per_row[cell])}, {"kind": "protocol"})
-        result = ProtocolResult(_config_of(self.folder) if self.folder else self.resolved, before, per_row)
-        if self.folder is not None:
-            table = io.BytesIO()
-            result.table.to_parquet(table, index=False)
-            write_atomically(self.folder / "table.parquet", table.getvalue())
+                if self.folder is not None:
+                    _write_cell(self.folder, cell, per_row[cell])
+        if self.folder is None:
+            return ProtocolResult(self.resolved, before, per_row)
+        result = ProtocolResult(study_config(self.folder, ProtocolResult.STUDY), before, per_row)
+        if not (self.folder / FINISHED).exists():
+            result._finish(self.folder)
+        object.__setattr__(result, "folder", self.folder)
         return result
 
     @property
@@ -218,7 +261,7 @@ class _Protocol:
         return balanced(len(self.sample.rows), self.config.batch_size)
 
     def _before(self) -> Evaluation:
-        path = None if self.folder is None else self.folder / "before.safetensors"
+        path = None if self.folder is None else self.folder / BEFORE
         if path is not None and path.exists():
             return Evaluation.load(path)
         before = evaluate_sample(self.model, self.sample, batch_size=self._batch_size)
@@ -266,20 +309,5 @@ def _read_cell(path: Path) -> np.ndarray:
     return load_tensors(path, "protocol")[0]["per_row"].numpy()
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CorruptFile(f"{folder / 'config.json'} is not the configuration of an ablation protocol")
-    return config
-
-
-def _check_folder(folder: Path, resolved: Mapping[str, Any]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; a protocol is a folder. Use another name; nothing was changed.")
-    if (folder / "config.json").exists():
-        different = differing_fields(_config_of(folder), resolved)
-        if different:
-            listed = "; ".join(f"{name}: {there!r} there, {asked!r} asked for" for name, (there, asked) in different.items())
-            raise FileExistsError(f"{folder} holds another configuration ({listed}). Use another folder; nothing was changed.")
-    elif folder.exists() and any(not path.name.endswith(PART) for path in folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and holds no ablation protocol. Use another folder; nothing was changed.")
+def _write_cell(folder: Path, cell: Cell, rows: np.ndarray) -> None:
+    save_tensors(_cell_path(folder, cell), {"per_row": torch.from_numpy(rows)}, {"kind": "protocol"})

@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 from sepcap.errors import unknown
 from sepcap.evaluation.next_token import Evaluation, evaluate_batch, most_frequent_targets
 from sepcap.experiments.ablation_config import COMPARED
+from sepcap.experiments.provenance import made_with
+from sepcap.experiments.result import Shown, finish_study, open_study, study_config, write_tables
 from sepcap.interventions.ablation import ablate
 from sepcap.interventions.constants import Constants
 from sepcap.interventions.optimal import optimal_constants
@@ -33,12 +35,15 @@ from sepcap.tasks.task import load_task
 
 Head = tuple[int, int]
 
+SUMS = "comparison.safetensors"
+"""Sums per row, in the folder of a comparison."""
+
 FIT = {"steps": 10, "lr": 0.1}
 """How "optimal" is fitted: short and gentle, because a fit to a few thousand tokens soon suits nothing but them."""
 
 
 @dataclass(frozen=True, eq=False)
-class AblationComparison:
+class AblationComparison(Shown):
     """What several kinds of ablation do to the same heads, on the same tokens.
 
     Attributes:
@@ -46,13 +51,21 @@ class AblationComparison:
         kinds: names of the kinds.
         before: evaluation of the model as it is.
         per_row: sums per row with one target ablated one way, in the order of `before.per_row`.
-        info: task, tokens, reference and seed.
+        info: tokens, reference and seed, and what it was made with.
 
     Example:
         >>> found = sepcap.compare_ablations(model, "local-code", layer=3, head=1)  # doctest: +SKIP
         >>> found.table[["kind", "delta_loss", "delta_loss_low", "delta_loss_high"]]  # doctest: +SKIP
     """
 
+    STUDY = "compare-ablations"
+    TITLE = "What does each kind of ablation of the same heads do to loss and accuracy?"
+    FIGURES = {  # noqa: RUF012 (as all results have it)
+        "loss": ("Change of cross-entropy", "ablations"),
+        "top1": ("Change of top-1 accuracy", "ablations"),
+    }
+
+    folder = None
     targets: tuple[Head | None, ...]
     kinds: tuple[str, ...]
     before: Evaluation
@@ -88,25 +101,73 @@ class AblationComparison:
                 rows.append(row | {"n": after.n})
         return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
 
-    def figure(self, metric: str = "loss", **options: Any) -> Any:
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that decided about the numbers."""
+        sample = {name: value for name, value in self.before.info.items() if name != "skip_counts"}
+        return {"task": self.before.task, "targets": list(self.targets), "kinds": list(self.kinds), **sample, **self.info}
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The one table by its name."""
+        return {"ablations": self.table}
+
+    def summary(self) -> list[str]:
+        """What every kind changes, least harm first."""
+        heads = len(self.targets)
+        what = "A neuron set was" if self.targets == (None,) else f"{heads} head{'s were' if heads > 1 else ' was'}"
+        said = [
+            f"{what} ablated{' one at a time' if heads > 1 else ''}, in {len(self.kinds)} ways on the same {self.before.n:,} predictions "
+            f"of {self.before.task}; as it is, the model has a cross-entropy of {self.before.loss:.3f} nats and a top-1 of "
+            f"{self.before.top1:.3f}."
+        ]
+        for kind, rows in sorted(self.table.groupby("kind", sort=False), key=lambda item: item[1]["delta_loss"].mean()):
+            change, low, high = (rows[f"delta_loss{end}"] for end in ("", "_low", "_high"))
+            if heads == 1:
+                interval = f"95% bootstrap interval {low.iloc[0]:+.4f} to {high.iloc[0]:+.4f}"
+                said.append(f"{kind}: cross-entropy {change.iloc[0]:+.4f} ({interval}), top-1 {rows['delta_top1'].iloc[0]:+.4f}.")
+            else:
+                unsure = np.count_nonzero((low <= 0) & (high >= 0))
+                said.append(
+                    f"{kind}: cross-entropy {change.mean():+.4f} in the mean over heads, {change.min():+.4f} to {change.max():+.4f}; "
+                    f"the 95% interval of {unsure} of {heads} heads holds 0."
+                )
+        return said
+
+    def figure(self, kind: str | None = "loss", **options: Any) -> Any:
         """Change of "loss" or "top1": points with intervals for a few heads, else a heat map per kind."""
         from sepcap import plots
 
-        return plots.ablations(self, metric, **options)
+        return plots.ablations(self, kind or "loss", **options)
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically."""
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder: config.json, comparison.safetensors, and the table as parquet.
+
+        Raises:
+            FileExistsError: the folder holds something else.
+        """
         meta = {"kind": "ablations", "targets": self.targets, "kinds": self.kinds, "info": self.info}
         meta |= {"task": self.before.task, "skip_tokens": self.before.skip_tokens, "sample": self.before.info}
-        save_tensors(path, {"before": torch.from_numpy(self.before.per_row), "per_row": torch.from_numpy(self.per_row)}, meta)
+        tensors = {"before": torch.from_numpy(self.before.per_row), "per_row": torch.from_numpy(self.per_row)}
+        with open_study(folder, self.STUDY, self.config) as pieces:
+            save_tensors(pieces.folder / SUMS, tensors, meta)
+            write_tables(pieces.folder, self.tables)
+            finish_study(pieces.folder, self.tables)
+        object.__setattr__(self, "folder", Path(folder))
+        return Path(folder)
 
     @classmethod
     def load(cls, path: str | Path) -> "AblationComparison":
-        """Read what `save` wrote."""
-        tensors, meta = load_tensors(path, "ablations")
+        """Read the folder that `save` wrote, or the one file that it wrote before there were folders."""
+        path = Path(path)
+        if path.is_dir():
+            study_config(path, cls.STUDY)
+        tensors, meta = load_tensors(path / SUMS if path.is_dir() else path, "ablations")
         before = Evaluation(meta["task"], tensors["before"].numpy(), tuple(meta["skip_tokens"]), meta["sample"])
         targets = tuple(None if target is None else (target[0], target[1]) for target in meta["targets"])
-        return cls(targets, tuple(meta["kinds"]), before, tensors["per_row"].numpy(), meta["info"])
+        result = cls(targets, tuple(meta["kinds"]), before, tensors["per_row"].numpy(), meta["info"])
+        object.__setattr__(result, "folder", path if path.is_dir() else None)
+        return result
 
     def __repr__(self) -> str:
         what = "a neuron set" if self.targets == (None,) else f"{len(self.targets)} head{'s' * (len(self.targets) != 1)}"
@@ -200,6 +261,7 @@ def compare_ablations(
     }
     frequent = most_frequent_targets(sample)
     measured = {"seed": seed, "fit_tokens": fit_tokens, "reference": None if reference is None else dict(reference.info)}
+    measured |= made_with(model)
     return AblationComparison(
         tuple(targets),
         kinds,

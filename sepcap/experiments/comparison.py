@@ -9,20 +9,23 @@ from typing import Any
 
 import pandas as pd
 
+from sepcap.errors import unknown
 from sepcap.evaluation.generation import PROMPTS, continuation
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.pruning import Plan, execute, plan
+from sepcap.experiments.result import Shown, name_study, study_config
 from sepcap.experiments.run import Run
 from sepcap.experiments.separability import Separability
 from sepcap.experiments.trackers import Trackers, trackers_of
+from sepcap.models.kinds import kind_of
 from sepcap.models.weights import WeightSnapshot
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Shown):
     """Selective pruning of a pair of tasks in both directions, and the random baseline of both.
 
     Attributes:
@@ -31,6 +34,14 @@ class Comparison:
         reverse: forgets its retain task.
         random: removes as many random neurons; the baseline of both directions.
     """
+
+    STUDY = "compare-directions"
+    TITLE = "Can the neurons of one task be removed without harm to the other?"
+    FIGURES = {  # noqa: RUF012 (as all results have it)
+        "trajectory": ("Trajectory: accuracy on both tasks", "trajectory"),
+        "areas": ("Area under the trajectory, with its interval", "areas"),
+        "metric": ("Top-1 accuracy while neurons go", "metric_over_steps"),
+    }
 
     folder: Path
     forward: Run
@@ -46,14 +57,71 @@ class Comparison:
             "random": self.random,
         }
 
+    @classmethod
+    def load(cls, folder: str | Path) -> "Comparison":
+        """Read the three runs.
+
+        Raises:
+            FileNotFoundError: there is no comparison, or one of its runs is not finished.
+        """
+        folder = Path(folder)
+        study_config(folder, cls.STUDY)
+        runs = {name: Run.load(folder / name) for name in ("forward", "reverse", "random")}
+        if unfinished := [name for name, run in runs.items() if not run.finished]:
+            raise FileNotFoundError(f"{folder} is not finished ({', '.join(unfinished)}); the same call that began it goes on there")
+        return cls(folder, **runs)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the forward run; the others differ in direction and importance alone."""
+        return self.forward.config
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """`table()` by its name."""
+        return {"runs": self.table()}
+
+    def summary(self) -> list[str]:
+        """Separability of both directions, against random neurons."""
+        said = [
+            f"Neurons of {self.config['model']} were removed in {self.config['steps']} steps: those that matter for one task and not for "
+            "the other, in both directions, and as many at random."
+        ]
+        for run in (self.forward, self.reverse):
+            s = run.separability("top1", baseline=self.random)
+            drops = [100 * (1 - values[s.max_drop_step] / values[0]) for values in (s.forget, s.retain)]
+            low, high = s.percent_interval
+            said.append(
+                f"To forget {run.config['forget']} and retain {run.config['retain']}: separability of top-1 is {s.percent:.0f}% (95% "
+                f"bootstrap interval {low:.0f}% to {high:.0f}%), the area {s.above_random:+.2f} from that of random neurons. They were "
+                f"furthest apart after step {s.max_drop_step}: {drops[0]:.1f}% of accuracy lost on the one, {drops[1]:.1f}% on the other."
+            )
+        return said
+
+    def figure(self, kind: str | None = None, **options: Any) -> Any:
+        """"trajectory", "areas" or "metric", of all three runs."""
+        from sepcap import plots
+
+        kind = kind or "trajectory"
+        if kind not in self.FIGURES:
+            raise unknown("figure", kind, self.FIGURES)
+        return getattr(plots, self.FIGURES[kind][1])(self.runs, **options)
+
     def separabilities(self, metric: str = "top1") -> dict[str, Separability]:
         """Separability per run, the specific task being the one to forget; for random, `forward`'s."""
         return {name: run.separability(metric) for name, run in self.runs.items()}
 
     def table(self, metric: str = "top1") -> pd.DataFrame:
-        """One row per run: the metric of both tasks unpruned and at the maximum differential drop, area, separability."""
+        """One row per run: the metric of both tasks unpruned and at the maximum differential drop, area, separability.
+
+        Where the unpruned metric is 0 there are no areas (`inseparable` says so): the metric is then of the last step.
+        """
         rows = []
+        without = self.inseparable(metric)
         for name, run in self.runs.items():
+            if name in without:
+                rows.append({"run": name, **_first_and_last(run, metric), "at step": run.steps_done, "area": "–", "separability": "–"})
+                continue
             s = run.separability(metric)
             gone = int(run.record(s.max_drop_step)["step"])
             rows.append(
@@ -67,7 +135,22 @@ class Comparison:
                     "separability": f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]",
                 }
             )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).fillna("–")
+
+    def inseparable(self, metric: str = "top1") -> dict[str, str]:
+        """Runs that have no areas, and why: an unpruned model that has nothing to lose."""
+        reasons = {}
+        for name, run in self.runs.items():
+            try:
+                run.separability(metric)
+            except ValueError as error:
+                reasons[name] = str(error)
+        return reasons
+
+
+def _first_and_last(run: Run, metric: str) -> dict[str, str]:
+    values = run.trajectory.pivot(index="step", columns="role", values=metric)
+    return {f"{role} {metric}": f"{values[role].iloc[0]:.3f} → {values[role].iloc[-1]:.3f}" for role in ("forget", "retain")}
 
 
 def compare(
@@ -97,6 +180,8 @@ def compare(
         f"About {total / speed / 60:.1f} minutes at the {speed:,.0f} tokens per second just measured here; "
         f"finished steps in {folder} are not computed again."
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    name_study(folder, Comparison.STUDY)
     runs = {name: execute(prepared, folder / name, trackers) for name, prepared in plans.items()}
     return Comparison(folder, **runs)
 
@@ -112,8 +197,20 @@ def tokens_per_second(prepared: Plan) -> float:
 
 
 def continuations(model: Any, run: Run, step: int | None = None) -> pd.DataFrame:
-    """The same prompts continued before pruning and after a step (default: the maximum differential drop)."""
-    step = run.separability("top1").max_drop_step if step is None else step
+    """The same prompts continued before pruning and after a step.
+
+    Args:
+        model: what was pruned; it is given back as it came.
+        run: of `sepcap.prune`.
+        step: default is that of the maximum differential drop; the last one where the unpruned model has nothing to lose.
+
+    Raises:
+        ValueError: a model that predicts no next tokens.
+    """
+    if (kind := kind_of(model)) != "causal":
+        what = "masked tokens" if kind == "masked" else "labels of images"
+        raise ValueError(f"{model.cfg.model_name} predicts {what}, so there is no text to go on with")
+    step = _widest_step(run) if step is None else step
     before = {kind: continuation(model, prompt) for kind, prompt in PROMPTS.items()}
     snapshot = WeightSnapshot(model, tuple(run.neurons(step).masks))
     try:
@@ -122,3 +219,10 @@ def continuations(model: Any, run: Run, step: int | None = None) -> pd.DataFrame
     finally:
         snapshot.restore()
     return pd.DataFrame([{"kind": kind, "prompt": PROMPTS[kind], "before": before[kind], "after": after[kind]} for kind in PROMPTS])
+
+
+def _widest_step(run: Run) -> int:
+    try:
+        return run.separability("top1").max_drop_step
+    except ValueError:
+        return run.steps_done

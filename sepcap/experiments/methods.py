@@ -15,6 +15,7 @@ from sepcap.experiments.comparison import tokens_per_second
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.methods_config import DIRECTIONS, METHODS, PLAIN, Direction, MethodsConfig
 from sepcap.experiments.pruning import Plan, execute, plan
+from sepcap.experiments.result import Shown, name_study
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import Separability, area_replicas, separability
 from sepcap.interventions.deletion import check_output_biases
@@ -24,13 +25,17 @@ from sepcap.tasks.task import load_task
 log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
-class Methods:
+class Methods(Shown):
     """Runs of several methods, both directions and several seeds, over the same evaluation tokens.
 
     Attributes:
         folder: holds them, in `method/direction-seed`.
         runs: by method, direction and seed; random neurons have no direction, so that their forward runs serve both.
     """
+
+    STUDY = "compare-methods"
+    TITLE = "Which way of pruning separates the two tasks best?"
+    FIGURES = {"methods": ("Separability of every method", "methods")}  # noqa: RUF012 (as all results have it)
 
     folder: Path
     runs: dict[tuple[str, Direction, int], Run]
@@ -48,6 +53,43 @@ class Methods:
         if not found:
             raise FileNotFoundError(f"{folder} holds no finished run of a comparison of methods")
         return cls(Path(folder), found)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What all runs share, and what was compared."""
+        own = ("importance", "fractions", "rotation", "offset", "aggregate", "seed", "samples", "documents", "tokens_found")
+        shared = {name: value for name, value in next(iter(self.runs.values())).config.items() if name not in own}
+        shared |= {"forget": self.task("forward"), "retain": self.task("reverse")}
+        return {"methods": self.methods, "seeds": sorted({seed for _, _, seed in self.runs}), **shared}
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """`table()` by its name."""
+        return {"methods": self.table()}
+
+    def summary(self) -> list[str]:
+        """The best method of each direction, against random neurons of its site."""
+        table = self.table()
+        said = [
+            f"{len(self.runs)} runs of {len(self.methods)} methods over {self.task('forward')} and {self.task('reverse')}. Separability is "
+            "100·(A − 1) of top-1: 0% where both tasks go together, 100% where the other is whole until the task to forget is gone."
+        ]
+        for direction, rows in table.groupby("direction", sort=False):
+            chosen = [row for row in rows.to_dict("records") if not METHODS[row["method"]].random]
+            if not chosen:
+                continue
+            best = max(chosen, key=lambda row: row["separability"])
+            words = (
+                f"To {direction}, {best['method']} is highest of {len(chosen)} with {best['separability']:.1f}% (95% bootstrap "
+                f"interval over texts {best['low']:.1f} to {best['high']:.1f}, mean of {best['seeds']} seeds)"
+            )
+            if np.isfinite(best["minus_random"]):
+                words += (
+                    f", {best['minus_random']:+.1f} points from random {best['site']} neurons "
+                    f"({best['minus_random_low']:+.1f} to {best['minus_random_high']:+.1f})"
+                )
+            said.append(f"{words}.")
+        return said
 
     @property
     def methods(self) -> list[str]:
@@ -132,12 +174,6 @@ class Methods:
                 )
         return pd.DataFrame(rows)
 
-    def figure(self, **options: Any) -> Any:
-        """`sepcap.plots.methods`."""
-        from sepcap import plots
-
-        return plots.methods(self, **options)
-
     def __repr__(self) -> str:
         return f"Methods({str(self.folder)!r}, {len(self.methods)} methods, {len(self.runs)} runs)"
 
@@ -175,7 +211,7 @@ def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: 
         say: receives what is about to happen and cost, before it does.
 
     Returns:
-        Methods with `.table()` and `.figure()`.
+        Methods with `.table()`, `.figure()` and `.report()`.
 
     Raises:
         ValueError: a method that this model does not allow, when it was asked for by name.
@@ -208,6 +244,8 @@ def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: 
             f"{len(plans)} runs in {out}, {len(left)} of them to do: {total / 1e6:.3g} M tokens through the model, about "
             f"{total / speed / 60:.0f} minutes at the {speed:,.0f} tokens per second just measured here"
         )
+    out.mkdir(parents=True, exist_ok=True)
+    name_study(out, Methods.STUDY)
     runs = {}
     with tqdm(total=total, desc="compare methods", unit="tok", unit_scale=True, disable=None) as bar:
         for key, prepared in plans.items():

@@ -16,6 +16,7 @@ from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protoc
 from sepcap.experiments.overlaps import TRAINED, OverlapPlan, Overlaps, run_overlaps
 from sepcap.experiments.pruning import execute, plan
 from sepcap.experiments.reproduce_config import ReproduceConfig, Study, studies
+from sepcap.experiments.result import Shown, load_result, name_study, study_config
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import Separability, cost_at, resampled
 from sepcap.models.load import load_model
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 METRIC = "top1"
 """All published values are of top-1 accuracy."""
 
+MADE = ("model_fingerprint", "dtype", "device", "versions", "created")
+"""What is said of a run's making in the configuration of a study."""
+
 Measured = tuple[float, float, float]
 """A value and its interval; not a number where there is none."""
 
@@ -36,23 +40,27 @@ NO_INTERVAL = (NOTHING, NOTHING)
 
 
 @dataclass(frozen=True, eq=False)
-class Reproduction:
+class Reproduction(Shown):
     """One study on one model.
 
     Attributes:
-        config: what was asked for.
+        asked: what was asked for.
         folder: holds the runs.
         results: the name of a run -> Run, ProtocolResult or Overlaps.
     """
 
-    config: ReproduceConfig
+    STUDY = "reproduce"
+    TITLE = "Does a published result come back?"
+    FIGURES = {"study": ("The figure of the study", "")}  # noqa: RUF012 (as all results have it)
+
+    asked: ReproduceConfig
     folder: Path
     results: Mapping[str, Any]
 
     @property
     def study(self) -> Study:
         """The stored study: title, source, note, configurations, published values."""
-        return studies()[self.config.study]
+        return studies()[self.asked.study]
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -66,7 +74,7 @@ class Reproduction:
         rows += [
             self._row(model, quantity["quantity"], (NOTHING, *NO_INTERVAL), published)
             for model in self.study.models
-            if model != self.config.model
+            if model != self.asked.model
             for quantity in self.study.quantities
             if (published := quantity["published"].get(model)) is not None
         ]
@@ -77,7 +85,44 @@ class Reproduction:
         row = {"study": self.study.name, "model": model, "quantity": quantity, "measured": value, "low": low, "high": high}
         return row | {"published": published, "source": self.study.source}
 
-    def figure(self, **options: Any) -> Any:
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked for, and what its first run was made with."""
+        first = next(iter(self.results.values())).config
+        made = {name: first[name] for name in MADE if name in first}
+        return {**_as_stored(self.asked), "source": self.study.source, **made, "model": self.asked.model}
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The one table by its name, published values as text: some are ranges."""
+        return {"published-and-measured": self.table.astype({"published": str}).replace({"published": {"nan": ""}})}
+
+    def summary(self) -> list[str]:
+        """Every quantity of this model, measured and published."""
+        said = [f"{self.study.title} ({self.study.source}), on {self.asked.model}. {self.study.note}"]
+        for row in self.table.to_dict("records"):
+            if np.isfinite(row["measured"]):
+                interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if np.isfinite(row["low"]) else ""
+                published = "" if row["published"] != row["published"] else f"; published {row['published']}"
+                of = "" if row["model"] == self.asked.model else f" ({row['model']})"
+                said.append(f"{row['quantity'][0].upper()}{row['quantity'][1:]}{of}: measured {row['measured']:.1f}{interval}{published}.")
+        return said
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Reproduction":
+        """Read a study of which all runs are finished.
+
+        Raises:
+            FileNotFoundError: there is none, or some run is not finished.
+        """
+        folder = Path(folder)
+        asked = ReproduceConfig(**study_config(folder, cls.STUDY)["asked"])
+        results = {name: load_result(folder / name) for name in asked.runs()}
+        if unfinished := [name for name, run in results.items() if isinstance(run, Run) and not run.finished]:
+            raise FileNotFoundError(f"{folder} is not finished ({', '.join(unfinished)}); the same call that began it goes on there")
+        return cls(asked, folder, results)
+
+    def figure(self, kind: str | None = None, **options: Any) -> Any:
         """The study's figure: drop against drop, areas, the protocol, or overlaps."""
         from sepcap import plots
 
@@ -96,7 +141,7 @@ class Reproduction:
         return path
 
     def __repr__(self) -> str:
-        return f"Reproduction({self.study.name} {self.study.source}, {self.config.model}, {len(self.results)} runs in {str(self.folder)!r})"
+        return f"Reproduction({self.study.name} {self.study.source}, {self.asked.model}, {len(self.results)} runs in {str(self.folder)!r})"
 
     def _repr_html_(self) -> str:
         from sepcap.storage import html_card
@@ -149,10 +194,19 @@ def reproduce(
         # whose pairs are named by what the study calls its tasks
         roles = {role: replace(task, name=role) for role, task in roles.items()}
     configs = replace(asked, tasks=roles).runs()
+    named = replace(asked, tasks={role: task if isinstance(task, str) else roles[role].name for role, task in asked.tasks.items()})
     label = asked.budget if isinstance(asked.budget, str) else "own-budget"
     folder = Path(out) / asked.study / f"{Path(asked.model).name}-{label}"
     say(f"{stored.title} ({stored.source}), on {asked.model}. {stored.note}")
+    folder.mkdir(parents=True, exist_ok=True)
+    name_study(folder, Reproduction.STUDY, _as_stored(named))
     return Reproduction(asked, folder, RUNNERS[stored.kind](asked, configs, folder, say))
+
+
+def _as_stored(asked: ReproduceConfig) -> dict[str, Any]:
+    budget = asked.budget if isinstance(asked.budget, str) else dict(asked.budget)
+    tasks = {role: str(task) for role, task in asked.tasks.items()}
+    return {"asked": {"study": asked.study, "model": asked.model, "budget": budget, "tasks": tasks, "dtype": asked.dtype}}
 
 
 def _prune(asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Run]:
@@ -285,7 +339,7 @@ MEASURES: dict[str, Callable[[Any, Mapping[str, Any]], Measured]] = {
 def _of_runs(result: Reproduction) -> Iterator[dict[str, Any]]:
     for quantity in result.study.quantities:
         measured = MEASURES[quantity["measure"]](result.results[quantity["run"]], quantity)
-        yield result._row(result.config.model, quantity["quantity"], measured, quantity["published"].get(result.config.model, NOTHING))
+        yield result._row(result.asked.model, quantity["quantity"], measured, quantity["published"].get(result.asked.model, NOTHING))
 
 
 PERCENT = {"share": 100.0, "iou": 100.0}
@@ -295,7 +349,7 @@ PERCENT = {"share": 100.0, "iou": 100.0}
 def _of_pairs(result: Reproduction) -> Iterator[dict[str, Any]]:
     for overlaps in result.results.values():
         for pair in overlaps.totals().to_dict("records"):
-            model = result.config.model if pair["model"] == TRAINED else f"{result.config.model}, {pair['model']}"
+            model = result.asked.model if pair["model"] == TRAINED else f"{result.asked.model}, {pair['model']}"
             for quantity in result.study.quantities:
                 value = float(pair[quantity["measure"]]) * PERCENT.get(quantity["measure"], 1.0)
                 words = f"{quantity['quantity']}, {pair['fraction']:.3g} of {pair['site']}, {pair['first']} and {pair['second']}"

@@ -41,8 +41,8 @@ class Shown:
 
     config: Any
     tables: Any
-    folder: Path | None = None
-    """Where it was loaded from or saved to."""
+    folder: Any
+    """Where it was loaded from or saved to; None where it is in memory only."""
 
     def summary(self) -> list[str]:
         """What was found, in sentences."""
@@ -83,6 +83,7 @@ class StudyResult(Shown):
         tensors: name -> tensor.
     """
 
+    folder = None
     config: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -183,6 +184,19 @@ def open_study(folder: str | Path, study: str, config: Mapping[str, Any]) -> Ite
         yield Pieces(folder)
 
 
+def name_study(folder: Path, study: str, config: Mapping[str, Any] | None = None) -> None:
+    """Write down which study the runs in a folder belong to; they check their own configurations.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", {"study": study, **(config or {})})
+    elif (there := _config_of(folder).get("study")) != study:
+        which = f"{there!r} there, {study!r} asked for"
+        raise FileExistsError(f"{folder} holds another study ({which}). Use another folder; nothing was changed.")
+
+
 def as_json(config: Any) -> Any:
     """A configuration as it is after it was written and read."""
     return json.loads(json.dumps(config))
@@ -228,6 +242,11 @@ STUDIES: dict[str, str] = {
     "overlaps": "experiments.overlaps.Overlaps",
     "cross-task": "experiments.cross_task.CrossTask",
     "cross-checks": "experiments.cross_checks.CrossChecks",
+    "ablation-protocol": "experiments.ablation_protocol.ProtocolResult",
+    "compare-ablations": "experiments.ablations.AblationComparison",
+    "compare-methods": "experiments.methods.Methods",
+    "compare-directions": "experiments.comparison.Comparison",
+    "reproduce": "experiments.reproduce.Reproduction",
 }
 """Name of a study, as its config.json has it -> the class of its results."""
 

@@ -8,6 +8,8 @@ import pytest
 
 import sepcap
 from sepcap.evaluation import generation
+from sepcap.experiments.ablation_config import AblationProtocol
+from sepcap.experiments.ablation_protocol import ablation_protocol
 from sepcap.tasks.task import load_task
 
 pytestmark = pytest.mark.browser
@@ -204,3 +206,47 @@ def test_the_policy_stops_what_got_in_all_the_same(open_page):
     assert opened.page.evaluate("window.__late") is None
     assert any("Content Security Policy" in complaint for complaint in opened.complaints)
     assert opened.refused == ["csp"]
+
+
+# the page about a study
+
+
+@pytest.fixture(scope="module")
+def study_page(trained_folder, letters, tmp_path_factory):
+    """The page of a real study, whose task has markup and script in its name."""
+    task = load_task(letters, name=NAMES["forget"])
+    config = AblationProtocol(task=task, steps=2, seeds=(0, 1), kinds=("zero", "mean"), tokens=300, reference_tokens=500)
+    return ablation_protocol(sepcap.load_model(trained_folder, device="cpu"), config, out=tmp_path_factory.mktemp("study")).report()
+
+
+@pytest.fixture(params=["light", "dark"])
+def opened_study(browser, study_page, request):
+    opened = Opened(browser, study_page, viewport={"width": WIDTHS[0], "height": 900}, color_scheme=request.param, has_touch=True)
+    yield opened
+    opened.context.close()
+
+
+def test_a_study_is_readable_on_a_narrow_screen_in_both_modes(opened_study):
+    page = opened_study.page
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[0]
+    plots = page.evaluate(PLOTS)
+    assert [plot["id"] for plot in plots] == ["figure-protocol"]
+    assert all(plot["drawn"] and plot["marks"] and plot["fits"] for plot in plots)
+    texts = page.evaluate(TEXTS)
+    assert [t for t in texts if t["contrast"] < LEAST_CONTRAST] == []
+    assert min(t["size"] for t in texts if not t["inFigure"]) >= 14
+    assert min(t["size"] for t in texts if t["inFigure"]) >= 11
+    # drawn as wide as it was made for, in a box that scrolls
+    figure = page.locator("#figure-protocol")
+    drawn = float(figure.evaluate("e => e.querySelector('svg.main-svg').getBoundingClientRect().width"))
+    assert drawn >= figure.evaluate("e => parseFloat(e.style.minWidth)") - 1 > WIDTHS[0]
+    assert figure.evaluate("e => e.parentElement.scrollWidth > e.parentElement.clientWidth")
+    assert opened_study.complaints == []
+    assert len(opened_study.requests) == 1
+
+
+def test_script_in_the_names_of_a_study_is_shown_and_not_run(opened_study):
+    page = opened_study.page
+    assert page.evaluate("window.__pwned") is None
+    assert f"measured on code {MARKUP}" in page.locator("main").inner_text()
+    assert page.locator("main img, main script").count() == 0

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 import sepcap
-from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import COUNTS, Evaluation, evaluate_sample
 from sepcap.experiments import ablation_protocol as module
 from sepcap.experiments.ablation_config import AblationProtocol
@@ -98,7 +97,7 @@ def test_optimal_is_fitted_to_every_set_where_it_is_asked_for(trained, letters):
 def test_a_folder_holds_everything_and_is_read_not_computed_again(trained, letters, shared, tmp_path, monkeypatch):
     result = ablation_protocol(trained, config_of(letters), out=tmp_path / "p")
     assert same_rows(result, shared[1])
-    stored = pd.read_parquet(tmp_path / "p" / "table.parquet")
+    stored = pd.read_parquet(tmp_path / "p" / "tables" / "table.parquet")
     pd.testing.assert_frame_equal(stored, result.table)
     config = json.loads((tmp_path / "p" / "config.json").read_text())
     assert (config["steps"], config["seeds"], config["kinds"], config["neurons"]) == (4, [0, 5], list(KINDS), 64)
@@ -141,7 +140,7 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(trained, le
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "p").rglob("*") if path.is_file()} == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds no ablation protocol"):
+    with pytest.raises(FileExistsError, match="holds no study"):
         ablation_protocol(trained, config_of(letters, **small), out=tmp_path / "full")
     with pytest.raises(FileExistsError, match="is a file"):
         ablation_protocol(trained, config_of(letters, **small), out=tmp_path / "full" / "notes.txt")
@@ -167,7 +166,7 @@ def planted(top1_of, seeds=(0, 1), kinds=("zero",), steps=4):
 
 def test_the_summary_is_that_of_the_planted_lines():
     # seed 0 falls in a straight line from 0.8 to 0, seed 1 falls to half of it in the same steps
-    summary = planted(lambda kind, seed, gone: 0.8 * (1 - gone / (1 + seed))).summary.iloc[0]
+    summary = planted(lambda kind, seed, gone: 0.8 * (1 - gone / (1 + seed))).by_kind.iloc[0]
     assert summary["top1_at_50"] == pytest.approx((0.4 + 0.6) / 2)
     assert summary["top1_at_50_sd"] == pytest.approx(np.std([0.4, 0.6], ddof=1))
     assert summary["loss_at_50"] == pytest.approx(4 - 2 * 0.5)
@@ -176,14 +175,14 @@ def test_the_summary_is_that_of_the_planted_lines():
 
 
 def test_half_is_interpolated_where_no_step_is_there():
-    assert planted(lambda kind, seed, gone: 1 - gone, steps=5).summary["top1_at_50"][0] == pytest.approx(0.5)
+    assert planted(lambda kind, seed, gone: 1 - gone, steps=5).by_kind["top1_at_50"][0] == pytest.approx(0.5)
 
 
 def test_what_is_not_a_protocol_is_not_loaded(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no ablation protocol"):
+    with pytest.raises(FileNotFoundError, match="holds no study"):
         ProtocolResult.load(tmp_path)
     (tmp_path / "config.json").write_text('{"format": 1}')
-    with pytest.raises(CorruptFile, match="not the configuration of an ablation protocol"):
+    with pytest.raises(FileNotFoundError, match="a study 'ablation-protocol' was asked for"):
         ProtocolResult.load(tmp_path)
 
 

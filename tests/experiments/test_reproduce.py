@@ -167,7 +167,7 @@ def tiny_study(name, folder, tasks, out, budget, said=None):
 
 def measured(result, quantity, model=None):
     table = result.table.set_index(["model", "quantity"])
-    row = table.loc[(model or result.config.model, quantity)]
+    row = table.loc[(model or result.asked.model, quantity)]
     return row["measured"], row["low"], row["high"]
 
 

@@ -1,0 +1,164 @@
+"""Every study that the package had before there were study results: saved, opened by `load_result`, and shown on a page."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_report import Page
+
+import sepcap
+from sepcap.experiments.ablation_config import AblationProtocol
+from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
+from sepcap.experiments.ablations import AblationComparison, compare_ablations
+from sepcap.experiments.comparison import Comparison, compare
+from sepcap.experiments.methods import Methods, compare_methods
+from sepcap.experiments.methods_config import MethodsConfig
+from sepcap.experiments.reproduce import Reproduction, reproduce
+from sepcap.experiments.result import FINISHED, STUDIES, Shown, load_result
+
+
+@pytest.fixture(scope="module")
+def studies(trained_folder, letters, digits, tmp_path_factory):
+    """One of each, in folders: class -> what the study returned."""
+    folder = tmp_path_factory.mktemp("studies")
+    model = sepcap.load_model(trained_folder, device="cpu")
+    pair = {"forget": letters, "retain": digits}
+    small = {"steps": 2, "tokens": 300, "eval_tokens": 900}
+    protocol = AblationProtocol(task=letters, steps=2, seeds=(0, 1), kinds=("zero", "mean"), tokens=300, reference_tokens=500)
+    ablations = compare_ablations(model, letters, layer=1, kinds=("zero", "mean"), tokens=400, reference_tokens=400)
+    ablations.save(folder / "ablations")
+    methods = MethodsConfig(**pair, **small, methods=("mlp", "random-mlp"), seeds=(0,), mlp={"mlp": 0.4})
+    return {
+        ProtocolResult: ablation_protocol(model, protocol, out=folder / "protocol"),
+        AblationComparison: ablations,
+        Methods: compare_methods(model, methods, folder / "methods"),
+        Comparison: compare(model, sepcap.PruningConfig(**pair, **small, fractions={"mlp": 0.4}), folder / "demo"),
+        Reproduction: reproduce(
+            "sp-figure1",
+            trained_folder,
+            {"tokens": 300, "eval_tokens": 900, "steps": 2, "fractions": {"mlp": 0.4}},
+            tasks={"code": letters, "pile": digits},
+            out=folder / "reproduce",
+        ),
+    }
+
+
+KINDS = (ProtocolResult, AblationComparison, Methods, Comparison, Reproduction)
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.STUDY)
+def result(request, studies):
+    return studies[request.param]
+
+
+def same_tables(one, other):
+    assert one.tables.keys() == other.tables.keys()
+    for name, table in one.tables.items():
+        pd.testing.assert_frame_equal(table, other.tables[name])
+
+
+def test_it_comes_back_from_its_folder(result):
+    back = load_result(result.folder)
+    assert type(back) is type(result)
+    assert isinstance(back, Shown)
+    assert back.folder == result.folder
+    same_tables(back, result)
+    assert back.summary() == result.summary()
+    assert STUDIES[result.STUDY].endswith(f".{type(result).__name__}")
+
+
+def test_its_page_has_question_summary_figures_and_tables(result, tmp_path):
+    page = Page(result.report(tmp_path / "page.html"))
+    assert f"<h1>{result.TITLE}</h1>" in page.html
+    for sentence in result.summary():
+        assert " ".join(sentence.split()) in page.text
+    assert set(page.figures) == {f"figure-{kind}" for kind in result.FIGURES}
+    rows = sum(len(table) for table in result.tables.values())
+    assert page.tags.count("tr") > rows
+    assert "Made with sepcap" in page.text
+
+
+def test_the_tables_of_saved_results_are_files(studies):
+    for kind in (ProtocolResult, AblationComparison):
+        for name, table in studies[kind].tables.items():
+            pd.testing.assert_frame_equal(pd.read_parquet(studies[kind].folder / "tables" / f"{name}.parquet"), table)
+
+
+def test_a_result_in_memory_is_saved_like_one_that_was_made_in_a_folder(studies, tmp_path):
+    made = studies[ProtocolResult]
+    held = ProtocolResult(made.config, made.before, made.per_row)
+    assert held.folder is None
+    held.save(tmp_path / "p")
+    same_tables(load_result(tmp_path / "p"), made)
+    for path in made.folder.rglob("*.safetensors"):
+        if path.name != "reference.safetensors":  # what constants come from is no part of the result
+            assert (tmp_path / "p" / path.relative_to(made.folder)).read_bytes() == path.read_bytes()
+    with pytest.raises(FileExistsError, match="another configuration"):
+        ProtocolResult({**made.config, "steps": 9}, made.before, made.per_row).save(tmp_path / "p")
+
+
+def test_what_was_written_before_there_were_study_results_is_read(studies, tmp_path):
+    folder = shutil.copytree(studies[ProtocolResult].folder, tmp_path / "old")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != "study"}))
+    (folder / FINISHED).unlink()
+    same_tables(load_result(folder), studies[ProtocolResult])
+    file = shutil.copy(studies[AblationComparison].folder / "comparison.safetensors", tmp_path / "old.safetensors")
+    same_tables(AblationComparison.load(file), studies[AblationComparison])
+
+
+@pytest.mark.parametrize("kind", [Comparison, Reproduction])
+def test_one_that_is_not_finished_says_which_run(studies, tmp_path, kind):
+    folder = shutil.copytree(studies[kind].folder, tmp_path / "study")
+    last = max((folder / "random" / "steps").iterdir())
+    shutil.rmtree(last)
+    with pytest.raises(FileNotFoundError, match=r"is not finished \(random\)"):
+        load_result(folder)
+
+
+def test_another_study_in_the_folder_is_refused(studies, trained, letters, digits, tmp_path):
+    folder = shutil.copytree(studies[Comparison].folder, tmp_path / "study")
+    config = MethodsConfig(forget=letters, retain=digits, methods=("mlp",), seeds=(0,), steps=2, tokens=300, eval_tokens=900)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(FileExistsError, match="'compare-directions' there, 'compare-methods' asked for"):
+        compare_methods(trained, config, folder)
+    assert sorted(folder.rglob("*")) == before
+    with pytest.raises(FileNotFoundError, match="a study 'reproduce' was asked for"):
+        Reproduction.load(folder)
+
+
+def test_the_sentences_state_the_numbers_of_the_tables(studies):
+    protocol = studies[ProtocolResult]
+    rows = protocol.by_kind.sort_values("top1_at_50", ascending=False)
+    for sentence, row in zip(protocol.summary()[1:], rows.to_dict("records"), strict=False):
+        assert sentence.startswith(f"{row['kind']}: with half of them gone, top-1 was {row['top1_at_50']:.3f}")
+    # the difference of the first two, from the table at half of the neurons, both seeds having the same predictions
+    half = protocol.table[protocol.table["fraction"] == 0.5].groupby("kind")["top1"].mean()
+    first, second = rows["kind"]
+    assert f"{first} minus {second} at 50% gone: {half[first] - half[second]:+.4f} of top-1" in protocol.summary()[-1]
+    ablations = studies[AblationComparison].table
+    for kind, of_kind in ablations.groupby("kind"):
+        unsure = ((of_kind["delta_loss_low"] <= 0) & (of_kind["delta_loss_high"] >= 0)).sum()
+        (sentence,) = [s for s in studies[AblationComparison].summary() if s.startswith(f"{kind}:")]
+        assert f"cross-entropy {of_kind['delta_loss'].mean():+.4f} in the mean" in sentence
+        assert f"interval of {unsure} of 4 heads holds 0" in sentence
+    for row in studies[Methods].table().query("method == 'mlp'").to_dict("records"):
+        assert any(row["direction"] in s and f"with {row['separability']:.1f}%" in s for s in studies[Methods].summary())
+    forward = studies[Comparison].forward
+    s = forward.separability("top1", baseline=studies[Comparison].random)
+    assert f"separability of top-1 is {s.percent:.0f}%" in studies[Comparison].summary()[1]
+    assert f"the area {s.above_random:+.2f} from that of random neurons" in studies[Comparison].summary()[1]
+    measured = studies[Reproduction].table.dropna(subset="measured")
+    assert len(studies[Reproduction].summary()) == 1 + np.isfinite(measured["measured"]).sum()
+
+
+def test_a_single_head_has_its_interval_in_the_sentence(trained, letters):
+    found = compare_ablations(trained, letters, layer=0, head=1, kinds=("zero",), tokens=400, reference_tokens=400)
+    row = found.table.iloc[0]
+    assert f"({'95% bootstrap interval'} {row['delta_loss_low']:+.4f} to {row['delta_loss_high']:+.4f})" in found.summary()[1]
