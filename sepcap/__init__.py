@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sepcap.experiments.pruning import prune
     from sepcap.experiments.reproduce import Reproduction, reproduce
     from sepcap.experiments.reproduce_config import ReproduceConfig
+    from sepcap.experiments.result import StudyResult, load_result
     from sepcap.experiments.run import Run
     from sepcap.experiments.separability import Separability
     from sepcap.experiments.similarity import Similarity, similarity
@@ -85,6 +86,7 @@ _HOME = {
     "Similarity": "experiments.similarity",
     "Statistics": "statistics.moments",
     "Streams": "experiments.streams",
+    "StudyResult": "experiments.result",
     "Task": "tasks.task",
     "TightPass": "experiments.tight_pass",
     "Toxicity": "evaluation.toxicity",
@@ -104,6 +106,7 @@ _HOME = {
     "harness": "evaluation.harness",
     "labelled_texts": "tasks.labelled",
     "load_model": "models.load",
+    "load_result": "experiments.result",
     "load_task": "tasks.task",
     "modules": "experiments.modules",
     "moefy": "selection.clusters",
@@ -157,6 +160,7 @@ __all__ = [
     "Similarity",
     "Statistics",
     "Streams",
+    "StudyResult",
     "Task",
     "TightPass",
     "Toxicity",
@@ -176,6 +180,7 @@ __all__ = [
     "harness",
     "labelled_texts",
     "load_model",
+    "load_result",
     "load_task",
     "modules",
     "moefy",
