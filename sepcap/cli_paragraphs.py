@@ -46,8 +46,9 @@ class Transfer(TransferConfig):
         result = execute(plan, self.out)
         for name in ("differences", "values", "layers", "positions"):
             result.tables[name].to_csv(self.out / f"{name}.csv", index=False)
-        shown = result.tables["differences"]
-        print(shown[shown["kind"] == "all"].drop(columns="kind").to_string(index=False, na_rep="", float_format=lambda x: f"{x:.3f}"))
+        table = result.tables["differences"]
+        shown = table[table["kind"] == "all"].drop(columns="kind").round(3)
+        print(shown.to_string(index=False, na_rep=""))
         print()
         print(*result.summary(), sep="\n")
         print(f"\n  {self.out / 'differences.csv'}")

@@ -3,6 +3,9 @@
 Activations at the break of a source text are put into the same break that stands alone. What the model then writes, and how likely
 it holds the true next paragraph, is compared with the whole context, with the break alone, and with the break of another text.
 
+Where positions are learned, the activations of early layers say where the break stood; the break alone stands at the beginning. What is
+patched from another text's break brings that position too, so that the difference of the two is free of it.
+
 Tokens of the paragraph that a baseline is given away count nowhere: not in its likelihood, and neither in what it wrote nor in what that is
 compared with. Where two conditions are compared, both are held against the same rest of the paragraph.
 """
@@ -177,6 +180,7 @@ def plan_transfer(model: Any, source: Any, config: TransferConfig, embedder: Any
         "sites": list(check_sites(config.sites)),
         "texts": len(found),
         "kinds": dict(Counter(p.kind for p in found)),
+        "break": _chosen(source, config),
         "breaks": [[list(tokens), n] for tokens, n in spelled.most_common()],
         "conditions": [c.name for c in main],
         "embedder": used[1],
@@ -196,6 +200,14 @@ def _passages(tokenizer: Any, source: Any, config: TransferConfig) -> list[Passa
     if all(isinstance(text, Passage) for text in texts):
         return [dataclasses.replace(p, following=p.following[: config.paragraph_tokens]) for p in texts]
     return passages(tokenizer, texts, config.at, most=config.paragraph_tokens, which=config.which)
+
+
+def _chosen(source: Any, config: TransferConfig) -> str:
+    """Which break of every text is used, in words."""
+    if isinstance(source, Passage) or (not isinstance(source, str) and isinstance(source[0], Passage)):
+        return "the break of each passage"
+    number = {-1: "the last", 0: "the first"}.get(config.which, f"number {config.which}")
+    return f"{number} of the breaks {config.at!r} that a paragraph follows"
 
 
 def _check_room(model: Any, found: list[Passage], prompts: Prompts, conditions: list[Condition], config: TransferConfig) -> None:

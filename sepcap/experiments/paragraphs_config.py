@@ -22,7 +22,7 @@ class TransferConfig:
     which: int = -1
     """Which of the breaks that a paragraph follows: 0 the first, -1 the last."""
     layers: tuple[int, ...] | Literal["all"] = "all"
-    """Layers that are patched."""
+    """Layers that are patched. Where positions are learned, the first ones carry the position of the break."""
     sites: tuple[Sites, ...] = TRANSFERRED
     """What is patched: mlp and attn_pre_out, one of them, or resid alone: the residual stream after each block."""
     scale: float = 1.0

@@ -70,8 +70,7 @@ class Transfer(StudyResult):
         if not config["into"].endswith(config["at"]):
             neutral = f"of the neutral prompt {config['into']!r} the last tokens are patched, as many as both have"
         return [
-            f"{config['texts']} texts ({kinds}), {sites} of layers {_spans(config['layers'])} patched, the last break that a paragraph "
-            f"follows unless passages were given.",
+            f"{config['texts']} texts ({kinds}), {sites} of layers {_spans(config['layers'])} patched at {config['break']}.",
             f"The break is one token in {one} of {config['texts']} texts: {spelled}{more}; {neutral} (scale {config['scale']:g}).",
         ]
 
@@ -97,10 +96,15 @@ class Transfer(StudyResult):
         alone = layers[(layers["kind"] == "all") & (layers["part"] == ALONE) & (layers["donor"] == donor)]
         if alone.empty:
             return []
-        best = alone.loc[alone["gain"].idxmax()]
         what = "own minus another's break" if donor == "difference" else "over the break alone, without a control"
-        gain = best.rename({"gain": "difference"})
-        return [f"Of single layers, layer {best['layer']} carries most: {_signed(gain)} nats per token, {what}."]
+        sure = alone[alone["low"] > 0]
+        if sure.empty:
+            return [f"No single layer's gain has an interval above 0 ({what})."]
+        best = sure.loc[sure["gain"].idxmax()].rename({"gain": "difference"})
+        return [
+            f"Of single layers, {', '.join(map(str, sure['layer']))} have an interval above 0 (not corrected for {len(alone)} layers); "
+            f"layer {best['layer']} carries most: {_signed(best)} nats per token, {what}."
+        ]
 
     def _distance(self) -> list[str]:
         if not self.config["generate"]:

@@ -1,5 +1,6 @@
 """Transfer as a study: resumed, seeded, batched; what is compared with what; what is refused."""
 
+import dataclasses
 import json
 import sys
 
@@ -15,7 +16,7 @@ from sepcap.experiments.paragraphs import Transfer, execute, plan_transfer, tran
 from sepcap.experiments.paragraphs_conditions import donors_of
 from sepcap.experiments.paragraphs_config import TransferConfig
 from sepcap.experiments.paragraphs_tables import differences, interval, values
-from sepcap.tasks.passages import Passage
+from sepcap.tasks.passages import Passage, draw_passages
 
 TEXTS = ["XYZVW\n\nQRSTUV", "KLMNO\n\nABCDEFG", "HIJK\n\n01234", "56789\n\nZYXWV"]
 OPTIONS = {"tokens": 5, "paragraph_tokens": 5, "given": (0, 1, 2), "temperature": 1.0, "embedder": "tf-idf"}
@@ -39,7 +40,8 @@ def test_every_condition_is_there_with_its_tables(result):
     assert set(result.tables["generations"]["condition"]) == {*result.config["conditions"], "given 1", "given 2"}
     assert len(result.tables["generations"]) == 24
     said = " ".join(result.summary())
-    for part in ("one token in 0 of 4 texts", "'\\n' '\\n' in 4", "TF-IDF", "another text of the same kind", "Of single layers"):
+    parts = ("one token in 0 of 4 texts", "'\\n' '\\n' in 4", "TF-IDF", "another text of the same kind", "ingle layer")
+    for part in (*parts, "the last of the breaks"):
         assert part in said
 
 
@@ -97,7 +99,7 @@ def test_interrupted_it_goes_on_where_it_stopped_and_gives_the_same(tiny_opt, re
     n = len(calls)
     same(transfer(tiny_opt, TEXTS, **options, out=tmp_path / "run"), result)  # a finished one is read
     assert len(calls) == n
-    with pytest.raises(FileExistsError, match="temperature: 1.0 there, 0.5 asked for"):
+    with pytest.raises(FileExistsError, match=r"temperature: 1\.0 there, 0\.5 asked for"):
         transfer(tiny_opt, TEXTS, **{**options, "temperature": 0.5}, out=tmp_path / "run")
     loaded = sepcap.load_result(tmp_path / "run")
     assert isinstance(loaded, Transfer)
@@ -208,6 +210,29 @@ def test_what_cannot_be_done_is_refused_before_anything_is(tiny_opt, tmp_path, s
     with pytest.raises(error, match=said):
         transfer(tiny_opt, source, **{**OPTIONS, **options}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_only_layers_with_an_interval_above_zero_are_said_to_carry_something(result):
+    layers = result.tables["layers"].copy()
+    alone = (layers["part"] == "alone") & (layers["donor"] == "difference")
+    layers.loc[alone, ["gain", "low", "high"]] = [[0.9, -0.1, 2.0], [0.5, 0.4, 0.6]]
+    said = " ".join(dataclasses.replace(result, tables={**result.tables, "layers": layers}).summary())
+    assert "Of single layers, 1 have an interval above 0 (not corrected for 2 layers)" in said
+    assert "layer 1 carries most: +0.500 [+0.400, +0.600]" in said
+    layers.loc[alone, "low"] = -1.0
+    said = " ".join(dataclasses.replace(result, tables={**result.tables, "layers": layers}).summary())
+    assert "No single layer's gain has an interval above 0" in said
+
+
+@pytest.mark.slow
+def test_in_the_embedded_model_the_own_break_says_more_than_another_and_with_random_weights_it_does_not():
+    texts = draw_passages(sepcap.load_model().tokenizer, ["local-prose", "local-python", "local-cpp"], 12)
+    options = {"layers": (2, 3, 4, 5), "generate": False, "profile": "none"}
+    trained = transfer(sepcap.load_model(), texts, **options)
+    assert trained.difference("nats", "transferred", "mismatched")["low"] > 0
+    assert trained.difference("nats", "transferred")["low"] > 0
+    untrained = transfer(sepcap.load_model(random_weights=True), texts, **options)
+    assert abs(untrained.difference("nats", "transferred", "mismatched")["difference"]) < 0.005
 
 
 def test_a_model_that_continues_no_texts_is_refused():

@@ -65,7 +65,7 @@ def test_a_violin_per_condition_of_its_own_reference_alone():
 def test_one_kind_of_text_alone():
     fig = plots.transfer_distances(planted(), kind="prose")
     np.testing.assert_allclose(fig.data[0].x, [0, 0.02, 0.04, 0.06], atol=1e-6)
-    with pytest.raises(ValueError, match="kind='pros' is not known. Did you mean 'prose'"):
+    with pytest.raises(ValueError, match=r"kind='pros' is not known\. Did you mean 'prose'"):
         plots.transfer_distances(planted(), kind="pros")
 
 
