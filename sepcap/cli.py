@@ -4,7 +4,7 @@ Nothing heavy is imported before a command is known, so that --help answers at o
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -302,14 +302,21 @@ class Models:
 
 @dataclass(frozen=True)
 class Tasks:
-    """List what --forget and --retain can be."""
+    """List what --forget and --retain can be; with a name, all that is known of that task: where from, field, filter, licence, gate."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """One task, to be shown whole."""
 
     def run(self) -> None:
         """Carry out the command."""
-        from sepcap.tasks.registry import table
+        from sepcap.tasks.registry import described, listing
 
-        print(table().drop(columns=["licence"]).to_string(index=False, max_colwidth=60))
-        print("\nOr a PATH: a .txt, .jsonl or .parquet file, or a folder of them, with a text column.")
+        if self.name is not None:
+            print(described(self.name))
+            return
+        print(listing())
+        print("\n`sepcap tasks NAME` says all of one: configuration, split, field, filter, licence, and what its page asks for.")
+        print("Or a PATH: a .txt, .jsonl or .parquet file, or a folder of them, with a text column.")
 
 
 def _compare(config: PruningConfig, folder: Path, trackers: Sequence[Any]) -> None:
@@ -325,22 +332,37 @@ def _compare(config: PruningConfig, folder: Path, trackers: Sequence[Any]) -> No
         "\narea: 1 = the two go together, 2 = the retain task is kept to the end; separability = 100·|area − 1|; "
         "in brackets 95% bootstrap intervals."
     )
-    texts = continuations(model, comparison.forward)
-    for row in texts.to_dict("records"):
-        for when in ("before", "after"):
-            print(f"\n--- {row['kind']} prompt, {when} forgetting {comparison.forward.config['forget']} ---\n{row['prompt']}⟶{row[when]}")
+    for name, why in comparison.inseparable().items():
+        print(f"no separability of {name}: {why}")
+    _say_continuations(lambda: continuations(model, comparison.forward), comparison.forward.config["forget"])
     pictures = {
-        "trajectory": plots.trajectory(comparison.runs),
-        "metric": plots.metric_over_steps(comparison.runs),
-        "areas": plots.areas(comparison.runs),
-        "gone": plots.neurons_gone(comparison.forward),
-        "threshold": plots.thresholds(comparison.forward),
+        "trajectory": lambda: plots.trajectory(comparison.runs),
+        "metric": lambda: plots.metric_over_steps(comparison.runs),
+        "areas": lambda: plots.areas(comparison.runs),
+        "gone": lambda: plots.neurons_gone(comparison.forward),
+        "threshold": lambda: plots.thresholds(comparison.forward),
     }
     if config.importance != "random":
-        pictures["scores"] = plots.score_histograms(comparison.forward.scores())
+        pictures["scores"] = lambda: plots.score_histograms(comparison.forward.scores())
     print("\nPictures:")
-    for name, figure in pictures.items():
+    for name, draw in pictures.items():
+        try:
+            figure = draw()
+        except ValueError as error:  # an accuracy of 0 cannot be divided by; the other pictures are there all the same
+            print(f"  (no picture {name}: {error})")
+            continue
         write_figure(figure, folder / "figures" / name)
+
+
+def _say_continuations(make: Callable[[], Any], forgotten: str) -> None:
+    try:
+        texts = make()
+    except (ValueError, RuntimeError) as error:  # the runs are whole: a model without next tokens, or one that is ruined
+        print(f"\nno continuations: {error}")
+        return
+    for row in texts.to_dict("records"):
+        for when in ("before", "after"):
+            print(f"\n--- {row['kind']} prompt, {when} forgetting {forgotten} ---\n{row['prompt']}⟶{row[when]}")
 
 
 COMMANDS = {
