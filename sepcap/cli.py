@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sepcap.cli_geometry import Geometry
+from sepcap.cli_modules import Modules
 from sepcap.cli_options import Fractions, config_in, write_figure
-from sepcap.cli_paragraphs import Transfer
 from sepcap.cli_paragraphs import Transfer
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.config import DIVERGENCES, PruningConfig
@@ -373,7 +374,8 @@ COMMANDS = {
     "compare-ablations": CompareAblations,
     "compare-methods": CompareMethods,
     "reproduce": Reproduce,
-    "transfer": Transfer,
+    "modules": Modules,
+    "geometry": Geometry,
     "transfer": Transfer,
     "report": Report,
     "models": Models,
@@ -388,6 +390,8 @@ def main(args: Sequence[str] | None = None) -> None:
             COMMANDS,
             args=args,
             prog="sepcap",
+            # options keep the name of their field also where a study of a command is chosen
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
             description="Which neurons of a language model hold a capability, and what is left without them.",
         )
         command.run()

@@ -57,3 +57,17 @@ def write_figure(figure: Any, stem: Path) -> None:
             print(f"  (no {suffix[1:]}: {str(error).splitlines()[0]})")
             return
         print(f"  {path}")
+
+
+def show(result: Any, folder: Path) -> None:
+    """Say what a study found, and write its figures into its folder."""
+    for sentence in result.summary():
+        print(sentence)
+    print(f"\n  {folder}  (sepcap report {folder} makes a page of it)")
+    for kind in result.FIGURES:
+        try:
+            figure = result.figure(kind)
+        except ValueError as error:  # of a part of the study that was not asked for
+            print(f"  (no figure {kind!r}: {error})")
+            continue
+        write_figure(figure, folder / "figures" / kind)

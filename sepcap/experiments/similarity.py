@@ -18,7 +18,8 @@ from sepcap.experiments.result import StudyResult
 from sepcap.models.places import PLACES, all_layers, head_hooks, place_hooks
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.vectors import vectors_at
-from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions, labelled_texts
+from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions
+from sepcap.tasks.labelled import labelled_texts as texts_for
 
 WHAT = ("attn_out", "mlp_out", "block_out")
 """Places that can be compared by name; a head is (layer, head), or its number for that head of every layer."""
@@ -97,7 +98,7 @@ class Similarity(StudyResult):
 
 def similarity(
     model: Any,
-    texts: LabelledTexts | Mapping[str, Any] | None = None,
+    labelled_texts: LabelledTexts | Mapping[str, Any] | None = None,
     positions: Iterable[int] | None = None,
     what: Any = "attn_out",
     scaled: bool = False,
@@ -114,7 +115,8 @@ def similarity(
 
     Args:
         model: what `load_model` returns.
-        texts: `LabelledTexts`, category -> list of texts, category -> task, or nothing for the offline texts; see `labelled_texts`.
+        labelled_texts: `LabelledTexts`, category -> list of texts, category -> task, or nothing for the offline texts; see the function
+            `sepcap.labelled_texts`.
         positions: token positions to compare; default is every fourth up to the end of the context, ten of them.
         what: "attn_out" or "mlp_out", outputs without the residual stream, "block_out", the stream with them; (layer, head), what that
             head adds to the stream (z_h W_O[h], no bias); or the number of a head, for that head of every layer.
@@ -139,7 +141,7 @@ def similarity(
         >>> found = sepcap.similarity(model, what="block_out")  # doctest: +SKIP
         >>> found.tables["layers"][["layer", "gap", "low", "high", "p"]]  # doctest: +SKIP
     """
-    texts = labelled_texts(model, texts, per_category=per_category, context=context)
+    texts = texts_for(model, labelled_texts, per_category=per_category, context=context)
     chosen, length = check_positions(model, positions, context)
     hooks_for, layers = _hooks_for(model, what)
     relabellings = relabel(texts.labels, permutations, seed)

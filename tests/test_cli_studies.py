@@ -1,0 +1,71 @@
+"""The commands of studies, on a tiny model: what they print is what the study found, and their folder opens again."""
+
+import json
+
+import pytest
+
+import sepcap
+from sepcap.cli import main
+
+
+@pytest.fixture
+def files(letters, digits, tmp_path):
+    """Two tasks as files."""
+    paths = []
+    for name, texts in (("letters", letters), ("digits", digits)):
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return [str(path) for path in paths]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """A browser would take seconds per picture."""
+    monkeypatch.setattr("sepcap.cli_options.write_figure", lambda figure, stem: figure.to_plotly_json())
+
+
+SMALL = ["--tokens", "300", "--context", "16"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["modules", "concentration", "--k", "6", "--seeds", "0", "1", "--draws", "20", "--fractions", "0.1", *SMALL],
+        ["modules", "overlaps", "--fractions", "0.1", "0.2", "--sites", "mlp", *SMALL],
+        ["modules", "cross-task", "--eval-tokens", "200", "--seeds", "0", *SMALL],
+        ["geometry", "similarity", "--what", "block_out", "--per-category", "3", "--context", "16"],
+        ["geometry", "streams", "--dims", "3", "5", "--per-category", "3", "--context", "16"],
+        ["geometry", "tight-pass", "--part", "mlp", "--tokens", "2", "--rows", "2", "--layer", "1"],
+    ],
+    ids=lambda command: "-".join(command[:2]),
+)
+def test_a_study_says_what_it_found_and_opens_again(command, files, trained_folder, tmp_path, capsys):
+    out = tmp_path / "study"
+    tasks = {"concentration": ["--tasks", files[0], "--retain", files[1]], "overlaps": ["--tasks", *files, "--retain", "others"]}
+    data = ["--task", files[0]] if command[1] == "tight-pass" else tasks.get(command[1], ["--tasks", *files])
+    main([*command, *data, "--model", str(trained_folder), "--out", str(out)])
+    printed = capsys.readouterr().out
+    found = sepcap.load_result(out)
+    assert all(sentence in printed for sentence in found.summary())
+    assert f"sepcap report {out}" in printed
+
+
+def test_checks_from_the_other_side(files, trained_folder, tmp_path, capsys):
+    options = ["--checks", "keep-only", "meeting", "--fractions", "0.2", "0.6", "1.0", "--eval-tokens", "200", "--seeds", "0", *SMALL]
+    pair = ["--forget", files[0], "--retain", files[1]]
+    main(["modules", "cross-checks", *pair, *options, "--model", str(trained_folder), "--out", str(tmp_path / "checks")])
+    printed = capsys.readouterr().out
+    assert all(sentence in printed for sentence in sepcap.load_result(tmp_path / "checks").summary())
+    assert "no figure 'layers'" in printed
+
+
+def test_a_head_needs_no_layer_but_a_layer_needs_a_head(capsys):
+    with pytest.raises(SystemExit):
+        main(["geometry", "similarity", "--layer", "2"])
+    assert "give --head too" in capsys.readouterr().err
+
+
+def test_two_tasks_of_one_name_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["geometry", "streams", "--tasks", "a/x.txt", "b/x.txt"])
+    assert "two have the same name" in capsys.readouterr().err
