@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from sepcap.evaluation.next_token import Evaluation, evaluate_sample
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.ablations import balanced, fit_constants, spread
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import FINISHED, Shown, finish_study, open_study, study_config, write_tables
+from sepcap.experiments.result import FINISHED, Figures, Shown, finish_study, open_study, study_config, write_tables
 from sepcap.interventions.ablation import ablate
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
@@ -53,7 +53,7 @@ class ProtocolResult(Shown):
 
     STUDY = "ablation-protocol"
     TITLE = "What is left of a model when more and more random neurons are ablated, and by which kind of ablation most?"
-    FIGURES = {"protocol": ("Top-1 accuracy and cross-entropy while random neurons go", "ablation_protocol")}  # noqa: RUF012
+    FIGURES: ClassVar[Figures] = {"protocol": ("Top-1 accuracy and cross-entropy while random neurons go", "ablation_protocol")}
 
     folder = None
     config: Mapping[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from sepcap.errors import unknown
 from sepcap.evaluation.next_token import Evaluation, evaluate_batch, most_frequent_targets
 from sepcap.experiments.ablation_config import COMPARED
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import Shown, finish_study, open_study, study_config, write_tables
+from sepcap.experiments.result import Figures, Shown, finish_study, open_study, study_config, write_tables
 from sepcap.interventions.ablation import ablate
 from sepcap.interventions.constants import Constants
 from sepcap.interventions.optimal import optimal_constants
@@ -60,7 +60,7 @@ class AblationComparison(Shown):
 
     STUDY = "compare-ablations"
     TITLE = "What does each kind of ablation of the same heads do to loss and accuracy?"
-    FIGURES = {  # noqa: RUF012 (as all results have it)
+    FIGURES: ClassVar[Figures] = {
         "loss": ("Change of cross-entropy", "ablations"),
         "top1": ("Change of top-1 accuracy", "ablations"),
     }

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from sepcap.evaluation.generation import PROMPTS, continuation
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.pruning import Plan, execute, plan
-from sepcap.experiments.result import Shown, name_study, study_config
+from sepcap.experiments.result import Figures, Shown, name_study, study_config
 from sepcap.experiments.run import Run
 from sepcap.experiments.separability import Separability
 from sepcap.experiments.trackers import Trackers, trackers_of
@@ -37,7 +37,7 @@ class Comparison(Shown):
 
     STUDY = "compare-directions"
     TITLE = "Can the neurons of one task be removed without harm to the other?"
-    FIGURES = {  # noqa: RUF012 (as all results have it)
+    FIGURES: ClassVar[Figures] = {
         "trajectory": ("Trajectory: accuracy on both tasks", "trajectory"),
         "areas": ("Area under the trajectory, with its interval", "areas"),
         "metric": ("Top-1 accuracy while neurons go", "metric_over_steps"),

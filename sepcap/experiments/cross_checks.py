@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from sepcap.experiments.cross_check_parts import Bench, Tables, equal_number, keep_only, layers, meeting, step_size
 from sepcap.experiments.neuron_sets_config import OTHERS, CrossChecksConfig
-from sepcap.experiments.result import StudyResult, as_json
+from sepcap.experiments.result import Figures, StudyResult, as_json
 from sepcap.experiments.several_tasks import Lesions, NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
 from sepcap.models.load import load_model
 from sepcap.models.sites import check_deletion, site_shape
@@ -48,7 +48,7 @@ class CrossChecks(StudyResult):
 
     STUDY = "cross-checks"
     TITLE = "Does a selection hold when it is looked at from its other side?"
-    FIGURES = {  # noqa: RUF012 (as all results have it)
+    FIGURES: ClassVar[Figures] = {
         "keep-only": ("Only the selected neurons kept", "cross_checks_keep"),
         "step-size": ("Small steps against large ones", "cross_checks_steps"),
         "layers": ("Layer by layer from the last", "cross_checks_layers"),

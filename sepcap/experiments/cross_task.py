@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from sepcap.evaluation.next_token import ratio
 from sepcap.experiments.neuron_sets_config import CrossTaskConfig
-from sepcap.experiments.result import StudyResult, as_json
+from sepcap.experiments.result import Figures, StudyResult, as_json
 from sepcap.experiments.several_tasks import (
     WHOLE,
     Lesions,
@@ -51,7 +51,7 @@ class CrossTask(StudyResult):
 
     STUDY = "cross-task"
     TITLE = "What does pruning one task do to the others?"
-    FIGURES = {  # noqa: RUF012 (as all results have it)
+    FIGURES: ClassVar[Figures] = {
         "matrix": ("Accuracy on every task after pruning each one", "cross_task"),
         "bisection": ("How many neurons it takes", "cross_task_bisection"),
     }

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from sepcap.experiments.comparison import tokens_per_second
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.methods_config import DIRECTIONS, METHODS, PLAIN, Direction, MethodsConfig
 from sepcap.experiments.pruning import Plan, execute, plan
-from sepcap.experiments.result import Shown, name_study
+from sepcap.experiments.result import Figures, Shown, name_study
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import Separability, area_replicas, separability
 from sepcap.interventions.deletion import check_output_biases
@@ -35,7 +35,7 @@ class Methods(Shown):
 
     STUDY = "compare-methods"
     TITLE = "Which way of pruning separates the two tasks best?"
-    FIGURES = {"methods": ("Separability of every method", "methods")}  # noqa: RUF012 (as all results have it)
+    FIGURES: ClassVar[Figures] = {"methods": ("Separability of every method", "methods")}
 
     folder: Path
     runs: dict[tuple[str, Direction, int], Run]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from sepcap.errors import unknown
 from sepcap.experiments.modules_config import ModulesConfig
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import Pieces, StudyResult
+from sepcap.experiments.result import Figures, Pieces, StudyResult
 from sepcap.experiments.several_tasks import NamedTasks, is_finished, study_folder
 from sepcap.models.load import load_model
 from sepcap.models.sites import n_layers, site_shape
@@ -63,7 +63,7 @@ class Modules(StudyResult):
 
     STUDY: ClassVar[str] = "modules"
     TITLE: ClassVar[str] = "Do task neurons form modules?"
-    FIGURES: ClassVar[Mapping[str, tuple[str, str]]] = {
+    FIGURES: ClassVar[Figures] = {
         "curve": ("Share of the task neurons over clusters", "concentration_curve"),
         "profile": ("Concentration by layer", "concentration_profile"),
     }

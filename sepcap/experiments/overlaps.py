@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sepcap.experiments.neuron_sets_config import OverlapConfig
-from sepcap.experiments.result import Pieces, StudyResult, as_json
+from sepcap.experiments.result import Figures, Pieces, StudyResult, as_json
 from sepcap.experiments.several_tasks import NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
@@ -55,7 +55,7 @@ class Overlaps(StudyResult):
 
     STUDY = "overlaps"
     TITLE = "What do the neuron sets of several tasks have in common?"
-    FIGURES = {  # noqa: RUF012 (as all results have it)
+    FIGURES: ClassVar[Figures] = {
         "maps": ("Overlap of every two tasks", "overlaps"),
         "ratios": ("Overlap times chance", "overlap_ratios"),
         "layers": ("Overlap per layer", "overlap_layers"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protoc
 from sepcap.experiments.overlaps import TRAINED, OverlapPlan, Overlaps, run_overlaps
 from sepcap.experiments.pruning import execute, plan
 from sepcap.experiments.reproduce_config import ReproduceConfig, Study, studies
-from sepcap.experiments.result import Shown, load_result, name_study, study_config
+from sepcap.experiments.result import Figures, Shown, load_result, name_study, study_config
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import Separability, cost_at, resampled
 from sepcap.models.load import load_model
@@ -51,7 +51,7 @@ class Reproduction(Shown):
 
     STUDY = "reproduce"
     TITLE = "Does a published result come back?"
-    FIGURES = {"study": ("The figure of the study", "")}  # noqa: RUF012 (as all results have it)
+    FIGURES: ClassVar[Figures] = {"study": ("The figure of the study", "")}
 
     asked: ReproduceConfig
     folder: Path

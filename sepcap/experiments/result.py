@@ -19,6 +19,9 @@ from sepcap.storage import PART, html_card, load_tensors, read_json, remove_part
 
 Result = TypeVar("Result", bound="StudyResult")
 
+Figures = Mapping[str, tuple[str, str]]
+"""Kind of figure -> its title and the function in `sepcap.plots` that makes it; the first one is the default."""
+
 FINISHED = "result.json"
 """Written last: names of the tables and tensors. A folder without it holds a study that was interrupted."""
 
@@ -36,7 +39,7 @@ class Shown:
     """Name of the study, as in `STUDIES`."""
     TITLE: ClassVar[str]
     """The question it answers, as a heading."""
-    FIGURES: ClassVar[Mapping[str, tuple[str, str]]]
+    FIGURES: ClassVar[Figures]
     """Kind of figure -> its title and the function in `sepcap.plots` that makes it; the first one is the default."""
 
     config: Any

@@ -14,7 +14,7 @@ from torch import Tensor
 from sepcap.errors import unknown
 from sepcap.experiments.permutations import PERMUTATIONS, corrected, jackknife, p_values, relabel
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import StudyResult
+from sepcap.experiments.result import Figures, StudyResult
 from sepcap.models.places import PLACES, all_layers, head_hooks, place_hooks
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.vectors import vectors_at
@@ -46,7 +46,7 @@ class Similarity(StudyResult):
 
     STUDY: ClassVar[str] = "similarity"
     TITLE: ClassVar[str] = "How do activations of different kinds of text sit to each other?"
-    FIGURES: ClassVar[Mapping[str, tuple[str, str]]] = {
+    FIGURES: ClassVar[Figures] = {
         "profile": ("Within- minus between-category similarity over layers", "similarity_profile"),
         "matrices": ("Similarity of every text and position to every other", "similarity"),
     }

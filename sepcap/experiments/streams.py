@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from sepcap.experiments.permutations import PERMUTATIONS, TIES, Relabellings, relabel
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import StudyResult
+from sepcap.experiments.result import Figures, StudyResult
 from sepcap.models.forward import Hook
 from sepcap.models.places import Look, all_layers, place_hooks
 from sepcap.statistics.collect import BATCH_SIZE
@@ -41,7 +41,7 @@ class Streams(StudyResult):
 
     STUDY: ClassVar[str] = "streams"
     TITLE: ClassVar[str] = "How do residual dimensions that tell kinds of text apart change over the layers?"
-    FIGURES: ClassVar[Mapping[str, tuple[str, str]]] = {"streams": ("Value of residual dimensions across layers", "streams")}
+    FIGURES: ClassVar[Figures] = {"streams": ("Value of residual dimensions across layers", "streams")}
 
     def summary(self) -> list[str]:
         """What was found, in sentences."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sepcap.errors import unknown
-from sepcap.experiments.result import Pieces, StudyResult, open_study
+from sepcap.experiments.result import Figures, Pieces, StudyResult, open_study
 from sepcap.experiments.tight_pass_config import TightPassConfig
 from sepcap.experiments.tight_pass_plan import TightPassPlan, chunk_of, plan_tight_pass
 from sepcap.models.load import DTYPES
@@ -51,7 +51,7 @@ class TightPass(StudyResult):
 
     STUDY: ClassVar[str] = "tight-pass"
     TITLE: ClassVar[str] = "Is there a tight pass?"
-    FIGURES: ClassVar[Mapping[str, tuple[str, str]]] = {
+    FIGURES: ClassVar[Figures] = {
         "ranks": ("Rank over layers", "tight_pass_ranks"),
         "spectra": ("Singular values", "tight_pass_spectra"),
     }
