@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 from sepcap.cli_options import config_in, write_figure
 from sepcap.experiments.paragraphs_config import TransferConfig
 
@@ -28,6 +30,8 @@ class Transfer(TransferConfig):
     embedder: str = "auto"
     """What distances are measured with: "auto" (all-mpnet-base-v2 where it lies on this machine, else TF-IDF), "tf-idf", or the folder or
     name of a sentence-transformers model."""
+    which: tyro.conf.Suppress[int] = -1
+    """Of texts from tasks the first break that has enough tokens on both sides is used, so there is nothing to choose."""
     random_weights: bool = False
     """The control: the same configuration with weights as they are before training."""
     out: Path = Path("runs/transfer")
