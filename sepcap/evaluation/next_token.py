@@ -19,6 +19,9 @@ from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import load_task
 
 METRICS = ("top1", "top10", "skip50_top1", "skip50_top10", "loss")
+MISS = 2**31 - 1
+"""Rank of a target among logits that are no numbers: below every top-k, however few the classes."""
+
 COUNTS = ("n", "top1", "top10", "skip50_n", "skip50_top1", "skip50_top10", "loss")
 
 
@@ -87,6 +90,11 @@ class Evaluation:
         with np.errstate(over="ignore"):  # a ruined model can have an infinite one
             return float(np.exp(self.loss))
 
+    @property
+    def perplexity_se(self) -> float:
+        """Standard error of the perplexity: to first order the perplexity times that of the loss (delta method)."""
+        return self.perplexity * self.se("loss")
+
     def difference(self, before: "Evaluation", metric: str = "top1", *, seed: int = 0) -> tuple[float, tuple[float, float]]:
         """Change of a metric since `before`, with a 95% bootstrap interval over the rows both were evaluated on.
 
@@ -122,11 +130,11 @@ class Evaluation:
         return cls(meta["task"], tensors["per_row"].numpy(), tuple(meta["skip_tokens"]), meta["info"])
 
     def as_row(self) -> dict[str, float]:
-        """n, every metric and its standard error, perplexity."""
+        """n, every metric and perplexity, each with its standard error."""
         row: dict[str, float] = {"n": float(self.n)}
         for metric in METRICS:
             row |= {metric: self.value(metric), f"{metric}_se": self.se(metric)}
-        return row | {"perplexity": self.perplexity}
+        return row | {"perplexity": self.perplexity, "perplexity_se": self.perplexity_se}
 
     def __repr__(self) -> str:
         return (
@@ -140,7 +148,7 @@ class Evaluation:
         from sepcap.storage import html_card
 
         rows = [{"metric": m, "mean": self.value(m), "standard error": self.se(m)} for m in METRICS]
-        rows.append({"metric": "perplexity", "mean": self.perplexity, "standard error": self.perplexity * self.se("loss")})
+        rows.append({"metric": "perplexity", "mean": self.perplexity, "standard error": self.perplexity_se})
         how = {"task": self.task, "predictions": f"{self.n:,}", "model": self.info.get("model", "")}
         return html_card("Evaluation", how, pd.DataFrame(rows))
 
@@ -271,7 +279,8 @@ def rank_and_loss(
     """Rank of every target (0 is best) and its cross-entropy in nats.
 
     The rank is the number of other tokens whose logit is at least the target's: ties count against the model, so that
-    a model that gives every token the same logit has no hits, on any device. One comparison gives every top-k.
+    a model that gives every token the same logit has no hits, on any device. One comparison gives every top-k. Where the
+    target's logit is not finite or another one is NaN, the rank is `MISS`.
     `scratch` is room for as many logits: taking fresh memory every time would cost more than the arithmetic.
     """
     logits = logits.to(_wide(logits))
@@ -282,4 +291,4 @@ def rank_and_loss(
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     # NaN compares false with everything and would rank first
     broken = ~torch.isfinite(target_logits[:, 0]) | losses.isnan()
-    return torch.where(broken, logits.shape[1], ranks), losses
+    return torch.where(broken, MISS, ranks), losses

@@ -157,6 +157,7 @@ class Run:
             for role in ROLES:
                 row = {"step": step, "task": record["tasks"][role]["task"], "role": role, **record["tasks"][role]["metrics"]}
                 row["n"] = int(row["n"])
+                row.setdefault("perplexity_se", row["perplexity"] * row["loss_se"])  # steps recorded before it was
                 with np.errstate(over="ignore", invalid="ignore"):  # a ruined model can have an infinite one
                     row["perplexity_ratio"] = float(np.exp(row["loss"] - np.float64(records[0]["tasks"][role]["metrics"]["loss"])))
                 row |= {f"gone_{site}": sum(layers) for site, layers in record["gone_per_layer"].items()}
@@ -183,8 +184,8 @@ class Run:
     def trajectory(self) -> pd.DataFrame:
         """One row per step and task, see the class."""
         stored = self._stored_table()
-        # tables that were written before there were ratios lack them
-        whole = len(stored) == len(ROLES) * (self.steps_done + 1) and "perplexity_ratio" in stored
+        # tables that were written before there were ratios and errors of perplexities lack them
+        whole = len(stored) == len(ROLES) * (self.steps_done + 1) and {"perplexity_ratio", "perplexity_se"} <= {*stored.columns}
         return stored if whole else self._table()
 
     @property

@@ -35,7 +35,7 @@ def test_logits_that_are_no_numbers_are_misses():
     nan, inf = math.nan, math.inf
     logits = torch.tensor([[nan, 0.0, 1.0], [5.0, nan, 1.0], [nan] * 3, [inf, 0.0, 1.0], [-inf, 2.0, 1.0], [0.0, 2.0, -inf]])
     ranks, losses = rank_and_loss(logits, torch.tensor([0, 0, 1, 0, 0, 1]))
-    assert ranks[:5].tolist() == [3, 3, 3, 3, 3]
+    assert (ranks[:5] >= 10).all()  # among three classes everything is in the top ten, but what is no number
     assert ranks[5].item() == 0
     assert losses[5].item() == pytest.approx(math.log1p(math.exp(-2)), abs=1e-6)
 
@@ -151,6 +151,17 @@ def test_perplexity_is_exp_of_the_mean_loss_and_not_the_mean_of_exp():
     assert result.perplexity != pytest.approx((1 + math.exp(2)) / 2)
     per_row[:, COUNTS.index("loss")] = 1e4
     assert result.perplexity == math.inf
+
+
+def test_standard_error_of_perplexity_is_its_spread_over_resampled_rows():
+    rng = np.random.default_rng(0)
+    per_row = rows_of(rng)
+    result = Evaluation("t", per_row, (), {})
+    spread = np.exp(ratio(per_row[rng.integers(0, len(per_row), (4000, len(per_row)))], "loss")).std(ddof=1)
+    assert result.perplexity_se == pytest.approx(spread, rel=0.15)
+    row = result.as_row()
+    assert row["perplexity_se"] == result.perplexity_se == pytest.approx(math.exp(result.loss) * result.se("loss"))
+    assert {f"{name}_se" for name in (*next_token.METRICS, "perplexity")} < set(row)
 
 
 def rows_of(rng, n_rows=200) -> np.ndarray:
