@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sepcap.cli_ablations import Ablate, CompareAblations
 from sepcap.cli_geometry import Geometry
 from sepcap.cli_modules import Modules
 from sepcap.cli_options import Fractions, config_in, write_figure
 from sepcap.cli_paragraphs import Transfer
-from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.config import DIVERGENCES, PruningConfig
 from sepcap.experiments.methods_config import MethodsConfig
 
@@ -140,65 +140,6 @@ class Evaluate:
             sepcap.delete(model, sepcap.NeuronSet.load(self.neurons))
         rows = {task: sepcap.evaluate(model, task, tokens=self.tokens).as_row() for task in self.tasks}
         print(pd.DataFrame(rows).to_string(float_format=lambda x: f"{x:.4f}"))
-
-
-@dataclass(frozen=True)
-class Ablate(AblationProtocol):
-    """Ablate random neurons, more and more up to all of them, by several kinds on the same neurons, and compare ([PEAK])."""
-
-    task: str = "local-code"
-    """The reference set: a name (see `sepcap tasks`) or the path of a .txt, .jsonl or .parquet file or folder."""
-    out: Path = Path("runs/ablate")
-    """Folder of the results; the same command goes on where an interrupted one stopped."""
-
-    def run(self) -> None:
-        """Carry out the command."""
-        from sepcap import plots
-        from sepcap.experiments.ablation_protocol import ablation_protocol
-        from sepcap.models.load import load_model
-
-        result = ablation_protocol(load_model(self.model), config_in(AblationProtocol, self), out=self.out)
-        print(result.by_kind.to_string(float_format=lambda x: f"{x:.4f}"))
-        write_figure(plots.ablation_protocol(result), self.out / "figures" / "ablation-protocol")
-
-
-@dataclass(frozen=True)
-class CompareAblations:
-    """Ablate a head, or every head of the model, in every way: change of loss and top-1 with paired intervals."""
-
-    model: str = "default"
-    """"default", a folder, or a hub name."""
-    task: str = "local-code"
-    """Task on which loss and top-1 are measured."""
-    layer: int | None = None
-    """Layer of the head; without --head, all heads of that layer."""
-    head: tuple[int, ...] = ()
-    """Head or heads of that layer. Without --layer and --head, every head of the model."""
-    kinds: tuple[Literal["zero", "mean", "median", "peak", "resample", "optimal"], ...] = (
-        "zero", "mean", "median", "peak", "resample", "optimal",
-    )  # fmt: skip
-    """Kinds of ablation."""
-    tokens: int = 6_000
-    """Predictions on which every ablation is measured."""
-    seed: int = 0
-    """Seed of resampling."""
-    out: Path = Path("runs/compare-ablations")
-    """Folder for the table (.csv) and the figures."""
-
-    def run(self) -> None:
-        """Carry out the command."""
-        import sepcap
-
-        model = sepcap.load_model(self.model)
-        comparison = sepcap.compare_ablations(
-            model, self.task, layer=self.layer, head=self.head or None, kinds=self.kinds, tokens=self.tokens, seed=self.seed
-        )
-        self.out.mkdir(parents=True, exist_ok=True)
-        comparison.table.to_csv(self.out / "table.csv", index=False)
-        print(comparison.table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
-        print(f"\n  {self.out / 'table.csv'}")
-        for metric in ("loss", "top1"):
-            write_figure(comparison.figure(metric), self.out / metric)
 
 
 @dataclass(frozen=True)

@@ -69,3 +69,14 @@ def test_two_tasks_of_one_name_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["geometry", "streams", "--tasks", "a/x.txt", "b/x.txt"])
     assert "two have the same name" in capsys.readouterr().err
+
+
+def test_ablations_of_a_head_are_kept_and_never_written_over(files, trained_folder, tmp_path, capsys):
+    options = ["--task", files[0], "--layer", "1", "--head", "2", "--kinds", "zero", "mean", "--tokens", "200"]
+    command = ["compare-ablations", *options, "--model", str(trained_folder), "--out", str(tmp_path / "head")]
+    main(command)
+    table = sepcap.load_result(tmp_path / "head").table
+    assert table.to_string(index=False, float_format=lambda x: f"{x:.4f}") in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "is not empty" in capsys.readouterr().err

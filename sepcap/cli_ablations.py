@@ -1,0 +1,78 @@
+"""`sepcap ablate` and `sepcap compare-ablations`: kinds of ablation, on random neurons and on heads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sepcap.cli_options import config_in, write_figure
+from sepcap.experiments.ablation_config import AblationProtocol
+
+
+@dataclass(frozen=True)
+class Ablate(AblationProtocol):
+    """Ablate random neurons, more and more up to all of them, by several kinds on the same neurons, and compare ([PEAK])."""
+
+    task: str = "local-code"
+    """The reference set: a name (see `sepcap tasks`) or the path of a .txt, .jsonl or .parquet file or folder."""
+    out: Path = Path("runs/ablate")
+    """Folder of the results; the same command goes on where an interrupted one stopped."""
+
+    def run(self) -> None:
+        """Carry out the command."""
+        from sepcap import plots
+        from sepcap.experiments.ablation_protocol import ablation_protocol
+        from sepcap.models.load import load_model
+
+        result = ablation_protocol(load_model(self.model), config_in(AblationProtocol, self), out=self.out)
+        print(result.by_kind.to_string(float_format=lambda x: f"{x:.4f}"))
+        write_figure(plots.ablation_protocol(result), self.out / "figures" / "ablation-protocol")
+
+
+@dataclass(frozen=True)
+class CompareAblations:
+    """Ablate a head, or every head of the model, in every way: change of loss and top-1 with paired intervals."""
+
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    task: str = "local-code"
+    """Task on which loss and top-1 are measured."""
+    layer: int | None = None
+    """Layer of the head; without --head, all heads of that layer."""
+    head: tuple[int, ...] = ()
+    """Head or heads of that layer. Without --layer and --head, every head of the model."""
+    kinds: tuple[Literal["zero", "mean", "median", "peak", "resample", "optimal"], ...] = (
+        "zero", "mean", "median", "peak", "resample", "optimal",
+    )  # fmt: skip
+    """Kinds of ablation."""
+    tokens: int = 6_000
+    """Predictions on which every ablation is measured."""
+    seed: int = 0
+    """Seed of resampling."""
+    out: Path | None = None
+    """Folder for result, table (.csv) and figures; default is named after task and heads, in runs/compare-ablations."""
+
+    def folder(self) -> Path:
+        """Where the result goes: a folder that holds nothing yet."""
+        heads = ["all-heads"] if self.layer is None else [f"layer-{self.layer}", *(f"head-{head}" for head in self.head)]
+        folder = self.out or Path("runs/compare-ablations") / "-".join([Path(self.task).stem, *heads])
+        if folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(
+                f"{folder} is not empty: `sepcap report {folder}` shows a result that is there; give another folder with --out for this one"
+            )
+        return folder
+
+    def run(self) -> None:
+        """Carry out the command."""
+        import sepcap
+
+        folder = self.folder()
+        model = sepcap.load_model(self.model)
+        comparison = sepcap.compare_ablations(
+            model, self.task, layer=self.layer, head=self.head or None, kinds=self.kinds, tokens=self.tokens, seed=self.seed
+        )
+        comparison.save(folder)
+        comparison.table.to_csv(folder / "table.csv", index=False)
+        print(comparison.table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+        print(f"\n  {folder / 'table.csv'}")
+        for metric in ("loss", "top1"):
+            write_figure(comparison.figure(metric), folder / "figures" / metric)
