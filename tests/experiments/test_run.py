@@ -1,5 +1,9 @@
 """A run is a folder: what it records, what it refuses, and what a broken one says."""
 
+import json
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from run_folders import STEPS, bits, config_of
@@ -126,6 +130,21 @@ def test_files_with_something_missing_are_named(prepared, tmp_path):
     record.write_text("3")
     with pytest.raises(CorruptFile, match=r"record\.json"):
         run.record(1)
+
+
+def test_a_run_from_before_perplexities_had_errors_has_them(prepared, tmp_path):
+    run = pruning.execute(prepared, tmp_path / "run")
+    table = run.trajectory
+    np.testing.assert_allclose(table["perplexity_se"], table["perplexity"] * table["loss_se"])
+    pd.read_parquet(run.folder / "trajectory.parquet").drop(columns="perplexity_se").to_parquet(run.folder / "trajectory.parquet")
+    for step in range(STEPS + 1):
+        path = run.step_folder(step) / "record.json"
+        record = json.loads(path.read_text())
+        for task in record["tasks"].values():
+            del task["metrics"]["perplexity_se"]
+        path.write_text(json.dumps(record))
+    assert Run.load(run.folder).trajectory[table.columns].equals(table)
+    assert pruning.execute(prepared, tmp_path / "run").finished
 
 
 def test_reading_a_run(prepared, tmp_path):
