@@ -1,15 +1,16 @@
-"""Make the pictures of this folder (`make figures`): the demo's comparison, the comparison of methods, kinds of ablation, activations.
+"""Make the pictures of this folder (`make figures`): the demo's comparison, the comparison of methods, kinds of ablation, activations,
+modules, geometry, paragraph breaks.
 
-Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json`, `methods.csv`, `ablations.csv` and
-`ablation-protocol.csv` hold what they show. From nothing it takes about 40 minutes on two cores, most of it the comparison of methods;
-finished runs are taken up.
+Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files hold what they show. From
+nothing it takes about an hour on two cores, most of it the comparison of methods; finished runs are taken up. `--parts` makes some of
+them alone.
 """
 
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -17,6 +18,9 @@ import sepcap
 from sepcap import plots
 from sepcap.experiments.comparison import compare
 from sepcap.experiments.config import PruningConfig
+from sepcap.tasks.passages import draw_passages
+
+TASKS = ("local-prose", "local-python", "local-cpp")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,11 @@ class FigureConfig:
     """Folder of the comparison of methods, as `sepcap compare-methods` leaves it."""
     protocol: Path = Path("runs/ablate")
     """Folder of the ablation of random neurons, as `sepcap ablate` leaves it."""
+    studies: Path = Path("runs/studies")
+    """Folder of the studies of modules, geometry and paragraph breaks."""
     out: Path = Path("figures")
+    parts: tuple[Literal["pruning", "attention", "studies"], ...] = ("pruning", "attention", "studies")
+    """What is made."""
 
     def save(self, name: str, figure: Any, width: str = "column") -> None:
         """As SVG and PNG."""
@@ -92,11 +100,49 @@ def attention(model: Any, config: FigureConfig) -> None:
     config.save("mlp-biases", plots.mlp_biases(model))
 
 
+def studies(model: Any, config: FigureConfig) -> None:
+    """Modules, geometry and paragraph breaks; what each found is in its folder as a page too."""
+    folder, narrow = config.studies, tuple(range(2, 6))
+    found = {
+        "modules": sepcap.modules(model, out=folder / "modules", say=print),
+        "cross-task": sepcap.cross_task(model, sepcap.CrossTaskConfig(eval_tokens=15_000, tolerance=8), out=folder / "cross-task"),
+        "similarity": sepcap.similarity(model),
+        "tight-pass": sepcap.tight_pass(model, tokens=3, rows=5, out=folder / "tight-pass"),
+        "transfer": sepcap.transfer(
+            model, draw_passages(model.tokenizer, TASKS, 24, context=128, following=48), layers=narrow, out=folder / "transfer"
+        ),
+    }
+    untrained = sepcap.similarity(sepcap.load_model(random_weights=True, seed=0))
+    pictures = {
+        "module-curve": found["modules"].figure("curve"),
+        "module-profile": found["modules"].figure("profile"),
+        "cross-task": found["cross-task"].figure(),
+        "similarity-matrices": found["similarity"].figure("matrices"),
+        "similarity-profile": found["similarity"].figure("profile", control=untrained),
+        "tight-pass-ranks": found["tight-pass"].figure("ranks"),
+        "transfer-distances": found["transfer"].figure("distances"),
+        "transfer-layers": found["transfer"].figure("layers"),
+    }
+    for name, figure in pictures.items():
+        config.save(name, figure, "page" if name == "similarity-matrices" else "column")
+    tables = {
+        "modules": found["modules"].estimates(),
+        "cross-task": found["cross-task"].tables["matrix"],
+        "similarity": found["similarity"].tables["layers"],
+        "tight-pass": found["tight-pass"].by_layer,
+        "transfer": found["transfer"].tables["differences"],
+    }
+    for name, table in tables.items():
+        table.to_csv(config.out / f"{name}.csv", index=False, float_format="%.4f")
+    for name, result in found.items():
+        print(name, *result.summary(), result.report(folder / f"{name}.html"), sep="\n  ")
+
+
 def main(config: FigureConfig) -> None:
     """Run what is not there yet, draw everything."""
     model = sepcap.load_model()
-    pruning(model, config)
-    attention(model, config)
+    for part in config.parts:
+        {"pruning": pruning, "attention": attention, "studies": studies}[part](model, config)
 
 
 if __name__ == "__main__":
