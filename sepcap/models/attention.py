@@ -57,6 +57,25 @@ def fast_attention(model: Any) -> Iterator[None]:
         config.output_attentions = wants_maps
 
 
+def rotate_in_own_precision(model: Any) -> None:
+    """Take queries and keys back to the precision of the model once they are rotated.
+
+    OLMo has the cosines of its rotation in float32 and casts what they give, as its values are not in float32; the bridge rotates
+    as Llama does, whose cosines are in the model's own precision, and could not go on in half precision.
+    """
+    if is_hooked_transformer(model) or inner(model).config.model_type in NATIVE | SEPARATE | FUSED:
+        return  # which need it not, and whose fused kernel a hook on rotated queries would shut out
+    for block in model.blocks:
+        attn = getattr(block, "attn", None)
+        for name in ("hook_rot_q", "hook_rot_k"):
+            if hasattr(attn, name):
+                getattr(attn, name).add_perma_hook(partial(_in_precision_of, attn))
+
+
+def _in_precision_of(attn: Any, rotated: Tensor, hook: Any) -> Tensor:
+    return rotated.to(next(attn.parameters()).dtype)
+
+
 def hooked(point: Any) -> bool:
     """Whether a hook point has any hook."""
     return bool(point.fwd_hooks or point.bwd_hooks or point._forward_hooks)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sepcap.errors import CorruptFile, unknown
+from sepcap.models.attention import rotate_in_own_precision
 from sepcap.models.devices import DeviceMap, check_at_hand, check_device, checked_device_map
 from sepcap.models.hub import WAYS_OUT, must_be_local
 from sepcap.models.kinds import AUTO_CLASSES, is_hooked_transformer, kind_of, kind_of_config
@@ -100,6 +101,7 @@ def load_model(
             check_tokenizer(tokenizer, name)
         # a model made from a configuration lacks what a saved one says of itself, and what the bridge goes by
         hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
+        check_class(hf_model.config, name)
         if any(weight.is_floating_point() and weight.dtype != dtype for weight in hf_model.parameters()):
             hf_model = hf_model.to(dtype)
     _check_arithmetic(hf_model.config, name)
@@ -114,6 +116,8 @@ def load_model(
         # where BOS or EOS is missing the bridge invents a token, which the model has never seen (its public setter does so again)
         bridge._tokenizer = tokenizer
     bridge.processor = processor
+    if dtype.itemsize < 4:
+        rotate_in_own_precision(bridge)
     return bridge.eval()
 
 
@@ -147,7 +151,35 @@ def _check_model_object(hf_model: Any, random_weights: bool, device_map: Any) ->
         raise ValueError(f"model: a TransformerBridge wraps this {type(hf_model).__name__} already; give that bridge, or load it anew")
 
 
+def check_class(config: Any, name: str) -> None:
+    """Raise where nobody knows where the parts of a model are, before its weights are read.
+
+    Raises:
+        NotImplementedError: a class that transformer-lens has no bridge for, or one with an encoder and a decoder.
+    """
+    from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
+
+    known, why = (config.architectures or [config.model_type])[0], "TransformerBridge does not know it"
+    if getattr(config, "is_encoder_decoder", False):
+        why = "it has an encoder and a decoder"
+    else:
+        try:
+            determine_architecture_from_hf_config(config)
+            return
+        except ValueError:
+            pass
+    raise NotImplementedError(
+        f"model={name!r} is a {known}, which sepcap does not work with: {why}. What it works with, family by family, is in "
+        "docs/families.md: causal language models such as OPT, GPT-2, GPT-NeoX, Llama, Mistral, Gemma, Qwen, Phi and OLMo, masked "
+        "ones (BERT, RoBERTa), and ViT"
+    )
+
+
 def _check_arithmetic(config: Any, name: str) -> None:
+    if config.model_type == "gpt_neox" and not config.attention_bias:
+        raise NotImplementedError(
+            f"model={name!r} has no biases in its attention (attention_bias=False), which TransformerBridge takes apart in every GPT-NeoX"
+        )
     if getattr(config, "scale_attn_weights", True) is False:
         raise NotImplementedError(
             f"model={name!r} does not scale its attention scores (scale_attn_weights=False); TransformerBridge does: the logits differ"
@@ -244,6 +276,7 @@ def _load(source: str, given: tuple[Any, Any], made_by: Callable[..., Any], **op
 
     config = transformers.AutoConfig.from_pretrained(source, **options)
     kind = kind_of_config(config, source)
+    check_class(config, source)
     tokenizer, processor = given
     if kind == "images" and processor is None:
         _check_beside(Path(source), "image processor")
@@ -281,7 +314,9 @@ def _random(
     """A model of the configuration as it is before training."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        hf_model = auto_class.from_config(config, trust_remote_code=options["trust_remote_code"]).to(dtype)
+        # in float32 whatever the checkpoint is stored in, so that one seed gives one model
+        options_of_config = {"dtype": torch.float32, "trust_remote_code": options["trust_remote_code"]}
+        hf_model = auto_class.from_config(copy.deepcopy(config), **options_of_config).to(dtype)
     if not placing:
         return hf_model
     # placed by the same code as trained weights, which reads them from a folder

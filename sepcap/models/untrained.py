@@ -15,8 +15,8 @@ from sepcap.models.load import load_model
 def untrained(model: Any) -> Callable[[int], Any]:
     """What makes randomly initialised models of the same configuration, precision, device and tokenizer, one for every seed.
 
-    The weights are those of `load_model(name, random_weights=True, seed=seed)`, but for the rounding to the precision of a checkpoint
-    that is stored in another one than the model is in. The model given is not held, so that it can go before the control is made.
+    The weights are those of `load_model(name, random_weights=True, seed=seed)`. The model given is not held, so that it can go before
+    the control is made.
 
     Args:
         model: a hooked model; it is left alone.

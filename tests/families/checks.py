@@ -18,7 +18,7 @@ from plain import Plain, token_ids
 
 import sepcap
 from sepcap.experiments import pruning
-from sepcap.models.forward import logits_of
+from sepcap.models.forward import logits_of, measuring
 from sepcap.models.kinds import kind_of
 from sepcap.models.sites import get_site, site_shape
 from sepcap.tasks.samples import sample_task
@@ -110,6 +110,31 @@ def statistics_are_the_plain_models(row, folder, sites, out):
             torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-5, msg=lambda m, at=f"{name} of {site}": f"{at}: {m}")
 
 
+def half_precision_is_the_plain_models(row, folder, sites, out):
+    """In bfloat16 and float16: logits as near to those of float32 as the plain model's are, and statistics near to those of float32."""
+    inputs = inputs_of(load(folder))
+    exact, task = plain_logits(row, folder, inputs), tasks_of(load(folder))[0]
+    expected = sepcap.collect(load(folder), task, tokens=TOKENS, sites=sites)
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+        model = sepcap.load_model(folder, device="cpu", dtype=name)
+        assert dtype in {parameter.dtype for parameter in model.original_model.parameters()}  # some keep a few in float32
+        plain = Plain(row.layout, folder, dtype=dtype).run(inputs).float().reshape(exact.shape)
+        with measuring(model):
+            measured = logits_of(model, inputs)
+        for logits in (logits_of(model, inputs), measured):
+            assert logits.dtype == dtype
+            assert rms(logits.float() - exact) < 1.3 * rms(plain - exact) + 1e-4, f"{name}: farther from float32 than the plain model"
+        stats = sepcap.collect(model, task, tokens=TOKENS, sites=sites)
+        for site in sites:
+            assert stats[site].count == expected[site].count
+            off = rms(stats[site].mean.double() - expected[site].mean.double()) / rms(expected[site].std.double())
+            assert off < 0.05, f"{name}: means of {site} are {off:.3f} standard deviations off"
+
+
+def rms(x):
+    return float(x.square().mean().sqrt())
+
+
 def deletion_is_zero_ablation(row, folder, sites, out):
     """Neurons deleted by weights, ablated by hooks, and zeroed in the plain model by torch hooks: the same logits."""
     model = load(folder)
@@ -198,6 +223,7 @@ def pruning_resumes(row, folder, sites, out):
 CHECKS: dict[str, Check] = {
     "sites": sites_fire,
     "statistics": statistics_are_the_plain_models,
+    "half precision": half_precision_is_the_plain_models,
     "deletion": deletion_is_zero_ablation,
     "rotation, fold": partial(rotation_keeps_logits, bias="fold"),
     "rotation, rotate": partial(rotation_keeps_logits, bias="rotate"),

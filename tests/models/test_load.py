@@ -331,3 +331,50 @@ def test_random_weights_are_another_model_of_the_same_configuration(tiny_folders
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[3])
+
+
+def test_random_weights_do_not_depend_on_the_precision_of_the_checkpoint(tiny_folders, tmp_path):
+    shutil.copytree(tiny_folders["opt"], tmp_path / "half")
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    folders = (tiny_folders["opt"], tmp_path / "half")
+    whole, of_half = (sepcap.load_model(folder, device="cpu", random_weights=True, seed=1).blocks[0].mlp.W_in for folder in folders)
+    assert whole.dtype == of_half.dtype == torch.float32
+    assert torch.equal(whole, of_half)
+    assert not torch.equal(whole, whole.bfloat16().float())
+    rounded = sepcap.load_model(tmp_path / "half", device="cpu", dtype="bfloat16", random_weights=True, seed=1).blocks[0].mlp.W_in
+    assert torch.equal(rounded, whole.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("DistilBertForMaskedLM", {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}, "does not know it"),
+        (
+            "SwinForImageClassification",
+            {"image_size": 8, "embed_dim": 4, "depths": [1], "num_heads": [1], "window_size": 2},
+            "does not know it",
+        ),
+        ("T5ForConditionalGeneration", {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}, "an encoder and a decoder"),
+    ],
+)
+def test_a_class_without_a_bridge_is_named_with_what_works(kind, options, why, tmp_path):
+    import transformers
+
+    hf_model = getattr(transformers, kind)(getattr(transformers, kind).config_class(**options))
+    hf_model.save_pretrained(tmp_path)
+    said = rf"is a {kind}, which sepcap does not work with: .*{why}.*docs/families.md"
+    with pytest.raises(NotImplementedError, match=said):
+        sepcap.load_model(tmp_path, device="cpu", tokenizer=tiny_tokenizer(), processor=object())
+    hf_model.get_output_embeddings = lambda: object()
+    with pytest.raises(NotImplementedError, match=said):
+        sepcap.load_model(hf_model, device="cpu", tokenizer=tiny_tokenizer(), processor=object())
+
+
+def test_gpt_neox_without_biases_is_refused(tmp_path):
+    import transformers
+
+    config = tiny_config("neox")
+    config.attention_bias = False
+    with pytest.raises(NotImplementedError, match="no biases in its attention"):
+        sepcap.load_model(transformers.GPTNeoXForCausalLM(config), tokenizer=tiny_tokenizer(), device="cpu")
