@@ -169,7 +169,9 @@ def ratio(per_row: np.ndarray, metric: str) -> np.ndarray:
         return np.asarray(hits.sum(-1) / n.sum(-1))
 
 
-def evaluate(model: Any, task: Any, *, tokens: int = 100_000, batch_size: int = BATCH_SIZE, context: int | None = None) -> Evaluation:
+def evaluate(
+    model: Any, task: Any, *, tokens: int = 100_000, batch_size: int = BATCH_SIZE, context: int | None = None, seed: int = 0
+) -> Evaluation:
     """Measure prediction on the evaluation part of a task (METHODS 9).
 
     Every token that is neither BOS nor padding is a target. A masked language model has 15% of the tokens hidden, of which 80%
@@ -182,6 +184,7 @@ def evaluate(model: Any, task: Any, *, tokens: int = 100_000, batch_size: int = 
         tokens: number of targets; of tokens for a masked language model, of images for an image classifier.
         batch_size: rows per forward pass; halved, with a warning, when memory runs out.
         context: tokens per row; default is the model's context, at most 512.
+        seed: order of the documents, and for a masked language model which tokens are hidden; 0 takes documents as they come.
 
     Returns:
         Evaluation with `top1`, `top10`, `skip50_top1`, `skip50_top10`, `loss`, `perplexity`, and `se(metric)`.
@@ -189,7 +192,7 @@ def evaluate(model: Any, task: Any, *, tokens: int = 100_000, batch_size: int = 
     Example:
         >>> sepcap.evaluate(model, "local-prose", tokens=20_000).top1  # doctest: +SKIP
     """
-    sample = sample_task(model, load_task(task), "evaluate", tokens, context)
+    sample = sample_task(model, load_task(task), "evaluate", tokens, context, seed)
     return evaluate_sample(model, sample, batch_size=batch_size)
 
 

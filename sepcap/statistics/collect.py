@@ -34,11 +34,13 @@ def collect(
     include_bos: bool = False,
     histogram: bool = False,
     rotation: Any = None,
+    seed: int = 0,
 ) -> Statistics:
     """Measure what every neuron of the sites does on a task (METHODS 3).
 
     One forward pass; activations are reduced inside the hooks, so memory does not grow with `tokens`. The
-    part of the task kept for evaluation is not read.
+    part of the task kept for evaluation is not read. A masked language model sees the text as it does in evaluation, with 15% of its
+    tokens hidden; what is measured there counts as it does elsewhere.
 
     Args:
         model: what `load_model` returns.
@@ -51,6 +53,7 @@ def collect(
         histogram: also count how the activations of every neuron are distributed, for `.peak`, `.median`, `.quantile(q)` and the
             importances "kl", "js" and "wasserstein": 4 kB more per neuron, and up to 1.6 times the time.
         rotation: the `Rotation` in whose basis attention neurons are measured; the model itself stays as it is.
+        seed: order of the documents, and for a masked language model which tokens are hidden; 0 takes documents as they come.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
@@ -66,7 +69,7 @@ def collect(
         >>> forget["mlp"].abs.shape  # doctest: +SKIP
         torch.Size([6, 1024])
     """
-    sample = sample_task(model, load_task(task), "collect", tokens, context)
+    sample = sample_task(model, load_task(task), "collect", tokens, context, seed)
     return collect_sample(
         model,
         sample,

@@ -157,6 +157,7 @@ def sample_tokens(
     seed: int = 0,
     *,
     bos: int | None = None,
+    uncounted: Sequence[int] | None = None,
 ) -> TokenSample:
     """The first `tokens` tokens of a part of a task: the same call always gives the same tokens.
 
@@ -171,6 +172,7 @@ def sample_tokens(
         context: tokens per row, BOS included.
         seed: order of the documents; 0 takes them as they come, any other shuffles those of the split.
         bos: id that opens rows and documents; default is the tokenizer's BOS, else its end-of-text token, else none.
+        uncounted: ids that do not count towards the budget, wherever they stand; default is `bos` alone.
 
     Raises:
         ValueError: less text than one row.
@@ -188,7 +190,10 @@ def sample_tokens(
         row = next(streams[turn], None)
         if row is None:
             break
-        counted = np.cumsum(row != bos) if bos is not None else np.arange(len(row)) + (split != "evaluate")
+        if uncounted is not None:
+            counted = np.cumsum(~np.isin(row, uncounted))
+        else:
+            counted = np.cumsum(row != bos) if bos is not None else np.arange(len(row)) + (split != "evaluate")
         row = row[: int(np.searchsorted(counted, missing)) + 1]
         if counted[len(row) - 1]:
             rows.append(row)

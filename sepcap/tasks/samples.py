@@ -46,7 +46,7 @@ def sample_task(model: Any, task: Task, split: Split, budget: int, context: int 
         split: "collect" or "evaluate".
         budget: tokens, or images for an image classifier.
         context: tokens per row; default is what the model sees, at most 512.
-        seed: order of the documents; 0 takes them as they come.
+        seed: order of the documents; 0 takes them as they come. For a masked language model also which tokens are hidden.
 
     Raises:
         ValueError: too little data, or a task of images for a language model and the reverse.
@@ -75,29 +75,34 @@ def check_content(model: Any, task: Task) -> None:
 class MaskedSample(TokenSample):
     """Rows of a masked language model: beginning token, text, end token; documents are divided by an end token.
 
-    Which tokens a row is asked for, and what stands there instead, depends on the row alone: not on the batch, its place
-    in the sample or the budget.
+    Which tokens a row is asked for, and what stands there instead, depends on the row and the seed alone: not on the batch,
+    its place in the sample or the budget.
 
     Attributes:
         special: ids that are never asked for and do not count in statistics.
         mask: id of the mask token.
         padding: id that fills short rows.
         ordinary: ids that a random token is drawn from.
+        seed: of what is hidden.
     """
 
     special: tuple[int, ...]
     mask: int
     padding: int
     ordinary: Int[np.ndarray, " token"]
+    seed: int = 0
 
     def hidden(self, row: Int[np.ndarray, " pos"]) -> tuple[Int[np.ndarray, " pos"], Bool[np.ndarray, " pos"]]:
         """What the model sees of a row, and the positions that it is asked for.
 
-        15% of the row's tokens (at least one), of which 80% become the mask token, 10% a random one and 10% stay.
+        15% of the row's tokens, rounded down or up so that the share is right on average over rows (but at least one), of which
+        80% become the mask token, 10% a random one and 10% stay.
         """
-        rng = np.random.default_rng(list(hashlib.sha256(row.tobytes()).digest()[:16]))
+        digest, own = hashlib.sha256(row.tobytes()).digest(), [self.seed] if self.seed else []
+        rng, luck = (np.random.default_rng([*part, *own]) for part in (digest[:16], digest[16:]))
         free = np.flatnonzero(~np.isin(row, self.special))
-        asked = rng.choice(free, max(1, round(MASKED_SHARE * len(free))), replace=False)
+        wanted = int(MASKED_SHARE * len(free) + luck.random())
+        asked = rng.choice(free, max(1, wanted), replace=False)
         draw = rng.random(len(asked))
         seen, chosen = row.copy(), np.zeros(len(row), dtype=bool)
         seen[asked[draw < 0.8]] = self.mask
@@ -136,28 +141,29 @@ def sample_masked(task: Task, split: Split, tokenizer: Any, tokens: int, context
         tokenizer: a Hugging Face tokenizer with a mask token.
         tokens: budget, special tokens not counted; in "evaluate" too, where 15% of them are predicted.
         context: tokens per row, beginning and end token included.
-        seed: order of the documents.
+        seed: order of the documents, and which tokens are hidden.
     """
     begin, end = (first if first is not None else second for first, second in _ends(tokenizer))
     if begin is None or end is None or tokenizer.mask_token_id is None:
         raise ValueError("the tokenizer of this masked language model has no beginning, end or mask token; is it the model's own?")
     if context < 4:
         raise ValueError(f"context={context}: a row of a masked language model needs at least 4 tokens")
-    plain = sample_tokens(task, split, tokenizer, tokens, context - 1, seed, bos=begin)
+    special = tuple(sorted({*tokenizer.all_special_ids, begin, end}))
+    plain = sample_tokens(task, split, tokenizer, tokens, context - 1, seed, bos=begin, uncounted=special)
 
     def closed(row: Int[np.ndarray, " pos"]) -> Int[np.ndarray, " longer"]:
         row = np.append(row, end)
         row[1:][row[1:] == begin] = end
         return row
 
-    special = tuple(sorted({*tokenizer.all_special_ids, begin, end}))
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
     padding = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     rows = tuple(row for row in map(closed, plain.rows) if not np.isin(row, special).all())
     fields = {name: getattr(plain, name) for name in ("task", "split", "asked", "tokens", "indices", "fingerprint")}
-    return MaskedSample(
-        **fields, rows=rows, bos=begin, special=special, mask=tokenizer.mask_token_id, padding=padding, ordinary=ordinary
-    )
+    if seed:  # the same rows with others of their tokens hidden are another sample
+        fields["fingerprint"] = hashlib.sha256(f"{plain.fingerprint} {seed}".encode()).hexdigest()[:16]
+    ids = {"special": special, "mask": tokenizer.mask_token_id, "padding": padding, "ordinary": ordinary}
+    return MaskedSample(**fields, rows=rows, bos=begin, **ids, seed=seed)
 
 
 def _ends(tokenizer: Any) -> tuple[tuple[int | None, int | None], tuple[int | None, int | None]]:
