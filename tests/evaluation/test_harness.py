@@ -96,7 +96,9 @@ def environment_with_lm_eval(folder: Path = FOLDER) -> Path:
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not done.exists() or done.read_text() != made_of:
         venv.create(folder, with_pip=True, clear=True)
-        purelib = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True)
+        purelib = subprocess.run(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
+        )
         paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         # the line is run when that Python starts: it sees what is installed here, this package included
         lines = [f"import site; site.addsitedir({path!r})" for path in sorted(paths)]
