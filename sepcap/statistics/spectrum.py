@@ -2,7 +2,9 @@
 
 Matrix-free: a block of random directions is sent through the Jacobian and back again and again, every block is kept, and the singular
 values are those of the Jacobian restricted to what all blocks span (a randomised range finder with power iterations whose iterates are
-not thrown away). Every value is then at most the true one, and comes with a bound on its error.
+not thrown away). The value found at every place is then at most the true one there, and comes with two bounds: how far the nearest singular
+value of the matrix is from it (`errors`), which does not say which number that one has, and how much larger the true value at its
+place can be (`remainder`).
 
 Source: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), sections 4.3 to 4.5; Musco and Musco, "Randomized
 block Krylov methods" (2015).
@@ -116,7 +118,8 @@ class Spectrum:
 
     Attributes:
         values: all of them, or the leading ones.
-        errors: for each, a distance within which a singular value of the matrix lies, rounding aside; 0 where all are computed.
+        errors: for each, a distance within which some singular value of the matrix lies, rounding aside; 0 where all are computed. It
+            need not be the one with the same number: of many that lie close together, the basis may hold only some.
         size: how many there are in all.
         remainder: bound on the norm of what the basis misses; 0 where all are computed.
         squares: sum of the squares of all, the squared Frobenius norm; an estimate where only the leading ones are computed.
@@ -148,12 +151,19 @@ class Spectrum:
         found = int((self.basis > cut).sum())
         if self.complete:
             return found, False
-        possible = int((self.basis.square() + self.remainder**2 > cut**2).sum())
+        possible = int((self.basis.double().square() + self.remainder**2 > cut**2).sum())
         return found, self.remainder > cut or possible > found
 
     def stable_rank(self) -> float:
-        """‖J‖²_F / σ₁²: how many directions as strong as the strongest have the same sum of squares."""
+        """‖J‖²_F / σ₁²: how many directions as strong as the strongest have the same sum of squares.
+
+        Where only the leading values are known, what the basis misses of the numerator is estimated without bias by random directions.
+        """
         return self.squares / float(self.values[0]) ** 2 if float(self.values[0]) > 0 else math.nan
+
+    def stable_rank_error(self) -> float:
+        """Standard error of the stable rank from these directions; 0 where all values are computed."""
+        return self.squares_error / float(self.values[0]) ** 2 if float(self.values[0]) > 0 else math.nan
 
     def participation_ratio(self) -> float:
         """(Σσ²)² / Σσ⁴; NaN where only the leading values are known."""
@@ -172,19 +182,21 @@ class Spectrum:
 def all_values(matrices: Float[Tensor, "*block out in"], products: int = 0) -> Spectrum:
     """The spectrum of a matrix at hand, or of the block-diagonal matrix of several."""
     values = torch.linalg.svdvals(matrices).flatten().sort(descending=True).values
-    squares = float(values.square().sum())
+    squares = float(values.double().square().sum())
     return Spectrum(values, torch.zeros_like(values), len(values), 0.0, squares, 0.0, products, values)
 
 
 def leading_values(
     matrix: Products, k: int, *, tolerance: float = 1e-3, oversample: int = OVERSAMPLE, blocks: int = BLOCKS, seed: int = 0
 ) -> Spectrum:
-    """The k largest singular values by products, each within its stated error.
+    """The k largest singular values by products: lower bounds of them, with two bounds on what they miss.
 
     Args:
         matrix: the products.
         k: how many.
-        tolerance: it is done when a singular value of the matrix is known to lie within this share of every one of the k.
+        tolerance: it is done when some singular value of the matrix is known to lie within this share of every one of the k. That
+            does not bound the error at a place: where more values than the basis holds lie close together, those after them count up
+            too early; the true ones are then up to √(σ² + ε²).
         oversample: random directions beyond k in every block.
         blocks: blocks at most; with the last one it ends, with whatever errors there are by then.
         seed: of the random directions.
@@ -214,18 +226,20 @@ def leading_values(
         return matrix.times(draw.to(matrix.device, matrix.dtype))
 
     image, products = random_image(min(size, k + oversample)), min(size, k + oversample)
+    scale = float(image.abs().max()) or 1.0  # squares of very large or small numbers leave the range of float32
+    image = image / scale
     left, right = image.new_zeros(matrix.rows, 0), image.new_zeros(matrix.columns, 0)
     middle = image.new_zeros(0, 0)  # Jᵀ·left = right·middle
     values, errors = image.new_zeros(0), image.new_zeros(0)
     for _ in range(blocks):
         left_new = _new_directions(image, left, values)
-        back = matrix.transposed(left_new)
+        back = matrix.transposed(left_new) / scale
         right_new = _new_directions(back, right, values)
         left, right = torch.cat([left, left_new], dim=1), torch.cat([right, right_new], dim=1)
         middle = torch.nn.functional.pad(middle, (0, 0, 0, right_new.shape[1]))
         middle = torch.cat([middle, right.T @ back], dim=1)
         values, turned = torch.linalg.svd(middle)[1:]
-        image = _without(matrix.times(right_new), left)
+        image = _without(matrix.times(right_new) / scale, left)
         products += left_new.shape[1] + right_new.shape[1]
         # Jv for v = Jᵀu/σ: what of it lies outside the basis comes from the newest block alone
         newest = turned[: len(values), turned.shape[1] - left_new.shape[1] :].T
@@ -234,8 +248,9 @@ def leading_values(
         exhausted = not _new_directions(image, left, values).shape[1]
         if exhausted or (len(values) >= k and bool((errors[:k] <= tolerance * values[:k]).all())):
             break
-    missed = _without(random_image(PROBES), left).double().norm(dim=0)
+    missed = scale * _without(random_image(PROBES) / scale, left).double().norm(dim=0)
     remainder = 10 * math.sqrt(2 / math.pi) * float(missed.max())
+    values, errors = scale * values, scale * errors
     lacking = max(0, k - len(values))  # the matrix has fewer directions than were asked for
     return Spectrum(
         values=torch.nn.functional.pad(values, (0, lacking))[:k],

@@ -91,6 +91,49 @@ def test_nothing_passes_a_matrix_of_zeros():
     assert math.isnan(all_values(torch.zeros(8, 8)).effective_rank())
 
 
+CLUSTERED = {
+    "a plateau below five": (np.concatenate([np.ones(5), np.full(595, 0.997)]), 10),
+    "a slow slope": (np.linspace(1, 0.999, 1000), 64),
+}
+
+
+@pytest.mark.parametrize("name", CLUSTERED)
+def test_of_values_close_together_the_stated_bounds_hold_although_the_number_of_a_value_is_not_known(name):
+    true, k = CLUSTERED[name]
+    found = leading_values(Products.of_matrix(torch.diag(torch.tensor(true))), k, blocks=1)
+    values, errors = found.values.numpy(), found.errors.numpy()
+    assert (values <= true[:k] + 1e-12).all()
+    assert (np.abs(values[:, None] - true).min(axis=1) <= errors + 1e-12).all()
+    assert (true[:k] <= np.sqrt(values**2 + found.remainder**2)).all()
+    # the error bounds the distance to some value: that to the one with the same number is larger
+    assert (true[:k] - values > errors).any()
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-30, 1e19, 1e30])
+def test_very_large_and_small_matrices_have_the_same_spectrum_in_float32(scale):
+    matrix = matrix_with(1 / np.arange(1, 201), dtype=torch.float32)
+    one, other = (leading_values(Products.of_matrix(m), 10, blocks=3) for m in (matrix, matrix * scale))
+    np.testing.assert_allclose(other.values.double() / scale, one.values, rtol=1e-5)
+    np.testing.assert_allclose(other.errors.double() / scale, one.errors, rtol=1e-2, atol=1e-6)
+    assert other.remainder / scale == pytest.approx(one.remainder, rel=1e-4)
+    assert other.stable_rank() == pytest.approx(one.stable_rank(), rel=1e-5)
+    assert other.stable_rank_error() == pytest.approx(one.stable_rank_error(), rel=1e-3)
+    for threshold in (0.5, 0.1, 1e-3):
+        assert other.rank(threshold) == one.rank(threshold)
+    assert all_values(matrix * scale).stable_rank() == pytest.approx(all_values(matrix).stable_rank(), rel=1e-5)
+
+
+def test_the_stable_rank_from_products_is_unbiased_and_its_error_is_that_of_the_random_directions():
+    true = np.concatenate([np.geomspace(1, 0.5, 5), np.full(195, 0.2)])
+    matrix = Products.of_matrix(matrix_with(true))
+    expected = (true**2).sum()
+    found = [leading_values(matrix, 1, blocks=3, seed=seed) for seed in range(60)]
+    off = np.array([spectrum.stable_rank() * float(spectrum.values[0]) ** 2 - expected for spectrum in found])
+    assert abs(off.mean()) < 4 * off.std() / math.sqrt(len(off))
+    errors = np.array([spectrum.stable_rank_error() for spectrum in found])
+    assert 0.7 < math.sqrt((errors**2).mean()) / off.std() < 1.4
+
+
 def test_measures_of_rank_by_hand():
     equal = all_values(torch.diag(torch.tensor([2.0, 2.0, 2.0, 0.0])))
     for measure in (equal.stable_rank, equal.participation_ratio, equal.effective_rank):
