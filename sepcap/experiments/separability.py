@@ -43,7 +43,8 @@ class Separability:
         metric: accuracy they are computed from.
         specific: which role is on the x axis.
         forget, retain: the metric per step, step 0 first.
-        area: normalised area; 1 not separable.
+        area: normalised area; 1 not separable. That of a run which ends early is the area so far (see `left`): it grows while the run goes
+            on, and compares only with runs that go as far.
         interval: 95% bootstrap interval of the area: the rows of both evaluation sets are resampled, the same ones at every step.
         percent: separability 100·|A − 1|.
         percent_interval: its 95% bootstrap interval.
@@ -64,6 +65,11 @@ class Separability:
     max_drop_step: int
     above_random: float | None = None
 
+    @property
+    def left(self) -> tuple[float, float]:
+        """Accuracy at the last step relative to the unpruned model's, of the forget and the retain task."""
+        return float(self.forget[-1] / self.forget[0]), float(self.retain[-1] / self.retain[0])
+
     def retain_cost(self, forget_drop: float) -> float:
         """Relative drop of the retain task in percent where the forget task has first dropped by `forget_drop` percent.
 
@@ -81,7 +87,8 @@ class Separability:
         return (
             f"Separability({self.metric}: area={self.area:.3f} [{low:.3f}, {high:.3f}], {self.percent:.0f}% "
             f"[{self.percent_interval[0]:.0f}, {self.percent_interval[1]:.0f}], "
-            f"max_drop={self.max_drop:.1f} at step {self.max_drop_step}{random})"
+            f"max_drop={self.max_drop:.1f} at step {self.max_drop_step}{random}; at the last step forget {self.left[0]:.0%} and "
+            f"retain {self.left[1]:.0%} left)"
         )
 
 

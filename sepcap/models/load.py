@@ -108,8 +108,10 @@ def load_model(
     check_at_hand(hf_model, f"model={name!r}")
     spread = getattr(hf_model, "hf_device_map", None) is not None
     hf_model, at = (hf_model, None) if spread else (hf_model.to(device), str(device))
-    # the class of the checkpoint decides about the architecture, so that the display name is free
-    with _as_it_is(tokenizer) as own, _processor_at_hand(processor, name) as place:
+    # the class of the checkpoint decides about the architecture, so that the display name is free; a folder's bare name could be
+    # one of the library's short names of hub models, of which it then says that it loads them
+    known_as = str(Path(name).resolve()) if Path(name).is_dir() else name
+    with _as_it_is(tokenizer) as own, _processor_at_hand(processor, known_as) as place:
         bridge = TransformerBridge.boot_transformers(place, hf_model=hf_model, tokenizer=own, device=at, dtype=dtype)
     bridge.cfg.model_name = name
     if tokenizer is not None and len(bridge.tokenizer) != len(tokenizer):

@@ -243,7 +243,7 @@ class Statistics(Mapping[str, NeuronStatistics]):
     def __repr__(self) -> str:
         sites = ", ".join(f"{s} {list(v.shape)}" for s, v in self.items())
         count = next(iter(self.values())).count if self else 0
-        return f"Statistics({self.info.get('task', 'merged')!r}, {count:,} tokens: {sites})"
+        return f"Statistics({self.info.get('task', 'merged')!r}, {count:,} positions: {sites})"
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -254,7 +254,7 @@ class Statistics(Mapping[str, NeuronStatistics]):
             {
                 "site": site,
                 "shape": " × ".join(map(str, v.shape)),
-                "tokens": f"{v.count:,}",
+                "positions": f"{v.count:,}",
                 "mean": float(v.sums["total"].mean() / max(1, v.count)),
                 "rms": float(v.sums["square"].mean() / max(1, v.count)) ** 0.5,
                 "min": float(v.low.min()),

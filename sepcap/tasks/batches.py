@@ -203,7 +203,7 @@ def sample_tokens(
     if have < tokens and (min(given) == 0 or max(map(len, rows)) < context):
         raise ValueError(
             f"task {task.name!r} has too little text to {split}: {found}, less than one context of {context} tokens{read_from(task)}. "
-            "Give more text or a smaller context."
+            "A task is cut into a part to collect from and one to evaluate on. Give more text or a smaller context."
         )
     if have < tokens:
         warnings.warn(

@@ -184,22 +184,27 @@ def register_task(name: str, row: Row | None = None, /, **fields: Any) -> None:
             they are there), field, filter, configuration, split, files, ….
 
     Raises:
-        ValueError: the name is taken, or a field is not right.
+        ValueError: the name is taken by another task, or a field is not right. Whether the data have such a field shows when they are read.
 
     Example:
         >>> register_task("haiku", repository="owner/poems", field="poem.text", filter=(("form", "==", "haiku"),))
         >>> TASKS.pop("haiku").repository
         'owner/poems'
     """
-    if name in TASKS:
-        raise ValueError(f"name={name!r} is the name of a task already ({TASKS[name].description}); choose another")
     known = HubRow.__dataclass_fields__
     for field in fields:
         if field not in known:
             raise unknown("field of a task", field, known)
     if (row is None) == (not fields):
         raise TypeError("give either a row or the fields of one, such as repository='owner/name'")
-    TASKS[name] = HubRow(**fields) if row is None else row
+    made = HubRow(**fields) if row is None else row
+    there = TASKS.get(name, made)
+    if there != made:  # the same once more is a notebook cell that is run again
+        raise ValueError(
+            f"name={name!r} is the name of another task already{f' ({there.description})' if there.description else ''}; choose another, "
+            f"or take that one out first: sepcap.tasks.registry.TASKS.pop({name!r})"
+        )
+    TASKS[name] = made
 
 
 def table() -> Any:

@@ -249,7 +249,7 @@ def test_a_model_that_never_could_has_nothing_to_lose(forget, retain, role):
 
 def test_the_summary_says_what_the_numbers_are():
     result = dataclasses.replace(of([1.0, 0.5, 0.0], [1.0, 0.8, 0.0]), above_random=0.25)
-    for part in ("top1", "area=1.300", "30%", "max_drop=30.0 at step 1", "above random +0.250"):
+    for part in ("top1", "area=1.300", "30%", "max_drop=30.0 at step 1", "above random +0.250", "at the last step forget"):
         assert part in repr(result)
 
 

@@ -378,3 +378,12 @@ def test_gpt_neox_without_biases_is_refused(tmp_path):
     config.attention_bias = False
     with pytest.raises(NotImplementedError, match="no biases in its attention"):
         sepcap.load_model(transformers.GPTNeoXForCausalLM(config), tokenizer=tiny_tokenizer(), device="cpu")
+
+
+def test_a_folder_with_a_short_name_of_the_library_is_loaded_itself(tiny_folders, tmp_path, monkeypatch, caplog, capsys):
+    (tmp_path / "neox").symlink_to(tiny_folders["neox"], target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    model = sepcap.load_model("neox", device="cpu")
+    assert model.cfg.model_name == "neox"
+    said = capsys.readouterr()
+    assert "gpt-neox-20b" not in caplog.text + said.out + said.err

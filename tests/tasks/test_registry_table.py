@@ -40,9 +40,10 @@ def test_a_task_of_ones_own(poems):
 
 def test_a_name_that_is_taken_is_refused(poems):
     for name in ("local-code", "pile", "toxic"):
-        with pytest.raises(ValueError, match=f"name='{name}' is the name of a task already"):
+        with pytest.raises(ValueError, match=f"name='{name}' is the name of another task already"):
             register_task(name, repository=poems)
     register_task("poems", repository=poems, field="poem.text")
+    register_task("poems", repository=poems, field="poem.text")  # a notebook cell that is run again
     with pytest.raises(ValueError, match="name='poems'"):
         register_task("poems", repository=poems)
 
