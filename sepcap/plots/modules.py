@@ -78,7 +78,8 @@ def concentration_curve(result: Modules, *, fraction: float | None = None, task:
 def concentration_profile(result: Modules, *, fraction: float | None = None, task: str | None = None, width: str = "column") -> go.Figure:
     """Concentration of the task neurons layer by layer: mean over seeds, pooled over tasks, with 95% intervals over seeds.
 
-    0 is what random sets of the same size have, 1 the most that so many neurons can have. Intervals end at −1 and 1 in the figure.
+    0 is what random sets of the same size have, 1 the most that so many neurons can have. Intervals are drawn between −1 and 1; a
+    triangle at that end marks one that goes on.
 
     Args:
         result: what `sepcap.modules` returns.
@@ -95,21 +96,26 @@ def concentration_profile(result: Modules, *, fraction: float | None = None, tas
         table = table[table["task"] == task]
     layers = result.tensors[f"labels-trained-{result.config['seeds'][0]}"].shape[0]
     traces: list[Any] = []
+    cut: list[Any] = []
     ends: list[float] = [-0.1, 0.1]
+    bounds = (min(-1.0, float(table["concentration"].min())), 1.0)
     there = dict(iter(table.groupby(["weights", "clusters"], sort=False)))
     shown = [key for key in LOOK if key in there]
     for i, key in enumerate(shown):
         name, colour, symbol, dash = LOOK[key]
         rows = there[key].to_dict("records")
-        value = np.array([row["concentration"] for row in rows])
-        low, high = (np.clip([row[f"concentration_{end}"] for row in rows], -1, 1) for end in ("low", "high"))
+        value, whole_low, whole_high = (np.array([row[f"concentration{end}"] for row in rows]) for end in ("", "_low", "_high"))
+        low, high = (np.clip(whole, *bounds) for whole in (whole_low, whole_high))
+        x = np.array([row["layer"] + SHIFT * (i - (len(shown) - 1) / 2) for row in rows])
+        for gone, bound, triangle in ((whole_low < low, bounds[0], "triangle-down"), (whole_high > high, bounds[1], "triangle-up")):
+            cut += [_goes_on(x[gone], bound, triangle, colour)] if gone.any() else []
         ends += [float(v) for v in (*value, *low, *high) if np.isfinite(v)]
         bars = {"type": "data", "symmetric": False, "array": rounded(high - value), "arrayminus": rounded(value - low)}
         traces.append(
             go.Scatter(
-                x=[row["layer"] + SHIFT * (i - (len(shown) - 1) / 2) for row in rows],
+                x=x.tolist(),
                 y=rounded(value),
-                error_y={**bars, "thickness": 1.2, "width": 2},
+                error_y={**bars, "thickness": 1.2, "width": 2, "color": colour},
                 mode="lines+markers",
                 name=name,
                 line={"color": colour, "width": 1, "dash": dash},
@@ -120,14 +126,24 @@ def concentration_profile(result: Modules, *, fraction: float | None = None, tas
             )
         )
     pad = 0.05 * (max(ends) - min(ends))
+    seeds = len(result.config["seeds"])
+    told = f"<br>95% intervals over {seeds} seeds" if seeds > 1 else "<br>one seed: no intervals"
+    told += "<br>triangles: the interval goes on" if cut else ""
     zero = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": INK, "width": 1, "dash": "dot"}}
     layout = {
         "xaxis": {"title": {"text": "Layer"}, "range": [-0.5, layers - 0.5], "tick0": 0, "dtick": every(layers, 12)},
         "yaxis": {"title": {"text": "Concentration (0 chance, 1 most)"}, "range": [min(ends) - pad, max(ends) + pad], "dtick": 0.25},
         "shapes": [zero | {"layer": "below"}],
-        "legend": {"title": {"text": _title(result, fraction, task) + f"<br>95% intervals over {len(result.config['seeds'])} seeds"}},
+        "legend": {"title": {"text": _title(result, fraction, task) + told}},
     }
-    return new_figure(traces, layout, width=width, plot_px=230, legend_rows=len(traces) + 3)
+    return new_figure([*traces, *cut], layout, width=width, plot_px=230, legend_rows=len(traces) + 3 + bool(cut))
+
+
+def _goes_on(x: np.ndarray, bound: float, triangle: str, colour: str) -> go.Scatter:
+    """Marks at the ends of intervals that go on beyond the axis."""
+    marker = {"symbol": triangle, "size": 7, "color": colour}
+    y = [bound] * len(x)
+    return go.Scatter(x=x.tolist(), y=y, mode="markers", marker=marker, hoverinfo="skip", showlegend=False, cliponaxis=False)
 
 
 def _chosen(result: Modules, fraction: float | None, task: str | None) -> tuple[float, list[str]]:

@@ -142,3 +142,33 @@ def test_the_middle_share_is_drawn_unless_another_is_asked_for():
             draw(result, fraction=0.5)
         with pytest.raises(ValueError, match="task='c' is not known"):
             draw(result, task="c")
+
+
+def test_an_interval_that_goes_on_beyond_the_axis_is_marked_where_it_is_cut():
+    result = planted()
+    areas = result.tables["areas"]
+    spread = (areas["layer"] == 0) & (areas["weights"] == "trained") & (areas["clusters"] == "moefied")
+    # three seeds: 0.64 ± 0.4 in units of the area is 0.1 ± 2.5 in concentration
+    areas.loc[spread, "area"] = areas.loc[spread, "seed"].map({0: 0.24, 1: 0.64, 2: 1.04})
+    row = result.estimates(("layer",)).query("weights == 'trained' and clusters == 'moefied' and layer == 0").iloc[0]
+    assert row["concentration_low"] < -1
+    assert row["concentration_high"] > 1
+    fig = plots.concentration_profile(result)
+    main = next(iter(named(fig).values()))
+    marks = {t.marker.symbol: t for t in fig.data if t.mode == "markers"}
+    assert set(marks) == {"triangle-down", "triangle-up"}
+    for symbol, end in (("triangle-down", -1), ("triangle-up", 1)):
+        assert list(marks[symbol].x) == [main.x[0]]  # layer 0 of that line alone
+        assert list(marks[symbol].y) == [end]
+        assert marks[symbol].marker.color == main.line.color
+    assert main.y[0] + main.error_y.array[0] == pytest.approx(1)
+    assert main.y[0] - main.error_y.arrayminus[0] == pytest.approx(-1)
+    assert "the interval goes on" in fig.layout.legend.title.text
+    whole = plots.concentration_profile(planted())
+    assert len(whole.data) == 3
+    assert "goes on" not in whole.layout.legend.title.text
+
+
+def test_one_seed_is_not_said_to_have_intervals():
+    assert plots.concentration_profile(planted(seeds=(3,))).layout.legend.title.text.endswith("one seed: no intervals")
+    assert plots.concentration_profile(planted()).layout.legend.title.text.endswith("95% intervals over 3 seeds")
