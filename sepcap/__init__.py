@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sepcap.experiments.similarity import Similarity, similarity
     from sepcap.experiments.streams import Streams, find_dims, streams
     from sepcap.experiments.tight_pass import TightPass, tight_pass
+    from sepcap.experiments.trackers import Tracker
     from sepcap.interventions.ablation import Ablation, ablate
     from sepcap.interventions.deletion import delete
     from sepcap.interventions.optimal import Optimal, optimal_constants
@@ -90,6 +91,7 @@ _HOME = {
     "Task": "tasks.task",
     "TightPass": "experiments.tight_pass",
     "Toxicity": "evaluation.toxicity",
+    "Tracker": "experiments.trackers",
     "Transfer": "experiments.paragraphs",
     "TransferConfig": "experiments.paragraphs_config",
     "ablate": "interventions.ablation",
@@ -164,6 +166,7 @@ __all__ = [
     "Task",
     "TightPass",
     "Toxicity",
+    "Tracker",
     "Transfer",
     "TransferConfig",
     "ablate",

@@ -156,7 +156,7 @@ def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | 
         config: what to do; default is [SP]'s protocol on the embedded model, 50 steps of 2% of the mlp neurons.
         out: folder of the run.
         tracker: who follows it step by step: "jsonl" (a line per step in the folder), "wandb" (extra `wandb`), "none", an object of
-            `sepcap.experiments.trackers.Tracker`, or several of them. It may be another one each time; one that fails is left out,
+            `sepcap.Tracker`, or several of them. It may be another one each time; one that fails is left out,
             with a warning, and the run goes on.
 
     Returns:

@@ -11,9 +11,9 @@ import math
 import os
 import uuid
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from sepcap.errors import CorruptFile, missing_extra, unknown
 from sepcap.experiments.run import Run
@@ -25,17 +25,19 @@ LINES = "metrics.jsonl"
 """The file of `JsonLines` in the folder of a run."""
 
 WANDB = "wandb.json"
-"""What `WandB` keeps in the folder of a run: the id there, and the last step that has certainly arrived."""
+"""What `WandB` keeps in the folder of a run: the id there, and the last step of the last session that was ended."""
 
 
-class Tracker(ABC):
-    """Base of all trackers; only `log` has to be written.
+@runtime_checkable
+class Tracker(Protocol):
+    """Base of all trackers; only `log` has to be written. An object of another class that has all four methods serves as well.
 
     Calls come in this order: `held`, `start`, `log` for every step from the first that is not held, `finish` (also when the run was
     interrupted). A tracker that raises an error loses the rest of this call, with a warning, and never the run.
 
     Example:
-        >>> class Printed(Tracker):
+        >>> import sepcap
+        >>> class Printed(sepcap.Tracker):
         ...     def log(self, step, values):
         ...         print(step, values["forget/top1"])
         >>> sepcap.prune(model, config, out="runs/first", tracker=("jsonl", Printed()))  # doctest: +SKIP
@@ -52,6 +54,7 @@ class Tracker(ABC):
     @abstractmethod
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Take down one step, `values` as `values_of` gives them."""
+        ...
 
     def finish(self) -> None:
         """Let go of the run, finished or not."""
@@ -103,8 +106,9 @@ class WandB(Tracker):
     """Weights & Biases (extra `wandb`), as its own settings and environment variables say: WANDB_MODE=offline keeps it to this machine.
 
     A run that goes on has the same id there, which is kept in `wandb.json` in the folder; wandb's own files lie in `wandb` beside it.
-    Offline, every call leaves a folder of its own, which `wandb sync` joins by that id. The last step before an interruption may be
-    sent twice; wandb ignores a step that it has.
+    Offline, every call leaves a folder of its own, which `wandb sync` joins by that id. wandb keeps steps in memory before it writes or
+    sends them, and says that they have arrived only when a session is ended: after a kill, all steps since the last session that was
+    ended are sent again. What had arrived of them is then there twice, with the same number and the same values.
 
     Args:
         project: default is WANDB_PROJECT, or else "sepcap".
@@ -123,7 +127,7 @@ class WandB(Tracker):
         self._options = {"project": project or os.environ.get("WANDB_PROJECT", "sepcap"), **options}
 
     def held(self, run: Run) -> int:
-        """The last step that wandb had certainly got when this machine last heard of it."""
+        """The last step of the last session that was ended: what was sent later may be lost, if the process was killed."""
         kept = _kept(run)
         return min(kept["held"], run.steps_done) if kept else -1
 
@@ -142,12 +146,10 @@ class WandB(Tracker):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Send a step."""
         self._there.log(dict(values), step=step)
-        # sent in the background: only the step before has arrived for certain
-        self._mark()
         self._last = step
 
     def finish(self) -> None:
-        """Wait until everything has arrived."""
+        """Wait until everything has arrived; only then is it held."""
         self._there.finish(exit_code=0 if self._run.finished else 1)
         self._mark()
 
@@ -168,19 +170,22 @@ def _kept(run: Run) -> dict[str, Any] | None:
 TRACKERS: dict[str, Callable[[], Tracker]] = {"jsonl": JsonLines, "wandb": WandB}
 """Name of a tracker -> what makes one; "none" stands for no tracker at all."""
 
+METHODS = ("held", "start", "log", "finish")
+"""What every tracker has."""
+
 Trackers = str | Tracker | Sequence[str | Tracker] | None
 """One tracker, several, or none, each by its name or as an object."""
 
 
-def trackers_of(chosen: Trackers) -> tuple[Tracker, ...]:
+def trackers_of(chosen: Any) -> tuple[Tracker, ...]:
     """The trackers of a choice.
 
     Args:
-        chosen: "jsonl", "wandb", "none", a Tracker, or several of them.
+        chosen: "jsonl", "wandb", "none", a Tracker or another object with its methods, or several of them.
 
     Raises:
         ValueError: a name that is not known.
-        TypeError: an object that is no Tracker.
+        TypeError: what is no tracker, such as the class of one instead of an object.
         ImportError: the package of a tracker is not installed.
 
     Example:
@@ -189,15 +194,21 @@ def trackers_of(chosen: Trackers) -> tuple[Tracker, ...]:
     if chosen is None:
         return ()
     made = []
-    for one in [chosen] if isinstance(chosen, str | Tracker) else chosen:
-        if isinstance(one, Tracker):
+    for one in chosen if isinstance(chosen, Iterable) and not isinstance(chosen, str | Tracker) else [chosen]:
+        if isinstance(one, str):
+            if one not in (*TRACKERS, "none"):
+                raise unknown("tracker", one, [*TRACKERS, "none"], "Or give an object with the methods of a sepcap.Tracker.")
+            made += [TRACKERS[one]()] if one in TRACKERS else []
+        elif isinstance(one, type):
+            raise TypeError(f"tracker={one.__name__} is a class; give an object of it: tracker={one.__name__}()")
+        elif isinstance(one, Tracker):
             made.append(one)
-        elif not isinstance(one, str):
-            raise TypeError(f"tracker={one!r} is a {type(one).__name__}; give a name or a sepcap.experiments.trackers.Tracker")
-        elif one in TRACKERS:
-            made.append(TRACKERS[one]())
-        elif one != "none":
-            raise unknown("tracker", one, [*TRACKERS, "none"], "Or give an object with the methods of a Tracker.")
+        else:
+            lacks = ", ".join(name for name in METHODS if not callable(getattr(one, name, None)))
+            raise TypeError(
+                f"tracker={one!r} is a {type(one).__name__}, which lacks {lacks}; give {', '.join(map(repr, TRACKERS))}, 'none', "
+                "or an object of a class that inherits from sepcap.Tracker and has a method log(step, values)"
+            )
     return tuple(made)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import warnings
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from run_folders import STEPS, bits, config_of
-from wandb_files import logged
+from wandb_files import logged, records, values_in
 
 import sepcap
 from sepcap.experiments import pruning, trackers
@@ -57,6 +58,30 @@ class Failing(Listed):
         if name == object.__getattribute__(self, "__dict__").get("where"):
             raise OSError(f"no {name} today")
         return object.__getattribute__(self, name)
+
+
+class OnlyLog:
+    def log(self, step, values):
+        raise AssertionError("it is no tracker")
+
+
+class Duck(OnlyLog):
+    """No Tracker by descent, but by its methods."""
+
+    def __init__(self):
+        self.told = []
+
+    def held(self, run):
+        return 0
+
+    def start(self, run):
+        self.told.append("start")
+
+    def log(self, step, values):
+        self.told.append(step)
+
+    def finish(self):
+        self.told.append("finish")
 
 
 def lines_of(run):
@@ -206,6 +231,8 @@ def test_what_is_no_tracker_is_refused_before_anything_is_done(tiny_opt, letters
     for wrong, error, said in (
         ("wnadb", ValueError, "tracker='wnadb' is not known. Did you mean 'wandb'"),
         (["jsonl", "none_"], ValueError, "Did you mean 'none'"),
+        (Listed, TypeError, r"tracker=Listed is a class; give an object of it: tracker=Listed\(\)"),
+        ([OnlyLog()], TypeError, "is a OnlyLog, which lacks held, start, finish; give .* inherits from sepcap.Tracker"),
     ):
         with pytest.raises(error, match=said):
             trackers.trackers_of(wrong)
@@ -213,6 +240,14 @@ def test_what_is_no_tracker_is_refused_before_anything_is_done(tiny_opt, letters
     with pytest.raises(ImportError, match=r"pip install 'sepcap\[wandb\]'"):
         sepcap.prune(tiny_opt, config, out=tmp_path / "run", tracker="wandb")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_object_with_the_methods_of_a_tracker_is_one(prepared, tmp_path, several):
+    duck = Duck()
+    pruning.execute(prepared, tmp_path / "run", ["jsonl", duck] if several else duck)
+    assert duck.told == ["start", 1, 2, "finish"]
+    assert sepcap.Tracker is Tracker
 
 
 # Weights & Biases, offline
@@ -273,7 +308,7 @@ def test_wandb_gets_every_step_of_an_interrupted_run_under_one_id(offline, prepa
     assert sorted(run.folder.rglob("*.wandb")) == files
 
 
-def test_only_what_has_certainly_arrived_is_marked_as_held(offline, prepared, tmp_path, monkeypatch):
+def test_only_an_ended_session_is_marked_as_held(offline, prepared, tmp_path, monkeypatch):
     marks, log = [], trackers.WandB.log
 
     def looking(self, step, values):
@@ -282,9 +317,51 @@ def test_only_what_has_certainly_arrived_is_marked_as_held(offline, prepared, tm
 
     monkeypatch.setattr(trackers.WandB, "log", looking)
     pruning.execute(prepared, tmp_path / "run", trackers.WandB(project="mine", tags=["tiny"]))
-    assert marks == [-1, 0, 1]
+    assert marks == [-1, -1, -1]
     assert json.loads((tmp_path / "run" / WANDB).read_text())["held"] == 2
     assert logged(tmp_path / "run")["projects"] == {"mine"}
+
+
+KILLED = """
+import os, signal, sys
+import sepcap
+from sepcap.experiments import pruning
+
+folder, out, how = sys.argv[1:]
+step = pruning._step
+
+def killed(prepared, run, number):
+    if number == 2:
+        os.kill(os.getpid(), getattr(signal, how))
+    step(prepared, run, number)
+
+if how != "none":
+    pruning._step = killed
+texts = [" ".join(a * 3 for a in alphabet * 9) for alphabet in ("abcdefgh", "01234567")]
+config = sepcap.PruningConfig([texts[0]] * 8, [texts[1]] * 8, fractions={"mlp": 0.25}, steps=3, tokens=150, eval_tokens=150)
+sepcap.prune(sepcap.load_model(folder), config, out=out, tracker="wandb")
+"""
+
+
+@pytest.mark.slow  # three processes that each import torch and wandb
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no signals to kill with")
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_killed_for_good_every_step_is_in_some_file_of_wandb(offline, trained_folder, tmp_path, how):
+    for this in (how, "none"):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(trained_folder), str(tmp_path / "run"), this], capture_output=True)
+        assert done.returncode == (0 if this == "none" else -getattr(signal, this)), done.stderr.decode()
+    run, told = Run(tmp_path / "run"), {}
+    for path in run.folder.rglob("run-*.wandb"):
+        for record in records(path):
+            if record.WhichOneof("record_type") == "run":
+                assert record.run.run_id == json.loads((run.folder / WANDB).read_text())["id"]
+            elif record.WhichOneof("record_type") == "history":
+                values = values_in(record)
+                told.setdefault(values["_step"], []).append(values)
+    assert sorted(told) == [0, 1, 2, 3]
+    for step, times in told.items():
+        for name, value in values_of(run.record(step)).items():
+            assert [float(values[name]) for values in times] == pytest.approx([value] * len(times), nan_ok=True), name
 
 
 def test_a_broken_note_of_wandb_is_named_and_the_run_is_whole(offline, prepared, tmp_path):

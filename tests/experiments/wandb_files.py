@@ -32,6 +32,11 @@ def records(path: Path):
             whole = b""
 
 
+def values_in(record) -> dict:
+    """The values of a history record, by name."""
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+
+
 def _all_records(path: Path, limit_s: float = 20) -> list:
     """All records up to the one that ends a run: wandb's process writes it a moment after the run was let go of."""
     deadline = time.monotonic() + limit_s
@@ -57,6 +62,6 @@ def logged(folder: Path) -> dict:
             elif kind == "exit":
                 found["exits"].append(record.exit.exit_code)
             elif kind == "history":
-                values = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+                values = values_in(record)
                 found["steps"].setdefault(values["_step"], []).append(values)
     return found
