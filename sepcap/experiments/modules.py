@@ -17,7 +17,7 @@ from sepcap.errors import unknown
 from sepcap.experiments.modules_config import ModulesConfig
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import Figures, Pieces, StudyResult
-from sepcap.experiments.several_tasks import NamedTasks, is_finished, study_folder
+from sepcap.experiments.several_tasks import NamedTasks, is_finished, study_folder, without_gaps
 from sepcap.models.load import load_model
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.models.untrained import untrained
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 Weights = Literal["trained", "random"]
 MEASURES = ("area", "chance", "most")
 SURE = 0.01
-"""p below which `Modules.summary` counts a set as more concentrated than chance."""
+"""p up to which `Modules.summary` counts a set as more concentrated than chance."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,7 +70,7 @@ class Modules(StudyResult):
 
     def _repr_html_(self) -> str:
         how = {name: self.config[name] for name in ("model", "tasks", "retain", "k", "seeds")}
-        return html_card("Modules", how, self.estimates())
+        return html_card("Modules", how, without_gaps(self.estimates()))
 
     def clusters(self, seed: int = 0, weights: Weights = "trained") -> Clusters:
         """The MoEfication clusters of one repetition."""
@@ -149,8 +149,7 @@ class Modules(StudyResult):
         said = [
             f"{c['model']}: mlp neurons with the highest scores for {', '.join(c['tasks'])} against {c['retain']}, in {c['k']} clusters "
             "per layer. Area under the cumulative share of a set over clusters, and concentration: 0 as in a random set of that size, "
-            f"1 as concentrated as possible. In brackets 95% intervals over {len(c['seeds'])} seeds (other documents, starts of k-means "
-            "and random weights), pooled over tasks and layers."
+            f"1 as concentrated as possible. {_over_seeds(len(c['seeds']))}, pooled over tasks and layers."
         ]
         for fraction in c["fractions"]:
             main, index = (estimates.loc["trained", clusters, fraction] for clusters in ("moefied", "index"))
@@ -165,11 +164,13 @@ class Modules(StudyResult):
                 gaps.append(("moefied, random weights", "random weights"))
             gap = " and ".join(f"{_told(differences.loc[key, fraction], 'difference')} to {name}" for key, name in gaps)
             sets = totals[(totals["weights"] == "trained") & (totals["fraction"] == fraction)]
-            sure = {kind: int((line["p"] <= SURE).sum()) for kind, line in sets.groupby("clusters")}
+            # with few draws no p is as small as that: it can only be said that none of them is as concentrated
+            smallest = 1 / (c["draws"] + 1)
+            than = f"{1 - SURE:.0%} of random sets" if smallest <= SURE else f"every one of {c['draws']} random sets"
+            sure = {kind: int((line["p"] <= max(SURE, smallest)).sum()) for kind, line in sets.groupby("clusters")}
             n = len(sets) // 2
             said.append(
-                f"{text}. Difference {gap}. More concentrated than {1 - SURE:.0%} of random sets: {sure['moefied']} of {n} sets, by index "
-                f"{sure['index']} of {n}."
+                f"{text}. Difference {gap}. More concentrated than {than}: {sure['moefied']} of {n} sets, by index {sure['index']} of {n}."
             )
         return said
 
@@ -185,7 +186,16 @@ def interval(name: str, values: np.ndarray) -> dict[str, float]:
     return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
 
 
+def _over_seeds(seeds: int) -> str:
+    what = "other documents, starts of k-means and random weights"
+    if seeds > 1:
+        return f"In brackets 95% intervals over {seeds} seeds ({what})"
+    return f"No intervals: they are over seeds ({what}), of which there is one"
+
+
 def _told(row: Any, name: str) -> str:
+    if not np.isfinite(row[name]):
+        return "undefined"  # sets so large or small that every set of their size is equally concentrated
     ends = f" [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]" if np.isfinite(row[f"{name}_low"]) else ""
     return f"{row[name]:.3f}{ends}".replace("-", "−")
 

@@ -1,6 +1,7 @@
 """Configurations of the studies of neuron sets: the same objects are the API, the command line and the saved JSON (METHODS 12)."""
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from sepcap.errors import unknown
@@ -46,8 +47,8 @@ class OverlapConfig:
         for site in self.sites:
             if site not in FRACTION_KEYS:
                 raise unknown("site", site, FRACTION_KEYS)
-        _check_several("fractions", self.fractions)
-        _check_seeds("control_seeds", self.control_seeds)
+        check_numbers("fractions", self.fractions)
+        check_whole_numbers("control_seeds", self.control_seeds, fewest=0)
         _check_shares(self, self.sites, self.fractions)
 
 
@@ -90,8 +91,7 @@ class CrossTaskConfig:
             raise ValueError(f"target={self.target}: give a share of the unpruned accuracy between 0 and 1, 0.5 for one half")
         if self.tolerance < 1:
             raise ValueError(f"tolerance={self.tolerance}: two numbers of neurons differ by at least 1")
-        _check_several("seeds", self.seeds)
-        _check_seeds("seeds", self.seeds)
+        check_whole_numbers("seeds", self.seeds)
         _check_shares(self, (self.site,), (1.0,))
 
 
@@ -114,7 +114,7 @@ class CrossChecksConfig:
     gone: float = 0.2
     """Share of the site that is gone at the end of every run of "step-size"."""
     steps: tuple[int, ...] = (1, 2, 5, 10)
-    """Numbers of equal steps in which that share goes."""
+    """Numbers of equal steps in which that share goes, in increasing order."""
     layer_fraction: float = 0.2
     """Share of every layer that goes in "layers"."""
     metric: Literal["top1", "top10", "skip50_top1", "skip50_top10"] = "top1"
@@ -138,13 +138,13 @@ class CrossChecksConfig:
             _check_one("checks", check, CHECKS)
         _check_one("site", self.site, SITES)
         _check_one("metric", self.metric, ACCURACIES)
-        for name in ("fractions", "steps", "seeds"):
-            _check_several(name, getattr(self, name))
+        check_numbers("fractions", self.fractions)
         if list(self.fractions) != sorted(self.fractions):
             raise ValueError(f"fractions={self.fractions}: give them in increasing order")
-        if min(self.steps) < 1:
-            raise ValueError(f"steps={self.steps}: a run has at least 1 step")
-        _check_seeds("seeds", self.seeds)
+        check_whole_numbers("steps", self.steps, least=1)
+        if list(self.steps) != sorted(self.steps):
+            raise ValueError(f"steps={self.steps}: give them in increasing order")
+        check_whole_numbers("seeds", self.seeds)
         _check_shares(self, (self.site,), (*self.fractions, self.gone, self.layer_fraction))
 
 
@@ -153,19 +153,37 @@ def _check_tasks(tasks: tuple[Any, ...], why: str) -> None:
         raise ValueError(f"tasks={tasks!r}: give at least two, in a tuple; {why}")
 
 
-def _check_several(name: str, values: tuple[Any, ...]) -> None:
-    if not isinstance(values, tuple) or not values or len(set(values)) < len(values):
-        raise ValueError(f"{name}={values!r}: give a tuple of at least one, each once")
+def _check_several(name: str, values: Any, fewest: int = 1) -> None:
+    # one by one: what a set cannot hold is refused as well
+    if not isinstance(values, tuple) or len(values) < fewest or any(value in values[:i] for i, value in enumerate(values)):
+        many = "of at least one" if fewest else "(empty for none)"
+        raise ValueError(f"{name}={values!r}: give a tuple {many}, each once")
 
 
-def _check_seeds(name: str, seeds: tuple[int, ...]) -> None:
-    if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
-        raise ValueError(f"{name}={seeds!r}: give whole numbers, 0 or more, each once")
+def check_numbers(name: str, values: Any) -> None:
+    """Whether a field of a configuration is a tuple of different numbers."""
+    _check_several(name, values)
+    if not all(isinstance(value, Real) for value in values):
+        raise ValueError(f"{name}={values!r}: give a tuple of numbers")
 
 
-def _check_one(name: str, value: str, valid: tuple[str, ...]) -> None:
+def check_whole_numbers(name: str, values: Any, *, least: int = 0, fewest: int = 1) -> None:
+    """Whether a field of a configuration is a tuple of different whole numbers.
+
+    Args:
+        name: of the field.
+        values: what came.
+        least: the smallest number that is right.
+        fewest: how many there are at least.
+    """
+    _check_several(name, values, fewest)
+    if not all(isinstance(value, Integral) and value >= least for value in values):
+        raise ValueError(f"{name}={values!r}: give a tuple of whole numbers, {least} or more")
+
+
+def _check_one(name: str, value: Any, valid: tuple[str, ...]) -> None:
     if value not in valid:
-        raise unknown(name, value, valid)
+        raise unknown(name, str(value), valid)
 
 
 def _check_shares(config: Any, sites: tuple[str, ...], fractions: tuple[float, ...]) -> None:

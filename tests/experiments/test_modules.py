@@ -123,7 +123,7 @@ def test_an_interrupted_study_goes_on_and_gives_the_same(found, trained, digits,
     same(Modules.load(tmp_path / "study"), found)
 
 
-def planted(values, neurons=10, control=True):
+def planted(values, neurons=10, control=True, draws=1000):
     """A study with these areas of MoEfication clusters, (task, seed) -> area; by index 0.6, random weights 0.7; chance 0.6, most 1."""
     rows = []
     for weights, clusters in (("trained", "moefied"), ("trained", "index"), ("random", "moefied"), ("random", "index")):
@@ -136,7 +136,7 @@ def planted(values, neurons=10, control=True):
     table = pd.DataFrame(rows).astype({"layer": "Int64"})
     table = table if control else table[table["weights"] == "trained"]
     config = {"model": "m", "tasks": sorted({t for t, _ in values}), "retain": "r", "k": 4, "fractions": [0.02], "control": control}
-    return Modules(config | {"seeds": sorted({s for _, s in values}), "n_init": 1}, {"areas": table}, {})
+    return Modules(config | {"seeds": sorted({s for _, s in values}), "n_init": 1, "draws": draws}, {"areas": table}, {})
 
 
 def test_estimates_are_means_over_seeds_with_students_intervals():
@@ -184,6 +184,38 @@ def test_the_summary_says_numbers_intervals_and_controls():
     assert "random weights in clusters" not in planted({("a", 0): 0.8}, control=False).summary()[1]
 
 
+def test_with_few_draws_it_is_said_that_none_of_them_is_as_concentrated():
+    # two sets beat all 20 draws (p = 1/21) and one beats 19 of them
+    result = planted({("a", 0): 0.8, ("a", 1): 0.9, ("a", 2): 0.7}, draws=20)
+    areas = result.tables["areas"]
+    areas["p"] = [1 / 21, 1 / 21, 2 / 21] + [0.5] * (len(areas) - 3)
+    said = result.summary()[1]
+    assert said.endswith("More concentrated than every one of 20 random sets: 2 of 3 sets, by index 0 of 3.")
+    # from 99 on the smallest p is one in a hundred
+    for draws, p, n in ((98, 1 / 99, 3), (99, 1 / 100, 3), (99, 2 / 100, 0), (1000, 10 / 1001, 3), (1000, 11 / 1001, 0)):
+        again = planted({("a", 0): 0.8, ("a", 1): 0.9, ("a", 2): 0.75}, draws=draws)
+        again.tables["areas"]["p"] = [p] * 3 + [0.5] * 9
+        than = "99% of random sets" if draws >= 99 else "every one of 98 random sets"
+        assert f"More concentrated than {than}: {n} of 3 sets" in again.summary()[1]
+
+
+def test_one_seed_has_no_intervals_and_what_is_undefined_is_said_to_be():
+    result = planted({("a", 0): 0.8})
+    assert "No intervals" in result.summary()[0]
+    assert "[" not in "".join(result.summary())
+    result.tables["areas"]["most"] = result.tables["areas"]["chance"]  # all neurons: no set of that size is more concentrated
+    said = result.summary()[1]
+    assert "concentration undefined, in clusters by index mod k undefined" in said
+    assert "nan" not in said.lower()
+
+
+def test_a_notebook_shows_no_cell_that_is_not_a_number():
+    shown = planted({("a", 0): 0.8})._repr_html_()
+    assert "NaN" not in shown
+    assert "<td>–</td>" in shown
+    assert "<td>0.5</td>" in shown
+
+
 def test_the_control_is_of_the_same_configuration_and_can_be_left_out(trained, digits):
     without = sepcap.modules(trained, config_of(digits, control=False, seeds=(0,)))
     assert set(without.tables["areas"]["weights"]) == {"trained"}
@@ -203,7 +235,7 @@ def test_the_cost_is_said_before(trained, digits):
 def test_bad_configurations():
     for wrong, said in (
         ({"tasks": ()}, "tasks=.*give a tuple of at least one"),
-        ({"fractions": (0.1, 0.1)}, "fractions=.*give each once"),
+        ({"fractions": (0.1, 0.1)}, "fractions=.*each once"),
         ({"fractions": (1.5,)}, r"a fraction lies in \(0, 1\]"),
         ({"seeds": ()}, "seeds=.*give a tuple of at least one"),
         ({"seeds": (-1,)}, "seeds=.*0 or more"),

@@ -172,6 +172,34 @@ def test_bad_configurations_are_named(changes, says):
         sepcap.OverlapConfig(**changes)
 
 
+TUPLES = {
+    sepcap.OverlapConfig: ("sites", "fractions", "control_seeds"),
+    sepcap.CrossTaskConfig: ("seeds",),
+    sepcap.CrossChecksConfig: ("checks", "fractions", "steps", "seeds"),
+    sepcap.ModulesConfig: ("fractions", "seeds"),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in TUPLES.items() for name in names])
+def test_what_is_no_tuple_or_holds_something_else_is_named(kind, name):
+    default = getattr(kind(), name)
+    # set afterwards, as whoever runs without a type checker gives it
+    for wrong in (0, 0.5, None, list(default), "mlp", ([0],), (None,), ("x",), (default[0], default[0])):
+        config = kind()
+        object.__setattr__(config, name, wrong)
+        with pytest.raises(ValueError, match=rf"^({name}|site)="):
+            config.__post_init__()
+
+
+def test_a_control_is_left_out_by_an_empty_tuple_and_seeds_are_whole():
+    assert sepcap.OverlapConfig(control_seeds=()).control_seeds == ()
+    for kind, name in ((sepcap.OverlapConfig, "control_seeds"), (sepcap.CrossTaskConfig, "seeds"), (sepcap.ModulesConfig, "seeds")):
+        config = kind()
+        object.__setattr__(config, name, (0.5,))
+        with pytest.raises(ValueError, match=rf"{name}=\(0\.5,\): give a tuple of whole numbers, 0 or more"):
+            config.__post_init__()
+
+
 def test_bad_input_is_named(found, trained, letters, digits):
     with pytest.raises(ValueError, match="selects no neuron"):
         sepcap.overlaps(trained, config_of(letters, digits, fractions=(0.001,), sites=("heads",)))
