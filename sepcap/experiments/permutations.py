@@ -101,14 +101,17 @@ def corrected(statistic: Float[np.ndarray, "relabelling place"]) -> tuple[Float[
     A place is measured in standard deviations of its own relabellings, so that none decides alone because its numbers are large.
 
     Returns:
-        p-values, and per place the value of the statistic from which on its p-value is at most 0.05.
+        p-values, and per place the value of the statistic from which on its p-value is at most 0.05; infinite where there is none.
     """
     mean, spread = statistic.mean(axis=0), statistic.std(axis=0)
     flat = spread <= TIES * np.maximum(np.abs(mean), np.finfo(np.float64).tiny)
     scores = np.where(flat, 0.0, (statistic - mean) / np.where(flat, 1.0, spread))
     highest = scores.max(axis=1)
     p = (highest[:, None] >= scores[0] - TIES * np.abs(scores).max()).mean(axis=0)
-    return p, mean + spread * critical(highest)
+    # a statistic that no relabelling changes has no such value
+    reached = np.full_like(mean, np.inf)
+    reached[~flat] = mean[~flat] + spread[~flat] * critical(highest)
+    return p, reached
 
 
 def critical(highest: Float[np.ndarray, " relabelling"]) -> float:

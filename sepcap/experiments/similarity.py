@@ -15,7 +15,7 @@ from sepcap.errors import unknown
 from sepcap.experiments.permutations import PERMUTATIONS, corrected, jackknife, p_values, relabel
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import Figures, StudyResult
-from sepcap.models.places import PLACES, all_layers, head_hooks, place_hooks
+from sepcap.models.places import PLACES, all_layers, head_hooks, norm_behind, place_hooks
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.vectors import vectors_at
 from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions
@@ -85,13 +85,15 @@ class Similarity(StudyResult):
         widest = layers.loc[layers["gap"].idxmax()]
         sure = layers.loc[layers["p"] <= 0.05, "layer"].tolist()
         kind = "scaled cosine" if config["scaled"] else "cosine"
+        at = f"position{'s' * (len(config['positions']) > 1)} {_listed(config['positions'])}"
+        over = f"corrected for {len(layers)} layers" if len(layers) > 1 else "of this one layer"
         return [
-            f"{_in_words(config['what'])}, {kind} similarity at positions {_listed(config['positions'])} of "
+            f"{_in_words(config['what'], config.get('norm'))}, {kind} similarity at {at} of "
             f"{len(self.labels)} texts ({', '.join(f'{name} {n}' for name, n in config['categories'].items())}).",
             f"Within- minus between-category similarity is largest in layer {widest['layer']:.0f}: {widest['gap']:.3f} "
             f"[{widest['low']:.3f}, {widest['high']:.3f}] (within {widest['within']:.3f}, between {widest['between']:.3f}); relabelled "
-            f"texts give {widest['null_low']:.3f} to {widest['null_high']:.3f}; p = {widest['p']:.2g}, corrected for {len(layers)} layers.",
-            f"Layers in which texts of a category are more alike than chance makes them (p ≤ 0.05, corrected): "
+            f"texts give {widest['null_low']:.3f} to {widest['null_high']:.3f}; p = {widest['p']:.2g}, {over}.",
+            f"Layers in which texts of a category are more alike than chance makes them (p ≤ 0.05{', corrected' * (len(layers) > 1)}): "
             f"{', '.join(map(str, sure)) or 'none'} of {len(layers)}. Control: {config['relabellings']}.",
         ]
 
@@ -119,7 +121,9 @@ def similarity(
             `sepcap.labelled_texts`.
         positions: token positions to compare; default is every fourth up to the end of the context, ten of them.
         what: "attn_out" or "mlp_out", outputs without the residual stream, "block_out", the stream with them; (layer, head), what that
-            head adds to the stream (z_h W_O[h], no bias); or the number of a head, for that head of every layer.
+            head adds to the stream (z_h W_O[h], no bias); or the number of a head, for that head of every layer. Where a norm stands
+            behind attention or mlp (Gemma-2, OLMo-2: behind the output; BERT: behind the sum), outputs and heads are taken before it,
+            and the summary says so: in Gemma-2 they are then not yet what is added to the stream.
         scaled: divide every vector by the largest norm among them instead of by its own: then lengths count.
         per_category: texts per category, where they are taken from a task.
         context: tokens that the default positions end at; default is the model's context, at most 512.
@@ -151,6 +155,7 @@ def similarity(
     config = {
         **made_with(model),
         "what": list(what) if isinstance(what, tuple) else what,
+        "norm": norm_behind(model, what if isinstance(what, str) else "attn_out"),
         "scaled": scaled,
         "positions": list(chosen),
         "texts": texts.fingerprint,
@@ -274,10 +279,20 @@ def _pair_table(matrix: Matrix, texts: LabelledTexts, layers: list[int]) -> pd.D
     return pd.DataFrame(rows, columns=["layer", "first", "second", "similarity"])
 
 
-def _in_words(what: str | int | list[int]) -> str:
+BEHIND = {
+    None: "{0} adds",
+    "sum": "{0} adds, before the norm of the sum",
+    "output": "{0} gives, before the norm through which it is added",
+}
+"""What `norm_behind` says, in words."""
+
+
+def _in_words(what: str | int | list[int], norm: str | None) -> str:
     if isinstance(what, str):
-        return PLACES[what].means[0].upper() + PLACES[what].means[1:]
-    return f"What head {what} of every layer adds" if isinstance(what, int) else f"What head {what[1]} of layer {what[0]} adds"
+        means = PLACES[what].means if norm is None else PLACES[what].means.replace(" adds", BEHIND[norm].format(""))
+        return means[0].upper() + means[1:]
+    head = f"head {what} of every layer" if isinstance(what, int) else f"head {what[1]} of layer {what[0]}"
+    return f"What {BEHIND[norm].format(head)}"
 
 
 def _listed(numbers: list[int]) -> str:

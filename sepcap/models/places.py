@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.errors import unknown
 from sepcap.models.forward import Hook
-from sepcap.models.kinds import architecture_of, is_hooked_transformer
+from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer
 from sepcap.models.sites import get_site, n_layers, site_shape
 
 Look = Callable[[int, Float[Tensor, "batch pos d_model"]], None]
@@ -37,7 +37,13 @@ PLACES: dict[str, Place] = {
     "block_out": Place("hook_out", "hook_resid_post", "the residual stream after the block"),
     "block_in": Place("hook_in", "hook_resid_pre", "the residual stream before the block"),
 }
-"""Places by name. Where a norm stands behind attention or mlp (Gemma-2, BERT), a bridge is looked at before it."""
+"""Places by name. Where a norm stands behind attention or mlp (Gemma-2, BERT), a bridge is looked at before it; see `norm_behind`."""
+
+NORMS_BEHIND = {"attn_out": "ln1_post", "mlp_out": "ln2_post"}
+"""Place -> the norm of a bridge's block through which it goes into the stream, where there is one (Gemma-2, OLMo-2)."""
+
+NORMED_SUMS = ("bert", "roberta", "xlm-roberta", "camembert", "openai-gpt")
+"""Kinds of model that norm the sum of stream and output, as transformers names them; and OPT, where its configuration says so."""
 
 Head = tuple[int, int]
 
@@ -86,6 +92,19 @@ def head_hooks(model: Any, heads: Sequence[Head], look: Look) -> list[Hook]:
         return write
 
     return [(site.hook_name(layer), hook(layer, head)) for layer, head in heads]
+
+
+def norm_behind(model: Any, place: str) -> Literal["output", "sum"] | None:
+    """Which norm stands behind a place: "output", it alone is normed before it is added; "sum", what it was added to; None, there is none.
+
+    Heads go the way of "attn_out". A HookedTransformer shows outputs after their own norm, as they are added.
+    """
+    if place not in NORMS_BEHIND:
+        return None
+    config = getattr(inner(model), "config", model.cfg)
+    if getattr(config, "model_type", None) in NORMED_SUMS or getattr(config, "do_layer_norm_before", True) is False:
+        return "sum"
+    return "output" if not is_hooked_transformer(model) and hasattr(model.blocks[0], NORMS_BEHIND[place]) else None
 
 
 def all_layers(model: Any) -> range:

@@ -141,7 +141,7 @@ def similarity_profile(
     band = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": FAINT, "hoverinfo": "skip"}
     traces: list[Any] = [go.Scatter(x=[*layers, *layers[::-1]], y=rounded(edge), name="relabelled texts, 95%", **band)]
     reached = {"mode": "lines", "line": {"color": GREY, "width": 1, "dash": "dot"}, "hoverinfo": "skip"}
-    if np.isfinite(table["critical"]).all():
+    if np.isfinite(table["critical"]).any():
         traces.append(go.Scatter(x=layers, y=rounded(table["critical"]), name="p = 0.05, all layers together", **reached))
     traces.append(_with_intervals(result, "labels as they are" if control is None else "this model", VERMILLION, "circle"))
     if control is not None:

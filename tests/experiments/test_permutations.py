@@ -68,6 +68,16 @@ def test_the_correction_takes_the_largest_over_places_in_units_of_each():
         assert ((corrected(turned)[0] <= 0.05) == (turned[0] >= reached - 1e-9)).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_statistic_that_no_relabelling_changes_reaches_nothing():
+    every = np.zeros((40, 2))
+    for found in (every, every + 0.3, np.hstack([every, np.arange(40.0)[::-1, None]])):
+        p, reached = corrected(found)
+        assert p[:2].tolist() == [1, 1]
+        assert reached[:2].tolist() == [np.inf, np.inf]
+    assert (p[2], reached[2]) == (1 / 40, pytest.approx(38))
+
+
 def test_what_five_percent_reach():
     assert critical(np.arange(40.0)) == 38
     assert critical(np.array([1.0] * 39 + [2.0])) == 2

@@ -97,6 +97,24 @@ def test_a_planted_gap_is_found_exactly_and_no_relabelling_reaches_it(tiny_opt):
     assert "all 280 relabellings" in summary[2]
 
 
+def test_one_layer_and_one_position_are_not_several(tiny_opt):
+    told = sepcap.similarity(tiny_opt, TEXTS, (5,), (1, 2)).summary()
+    assert "at position 5 of 9 texts" in told[0]
+    assert told[1].endswith("of this one layer.")
+    assert "(p ≤ 0.05):" in told[2]
+    told = sepcap.similarity(tiny_opt, TEXTS, (5, 9)).summary()
+    assert "at positions 5, 9 of 9 texts" in told[0]
+    assert told[1].endswith("corrected for 2 layers.")
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_layer_without_activations_is_no_evidence_and_leaves_the_others_alone(tiny_opt):
+    with tiny_opt.hooks(fwd_hooks=[("blocks.1.hook_out", lambda out, hook: out * 0)]):
+        layers = sepcap.similarity(tiny_opt, TEXTS, POSITIONS, "block_out").tables["layers"]
+    assert (layers["critical"][1], layers["p"][1], layers["gap"][1]) == (np.inf, 1, 0)
+    assert np.isfinite(layers["critical"][0])
+
+
 def test_lengths_count_only_when_scaled(tiny_opt):
     lengths = torch.tensor([1.0, 2.0, 4.0, 1.0, 1.0, 2.0, 0.5, 1.0, 3.0])
     vectors = planted(TEXTS.labels, 0.7, 0.2, 32, lengths)
@@ -228,7 +246,7 @@ def test_results_come_back_and_default_positions_end_the_context(tiny_opt, tmp_p
 
 
 def test_two_models_are_compared_text_by_text(tiny_opt, tiny_folders):
-    options = {"texts": TEXTS, "positions": POSITIONS}
+    options = {"labelled_texts": TEXTS, "positions": POSITIONS}
     found = sepcap.similarity(tiny_opt, **options)
     same = found.compared(found)
     assert (same[["difference", "low", "high"]] == 0).all(axis=None)

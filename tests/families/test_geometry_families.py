@@ -100,3 +100,30 @@ def test_rows_of_masked_models_are_closed_and_the_last_position_is_a_word(name, 
     assert max(found.config["positions"]) == 30
     with pytest.raises(ValueError, match="from 0 to 30"):
         sepcap.similarity(model, TEXTS, (31,))
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "says"),
+    [
+        ("Gemma-2", "output", "gives, before the norm through which it is added"),
+        ("OLMo-2 (post-norm)", "output", "gives, before the norm through which it is added"),
+        ("OPT-350m (post-norm)", "sum", "adds, before the norm of the sum"),
+        ("BERT", "sum", "adds, before the norm of the sum"),
+        ("GPT-2", None, "adds"),
+    ],
+)
+def test_what_stands_behind_an_output_is_said_and_true(name, norm, says, models):
+    """The sum of stream and outputs is what leaves the block only where no norm is in between."""
+    model = models(ROWS[name])
+    found = sepcap.similarity(model, TEXTS, POSITIONS)
+    assert found.config["norm"] == norm
+    assert found.summary()[0].startswith(f"What attention {says}, without the residual stream, cosine")
+    assert sepcap.similarity(model, TEXTS, POSITIONS, 1).summary()[0].startswith(f"What head 1 of every layer {says}, cosine")
+    assert sepcap.similarity(model, TEXTS, POSITIONS, "block_out").config["norm"] is None
+    rows = TEXTS.rows(model, 14)
+    seen = {
+        place: vectors_at(model, rows, lambda look, p=place: place_hooks(model, p, [0], look), POSITIONS)[0]
+        for place in ("block_in", "attn_out", "mlp_out", "block_out")
+    }
+    adds_up = torch.allclose(seen["block_in"] + seen["attn_out"] + seen["mlp_out"], seen["block_out"], atol=1e-4, rtol=1e-3)
+    assert adds_up == (norm is None)

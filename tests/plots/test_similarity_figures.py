@@ -120,3 +120,9 @@ def test_too_few_relabellings_for_a_threshold_draw_none():
     found = result()
     found.tables["layers"]["critical"] = np.inf
     assert "p = 0.05, all layers together" not in named(plots.similarity_profile(found))
+
+
+def test_a_layer_without_a_threshold_takes_it_from_no_other():
+    found = result()
+    found.tables["layers"].loc[0, "critical"] = np.inf
+    assert named(plots.similarity_profile(found))["p = 0.05, all layers together"].y[0] is None
