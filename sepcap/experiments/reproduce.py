@@ -99,7 +99,7 @@ class Reproduction(Shown):
 
     def summary(self) -> list[str]:
         """Every quantity of this model, measured and published."""
-        said = [f"{self.study.title} ({self.study.source}), on {self.asked.model}. {self.study.note}"]
+        said = [f"{self.study.title} ({self.study.source}), on {self.asked.model}. {self.asked.protocol()} {self.study.note}"]
         for row in self.table.to_dict("records"):
             if np.isfinite(row["measured"]):
                 interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if np.isfinite(row["low"]) else ""
@@ -146,7 +146,8 @@ class Reproduction(Shown):
     def _repr_html_(self) -> str:
         from sepcap.storage import html_card
 
-        return html_card(self.study.title, {"source": self.study.source, "folder": self.folder, "note": self.study.note}, self.table)
+        how = {"source": self.study.source, "folder": self.folder, "protocol": self.asked.protocol(), "note": self.study.note}
+        return html_card(self.study.title, how, self.table)
 
 
 def reproduce(
@@ -197,7 +198,7 @@ def reproduce(
     named = replace(asked, tasks={role: task if isinstance(task, str) else roles[role].name for role, task in asked.tasks.items()})
     label = asked.budget if isinstance(asked.budget, str) else "own-budget"
     folder = Path(out) / asked.study / f"{Path(asked.model).name}-{label}"
-    say(f"{stored.title} ({stored.source}), on {asked.model}. {stored.note}")
+    say(f"{stored.title} ({stored.source}), on {asked.model}. {asked.protocol()} {stored.note}")
     folder.mkdir(parents=True, exist_ok=True)
     name_study(folder, Reproduction.STUDY, _as_stored(named))
     return Reproduction(asked, folder, RUNNERS[stored.kind](asked, configs, folder, say))

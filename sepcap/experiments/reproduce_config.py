@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -117,3 +117,50 @@ class ReproduceConfig:
     def runs(self) -> dict[str, Any]:
         """Name -> configuration of every run of the study."""
         return studies()[self.study].configs(self.model, self.budget, self.tasks)
+
+    def protocol(self) -> str:
+        """What the runs do, and every field in which they are not the stored protocol of the paper, in words."""
+        runs = self.runs()
+        by_words: dict[str, list[str]] = {}
+        for name, config in runs.items():
+            by_words.setdefault(PROTOCOLS[studies()[self.study].kind](config), []).append(name)
+        parts = [words if len(by_words) == 1 else f"{words} ({', '.join(names)})" for words, names in by_words.items()]
+        said = f"What was run: {'; '.join(parts)}."
+        published = studies()[self.study].configs(self.model, "paper")
+        other = {
+            field.name: (getattr(published[name], field.name), value)
+            for name, config in runs.items()
+            for field in dataclasses.fields(config)
+            if field.name not in ("tasks", *TASK_FIELDS) and (value := getattr(config, field.name)) != getattr(published[name], field.name)
+        }
+        if other:
+            listed = ", ".join(f"{name} {_plain(here)} in place of {_plain(there)}" for name, (there, here) in other.items())
+            said += f" That is not the stored protocol of the paper: {listed}."
+        return said
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, tuple) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _pruned(c: PruningConfig) -> str:
+    each = " and ".join(f"{100 * share:.3g}% of the {site} neurons" for site, share in c.fractions.items())
+    how = "at random" if c.importance == "random" else f"by importance {c.importance}"
+    return f"{c.steps} step{'s' * (c.steps != 1)} of {each}, {how}"
+
+
+def _ablated(c: AblationProtocol) -> str:
+    orders = f"{len(c.seeds)} random order{'s' * (len(c.seeds) > 1)}"
+    return f"{c.site} neurons in {c.steps} equal steps and {orders}, on the same ones the kinds {', '.join(c.kinds)}"
+
+
+def _overlapped(c: OverlapConfig) -> str:
+    shares = ", ".join(f"{100 * share:.3g}%" for share in c.fractions)
+    of = f"{shares} of the neurons of {', '.join(c.sites)}"
+    return f"{of} with the highest score against the common retain task, by importance {c.importance}"
+
+
+PROTOCOLS: dict[str, Callable[[Any], str]] = {"prune": _pruned, "ablate": _ablated, "overlap": _overlapped}
+"""Kind of a study -> what one of its runs does, in words."""

@@ -15,7 +15,7 @@ from sepcap.evaluation.next_token import COUNTS
 from sepcap.experiments import ablation_protocol as protocol_module
 from sepcap.experiments import pruning, several_tasks
 from sepcap.experiments.ablation_protocol import ProtocolResult
-from sepcap.experiments.reproduce import MEASURES, ROWS, RUNNERS, reproduce
+from sepcap.experiments.reproduce import MEASURES, ROWS, RUNNERS, Reproduction, reproduce
 from sepcap.experiments.reproduce_config import KINDS, OverlapConfig, ReproduceConfig, studies
 from sepcap.experiments.run import Run
 from sepcap.experiments.separability import separability
@@ -125,6 +125,36 @@ def test_protocols_are_those_of_the_papers():
     assert [c.control_seeds for c in runs("modularity-overlap").values()] == [(0,)]
 
 
+def test_the_words_about_a_protocol_are_those_of_the_configuration_that_is_run():
+    paper = {name: ReproduceConfig(name, "facebook/opt-1.3b").protocol() for name in studies()}
+    assert paper["sp-table2"] == (
+        "What was run: 50 steps of 2% of the mlp neurons, by importance abs (mlp); "
+        "50 steps of 2% of the attn_pre_out neurons, by importance abs (attention)."
+    )
+    assert not any("not the stored protocol" in words for words in paper.values())
+    own = {"steps": 3, "tokens": 1_500, "fractions": {"attn_value": 0.25}, "importance": "rms"}
+    words = ReproduceConfig("sp-figure1", "default", own).protocol()
+    assert words == (
+        "What was run: 3 steps of 25% of the attn_value neurons, by importance abs (mlp); "
+        "3 steps of 25% of the attn_value neurons, at random (random). "
+        "That is not the stored protocol of the paper: fractions attn_value 0.25 in place of mlp 0.02, steps 3 in place of 50, "
+        "tokens 1,500 in place of 100,000."
+    )
+    words = ReproduceConfig("sep-areas").protocol()
+    assert "20 steps of 5% of the mlp neurons, at random (random-pile-code, random-code-python)" in words
+    assert words.endswith("tokens 2,500 in place of 100,000, eval_tokens 5,000 in place of 100,000.")
+    words = ReproduceConfig("peak-ablation", budget={"steps": 4, "seeds": (7,), "kinds": ("zero", "peak")}).protocol()
+    assert words.startswith("What was run: attn_pre_out neurons in 4 equal steps and 1 random order, on the same ones the kinds zero, p")
+    assert "seeds 7 in place of 0, 1, 2" in words
+    words = ReproduceConfig("modularity-overlap", budget={"fractions": [0.25], "sites": ("mlp",)}).protocol()
+    assert words.startswith("What was run: 25% of the neurons of mlp with the highest score against the common retain task, by")
+
+
+@pytest.mark.parametrize("name", studies())
+def test_nothing_stored_states_what_a_budget_can_change(name):
+    assert not re.search(r"\d+ steps|\d+% |three seeds|is? left out", studies()[name].note)
+
+
 def test_what_is_chosen_is_checked():
     with pytest.raises(ValueError, match=r"study='sp-table3' is not known. Did you mean 'sp-table2'"):
         reproduce("sp-table3")
@@ -181,6 +211,10 @@ def test_table_2_on_a_tiny_model(trained_folder, letters, digits, tmp_path, coun
     assert counted == ["_step"] * 22
     assert any("mlp: " in line and "10 steps of 0.02 of mlp" in line and "M tokens" in line for line in said)
     assert any("minutes at the" in line for line in said)
+    for words in (said[0], result.summary()[0], Reproduction.load(result.folder).summary()[0]):
+        assert "10 steps of 2% of the mlp neurons" in words
+        assert "steps 10 in place of 50" in words
+        assert "50 steps" not in words
     table = result.table
     assert list(table.columns) == COLUMNS
     # two rows of this model without published values, then those of the paper
