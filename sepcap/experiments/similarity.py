@@ -145,8 +145,8 @@ def similarity(
         >>> found = sepcap.similarity(model, what="block_out")  # doctest: +SKIP
         >>> found.tables["layers"][["layer", "gap", "low", "high", "p"]]  # doctest: +SKIP
     """
-    texts = texts_for(model, labelled_texts, per_category=per_category, context=context)
     chosen, length = check_positions(model, positions, context)
+    texts = texts_for(model, labelled_texts, per_category=per_category, context=context, differ_within=length)
     hooks_for, layers = _hooks_for(model, what)
     relabellings = relabel(texts.labels, permutations, seed)
     vectors = vectors_at(model, texts.rows(model, length), hooks_for, chosen, batch_size=batch_size)

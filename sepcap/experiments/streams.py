@@ -116,11 +116,11 @@ def streams(
         >>> found = sepcap.find_dims(model, n=4)  # doctest: +SKIP
         >>> sepcap.streams(model, dims=found).figure()  # doctest: +SKIP
     """
-    texts = labelled_texts(model, texts, per_category=per_category, context=context)
+    at, length = check_positions(model, positions, context)
+    texts = labelled_texts(model, texts, per_category=per_category, context=context, differ_within=length)
     if dims is None:
         dims = find_dims(model, texts, positions, n=4, context=context, permutations=permutations, seed=seed, batch_size=batch_size)
     chosen = _check_dims(dims)
-    at, length = check_positions(model, positions, context)
     rows = texts.rows(model, length)
     relabellings = relabel(texts.labels, permutations, seed)
     values = vectors_at(model, rows, lambda look: stage_hooks(model, look), at, dims=_within(model, chosen), batch_size=batch_size)
@@ -190,8 +190,8 @@ def find_dims(
     """
     if n < 1:
         raise ValueError(f"n={n}: give at least 1")
-    texts = labelled_texts(model, texts, per_category=per_category, context=context)
     at, length = check_positions(model, positions, context)
+    texts = labelled_texts(model, texts, per_category=per_category, context=context, differ_within=length)
     chosen = _check_stages(model, stages)
     relabellings = relabel(texts.labels, permutations, seed)
     values = vectors_at(model, texts.rows(model, length), lambda look: stage_hooks(model, look, chosen), at, batch_size=batch_size)

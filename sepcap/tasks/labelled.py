@@ -117,19 +117,25 @@ class LabelledTexts:
         """
         opening, closing = _ends(model)
         inside = length - len(opening) - len(closing)
-        rows = []
-        for category, text in ((category, text) for category, texts in self.texts.items() for text in texts):
+        rows: list[list[int]] = []
+        first: dict[tuple[int, ...], str] = {}
+        whole = (text for texts in self.texts.values() for text in texts)
+        for text, category, name in zip(whole, self.table["category"], self.table["name"], strict=True):
             ids = _token_ids(model.tokenizer, text, inside)
             if len(ids) < inside:
                 raise ValueError(
                     f"texts: a text of {category!r} ({text[:40]!r}…) has {len(ids)} tokens, and {inside} are needed for the positions "
                     "asked for. Give longer texts, a smaller context= or earlier positions="
                 )
+            this = f"{name!r} of {category!r}"
+            if tuple(ids) in first:
+                raise ValueError(
+                    f"texts: {first[tuple(ids)]} and {this} begin with the same {inside} tokens ({text[:40]!r}…), and nothing behind them "
+                    "would be read. Give a larger context=, later positions=, or another text for one of them"
+                )
+            first[tuple(ids)] = this
             rows.append([*opening, *ids, *closing])
-        found = np.array(rows, dtype=np.int64)
-        if len(np.unique(found, axis=0)) < len(found):
-            raise ValueError(f"texts: two of them have the same first {inside} tokens; give each text once")
-        return found
+        return np.array(rows, dtype=np.int64)
 
     def __repr__(self) -> str:
         return f"LabelledTexts({', '.join(f'{category} {len(texts)}' for category, texts in self.texts.items())})"
@@ -145,17 +151,21 @@ def labelled_texts(
     per_category: int = PER_CATEGORY,
     skip: int = 0,
     context: int | None = None,
+    differ_within: int | None = None,
 ) -> LabelledTexts:
     """Texts of several categories, each long enough for the model's context.
 
     Args:
         model: what `load_model` returns; its tokenizer decides what is long enough.
         texts: category -> list of texts, all of which are taken; or category -> a task (its name, path, Dataset or Task), of which
-            the first `per_category` long enough are taken. Default is texts of the running Python installation: docstrings and package
-            descriptions, the language reference, Python and C++; the parts that the embedded model was not trained on come first.
+            the first `per_category` are taken that are long enough and begin otherwise than those before them. Default is texts of the
+            running Python installation: docstrings and package descriptions, the language reference, Python and C++; the parts that
+            the embedded model was not trained on come first.
         per_category: texts per category, where they are not all taken.
         skip: texts per category that are passed over first: with skip=per_category, other ones than with skip=0.
         context: tokens that a text must fill, with the opening token; default is the model's context, at most 512.
+        differ_within: tokens within which texts that are chosen here must differ; default is `context`. Where only the first tokens
+            are read, texts that begin alike are one text.
 
     Raises:
         ValueError: too few texts that are long enough, see also `LabelledTexts`.
@@ -177,15 +187,17 @@ def labelled_texts(
     context = check_context(model, context)
     found: dict[str, tuple[str, ...]] = {}
     names: dict[str, tuple[str, ...]] = {}
+    taken = _Beginnings(model, context, context if differ_within is None else differ_within)
     for category, source in (dict.fromkeys(OFFLINE) if texts is None else texts).items():
         if isinstance(source, list | tuple):
             if not all(isinstance(text, str) for text in source):
                 kinds = ", ".join(sorted({type(text).__name__ for text in source}))
                 raise TypeError(f"texts[{category!r}] is a list of {kinds}; a list must hold strings only")
             chosen = [(f"{category} {i + 1}", text) for i, text in enumerate(source)]
+            taken.add(source)
         else:
             documents = _offline(category) if source is None else _of_task(model, category, source)
-            chosen = _long_enough(model, documents, category, skip, skip + per_category, context)
+            chosen = _fitting(documents, category, skip, skip + per_category, taken)
         found[category] = tuple(text for _, text in chosen)
         names[category] = tuple(name for name, _ in chosen)
     return LabelledTexts(found, names)
@@ -219,7 +231,9 @@ def check_positions(model: Any, positions: Iterable[int] | None, context: int | 
 
     Raises:
         ValueError: none, one twice, or one outside of the model's context.
+        NotImplementedError: an image classifier.
     """
+    check_reads_text(model)
     closing = len(_ends(model)[1])
     chosen = last_positions(model, context) if positions is None else tuple(int(position) for position in positions)
     most = (positions_of(model) if context is None else check_context(model, context)) - closing
@@ -243,15 +257,37 @@ def _token_ids(tokenizer: Any, text: str, most: int) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:most]
 
 
-def _long_enough(model: Any, documents: Iterable[Named], category: str, start: int, stop: int, context: int) -> list[Named]:
-    opening, closing = _ends(model)
-    needed = context - len(opening) - len(closing)
-    fitting = ((name, text) for name, text in documents if len(_token_ids(model.tokenizer, text, needed)) == needed)
-    found = list(itertools.islice(fitting, stop))
+class _Beginnings:
+    """First tokens of the texts that were chosen so far."""
+
+    def __init__(self, model: Any, context: int, differ_within: int) -> None:
+        ends = sum(map(len, _ends(model)))
+        self.needed, self._within = max(context, differ_within) - ends, differ_within - ends
+        if self._within < 1:
+            raise ValueError(f"differ_within={differ_within}: give {ends + 1} or more")
+        self._tokenizer = model.tokenizer
+        self._seen: set[tuple[int, ...]] = set()
+
+    def new(self, text: str) -> bool:
+        """Whether a text is long enough and begins like none before it; if so, it is one of them from now on."""
+        ids = tuple(_token_ids(self._tokenizer, text, self.needed))
+        begins = ids[: self._within]
+        if len(ids) < self.needed or begins in self._seen:
+            return False
+        self._seen.add(begins)
+        return True
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Texts that are taken whatever they begin with."""
+        self._seen.update(tuple(_token_ids(self._tokenizer, text, self._within)) for text in texts)
+
+
+def _fitting(documents: Iterable[Named], category: str, start: int, stop: int, taken: _Beginnings) -> list[Named]:
+    found = list(itertools.islice((named for named in documents if taken.new(named[1])), stop))
     if len(found) < stop:
         raise ValueError(
-            f"texts: {category!r} has only {len(found)} texts of {needed} tokens or more, and {stop} were asked for. "
-            "Give a smaller per_category=, skip= or context=, or other texts"
+            f"texts: {category!r} has only {len(found)} texts of {taken.needed} tokens or more, and {stop} were asked for; those that "
+            "begin alike count as one. Give a smaller per_category=, skip= or context=, or other texts"
         )
     return found[start:]
 

@@ -135,8 +135,42 @@ def test_texts_that_are_too_short_or_begin_alike_are_named(tiny_opt):
         short.rows(tiny_opt, 32)
     begins = "x" * 60
     alike = sepcap.labelled_texts(tiny_opt, {**LISTS, "alike": [begins + "a", begins + "b", begins + "c"]})
-    with pytest.raises(ValueError, match="the same first 31 tokens"):
+    with pytest.raises(
+        ValueError, match=r"'alike 1' of 'alike' and 'alike 2' of 'alike' begin with the same 31 tokens .* a larger context="
+    ):
         alike.rows(tiny_opt, 32)
+    across = sepcap.labelled_texts(tiny_opt, {**LISTS, "more": [LISTS["digits"][1][:20] + "z" * 40, *words(9, n=2)]})
+    with pytest.raises(
+        ValueError, match=r"'digits 2' of 'digits' and 'more 1' of 'more' begin with the same 15 tokens .* later positions="
+    ):
+        across.rows(tiny_opt, 16)
+    assert across.rows(tiny_opt, 32).shape == (10, 32)
+
+
+def test_of_texts_that_begin_alike_only_the_first_is_chosen(tiny_opt, monkeypatch):
+    """Files of one author begin with the same lines: within a category, across categories, and beside texts that were given."""
+    licence = "z" * 15
+    prose, code = words(1, n=6), words(2, n=6)
+    held = {
+        "prose": [licence + prose[0], licence + prose[1], *prose[2:]],
+        "Python": [code[0], licence + code[1], prose[3][:15] + code[2], *code[3:]],
+    }
+    monkeypatch.setattr(labelled, "_offline", lambda category: iter([(text[:40], text) for text in held[category]]))
+    monkeypatch.setattr(labelled, "OFFLINE", ("prose", "Python"))
+    assert sepcap.labelled_texts(tiny_opt, per_category=3).texts["prose"] == tuple(held["prose"][:3])
+    found = sepcap.labelled_texts(tiny_opt, per_category=3, context=16)
+    assert found.texts == {"prose": (held["prose"][0], *prose[2:4]), "Python": (code[0], *code[3:5])}
+    assert found.rows(tiny_opt, 16).shape == (6, 16)
+    # the same where the positions, and not the context, say how much is read
+    assert sepcap.labelled_texts(tiny_opt, per_category=3, differ_within=16).texts == found.texts
+    for study in (sepcap.similarity, sepcap.streams, sepcap.find_dims):
+        study(tiny_opt, positions=(7, 15), per_category=3)
+    given = sepcap.labelled_texts(
+        tiny_opt, {"mine": [licence, *words(7, n=2)], "prose": load_task(held["prose"] * 3)}, per_category=3, context=16
+    )
+    assert not any(text.startswith(licence) for text in given.texts["prose"])
+    with pytest.raises(ValueError, match="differ_within=1: give 2 or more"):
+        sepcap.labelled_texts(tiny_opt, differ_within=1)
 
 
 def test_something_that_is_no_model_is_named():
