@@ -4,6 +4,7 @@ Sentence embeddings are what the published numbers are made of. Where no model f
 that both texts have, and nothing of what the words mean. Results carry the name of what was used, and the two are not compared.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -19,20 +20,26 @@ from sepcap.errors import missing_extra
 Embedder = Callable[[list[str]], Any]
 """A vector for each of a list of texts: an array [text, dimension]."""
 
+Fit = Callable[[Sequence[str]], Embedder]
+"""From all the texts that will be compared to what embeds them; only TF-IDF looks at them."""
+
 TF_IDF = "tf-idf"
 TF_IDF_NAME = "TF-IDF (scikit-learn, no sentence embeddings)"
 SENTENCES = "sentence-transformers/all-mpnet-base-v2"
 """The sentence embedder of [PAR], taken by "auto" where it lies on this machine."""
 
+PROBES = ("The fox ran over the hill. It was late, and nobody saw it.", "def add(a, b):\n    return a + b  # 12.5", "no", "Größe: 1 − x²")
+"""Texts whose vectors tell embedders apart."""
 
-def get_embedder(embedder: str | Path | Embedder | None, corpus: Sequence[str]) -> tuple[Embedder | None, str | None]:
-    """A function from texts to vectors, and the name that results give it.
+
+def get_embedder(embedder: str | Path | Embedder | None) -> tuple[Fit | None, str | None]:
+    """What makes an embedder of the texts that are to be compared, and the name that results give it.
 
     Args:
         embedder: "auto": `SENTENCES` where sentence-transformers is installed and has it on this machine, else "tf-idf"; nothing
-            is downloaded. "tf-idf": word weights of scikit-learn, fitted to `corpus`. The folder or name of a sentence-transformers
+            is downloaded. "tf-idf": word weights of scikit-learn, fitted to all the texts that are compared, true and written, so that
+            no word is without a weight. The folder or name of a sentence-transformers
             model. A function from a list of texts to an array [text, dimension]. None: no distances.
-        corpus: the texts that TF-IDF takes its words and their weights from.
 
     Raises:
         ImportError: sentence-transformers or scikit-learn is missing.
@@ -41,12 +48,12 @@ def get_embedder(embedder: str | Path | Embedder | None, corpus: Sequence[str]) 
     if embedder is None:
         return None, None
     if callable(embedder):
-        return embedder, f"function {getattr(embedder, '__name__', type(embedder).__name__)}"
+        return lambda texts: embedder, f"function {getattr(embedder, '__name__', type(embedder).__name__)}"
     if embedder == "auto":
         at_hand = _sentences(SENTENCES, local=True) if find_spec("sentence_transformers") else None
-        return (at_hand, SENTENCES) if at_hand else (_tf_idf(corpus), TF_IDF_NAME)
+        return (lambda texts: at_hand, SENTENCES) if at_hand else (_tf_idf(), TF_IDF_NAME)
     if embedder == TF_IDF:
-        return _tf_idf(corpus), TF_IDF_NAME
+        return _tf_idf(), TF_IDF_NAME
     if not find_spec("sentence_transformers"):
         raise missing_extra("sentence-transformers", "embeddings", f"embedder={str(embedder)!r}")
     loaded = _sentences(str(embedder), local=Path(embedder).is_dir())
@@ -55,7 +62,7 @@ def get_embedder(embedder: str | Path | Embedder | None, corpus: Sequence[str]) 
             f"embedder={str(embedder)!r} is no folder or name of a sentence-transformers model that can be loaded here; "
             f"embedder={TF_IDF!r} needs no model and no network"
         )
-    return loaded, Path(embedder).name if Path(embedder).is_dir() else str(embedder)
+    return lambda texts: loaded, Path(embedder).name if Path(embedder).is_dir() else str(embedder)
 
 
 def _sentences(name: str, *, local: bool) -> Embedder | None:
@@ -68,14 +75,30 @@ def _sentences(name: str, *, local: bool) -> Embedder | None:
     return lambda texts: model.encode(texts, show_progress_bar=False)
 
 
-def _tf_idf(corpus: Sequence[str]) -> Embedder:
+def _tf_idf() -> Fit:
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError as error:
         raise missing_extra("scikit-learn", "embeddings", f"embedder={TF_IDF!r}") from error
-    # numbers and marks are words too: of code little else would be left
-    vectors = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", sublinear_tf=True).fit(corpus)
-    return lambda texts: vectors.transform(texts).toarray()
+
+    def fit(texts: Sequence[str]) -> Embedder:
+        # numbers and marks are words too: of code little else would be left
+        vectors = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", sublinear_tf=True).fit(texts)
+        return lambda some: vectors.transform(some).toarray()
+
+    return fit
+
+
+def probe(fit: Fit) -> str:
+    """A hash of what an embedder makes of `PROBES`: the same for embedders that give these texts the same directions.
+
+    Raises:
+        ValueError: an embedder that does not give one finite vector per text.
+    """
+    vectors = embed(fit(PROBES), PROBES)
+    # relative to the longest entry: what rounding on another machine adds must not count, and lengths are not compared
+    scaled = np.round(vectors / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), np.finfo(float).tiny), 4) + 0.0
+    return hashlib.sha256(scaled.tobytes()).hexdigest()[:16]
 
 
 def embed(embedder: Embedder, texts: Sequence[str]) -> Float[np.ndarray, "text dimension"]:

@@ -6,8 +6,9 @@ it holds the true next paragraph, is compared with the whole context, with the b
 Where positions are learned, the activations of early layers say where the break stood; the break alone stands at the beginning. What is
 patched from another text's break brings that position too, so that the difference of the two is free of it.
 
-Tokens of the paragraph that a baseline is given away count nowhere: not in its likelihood, and neither in what it wrote nor in what that is
-compared with. Where two conditions are compared, both are held against the same rest of the paragraph.
+Tokens of the paragraph that a baseline is given away count nowhere: neither in what it wrote nor in what that is compared with. Where two
+conditions are compared, both are held against the same rest of the paragraph. These baselines have no likelihoods of their own:
+likelihoods are teacher-forced, so that the break alone, from the next token on, is the same thing.
 """
 
 import dataclasses
@@ -25,8 +26,8 @@ from tqdm.auto import tqdm
 
 from sepcap.evaluation.likelihood import log_likelihoods
 from sepcap.evaluation.sampling import sampled
-from sepcap.evaluation.texts import Embedder, get_embedder
-from sepcap.experiments.paragraphs_conditions import OWN, Condition, Prompts, baselines, compared, donors_of, profile
+from sepcap.evaluation.texts import Fit, get_embedder, probe
+from sepcap.experiments.paragraphs_conditions import OWN, Condition, Prompts, baselines, compared, donors_of, matched, profile
 from sepcap.experiments.paragraphs_config import TRANSFERRED, Sites, TransferConfig
 from sepcap.experiments.paragraphs_result import Transfer
 from sepcap.experiments.paragraphs_tables import Found, make_tables
@@ -54,7 +55,7 @@ class TransferPlan:
         donors: whose break is patched -> its number for every text.
         likelihood: conditions whose likelihoods are measured.
         generation: conditions in which texts are generated.
-        embedder: what makes vectors of texts, and its name.
+        embedder: what makes an embedder of all texts that are compared, and its name.
         resolved: the configuration as it is stored.
     """
 
@@ -65,7 +66,7 @@ class TransferPlan:
     donors: dict[str, list[int | None]]
     likelihood: list[Condition]
     generation: list[Condition]
-    embedder: tuple[Embedder | None, str | None]
+    embedder: tuple[Fit | None, str | None]
     resolved: dict[str, Any]
 
     def rows(self, condition: Condition, first: int = 0, last: int | None = None) -> list[int]:
@@ -171,8 +172,7 @@ def plan_transfer(model: Any, source: Any, config: TransferConfig, embedder: Any
         generation += [c for c in layerwise if c.donor == OWN]
     _check_room(model, found, prompts, main + generation, config)
     decode = model.tokenizer.decode
-    corpus = [decode(p.following) for p in found] + [decode(p.context) for p in found]
-    used = get_embedder(embedder, corpus) if config.generate else (None, None)
+    used = get_embedder(embedder) if config.generate else (None, None)
     spelled = Counter(tuple(decode([token]) for token in p.gap) for p in found)
     resolved = dataclasses.asdict(config) | {
         **made_with(model),
@@ -184,6 +184,10 @@ def plan_transfer(model: Any, source: Any, config: TransferConfig, embedder: Any
         "breaks": [[list(tokens), n] for tokens, n in spelled.most_common()],
         "conditions": [c.name for c in main],
         "embedder": used[1],
+        # names can be alike: two functions, two folders of the same name
+        "embedder_probe": None if used[0] is None else probe(used[0]),
+        "intervals": "Student's t over texts",
+        "donors": matched(found, donors),
         "passages": hashlib.sha256(repr(found).encode()).hexdigest()[:16],
     }
     return TransferPlan(config, model, found, prompts, donors, main + layerwise, generation, used, resolved)
@@ -347,4 +351,3 @@ class _Batch:
             sources = [plan.prompts.source(p) for p in givers]
             self._taken[donor] = texts, take(plan.model, sources, [len(p.gap) for p in givers], points)
         return self._taken[donor]
-

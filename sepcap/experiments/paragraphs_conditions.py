@@ -1,5 +1,7 @@
 """What is compared in a transfer through the paragraph break: prompts, what is patched into them, and from where (METHODS 14)."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +51,12 @@ class Condition:
 
     @property
     def slug(self) -> str:
-        """A name for a folder."""
-        return "-".join([self.name, self.donor or "nobody", *map(str, self.layers)]).replace(" ", "-")
+        """A name for a folder, short however many layers there are."""
+        layers = self.layers
+        parts = [f"{layers[0]}-to-{layers[-1]}"] if layers else []
+        if layers != tuple(range(layers[0], layers[-1] + 1) if layers else ()):
+            parts.append(hashlib.sha256(repr(layers).encode()).hexdigest()[:12])
+        return "-".join([self.name, self.donor or "nobody", *parts]).replace(" ", "-")
 
 
 def compared(layers: tuple[int, ...], donors: Sequence[str]) -> list[Condition]:
@@ -85,8 +91,8 @@ def patched_name(layers: tuple[int, ...]) -> str:
 def donors_of(passages: Sequence[Passage], seed: int) -> dict[str, list[int | None]]:
     """Whose break is patched into each text: its own, another's of the same kind, another's of another kind; None where there is none.
 
-    Among texts of a kind whose breaks are spelled with the same tokens, every text gives to one and takes from another; only a text whose
-    break nobody else spells so takes from any of its kind.
+    Among texts of a kind whose breaks are spelled with the same tokens, every text gives to one and takes from another; only where no other
+    text spells its break so, it is one of those that spell it differently. A text that is there twice never gives to itself.
     """
     rng = np.random.default_rng(seed)
     another: list[int | None] = [None] * len(passages)
@@ -94,11 +100,15 @@ def donors_of(passages: Sequence[Passage], seed: int) -> dict[str, list[int | No
     for i, p in enumerate(passages):
         alike.setdefault((p.kind, p.gap), []).append(i)
     for group in alike.values():
-        order = rng.permutation(group)
-        # one cycle through all of them
-        for i, j in zip(order.tolist(), np.roll(order, 1).tolist(), strict=True):
-            of_kind = [k for k, p in enumerate(passages) if p.kind == passages[i].kind and k != i]
-            another[i] = j if i != j else _any(rng, of_kind, passages, i)
+        order = rng.permutation(group).tolist()
+        times = Counter(passages[i].context for i in order)
+        place = {context: k for k, context in enumerate(times)}
+        # the same texts stand together; moved on by the length of the longest run, nobody meets its own, unless that is over half of all
+        together = sorted(order, key=lambda i: place[passages[i].context])
+        for i, j in zip(together, np.roll(together, max(times.values())).tolist(), strict=True):
+            another[i] = j
+            if _same(passages[i], passages[j]):
+                another[i] = _any(rng, [k for k, p in enumerate(passages) if p.kind == passages[i].kind], passages, i)
     other: list[int | None] = [
         _any(rng, [k for k, q in enumerate(passages) if q.kind != p.kind], passages, i) for i, p in enumerate(passages)
     ]
@@ -106,10 +116,22 @@ def donors_of(passages: Sequence[Passage], seed: int) -> dict[str, list[int | No
     return {name: whose for name, whose in found.items() if any(j is not None for j in whose)}
 
 
-def _any(rng: np.random.Generator, others: list[int], passages: Sequence[Passage], i: int) -> int | None:
-    """One of the others, of those with the same tokens as break where there are such."""
-    same = [j for j in others if passages[j].gap == passages[i].gap] or others
-    return int(rng.choice(same)) if same else None
+def _same(a: Passage, b: Passage) -> bool:
+    """Whether two sources are the same tokens up to the end of the break, and so bring the same."""
+    return (a.context, a.gap) == (b.context, b.gap)
+
+
+def _any(rng: np.random.Generator, among: list[int], passages: Sequence[Passage], i: int) -> int | None:
+    """One that is another text, of those with the same tokens as break where there are such."""
+    others = [j for j in among if not _same(passages[i], passages[j])]
+    alike = [j for j in others if passages[j].gap == passages[i].gap] or others
+    return int(rng.choice(alike)) if alike else None
+
+
+def matched(passages: Sequence[Passage], donors: dict[str, list[int | None]]) -> dict[str, dict[str, int]]:
+    """Whose break -> how many texts have such a donor, and of how many it spells the break with other tokens."""
+    pairs = {name: [(p, passages[j]) for p, j in zip(passages, whose, strict=True) if j is not None] for name, whose in donors.items()}
+    return {name: {"texts": len(of), "spelled otherwise": sum(p.gap != q.gap for p, q in of)} for name, of in pairs.items() if name != OWN}
 
 
 @dataclass(frozen=True)

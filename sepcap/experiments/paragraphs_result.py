@@ -1,13 +1,12 @@
 """What a transfer through the paragraph break found."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
 
-from sepcap.experiments.paragraphs_conditions import ALONE, MISMATCHED, NEUTRAL, ORIGINAL, OTHER_KIND, TRANSFERRED
-from sepcap.experiments.result import StudyResult
+from sepcap.experiments.paragraphs_conditions import ALONE, DONORS, MISMATCHED, NEUTRAL, ORIGINAL, OTHER_KIND, TRANSFERRED
+from sepcap.experiments.result import Figures, StudyResult
 
 SITES_IN_WORDS = {"mlp": "mlp neurons", "attn_pre_out": "attention pre-out", "resid": "the residual stream"}
 
@@ -22,7 +21,8 @@ class Transfer(StudyResult):
     Attributes:
         config: what was done; with model, versions, the texts and how their breaks are spelled.
         tables: `differences`, paired: kind of text, metric, condition, against which other one, difference with the ends `low` and
-            `high` of its 95% bootstrap interval over texts, and for likelihoods the `share` of what the whole context gains.
+            `high` of its 95% interval (Student's t over texts), and for likelihoods the `share` of what the whole context gains, NaN where
+            the interval of that gain is not above 0.
             `values`: mean, its interval and median of every metric in every condition. `layers`: gain in nats per token over the break
             alone with each layer alone, the first or the last ones patched; from the own break, from another's, and the difference.
             `positions`: the same gain by where in the paragraph the token stands. `likelihood`: per text (total nats, tokens in
@@ -36,7 +36,7 @@ class Transfer(StudyResult):
 
     STUDY: ClassVar[str] = "transfer"
     TITLE: ClassVar[str] = "How much of the next paragraph does its break know?"
-    FIGURES: ClassVar[Mapping[str, tuple[str, str]]] = {
+    FIGURES: ClassVar[Figures] = {
         "layers": ("Likelihood gained by patching one layer, the first or the last ones", "transfer_layers"),
         "distances": ("Distance of generated texts from the true paragraph", "transfer_distances"),
         "positions": ("Likelihood gained over the paragraph", "transfer_positions"),
@@ -76,19 +76,30 @@ class Transfer(StudyResult):
 
     def _likelihood(self) -> str:
         own, whole = self.difference("nats", TRANSFERRED), self.difference("nats", ORIGINAL)
+        said = f"Log-likelihood of the true next paragraph, patched minus break alone: {_signed(own)} nats per token"
+        if pd.notna(own["share"]):
+            low, high = own["share_low"], own["share_high"]
+            return f"{said}, {own['share']:.0%} [{low:.0%}, {high:.0%}] of what the whole context gains ({_signed(whole)})."
+        if pd.isna(whole["low"]):
+            return f"{said}; the whole context: {_signed(whole)}."
         return (
-            f"Log-likelihood of the true next paragraph, patched minus break alone: {_signed(own)} nats per token, "
-            f"{own['share']:.0%} [{own['share_low']:.0%}, {own['share_high']:.0%}] of what the whole context gains ({_signed(whole)})."
+            f"{said}; the whole context gains nothing here that could be told from 0 ({_signed(whole)}), so that there is no share of it."
         )
 
     def _control(self) -> str:
         if MISMATCHED not in self.config["conditions"]:
-            return "There is no control: of a single text no other break can be patched."
+            return "There is no control: there is no other text of the same kind whose break could be patched."
         control, over = self.difference("nats", MISMATCHED), self.difference("nats", TRANSFERRED, MISMATCHED)
         said = f"Patched from the break of another text of the same kind instead: {_signed(control)}"
         if OTHER_KIND in self.config["conditions"]:
             said += f", of another kind {_signed(self.difference('nats', OTHER_KIND))}"
-        return f"{said}; own minus another's, the part that is about this text: {_signed(over)}."
+        said += f"; own minus another's, the part that is about this text: {_signed(over)}."
+        texts, of = self.config["texts"], self.config.get("donors", {}).get(DONORS[MISMATCHED], {})
+        if missing := texts - of.get("texts", texts):
+            said += f" {missing} of {texts} texts have no such donor."
+        if otherwise := of.get("spelled otherwise", 0):
+            said += f" In {otherwise} of {of['texts']} texts that donor spells its break with other tokens."
+        return said
 
     def _best_layer(self) -> list[str]:
         layers: Any = self.tables["layers"]
@@ -112,17 +123,34 @@ class Transfer(StudyResult):
         table: Any = self.tables["values"]
         metric = "distance" if (table["metric"] == "distance").any() else "overlap"
         of_all = table[(table["kind"] == "all") & (table["metric"] == metric)].set_index("condition")
-        names = [name for name in of_all.index if not name.startswith("layer")]
+        names = [name for name in of_all.index if not name.startswith("layer") and of_all.loc[name, "given"] == 0]
         medians = ", ".join(f"{name} {of_all.loc[name, 'median']:.3f}" for name in names)
         called = f"cosine distance by {self.config['embedder']}" if metric == "distance" else "overlap (F1 of tokens)"
         change = self.difference(metric, TRANSFERRED)
-        said = f"Generated texts, median {called}: {medians}. Transferred minus break alone, mean: {_signed(change)}"
+        said = f"Generated texts, median {called} to the whole paragraph: {medians}. Transferred minus break alone, mean: {_signed(change)}"
         if MISMATCHED in self.config["conditions"]:
             said += f"; minus mismatched: {_signed(self.difference(metric, TRANSFERRED, MISMATCHED))}"
-        return [f"{said}."]
+        return [f"{said}.", *self._given(of_all, metric)]
+
+    def _given(self, values: Any, metric: str) -> list[str]:
+        """The baselines that are given tokens, which are held against less than the whole paragraph."""
+        asked = [k for k in sorted(self.config["given"]) if k]
+        said = []
+        for k in (k for k in asked if f"given {k}" in values.index):
+            row = values.loc[f"given {k}"]
+            fewer = f", {row['texts']} texts" if row["texts"] < self.config["texts"] else ""
+            less = _signed(self.difference(metric, TRANSFERRED, f"given {k}"))
+            said.append(f"{k} given {row['median']:.3f} (transferred minus that, mean on the same rest: {less}{fewer})")
+        left = [str(k) for k in asked if f"given {k}" not in values.index]
+        sentences = [f"Against what was not given alone, median: {'; '.join(said)}."] if said else []
+        if left:
+            sentences.append(f"Left out, because no paragraph is longer: {', '.join(left)} tokens given.")
+        return sentences
 
 
 def _signed(row: Any) -> str:
+    if pd.isna(row["low"]):
+        return f"{row['difference']:+.3f} (one text, no interval)".replace("-", "−")
     return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]".replace("-", "−")
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from scipy.special import stdtrit
 from torch import Tensor
 
-from sepcap.evaluation.texts import Embedder, bigrams_found, cosine_distance, embed, unigram_f1
+from sepcap.evaluation.texts import Fit, bigrams_found, cosine_distance, embed, unigram_f1
 from sepcap.experiments.paragraphs_conditions import (
     ANOTHER,
     DONORS,
@@ -31,7 +31,6 @@ from sepcap.tasks.passages import Passage
 ALL = "all"
 """Name of the group of all kinds of text together."""
 
-REPLICAS = 2_000
 EDGES = (0, 1, 2, 5, 10, 20, 40, 80, 160, 320)
 """Positions in the paragraph at which a new group of positions begins."""
 CHUNK = 512
@@ -64,7 +63,7 @@ def make_tables(
     donors: dict[str, list[int | None]],
     config: TransferConfig,
     resolved: dict[str, Any],
-    embedder: Embedder | None,
+    embedder: Fit | None,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Tensor]]:
     """The tables and tensors of a `Transfer`; see there."""
     kinds = [p.kind for p in passages]
@@ -94,24 +93,42 @@ def make_tables(
     return tables, {"log_likelihood": log_likelihood}
 
 
-def interval(total: Float[np.ndarray, " text"], weight: Float[np.ndarray, " text"], seed: int = 0) -> tuple[float, float, float]:
-    """Σ total / Σ weight, and the ends of its 95% bootstrap interval over texts (NaN of a single text)."""
+Interval = tuple[float, float, float]
+"""An estimate and the ends of its 95% interval, NaN where there are fewer than two texts."""
+
+
+def interval(total: Float[np.ndarray, " text"], weight: Float[np.ndarray, " text"]) -> Interval:
+    """Σ total / Σ weight with the 95% interval of Student's t over texts.
+
+    With equal weights that is the interval of a mean; with others, the ratio's residuals total − ratio · weight take the place of the
+    deviations from the mean.
+    """
     n = len(total)
-    # a share of nothing is NaN: weights can be differences, too
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = float(total.sum() / weight.sum())
-        if n < 2:
-            return mean, float("nan"), float("nan")
-        drawn = _draws(n, seed)
-        replicas = (drawn @ total) / (drawn @ weight)
-    low, high = np.percentile(replicas[np.isfinite(replicas)], [2.5, 97.5]) if np.isfinite(replicas).any() else (np.nan, np.nan)
-    return mean, float(low), float(high)
+    ratio = float(total.sum() / weight.sum()) if n else float("nan")
+    if n < 2:
+        return ratio, float("nan"), float("nan")
+    half = _t(n) * float((total - ratio * weight).std(ddof=1)) / (np.sqrt(n) * float(weight.mean()))
+    return ratio, ratio - half, ratio + half
 
 
-@lru_cache(maxsize=4)
-def _draws(n: int, seed: int) -> np.ndarray:
-    """How often each of n texts is drawn, in every replica."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=REPLICAS).astype(np.float64)
+def share(part: Float[np.ndarray, " text"], whole: Float[np.ndarray, " text"]) -> Interval:
+    """Σ part / Σ whole with its 95% interval by Fieller: all shares r at which part − r · whole has an interval around 0.
+
+    NaN where the interval of the whole itself touches 0 or lies below it: of nothing there is no share.
+    """
+    n = len(part)
+    if not interval(whole, np.ones(n))[1] > 0:
+        return float("nan"), float("nan"), float("nan")
+    x, w = float(part.mean()), float(whole.mean())
+    spread = np.cov(part, whole) * _t(n) ** 2 / n
+    a, b, c = w * w - spread[1, 1], x * w - spread[0, 1], x * x - spread[0, 0]
+    root = np.sqrt(max(b * b - a * c, 0.0))
+    return x / w, float((b - root) / a), float((b + root) / a)
+
+
+def _t(n: int) -> float:
+    """The 97.5% point of Student's t of n texts."""
+    return float(stdtrit(n - 1, 0.975))
 
 
 def _groups(table: Any) -> Iterator[tuple[str, Any]]:
@@ -178,7 +195,7 @@ def differences(measured: pd.DataFrame) -> pd.DataFrame:
                 row |= {"difference": mean, "low": low, "high": high}
                 if metric == "nats" and against == NEUTRAL and (ORIGINAL, 0) in by:
                     whole = (by[ORIGINAL, 0].loc[both, "total"] - b.loc[both, "total"]).to_numpy(float)
-                    row |= dict(zip(("share", "share_low", "share_high"), interval(change, whole), strict=True))
+                    row |= dict(zip(("share", "share_low", "share_high"), share(change, whole), strict=True))
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -215,6 +232,8 @@ def _positions(found: dict[Condition, dict[int, np.ndarray]], main: list[Conditi
     for condition in (c for c in main if c.name != NEUTRAL):
         for first, end in pairwise(edges):
             gains = {i: x[first:end] - neutral[i][first:end] for i, x in found[condition].items() if len(x) > first}
+            if not gains:
+                continue
             table = pd.DataFrame({"kind": [kinds[i] for i in gains], "total": [g.sum() for g in gains.values()]})
             table["weight"] = [len(g) for g in gains.values()]
             for kind, group in _groups(table):
@@ -243,7 +262,7 @@ def _scores(
     passages: Sequence[Passage],
     tokenizer: Any,
     config: TransferConfig,
-    embedder: Embedder | None,
+    embedder: Fit | None,
 ) -> pd.DataFrame:
     """How like the rest of the paragraph every text is; those with nothing given away are also held against the rest of the baselines."""
     rows, written, true = [], [], []
@@ -260,10 +279,11 @@ def _scores(
                     written.append(_decoded(tokenizer, ids))
                     true.append(_decoded(tokenizer, rest))
     distances: list[np.ndarray] = []
+    vectors_of = None if embedder is None else embedder(sorted({*written, *true}))
     for start in range(0, len(rows), CHUNK):
         part = slice(start, start + CHUNK)
-        if embedder is not None:
-            vectors = embed(embedder, written[part] + true[part])
+        if vectors_of is not None:
+            vectors = embed(vectors_of, written[part] + true[part])
             distances.append(cosine_distance(vectors[: len(vectors) // 2], vectors[len(vectors) // 2 :]))
     table = pd.DataFrame(rows)
     table["distance"] = np.concatenate(distances) if distances else np.nan

@@ -8,7 +8,7 @@ import torch
 from conftest import VOCABULARY, tiny_tokenizer
 
 from sepcap.evaluation import texts
-from sepcap.evaluation.texts import TF_IDF_NAME, bigrams_found, cosine_distance, embed, get_embedder, unigram_f1
+from sepcap.evaluation.texts import TF_IDF_NAME, bigrams_found, cosine_distance, embed, get_embedder, probe, unigram_f1
 
 CORPUS = ["the quick brown fox", "the lazy dog", "the end"]
 
@@ -22,7 +22,8 @@ def test_cosine_distance_by_hand():
 def test_tf_idf_is_that_of_scikit_learn_and_says_what_it_is():
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    embedder, name = get_embedder("tf-idf", CORPUS)
+    fit, name = get_embedder("tf-idf")
+    embedder = fit(CORPUS)
     assert name == TF_IDF_NAME
     assert "no sentence embeddings" in name
     found = embed(embedder, ["quick fox", "nothing known", "the fox, the fox"])
@@ -39,9 +40,9 @@ def test_tf_idf_is_that_of_scikit_learn_and_says_what_it_is():
 
 def test_without_a_model_at_hand_auto_is_tf_idf_by_name(monkeypatch):
     monkeypatch.setattr(texts, "SENTENCES", "nobody/has-this-model")
-    assert get_embedder("auto", CORPUS)[1] == TF_IDF_NAME
+    assert get_embedder("auto")[1] == TF_IDF_NAME
     monkeypatch.setattr(texts, "find_spec", lambda name: None)
-    assert get_embedder("auto", CORPUS)[1] == TF_IDF_NAME
+    assert get_embedder("auto")[1] == TF_IDF_NAME
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +66,9 @@ def sentences(tmp_path_factory):
 def test_a_sentence_transformers_folder_gives_the_mean_of_its_token_vectors(sentences):
     from transformers import AutoModel
 
-    embedder, name = get_embedder(sentences, CORPUS)
+    fit, name = get_embedder(sentences)
     assert name == "sentences"
-    found = embed(embedder, ["the quick fox", "dog", "the quick fox"])
+    found = embed(fit([]), ["the quick fox", "dog", "the quick fox"])
     assert found.shape == (3, 16)
     np.testing.assert_array_equal(found[0], found[2])
     bert = AutoModel.from_pretrained(sentences).eval()
@@ -79,18 +80,18 @@ def test_a_sentence_transformers_folder_gives_the_mean_of_its_token_vectors(sent
 
 def test_auto_takes_the_sentence_model_where_it_lies_on_the_machine(sentences, monkeypatch):
     monkeypatch.setattr(texts, "SENTENCES", str(sentences))
-    assert get_embedder("auto", CORPUS)[1] == str(sentences)
+    assert get_embedder("auto")[1] == str(sentences)
 
 
 def test_what_is_not_there_is_an_error_that_names_the_way_out(monkeypatch, tmp_path):
     with pytest.raises(OSError, match=r"embedder='nobody/none' .*'tf-idf' needs no model"):
-        get_embedder("nobody/none", CORPUS)
+        get_embedder("nobody/none")
     monkeypatch.setattr(texts, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"sepcap\[embeddings\]"):
-        get_embedder("nobody/none", CORPUS)
+        get_embedder("nobody/none")
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
     with pytest.raises(ImportError, match=r"sepcap\[embeddings\]"):
-        get_embedder("tf-idf", CORPUS)
+        get_embedder("tf-idf")
 
 
 def test_a_function_embeds_each_text_once_and_is_checked():
@@ -100,9 +101,9 @@ def test_a_function_embeds_each_text_once_and_is_checked():
         asked.extend(batch)
         return [[len(text), 1] for text in batch]
 
-    embedder, name = get_embedder(lengths, [])
+    fit, name = get_embedder(lengths)
     assert name == "function lengths"
-    np.testing.assert_array_equal(embed(embedder, ["aa", "b", "aa"]), [[2, 1], [1, 1], [2, 1]])
+    np.testing.assert_array_equal(embed(fit([]), ["aa", "b", "aa"]), [[2, 1], [1, 1], [2, 1]])
     assert asked == ["aa", "b"]
     for wrong in (lambda batch: [1.0] * len(batch), lambda batch: [[1.0]], lambda batch: [[np.nan]] * len(batch)):
         with pytest.raises(ValueError, match="one vector of finite numbers for each"):
@@ -110,7 +111,31 @@ def test_a_function_embeds_each_text_once_and_is_checked():
 
 
 def test_nothing_is_embedded_where_nobody_asks():
-    assert get_embedder(None, CORPUS) == (None, None)
+    assert get_embedder(None) == (None, None)
+
+
+def test_a_probe_tells_embedders_apart_by_what_they_do(sentences, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    def of(embedder):
+        return probe(get_embedder(embedder)[0])
+
+    assert of(lambda batch: [[len(text), 1] for text in batch]) == of(lambda batch: [[3.0 * len(text), 3.0] for text in batch])
+    assert of(lambda batch: [[len(text), 1] for text in batch]) != of(lambda batch: [[len(text), -1] for text in batch])
+    assert len(of(lambda batch: [[0.0]] * len(batch))) == 16
+    with pytest.raises(ValueError, match="one vector of finite numbers"):
+        of(lambda batch: [[1.0]])
+    # a folder of the same name with other weights
+    assert of(sentences) == of(sentences)
+    other = shutil.copytree(sentences, tmp_path / "sentences")
+    (path,) = other.rglob("model.safetensors")
+    weights = load_file(path)
+    name = next(key for key in weights if "word_embeddings" in key)
+    save_file({**weights, name: weights[name].flip(0)}, path, {"format": "pt"})
+    assert get_embedder(other)[1] == get_embedder(sentences)[1]
+    assert of(other) != of(sentences)
 
 
 def test_overlap_by_hand():

@@ -2,20 +2,22 @@
 
 import dataclasses
 import json
+import math
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
-from conftest import CONTEXT
+from conftest import CONTEXT, tiny_tokenizer
 
 import sepcap
 from sepcap.experiments import paragraphs
 from sepcap.experiments.paragraphs import Transfer, execute, plan_transfer, transfer
-from sepcap.experiments.paragraphs_conditions import donors_of
+from sepcap.experiments.paragraphs_conditions import Condition, compared, donors_of, matched, profile
 from sepcap.experiments.paragraphs_config import TransferConfig
-from sepcap.experiments.paragraphs_tables import differences, interval, values
+from sepcap.experiments.paragraphs_tables import _scores, differences, interval, share, values
 from sepcap.tasks.passages import Passage, draw_passages
 
 TEXTS = ["XYZVW\n\nQRSTUV", "KLMNO\n\nABCDEFG", "HIJK\n\n01234", "56789\n\nZYXWV"]
@@ -150,6 +152,52 @@ def test_donors_are_other_texts_of_the_kind_each_used_once():
     assert list(donors_of(texts[:1], 0)) == ["own"]
 
 
+def test_a_text_that_is_there_twice_is_never_its_own_control():
+    def made(*contexts, gap=(9,)):
+        return [Passage(tuple(map(ord, context)), gap, (2, i)) for i, context in enumerate(contexts)]
+
+    for seed in range(5):
+        texts = made(*"aabbbcd")
+        another = donors_of(texts, seed)["another"]
+        assert sorted(another) == list(range(7))  # none is over half of all: each still gives to one
+        assert all(texts[i].context != texts[j].context for i, j in enumerate(another))
+        texts = made(*"aaaab")
+        another = donors_of(texts, seed)["another"]
+        assert another[:4] == [4] * 4
+        assert another[4] in range(4)
+    # of three copies and one that spells its break otherwise, the copies have that one alone
+    texts = made(*"aaa") + made("b", gap=(8, 8))
+    donors = donors_of(texts, 0)
+    assert donors["another"][:3] == [3, 3, 3]
+    assert matched(texts, donors) == {"another": {"texts": 4, "spelled otherwise": 4}}
+    assert list(donors_of(made(*"aaa"), 0)) == ["own"]
+
+
+def test_copies_of_a_text_alone_have_no_control_and_that_is_said(tiny_opt):
+    found = transfer(tiny_opt, [TEXTS[0]] * 3, generate=False, profile="none", paragraph_tokens=5)
+    assert found.config["conditions"] == ["original", "transferred", "neutral"]
+    assert "There is no control: there is no other text" in " ".join(found.summary())
+
+
+def test_the_summary_says_how_many_donors_spell_the_break_otherwise(tiny_opt):
+    def made(context, gap, kind="k"):
+        return Passage((40, context), gap, (50, 51, 52), kind)
+
+    texts = [made(4, (9,)), made(5, (9,)), made(6, (8, 9)), made(7, (9,), "alone")]
+    said = " ".join(transfer(tiny_opt, texts, generate=False, profile="none").summary())
+    assert "In 1 of 3 texts that donor spells its break with other tokens" in said
+    assert "1 of 4 texts have no such donor" in said
+
+
+def test_names_of_parts_stay_short_with_many_layers():
+    many = tuple(range(200))
+    conditions = [*compared(many, ["own", "another"]), *profile(many, ["own", "another"]).values()]
+    conditions += [Condition("transferred", "own", layers) for layers in (many[::2], many[1::2], (0, 1, 3), (0, 2, 3), (0, 3))]
+    slugs = {c: c.slug for c in conditions}
+    assert max(map(len, slugs.values())) < 60
+    assert len(set(slugs.values())) == len(slugs)
+
+
 def test_differences_are_paired_on_the_same_rest_of_the_paragraph():
     rows = []
     for text in range(3):
@@ -174,14 +222,103 @@ def test_differences_are_paired_on_the_same_rest_of_the_paragraph():
 
 
 def test_intervals_weigh_texts_by_their_tokens():
+    values = np.random.default_rng(0).normal(0.3, 1, size=6)
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval()
+    np.testing.assert_allclose(interval(7 * values, np.full(6, 7.0)), (values.mean(), *expected))
     mean, low, high = interval(np.array([2.0, 9.0]), np.array([1.0, 3.0]))
     assert mean == 11 / 4
-    # the replicas are (2, 2), (2, 9), (9, 9) with probability 1/4, 1/2, 1/4
-    assert (low, high) == (2, 3)
-    normal = np.random.default_rng(0).normal(size=400)
-    mean, low, high = interval(normal, np.ones(400))
-    assert (high - low) / 2 == pytest.approx(1.96 * normal.std() / 20, rel=0.1)
-    assert all(map(np.isnan, interval(np.array([1.0]), np.array([1.0]))[1:]))
+    # residuals 2 − 11/4 and 9 − 33/4 are ∓3/4; t of one degree of freedom is tan(0.475 π); the mean weight is 2
+    half = math.tan(0.475 * math.pi) * 0.75 * math.sqrt(2) / (math.sqrt(2) * 2)
+    np.testing.assert_allclose((low, high), (mean - half, mean + half))
+    for few in ([], [1.0]):
+        assert all(map(np.isnan, interval(np.array(few), np.array(few))[1:]))
+
+
+@pytest.mark.parametrize("n", [3, 8, 24])
+def test_intervals_and_shares_hold_what_they_promise_with_few_texts(n):
+    """Of intervals over texts drawn anew, 95% hold the true value: a bootstrap's hold it in 75% of draws of three texts."""
+    rng, draws = np.random.default_rng(n), 3000
+    held, shares = 0, []
+    for _ in range(draws):
+        weight = rng.integers(40, 49, size=n).astype(float)
+        total = weight * rng.normal(0.1, 0.3, size=n)
+        _, low, high = interval(total, weight)
+        held += low <= 0.1 <= high
+        whole = rng.normal(3, 1, size=n)
+        _, low, high = share(0.4 * whole + rng.normal(0, 0.5, size=n), whole)
+        if np.isfinite(low):
+            shares.append(low <= 0.4 <= high)
+    # four standard deviations of a binomial, and one in a hundred for the tokens' not being equally many
+    allowed = 4 * math.sqrt(0.95 * 0.05 / draws) + 0.01
+    assert abs(held / draws - 0.95) < allowed
+    assert len(shares) > draws / 3
+    assert abs(np.mean(shares) - 0.95) < allowed
+
+
+def test_a_share_is_all_those_at_which_nothing_is_left():
+    part, whole = np.array([1.0, 0.2, 0.9, 0.4]), np.array([2.0, 1.1, 1.4, 1.8])
+    ratio, low, high = share(part, whole)
+    assert ratio == pytest.approx(part.sum() / whole.sum())
+    for end in (low, high):
+        ends = scipy.stats.ttest_1samp(part - end * whole, 0).confidence_interval()
+        assert min(abs(ends.low), abs(ends.high)) < 1e-9
+    np.testing.assert_allclose(share(whole, whole), 1)
+    # nothing to have a share of: an interval that touches 0, lies below it, or is not there
+    for nothing in ([0.1, -0.1, 0.2, -0.2], [-1.0, -1.1, -1.2, -1.0], [0.0, 0.0, 0.0, 0.0]):
+        assert np.isnan(share(part, np.array(nothing))).all()
+    assert np.isnan(share(part[:1], whole[:1])).all()
+
+
+def test_where_the_whole_context_gains_nothing_no_share_is_told(result):
+    table = result.tables["differences"].copy()
+    row = (table["condition"] == "original") & (table["metric"] == "nats")
+    table.loc[row, ["difference", "low", "high"]] = [-0.006, -0.02, 0.01]
+    table.loc[:, ["share", "share_low", "share_high"]] = np.nan
+    said = " ".join(dataclasses.replace(result, tables={**result.tables, "differences": table}).summary())
+    assert "the whole context gains nothing here that could be told from 0 (−0.006 [−0.020, +0.010])" in said
+    assert "%" not in said
+    assert "nan" not in said
+
+
+def test_medians_against_the_whole_paragraph_stand_apart_from_those_against_its_rest(tiny_opt):
+    found = transfer(tiny_opt, [*TEXTS[:3], "56789\n\nZY"], **{**OPTIONS, "given": (0, 1, 3, 40)})
+    whole, rest, left = found.summary()[-3:]
+    assert "to the whole paragraph: original" in whole
+    assert "given" not in whole
+    assert rest.startswith("Against what was not given alone, median: 1 given ")
+    less = found.difference("distance", "transferred", "given 3")
+    assert f"mean on the same rest: {less['difference']:+.3f}".replace("-", "−") in rest
+    assert ", 3 texts)" in rest  # the fourth paragraph has but two tokens
+    assert left == "Left out, because no paragraph is longer: 40 tokens given."
+
+
+def test_words_that_only_generated_texts_have_count_in_tf_idf():
+    """A word that no true text has makes what was written longer, and so less like the paragraph."""
+    from sepcap.evaluation.texts import get_embedder
+
+    tokenizer = tiny_tokenizer()
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    source = [Passage((40,), (41,), tuple(ids("the quick fox"))), Passage((42,), (41,), tuple(ids("the lazy dog")))]
+    fit = get_embedder("tf-idf")[0]
+    found = {Condition("neutral"): {0: [ids("the quick self")], 1: [ids("the lazy dog")]}}
+    distances = _scores(found, source, tokenizer, TransferConfig(given=(0,)), fit)["distance"]
+    # three texts, as one of the four is there twice: all have "the", two "quick", one each of the other words
+    quick, alone = math.log(4 / 3) + 1, math.log(4 / 2) + 1
+    assert distances[0] == pytest.approx(1 - (1 + quick**2) / (1 + quick**2 + alone**2))
+    assert distances[1] == pytest.approx(0)
+
+
+def test_a_finished_folder_does_not_answer_for_another_embedder_of_the_same_name(tiny_opt, tmp_path):
+    options = {**OPTIONS, "profile": "none", "given": (0,), "out": tmp_path / "run"}
+    by_length = transfer(tiny_opt, TEXTS, **{**options, "embedder": lambda texts: [[len(t), 1] for t in texts]})
+    assert by_length.config["embedder"] == "function <lambda>"
+    again = transfer(tiny_opt, TEXTS, **{**options, "embedder": lambda texts: [[2 * len(t), 2] for t in texts]})
+    same(again, by_length)  # vectors of the same direction: the same distances
+    with pytest.raises(FileExistsError, match="embedder_probe"):
+        transfer(tiny_opt, TEXTS, **{**options, "embedder": lambda texts: [[t.count("o"), 1] for t in texts]})
 
 
 @pytest.mark.parametrize(
