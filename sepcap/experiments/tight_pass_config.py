@@ -1,5 +1,6 @@
 """What a study of the Jacobians of attention or mlp blocks measures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,11 @@ EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23}
 
 THRESHOLDS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """Shares of the largest singular value at which ranks are reported beside the one asked for, those above rounding."""
+
+
+def counted(n: int, name: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{n:,} {name}{'' if n == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,15 @@ class TightPassConfig:
     """Rows of tokens, and so Jacobians per layer; intervals are over rows."""
     method: Method = "auto"
     """"exact": the whole Jacobian and all its singular values. "randomized": the `k` leading ones, by products alone.
-    "auto": exact where that needs at most 256 MiB."""
+    "auto": exact where that needs at most 256 MiB. Randomised, the rank is often only a lower bound (`at_least`): to settle it takes as
+    many products, and as much memory, as "exact"."""
     k: int = 64
     """Leading singular values where the method is randomised."""
     tolerance: float = 1e-3
-    """Share of itself within which every leading value is to be known where the method is randomised."""
+    """Where the method is randomised, it ends when some singular value of the Jacobian is known to lie within this share of every one
+    of the `k` that were found, or after 12 blocks of directions; the distances that are then known are the tensors `_errors`. This does
+    not bound the error at a place: where many values lie close together, some may be passed over, and those after them count up too
+    early. The true value at a place is at least the one found and, but for a probability of 10^-10, at most √(found² + remainder²)."""
     threshold: float = 1e-3
     """Singular values above this share of the largest count into the rank. One in a thousand is above what rounding leaves in
     float32, so that both precisions give the same rank."""
@@ -69,8 +79,8 @@ class TightPassConfig:
         """
         if self.layer == "all":
             return tuple(range(n_layers))
-        chosen = [self.layer] if isinstance(self.layer, int) else self.layer
-        if isinstance(chosen, str) or not all(isinstance(layer, int) for layer in chosen) or not len(chosen):
+        chosen = self.layer if isinstance(self.layer, Sequence) else [self.layer]
+        if isinstance(chosen, str) or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in chosen) or not chosen:
             raise ValueError(f"layer={self.layer!r}: give a number, several, or 'all'")
         for layer in chosen:
             if not 0 <= layer < n_layers:

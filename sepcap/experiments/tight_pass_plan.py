@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.tight_pass_config import TightPassConfig
+from sepcap.experiments.tight_pass_config import TightPassConfig, counted
 from sepcap.models.forward import device_of
 from sepcap.models.kinds import kind_of
 from sepcap.models.load import DTYPES
@@ -66,16 +66,24 @@ class TightPassPlan:
         """What will be computed and what it takes, in one sentence; the time is that of a few products here, which are made for it."""
         c, size = self.config, self.resolved["size"]
         how = "the whole matrix" if self.method == "exact" else f"the {min(c.k, size)} leading values by products alone"
-        memory = bytes_needed(self.method, c, size, self.resolved["d_model"])
+        whole = bytes_needed("exact", c, size, self.resolved["d_model"])
+        switched = c.method == "auto" and self.method == "randomized"
+        seconds, working = self._measured()
+        memory = bytes_needed(self.method, c, size, self.resolved["d_model"]) + working
         return (
-            f"{self.model.cfg.model_name}: {self.jacobians} Jacobians ({len(self.layers)} layers, {len(self.rows)} rows"
-            f"{', trained and random weights' if c.control else ''}) of {size:,} x {size:,} numbers, {_megabytes(size**2 * _itemsize(c))} "
-            f"each if written out; {how}: {'' if self.method == 'exact' else 'at most '}{self.products:,} products per Jacobian, "
-            f"{_megabytes(memory)} at once, about {self.jacobians * self._seconds() / 60:.2g} minutes"
+            f"{self.model.cfg.model_name}: {counted(self.jacobians, 'Jacobian')} ({counted(len(self.layers), 'layer')}, "
+            f"{counted(len(self.rows), 'row')}{', trained and random weights' if c.control else ''}) of {size:,} x {size:,} numbers, "
+            f"{_megabytes(size**2 * _itemsize(c))} each if written out; {how}"
+            + (f" (method='auto': all would need {_megabytes(whole)}; ranks can be lower bounds only)" if switched else "")
+            + f": {'' if self.method == 'exact' else 'at most '}{self.products:,} products per Jacobian, {_megabytes(memory)} at once, "
+            f"{_megabytes(working)} of it for the products that are made together, about {self.jacobians * seconds / 60:.2g} minutes"
         )
 
-    def _seconds(self) -> float:
-        """Seconds per Jacobian, from a few products and a small decomposition: the latter grows with the third power."""
+    def _measured(self) -> tuple[float, int]:
+        """Seconds per Jacobian, and bytes for the products made together.
+
+        The time is that of a few products and a small decomposition: the latter grows with the third power.
+        """
         c, size = self.config, self.resolved["size"]
         ids, kept = self.rows[0]
         with block_part(self.model, self.layers[0], c.part, ids, kept, norm=c.norm, dtype=DTYPES[c.dtype]) as part:
@@ -93,7 +101,8 @@ class TightPassPlan:
             torch.linalg.svdvals(matrix)
             small = time.perf_counter() - started
         decompose = small * (width / probe) ** 3 * (size // width) if self.method == "exact" else 0.0
-        return self.products * per_product + decompose
+        together = min(c.k + OVERSAMPLE, size) if self.method == "randomized" else width
+        return self.products * per_product + decompose, part.product_bytes * min(together, chunk_of(part.product_bytes, size))
 
 
 def plan_tight_pass(model: Any, config: TightPassConfig) -> TightPassPlan:

@@ -237,6 +237,120 @@ def test_the_summary_says_the_numbers(found):
     assert "TightPass" in repr(found)
 
 
+@pytest.fixture(scope="module")
+def coarse_and_exact():
+    """Three layers of the embedded model with far fewer directions than pass, and the same Jacobians whole."""
+    torch.set_num_threads(1)
+    model, options = sepcap.load_model(device="cpu"), {"tokens": 2, "rows": 2}
+    return [sepcap.tight_pass(model, [2, 4], "attn", **options, **how) for how in ({"method": "randomized", "k": 8}, {"method": "exact"})]
+
+
+def test_ranks_that_are_lower_bounds_are_neither_compared_nor_ranked(coarse_and_exact):
+    coarse, exact = coarse_and_exact
+    both = coarse.by_layer.merge(exact.by_layer, on=["weights", "layer"], suffixes=("", "_true"))
+    assert both["at_least"].all()
+    assert (both["rank"] < both["rank_true"]).all()
+    assert both[["rank_low", "rank_high"]].isna().all(axis=None)
+    assert coarse.against_control()[["difference", "low", "high"]].isna().all(axis=None)
+    said = " ".join(coarse.summary())
+    assert "narrowest" not in said
+    assert "With random weights the rank" not in said
+    lowest, highest = coarse.tables["jacobians"]["rank"].agg(["min", "max"])
+    assert f"is not settled: in 8 of 8 Jacobians it is only known to be at least {lowest} to {highest}" in said
+    for how in ("method='exact'", "a larger k (here 8)", "a larger threshold", "fewer tokens"):
+        assert how in said
+    assert "With random weights the rank" in " ".join(exact.summary())
+
+
+def test_what_is_compared_instead_is_what_the_exact_method_finds(coarse_and_exact):
+    coarse, exact = coarse_and_exact
+    assert "The layer with the lowest stable rank is 2" in " ".join(coarse.summary())
+    table, true = coarse.tables["jacobians"], exact.tables["jacobians"]["stable_rank"]
+    assert (table["stable_rank_error"] > 0).all()
+    # 10 directions estimate what is missed: a t distribution with 9 degrees of freedom, beyond 5 once in 700
+    assert ((table["stable_rank"] - true).abs() < 5 * table["stable_rank_error"] + 1e-3 * true).all()
+    got, expected = coarse.against_control("stable_rank"), exact.against_control("stable_rank")
+    np.testing.assert_allclose(got["difference"], expected["difference"], rtol=0.05)
+
+
+def test_ranks_are_compared_at_the_threshold_where_all_are_settled(tiny_opt, letters):
+    options = {"task": letters, "tokens": 3, "rows": 2, "threshold": 1e-6}
+    free, exact = (sepcap.tight_pass(tiny_opt, "all", "attn", method=method, k=40, **options) for method in ("randomized", "exact"))
+    assert exact.settled_threshold == 1e-6
+    ranks = free.tables["ranks"]
+    ranks.loc[ranks["threshold"] < 1e-2, "at_least"] = True
+    free.tables["jacobians"]["at_least"] = True
+    assert free.settled_threshold == 1e-2
+    np.testing.assert_array_equal(free.at(1e-2).by_layer["rank"], exact.at(1e-2).by_layer["rank"])
+    np.testing.assert_allclose(free.at(1e-2).against_control()["low"], exact.at(1e-2).against_control()["low"])
+    said = free.summary()
+    assert "At 0.01 of the largest every rank is settled" in said[2]
+    assert said[3].startswith("The narrowest layer")
+    assert list(free.at(1e-2).tables["jacobians"]) == list(free.tables["jacobians"])
+    values = exact.tensors["trained"][0, 0]
+    assert exact.at(0.1).tables["jacobians"]["rank"][0] == (values > 0.1 * values[0]).sum()
+    with pytest.raises(ValueError, match=r"threshold=0\.3 is not reported; give one of 0\.1, 0\.01"):
+        exact.at(0.3)
+
+
+def test_no_interval_reaches_beyond_what_is_possible(found):
+    for column, value in (("rank", [93, 93, 60]), ("stable_rank", [1.1, 1.1, 9.0])):
+        tables = {name: table.copy() for name, table in found.tables.items()}
+        tables["jacobians"].loc[:2, column] = value
+        line = TightPass(found.config, tables, found.tensors).by_layer.iloc[0]
+        _, low, high = mean_and_interval(value)
+        assert (line[f"{column}_low"], line[f"{column}_high"]) == pytest.approx((max(low, 1), min(high, 93)))
+        assert low < 1 or high > 93
+
+
+def test_the_sentences_of_one_layer_one_row_and_of_nothing(tiny_opt, letters):
+    one = plan_tight_pass(tiny_opt, make_config(layer=0, task=letters, tokens=1, rows=1, control=False))
+    assert "1 Jacobian (1 layer, 1 row) of" in one.cost()
+    said = " ".join(measure_tight_pass(one).summary())
+    assert "at 1 token, 1 row of" in said
+    assert "The only layer is 0: rank" in said
+    with torch.no_grad():
+        tiny_opt.blocks[0].attn.W_O.zero_()
+    empty = " ".join(sepcap.tight_pass(tiny_opt, 0, "attn", task=letters, **SMALL).summary())
+    assert "The only layer is 0: nothing passes it." in empty
+    with_control = " ".join(sepcap.tight_pass(tiny_opt, "all", "attn", task=letters, tokens=2, rows=1).summary())
+    assert "The narrowest layer is 0: nothing passes it." in with_control
+    assert "one row of tokens gives no interval" in with_control
+    assert not any("nan" in text for text in (said, empty, with_control))
+
+
+def test_what_it_takes_is_said_before_it_is_done_also_where_auto_switches(opt, letters, monkeypatch, tmp_path, caplog):
+    from sepcap.experiments import tight_pass_plan
+
+    said = []
+    real = module._spectrum
+    monkeypatch.setattr(module, "_spectrum", lambda *args: (said.append("computed"), real(*args))[1])
+    options = {"task": letters, **SMALL, "rows": 1, "out": tmp_path / "study"}
+    sepcap.tight_pass(opt, 0, say=said.append, **options)
+    assert said[1:] == ["computed"]
+    # 96 products together, each of 4 positions that every one of 4 heads weighs 4 times, and 8 times the width, in float64
+    working = 96 * 8 * 4 * (4 * 4 * 4 + 8 * D)
+    assert f"{working / 1e6:,.3g} MB of it for the products that are made together" in said[0]
+    assert f"{(working + 3 * 8 * 96 * 96) / 1e6:,.3g} MB at once" in said[0]
+    assert "method='auto'" not in said[0]
+    sepcap.tight_pass(opt, 0, say=said.append, **options)
+    assert said[2:] == [f"{tmp_path / 'study'} is finished; nothing is computed again"]
+    monkeypatch.setattr(tight_pass_plan, "EXACT_BYTES", 1)
+    with caplog.at_level("INFO", logger="sepcap"):
+        sepcap.tight_pass(opt, 0, k=2, **(options | {"out": None}))
+    assert "the 2 leading values by products alone (method='auto': all would need 0.221 MB; ranks can be lower bounds" in caplog.text
+
+
+def test_every_jacobian_has_random_directions_of_its_own(opt, letters, monkeypatch):
+    seeds, real = [], module.leading_values
+    monkeypatch.setattr(module, "leading_values", lambda *args, **how: (seeds.append(how["seed"]), real(*args, **how))[1])
+    options = {"task": letters, "method": "randomized", "k": 2, "tokens": 2, "rows": 2}
+    for _ in range(2):
+        sepcap.tight_pass(opt, "all", "attn", **options)
+    assert seeds[:8] == seeds[8:]
+    assert len(set(seeds)) == 8
+
+
 def test_a_masked_model_is_measured_without_its_special_tokens(tmp_path, letters):
     from encoders import save_masked
 
@@ -285,6 +399,8 @@ def test_a_mixture_of_experts_says_what_it_cannot(tmp_path, letters):
         ({"layer": 2}, IndexError, "layer=2 does not exist: the model has layers 0 to 1"),
         ({"layer": "first"}, ValueError, "layer='first'"),
         ({"layer": []}, ValueError, r"layer=\[\]"),
+        ({"layer": True}, ValueError, "layer=True: give a number, several, or 'all'"),
+        ({"layer": [0, False]}, ValueError, r"layer=\[0, False\]"),
         ({"tokens": 40}, ValueError, "context=41"),
         ({"thresold": 0.1}, ValueError, "Did you mean 'threshold'"),
     ],
