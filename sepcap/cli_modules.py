@@ -46,7 +46,7 @@ class Overlaps(OverlapConfig):
         import sepcap
 
         model = sepcap.load_model(self.model)
-        show(sepcap.overlaps(model, config_in(OverlapConfig, self), out=self.out), self.out)
+        show(sepcap.overlaps(model, config_in(OverlapConfig, self), out=self.out, say=print), self.out)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CrossTask(CrossTaskConfig):
         import sepcap
 
         model = sepcap.load_model(self.model)
-        show(sepcap.cross_task(model, config_in(CrossTaskConfig, self), out=self.out), self.out)
+        show(sepcap.cross_task(model, config_in(CrossTaskConfig, self), out=self.out, say=print), self.out)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class CrossChecks(CrossChecksConfig):
         import sepcap
 
         model = sepcap.load_model(self.model)
-        show(sepcap.cross_checks(model, config_in(CrossChecksConfig, self), out=self.out), self.out)
+        show(sepcap.cross_checks(model, config_in(CrossChecksConfig, self), out=self.out, say=print), self.out)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from sepcap.experiments.several_tasks import WHOLE, Interval, Lesions, NamedTask
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.overlap import overlap
 from sepcap.selection.score import Scores, random_scores
+
+OTHER_TEXTS = "1 step, other texts"
+"""The run of "step-size" that says what other documents alone change."""
 
 Tables = dict[str, pd.DataFrame]
 Rows = dict[str, dict[str, np.ndarray]]
@@ -128,29 +131,29 @@ def _table(bench: Bench, sets: Mapping[str, NeuronSet], jobs: Sequence[tuple[str
 def step_size(bench: Bench) -> Tables:
     """Runs that end with equally many neurons gone, in few large and in many small steps; statistics are collected again at every step.
 
-    One more run in a single step collects from other documents: two sets that differ no more than that differ by chance.
+    Each task of the pair is pruned. One more run in a single step collects from other documents: two sets that differ no more than
+    that differ by chance.
     """
-    config, (forget, retain) = bench.config, bench.tasks.names
+    config, table, pairs = bench.config, [], []
     n = equal_number(config, bench.neurons)
-    runs = {f"{k} step{'s' * (k > 1)}": _run(bench, n, k) for k in config.steps}
-    runs["1 step, other texts"] = _run(bench, n, 1, seed=1 + max(config.seeds))
     randoms = {f"steps-random-{n}-{seed}": bench.random(n, seed) for seed in config.seeds}
-    rows = bench.rows(randoms)
-    for label, run in runs.items():
-        for role, task in zip(ROLES, (forget, retain), strict=True):
-            rows[task][label] = run.rows(role)[-1]
-    first = next(iter(runs))
-    table = [
-        {"run": label, "steps": run.config["steps"], "n": n, "fraction": n / bench.neurons, "evaluated": task}
-        | of_task.columns(label, list(randoms))
-        | of_task.difference(label, [first]).columns("minus_first")
-        for task, of_task in bench.relative(rows).items()
-        for label, run in runs.items()
-    ]
-    pairs = []
-    for one, other in combinations(runs, 2):
-        total = overlap(runs[one].neurons(), runs[other].neurons()).query("layer.isna()").drop(columns="layer")
-        pairs.append(total.assign(first=one, second=other))
+    of_random = bench.rows(randoms)
+    for pruned, retain in permutations(bench.tasks.names):
+        runs = {f"{k} step{'s' * (k > 1)}": _run(bench, pruned, n, k) for k in config.steps}
+        runs[OTHER_TEXTS] = _run(bench, pruned, n, 1, seed=1 + max(config.seeds))
+        roles = zip(ROLES, (pruned, retain), strict=True)
+        rows = {task: of_random[task] | {label: run.rows(role)[-1] for label, run in runs.items()} for role, task in roles}
+        first = next(iter(runs))
+        table += [
+            {"pruned": pruned, "run": label, "steps": run.config["steps"], "n": n, "fraction": n / bench.neurons, "evaluated": task}
+            | of_task.columns(label, list(randoms))
+            | of_task.difference(label, [first]).columns("minus_first")
+            for task, of_task in bench.relative(rows).items()
+            for label, run in runs.items()
+        ]
+        for one, other in combinations(runs, 2):
+            total = overlap(runs[one].neurons(), runs[other].neurons()).query("layer.isna()").drop(columns="layer")
+            pairs.append(total.assign(pruned=pruned, first=one, second=other))
     overlaps = pd.concat(pairs, ignore_index=True)
     return {"steps": pd.DataFrame(table), "step_overlaps": overlaps.assign(log10_p_corrected=bonferroni(overlaps["log10_p"]))}
 
@@ -171,15 +174,16 @@ def equal_number(config: CrossChecksConfig, neurons: int) -> int:
     return n
 
 
-def _run(bench: Bench, n: int, steps: int, seed: int = 0) -> Run:
-    config = bench.config
-    forget, retain = (replace(task, name=name) for name, task in bench.tasks.by_name.items())
+def _run(bench: Bench, pruned: str, n: int, steps: int, seed: int = 0) -> Run:
+    config, names = bench.config, bench.tasks.names
+    side = names.index(pruned)
+    forget, retain = (replace(bench.tasks.by_name[name], name=name) for name in (names[side], names[1 - side]))
     same = {name: getattr(config, name) for name in ("importance", "tokens", "eval_tokens", "batch_size", "context")}
     pruning = PruningConfig(
         forget=forget, retain=retain, fractions={config.site: n / steps / bench.neurons}, steps=steps, seed=seed, **same
     )
-    run = execute(plan(bench.model, pruning), bench.lesions.pieces.folder / "runs" / f"{steps}-steps-seed-{seed}")
-    bench.bar.update()
+    run = execute(plan(bench.model, pruning), bench.lesions.pieces.folder / "runs" / f"forget-{side}" / f"{steps}-steps-seed-{seed}")
+    bench.bar.update(steps + 1)
     return run
 
 

@@ -1,7 +1,9 @@
 """A selection looked at from its other side: kept alone, in small steps, layer by layer, and against the opposite direction."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,8 +11,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from sepcap.experiments.cross_check_parts import Bench, Tables, equal_number, keep_only, layers, meeting, step_size
+from sepcap.experiments.cross_check_parts import OTHER_TEXTS, Bench, Tables, equal_number, keep_only, layers, meeting, step_size
 from sepcap.experiments.neuron_sets_config import OTHERS, CrossChecksConfig
+from sepcap.experiments.overlaps import told_p
 from sepcap.experiments.result import Figures, StudyResult, as_json
 from sepcap.experiments.several_tasks import Lesions, NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
 from sepcap.models.load import load_model
@@ -18,6 +21,8 @@ from sepcap.models.sites import check_deletion, site_shape
 from sepcap.selection.neurons import how_many
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context
+
+log = logging.getLogger(__name__)
 
 PARTS: dict[str, Callable[[Bench], Tables]] = {"keep-only": keep_only, "step-size": step_size, "layers": layers, "meeting": meeting}
 """Every check by its name in the configuration."""
@@ -33,9 +38,9 @@ class CrossChecks(StudyResult):
         config: the resolved configuration.
         tables: of the checks that were made.
             "keep_only": kept (whose neurons), fraction, n: all others of the site are deleted.
-            "steps": run, steps, n: accuracies at the end of runs that end with equally many neurons gone; minus_first is the difference
-            to the run with the fewest steps. "step_overlaps": the sets of every two runs, with the columns of
-            `sepcap.selection.overlap.overlap` and `log10_p_corrected` (Bonferroni over these pairs).
+            "steps": pruned, run, steps, n: accuracies at the end of runs that end with equally many neurons gone; minus_first is the
+            difference to the run with the fewest steps. "step_overlaps": pruned, and the sets of every two runs, with the columns of
+            `sepcap.selection.overlap.overlap` and `log10_p_corrected` (Bonferroni over all pairs of both tasks).
             "layers": pruned (whose neurons), layers (how many, from the last), first_layer, n.
             "curves": pruned, fraction, n: accuracies of both tasks along both directions. "shared": neurons in both selections and in
             neither. "meeting": what, value, low, high, random, random_low, random_high (lowest and highest seed).
@@ -51,6 +56,7 @@ class CrossChecks(StudyResult):
     FIGURES: ClassVar[Figures] = {
         "keep-only": ("Only the selected neurons kept", "cross_checks_keep"),
         "step-size": ("Small steps against large ones", "cross_checks_steps"),
+        "step-overlaps": ("The same neurons in small and in large steps", "cross_checks_step_overlaps"),
         "layers": ("Layer by layer from the last", "cross_checks_layers"),
         "curves": ("Accuracy along both directions", "cross_checks_curves"),
         "meeting": ("Where both directions meet", "cross_checks_meeting"),
@@ -72,7 +78,9 @@ class CrossChecks(StudyResult):
 
 
 def _with_interval(row: Mapping[Any, Any], name: str) -> str:
-    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+    # + 0.0: no minus before what rounds to nothing
+    value, low, high = (f"{round(row[name + end], 2) + 0.0:.2f}".replace("-", "−") for end in ("", "_low", "_high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _said_of_keep(result: CrossChecks) -> list[str]:
@@ -81,33 +89,35 @@ def _said_of_keep(result: CrossChecks) -> list[str]:
     # where half or just under it is kept: what is kept and what goes are equally many
     fraction = float(at[np.abs(at - 0.5).argmin()])
     said = []
-    for kept in result.pair:
+    for kept, other in permutations(result.pair):
         rows = table.query("kept == @kept and fraction == @fraction").to_dict("records")
-        words = "; ".join(f"{r['evaluated']} {_with_interval(r, 'relative')} (random {_with_interval(r, 'random')})" for r in rows)
+        words = "; ".join(
+            f"{r['evaluated']} {_with_interval(r, 'relative')} (with as many random neurons kept {_with_interval(r, 'random')})"
+            for r in rows
+        )
         said.append(
-            f"With only the {100 * fraction:.3g}% of {result.config['site']} neurons kept that matter most for {kept}: {words} is left."
+            f"With only the {100 * fraction:.3g}% of {result.config['site']} neurons kept that have the highest scores for {kept} against "
+            f"{other}, of {result.config['metric']} is left: {words}."
         )
     return said
 
 
 def _said_of_steps(result: CrossChecks) -> list[str]:
     table, overlaps = result.tables["steps"], result.tables["step_overlaps"]
-    runs = list(dict.fromkeys(table["run"]))
-    first, last = runs[0], runs[-2]
-    pairs = {(row["first"], row["second"]): row for row in overlaps.to_dict("records")}
-    small, noise = pairs.get((first, last)), pairs[(first, runs[-1])]
-    n = int(table["n"].iloc[0])
-    said = []
-    if small is not None:
-        said.append(
-            f"{n:,} neurons gone in {first} and in {last} are {100 * small['share']:.0f}% the same ({small['ratio']:.1f} times chance, "
-            f"corrected p = 10^{small['log10_p_corrected']:.0f}); of a single step on other texts {100 * noise['share']:.0f}%."
+    first, *others = dict.fromkeys(table["run"])
+    last, n, said = ([first, *others])[-2], int(table["n"].iloc[0]), []
+    for pruned in result.pair:
+        pairs = overlaps.query("pruned == @pruned and first == @first").set_index("second").to_dict("index")
+        same = "; ".join(
+            f"in {first} and in {other} {100 * pairs[other]['share']:.0f}% ({pairs[other]['ratio']:.1f} times chance, corrected p "
+            f"{told_p(pairs[other]['log10_p_corrected'])})"
+            for other in dict.fromkeys((*(() if last == first else (last,)), OTHER_TEXTS))
         )
-    for row in table.query("run == @last").to_dict("records"):
-        said.append(
-            f"{row['evaluated']} after {last}: {_with_interval(row, 'relative')} is left, {_with_interval(row, 'minus_first')} "
-            f"more than after {first}; with as many random neurons gone {_with_interval(row, 'random')}."
-        )
+        said.append(f"Of {n:,} neurons gone for {pruned} are the same {same}.")
+        for row in table.query("pruned == @pruned and run == @last").to_dict("records"):
+            left, random = (_with_interval(row, name) for name in ("relative", "random"))
+            less = "" if last == first else f"; minus what is left after {first}, {_with_interval(row, 'minus_first')}"
+            said.append(f"{row['evaluated']} after {last} for {pruned}: {left} is left, with as many random neurons gone {random}{less}.")
     return said
 
 
@@ -162,14 +172,15 @@ class CrossChecksPlan:
             "keep-only": len(c.fractions) * each,
             "meeting": len(c.fractions) * each,
             "layers": site_shape(self.model, c.site)[0] * each,
-            "step-size": len(c.seeds) + sum(c.steps) + 1 + len(c.steps) + 1,
+            # a run of k steps evaluates k + 1 times; one more run of a single step; from both sides
+            "step-size": len(c.seeds) + 2 * (sum(c.steps) + len(c.steps) + 2),
         }
         return 1 + sum(of_check[check] for check in c.checks)
 
     def tokens(self) -> int:
         """Tokens that go through the model."""
         collected = sum(sample.tokens for sample in self.collect.values())
-        again = sum(self.config.steps) + 1 if "step-size" in self.config.checks else 0
+        again = 2 * (sum(self.config.steps) + 1) if "step-size" in self.config.checks else 0
         return collected * (1 + again) + self.sets() * sum(sample.tokens for sample in self.evaluate.values())
 
     def cost(self) -> str:
@@ -202,12 +213,18 @@ def plan_cross_checks(model: Any, config: CrossChecksConfig) -> CrossChecksPlan:
     return CrossChecksPlan(config, model, tasks, collect, evaluate, made)
 
 
-def cross_checks(model: Any = None, config: CrossChecksConfig | None = None, *, out: str | Path | None = None) -> CrossChecks:
+def cross_checks(
+    model: Any = None,
+    config: CrossChecksConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    say: Callable[[str], None] = log.info,
+) -> CrossChecks:
     """Look at the neurons selected for a task, and for another one against it, from their other side.
 
     "keep-only": delete all but the selected neurons of the site, and evaluate both tasks. "step-size": compare the sets and accuracies
-    of pruning runs with few large and many small steps, at equal numbers gone; of the forget task only. "layers": delete the same
-    share of the last layer, the last two, and so on. "meeting": where the selections, the accuracies and the trajectories of both
+    of pruning runs with few large and many small steps, at equal numbers gone. "layers": delete the same share of the last layer,
+    the last two, and so on. "meeting": where the selections, the accuracies and the trajectories of both
     directions meet. All against as many random neurons. The model is given back with the weights it came with. With `out`, every
     evaluation and every step is written before the next begins: the same call goes on where an interrupted one stopped.
 
@@ -215,6 +232,7 @@ def cross_checks(model: Any = None, config: CrossChecksConfig | None = None, *, 
         model: what `load_model` returns; default is to load `config.model`.
         config: what to do.
         out: folder of the study; without one, nothing is kept.
+        say: receives what is about to happen and cost, before it does.
 
     Returns:
         CrossChecks with `.tables`, `.summary()` and `.figure(check)`.
@@ -233,7 +251,9 @@ def cross_checks(model: Any = None, config: CrossChecksConfig | None = None, *, 
     config = config or CrossChecksConfig()
     prepared = plan_cross_checks(load_model(config.model) if model is None else model, config)
     with study_folder(out, CrossChecks, prepared.resolved) as pieces:
-        if is_finished(pieces):
+        finished = is_finished(pieces)
+        say(f"{out} is finished; nothing is computed again" if finished else prepared.cost())
+        if finished:
             return CrossChecks.load(pieces.folder)
         statistics = statistics_of(prepared.model, prepared.collect, (config.site,), pieces.folder / "statistics", config.batch_size)
         scores = scores_of(statistics, prepared.tasks, config.importance)

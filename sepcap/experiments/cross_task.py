@@ -1,5 +1,6 @@
 """Accuracy on every task after each one is pruned to a target, against as many random neurons (METHODS 5, 12)."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from sepcap.models.sites import check_deletion, site_shape
 from sepcap.selection.score import Scores
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context
+
+log = logging.getLogger(__name__)
 
 
 class CrossTask(StudyResult):
@@ -187,7 +190,9 @@ def plan_cross_task(model: Any, config: CrossTaskConfig) -> CrossTaskPlan:
     return CrossTaskPlan(config, model, tasks, collect, evaluate, made)
 
 
-def cross_task(model: Any = None, config: CrossTaskConfig | None = None, *, out: str | Path | None = None) -> CrossTask:
+def cross_task(
+    model: Any = None, config: CrossTaskConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = log.info
+) -> CrossTask:
     """Prune every task by itself to a target accuracy, and measure what is left of all of them.
 
     The neurons of a task are ranked once, by its score against the common retain task or against all other tasks together; the n
@@ -198,6 +203,7 @@ def cross_task(model: Any = None, config: CrossTaskConfig | None = None, *, out:
         model: what `load_model` returns; default is to load `config.model`.
         config: what to do.
         out: folder of the study; without one, nothing is kept.
+        say: receives what is about to happen and cost, before it does.
 
     Returns:
         CrossTask with `.matrix()`, `.tables`, `.summary()` and `.figure()`.
@@ -216,7 +222,9 @@ def cross_task(model: Any = None, config: CrossTaskConfig | None = None, *, out:
     config = config or CrossTaskConfig()
     prepared = plan_cross_task(load_model(config.model) if model is None else model, config)
     with study_folder(out, CrossTask, prepared.resolved) as pieces:
-        if is_finished(pieces):
+        finished = is_finished(pieces)
+        say(f"{out} is finished; nothing is computed again" if finished else prepared.cost())
+        if finished:
             return CrossTask.load(pieces.folder)
         statistics = statistics_of(prepared.model, prepared.collect, (config.site,), pieces.folder / "statistics", config.batch_size)
         scores = scores_of(statistics, prepared.tasks, config.importance)

@@ -177,7 +177,7 @@ def check_whole_numbers(name: str, values: Any, *, least: int = 0, fewest: int =
         fewest: how many there are at least.
     """
     _check_several(name, values, fewest)
-    if not all(isinstance(value, Integral) and value >= least for value in values):
+    if not all(isinstance(value, Integral) and int(value) >= least for value in values):
         raise ValueError(f"{name}={values!r}: give a tuple of whole numbers, {least} or more")
 
 

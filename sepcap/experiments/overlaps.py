@@ -17,13 +17,14 @@ from torch import Tensor
 
 from sepcap.experiments.neuron_sets_config import OverlapConfig
 from sepcap.experiments.result import Figures, Pieces, StudyResult, as_json
-from sepcap.experiments.several_tasks import NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
+from sepcap.experiments.several_tasks import NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder, without_gaps
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
 from sepcap.models.untrained import untrained
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.overlap import overlap
 from sepcap.selection.score import Scores
+from sepcap.storage import html_card
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context
 
@@ -89,6 +90,10 @@ class Overlaps(StudyResult):
             raise ValueError(f"no scores {missing[0]!r} in this study; there are {held}")
         return Scores({site: self.tensors[key] for site, key in keys.items()}).top(fractions)
 
+    def _repr_html_(self) -> str:
+        how = {name: self.config.get(name) for name in ("model", "tasks", "retain")}
+        return html_card("Overlaps", how | {"rows": "all layers"}, without_gaps(self.totals().drop(columns="layer").head(12)))
+
     def summary(self) -> list[str]:
         """Per site, at the smallest and the largest share: the pairs with most and least in common, against chance and the controls."""
         totals = self.totals()
@@ -109,11 +114,23 @@ class Overlaps(StudyResult):
 def _of_pair(here: pd.DataFrame, row: Any) -> str:
     control = here[(here["model"] != TRAINED) & (here["first"] == row["first"]) & (here["second"] == row["second"])]["ratio"]
     seeds = f"{len(control)} seed{'s' * (len(control) != 1)}"
-    beside = f"randomly initialised {control.min():.2f} to {control.max():.2f} times ({seeds})" if len(control) else "no control was made"
+    span = " to ".join(dict.fromkeys(f"{end:.2f}" for end in (control.min(), control.max())))
+    beside = f"randomly initialised {span} times ({seeds})" if len(control) else "no control was made"
     return (
         f"{row['first']} and {row['second']}, {row['both']:,} of {row['a']:,} ({100 * row['share']:.0f}%), {row['ratio']:.2f} times chance "
-        f"(corrected p = 10^{row['log10_p_corrected']:.1f}; {beside})"
+        f"(corrected p {told_p(row['log10_p_corrected'])}; {beside})"
     )
+
+
+def told_p(log10_p: float) -> str:
+    """A p-value in words, from its logarithm.
+
+    >>> told_p(0.0), told_p(-1.3), told_p(-412.25)
+    ('= 1', '= 0.05', '= 10^−412.2')
+    """
+    if np.isnan(log10_p):
+        return "undefined"
+    return f"= {10**log10_p:.2g}" if log10_p > -3 else f"= 10^−{-log10_p:.1f}"
 
 
 def tensor_name(model: str, task: str, site: str) -> str:
@@ -186,7 +203,9 @@ def plan_overlaps(model: Any, config: OverlapConfig) -> OverlapPlan:
     return OverlapPlan(config, tasks, samples, resolved(model, config, names, {"collect": samples}), shapes, untrained(model))
 
 
-def overlaps(model: Any = None, config: OverlapConfig | None = None, *, out: str | Path | None = None) -> Overlaps:
+def overlaps(
+    model: Any = None, config: OverlapConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = log.info
+) -> Overlaps:
     """Select the neurons of several tasks and compare every two sets, in the trained model and in randomly initialised ones.
 
     One pass per task and model; sets of all sizes are cut from the same scores. With `out`, the statistics of every task are written
@@ -196,6 +215,7 @@ def overlaps(model: Any = None, config: OverlapConfig | None = None, *, out: str
         model: what `load_model` returns; default is to load `config.model`, which then goes before the control is made.
         config: what to do.
         out: folder of the study; without one, nothing is kept.
+        say: receives what is about to happen and cost, before it does.
 
     Returns:
         Overlaps with `.table`, `.totals()`, `.neurons(task, fractions)`, `.summary()` and `.figure()`.
@@ -213,7 +233,11 @@ def overlaps(model: Any = None, config: OverlapConfig | None = None, *, out: str
     """
     config = config or OverlapConfig()
     load = partial(load_model, config.model) if model is None else lambda: model
-    return run_overlaps(load, config, out, lambda prepared, *_: log.info("%s", prepared.cost()))
+
+    def announce(prepared: OverlapPlan, _model: Any, left: int) -> None:
+        say(prepared.cost() if left else f"{out}: every task is collected; nothing goes through models again")
+
+    return run_overlaps(load, config, out, announce)
 
 
 def run_overlaps(

@@ -7,7 +7,14 @@ writes them at exactly that size. Nothing global is changed: every figure carrie
 from sepcap.plots.ablations import ablation_protocol, ablations
 from sepcap.plots.activations import activation_distributions
 from sepcap.plots.areas import areas
-from sepcap.plots.cross_checks import cross_checks_curves, cross_checks_keep, cross_checks_layers, cross_checks_meeting, cross_checks_steps
+from sepcap.plots.cross_checks import (
+    cross_checks_curves,
+    cross_checks_keep,
+    cross_checks_layers,
+    cross_checks_meeting,
+    cross_checks_step_overlaps,
+    cross_checks_steps,
+)
 from sepcap.plots.cross_task import cross_task, cross_task_bisection
 from sepcap.plots.drops import drop_against_drop, perplexity_against_perplexity
 from sepcap.plots.importance import importance_scatter
@@ -36,6 +43,7 @@ __all__ = [
     "cross_checks_keep",
     "cross_checks_layers",
     "cross_checks_meeting",
+    "cross_checks_step_overlaps",
     "cross_checks_steps",
     "cross_task",
     "cross_task_bisection",

@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.experiments.cross_check_parts import OTHER_TEXTS
 from sepcap.experiments.cross_checks import CrossChecks
+from sepcap.experiments.overlaps import told_p
+from sepcap.plots.heat import heat_panels
 from sepcap.plots.style import BLUE, FAINT, GREY, INK, SITE_NAMES, VERMILLION, capital, every, metric_name, new_figure, plain, rounded
 
 GAP = 0.16
@@ -18,7 +21,7 @@ def cross_checks_keep(result: CrossChecks, *, width: str = "column") -> go.Figur
     table = _table(result, "keep_only")
     lines = {f"kept for {task}": table[table["kept"] == task] for task in result.pair}
     x = {"title": {"text": "Neurons kept"}, "tickformat": ".0%", "range": [0, 1.03], "tickvals": [0, 0.5, 1]}
-    return _panels(result, lines, "fraction", x, width)
+    return _panels(result, lines, "fraction", x, width, random=f"{RANDOM} kept")
 
 
 def cross_checks_curves(result: CrossChecks, *, width: str = "column") -> go.Figure:
@@ -42,11 +45,13 @@ def cross_checks_layers(result: CrossChecks, *, width: str = "column") -> go.Fig
 def cross_checks_steps(result: CrossChecks, *, width: str = "column") -> go.Figure:
     """What is left of both tasks at equal numbers gone, against the number of steps; a single step on other texts is open."""
     table = _table(result, "steps")
-    same = table[~table["run"].str.contains("other")].sort_values("steps")
-    places = {steps: i for i, steps in enumerate(same["steps"].unique())}
-    other = table[table["run"].str.contains("other")].assign(steps=1)
-    ordinary = f"forget {result.pair[0]}"
-    lines = {ordinary: same.assign(place=same["steps"].map(places)), "other texts, 1 step": other.assign(place=-0.35 + places.get(1, 0))}
+    other = table["run"] == OTHER_TEXTS
+    places = {steps: i for i, steps in enumerate(sorted(table.loc[~other, "steps"].unique()))}
+    table = table.assign(place=table["steps"].map(places).where(~other, places.get(1, 0)))
+    lines = {f"forget {task}": table[~other & (table["pruned"] == task)].sort_values("steps") for task in result.pair}
+    beside = dict(zip(result.pair, (-0.4, -0.25), strict=True))
+    apart = {task: table[other & (table["pruned"] == task)] for task in result.pair}
+    open_ = {f"forget {task}, {OTHER_TEXTS}": rows.assign(place=rows["place"] + beside[task]) for task, rows in apart.items()}
     share = 100 * table["fraction"].iloc[0]
     x = {
         "title": {"text": f"Steps ({share:.3g}% gone)"},
@@ -54,7 +59,35 @@ def cross_checks_steps(result: CrossChecks, *, width: str = "column") -> go.Figu
         "tickvals": list(places.values()),
         "ticktext": [str(steps) for steps in places],
     }
-    return _panels(result, lines, "place", x, width)
+    return _panels(result, lines | open_, "place", x, width, open_=tuple(open_))
+
+
+def cross_checks_step_overlaps(result: CrossChecks, *, width: str = "column") -> go.Figure:
+    """How many neurons any two runs have in common that end with equally many gone: few large steps, many small ones, other texts.
+
+    Args:
+        result: what `sepcap.cross_checks` returns.
+        width: "column" or "page".
+    """
+    table = _table(result, "step_overlaps")
+    runs = list(dict.fromkeys([*table["first"], *table["second"]]))
+    panels = {f"forget {task}": np.full((len(runs), len(runs)), np.nan) for task in result.pair}
+    hovers = {label: [["" for _ in runs] for _ in runs] for label in panels}
+    for row in table.to_dict("records"):
+        label, i, j = f"forget {row['pruned']}", runs.index(row["first"]), runs.index(row["second"])
+        said = (
+            f"<b>{plain(label)}</b><br>{row['first']} and {row['second']}: {row['both']:,} of {row['a']:,}"
+            f"<br>{row['ratio']:.3g} times chance, p corrected {told_p(row['log10_p_corrected'])}"
+        )
+        for one, two in ((i, j), (j, i)):
+            panels[label][one, two], hovers[label][one][two] = 100 * row["share"], said
+    n, gone = int(table["a"].iloc[0]), float(table["a"].iloc[0] / table["neurons"].iloc[0])
+    what = SITE_NAMES[result.config["site"]]
+    named = ["1, other" if run == OTHER_TEXTS else run.split()[0] for run in runs]
+    return heat_panels(
+        panels, named, named, hovers=hovers, heading=f"{n:,} {what} gone; by chance {100 * gone:.3g}% the same",
+        title="The same neurons (%)", row_title="Steps", column_title="Steps", limits=(0.0, 100.0), decimals=0, width=width,
+    )  # fmt: skip
 
 
 def _table(result: CrossChecks, name: str) -> Any:
@@ -63,8 +96,17 @@ def _table(result: CrossChecks, name: str) -> Any:
     return result.tables[name]
 
 
-def _panels(result: CrossChecks, lines: Mapping[str, Any], x: str, xaxis: dict[str, Any], width: str) -> go.Figure:
-    """One panel per evaluated task; lines with 95% intervals, random neurons grey with their band."""
+def _panels(
+    result: CrossChecks,
+    lines: Mapping[str, Any],
+    x: str,
+    xaxis: dict[str, Any],
+    width: str,
+    *,
+    random: str = RANDOM,
+    open_: Sequence[str] = (),
+) -> go.Figure:
+    """One panel per evaluated task; lines with 95% intervals, random neurons grey with their band; `open_` are drawn open."""
     traces: list[Any] = []
     layout: dict[str, Any] = {"annotations": []}
     share = (1 - GAP) / 2
@@ -75,9 +117,8 @@ def _panels(result: CrossChecks, lines: Mapping[str, Any], x: str, xaxis: dict[s
         for j, (label, rows) in enumerate(lines.items()):
             here = rows[rows["evaluated"] == task]
             if j == 0:
-                traces += _band(here, x, axes, i == 0)
-            colour = (VERMILLION, BLUE)[j]
-            traces.append(_line(here, x, label, colour, axes, i == 0, task))
+                traces += _band(here, x, axes, i == 0, random)
+            traces.append(_line(here, x, label, (VERMILLION, BLUE)[j % 2], axes, i == 0, task, label in open_))
         layout[f"xaxis{key}"] = {**xaxis, "domain": [start, min(1.0, start + share)], "anchor": f"y{key}"}
         layout[f"yaxis{key}"] = {"range": [0, top], "nticks": 6, "anchor": f"x{key}", "showticklabels": i == 0}
         place = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 3}
@@ -87,31 +128,38 @@ def _panels(result: CrossChecks, lines: Mapping[str, Any], x: str, xaxis: dict[s
     return new_figure(traces, layout, width=width, plot_px=200, top=28, right=20, legend_rows=len(lines) + 2, legend_below=True)
 
 
-def _line(rows: Any, x: str, label: str, colour: str, axes: Mapping[str, str], shown: bool, task: str) -> go.Scatter:
+def _line(rows: Any, x: str, label: str, colour: str, axes: Mapping[str, str], shown: bool, task: str, open_: bool) -> go.Scatter:
     said = [
         f"<b>{plain(task)}</b>, {plain(label)}, {row['n']:,} neurons"
         f"<br>{row['relative']:.3f} left [{row['relative_low']:.3f}, {row['relative_high']:.3f}]"
         f"<br>minus random {row['minus_random']:+.3f} [{row['minus_random_low']:+.3f}, {row['minus_random_high']:+.3f}]"
         for row in rows.to_dict("records")
     ]
-    bars = {
-        "type": "data", "symmetric": False, "thickness": 1, "width": 2,
-        "array": rounded(rows["relative_high"] - rows["relative"]), "arrayminus": rounded(rows["relative"] - rows["relative_low"]),
-    }  # fmt: skip
-    alone = len(rows) == 1
-    marker = {"size": 6, "color": "white" if alone else colour, "line": {"color": colour, "width": 1.3}}
-    look = {"mode": "markers" if alone else "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": marker, "error_y": bars}
+    marker = {"size": 6, "color": "white" if open_ else colour, "line": {"color": colour, "width": 1.3}}
+    look = {"mode": "markers" if len(rows) == 1 else "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": marker}
+    look["error_y"] = _bars(rows, "relative", colour)
     told = {"name": plain(label), "legendgroup": label, "showlegend": shown, "hovertext": said, "hoverinfo": "text"}
     return go.Scatter(x=rounded(rows[x]), y=rounded(rows["relative"]), cliponaxis=False, **look, **told, **axes)
 
 
-def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool) -> list[go.Scatter]:
+def _bars(rows: Any, column: str, colour: str) -> dict[str, Any]:
+    up, down = rows[f"{column}_high"] - rows[column], rows[column] - rows[f"{column}_low"]
+    # a colour of their own: they would inherit that of the marker, which is white where it is open
+    look = {"thickness": 1, "width": 2, "color": colour}
+    return {"type": "data", "symmetric": False, "array": rounded(up), "arrayminus": rounded(down), **look}
+
+
+def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool, name: str) -> list[go.Scatter]:
     at = rounded(rows[x])
+    if len(rows) == 1:  # neither a line nor a band has an extent there
+        look = {"mode": "markers", "marker": {"color": GREY, "size": 6, "symbol": "square"}, "error_y": _bars(rows, "random", GREY)}
+        told = {"name": name, "showlegend": shown, "legendgroup": RANDOM, "hoverinfo": "skip"}
+        return [go.Scatter(x=at, y=rounded(rows["random"]), cliponaxis=False, **look, **told, **axes)]
     edge = {"x": [*at, *at[::-1]], "y": [*rounded(rows["random_high"]), *rounded(rows["random_low"])[::-1]]}
     quiet = {"legendgroup": RANDOM, "hoverinfo": "skip"}
     band = go.Scatter(**edge, mode="lines", line={"width": 0}, fill="toself", fillcolor=FAINT, showlegend=False, **quiet, **axes)
     line = {"color": GREY, "width": 1.3, "dash": "dot"}
-    return [band, go.Scatter(x=at, y=rounded(rows["random"]), mode="lines", line=line, name=RANDOM, showlegend=shown, **quiet, **axes)]
+    return [band, go.Scatter(x=at, y=rounded(rows["random"]), mode="lines", line=line, name=name, showlegend=shown, **quiet, **axes)]
 
 
 def cross_checks_meeting(result: CrossChecks, *, width: str = "column") -> go.Figure:

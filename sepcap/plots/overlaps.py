@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.errors import unknown
-from sepcap.experiments.overlaps import TRAINED, Overlaps
+from sepcap.experiments.overlaps import TRAINED, Overlaps, told_p
 from sepcap.plots.heat import heat_panels
 from sepcap.plots.style import DASHES, GREY, INK, PALETTE, SITE_NAMES, SYMBOLS, capital, every, new_figure, plain, rounded
 
@@ -102,7 +102,7 @@ def _cells(label: str, rows: Any, tasks: list[str]) -> list[list[str]]:
         said = (
             f"<b>{plain(label)}</b><br>{plain(first)} ({row['a']:,.0f}) and {plain(second)} ({row['b']:,.0f}): {row['both']:,.1f} in both"
             f"<br>{row['ratio']:.3g} times chance, IoU {row['iou']:.3g}"
-            f"<br>p = 10^{row['log10_p']:.3g}, corrected 10^{row['log10_p_corrected']:.3g}"
+            f"<br>p {told_p(row['log10_p'])}, corrected {told_p(row['log10_p_corrected'])}"
         )
         texts[tasks.index(first)][tasks.index(second)] = texts[tasks.index(second)][tasks.index(first)] = said
     return texts

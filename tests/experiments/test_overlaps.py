@@ -11,7 +11,7 @@ from scipy import stats
 
 import sepcap
 from sepcap.experiments import several_tasks
-from sepcap.experiments.overlaps import HEADS_AT, Overlaps, selected
+from sepcap.experiments.overlaps import HEADS_AT, Overlaps, selected, told_p
 from sepcap.experiments.result import load_result
 from sepcap.models.untrained import untrained
 from sepcap.models.weights import fingerprint
@@ -141,6 +141,32 @@ def test_the_model_is_not_changed_and_the_summary_says_what_was_found(trained, l
     assert f"{highest['both']} of {highest['a']}" in said
     assert f"randomly initialised {control.min():.2f} to {control.max():.2f} times (2 seeds)" in said
     assert result._repr_html_().startswith("<div>")
+    assert "NaN" not in result._repr_html_()
+    assert f"<td>{highest['ratio']:.4g}</td>" in result._repr_html_()
+    # one control is one number, no span; and a p of 1 is not a power of ten
+    alone = "\n".join(sepcap.overlaps(trained, config_of(letters, digits, sites=("mlp",), control_seeds=(0,))).summary())
+    one = result.totals().query("model == 'random weights, seed 0' and fraction == 0.125").set_index(["first", "second"])
+    assert f"randomly initialised {one.loc[(highest['first'], highest['second'])]['ratio']:.2f} times (1 seed)" in alone
+    assert "10^−0.0" not in alone
+    assert "10^0" not in alone
+
+
+def test_p_values_are_written_as_people_write_them():
+    told = {0.0: "= 1", math.log10(0.25): "= 0.25", -2.0: "= 0.01", -3.5: "= 10^−3.5", -1234.56: "= 10^−1234.6", math.nan: "undefined"}
+    assert {value: told_p(value) for value in told} == told
+
+
+def test_the_cost_is_said_before_anything_is_collected(trained, letters, digits, tmp_path, monkeypatch):
+    config = config_of(letters, digits, sites=("mlp",), control_seeds=(0, 1))
+    collected, heard, real = [], [], several_tasks.collect_sample
+    monkeypatch.setattr(several_tasks, "collect_sample", lambda *args, **kw: collected.append(1) or real(*args, **kw))
+    for _ in range(2):
+        sepcap.overlaps(trained, config, out=tmp_path / "study", say=lambda text: heard.append((text, len(collected))))
+    # four tasks in three models of 300 tokens each
+    assert [n for _, n in heard] == [0, 12]
+    assert "one, two, three against base" in heard[0][0]
+    assert "0.0036 M tokens through models" in heard[0][0]
+    assert heard[1][0].endswith("every task is collected; nothing goes through models again")
 
 
 def test_the_control_is_the_same_configuration_before_training(trained, trained_folder):

@@ -50,7 +50,8 @@ def test_a_task_lives_on_its_own_neurons_alone(halves):
         assert 0.35 < table.loc[(kept, 6, kept)]["relative"] < 0.65
     assert (table.xs(28, level="n")["relative"] == 1).all()  # all kept: nothing is gone
     # the share nearest to one half is 12 of 28
-    assert result.summary()[0].startswith("With only the 42.9% of mlp neurons kept that matter most for a: a 1.00 [1.00, 1.00]")
+    said = "With only the 42.9% of mlp neurons kept that have the highest scores for a against b, of top1 is left: a 1.00 [1.00, 1.00]"
+    assert result.summary()[0].startswith(f"{said} (with as many random neurons kept 0.")
 
 
 def test_kept_alone_a_shared_circuit_serves_both(shared):
@@ -68,16 +69,44 @@ def test_without_interaction_small_and_large_steps_take_the_same_neurons(halves,
     overlaps = result.tables["step_overlaps"]
     assert (overlaps["share"] == 1).all()
     assert (overlaps[["a", "b", "both"]] == 12).all(axis=None)
+    assert overlaps["pruned"].tolist() == ["a"] * 6 + ["b"] * 6
     np.testing.assert_allclose(overlaps["log10_p"], -math.log10(math.comb(28, 12)))
     np.testing.assert_allclose(overlaps["log10_p_corrected"], overlaps["log10_p"] + math.log10(len(overlaps)))
     table = result.tables["steps"]
     assert set(table["run"]) == {"1 step", "3 steps", "4 steps", "1 step, other texts"}
-    assert (table.query("evaluated == 'a'")["relative"] == 0).all()
-    assert (table.query("evaluated == 'b'")["relative"] == 1).all()
+    assert len(table) == 2 * 4 * 2
+    assert (table.query("evaluated == pruned")["relative"] == 0).all()
+    assert (table.query("evaluated != pruned")["relative"] == 1).all()
     assert (table["minus_first"] == 0).all()
-    run = sepcap.Run.load(tmp_path / "runs" / "3-steps-seed-0")
-    assert [len(run.neurons(step)) for step in range(4)] == [0, 4, 8, 12]
-    assert run.neurons() == halves.truth["a"]
+    for side, pruned in enumerate(("a", "b")):
+        run = sepcap.Run.load(tmp_path / "runs" / f"forget-{side}" / "3-steps-seed-0")
+        assert [len(run.neurons(step)) for step in range(4)] == [0, 4, 8, 12]
+        assert run.neurons() == halves.truth[pruned]
+    said = result.summary()
+    assert "Of 12 neurons gone for b are the same in 1 step and in 4 steps 100% (2.3 times chance, corrected p = 10^−6.4); in 1 " in said[3]
+    assert said[1].startswith("a after 4 steps for a: 0.00 [0.00, 0.00] is left, with as many random neurons gone 0.")
+    assert said[1].endswith("; minus what is left after 1 step, 0.00 [0.00, 0.00].")
+
+
+def test_a_single_number_of_steps_is_compared_with_other_texts_alone_and_the_cost_is_said_before(halves, tmp_path):
+    config, heard = config_of(halves, "step-size", gone=12 / 28, steps=(3,)), []
+    evaluated = []
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (several_tasks, pruning):
+            real = module.evaluate_sample
+            patched.setattr(module, "evaluate_sample", lambda *args, real=real, **kw: evaluated.append(1) or real(*args, **kw))
+        result = sepcap.cross_checks(halves.model, config, out=tmp_path, say=lambda text: heard.append((text, len(evaluated))))
+    # whole, two random sets, and from both sides 3 steps after step 0 and one after step 0, all on two tasks
+    assert heard == [(heard[0][0], 0)]
+    assert "15 sets evaluated" in heard[0][0]
+    assert len(evaluated) == 2 * 15
+    said = result.summary()
+    assert len(said) == 6
+    assert "and in 1 step, other texts 100%" in said[0]
+    assert not any("minus what is left" in sentence for sentence in said)
+    sepcap.cross_checks(halves.model, config, out=tmp_path, say=lambda text: heard.append((text, len(evaluated))))
+    assert "is finished; nothing is computed again" in heard[1][0]
+    assert len(evaluated) == 2 * 15
 
 
 def test_runs_end_with_equally_many_neurons():

@@ -1,5 +1,6 @@
 """Figures of overlaps, cross-task effects and cross checks: what is drawn is what the tables hold."""
 
+import itertools
 import json
 
 import numpy as np
@@ -114,16 +115,19 @@ def test_a_bisection_is_drawn_in_order_with_the_found_number_filled():
         assert filled == [pytest.approx((10 + i) / 100)]
 
 
+RUNS = ("1 step", "4 steps", "1 step, other texts")
+
+
 def checks():
     rng, tables = np.random.default_rng(1), {}
     for name, whose, extra in (
         ("keep_only", "kept", [{"fraction": f} for f in (0.1, 0.5, 1.0)]),
         ("curves", "pruned", [{"fraction": f} for f in (0.1, 0.5, 1.0)]),
         ("layers", "pruned", [{"layers": d} for d in (1, 2, 3)]),
-        ("steps", "run", [{"steps": k, "fraction": 0.2} for k in (1, 4)]),
+        ("steps", "pruned", [{"run": RUNS[i], "steps": k, "fraction": 0.2} for i, k in enumerate((1, 4, 1))]),
     ):
         rows = []
-        for who in ("1 step", "4 steps") if name == "steps" else ("<i>a</i>", "b"):
+        for who in ("<i>a</i>", "b"):
             for where in extra:
                 for evaluated in ("<i>a</i>", "b"):
                     numbers = {}
@@ -132,9 +136,9 @@ def checks():
                         numbers |= {column: value, f"{column}_low": value - 0.1, f"{column}_high": value + 0.2}
                     rows.append({whose: who, "n": 5, "evaluated": evaluated} | where | numbers)
         tables[name] = pd.DataFrame(rows)
-    steps = tables["steps"]
-    tables["steps"] = pd.concat([steps[steps["run"] == f"{k} step{'s' * (k > 1)}"].query("steps == @k") for k in (1, 4)])
-    tables["steps"] = pd.concat([tables["steps"], steps.query("steps == 1").head(2).assign(run="1 step, other texts")])
+    counts = {"neurons": 50, "a": 10, "b": 10, "both": 7, "ratio": 3.5, "log10_p_corrected": -2.0}
+    pairs = itertools.product(("<i>a</i>", "b"), itertools.combinations(RUNS, 2))
+    tables["step_overlaps"] = pd.DataFrame([{"pruned": p, "first": f, "second": s, "share": rng.random()} | counts for p, (f, s) in pairs])
     words = ["share of <i>a</i> neurons", "share of b neurons", "accuracy on <i>a</i>", "accuracy on b"]
     found = zip(words, (0.8, 0.7, 0.3, 0.2), strict=True)
     tables["meeting"] = pd.DataFrame([{"what": f"trajectories meet: {w}", "value": v, "low": v - 0.1, "high": v + 0.1} for w, v in found])
@@ -164,7 +168,7 @@ def test_the_panels_draw_both_directions_with_their_intervals_beside_random(kind
         np.testing.assert_allclose(line.x, here[x])
         np.testing.assert_allclose(line.y, here["relative"], rtol=1e-4)
         np.testing.assert_allclose(line.error_y.array, here["relative_high"] - here["relative"], rtol=1e-3)
-    random = [t for t in fig.data if t.name == "random neurons"]
+    random = [t for t in fig.data if t.name == ("random neurons kept" if kind == "keep-only" else "random neurons")]
     assert len(random) == 2
     np.testing.assert_allclose(random[0].y, rows[(rows["evaluated"] == "<i>a</i>") & (rows[whose] == "<i>a</i>")]["random"], rtol=1e-4)
 
@@ -172,9 +176,49 @@ def test_the_panels_draw_both_directions_with_their_intervals_beside_random(kind
 def test_steps_have_a_place_each_and_other_texts_an_open_point():
     fig = checks().figure("step-size")
     assert list(fig.layout.xaxis.ticktext) == ["1", "4"]
-    (point, _) = [t for t in fig.data if t.mode == "markers"]
-    assert point.marker.color == "white"
-    assert point.name == "other texts, 1 step"
+    points = [t for t in fig.data if t.mode == "markers"]
+    lines = [t for t in fig.data if t.mode == "lines+markers"]
+    assert [t.name for t in points[:2]] == ["forget &lt;i&gt;a&lt;/i&gt;, 1 step, other texts", "forget b, 1 step, other texts"]
+    assert [t.name for t in lines[:2]] == ["forget &lt;i&gt;a&lt;/i&gt;", "forget b"]
+    assert {t.marker.color for t in points} == {"white"}
+    table = checks().tables["steps"]
+    places = [(evaluated, pruned) for evaluated in ("<i>a</i>", "b") for pruned in ("<i>a</i>", "b")]
+    for (evaluated, pruned), point, line in zip(places, points, lines, strict=True):
+        here = table[(table["evaluated"] == evaluated) & (table["pruned"] == pruned)].set_index("run")
+        np.testing.assert_allclose([*line.y, *point.y], here.loc[list(RUNS), "relative"], rtol=1e-4)
+        assert list(line.x) == [0, 1]
+        assert -0.6 < point.x[0] < 0
+        # white bars on white paper are not there to be seen
+        assert point.error_y.color == line.error_y.color == line.line.color == point.marker.line.color
+        assert point.error_y.array[0] == pytest.approx(0.2, rel=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "table"), [("keep-only", "keep_only"), ("curves", "curves"), ("layers", "layers")])
+def test_a_line_of_one_point_shows_its_interval_and_that_of_random_neurons(kind, table):
+    result = checks()
+    rows = result.tables[table]
+    result.tables[table] = rows[rows["layers" if kind == "layers" else "fraction"] == (1 if kind == "layers" else 0.5)]
+    fig = result.figure(kind)
+    assert [t.mode for t in fig.data] == ["markers"] * 6
+    for t in fig.data:
+        assert t.error_y.color == t.marker.color != "white"
+    first = result.tables[table].iloc[0]
+    random = fig.data[0]
+    assert (random.y[0], random.error_y.array[0]) == pytest.approx((first["random"], first["random_high"] - first["random"]), rel=1e-3)
+
+
+def test_the_map_of_steps_has_every_two_runs_of_both_tasks():
+    result = checks()
+    fig = result.figure("step-overlaps")
+    table = result.tables["step_overlaps"]
+    for pruned, shown in zip(result.pair, heats(fig), strict=True):
+        assert np.isnan(np.diag(shown)).all()
+        for row in table[table["pruned"] == pruned].to_dict("records"):
+            i, j = RUNS.index(row["first"]), RUNS.index(row["second"])
+            assert shown[i, j] == shown[j, i] == pytest.approx(100 * row["share"], rel=1e-3)
+    assert list(fig.layout.yaxis.ticktext) == ["1", "4", "1, other"]
+    assert fig.layout.annotations[0].text == "10 MLP neurons gone; by chance 20% the same"
+    assert "7 of 10<br>3.5 times chance, p corrected = 0.01" in fig.data[0].hovertext[0][1]
 
 
 def test_trajectories_begin_at_the_unpruned_model_and_the_point_is_where_they_meet():
