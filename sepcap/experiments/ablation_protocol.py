@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 
 from sepcap.evaluation.next_token import Evaluation, evaluate_sample
 from sepcap.experiments.ablation_config import AblationProtocol
-from sepcap.experiments.ablations import balanced, fit_constants, spread
+from sepcap.experiments.ablations import balanced
+from sepcap.experiments.ablations_fit import fit_constants, spread
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import FINISHED, Figures, Shown, finish_study, open_study, study_config, write_tables
 from sepcap.interventions.ablation import ablate
@@ -108,9 +109,14 @@ class ProtocolResult(Shown):
         ]
         for row in ranked:
             spread = f" (standard deviation over seeds {row['top1_at_50_sd']:.3f})" if seeds > 1 else ""
+            area = (
+                f"the area under top-1 was {row['area']:.2f} of what nothing lost would be"
+                if np.isfinite(row["area"])
+                else "there is no area under top-1, because the model as it is has no hit to lose"
+            )
             said.append(
                 f"{row['kind']}: with half of them gone, top-1 was {row['top1_at_50']:.3f}{spread} and cross-entropy "
-                f"{row['loss_at_50']:.3f}; the area under top-1 was {row['area']:.2f} of what nothing lost would be."
+                f"{row['loss_at_50']:.3f}; {area}."
             )
         if len(ranked) > 1:
             said.append(self._ahead(ranked[0]["kind"], ranked[1]["kind"]))

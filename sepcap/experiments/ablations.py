@@ -4,7 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,19 +18,18 @@ from tqdm.auto import tqdm
 from sepcap.errors import unknown
 from sepcap.evaluation.next_token import Evaluation, evaluate_batch, most_frequent_targets
 from sepcap.experiments.ablation_config import COMPARED
+from sepcap.experiments.ablations_fit import first_layer, fit_constants, spread
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import Figures, Shown, finish_study, open_study, study_config, write_tables
+from sepcap.experiments.result import FINISHED, Figures, Shown, finish_study, open_study, study_config, write_tables
 from sepcap.interventions.ablation import ablate
-from sepcap.interventions.constants import Constants
-from sepcap.interventions.optimal import optimal_constants
 from sepcap.models.forward import Hook, device_of, measuring
-from sepcap.models.partial import Residual, logits_from, recording, residuals, starting_from
+from sepcap.models.partial import recording, starting_from
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.collect import BATCH_SIZE, collect_sample, halving_batches
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import load_tensors, save_tensors
-from sepcap.tasks.batches import Batch, TokenSample
+from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import load_task
 
@@ -37,9 +37,6 @@ Head = tuple[int, int]
 
 SUMS = "comparison.safetensors"
 """Sums per row, in the folder of a comparison."""
-
-FIT = {"steps": 10, "lr": 0.1}
-"""How "optimal" is fitted: short and gentle, because a fit to a few thousand tokens soon suits nothing but them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +101,7 @@ class AblationComparison(Shown):
     @property
     def config(self) -> dict[str, Any]:
         """All that decided about the numbers."""
-        sample = {name: value for name, value in self.before.info.items() if name != "skip_counts"}
-        return {"task": self.before.task, "targets": list(self.targets), "kinds": list(self.kinds), **sample, **self.info}
+        return _config(self.before.task, self.targets, self.kinds, self.before.info, self.info)
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -146,22 +142,25 @@ class AblationComparison(Shown):
         Raises:
             FileExistsError: the folder holds something else.
         """
+        with open_study(folder, self.STUDY, self.config) as pieces:
+            self._write(pieces.folder)
+        return Path(folder)
+
+    def _write(self, folder: Path) -> None:
         meta = {"kind": "ablations", "targets": self.targets, "kinds": self.kinds, "info": self.info}
         meta |= {"task": self.before.task, "skip_tokens": self.before.skip_tokens, "sample": self.before.info}
         tensors = {"before": torch.from_numpy(self.before.per_row), "per_row": torch.from_numpy(self.per_row)}
-        with open_study(folder, self.STUDY, self.config) as pieces:
-            save_tensors(pieces.folder / SUMS, tensors, meta)
-            write_tables(pieces.folder, self.tables)
-            finish_study(pieces.folder, self.tables)
-        object.__setattr__(self, "folder", Path(folder))
-        return Path(folder)
+        save_tensors(folder / SUMS, tensors, meta)
+        write_tables(folder, self.tables)
+        finish_study(folder, self.tables)
+        object.__setattr__(self, "folder", folder)
 
     @classmethod
     def load(cls, path: str | Path) -> "AblationComparison":
-        """Read the folder that `save` wrote, or the one file that it wrote before there were folders."""
+        """Read the folder that `save` or `out=` wrote, or the one file that was written before there were folders."""
         path = Path(path)
-        if path.is_dir():
-            study_config(path, cls.STUDY)
+        if path.is_dir() and study_config(path, cls.STUDY) and not (path / FINISHED).exists():
+            raise FileNotFoundError(f"{path} is not finished; the same call that began it makes it anew there")
         tensors, meta = load_tensors(path / SUMS if path.is_dir() else path, "ablations")
         before = Evaluation(meta["task"], tensors["before"].numpy(), tuple(meta["skip_tokens"]), meta["sample"])
         targets = tuple(None if target is None else (target[0], target[1]) for target in meta["targets"])
@@ -197,6 +196,7 @@ def compare_ablations(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     context: int | None = None,
+    out: str | Path | None = None,
 ) -> AblationComparison:
     """Ablate heads one at a time in several ways, and measure what each does to loss and top-1.
 
@@ -217,6 +217,7 @@ def compare_ablations(
         seed: of resampling.
         batch_size: rows per pass, and the rows among which "resample" draws; halved, with a warning, when memory runs out.
         context: tokens per row; default is the model's context, at most 512.
+        out: folder that the result is saved in when it is there; a finished one of the same call is read, and nothing is computed.
 
     Returns:
         AblationComparison with `.table` and `.figure()`.
@@ -224,6 +225,7 @@ def compare_ablations(
     Raises:
         ValueError: heads and neurons both, an unknown kind, too little text, a reference without histograms.
         IndexError: a head that does not exist.
+        FileExistsError: `out` holds something else, or a comparison of another configuration; nothing is computed then.
 
     Source: [PEAK] section 3, [OA]; METHODS sections 8 and 9.
 
@@ -233,15 +235,70 @@ def compare_ablations(
     task = load_task(task)
     kinds = _checked(kinds)
     targets = _targets(model, layer, head, neurons)
-    sites = tuple(dict.fromkeys(site for chosen in targets.values() for site in chosen.masks))
-    sample = sample_task(model, task, "evaluate", tokens, context)
-    fitted = {}
+    sample, collected = sample_task(model, task, "evaluate", tokens, context), None
     if set(kinds) - {"zero", "resample"} and (reference is None or "optimal" in kinds):
         collected = sample_task(model, task, "collect", reference_tokens, context)
-        if reference is None:
-            reference = collect_sample(model, collected, sites, batch_size=batch_size, histogram=True)
-        if "optimal" in kinds:
-            fitted = fit_constants(model, spread(collected, fit_tokens), targets, reference, batch_size=batch_size)
+    if reference is not None:
+        for kind in kinds:  # refuses one without histograms before anything is begun; fits start from a peak
+            ablate(model, next(iter(targets.values())), "peak" if kind == "optimal" else kind, reference=reference, seed=seed)
+    frequent = most_frequent_targets(sample)
+    info = {
+        "model": str(model.cfg.model_name),
+        "asked": sample.asked,
+        "tokens": sample.tokens,
+        "sample": sample.fingerprint,
+        "documents": list(sample.indices),
+        "skip_counts": list(frequent.values()),
+    }
+    measured: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "fit_tokens": fit_tokens, "collected": None, "reference": None}
+    if collected is not None:
+        measured["collected"] = {"tokens": collected.tokens, "sample": collected.fingerprint}
+    if reference is not None:
+        measured["reference"] = dict(reference.info)
+    if neurons is not None:
+        measured["neurons"] = {site: sha256(mask.cpu().numpy().tobytes()).hexdigest()[:16] for site, mask in neurons.masks.items()}
+    measured |= made_with(model)
+
+    def computed() -> AblationComparison:
+        before, per_row = _computed(model, sample, collected, targets, kinds, reference, fit_tokens, seed, batch_size)
+        evaluation = Evaluation(sample.task, before, tuple(frequent), info)
+        return AblationComparison(tuple(targets), kinds, evaluation, per_row, measured)
+
+    if out is None:
+        return computed()
+    with open_study(out, AblationComparison.STUDY, _config(sample.task, tuple(targets), kinds, info, measured)) as pieces:
+        if (pieces.folder / FINISHED).exists():
+            return AblationComparison.load(pieces.folder)
+        result = computed()
+        result._write(pieces.folder)
+    return result
+
+
+def _config(task: str, targets: Sequence[Head | None], kinds: Sequence[str], sample: Mapping[str, Any], info: Mapping[str, Any]) -> dict:
+    sample = {name: value for name, value in sample.items() if name != "skip_counts"}
+    return {"task": task, "targets": list(targets), "kinds": list(kinds), **sample, **info}
+
+
+def _computed(
+    model: Any,
+    sample: TokenSample,
+    collected: TokenSample | None,
+    targets: Mapping[Head | None, NeuronSet],
+    kinds: Sequence[str],
+    reference: Statistics | None,
+    fit_tokens: int,
+    seed: int,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums per row of the model as it is [row, count], and with every target ablated every way [target, kind, row, count]."""
+    fitted = {}
+    if collected is not None and reference is None:
+        sites = tuple(dict.fromkeys(site for chosen in targets.values() for site in chosen.masks))
+        reference = collect_sample(model, collected, sites, batch_size=batch_size, histogram=True)
+    if "optimal" in kinds:
+        assert collected is not None
+        assert reference is not None
+        fitted = fit_constants(model, spread(collected, fit_tokens), targets, reference, batch_size=batch_size)
 
     def one_pass(size: int) -> tuple[np.ndarray, np.ndarray]:
         jobs = []
@@ -252,23 +309,7 @@ def compare_ablations(
         return _measure(model, sample, jobs, balanced(len(sample.rows), size))
 
     before, per_row = halving_batches(one_pass, batch_size)
-    info = {
-        "model": str(model.cfg.model_name),
-        "asked": sample.asked,
-        "tokens": sample.tokens,
-        "sample": sample.fingerprint,
-        "documents": list(sample.indices),
-    }
-    frequent = most_frequent_targets(sample)
-    measured = {"seed": seed, "fit_tokens": fit_tokens, "reference": None if reference is None else dict(reference.info)}
-    measured |= made_with(model)
-    return AblationComparison(
-        tuple(targets),
-        kinds,
-        Evaluation(sample.task, before, tuple(frequent), info | {"skip_counts": list(frequent.values())}),
-        per_row.reshape(len(targets), len(kinds), *per_row.shape[1:]),
-        measured,
-    )
+    return before, per_row.reshape(len(targets), len(kinds), *per_row.shape[1:])
 
 
 def _checked(kinds: Sequence[str]) -> tuple[str, ...]:
@@ -305,20 +346,9 @@ def _targets(
     return {(at, h): NeuronSet.heads(model, [(at, h)]) for at, h in pairs}
 
 
-def first_layer(neurons: NeuronSet) -> int:
-    """The first layer in which a set has neurons."""
-    return min(layer for site in neurons.masks for layer, n in enumerate(neurons.per_layer(site)) if n)
-
-
 def balanced(rows: int, batch_size: int) -> int:
     """The batch size that spreads rows evenly over as few batches: a last batch of one row would have nothing to resample from."""
     return math.ceil(rows / math.ceil(rows / batch_size))
-
-
-def spread(sample: TokenSample, tokens: int) -> TokenSample:
-    """Rows from all over a sample, with about so many tokens: its first rows alone may all be of one document."""
-    n = min(len(sample.rows), max(1, round(len(sample.rows) * tokens / sample.tokens)))
-    return sample.take([i * len(sample.rows) // n for i in range(n)])
 
 
 def _measure(model: Any, sample: TokenSample, jobs: Sequence[tuple[int, Sequence[Hook]]], batch_size: int) -> tuple[Any, Any]:
@@ -339,38 +369,3 @@ def _measure(model: Any, sample: TokenSample, jobs: Sequence[tuple[int, Sequence
                 bar.update()
             after.append(torch.stack(sums))
     return torch.cat(before).cpu().numpy(), torch.cat(after, dim=1).cpu().numpy()
-
-
-def fit_constants(
-    model: Any, sample: TokenSample, targets: Mapping[Any, NeuronSet], reference: Statistics, *, batch_size: int
-) -> dict[Any, Constants]:
-    """The optimal constants of every target by itself, each fit running only the layers from its first one on.
-
-    Args:
-        model: a hooked model.
-        sample: the fitting data.
-        targets: name -> neurons that are ablated together.
-        reference: statistics with histograms, whose mean, median and peak a fit can start from.
-        batch_size: rows per pass; halved, with a warning, when memory runs out.
-    """
-
-    def one_pass(size: int) -> dict[Any, Constants]:
-        batches = [batch.to(device_of(model)) for batch in sample.batches(size)]
-        fitted = {}
-        with tqdm(total=len(targets), desc="fit optimal constants", leave=False, delay=2, disable=None) as bar, measuring(model):
-            # the residual streams of one layer are held at a time
-            for layer in sorted(set(map(first_layer, targets.values()))):
-                entering = {id(batch.inputs): residuals(model, batch.inputs, [layer], batch.mask)[layer] for batch in batches}
-                for name, neurons in targets.items():
-                    if first_layer(neurons) == layer:
-                        forward = partial(_from_known, model, entering)
-                        fit = optimal_constants(model, neurons, batches, reference=reference, forward=forward, quiet=True, **FIT)
-                        fitted[name] = fit.constants
-                        bar.update()
-        return fitted
-
-    return halving_batches(one_pass, batch_size)
-
-
-def _from_known(model: Any, entering: Mapping[int, Residual], batch: Batch, hooks: list[Hook]) -> Float[torch.Tensor, "batch ... out"]:
-    return logits_from(model, entering[id(batch.inputs)], batch.inputs, hooks, batch.mask)

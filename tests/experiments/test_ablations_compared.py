@@ -8,8 +8,10 @@ import torch
 
 import sepcap
 from sepcap.evaluation.next_token import COUNTS, Evaluation, evaluate_sample
+from sepcap.experiments import ablations as module
 from sepcap.experiments.ablation_config import COMPARED
-from sepcap.experiments.ablations import FIT, AblationComparison, balanced, compare_ablations, fit_constants, spread
+from sepcap.experiments.ablations import AblationComparison, balanced, compare_ablations
+from sepcap.experiments.ablations_fit import FIT, fit_constants, spread
 from sepcap.interventions.optimal import optimal_constants
 from sepcap.models.forward import logits_of
 from sepcap.selection.neurons import NeuronSet
@@ -197,6 +199,36 @@ def test_a_comparison_comes_back_from_its_file(shared, tmp_path):
     assert "zero" in back._repr_html_()
 
 
+def test_a_folder_is_written_when_all_is_there_and_read_by_the_same_call(shared, letters, tmp_path, monkeypatch):
+    model, reference, _ = shared
+    options = {"layer": 1, "head": 1, "kinds": ["zero", "peak"], "reference": reference, "tokens": 400}
+
+    def fails(*args):
+        raise RuntimeError("computed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "_measure", fails)
+        with pytest.raises(RuntimeError, match="computed"):
+            compare_ablations(model, letters, **options, out=tmp_path / "c")
+    with pytest.raises(FileNotFoundError, match="is not finished"):
+        AblationComparison.load(tmp_path / "c")
+    found = compare_ablations(model, letters, **options, out=tmp_path / "c")
+    assert found.table.equals(compare_ablations(model, letters, **options).table)
+    monkeypatch.setattr(module, "_measure", fails)
+    for back in (compare_ablations(model, letters, **options, out=tmp_path / "c"), sepcap.load_result(tmp_path / "c")):
+        assert back.folder == found.folder == tmp_path / "c"
+        assert back.table.equals(found.table)
+    one, other = (NeuronSet({"mlp": torch.arange(144).view(2, 72) % 7 == rest}) for rest in (0, 1))
+    for change in ({"seed": 1}, {"head": 2}, {"kinds": ["zero"]}, {"tokens": 300}, {"reference": None}, {"batch_size": 3}):
+        field = "targets" if "head" in change else next(iter(change))
+        with pytest.raises(FileExistsError, match=f"another configuration.*{field}"):
+            compare_ablations(model, letters, **{**options, **change}, out=tmp_path / "c")
+    with pytest.raises(RuntimeError, match="computed"):
+        compare_ablations(model, letters, neurons=one, kinds=["zero"], tokens=400, out=tmp_path / "set")
+    with pytest.raises(FileExistsError, match=r"another configuration \(neurons"):
+        compare_ablations(model, letters, neurons=other, kinds=["zero"], tokens=400, out=tmp_path / "set")
+
+
 def test_the_rows_to_fit_to_come_from_all_over_the_sample(shared, letters):
     collected = sample_tokens(load_task(letters), "collect", shared[0].tokenizer, 1000, 32)
     place = {row.tobytes(): i for i, row in enumerate(collected.rows)}
@@ -230,8 +262,9 @@ def test_bad_input_is_named(shared, letters, options, error, says):
         compare_ablations(shared[0], letters, **options)
 
 
-def test_a_reference_without_histograms_is_refused_before_anything_is_run(shared, letters):
+def test_a_reference_without_histograms_is_refused_before_anything_is_run(shared, letters, tmp_path):
     model, reference, _ = shared
     bare = sepcap.Statistics({site: dataclasses.replace(stats, histogram=None) for site, stats in reference.items()})
     with pytest.raises(ValueError, match="histogram=True"):
-        compare_ablations(model, letters, layer=0, kinds=["peak"], reference=bare, tokens=400)
+        compare_ablations(model, letters, layer=0, kinds=["peak"], reference=bare, tokens=400, out=tmp_path / "c")
+    assert not (tmp_path / "c").exists()

@@ -1,0 +1,67 @@
+"""The constants of the kind "optimal", fitted for many sets at once: each fit runs only the layers from its first one on (METHODS 8)."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sepcap.interventions.constants import Constants
+from sepcap.interventions.optimal import optimal_constants
+from sepcap.models.forward import Hook, device_of, measuring
+from sepcap.models.partial import Residual, logits_from, residuals
+from sepcap.selection.neurons import NeuronSet
+from sepcap.statistics.collect import halving_batches
+from sepcap.statistics.moments import Statistics
+from sepcap.tasks.batches import Batch, TokenSample
+
+FIT = {"steps": 10, "lr": 0.1}
+"""How "optimal" is fitted: short and gentle, because a fit to a few thousand tokens soon suits nothing but them."""
+
+
+def first_layer(neurons: NeuronSet) -> int:
+    """The first layer in which a set has neurons."""
+    return min(layer for site in neurons.masks for layer, n in enumerate(neurons.per_layer(site)) if n)
+
+
+def spread(sample: TokenSample, tokens: int) -> TokenSample:
+    """Rows from all over a sample, with about so many tokens: its first rows alone may all be of one document."""
+    n = min(len(sample.rows), max(1, round(len(sample.rows) * tokens / sample.tokens)))
+    return sample.take([i * len(sample.rows) // n for i in range(n)])
+
+
+def fit_constants(
+    model: Any, sample: TokenSample, targets: Mapping[Any, NeuronSet], reference: Statistics, *, batch_size: int
+) -> dict[Any, Constants]:
+    """The optimal constants of every target by itself, each fit running only the layers from its first one on.
+
+    Args:
+        model: a hooked model.
+        sample: the fitting data.
+        targets: name -> neurons that are ablated together.
+        reference: statistics with histograms, whose mean, median and peak a fit can start from.
+        batch_size: rows per pass; halved, with a warning, when memory runs out.
+    """
+
+    def one_pass(size: int) -> dict[Any, Constants]:
+        batches = [batch.to(device_of(model)) for batch in sample.batches(size)]
+        fitted = {}
+        with tqdm(total=len(targets), desc="fit optimal constants", leave=False, delay=2, disable=None) as bar, measuring(model):
+            # the residual streams of one layer are held at a time
+            for layer in sorted(set(map(first_layer, targets.values()))):
+                entering = {id(batch.inputs): residuals(model, batch.inputs, [layer], batch.mask)[layer] for batch in batches}
+                for name, neurons in targets.items():
+                    if first_layer(neurons) == layer:
+                        forward = partial(_from_known, model, entering)
+                        fit = optimal_constants(model, neurons, batches, reference=reference, forward=forward, quiet=True, **FIT)
+                        fitted[name] = fit.constants
+                        bar.update()
+        return fitted
+
+    return halving_batches(one_pass, batch_size)
+
+
+def _from_known(model: Any, entering: Mapping[int, Residual], batch: Batch, hooks: list[Hook]) -> Float[Tensor, "batch ... out"]:
+    return logits_from(model, entering[id(batch.inputs)], batch.inputs, hooks, batch.mask)
