@@ -13,16 +13,15 @@ from tqdm.auto import tqdm
 from sepcap.experiments.permutations import PERMUTATIONS, TIES, Relabellings, relabel
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import Figures, StudyResult
+from sepcap.experiments.search_origin import ORIGINS, origin, relation
 from sepcap.models.forward import Hook
 from sepcap.models.places import Look, all_layers, place_hooks
+from sepcap.models.weights import fingerprint
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.vectors import vectors_at
 from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions, labelled_texts
 
 Values = Float[Tensor, "stage text position dim"]
-
-FOUND = "found_on"
-"""Key in the `attrs` of the table of `find_dims`: fingerprints of the texts and the weights on which it searched."""
 
 
 class Streams(StudyResult):
@@ -37,6 +36,7 @@ class Streams(StudyResult):
             `separation`, per dim and stage `eta2`, the share of the variance between texts that categories explain, with `p`,
             corrected for all dims and stages here, and `p_uncorrected`; `texts`; and `search`, the rows of `find_dims` that the
             dimensions came from, empty where they were given as numbers.
+        tests: the p-value of every dimension, and where the dimension was found, which decides what it is worth.
     """
 
     STUDY: ClassVar[str] = "streams"
@@ -46,31 +46,54 @@ class Streams(StudyResult):
     def summary(self) -> list[str]:
         """What was found, in sentences."""
         config = self.config
+        several, places = len(config["dims"]) > 1, len(config["positions"])
+        of_categories = ", ".join(f"{name} {n}" for name, n in config["categories"].items())
         told = [
-            f"Residual dimensions {', '.join(map(str, config['dims']))} over {config['stages']} stages, at {len(config['positions'])} "
-            f"positions of {len(self.tables['texts'])} texts ({', '.join(f'{name} {n}' for name, n in config['categories'].items())})."
+            f"Residual dimension{'s' * several} {', '.join(map(str, config['dims']))} over {config['stages']} stages, at {places} "
+            f"position{'s' * (places > 1)} of {len(self.tables['texts'])} texts ({of_categories})."
         ]
-        for dim, rows in self.tables["separation"].groupby("dim", sort=False):
-            best = rows.loc[rows["eta2"].idxmax()]
-            means = self.tables["means"].query("dim == @dim and stage == @best.stage").sort_values("mean").to_dict("records")
-            ends = " to ".join(f"{m['mean']:.3g} [{m['low']:.3g}, {m['high']:.3g}] ({m['category']})" for m in (means[0], means[-1]))
+        for row in self.tests.to_dict("records"):
+            at = self.tables["means"].query("dim == @row['dim'] and stage == @row['stage']").sort_values("mean").to_dict("records")
+            ends = " to ".join(f"{m['mean']:.3g} [{m['low']:.3g}, {m['high']:.3g}] ({m['category']})" for m in (at[0], at[-1]))
             told.append(
-                f"Dimension {dim}: categories explain most of the variance between texts {stage_name(int(best['stage']))}: "
-                f"η² = {best['eta2']:.3f}, p = {best['p']:.2g}; means from {ends}."
+                f"Dimension {row['dim']}: categories explain most of the variance between texts {stage_name(row['stage'])}: "
+                f"η² = {row['eta2']:.3f}, p = {row['p']:.2g}; means from {ends}."
             )
         return [*told, self._what_p_means()]
 
+    @property
+    def tests(self) -> pd.DataFrame:
+        """One row per dimension, where it separates most: dim, stage, eta2, `p`, and `origin`, which says what p is corrected for.
+
+        On what was searched, at the searched stages, p is that of the search, else that for all dimensions and stages shown; see
+        `ORIGINS` for what origins there are.
+        """
+        separation, search = self.tables["separation"], self.tables["search"]
+        rows = []
+        for i, (dim, source) in enumerate(zip(self.config["dims"], self._origins, strict=True)):
+            own = separation.query("dim == @dim")
+            eta2, alone = own["eta2"].to_numpy(), own["p"].to_numpy()
+            known = source == "here"
+            stage = int(search["stage"].to_numpy()[i]) if known else int(eta2.argmax())
+            p = search["p"].to_numpy()[i] if known else alone[stage]
+            rows.append({"dim": dim, "stage": stage, "eta2": eta2[stage], "p": p, "origin": source})
+        return pd.DataFrame(rows)
+
+    @property
+    def _origins(self) -> list[str]:
+        # a result of before origins were kept has none
+        return self.config.get("origins") or ["unknown"] * len(self.config["dims"])
+
     def _what_p_means(self) -> str:
-        control = f"Control: {self.config['relabellings']}; p is corrected for all dimensions and stages shown."
-        search = self.tables["search"]
-        if not len(search):
-            return control
-        if self.config["search"]["same_texts"]:
-            return (
-                f"{control} The dimensions were found on these very texts: corrected for that search, p is "
-                f"{', '.join(f'{p:.2g}' for p in search['p'])}."
-            )
-        return f"{control} The dimensions were found on other texts, so that these are a test of them."
+        told = [f"Control: {self.config['relabellings']}."]
+        if set(self._origins) != {"here"}:
+            told.append("Where nothing else is said, p is corrected for all dimensions and stages shown.")
+        for source, rows in self.tests.groupby("origin", sort=False):
+            dims = rows["dim"].tolist()
+            several = len(dims) > 1
+            named = f"Dimension{'s' * several} {', '.join(map(str, dims))} {'were' if several else 'was'}"
+            told.append(f"{named} {ORIGINS[str(source)].told.format(them='them' if several else 'it')}.")
+        return " ".join(told)
 
 
 def stage_name(stage: int) -> str:
@@ -96,6 +119,7 @@ def streams(
         model: what `load_model` returns.
         texts: `LabelledTexts`, category -> list of texts, category -> task, or nothing for the offline texts; see `labelled_texts`.
         dims: a dimension, several, or rows of the table of `find_dims`; default is the four that `find_dims` puts first on these texts.
+            Of bare numbers nobody knows where they were found, and the result says so.
         positions: token positions; default is every fourth up to the end of the context, ten of them.
         per_category: texts per category, where they are taken from a task.
         context: tokens that the default positions end at; default is the model's context, at most 512.
@@ -126,7 +150,7 @@ def streams(
     values = vectors_at(model, rows, lambda look: stage_hooks(model, look), at, dims=_within(model, chosen), batch_size=batch_size)
     made = made_with(model)
     search = dims if isinstance(dims, pd.DataFrame) else pd.DataFrame({"dim": [], "p": []})
-    found_on = search.attrs.get(FOUND, {})
+    here = origin(texts, made["model_fingerprint"], at, int(model.cfg.d_model), range(len(values)))
     config = {
         **made,
         "dims": chosen,
@@ -137,7 +161,7 @@ def streams(
         "permutations": permutations,
         "relabellings": relabellings.said,
         "seed": seed,
-        "search": {**found_on, "same_texts": found_on.get("texts") == texts.fingerprint} if len(search) else None,
+        "origins": [relation(row, here, texts) for row in search.to_dict("records")] or ["unknown"] * len(chosen),
     }
     tables = {
         "values": _value_table(values, chosen, texts, at),
@@ -178,7 +202,9 @@ def find_dims(
 
     Returns:
         One row per dimension, the best first: dim, stage (where it separates most), eta2, `p` corrected for the search, and
-        `p_uncorrected`, of that dimension at that stage alone. Give it, or some of its rows, to `streams` as `dims`.
+        `p_uncorrected`, of that dimension at that stage alone; and `found_on`, `found_in`, `found_at` and `found_among`: texts, weights,
+        positions, and what was searched through. Give it, or some of its rows, to `streams` as `dims`: by these columns, which a CSV
+        keeps, it knows whether p there is corrected for the search, a test on something else, or too small.
 
     Raises:
         ValueError: as `streams`; a stage that does not exist.
@@ -198,8 +224,7 @@ def find_dims(
     means = values.double().mean(dim=2).numpy()  # stage, text, dim
     table = search_dims(means, relabellings).head(n)
     table["stage"] = [chosen[stage] for stage in table["stage"]]
-    table.attrs[FOUND] = {"texts": texts.fingerprint, "stages": chosen, "relabellings": relabellings.said, "dimensions": means.shape[2]}
-    return table
+    return table.assign(**origin(texts, fingerprint(model), at, means.shape[2], chosen))
 
 
 def search_dims(means: Float[np.ndarray, "stage text dim"], relabellings: Relabellings) -> pd.DataFrame:

@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.experiments.search_origin import ORIGINS
 from sepcap.experiments.streams import Streams, stage_name
 from sepcap.plots.style import PALETTE, SYMBOLS, every, new_figure, plain, rounded, width_px
 
 COLUMNS = {"column": 1, "page": 2}
 HEIGHT_PX = 170
-GAP_PX = 64
+GAP_PX = 84
 ROW_GAP_PX = 80
-LEFT_PX, RIGHT_PX = 62, 20
+LEFT_PX, RIGHT_PX = 76, 20
 
 
 def streams(result: Streams, *, width: str = "page") -> go.Figure:
@@ -58,7 +59,7 @@ def streams(result: Streams, *, width: str = "page") -> go.Figure:
             "tickangle": 0,
         }
         layout[f"yaxis{key}"] = {
-            "title": {"text": "Value"},
+            "title": {"text": "Value in the<br>residual stream"},
             "domain": [max(0.0, top - HEIGHT_PX / total), top],
             "anchor": f"x{key}",
             "nticks": 6,
@@ -91,8 +92,6 @@ def _mean(own: Any, dim: int, category: str, look: dict[str, str], axes: dict[st
 
 
 def _test(result: Streams, i: int) -> str:
-    """What a title says of the test: on the texts that were searched, the p-value that knows of the search."""
-    search, separation = result.config["search"], result.tables["separation"]
-    if search and search["same_texts"]:
-        return f": p = {result.tables['search']['p'][i]:.2g}"
-    return f": p = {separation.loc[separation['dim'] == result.config['dims'][i], 'p'].min():.2g}"
+    """What a title says of a dimension: the p-value, and what it is worth."""
+    test = result.tests.iloc[i]
+    return f": p = {test['p']:.2g} ({ORIGINS[test['origin']].title})"

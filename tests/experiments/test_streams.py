@@ -11,6 +11,7 @@ from scipy import stats
 import sepcap
 from sepcap.experiments.permutations import relabel
 from sepcap.experiments.result import load_result
+from sepcap.experiments.search_origin import ORIGINS
 from sepcap.experiments.streams import search_dims, separation
 from sepcap.models.forward import logits_of
 from sepcap.tasks.labelled import LabelledTexts
@@ -71,17 +72,79 @@ def test_a_planted_dimension_comes_first_and_it_alone_is_significant(tiny_opt):
     for category, mean in {"one": 0, "two": 10, "three": 20}.items():
         assert means.loc[category, ["low", "mean", "high"]].tolist() == pytest.approx([mean - half, mean, mean + half], abs=1e-5)
     assert "Dimension 7: categories explain most of the variance between texts after layer 1: η² = 1.000" in shown.summary()[1]
-    assert "corrected for that search, p is 0.0036" in shown.summary()[-1]
+    assert "η² = 1.000, p = 0.0036;" in shown.summary()[1]
+    assert "were found on these very texts: p is corrected for that search." in shown.summary()[-1]
 
 
 def test_the_test_on_other_texts_knows_that_they_are_others(tiny_opt):
     table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=2)
     others = LabelledTexts({name: tuple(words(seed, n=3)) for seed, name in enumerate(("one", "two", "three"), start=20)})
-    told = sepcap.streams(tiny_opt, others, table, POSITIONS).summary()[-1]
-    assert told.endswith("The dimensions were found on other texts, so that these are a test of them.")
-    given = sepcap.streams(tiny_opt, others, [4, 9], POSITIONS)
-    assert given.summary()[-1].endswith("p is corrected for all dimensions and stages shown.")
-    assert len(given.tables["search"]) == 0
+    tested = sepcap.streams(tiny_opt, others, table, POSITIONS)
+    assert tested.summary()[-1].endswith("were found on other texts, so that these are a test of them.")
+    assert "p is corrected for all dimensions and stages shown" in tested.summary()[-1]
+    separation = tested.tables["separation"]
+    assert tested.tests["p"].tolist() == [separation.loc[separation["dim"] == dim, "p"].min() for dim in table["dim"]]
+
+
+def origins(model, texts, dims, positions=POSITIONS):
+    """What a result says of the origin, having checked that figure and summary say the same and give the same p."""
+    found = sepcap.streams(model, texts, dims, positions)
+    for row, note in zip(found.tests.to_dict("records"), found.figure().layout.annotations, strict=True):
+        assert note.text == f"Dimension {row['dim']}: p = {row['p']:.2g} ({ORIGINS[row['origin']].title})"
+        assert any(f"Dimension {row['dim']}: " in line and f"p = {row['p']:.2g};" in line for line in found.summary())
+        assert ORIGINS[row["origin"]].told.split("{")[0] in found.summary()[-1]
+    return found.tests["origin"].tolist(), found.tests["p"].tolist()
+
+
+def test_the_origin_survives_whatever_is_done_to_the_table(tiny_opt, tmp_path):
+    table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=3)
+    assert not table.attrs
+    table.to_csv(tmp_path / "found.csv", index=False)
+    changed = {
+        "csv": pd.read_csv(tmp_path / "found.csv"),
+        "dict": pd.DataFrame(table.to_dict()),
+        "merge": table.merge(pd.DataFrame({"dim": table["dim"], "note": "x"}), on="dim"),
+        "rows": table.iloc[[2, 0]],
+    }
+    for name, other in changed.items():
+        assert origins(tiny_opt, TEXTS, other) == (["here"] * len(other), pytest.approx(other["p"].tolist())), name
+    one = sepcap.find_dims(tiny_opt, TEXTS, (9,), n=1)
+    one.to_csv(tmp_path / "one.csv")
+    assert origins(tiny_opt, TEXTS, pd.read_csv(tmp_path / "one.csv"), (9,))[0] == ["here"]
+
+
+def test_an_unknown_origin_is_called_unknown(tiny_opt):
+    table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=3)
+    for unknown in (table["dim"].tolist(), table[["dim", "stage", "p"]], table.drop(columns="p"), table.assign(found_in=None)):
+        assert origins(tiny_opt, TEXTS, unknown)[0] == ["unknown"] * 3
+    mixed = pd.concat([table.head(1), table[["dim"]].tail(1)])
+    assert origins(tiny_opt, TEXTS, mixed)[0] == ["here", "unknown"]
+    assert "if on these texts, p is too small" in sepcap.streams(tiny_opt, TEXTS, 3, POSITIONS).summary()[-1]
+
+
+def test_what_was_found_in_one_model_is_not_corrected_in_another(tiny_opt, tiny_folders):
+    """The dimension was planted in one model only: the other has it by number, and its p is its own."""
+    with tiny_opt.hooks(fwd_hooks=plant(7, torch.from_numpy(LABELS * 10.0))):
+        table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=1)
+    other = sepcap.load_model(tiny_folders["gpt2"], device="cpu")
+    said, (p,) = origins(other, TEXTS, table)
+    assert said == ["other model"]
+    assert table["p"][0] == pytest.approx(1 / 280)
+    assert p == sepcap.streams(other, TEXTS, 7, POSITIONS).tables["separation"]["p"].min() != table["p"][0]
+    # the same architecture with one weight changed is another model
+    with torch.no_grad():
+        tiny_opt.blocks[0].attn.W_O[0, 0, 0] += 1
+    assert origins(tiny_opt, TEXTS, table)[0] == ["other model"]
+
+
+def test_other_positions_and_texts_in_part_are_no_test(tiny_opt):
+    table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=1)
+    assert origins(tiny_opt, TEXTS, table, (5, 9))[0] == ["other positions"]
+    fresh = {name: tuple(words(seed, n=3)) for seed, name in enumerate(("one", "two"), start=40)}
+    in_part = LabelledTexts({**fresh, "three": (TEXTS.texts["three"][0], *words(50, n=2))})
+    relabelled = LabelledTexts(dict(zip(("three", "two", "one"), TEXTS.texts.values(), strict=True)))
+    assert origins(tiny_opt, in_part, table)[0] == origins(tiny_opt, relabelled, table)[0] == ["some texts"]
+    assert origins(tiny_opt, LabelledTexts(fresh), table, (5, 9))[0] == ["other texts"]
 
 
 def test_eta_squared_is_the_f_ratio_and_its_p_values_those_of_scipy():
@@ -142,7 +205,8 @@ def test_without_dimensions_the_best_four_are_shown_and_the_model_is_left_as_it_
     logits = logits_of(tiny_opt, ids)
     found = sepcap.streams(tiny_opt, TEXTS)
     assert found.config["dims"] == sepcap.find_dims(tiny_opt, TEXTS, n=4)["dim"].tolist()
-    assert found.config["search"]["same_texts"]
+    assert found.tests["origin"].tolist() == ["here"] * 4
+    assert found.tests["p"].tolist() == sepcap.find_dims(tiny_opt, TEXTS, n=4)["p"].tolist()
     assert torch.equal(logits_of(tiny_opt, ids), logits)
 
 
