@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from sepcap.statistics.histogram import Histogram
     from sepcap.statistics.moments import NeuronStatistics, Statistics
     from sepcap.tasks.labelled import LabelledTexts, labelled_texts
+    from sepcap.tasks.passages import draw_passages
     from sepcap.tasks.registry import register_task
     from sepcap.tasks.task import Task, load_task
 
@@ -103,6 +104,7 @@ _HOME = {
     "cross_checks": "experiments.cross_checks",
     "cross_task": "experiments.cross_task",
     "delete": "interventions.deletion",
+    "draw_passages": "tasks.passages",
     "evaluate": "evaluation.next_token",
     "find_dims": "experiments.streams",
     "harness": "evaluation.harness",
@@ -178,6 +180,7 @@ __all__ = [
     "cross_checks",
     "cross_task",
     "delete",
+    "draw_passages",
     "evaluate",
     "find_dims",
     "harness",

@@ -1,12 +1,43 @@
 """The command about paragraphs: `sepcap transfer`."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from sepcap.cli_options import config_in, write_figure
 from sepcap.experiments.paragraphs_config import TransferConfig
+
+ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+
+
+def typed(text: str) -> str:
+    """A text as it is typed in a shell: the two characters \\n are a line end, \\t a tab, two backslashes one.
+
+    >>> typed(r"\\n\\n") == "\\n" * 2
+    True
+    """
+    return re.sub(r"\\([nt\\])", lambda found: ESCAPES[found[1]], text)
+
+
+def as_typed(text: str) -> str:
+    """The opposite of `typed`."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+
+
+Typed = Annotated[
+    str,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="TEXT",
+        instance_from_str=lambda args: typed(args[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [as_typed(value)],
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -17,6 +48,12 @@ class Transfer(TransferConfig):
     control) and tokens given away; and which layers carry it.
     """
 
+    at: Typed = "\n\n"
+    """The break in the source whose activations are taken, two line ends unless another is named; \\n is a line end and \\t a tab.
+    Line ends directly after it belong to it."""
+    into: Typed = "\n\n"
+    """The neutral prompt, two line ends unless another is named. One that ends with the break has it spelled with the tokens of the
+    source's own; of any other the last tokens are patched, as many as both have."""
     model: str = "default"
     """"default", a folder, or a hub name."""
     tasks: tuple[str, ...] = ("local-prose", "local-python", "local-cpp")

@@ -28,7 +28,7 @@ from sepcap.evaluation.likelihood import log_likelihoods
 from sepcap.evaluation.sampling import sampled
 from sepcap.evaluation.texts import Fit, get_embedder, probe
 from sepcap.experiments.paragraphs_conditions import OWN, Condition, Prompts, baselines, compared, donors_of, matched, profile
-from sepcap.experiments.paragraphs_config import TRANSFERRED, Sites, TransferConfig
+from sepcap.experiments.paragraphs_config import TRANSFERRED, Sites, TransferConfig, layers_of
 from sepcap.experiments.paragraphs_result import Transfer
 from sepcap.experiments.paragraphs_tables import Found, make_tables
 from sepcap.experiments.provenance import made_with
@@ -38,7 +38,7 @@ from sepcap.models.forward import measuring, positions_of
 from sepcap.models.kinds import check_wraps, kind_of
 from sepcap.models.sites import n_layers
 from sepcap.storage import read_json
-from sepcap.tasks.passages import Passage, passages
+from sepcap.tasks.passages import Passage, check_passage, passages
 
 __all__ = ["Transfer", "TransferPlan", "plan_transfer", "transfer"]
 
@@ -120,7 +120,7 @@ def transfer(
     Args:
         model: what `load_model` returns, a causal language model.
         source: a text or several, each with a paragraph break, of which the last that a paragraph follows is used; or passages, as
-            `sepcap.tasks.passages.draw_passages` takes them from tasks.
+            `sepcap.draw_passages` takes them from tasks.
         at: the break. A tokenizer may spell it with several tokens, or with one that holds a neighbour too: all tokens with a part of
             it are patched, and the neutral prompt has the same tokens.
         into: the neutral prompt; BOS is put in front where the tokenizer has one. If it does not end with `at`, its last tokens are
@@ -137,21 +137,20 @@ def transfer(
         Transfer with `.tables["differences"]`, `.tables["layers"]`, `.summary()` and `.figure()`.
 
     Raises:
-        ValueError: a source without such a break, or too long; an unknown site; a model that is no causal language model.
+        TypeError: a source, a layer or a number that is none.
+        ValueError: a source without such a break or with nothing after it, or too long; texts mixed with passages; an unknown site; a
+            model that is no causal language model.
         IndexError: a layer that the model does not have.
         FileExistsError: `out` holds something else (the differing fields are named).
 
     Source: [PAR]; METHODS section 14.
 
     Example:
-        >>> texts = draw_passages(model.tokenizer, ["local-prose", "local-python"], 32)  # doctest: +SKIP
+        >>> texts = sepcap.draw_passages(model.tokenizer, ["local-prose", "local-python"], 32)  # doctest: +SKIP
         >>> print(*sepcap.transfer(model, texts).summary(), sep="\\n")  # doctest: +SKIP
     """
-    if isinstance(layers, str) and layers != "all":
-        raise ValueError(f"layers={layers!r}: give 'all' or numbers of layers")
-    numbers: Any = layers if isinstance(layers, str) else tuple(layers)
     names: Any = check_sites(sites)
-    config = TransferConfig(at=at, into=into, layers=numbers, sites=names, scale=scale, **options)
+    config = TransferConfig(at=at, into=into, layers=layers_of(layers), sites=names, scale=scale, **options)
     return execute(plan_transfer(model, source, config, embedder), out)
 
 
@@ -162,7 +161,8 @@ def plan_transfer(model: Any, source: Any, config: TransferConfig, embedder: Any
         raise ValueError(f"model is of kind {kind!r}: it continues no texts; give a causal language model")
     layers = _layers(model, config)
     patch_points(model, config.sites, layers)
-    found = _passages(model.tokenizer, source, config)
+    sources = _sources(source)
+    found = _passages(model, sources, config)
     prompts = Prompts.of(model.tokenizer, config)
     donors = donors_of(found, config.seed)
     main = compared(layers, list(donors))
@@ -180,7 +180,7 @@ def plan_transfer(model: Any, source: Any, config: TransferConfig, embedder: Any
         "sites": list(check_sites(config.sites)),
         "texts": len(found),
         "kinds": dict(Counter(p.kind for p in found)),
-        "break": _chosen(source, config),
+        "break": _chosen(sources, config),
         "breaks": [[list(tokens), n] for tokens, n in spelled.most_common()],
         "conditions": [c.name for c in main],
         "embedder": used[1],
@@ -197,18 +197,31 @@ def _layers(model: Any, config: TransferConfig) -> tuple[int, ...]:
     return check_layers(None if isinstance(config.layers, str) else config.layers, n_layers(model))
 
 
-def _passages(tokenizer: Any, source: Any, config: TransferConfig) -> list[Passage]:
-    texts: list[Any] = [source] if isinstance(source, str | Passage) else list(source)
-    if not texts:
+def _sources(source: Any) -> list[Any]:
+    """Texts or passages, one or several, in a list that holds one sort alone."""
+    if isinstance(source, str | Passage):
+        return [source]
+    try:
+        sources = list(source)
+    except TypeError:
+        raise TypeError(f"source={source!r}: give a text, several texts, or passages") from None
+    if not sources:
         raise ValueError("source is empty: give a text or several")
-    if all(isinstance(text, Passage) for text in texts):
-        return [dataclasses.replace(p, following=p.following[: config.paragraph_tokens]) for p in texts]
-    return passages(tokenizer, texts, config.at, most=config.paragraph_tokens, which=config.which)
+    if 0 < (n := sum(isinstance(text, Passage) for text in sources)) < len(sources):
+        raise ValueError(f"source has {n} passages among {len(sources)} texts: give texts alone or passages alone")
+    return sources
 
 
-def _chosen(source: Any, config: TransferConfig) -> str:
+def _passages(model: Any, sources: list[Any], config: TransferConfig) -> list[Passage]:
+    if isinstance(sources[0], Passage):
+        found = [check_passage(p, f"source[{i}]", model.cfg.d_vocab) for i, p in enumerate(sources)]
+        return [dataclasses.replace(p, following=p.following[: config.paragraph_tokens]) for p in found]
+    return passages(model.tokenizer, sources, config.at, most=config.paragraph_tokens, which=config.which)
+
+
+def _chosen(sources: list[Any], config: TransferConfig) -> str:
     """Which break of every text is used, in words."""
-    if isinstance(source, Passage) or (not isinstance(source, str) and isinstance(source[0], Passage)):
+    if isinstance(sources[0], Passage):
         return "the break of each passage"
     number = {-1: "the last", 0: "the first"}.get(config.which, f"number {config.which}")
     return f"{number} of the breaks {config.at!r} that a paragraph follows"

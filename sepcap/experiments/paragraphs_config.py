@@ -1,13 +1,34 @@
 """What is to be done in a transfer through the paragraph break; nothing heavy is imported here."""
 
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral, Real
+from operator import index
+from typing import Any, Literal
 
 Sites = Literal["mlp", "attn_pre_out", "resid"]
 SITES: tuple[Sites, ...] = ("mlp", "attn_pre_out", "resid")
 PROFILES = ("likelihood", "generation", "none")
 TRANSFERRED = ("mlp", "attn_pre_out")
 GIVEN = (0, 1, 2, 5, 10, 20)
+COUNTS = ("which", "paragraph_tokens", "tokens", "samples", "seed", "batch_size")
+REALS = ("scale", "temperature")
+
+
+def layers_of(layers: Any) -> tuple[int, ...] | Literal["all"]:
+    """Numbers of layers as a configuration has them.
+
+    Raises:
+        ValueError: a word other than "all".
+        TypeError: what is not whole numbers.
+    """
+    if isinstance(layers, str):
+        if layers != "all":
+            raise ValueError(f"layers={layers!r}: give 'all' or numbers of layers")
+        return "all"
+    try:
+        return tuple(map(index, layers))
+    except TypeError:
+        raise TypeError(f"layers={layers!r}: give 'all' or whole numbers of layers in a list, such as [2, 3]") from None
 
 
 @dataclass(frozen=True)
@@ -47,6 +68,10 @@ class TransferConfig:
     """Texts per forward pass, and per part of a run that can be resumed."""
 
     def __post_init__(self) -> None:
+        layers_of(self.layers)
+        for name, kind, right in (*((name, Integral, "a whole number") for name in COUNTS), *((name, Real, "a number") for name in REALS)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name}={getattr(self, name)!r}: give {right}")
         for name in ("paragraph_tokens", "tokens", "samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give at least 1")

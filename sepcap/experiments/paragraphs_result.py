@@ -75,7 +75,8 @@ class Transfer(StudyResult):
         ]
 
     def _likelihood(self) -> str:
-        own, whole = self.difference("nats", TRANSFERRED), self.difference("nats", ORIGINAL)
+        own: Any = self.difference("nats", TRANSFERRED)
+        whole: Any = self.difference("nats", ORIGINAL)
         said = f"Log-likelihood of the true next paragraph, patched minus break alone: {_signed(own)} nats per token"
         if pd.notna(own["share"]):
             low, high = own["share_low"], own["share_high"]

@@ -47,6 +47,8 @@ ROW_PX = 30
 def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str = "all", width: str = "column") -> go.Figure:
     """How far what was written lies from the true paragraph: a violin per condition over texts, its median as a line and a number.
 
+    Baselines with tokens given away stand apart: they are held against the rest of the paragraph alone.
+
     Args:
         result: what `transfer` gives, with generated texts.
         metric: "distance", "overlap" or "bigrams".
@@ -66,10 +68,19 @@ def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str 
     if per_text.empty:
         raise ValueError(f"this transfer has no {metric}: run it with an embedder")
     names = [name for name in dict.fromkeys(own["condition"]) if not name.startswith("layer") and name in per_text.index]
+    given = set(own[own["given"] > 0]["condition"])
+    rest = [name for name in names if name in given]
+    names = [name for name in names if name not in given]
+    # a row between the two groups, for the heading of the second
+    rows = {name: i for i, name in enumerate(names)} | {name: len(names) + 1 + i for i, name in enumerate(rest)}
+    n = max(rows.values()) + 1
     traces, ticks, notes = [], {}, []
-    for i, name in enumerate(names):
+    if rest:
+        place = {"x": 0, "xref": "paper", "xanchor": "left", "y": n - 1 - len(names), "yanchor": "middle"}
+        notes.append({"text": "Against what was not given:", **place, "font": {"size": TICK_PX}})
+    for name, i in rows.items():
         values = np.sort(per_text.loc[name].to_numpy(float))
-        y = len(names) - 1 - i
+        y = n - 1 - i
         colour, median = COLOURS.get(name, ORANGE), float(np.median(values))
         ticks[y] = capital(plain(name))
         drawn = values if len(values) <= MOST else np.quantile(values, np.linspace(0, 1, MOST))
@@ -83,16 +94,16 @@ def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str 
         )
         place = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 8, "y": y + 0.15, "font": {"size": TICK_PX}}
         notes.append({"text": f"{median:.2f}", **place})
-    heading = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 2, "y": len(names) - 0.15, "yanchor": "bottom"}
+    heading = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 2, "y": n - 0.15, "yanchor": "bottom"}
     notes.append({"text": "median", **heading, "font": {"size": TICK_PX}})
     labels = {"tickvals": list(ticks), "ticktext": list(ticks.values()), "ticks": ""}
     by = f"<br>{plain(result.config['embedder'], 60)}" if metric == "distance" else ""
     layout = {
         "xaxis": {"title": {"text": f"{METRICS[metric]} to the true paragraph{by}"}, "nticks": 6},
-        "yaxis": {"range": [-0.25, len(names) + 0.1], **labels, "showline": False},
+        "yaxis": {"range": [-0.25, n + 0.1], **labels, "showline": False},
         "annotations": notes,
     }
-    return new_figure(traces, layout, width=width, plot_px=ROW_PX * len(names) + 20, left=84, right=50, bottom=62 if by else 46)
+    return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 20, left=84, right=50, bottom=62 if by else 46)
 
 
 def transfer_layers(result: Transfer, *, kind: str = "all", width: str = "page") -> go.Figure:

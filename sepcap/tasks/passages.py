@@ -6,10 +6,12 @@ part of the break then belongs to the break, and to neither of its neighbours.
 """
 
 import re
+import reprlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
+from operator import index
 from typing import Any
 
 from sepcap.tasks.hub import Streamed
@@ -36,6 +38,33 @@ class Passage:
     gap: Ids
     following: Ids
     kind: str = "texts"
+
+
+def check_passage(passage: Passage, called: str, vocabulary: int) -> Passage:
+    """The same passage, of plain whole numbers, if it can be used.
+
+    Args:
+        passage: one of one's own making.
+        called: what an error calls it.
+        vocabulary: number of tokens that the model knows.
+
+    Raises:
+        TypeError: token ids that are no whole numbers.
+        ValueError: no break, no paragraph after it, or a token that the model does not know.
+    """
+    parts: dict[str, Ids] = {}
+    for name in ("context", "gap", "following"):
+        given: Any = getattr(passage, name)
+        try:
+            parts[name] = tuple(map(index, given))
+        except TypeError:
+            shown = reprlib.repr(given)
+            raise TypeError(f"{called}.{name}={shown}: give token ids, whole numbers; `passages` makes them of texts") from None
+        if not parts[name] and name != "context":
+            raise ValueError(f"{called}.{name} is empty: a passage has at least one token of a break and one after it")
+        if wrong := [token for token in parts[name] if not 0 <= token < vocabulary]:
+            raise ValueError(f"{called}.{name} holds {wrong[0]}: this model's tokens are 0 to {vocabulary - 1}")
+    return Passage(**parts, kind=passage.kind)
 
 
 def passages(
@@ -94,7 +123,7 @@ def draw_passages(
         ValueError: a task with fewer such passages.
 
     Example:
-        >>> draw_passages(model.tokenizer, ["local-prose", "local-cpp"], 32)  # doctest: +SKIP
+        >>> sepcap.draw_passages(model.tokenizer, ["local-prose", "local-cpp"], 32)  # doctest: +SKIP
     """
     for name, value in (("n", n), ("context", context), ("following", following)):
         if value < 1:

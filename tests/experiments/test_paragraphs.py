@@ -2,23 +2,21 @@
 
 import dataclasses
 import json
-import math
 import sys
+import types
 
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 import torch
-from conftest import CONTEXT, tiny_tokenizer
+from conftest import CONTEXT
 
 import sepcap
 from sepcap.experiments import paragraphs
 from sepcap.experiments.paragraphs import Transfer, execute, plan_transfer, transfer
 from sepcap.experiments.paragraphs_conditions import Condition, compared, donors_of, matched, profile
 from sepcap.experiments.paragraphs_config import TransferConfig
-from sepcap.experiments.paragraphs_tables import _scores, differences, interval, share, values
-from sepcap.tasks.passages import Passage, draw_passages
+from sepcap.tasks.passages import Passage
 
 TEXTS = ["XYZVW\n\nQRSTUV", "KLMNO\n\nABCDEFG", "HIJK\n\n01234", "56789\n\nZYXWV"]
 OPTIONS = {"tokens": 5, "paragraph_tokens": 5, "given": (0, 1, 2), "temperature": 1.0, "embedder": "tf-idf"}
@@ -198,77 +196,6 @@ def test_names_of_parts_stay_short_with_many_layers():
     assert len(set(slugs.values())) == len(slugs)
 
 
-def test_differences_are_paired_on_the_same_rest_of_the_paragraph():
-    rows = []
-    for text in range(3):
-        for name, given, reference, total in (
-            ("transferred", 0, 0, 0.1),
-            ("transferred", 0, 2, 0.2),
-            ("neutral", 0, 0, 0.5),
-            ("neutral", 0, 2, 0.9),
-            ("given 2", 2, 2, 0.3),
-        ):
-            row = {"metric": "distance", "text": text, "kind": "k", "condition": name, "given": given, "reference": reference}
-            rows.append(row | {"total": total + 0.01 * text, "weight": 1.0})
-    measured = pd.DataFrame(rows)
-    found = differences(measured).set_index(["condition", "against"])
-    assert found.loc[("transferred", "neutral"), "difference"] == pytest.approx(0.1 - 0.5)
-    assert found.loc[("given 2", "neutral"), "difference"] == pytest.approx(0.3 - 0.9)
-    assert found.loc[("transferred", "given 2"), "difference"] == pytest.approx(0.2 - 0.3)
-    assert found.loc[("transferred", "given 2"), "low"] == pytest.approx(-0.1)  # every text differs by as much
-    own = values(measured).set_index("condition")
-    assert own.loc["given 2", "median"] == pytest.approx(0.31)
-    assert own.loc["transferred", "mean"] == pytest.approx(0.11)
-
-
-def test_intervals_weigh_texts_by_their_tokens():
-    values = np.random.default_rng(0).normal(0.3, 1, size=6)
-    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval()
-    np.testing.assert_allclose(interval(7 * values, np.full(6, 7.0)), (values.mean(), *expected))
-    mean, low, high = interval(np.array([2.0, 9.0]), np.array([1.0, 3.0]))
-    assert mean == 11 / 4
-    # residuals 2 − 11/4 and 9 − 33/4 are ∓3/4; t of one degree of freedom is tan(0.475 π); the mean weight is 2
-    half = math.tan(0.475 * math.pi) * 0.75 * math.sqrt(2) / (math.sqrt(2) * 2)
-    np.testing.assert_allclose((low, high), (mean - half, mean + half))
-    for few in ([], [1.0]):
-        assert all(map(np.isnan, interval(np.array(few), np.array(few))[1:]))
-
-
-@pytest.mark.parametrize("n", [3, 8, 24])
-def test_intervals_and_shares_hold_what_they_promise_with_few_texts(n):
-    """Of intervals over texts drawn anew, 95% hold the true value: a bootstrap's hold it in 75% of draws of three texts."""
-    rng, draws = np.random.default_rng(n), 3000
-    held, shares = 0, []
-    for _ in range(draws):
-        weight = rng.integers(40, 49, size=n).astype(float)
-        total = weight * rng.normal(0.1, 0.3, size=n)
-        _, low, high = interval(total, weight)
-        held += low <= 0.1 <= high
-        whole = rng.normal(3, 1, size=n)
-        _, low, high = share(0.4 * whole + rng.normal(0, 0.5, size=n), whole)
-        if np.isfinite(low):
-            shares.append(low <= 0.4 <= high)
-    # four standard deviations of a binomial, and one in a hundred for the tokens' not being equally many
-    allowed = 4 * math.sqrt(0.95 * 0.05 / draws) + 0.01
-    assert abs(held / draws - 0.95) < allowed
-    assert len(shares) > draws / 3
-    assert abs(np.mean(shares) - 0.95) < allowed
-
-
-def test_a_share_is_all_those_at_which_nothing_is_left():
-    part, whole = np.array([1.0, 0.2, 0.9, 0.4]), np.array([2.0, 1.1, 1.4, 1.8])
-    ratio, low, high = share(part, whole)
-    assert ratio == pytest.approx(part.sum() / whole.sum())
-    for end in (low, high):
-        ends = scipy.stats.ttest_1samp(part - end * whole, 0).confidence_interval()
-        assert min(abs(ends.low), abs(ends.high)) < 1e-9
-    np.testing.assert_allclose(share(whole, whole), 1)
-    # nothing to have a share of: an interval that touches 0, lies below it, or is not there
-    for nothing in ([0.1, -0.1, 0.2, -0.2], [-1.0, -1.1, -1.2, -1.0], [0.0, 0.0, 0.0, 0.0]):
-        assert np.isnan(share(part, np.array(nothing))).all()
-    assert np.isnan(share(part[:1], whole[:1])).all()
-
-
 def test_where_the_whole_context_gains_nothing_no_share_is_told(result):
     table = result.tables["differences"].copy()
     row = (table["condition"] == "original") & (table["metric"] == "nats")
@@ -290,25 +217,6 @@ def test_medians_against_the_whole_paragraph_stand_apart_from_those_against_its_
     assert f"mean on the same rest: {less['difference']:+.3f}".replace("-", "−") in rest
     assert ", 3 texts)" in rest  # the fourth paragraph has but two tokens
     assert left == "Left out, because no paragraph is longer: 40 tokens given."
-
-
-def test_words_that_only_generated_texts_have_count_in_tf_idf():
-    """A word that no true text has makes what was written longer, and so less like the paragraph."""
-    from sepcap.evaluation.texts import get_embedder
-
-    tokenizer = tiny_tokenizer()
-
-    def ids(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    source = [Passage((40,), (41,), tuple(ids("the quick fox"))), Passage((42,), (41,), tuple(ids("the lazy dog")))]
-    fit = get_embedder("tf-idf")[0]
-    found = {Condition("neutral"): {0: [ids("the quick self")], 1: [ids("the lazy dog")]}}
-    distances = _scores(found, source, tokenizer, TransferConfig(given=(0,)), fit)["distance"]
-    # three texts, as one of the four is there twice: all have "the", two "quick", one each of the other words
-    quick, alone = math.log(4 / 3) + 1, math.log(4 / 2) + 1
-    assert distances[0] == pytest.approx(1 - (1 + quick**2) / (1 + quick**2 + alone**2))
-    assert distances[1] == pytest.approx(0)
 
 
 def test_a_finished_folder_does_not_answer_for_another_embedder_of_the_same_name(tiny_opt, tmp_path):
@@ -340,6 +248,11 @@ def test_a_finished_folder_does_not_answer_for_another_embedder_of_the_same_name
         (TEXTS, {"generate": False, "profile": "generation"}, ValueError, "needs generate=True"),
         (TEXTS, {"seed": -1}, ValueError, "seed=-1"),
         (TEXTS, {"tokns": 3}, TypeError, "tokns"),
+        (["a\n\nb", Passage((4,), (5,), (6,))], {}, ValueError, "1 passages among 2 texts"),
+        ([Passage((4,), (), (6,))], {}, ValueError, r"source\[0\]\.gap is empty"),
+        ([Passage((4,), (5,), (6,)), Passage((4,), (5,), ())], {}, ValueError, r"source\[1\]\.following is empty"),
+        ([Passage((4,), (5,), (6, 100_000))], {}, ValueError, r"source\[0\]\.following holds 100000: this model's tokens are 0 to"),
+        ([Passage((4, -1), (5,), (6,))], {}, ValueError, r"source\[0\]\.context holds -1"),
         (TEXTS, {"embedder": "nobody/none"}, OSError, "'tf-idf' needs no model"),
     ],
 )
@@ -363,7 +276,7 @@ def test_only_layers_with_an_interval_above_zero_are_said_to_carry_something(res
 
 @pytest.mark.slow
 def test_in_the_embedded_model_the_own_break_says_more_than_another_and_with_random_weights_it_does_not():
-    texts = draw_passages(sepcap.load_model().tokenizer, ["local-prose", "local-python", "local-cpp"], 12)
+    texts = sepcap.draw_passages(sepcap.load_model().tokenizer, ["local-prose", "local-python", "local-cpp"], 12)
     options = {"layers": (2, 3, 4, 5), "generate": False, "profile": "none"}
     trained = transfer(sepcap.load_model(), texts, **options)
     assert trained.difference("nats", "transferred", "mismatched")["low"] > 0
@@ -373,8 +286,6 @@ def test_in_the_embedded_model_the_own_break_says_more_than_another_and_with_ran
 
 
 def test_a_model_that_continues_no_texts_is_refused():
-    import types
-
     masked = types.SimpleNamespace(original_model=type("BertForMaskedLM", (), {})())
     with pytest.raises(ValueError, match=r"'masked'.*causal language model"):
         transfer(masked, TEXTS)

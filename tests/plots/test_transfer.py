@@ -62,6 +62,20 @@ def test_a_violin_per_condition_of_its_own_reference_alone():
     assert "median 0.135" in medians[1].hovertext[0]
 
 
+def test_what_was_given_tokens_stands_apart_under_its_own_heading():
+    """It is held against less of the paragraph than the others are."""
+    fig = plots.transfer_distances(planted())
+    at = [t.y0 for t in fig.data if t.type == "violin"]
+    (heading,) = [note for note in fig.layout.annotations if note.text.startswith("Against what was not given")]
+    assert at[4] < heading.y < min(at[:4])
+    low, high = fig.layout.yaxis.range
+    assert low < min(at)
+    assert high > max(at)
+    without = planted()
+    without.tables["scores"] = without.tables["scores"].query("given == 0")
+    assert not [n for n in plots.transfer_distances(without).layout.annotations if n.text.startswith("Against")]
+
+
 def test_one_kind_of_text_alone():
     fig = plots.transfer_distances(planted(), kind="prose")
     np.testing.assert_allclose(fig.data[0].x, [0, 0.02, 0.04, 0.06], atol=1e-6)
