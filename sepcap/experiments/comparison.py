@@ -87,7 +87,14 @@ class Comparison(Shown):
             f"Neurons of {self.config['model']} were removed in {self.config['steps']} steps: those that matter for one task and not for "
             "the other, in both directions, and as many at random."
         ]
-        for run in (self.forward, self.reverse):
+        without = self.inseparable("top1")
+        for name, run in self.runs.items():
+            if run is self.random:
+                continue
+            if name in without:
+                what = f"To forget {run.config['forget']} and retain {run.config['retain']}"
+                said.append(f"{what}: separability is not known, because {without[name]}.")
+                continue
             s = run.separability("top1", baseline=self.random)
             drops = [100 * (1 - values[s.max_drop_step] / values[0]) for values in (s.forget, s.retain)]
             low, high = s.percent_interval

@@ -11,18 +11,24 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from sepcap.errors import unknown
 from sepcap.experiments.comparison import tokens_per_second
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.methods_config import DIRECTIONS, METHODS, PLAIN, Direction, MethodsConfig
 from sepcap.experiments.pruning import Plan, execute, plan
 from sepcap.experiments.result import Figures, Shown, name_study
 from sepcap.experiments.run import ROLES, Run
-from sepcap.experiments.separability import Separability, area_replicas, separability
+from sepcap.experiments.separability import ACCURACIES, Separability, area_replicas, separability
 from sepcap.interventions.deletion import check_output_biases
 from sepcap.interventions.rotation import check_rotation
 from sepcap.tasks.task import load_task
 
 log = logging.getLogger(__name__)
+
+MEASURED = ("separability", "sd", "low", "high", "minus_random", "minus_random_low", "minus_random_high")
+MEASURED += ("minus_plain", "minus_plain_low", "minus_plain_high", "max_drop", "max_drop_sd", "max_drop_step", "retain_cost")
+"""Columns of `Methods.table` that are measured."""
+
 
 @dataclass(frozen=True, eq=False)
 class Methods(Shown):
@@ -74,6 +80,8 @@ class Methods(Shown):
             f"{len(self.runs)} runs of {len(self.methods)} methods over {self.task('forward')} and {self.task('reverse')}. Separability is "
             "100·(A − 1) of top-1: 0% where both tasks go together, 100% where the other is whole until the task to forget is gone."
         ]
+        if why := self.inseparable():
+            return [*said, f"It is not known for any of them, because {why}."]
         for direction, rows in table.groupby("direction", sort=False):
             chosen = [row for row in rows.to_dict("records") if not METHODS[row["method"]].random]
             if not chosen:
@@ -114,6 +122,26 @@ class Methods(Shown):
         """Separability per seed."""
         return [separability(forget, retain, metric) for forget, retain in self._rows(method, direction)]
 
+    def inseparable(self, metric: str = "top1") -> str:
+        """Why no run has an area: the unpruned model, which all of them share, has nothing to lose; empty where they have."""
+        if metric not in ACCURACIES:
+            raise unknown("metric", metric, ACCURACIES, "Areas are made of accuracies.")
+        try:
+            next(iter(self.runs.values())).separability(metric)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def figure(self, kind: str | None = None, **options: Any) -> Any:
+        """"methods": the separability of every method.
+
+        Raises:
+            ValueError: the unpruned model has nothing to lose, so that there is none.
+        """
+        if why := self.inseparable(options.get("metric", "top1")):
+            raise ValueError(f"there is no separability to show: {why}")
+        return super().figure(kind, **options)
+
     def replicas(self, method: str, direction: Direction, metric: str = "top1") -> np.ndarray:
         """100·(A − 1) of bootstrap samples of the evaluation rows, mean over seeds; sample by sample the same rows for every method."""
         by_seed = [area_replicas(forget, retain, metric) for forget, retain in self._rows(method, direction)]
@@ -128,18 +156,23 @@ class Methods(Shown):
         neurons of the same site on the same texts (pruned without offset or rotation); `minus_plain` that to the site's first method,
         which has neither: what an offset, a rotation or another importance changes. `max_drop` is the maximum differential drop in
         percentage points with its `max_drop_sd` over seeds and the mean `max_drop_step`. `retain_cost` is the relative drop of the retain
-        task in percent where the forget task has dropped by `forget_drop` percent; missing where a seed never came so far.
+        task in percent where the forget task has dropped by `forget_drop` percent; missing where a seed never came so far. Where the
+        unpruned model has nothing to lose (`inseparable` says so), everything measured is missing.
 
         Args:
             metric: "top1", "top10", "skip50_top1" or "skip50_top10".
             forget_drop: in percent.
         """
         rows = []
+        nothing_to_lose = bool(self.inseparable(metric))
         for name in self.methods:
             for direction in DIRECTIONS:
-                found = self.separabilities(name, direction, metric)
-                if not found:
+                seeds = len(list(self._rows(name, direction)))
+                what = {"method": name, "site": METHODS[name].site, "direction": f"forget {self.task(direction)}", "seeds": seeds}
+                if not seeds or nothing_to_lose:
+                    rows += [what | dict.fromkeys(MEASURED, np.nan)] if seeds else []
                     continue
+                found = self.separabilities(name, direction, metric)
                 percents, drops = np.array([100 * (s.area - 1) for s in found]), np.array([s.max_drop for s in found])
                 replicas = self.replicas(name, direction, metric)
                 site, is_random = METHODS[name].site, METHODS[name].random
@@ -151,11 +184,8 @@ class Methods(Shown):
                 other = name != PLAIN[site] and not is_random and bool(plain)
                 worse, better = _interval(replicas - self.replicas(PLAIN[site], direction, metric)) if other else (np.nan, np.nan)
                 rows.append(
-                    {
-                        "method": name,
-                        "site": site,
-                        "direction": f"forget {self.task(direction)}",
-                        "seeds": len(found),
+                    what
+                    | {
                         "separability": percents.mean(),
                         "sd": _spread(percents),
                         "low": low,

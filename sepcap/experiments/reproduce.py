@@ -80,6 +80,17 @@ class Reproduction(Shown):
         ]
         return pd.DataFrame(rows).astype({"published": object})
 
+    @cached_property
+    def measured(self) -> dict[str, Measured | str]:
+        """Quantity of a run -> value and interval, or why there is none: a model that is never right has nothing to lose."""
+        found: dict[str, Measured | str] = {}
+        for quantity in self.study.quantities if self.study.kind != "overlap" else ():
+            try:
+                found[quantity["quantity"]] = MEASURES[quantity["measure"]](self.results[quantity["run"]], quantity)
+            except ValueError as error:
+                found[quantity["quantity"]] = str(error)
+        return found
+
     def _row(self, model: str, quantity: str, measured: Measured, published: Any = NOTHING) -> dict[str, Any]:
         value, low, high = measured
         row = {"study": self.study.name, "model": model, "quantity": quantity, "measured": value, "low": low, "high": high}
@@ -101,7 +112,9 @@ class Reproduction(Shown):
         """Every quantity of this model, measured and published."""
         said = [f"{self.study.title} ({self.study.source}), on {self.asked.model}. {self.asked.protocol()} {self.study.note}"]
         for row in self.table.to_dict("records"):
-            if np.isfinite(row["measured"]):
+            if row["model"] == self.asked.model and isinstance(why := self.measured.get(row["quantity"]), str):
+                said.append(f"{row['quantity'][0].upper()}{row['quantity'][1:]}: not measured, because {why}.")
+            elif np.isfinite(row["measured"]):
                 interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if np.isfinite(row["low"]) else ""
                 published = "" if row["published"] != row["published"] else f"; published {row['published']}"
                 of = "" if row["model"] == self.asked.model else f" ({row['model']})"
@@ -339,8 +352,9 @@ MEASURES: dict[str, Callable[[Any, Mapping[str, Any]], Measured]] = {
 
 def _of_runs(result: Reproduction) -> Iterator[dict[str, Any]]:
     for quantity in result.study.quantities:
-        measured = MEASURES[quantity["measure"]](result.results[quantity["run"]], quantity)
-        yield result._row(result.asked.model, quantity["quantity"], measured, quantity["published"].get(result.asked.model, NOTHING))
+        name = quantity["quantity"]
+        measured = (NOTHING, *NO_INTERVAL) if isinstance(found := result.measured[name], str) else found
+        yield result._row(result.asked.model, name, measured, quantity["published"].get(result.asked.model, NOTHING))
 
 
 PERCENT = {"share": 100.0, "iou": 100.0}

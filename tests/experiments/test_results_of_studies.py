@@ -1,5 +1,6 @@
 """Every study that the package had before there were study results: saved, opened by `load_result`, and shown on a page."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -10,9 +11,11 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from plots.planted_runs import maker
 from test_report import Page
 
 import sepcap
+from sepcap.evaluation.next_token import COUNTS
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
 from sepcap.experiments.ablations import AblationComparison, compare_ablations
@@ -20,6 +23,7 @@ from sepcap.experiments.comparison import Comparison, compare
 from sepcap.experiments.methods import Methods, compare_methods
 from sepcap.experiments.methods_config import MethodsConfig
 from sepcap.experiments.reproduce import Reproduction, reproduce
+from sepcap.experiments.reproduce_config import ReproduceConfig
 from sepcap.experiments.result import FINISHED, STUDIES, Shown, load_result
 
 
@@ -162,3 +166,42 @@ def test_a_single_head_has_its_interval_in_the_sentence(trained, letters):
     found = compare_ablations(trained, letters, layer=0, head=1, kinds=("zero",), tokens=400, reference_tokens=400)
     row = found.table.iloc[0]
     assert f"({'95% bootstrap interval'} {row['delta_loss_low']:+.4f} to {row['delta_loss_high']:+.4f})" in found.summary()[1]
+
+
+@pytest.fixture
+def never_right(tmp_path):
+    """Planted runs of a model that is never right on the first task."""
+    make = maker(tmp_path)
+    forward = make((0.0, 0.0), (0.5, 0.4), samples={"evaluate": {"forget": "f", "retain": "r"}})
+    reverse = make((0.5, 0.4), (0.0, 0.0), tasks=("prose", "code"), samples={"evaluate": {"forget": "r", "retain": "f"}})
+    random = make((0.0, 0.0), (0.5, 0.2), importance="random", samples={"evaluate": {"forget": "f", "retain": "r"}})
+    return forward, reverse, random
+
+
+def test_what_a_model_that_is_never_right_has_not_is_said_in_words(never_right, tmp_path):
+    forward, reverse, random = never_right
+    methods = Methods(tmp_path, {("mlp", "forward", 0): forward, ("mlp", "reverse", 0): reverse, ("random-mlp", "forward", 0): random})
+    demo = Comparison(tmp_path, forward, reverse, random)
+    reproduced = Reproduction(ReproduceConfig("sp-table2", "planted"), tmp_path, {"mlp": forward, "attention": reverse})
+    why = "because top1 of the unpruned model is 0 on the forget task: there is nothing to lose."
+    assert methods.summary()[1:] == [f"It is not known for any of them, {why}"]
+    assert list(methods.table()["seeds"]) == [1, 1, 1, 1]
+    assert methods.table()["separability"].isna().all()
+    assert f"To forget code and retain prose: separability is not known, {why}" in demo.summary()
+    assert f"Maximum differential drop, mlp (percentage points): not measured, {why}" in reproduced.summary()
+    assert reproduced.table["measured"].isna().all()
+    for result in (methods, demo, reproduced):
+        page = result.report(tmp_path / "page.html").read_text()
+        assert "of the unpruned model is 0 on the forget task" in page
+        assert ">nan<" not in page
+
+
+def test_a_protocol_of_a_model_that_is_never_right_has_no_area(studies):
+    result = studies[ProtocolResult]
+    hits = COUNTS.index("top1")
+    before, per_row = result.before.per_row.copy(), {cell: rows.copy() for cell, rows in result.per_row.items()}
+    for rows in (before, *per_row.values()):
+        rows[..., hits] = 0
+    never = dataclasses.replace(result, before=dataclasses.replace(result.before, per_row=before), per_row=per_row)
+    assert all("there is no area under top-1, because the model as it is has no hit to lose" in said for said in never.summary()[1:3])
+    assert not any("nan" in said for said in never.summary())
