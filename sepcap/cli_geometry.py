@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -110,12 +111,10 @@ class TightPass(TightPassConfig):
     def run(self) -> None:
         """Carry out the command."""
         import sepcap
-        from sepcap.experiments.tight_pass_plan import plan_tight_pass
 
         config = dataclasses.replace(config_in(TightPassConfig, self), layer=self.layer or "all")
         model = sepcap.load_model(self.model)
-        print(plan_tight_pass(model, config).cost(), flush=True)
-        show(sepcap.tight_pass(model, out=self.out, **dataclasses.asdict(config)), self.out)
+        show(sepcap.tight_pass(model, out=self.out, say=partial(print, flush=True), **dataclasses.asdict(config)), self.out)
 
 
 @dataclass(frozen=True)

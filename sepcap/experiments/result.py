@@ -81,7 +81,7 @@ class StudyResult(Shown):
     """Base of all results that are tables: what `save`, `load`, `figure` and `report` need to know of a study.
 
     Attributes:
-        config: the resolved configuration, with what it was made with; made of what JSON can hold.
+        config: the resolved configuration, with what it was made with and the name of the study; made of what JSON can hold.
         tables: name -> DataFrame.
         tensors: name -> tensor.
     """
@@ -90,6 +90,9 @@ class StudyResult(Shown):
     config: Mapping[str, Any]
     tables: Mapping[str, pd.DataFrame]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", {"study": self.STUDY, **self.config})
 
     def save(self, folder: str | Path) -> Path:
         """Write a folder: config.json, tables/*.parquet, tensors.safetensors, and a list of them last.

@@ -75,13 +75,16 @@ class TightPass(StudyResult):
     def by_layer(self) -> pd.DataFrame:
         """One row per weights and layer: means over rows, with the ends `_low` and `_high` of 95% intervals (Student's t over rows).
 
-        Intervals end where nothing can lie beyond: at the largest rank possible, and at 0 for the rank, at 1 for the other measures.
+        Intervals end where nothing can lie beyond: at 0 for the rank and at 1 for the other measures, and at the largest rank possible.
+        Where this differs from row to row (active neurons of an mlp), it is known no better than its mean over rows, and the upper end
+        of its own interval is where the others end.
+
         Where the rank of any row is only a lower bound (`at_least`), so is its mean, which has no interval (NaN).
         """
         table, found = self.tables["jacobians"], []
         for weights, layer in dict.fromkeys(zip(table["weights"], table["layer"], strict=True)):
             rows = table[(table["weights"] == weights) & (table["layer"] == layer)]
-            at_least, most = bool(np.any(rows["at_least"])), np.asarray(rows["bound"]).mean()
+            at_least, most = bool(np.any(rows["at_least"])), mean_and_interval(rows["bound"])[2]
             line: dict[str, Any] = {"weights": weights, "layer": layer, "rows": len(rows)}
             for name in ("rank", "bound", "stable_rank", "participation_ratio", "effective_rank", "largest"):
                 mean, *ends = mean_and_interval(rows[name])

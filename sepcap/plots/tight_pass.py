@@ -6,7 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.errors import unknown
-from sepcap.experiments.tight_pass import RANDOM, TRAINED, TightPass
+from sepcap.experiments.tight_pass import RANDOM, TRAINED, TightPass, between
+from sepcap.experiments.tight_pass_config import counted
 from sepcap.plots.style import BLUE, GREY, INK, TICK_PX, VERMILLION, every, new_figure, plain, power_of_ten, rounded
 
 MEASURES = {
@@ -17,6 +18,8 @@ MEASURES = {
 }
 PARTS = {"attn": "attention", "mlp": "mlp"}
 LOOK = {TRAINED: (VERMILLION, "circle", "trained"), RANDOM: (BLUE, "square", "random weights")}
+UPWARDS = {TRAINED: "triangle-up", RANDOM: "triangle-up-open"}
+"""Marks of ranks that are only lower bounds."""
 POINTS = 160
 """Places at which a spectrum is drawn at most: spread evenly on the logarithm of the number, so that its head is whole."""
 NAMED = 8
@@ -28,6 +31,10 @@ SCALE = ((86, 180, 233), (0, 114, 178), (60, 20, 90))
 def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: str = "column") -> go.Figure:
     """Rank over layers, trained and with random weights: means over rows of tokens with 95% intervals, and the largest rank possible.
 
+    Where the rank of a row is only a lower bound, the mean is a triangle that points up, "at least": without interval, and without a
+    line to its neighbours, since their differences mean nothing. Intervals end at the largest rank possible; where that differs from
+    row to row, its mean is drawn, and intervals end at the upper end of its own (see `TightPass.by_layer`).
+
     Args:
         result: what `tight_pass` gives.
         measure: "rank", "stable_rank", "participation_ratio" or "effective_rank".
@@ -37,7 +44,7 @@ def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: str = "
         raise unknown("measure", measure, MEASURES)
     table, c = result.by_layer, result.config
     traces: list[Any] = []
-    highest = 0.0
+    highest, open_ended = 0.0, False
     for weights, (colour, symbol, name) in LOOK.items():
         lines = [line for line in table.to_dict("records") if line["weights"] == weights]
         if not lines:
@@ -45,28 +52,44 @@ def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: str = "
         mean, low, high = (np.array([line[f"{measure}{end}"] for line in lines], dtype=float) for end in ("", "_low", "_high"))
         # beside each other, or the intervals of one hide those of the other
         x = [line["layer"] + _shift(weights, c) for line in lines]
+        at_least = [bool(line["at_least"]) and measure == "rank" for line in lines]
+        open_ended |= any(at_least)
         hovers = [
-            f"<b>layer {line['layer']}, {name}</b><br>{MEASURES[measure].lower()} {'≥ ' * line['at_least']}{mean[k]:,.4g} "
-            f"[{low[k]:,.4g}, {high[k]:,.4g}]<br>largest possible rank {line['bound']:,.4g}<br>{line['rows']} rows of {c['tokens']} tokens"
+            f"<b>layer {line['layer']}, {name}</b><br>{MEASURES[measure].lower()} {'at least ' * at_least[k]}{between(line, measure)}"
+            f"<br>largest possible rank {line['bound']:,.4g}<br>{counted(line['rows'], 'row')} of {counted(c['tokens'], 'token')}"
             for k, line in enumerate(lines)
         ]
         traces.append(
             go.Scatter(
                 x=rounded(x),
                 y=rounded(mean),
-                error_y={"type": "data", "symmetric": False, "array": rounded(high - mean), "arrayminus": rounded(mean - low), "width": 3},
-                mode="lines+markers",
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": rounded(high - mean),
+                    "arrayminus": rounded(mean - low),
+                    "width": 3,
+                    "visible": bool(np.isfinite(high).any()),
+                },
+                mode="markers" if any(at_least) else "lines+markers",
                 name=name,
                 line={"color": colour, "width": 1.5},
-                marker={"color": colour, "size": 7, "symbol": symbol},
+                marker={
+                    "color": colour,
+                    "size": [10 if more else 7 for more in at_least],
+                    "symbol": [UPWARDS[weights] if more else symbol for more in at_least],
+                },
                 hovertext=hovers,
                 hoverinfo="text",
                 cliponaxis=False,
             )
         )
-        highest = max(highest, float(np.nanmax([mean, high])))
+        highest = max(highest, float(np.nan_to_num([mean, high]).max()))
+    if open_ended:
+        arrow = {"symbol": "triangle-up", "size": 10, "color": INK}
+        traces.append(go.Scatter(x=[None], y=[None], mode="markers", name="at least: not settled", marker=arrow, hoverinfo="skip"))
     if measure == "rank":
-        traces.append(_bounds(table, c))
+        traces.append(_bounds(result))
         highest = max(highest, float(table["bound"].to_numpy().max()))
     layers = c["layer"]
     title = f"Rank (σ > {c['threshold']:g} σ₁)" if measure == "rank" else MEASURES[measure]
@@ -87,11 +110,14 @@ def _shift(weights: str, config: Any) -> float:
     return {TRAINED: -0.07, RANDOM: 0.07}[weights] if config["control"] else 0.0
 
 
-def _bounds(table: Any, config: Any) -> go.Scatter:
+def _bounds(result: TightPass) -> go.Scatter:
     """The largest rank possible, a dash at every layer: often it is the rank itself, which a line would hide."""
-    x = [layer + _shift(weights, config) for weights, layer in zip(table["weights"], table["layer"], strict=True)]
+    table = result.by_layer
+    x = [layer + _shift(weights, result.config) for weights, layer in zip(table["weights"], table["layer"], strict=True)]
+    differs = bool((result.tables["jacobians"].groupby(["weights", "layer"])["bound"].nunique() > 1).any())
+    name = "largest possible" + ", mean over rows" * differs
     dash = {"symbol": "line-ew", "size": 15, "line": {"color": INK, "width": 1.5}}
-    return go.Scatter(x=rounded(x), y=rounded(table["bound"]), mode="markers", name="largest possible", marker=dash, hoverinfo="skip")
+    return go.Scatter(x=rounded(x), y=rounded(table["bound"]), mode="markers", name=name, marker=dash, hoverinfo="skip")
 
 
 def tight_pass_spectra(result: TightPass, *, control: bool = True, width: str = "column") -> go.Figure:
@@ -168,4 +194,4 @@ def _shade(i: int, n: int) -> str:
 def _said(result: TightPass) -> str:
     c = result.config
     what = f"{PARTS[c['part']]} of {plain(c['model'], 24)}, without residual"
-    return f"{what}<br>{c['tokens']} tokens, {c['rows']} rows of {plain(c['task'], 24)}"
+    return f"{what}<br>{counted(c['tokens'], 'token')}, {counted(c['rows'], 'row')} of {plain(c['task'], 24)}"

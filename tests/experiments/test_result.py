@@ -28,7 +28,7 @@ def test_a_saved_result_comes_back_whole(counted, tmp_path):
     back = Counted.load(counted.save(tmp_path / "study"))
     pd.testing.assert_frame_equal(back.tables["values"], counted.tables["values"])
     assert torch.equal(back.tensors["matrix"], counted.tensors["matrix"])
-    assert back.config == {"study": "counted", "model": "tiny", "k": 3}
+    assert back.config == counted.config == {"study": "counted", "model": "tiny", "k": 3}
 
 
 def test_a_result_without_tensors_needs_no_file_for_them(counted, tmp_path):

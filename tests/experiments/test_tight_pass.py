@@ -186,6 +186,7 @@ def test_a_result_is_saved_and_loaded_as_it_was(found, tmp_path):
     found.save(tmp_path / "study")
     for again in (TightPass.load(tmp_path / "study"), load_result(tmp_path / "study")):
         assert again.summary() == found.summary()
+        assert again.config == found.config
         for name, tensor in found.tensors.items():
             assert torch.equal(again.tensors[name], tensor)
         for name, table in found.tables.items():
@@ -301,6 +302,14 @@ def test_no_interval_reaches_beyond_what_is_possible(found):
         _, low, high = mean_and_interval(value)
         assert (line[f"{column}_low"], line[f"{column}_high"]) == pytest.approx((max(low, 1), min(high, 93)))
         assert low < 1 or high > 93
+
+
+def test_where_what_is_possible_differs_from_row_to_row_the_rank_is_as_uncertain_as_that(found):
+    tables = {name: table.copy() for name, table in found.tables.items()}
+    tables["jacobians"].loc[:2, "bound"] = tables["jacobians"].loc[:2, "rank"] = [20, 30, 60]
+    line = TightPass(found.config, tables, found.tensors).by_layer.iloc[0]
+    expected = mean_and_interval([20, 30, 60])
+    assert (line["rank"], line["rank_low"], line["rank_high"]) == pytest.approx((expected[0], max(0, expected[1]), expected[2]))
 
 
 def test_the_sentences_of_one_layer_one_row_and_of_nothing(tiny_opt, letters):

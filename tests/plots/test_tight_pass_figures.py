@@ -62,11 +62,48 @@ def test_other_measures_have_no_bound_and_unknown_ones_are_refused():
         plots.tight_pass_ranks(study(), "rang")
 
 
-def test_lower_bounds_say_so_and_one_row_has_no_interval():
-    fig = study(at_least=True, rows=1, control=False).figure()
-    assert "≥" in named(fig, "trained").hovertext[0]
+def test_lower_bounds_point_up_have_no_interval_and_no_line_to_compare_them_by():
+    result = study(at_least=True, control=False)
+    fig = result.figure()
+    drawn = named(fig, "trained")
+    assert set(drawn.marker.symbol) == {"triangle-up"}
+    assert drawn.mode == "markers"
+    assert drawn.error_y.visible is False
+    assert f"rank at least {result.by_layer['rank'][0]:,.4g}<br>" in drawn.hovertext[0]
+    assert named(fig, "at least: not settled").showlegend is not False
+    other = result.figure(measure="stable_rank")
+    assert set(named(other, "trained").marker.symbol) == {"circle"}
+    assert not any("at least" in text for text in (*named(other, "trained").hovertext, *(trace.name for trace in other.data)))
+    assert all(trace.name != "at least: not settled" for trace in study().figure().data)
+
+
+def test_one_layer_alone_can_be_a_lower_bound():
+    result = study()
+    result.tables["jacobians"].loc[3, "at_least"] = True
+    drawn = named(result.figure(), "trained")
+    assert drawn.marker.symbol == ("circle", "triangle-up", "circle")
+    assert drawn.error_y.array[1] is None
+    assert drawn.error_y.array[0] > 0
+
+
+def test_one_row_has_no_interval_and_nothing_reaches_beyond_the_largest_rank_possible():
+    fig = study(rows=1, control=False).figure()
     assert named(fig, "trained").x == (0, 1, 2)
     assert all(end is None for end in named(fig, "trained").error_y.array)
+    assert "1 row of 2 tokens" in named(fig, "trained").hovertext[0]
+    result = study(rows=3, control=False)
+    result.tables["jacobians"].loc[:2, "rank"] = [45, 45, 20]
+    drawn = named(result.figure(), "trained")
+    assert drawn.y[0] + drawn.error_y.array[0] == pytest.approx(45, abs=1e-2)
+    result.tables["jacobians"].loc[:2, "bound"] = [45, 46, 47]
+    assert named(study().figure(), "largest possible")
+    assert named(TightPass(result.config, result.tables, result.tensors).figure(), "largest possible, mean over rows").y[0] == 46
+
+
+def test_a_measure_that_is_nowhere_defined_can_be_drawn():
+    result = study(control=False)
+    result.tables["jacobians"]["stable_rank"] = np.nan
+    assert all(y is None for y in named(result.figure(measure="stable_rank"), "trained").y)
 
 
 def test_spectra_are_shares_of_the_largest_per_layer_and_zeros_are_left_out():
