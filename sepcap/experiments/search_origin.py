@@ -39,15 +39,15 @@ ORIGINS: dict[str, Meaning] = {
     ),
     "other positions": Meaning(
         "found at other positions of these very texts: p is too small; search at the positions that are tested, or test on other texts",
-        "searched elsewhere in these texts",
+        "other positions searched",
     ),
     "some texts": Meaning(
         "found on some of these very texts, or on the same under other categories: p is too small; test on texts that were not searched",
-        "some of these texts were searched",
+        "texts searched in part",
     ),
     "unknown": Meaning(
         "found in a place that is not known: if on these texts, p is too small; give find_dims' own table",
-        "search unknown, may be too small",
+        "search unknown",
     ),
 }
 """How the texts, the model and the positions of a search relate to those of a test -> what it makes of p."""

@@ -17,7 +17,9 @@ MAX_SIDE = 80
 BELOW = "#f4b58c"
 """Colour of the lowest similarity where it is negative."""
 GAP_PX = 30
-LEFT_PX, RIGHT_PX = 84, 76
+LEFT_PX, RIGHT_PX = 84, 96
+UPRIGHT_PX = 56
+"""Columns of a category that are narrower have their name turned."""
 
 
 def similarity(result: Similarity, *, layers: Sequence[int] | None = None, width: str = "page") -> go.Figure:
@@ -44,6 +46,7 @@ def similarity(result: Similarity, *, layers: Sequence[int] | None = None, width
     rows = -(-len(shown) // columns)
     side = (inside - GAP_PX * (COLUMNS[width] - 1)) / COLUMNS[width]
     total = rows * side + (rows - 1) * GAP_PX
+    turned = side / len(sizes) < UPRIGHT_PX
     kind = "Scaled cosine" if result.config["scaled"] else "Cosine"
     traces: list[Any] = []
     layout: dict[str, Any] = {"annotations": [], "shapes": []}
@@ -54,16 +57,19 @@ def similarity(result: Similarity, *, layers: Sequence[int] | None = None, width
         axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
         traces.append(go.Heatmap(z=cells[layer].astype(np.float32), x=names, y=names, coloraxis="coloraxis", hovertemplate=hover, **axes))
         left, top = column * (side + GAP_PX) / inside, 1 - row * (side + GAP_PX) / total
-        x_axis, y_axis = _axes(result, names, sizes, key, left_most=column == 0)
+        lowest = i + columns >= len(shown)
+        x_axis, y_axis = _axes(result, names, sizes, key, left_most=column == 0, lowest=lowest, turned=turned)
         layout[f"xaxis{key}"] = x_axis | {"domain": [left, min(1.0, left + side / inside)]}
         layout[f"yaxis{key}"] = y_axis | {"domain": [max(0.0, top - side / total), top]}
         layout["shapes"] += _edges(sizes, len(names), axes)
         place = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "yshift": 2}
         layout["annotations"].append({"text": f"Layer {layer}", "x": left, "y": top, **place})
-    bar = {"title": {"text": f"{kind} similarity", "side": "right"}, "nticks": 7, "len": 1, "xpad": 6, "ypad": 0}
+    bar = {"title": {"text": f"{kind} similarity", "side": "right"}, "len": 1, "xpad": 6, "ypad": 0}
     bar |= {"x": (columns * (side + GAP_PX) - GAP_PX) / inside}
-    layout["coloraxis"] = {**_colours(np.stack(list(cells.values()))), "colorbar": bar}
-    return new_figure(traces, layout, width=width, plot_px=total, left=LEFT_PX, right=RIGHT_PX, top=24, bottom=12)
+    drawn = np.stack(list(cells.values()))
+    colours = _colours(drawn)
+    layout["coloraxis"] = {**colours, "colorbar": bar | _ticks(drawn, colours["cmin"], colours["cmax"])}
+    return new_figure(traces, layout, width=width, plot_px=total, left=LEFT_PX, right=RIGHT_PX, top=24, bottom=96 if turned else 46)
 
 
 def _some(layers: list[int]) -> list[int]:
@@ -101,12 +107,24 @@ def _colours(cells: np.ndarray) -> dict[str, Any]:
     return {"cmin": low, "cmax": high, "colorscale": below + [[zero + (1 - zero) * at, colour] for at, colour in SHARES]}
 
 
-def _axes(result: Similarity, names: list[str], sizes: np.ndarray, key: str, *, left_most: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _ticks(cells: np.ndarray, low: float, high: float) -> dict[str, Any]:
+    """Round numbers on the colour bar, and its ends, marked where there are cells beyond them."""
+    step = 10.0 ** np.floor(np.log10((high - low) / 2))
+    step *= next(times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= 6)
+    between = [float(at) for at in step * np.arange(np.ceil(low / step), high / step) if low + 0.4 * step < at < high - 0.4 * step]
+    under, over = "≤ " * bool(cells.min() < low), "≥ " * bool(cells.max() > high)
+    said = [f"{under}{low:.2g}", *(f"{at:.6g}" for at in between), f"{over}{high:.2g}"]
+    return {"tickvals": [low, *between, high], "ticktext": [text.replace("-", "−") for text in said]}
+
+
+def _axes(
+    result: Similarity, names: list[str], sizes: np.ndarray, key: str, *, left_most: bool, lowest: bool, turned: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     middles = np.cumsum(sizes) - (sizes + 1) // 2
     common = {"ticks": "", "showline": False, "constrain": "domain"}
     labels = {"tickvals": [names[i] for i in middles], "ticktext": [_in_lines(name) for name in result.config["categories"]]}
     return (
-        {**common, "anchor": f"y{key}", "showticklabels": False},
+        {**common, "anchor": f"y{key}", "showticklabels": lowest, "tickangle": -90 if turned else 0, **labels},
         {**common, "anchor": f"x{key}", "autorange": "reversed", "showticklabels": left_most, **labels},
     )
 

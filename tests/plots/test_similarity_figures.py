@@ -62,6 +62,29 @@ def test_white_is_zero_and_the_scale_has_both_sides():
     assert (steps[0], steps[-1]) == (0, pytest.approx(1))
 
 
+def test_the_ends_of_the_scale_are_marked_where_cells_lie_beyond_them():
+    found = result()
+    axis = plots.similarity(found).layout.coloraxis
+    values, texts = axis.colorbar.tickvals, axis.colorbar.ticktext
+    assert (values[0], values[-1]) == (axis.cmin, axis.cmax)
+    assert list(values) == sorted(values)
+    assert 3 <= len(values) <= 8
+    assert texts[-1] == f"≥ {axis.cmax:.2g}"  # the diagonal is 1
+    assert texts[0] == f"≤ {axis.cmin:.2g}".replace("-", "−")
+    for value, text in zip(values[1:-1], texts[1:-1], strict=True):
+        assert float(text.replace("−", "-")) == pytest.approx(value, abs=1e-9)
+    found.tensors["similarity"][:] = 0.25
+    assert not any(text[0] in "≤≥" for text in plots.similarity(found).layout.coloraxis.colorbar.ticktext)
+
+
+def test_categories_are_named_on_rows_and_on_the_lowest_columns():
+    layout = plots.similarity(result(layers=range(5), positions=1)).layout  # three panels above two
+    named = [layout[f"xaxis{i}"].showticklabels for i in ("", 2, 3, 4, 5)]
+    assert named == [False, False, True, True, True]
+    assert list(layout.xaxis5.ticktext) == list(layout.yaxis.ticktext) == ["&lt;b&gt;prose&lt;/b&gt;", "C++"]
+    assert list(layout.xaxis5.tickvals) == list(layout.yaxis.tickvals)
+
+
 def test_many_positions_are_averaged_down_within_their_text():
     found = result(layers=(0,), positions=30)
     panel = maps(plots.similarity(found))[0]
