@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sepcap.cli_options import config_in, show
+from sepcap.cli_options import config_in, show, write_figure
 from sepcap.experiments.tight_pass_config import TightPassConfig
+from sepcap.storage import write_atomically
 
 
 @dataclass(frozen=True)
@@ -25,28 +26,41 @@ class _Texts:
     per_category: int = 5
     """Texts per category."""
     context: int | None = None
-    """Tokens that every text fills; default is the model's context, at most 512. Compared are every fourth of its last 37 positions."""
+    """Tokens that every text fills; default is the model's context, at most 512."""
+    positions: tuple[int, ...] = ()
+    """Token positions that are looked at; default is every fourth of the last 37 of the context."""
+    skip: int = 0
+    """Texts per category that are passed over first: with as many as --per-category, texts that another command did not see."""
     permutations: int = 20_000
     """Relabellings of the texts at most, for the test."""
     seed: int = 0
     """Of the relabellings and of random weights."""
+    batch_size: int = 16
+    """Texts per pass; halved when memory runs out."""
 
-    def loaded(self) -> Any:
+    def loaded(self, *, random_weights: bool = False) -> Any:
         """The model."""
         import sepcap
 
-        return sepcap.load_model(self.model, random_weights=self.random_weights, seed=self.seed)
+        return sepcap.load_model(self.model, random_weights=random_weights or self.random_weights, seed=self.seed)
 
-    def texts(self) -> dict[str, str] | None:
-        """Category -> task; None for the offline texts."""
+    def texts(self, model: Any) -> Any:
+        """Those of the tasks, or the offline ones."""
+        import sepcap
+        from sepcap.tasks.labelled import check_positions
+
         texts = {Path(task).stem: task for task in self.tasks}
         if len(texts) < len(self.tasks):
             raise ValueError(f"tasks={self.tasks}: two have the same name; give each once")
-        return texts or None
+        _, length = check_positions(model, self.positions or None, self.context)
+        chosen = {"per_category": self.per_category, "skip": self.skip, "context": self.context, "differ_within": length}
+        return sepcap.labelled_texts(model, texts or None, **chosen)
 
     def options(self) -> dict[str, Any]:
-        """What `similarity` and `streams` take alike."""
-        return {name: getattr(self, name) for name in ("per_category", "context", "permutations", "seed")}
+        """What `similarity`, `streams` and `find_dims` take alike."""
+        return {name: getattr(self, name) for name in ("context", "permutations", "seed", "batch_size")} | {
+            "positions": self.positions or None
+        }
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,8 @@ class Similarity(_Texts):
     """With --head: of this layer alone."""
     scaled: bool = False
     """Divide every vector by the largest norm among them instead of by its own: then lengths count."""
+    control: bool = False
+    """Do the same with random weights, say what training adds, paired over the texts, and draw both."""
     out: Path = Path("runs/geometry/similarity")
     """Folder of the result."""
 
@@ -70,11 +86,21 @@ class Similarity(_Texts):
 
         if self.layer is not None and self.head is None:
             raise ValueError(f"layer={self.layer} goes with a head: give --head too; without both, all layers are compared")
+        if self.control and self.random_weights:
+            raise ValueError("--control compares with random weights, and --random-weights asks for nothing else: give one of them")
         head = self.head if self.layer is None else (self.layer, self.head)
         what = self.what if head is None else head
-        found = sepcap.similarity(self.loaded(), self.texts(), what=what, scaled=self.scaled, **self.options())
+        model = self.loaded()
+        texts = self.texts(model)
+        found = sepcap.similarity(model, texts, what=what, scaled=self.scaled, **self.options())
         found.save(self.out)
         show(found, self.out)
+        if self.control:
+            other = sepcap.similarity(self.loaded(random_weights=True), texts, what=what, scaled=self.scaled, **self.options())
+            other.save(self.out / "random-weights")
+            print("\nMinus the same with random weights, with a 95% interval paired over the texts:")
+            print(found.compared(other).to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+            write_figure(found.figure("profile", control=other), self.out / "figures" / "profile-control")
 
 
 @dataclass(frozen=True)
@@ -82,7 +108,11 @@ class Streams(_Texts):
     """Which residual dimensions tell kinds of text apart, and how do they run through the layers?"""
 
     dims: tuple[int, ...] = ()
-    """Dimensions to follow; default is the four that separate the categories best."""
+    """Dimensions to follow; default is those that separate the categories best."""
+    found: Path | None = None
+    """Follow the dimensions in this file of `find-dims` instead: the result says what its search makes of their p-values here."""
+    n: int = 4
+    """How many are searched for, where none are given."""
     out: Path = Path("runs/geometry/streams")
     """Folder of the result."""
 
@@ -90,9 +120,58 @@ class Streams(_Texts):
         """Carry out the command."""
         import sepcap
 
-        found = sepcap.streams(self.loaded(), self.texts(), self.dims or None, **self.options())
+        if self.dims and self.found:
+            raise ValueError(f"dims={self.dims} and found={self.found}: give one of them")
+        model = self.loaded()
+        texts = self.texts(model)
+        dims: Any = self.dims
+        if self.found:
+            dims = _read(self.found).head(self.n)
+        elif not dims:
+            dims = sepcap.find_dims(model, texts, n=self.n, **self.options())
+            _print_search(dims)
+        found = sepcap.streams(model, texts, dims, **self.options())
         found.save(self.out)
         show(found, self.out)
+
+
+@dataclass(frozen=True)
+class FindDims(_Texts):
+    """Which residual dimensions separate the categories best, with a test that knows how many were tried?"""
+
+    n: int = 10
+    """Dimensions to give back."""
+    stages: tuple[int, ...] = ()
+    """Stages to search: 0 is what enters the first block, l + 1 what leaves block l; default all."""
+    out: Path = Path("runs/geometry/dims.csv")
+    """File of the table, for `sepcap geometry streams --found`."""
+
+    def run(self) -> None:
+        """Carry out the command."""
+        import sepcap
+
+        if self.out.exists():
+            raise FileExistsError(f"{self.out} is there already; give another --out. Nothing was changed.")
+        model = self.loaded()
+        table = sepcap.find_dims(model, self.texts(model), n=self.n, stages=self.stages or None, **self.options())
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.out, table.to_csv(index=False).encode())
+        _print_search(table)
+        print(f"\n  {self.out}  (sepcap geometry streams --found {self.out} follows them)")
+
+
+def _read(path: Path) -> Any:
+    import pandas as pd
+
+    if not path.exists():
+        raise FileNotFoundError(f"found={path} does not exist; `sepcap geometry find-dims --out {path}` makes it")
+    return pd.read_csv(path)
+
+
+def _print_search(table: Any) -> None:
+    shown = table[["dim", "stage", "eta2", "p", "p_uncorrected"]]
+    print(shown.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    print(f"Searched through {table['found_among'][0]}; p is corrected for that.\n", flush=True)
 
 
 @dataclass(frozen=True)
@@ -119,11 +198,12 @@ class TightPass(TightPassConfig):
 
 @dataclass(frozen=True)
 class Geometry:
-    """How do activations of different texts sit to each other, and how narrow is a block? One of three studies."""
+    """How do activations of different texts sit to each other, and how narrow is a block? One of four studies."""
 
     study: (
         Annotated[Similarity, tyro.conf.subcommand("similarity")]
         | Annotated[Streams, tyro.conf.subcommand("streams")]
+        | Annotated[FindDims, tyro.conf.subcommand("find-dims")]
         | Annotated[TightPass, tyro.conf.subcommand("tight-pass")]
     ) = field(default_factory=Similarity)
     """Which study."""

@@ -1,11 +1,14 @@
 """The commands of studies, on a tiny model: what they print is what the study found, and their folder opens again."""
 
+import inspect
 import json
 
+import pandas as pd
 import pytest
 
 import sepcap
 from sepcap.cli import main
+from sepcap.cli_geometry import FindDims, Similarity, Streams
 
 
 @pytest.fixture
@@ -48,6 +51,8 @@ def test_a_study_says_what_it_found_and_opens_again(command, files, trained_fold
     found = sepcap.load_result(out)
     assert all(sentence in printed for sentence in found.summary())
     assert f"sepcap report {out}" in printed
+    if command[0] == "modules":  # what it costs comes before what was found
+        assert -1 < printed.find("M tokens through") < printed.find(found.summary()[0])
 
 
 def test_checks_from_the_other_side(files, trained_folder, tmp_path, capsys):
@@ -57,6 +62,60 @@ def test_checks_from_the_other_side(files, trained_folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(sentence in printed for sentence in sepcap.load_result(tmp_path / "checks").summary())
     assert "no figure 'layers'" in printed
+    assert -1 < printed.find("M tokens through the model") < printed.find("With only the")
+
+
+TINY = ["--per-category", "3", "--context", "16", "--positions", "7", "15", "--batch-size", "4"]
+
+
+def test_the_control_is_printed_paired_and_drawn(files, trained_folder, tmp_path, capsys, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("sepcap.cli_geometry.write_figure", lambda figure, stem: drawn.update({stem.name: figure}))
+    main(["geometry", "similarity", "--control", *TINY, "--tasks", *files, "--model", str(trained_folder), "--out", str(tmp_path / "s")])
+    found, other = (sepcap.load_result(folder) for folder in (tmp_path / "s", tmp_path / "s" / "random-weights"))
+    assert found.config["positions"] == other.config["positions"] == [7, 15]
+    assert found.config["model_fingerprint"] != other.config["model_fingerprint"]
+    assert found.config["study"] == "similarity"
+    assert found.compared(other).to_string(index=False, float_format=lambda x: f"{x:.4f}") in capsys.readouterr().out
+    assert {"this model", "random weights"} <= {trace.name for trace in drawn["profile-control"].data}
+    with pytest.raises(SystemExit):
+        main(["geometry", "similarity", "--control", "--random-weights"])
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_dimensions_that_were_found_are_printed_and_followed_elsewhere(files, trained_folder, tmp_path, capsys):
+    """The file carries where they were found: on the same texts p is the search's, on others it is a test."""
+    common = [*TINY, "--tasks", *files, "--model", str(trained_folder)]
+    csv = tmp_path / "new" / "dims.csv"
+    main(["geometry", "find-dims", "--n", "3", "--stages", "1", "2", *common, "--out", str(csv)])
+    table = pd.read_csv(csv)
+    printed = capsys.readouterr().out
+    assert len(table) == 3
+    assert all(str(dim) in printed for dim in table["dim"])
+    assert "dimensions at stages 1, 2; p is corrected for that" in printed
+    for name, skip, origin in (("same", "0", "here"), ("others", "3", "other texts")):
+        main(["geometry", "streams", "--found", str(csv), "--skip", skip, *common, "--out", str(tmp_path / name)])
+        tests = sepcap.load_result(tmp_path / name).tests
+        assert tests["dim"].tolist() == table["dim"].tolist()
+        assert set(tests["origin"]) == {origin}
+    main(["geometry", "streams", "--n", "2", *common, "--out", str(tmp_path / "searched")])
+    assert set(sepcap.load_result(tmp_path / "searched").tests["origin"]) == {"here"}
+    assert "Searched through" in capsys.readouterr().out
+    for wrong, says in (
+        (["find-dims", *common, "--out", str(csv)], "is there already"),
+        (["streams", "--found", str(csv), "--dims", "3"], "give one of them"),
+        (["streams", "--found", str(tmp_path / "no.csv"), *common], "does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["geometry", *wrong])
+        assert says in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_defaults_are_those_of_the_functions():
+    for command, function in ((Similarity, sepcap.similarity), (Streams, sepcap.streams), (FindDims, sepcap.find_dims)):
+        taken = inspect.signature(function).parameters
+        for name in {"per_category", "context", "permutations", "seed", "batch_size", "what", "scaled", "n"} & set(taken):
+            assert getattr(command(), name) == taken[name].default, (command, name)
 
 
 def test_a_head_needs_no_layer_but_a_layer_needs_a_head(capsys):
