@@ -80,7 +80,8 @@ class Transfer(StudyResult):
         said = f"Log-likelihood of the true next paragraph, patched minus break alone: {_signed(own)} nats per token"
         if pd.notna(own["share"]):
             low, high = own["share_low"], own["share_high"]
-            return f"{said}, {own['share']:.0%} [{low:.0%}, {high:.0%}] of what the whole context gains ({_signed(whole)})."
+            share = f"{own['share']:.0%} [{low:.0%}, {high:.0%}]".replace("-", "−")
+            return f"{said}, {share} of what the whole context gains ({_signed(whole)})."
         if pd.isna(whole["low"]):
             return f"{said}; the whole context: {_signed(whole)}."
         return (
