@@ -113,11 +113,12 @@ def _said_of_steps(result: CrossChecks) -> list[str]:
             f"{told_p(pairs[other]['log10_p_corrected'])})"
             for other in dict.fromkeys((*(() if last == first else (last,)), OTHER_TEXTS))
         )
-        said.append(f"Of {n:,} neurons gone for {pruned} are the same {same}.")
+        said.append(f"Of the {n:,} neurons gone for {pruned}, the same are {same}.")
         for row in table.query("pruned == @pruned and run == @last").to_dict("records"):
             left, random = (_with_interval(row, name) for name in ("relative", "random"))
             less = "" if last == first else f"; minus what is left after {first}, {_with_interval(row, 'minus_first')}"
-            said.append(f"{row['evaluated']} after {last} for {pruned}: {left} is left, with as many random neurons gone {random}{less}.")
+            after = f"After {last} of forgetting {pruned}, of {row['evaluated']} {left} is left"
+            said.append(f"{after}, with as many random neurons gone {random}{less}.")
     return said
 
 

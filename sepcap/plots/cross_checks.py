@@ -83,7 +83,7 @@ def cross_checks_step_overlaps(result: CrossChecks, *, width: str = "column") ->
             panels[label][one, two], hovers[label][one][two] = 100 * row["share"], said
     n, gone = int(table["a"].iloc[0]), float(table["a"].iloc[0] / table["neurons"].iloc[0])
     what = SITE_NAMES[result.config["site"]]
-    named = ["1, other" if run == OTHER_TEXTS else run.split()[0] for run in runs]
+    named = ["1, other texts" if run == OTHER_TEXTS else run.split()[0] for run in runs]
     return heat_panels(
         panels, named, named, hovers=hovers, heading=f"{n:,} {what} gone; by chance {100 * gone:.3g}% the same",
         title="The same neurons (%)", row_title="Steps", column_title="Steps", limits=(0.0, 100.0), decimals=0, width=width,

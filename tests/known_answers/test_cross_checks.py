@@ -83,8 +83,11 @@ def test_without_interaction_small_and_large_steps_take_the_same_neurons(halves,
         assert [len(run.neurons(step)) for step in range(4)] == [0, 4, 8, 12]
         assert run.neurons() == halves.truth[pruned]
     said = result.summary()
-    assert "Of 12 neurons gone for b are the same in 1 step and in 4 steps 100% (2.3 times chance, corrected p = 10^−6.4); in 1 " in said[3]
-    assert said[1].startswith("a after 4 steps for a: 0.00 [0.00, 0.00] is left, with as many random neurons gone 0.")
+    assert (
+        "Of the 12 neurons gone for b, the same are in 1 step and in 4 steps 100% (2.3 times chance, corrected p = 10^−6.4); in 1 "
+        in said[3]
+    )
+    assert said[1].startswith("After 4 steps of forgetting a, of a 0.00 [0.00, 0.00] is left, with as many random neurons gone 0.")
     assert said[1].endswith("; minus what is left after 1 step, 0.00 [0.00, 0.00].")
 
 

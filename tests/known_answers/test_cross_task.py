@@ -144,6 +144,18 @@ def test_the_model_comes_back_as_it_was_also_after_an_interrupt(halves, tmp_path
         sepcap.cross_task(halves.model, config_of(halves, target=0.4), out=tmp_path / "study")
 
 
+def test_the_cost_is_said_before_anything_is_evaluated(halves, tmp_path, monkeypatch):
+    calls, heard, real = [], [], several_tasks.collect_sample
+    monkeypatch.setattr(several_tasks, "collect_sample", lambda *args, **kw: calls.append(1) or real(*args, **kw))
+    for _ in range(2):
+        config = config_of(halves, seeds=(0,), eval_tokens=300)
+        sepcap.cross_task(halves.model, config, out=tmp_path / "study", say=lambda text: heard.append((text, len(calls))))
+    assert [n for _, n in heard] == [0, 2]
+    # 28 neurons: all of them, and five halvings
+    assert "prune a, b, each against others, to 0.5 of its top1 by up to 6 evaluations of 28 mlp neurons" in heard[0][0]
+    assert "is finished; nothing is computed again" in heard[1][0]
+
+
 def test_the_summary_has_the_numbers_with_intervals_and_the_control(halves):
     result = sepcap.cross_task(halves.model, config_of(halves))
     for task, said in zip("ab", result.summary(), strict=True):

@@ -216,7 +216,7 @@ def test_the_map_of_steps_has_every_two_runs_of_both_tasks():
         for row in table[table["pruned"] == pruned].to_dict("records"):
             i, j = RUNS.index(row["first"]), RUNS.index(row["second"])
             assert shown[i, j] == shown[j, i] == pytest.approx(100 * row["share"], rel=1e-3)
-    assert list(fig.layout.yaxis.ticktext) == ["1", "4", "1, other"]
+    assert list(fig.layout.yaxis.ticktext) == ["1", "4", "1, other texts"]
     assert fig.layout.annotations[0].text == "10 MLP neurons gone; by chance 20% the same"
     assert "7 of 10<br>3.5 times chance, p corrected = 0.01" in fig.data[0].hovertext[0][1]
 
