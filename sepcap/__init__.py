@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from sepcap.experiments.similarity import Similarity, similarity
     from sepcap.experiments.streams import Streams, find_dims, streams
     from sepcap.experiments.tight_pass import TightPass, tight_pass
+    from sepcap.experiments.tight_pass_config import TightPassConfig
+    from sepcap.experiments.tight_pass_plan import plan_tight_pass
     from sepcap.experiments.trackers import Tracker
     from sepcap.interventions.ablation import Ablation, ablate
     from sepcap.interventions.deletion import delete
@@ -91,6 +93,7 @@ _HOME = {
     "StudyResult": "experiments.result",
     "Task": "tasks.task",
     "TightPass": "experiments.tight_pass",
+    "TightPassConfig": "experiments.tight_pass_config",
     "Toxicity": "evaluation.toxicity",
     "Tracker": "experiments.trackers",
     "Transfer": "experiments.paragraphs",
@@ -116,6 +119,7 @@ _HOME = {
     "moefy": "selection.clusters",
     "optimal_constants": "interventions.optimal",
     "overlaps": "experiments.overlaps",
+    "plan_tight_pass": "experiments.tight_pass_plan",
     "prune": "experiments.pruning",
     "register_task": "tasks.registry",
     "reproduce": "experiments.reproduce",
@@ -167,6 +171,7 @@ __all__ = [
     "StudyResult",
     "Task",
     "TightPass",
+    "TightPassConfig",
     "Toxicity",
     "Tracker",
     "Transfer",
@@ -192,6 +197,7 @@ __all__ = [
     "moefy",
     "optimal_constants",
     "overlaps",
+    "plan_tight_pass",
     "prune",
     "register_task",
     "reproduce",

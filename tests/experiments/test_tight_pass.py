@@ -337,6 +337,8 @@ def test_what_it_takes_is_said_before_it_is_done_also_where_auto_switches(opt, l
     options = {"task": letters, **SMALL, "rows": 1, "out": tmp_path / "study"}
     sepcap.tight_pass(opt, 0, say=said.append, **options)
     assert said[1:] == ["computed"]
+    config = sepcap.TightPassConfig(layer=0, **{name: value for name, value in options.items() if name != "out"})
+    assert sepcap.plan_tight_pass(opt, config).cost().rsplit(", about")[0] == said[0].rsplit(", about")[0]
     # 96 products together, each of 4 positions that every one of 4 heads weighs 4 times, and 8 times the width, in float64
     working = 96 * 8 * 4 * (4 * 4 * 4 + 8 * D)
     assert f"{working / 1e6:,.3g} MB of it for the products that are made together" in said[0]
