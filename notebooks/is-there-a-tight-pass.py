@@ -86,7 +86,10 @@ differences["attention"].merge(differences["mlp"], on="layer", suffixes=("_atten
 # %% [markdown]
 # ## Longer texts
 # At 48 tokens the Jacobian of attention has 12,288 rows and columns. Its leading singular values come from a few hundred products
-# with it, each with a bound on its error.
+# with it. Each is at most the true value at its place. Two bounds say how good they are: some singular value lies within the error
+# bound of each, though not always the one with the same number where many lie close together, and the true value at its place is at
+# most √(found² + remainder²). The rank is only a lower bound here (`at_least`), as large as the directions that were tried, and is
+# not compared; the stable rank is, because what the directions miss of it is estimated without bias.
 
 # %%
 longer = sepcap.tight_pass(model, 2, "attn", tokens=48, rows=3, k=32, method="randomized")

@@ -76,6 +76,7 @@ def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: str = "
                 line={"color": colour, "width": 1.5},
                 marker={
                     "color": colour,
+                    "opacity": 1,  # of marks of several sizes it is less otherwise
                     "size": [10 if more else 7 for more in at_least],
                     "symbol": [UPWARDS[weights] if more else symbol for more in at_least],
                 },
