@@ -22,8 +22,8 @@ DIGITS = 4
 def study_report(result: Shown, path: str | Path | None = None) -> Path:
     """Write one HTML page about the result of a study that opens anywhere and needs nothing else.
 
-    Its question, the summary in sentences, every figure in `FIGURES`, every table (of long ones the first rows, and the file that
-    holds them all), the configuration, and how to read the result in Python. A figure that cannot be drawn says why.
+    Its question, the summary in sentences, every figure in `FIGURES`, every table or those in `PAGE_TABLES` (of long ones the first rows,
+    and the file that holds them all), the configuration, and how to read the result in Python. A figure that cannot be drawn says why.
 
     Args:
         result: what a study returns, or `sepcap.load_result` reads.
@@ -49,9 +49,13 @@ def study_report(result: Shown, path: str | Path | None = None) -> Path:
     path = page_path(path)
     pictures = tuple(tqdm(_pictures(result), total=len(result.FIGURES), desc="report", unit="figure", delay=2, disable=None))
     sections = [Section("Figures", pictures=pictures)] if pictures else []
-    tables = [_table(name, frame) for name, frame in result.tables.items()]
+    every = result.tables
+    wanted = list(every if result.PAGE_TABLES is None else result.PAGE_TABLES)
+    tables = [_table(name, frame) for name, frame in every.items() if name in wanted]
     if tables:
-        sections.append(Section("Tables" if len(tables) > 1 else f"Table: {tables[0].name}", tables=tuple(tables)))
+        left = [f"{name} ({len(frame):,} rows, tables/{name}.parquet)" for name, frame in every.items() if name not in wanted]
+        words = f"Not shown, but in the folder of the saved result: {', '.join(left)}." if left else ""
+        sections.append(Section("Tables" if len(tables) > 1 else f"Table: {tables[0].name}", words, tables=tuple(tables)))
     config = result.config
     where = "RESULT" if result.folder is None else str(result.folder)
     page = Page(
@@ -79,8 +83,19 @@ def _table(name: str, frame: pd.DataFrame) -> Table:
     if len(frame) > ROWS:
         note = f"The first {ROWS} of {len(frame):,} rows; all of them are in tables/{name}.parquet of the saved result."
     shown = frame.head(ROWS)
-    columns = {str(column): [_cell(value) for value in shown[column]] for column in shown}
+    columns: dict[str, list[str]] = {}
+    for column in map(str, shown):
+        start, end = column[: -len("low")], column[: -len("low")] + "high"
+        if column.endswith("low") and start[-1:] in ("", "_") and end in shown:
+            ends = zip(shown[column], shown[end], strict=True)
+            columns[_heading(f"{start}[low, high]")] = [f"[{_cell(low)}, {_cell(high)}]" for low, high in ends]
+        elif not (column.endswith("high") and f"{column[: -len('high')]}low" in shown):
+            columns[_heading(column)] = [_cell(value) for value in shown[column]]
     return Table(pd.DataFrame(columns, dtype=object), name, note)
+
+
+def _heading(column: str) -> str:
+    return column.replace("_", " ")
 
 
 def _cell(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The page about a study: everything of a result is in it, what is long is cut and said, and text from outside stays text."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
+from plots.planted_runs import write_run
 from test_report import HOSTILE, Page
 
 import sepcap
@@ -87,6 +89,32 @@ def test_a_long_table_is_cut_and_says_where_the_whole_is(counted, tmp_path):
     assert "6" not in page.cells  # the last value, 6, is beyond the cut
 
 
+def test_a_result_says_which_tables_its_page_shows(counted, tmp_path, monkeypatch):
+    monkeypatch.setattr(Counted, "PAGE_TABLES", ("kinds",))
+    page = Page(counted().report(tmp_path / "a.html"))
+    assert "Table: kinds" in page.text
+    assert f"Not shown, but in the folder of the saved result: many ({ROWS + 7} rows, tables/many.parquet)." in page.text
+    assert "The first" not in page.text
+
+
+def test_intervals_are_one_column_and_headings_are_words(counted, tmp_path):
+    result = counted()
+    lines = {"low_rank": [7], "delta_loss": [0.5], "delta_loss_low": [-0.25], "delta_loss_high": [np.nan], "low": [1], "high": [2]}
+    result = dataclasses.replace(result, tables={"kinds": result.tables["kinds"], "lines": pd.DataFrame(lines)})
+    page = Page(result.report(tmp_path / "a.html"))
+    headings = re.findall(r'<th scope="col">(.*?)</th>', page.html)
+    assert headings[-6:-2] == ["low rank", "delta loss", "delta loss [low, high]", "[low, high]"]
+    at = page.cells.index("[−0.25, –]")
+    assert page.cells[at - 1 : at + 2] == ["0.5", "[−0.25, –]", "[1, 2]"]
+
+
+def test_white_space_of_texts_is_kept(counted, tmp_path):
+    page = Page(counted(task="a\n\n   b").report(tmp_path / "a.html"))
+    assert "of a\n\n   b, 95%" in page.html
+    assert re.search(r"\.summary p, td, tbody th \{ white-space: pre-wrap; \}", page.html)
+    assert '<section class="summary"' in page.html
+
+
 def test_text_from_outside_is_text(counted, tmp_path):
     page = Page(counted(task=HOSTILE, **{HOSTILE: {HOSTILE: HOSTILE}}).report(tmp_path / "page.html"))
     assert page.tags.count("script") == 3
@@ -161,7 +189,13 @@ def test_the_command_writes_the_page_of_any_study(counted, tmp_path, command, mo
 
 def test_what_is_broken_or_unknown_is_one_line(counted, tmp_path, command, monkeypatch):
     monkeypatch.setattr(module, "import_module", lambda name: sys.modules[__name__])
-    assert "holds no study and no run" in command(tmp_path / "nothing").err
+    assert command(tmp_path / "nothing").err.rstrip().endswith("holds no study and no run: there is no config.json in it")
+    inner = counted().save(tmp_path / "many" / "a" / "b")
+    write_run(inner.parents[1] / "run", (0.5, 0.2), (0.5, 0.4))
+    write_run(inner / "of-it", (0.5, 0.2), (0.5, 0.4))
+    said = command(tmp_path / "many").err
+    assert f"it holds {tmp_path / 'many' / 'run'}, {inner}: give one of them" in said
+    assert "where they were made by one call, that call names the study there" in said
     folder = counted().save(tmp_path / "study")
     (folder / "config.json").write_text(json.dumps({"study": "countde"}))
     assert "study='countde' is not known. Did you mean 'counted'?" in command(folder).err

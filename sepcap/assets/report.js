@@ -23,7 +23,26 @@
     }
   }
 
+  // where scrollbars appear only while something is scrolled, nothing else says that there is more
+  function hint() {
+    for (const box of document.querySelectorAll(".scroll")) {
+      const ways = [];
+      if (box.scrollWidth > box.clientWidth + 1) ways.push("to the right");
+      if (box.scrollHeight > box.clientHeight + 1) ways.push("down");
+      let line = box.previousElementSibling;
+      if (!line?.classList.contains("hint")) {
+        line = document.createElement("p");
+        line.className = "hint";
+        box.before(line);
+      }
+      line.textContent = `Scrolls ${ways.join(" and ")}.`;
+      line.hidden = ways.length === 0;
+    }
+  }
+
   draw(night.matches);
+  hint();
+  window.addEventListener("resize", hint);
   night.addEventListener("change", () => draw(night.matches));
   window.addEventListener("beforeprint", () => draw(false));
   window.addEventListener("afterprint", () => draw(night.matches));

@@ -28,6 +28,9 @@ FINISHED = "result.json"
 UNNAMED = {"ablation-protocol-1": "ablation-protocol"}
 """Format in the configuration of a study that was written before studies had their name there -> the name."""
 
+LISTED = 8
+"""Most folders that an error names."""
+
 PIECES = "pieces"
 """Folder of what a long study has done so far."""
 
@@ -41,6 +44,9 @@ class Shown:
     """The question it answers, as a heading."""
     FIGURES: ClassVar[Figures]
     """Kind of figure -> its title and the function in `sepcap.plots` that makes it; the first one is the default."""
+
+    PAGE_TABLES: ClassVar[tuple[str, ...] | None] = None
+    """The tables that a page shows, where it is not all of them."""
 
     config: Any
     tables: Any
@@ -223,13 +229,26 @@ def study_config(folder: Path, study: str) -> dict[str, Any]:
 def _config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no study and no run: there is no config.json in it")
+        raise FileNotFoundError(f"{folder} holds no study and no run: there is no config.json in it{_within(folder)}")
     config = read_json(path)
     if not isinstance(config, dict):
         raise CorruptFile(f"{path} is no configuration; restore it or start again in another folder")
     if "study" not in config and config.get("format") in UNNAMED:
         config["study"] = UNNAMED[config["format"]]
     return config
+
+
+def _within(folder: Path) -> str:
+    """What to do about a folder of studies or runs that is none itself."""
+    found: list[Path] = []
+    for depth in range(1, 4):
+        inner = sorted(path.parent for path in folder.glob("*/" * depth + "config.json"))
+        found += [path for path in inner if not any(outer in path.parents for outer in found)]
+    if not found:
+        return ""
+    listed = ", ".join(map(str, found[:LISTED])) + (f" and {len(found) - LISTED} more" if len(found) > LISTED else "")
+    again = "where they were made by one call, that call names the study there, and computes nothing that is finished again"
+    return f"; it holds {listed}: give one of them, or, {again}"
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -40,6 +40,7 @@ class Streams(StudyResult):
     """
 
     STUDY: ClassVar[str] = "streams"
+    PAGE_TABLES = ("means", "separation", "search", "texts")
     TITLE: ClassVar[str] = "How do residual dimensions that tell kinds of text apart change over the layers?"
     FIGURES: ClassVar[Figures] = {"streams": ("Value of residual dimensions across layers", "streams")}
 
