@@ -98,7 +98,8 @@ heads.sort_values("gap", ascending=False)[["layer", "head", "gap", "low", "high"
 # %% [markdown]
 # ## Are there single dimensions that tell the kinds apart?
 # The search goes through all dimensions of the stream at all layers. Its p-value is the share of relabellings under which any
-# dimension anywhere does as well. Stage 0 is the embedding, stage 6 what leaves the last layer.
+# dimension anywhere does as well. Stage 0 is the embedding, stage 6 what leaves the last layer. The last columns keep on which texts,
+# in which weights and at which positions it searched: `streams` reads from them what a p-value is worth elsewhere.
 
 # %%
 found = sepcap.find_dims(model, texts, n=6)

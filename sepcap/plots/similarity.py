@@ -66,10 +66,12 @@ def similarity(result: Similarity, *, layers: Sequence[int] | None = None, width
         layout["annotations"].append({"text": f"Layer {layer}", "x": left, "y": top, **place})
     bar = {"title": {"text": f"{kind} similarity", "side": "right"}, "len": 1, "xpad": 6, "ypad": 0}
     bar |= {"x": (columns * (side + GAP_PX) - GAP_PX) / inside}
+    longest = max(len(line) for name in result.config["categories"] for line in _in_lines(name).split("<br>"))
+    bottom = 16 + 7 * longest if turned else 46
     drawn = np.stack(list(cells.values()))
     colours = _colours(drawn)
     layout["coloraxis"] = {**colours, "colorbar": bar | _ticks(drawn, colours["cmin"], colours["cmax"])}
-    return new_figure(traces, layout, width=width, plot_px=total, left=LEFT_PX, right=RIGHT_PX, top=24, bottom=96 if turned else 46)
+    return new_figure(traces, layout, width=width, plot_px=total, left=LEFT_PX, right=RIGHT_PX, top=24, bottom=bottom)
 
 
 def _some(layers: list[int]) -> list[int]:

@@ -233,6 +233,7 @@ def test_only_chosen_positions_are_held(tiny_opt):
 def test_results_come_back_and_default_positions_end_the_context(tiny_opt, tmp_path):
     found = sepcap.similarity(tiny_opt, TEXTS)
     assert found.config["positions"] == [3, 7, 11, 15, 19, 23, 27, 31]
+    assert found.config["study"] == "similarity"
     back = load_result(found.save(tmp_path / "similarity"))
     assert isinstance(back, sepcap.Similarity)
     assert back.summary() == found.summary()

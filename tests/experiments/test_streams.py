@@ -213,6 +213,7 @@ def test_without_dimensions_the_best_four_are_shown_and_the_model_is_left_as_it_
 def test_results_come_back(tiny_opt, tmp_path):
     for name, dims in {"numbers": 3, "table": sepcap.find_dims(tiny_opt, TEXTS, n=2)}.items():
         found = sepcap.streams(tiny_opt, TEXTS, dims)
+        assert found.config["study"] == "streams"
         back = load_result(found.save(tmp_path / name))
         assert isinstance(back, sepcap.Streams)
         assert back.summary() == found.summary()
