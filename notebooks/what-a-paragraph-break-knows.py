@@ -134,7 +134,7 @@ share = later.difference("nats", "transferred")
 part = f"{share['share']:.0%} [{share['share_low']:.0%}, {share['share_high']:.0%}] of" if share["share"] > 0 else "beside"
 alone = every.tables["layers"].query("kind == 'all' and part == 'alone' and donor == 'difference'")
 sure = alone[alone["low"] > 0]
-best = alone.loc[alone["gain"].idxmax()]
+best = (alone if sure.empty else sure).sort_values("gain").iloc[-1]
 Markdown(
     f"""In this small model a break knows how the next paragraph **begins**, and little more. Patched from layer 2 on, it makes the true
 paragraph more likely by {row(later, "transferred")} nats per token, {part} what the whole context gives ({row(later, "original")}).
@@ -148,7 +148,8 @@ Where in the paragraph, in nats per token over the break alone:
 | 2 to 48 | {" | ".join(places[2, 48])} |
 
 Single layers that carry something about the text (own minus another's, interval above 0, not corrected for {len(alone)} layers):
-{", ".join(map(str, sure["layer"])) or "none"}. Layer {best["layer"]} carries most:
+{", ".join(map(str, sure["layer"])) or "none"}. Of these, or of all where there are none, layer
+{best["layer"]} carries most:
 {best["gain"]:+.3f} [{best["low"]:+.3f}, {best["high"]:+.3f}].
 
 The first two layers carry the position instead: all layers patched, the same break costs {row(every, "transferred")}, another's

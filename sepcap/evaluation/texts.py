@@ -4,11 +4,10 @@ Sentence embeddings are what the published numbers are made of. Where no model f
 that both texts have, and nothing of what the words mean. Results carry the name of what was used, and the two are not compared.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ SENTENCES = "sentence-transformers/all-mpnet-base-v2"
 """The sentence embedder of [PAR], taken by "auto" where it lies on this machine."""
 
 PROBES = ("The fox ran over the hill. It was late, and nobody saw it.", "def add(a, b):\n    return a + b  # 12.5", "no", "Größe: 1 − x²")
-"""Texts whose vectors tell embedders apart."""
+"""Texts whose distances tell embedders apart."""
 
 
 def get_embedder(embedder: str | Path | Embedder | None) -> tuple[Fit | None, str | None]:
@@ -89,16 +88,16 @@ def _tf_idf() -> Fit:
     return fit
 
 
-def probe(fit: Fit) -> str:
-    """A hash of what an embedder makes of `PROBES`: the same for embedders that give these texts the same directions.
+def probe(fit: Fit) -> list[float]:
+    """Cosine distances of every two of `PROBES`, to three decimals: embedders that measure the same distances have the same ones.
+
+    Few and coarse numbers, so that what another machine or number of threads rounds otherwise does not make another embedder of it.
 
     Raises:
         ValueError: an embedder that does not give one finite vector per text.
     """
-    vectors = embed(fit(PROBES), PROBES)
-    # relative to the longest entry: what rounding on another machine adds must not count, and lengths are not compared
-    scaled = np.round(vectors / np.maximum(np.abs(vectors).max(axis=1, keepdims=True), np.finfo(float).tiny), 4) + 0.0
-    return hashlib.sha256(scaled.tobytes()).hexdigest()[:16]
+    first, second = zip(*combinations(embed(fit(PROBES), PROBES), 2), strict=True)
+    return [round(float(distance), 3) + 0.0 for distance in cosine_distance(np.stack(first), np.stack(second))]
 
 
 def embed(embedder: Embedder, texts: Sequence[str]) -> Float[np.ndarray, "text dimension"]:

@@ -123,8 +123,11 @@ def test_a_probe_tells_embedders_apart_by_what_they_do(sentences, tmp_path):
         return probe(get_embedder(embedder)[0])
 
     assert of(lambda batch: [[len(text), 1] for text in batch]) == of(lambda batch: [[3.0 * len(text), 3.0] for text in batch])
-    assert of(lambda batch: [[len(text), 1] for text in batch]) != of(lambda batch: [[len(text), -1] for text in batch])
-    assert len(of(lambda batch: [[0.0]] * len(batch))) == 16
+    assert of(lambda batch: [[len(text), 1] for text in batch]) != of(lambda batch: [[text.count("o"), 1] for text in batch])
+    # vectors of nothing are at distance 1; at right angles, too; turned around, distances stay
+    assert of(lambda batch: [[0.0]] * len(batch)) == of(lambda batch: np.eye(len(batch))) == [1.0] * 6
+    turn = np.array([[0.6, 0.8], [-0.8, 0.6]])
+    assert of(lambda batch: [[len(text), 9] for text in batch]) == of(lambda batch: np.array([[len(text), 9] for text in batch]) @ turn)
     with pytest.raises(ValueError, match="one vector of finite numbers"):
         of(lambda batch: [[1.0]])
     # a folder of the same name with other weights
