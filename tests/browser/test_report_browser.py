@@ -158,6 +158,8 @@ def test_it_is_readable_at_both_widths_and_after_a_change_of_width(open_page):
     # what is wider than the page scrolls inside its own box
     table = opened.page.locator(".scroll:has(table.numbers)").first
     assert table.evaluate("e => e.scrollWidth > e.clientWidth && getComputedStyle(e).overflowX === 'auto'")
+    said = table.evaluate("e => e.previousElementSibling.checkVisibility() && e.previousElementSibling.textContent")
+    assert said.startswith("Scrolls to the")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
