@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,15 @@ def write_json(path: str | Path, value: Any) -> None:
 def html_card(title: str, how: Mapping[str, Any], table: Any) -> str:
     """A compact table with a line that says what it is and how it was made; every text escaped, no colours of its own."""
     made = " · ".join(f"{html.escape(str(k))}: {html.escape(_in_words(v))}" for k, v in how.items() if v is not None)
-    body = table.to_html(index=False, escape=True, border=0, float_format=lambda x: f"{x:.4g}")
+    body = table.to_html(index=False, escape=True, border=0, float_format=lambda x: f"{x:.4g}", na_rep="–")
     return f"<div><b>{html.escape(title)}</b> <small>{made}</small>{body}</div>"
+
+
+def said_card(title: str, how: Mapping[str, Any], sentences: Iterable[str]) -> str:
+    """What was found, in sentences, with a line that says what it is; every text escaped, no colours of its own."""
+    made = " · ".join(f"{html.escape(str(k))}: {html.escape(_in_words(v))}" for k, v in how.items() if v)
+    listed = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    return f"<div><b>{html.escape(title)}</b> <small>{made}</small><ul>{listed}</ul></div>"
 
 
 def _in_words(value: Any) -> str:

@@ -17,7 +17,7 @@ from sepcap.errors import unknown
 from sepcap.experiments.modules_config import ModulesConfig
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import Figures, Pieces, StudyResult
-from sepcap.experiments.several_tasks import NamedTasks, is_finished, study_folder, without_gaps
+from sepcap.experiments.several_tasks import NamedTasks, is_finished, study_folder
 from sepcap.models.load import load_model
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.models.untrained import untrained
@@ -34,7 +34,7 @@ from sepcap.selection.concentration import concentration
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.score import score
 from sepcap.statistics.collect import collect_sample
-from sepcap.storage import html_card, read_json
+from sepcap.storage import read_json
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context, sample_task
 from sepcap.tasks.task import load_task
@@ -67,10 +67,6 @@ class Modules(StudyResult):
         "curve": ("Share of the task neurons over clusters", "concentration_curve"),
         "profile": ("Concentration by layer", "concentration_profile"),
     }
-
-    def _repr_html_(self) -> str:
-        how = {name: self.config[name] for name in ("model", "tasks", "retain", "k", "seeds")}
-        return html_card("Modules", how, without_gaps(self.estimates()))
 
     def clusters(self, seed: int = 0, weights: Weights = "trained") -> Clusters:
         """The MoEfication clusters of one repetition."""

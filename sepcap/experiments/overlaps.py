@@ -17,14 +17,13 @@ from torch import Tensor
 
 from sepcap.experiments.neuron_sets_config import OverlapConfig
 from sepcap.experiments.result import Figures, Pieces, StudyResult, as_json
-from sepcap.experiments.several_tasks import NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder, without_gaps
+from sepcap.experiments.several_tasks import NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
 from sepcap.models.untrained import untrained
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.overlap import overlap
 from sepcap.selection.score import Scores
-from sepcap.storage import html_card
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context
 
@@ -89,10 +88,6 @@ class Overlaps(StudyResult):
             held = ", ".join(sorted(self.tensors))
             raise ValueError(f"no scores {missing[0]!r} in this study; there are {held}")
         return Scores({site: self.tensors[key] for site, key in keys.items()}).top(fractions)
-
-    def _repr_html_(self) -> str:
-        how = {name: self.config.get(name) for name in ("model", "tasks", "retain")}
-        return html_card("Overlaps", how | {"rows": "all layers"}, without_gaps(self.totals().drop(columns="layer").head(12)))
 
     def summary(self) -> list[str]:
         """Per site, at the smallest and the largest share: the pairs with most and least in common, against chance and the controls."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sepcap.errors import CorruptFile, unknown
 from sepcap.experiments.run import Run, differing_fields
-from sepcap.storage import PART, html_card, load_tensors, read_json, remove_parts, save_tensors, sole_writer, write_atomically, write_json
+from sepcap.storage import PART, load_tensors, read_json, remove_parts, said_card, save_tensors, sole_writer, write_atomically, write_json
 
 Result = TypeVar("Result", bound="StudyResult")
 
@@ -77,9 +77,12 @@ class Shown:
         return f"{type(self).__name__}({self.config.get('model')}; {sizes})"
 
     def _repr_html_(self) -> str:
-        name, table = next(iter(self.tables.items()))
-        how = {"model": self.config.get("model"), "table": name, "rows": len(table)}
-        return html_card(type(self).__name__, how, table.head(12))
+        how = {"model": self.config.get("model"), "tables": ", ".join(self.tables), "figures": ", ".join(self.FIGURES)}
+        try:
+            said = self.summary()
+        except ValueError as error:  # of a model that has nothing to lose
+            said = [str(error)]
+        return said_card(self.TITLE, how, said)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 
@@ -253,11 +252,6 @@ def interval_of(value: float, replicas: Float[np.ndarray, " replicate"]) -> Inte
     finite = replicas[np.isfinite(replicas)]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
     return Interval(float(value), float(low), float(high))
-
-
-def without_gaps(table: pd.DataFrame) -> pd.DataFrame:
-    """A table to look at, with a dash where it has no number."""
-    return table.astype(object).where(table.notna(), "–")
 
 
 def n_highest(scores: Scores, site: str, n: int) -> NeuronSet:

@@ -1,5 +1,7 @@
 """The study of modules: every number is what its parts give one by one; interruption, intervals, and what is refused."""
 
+import html
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,7 @@ from scipy import stats
 
 import sepcap
 from sepcap.experiments import modules as study
-from sepcap.experiments.modules import Modules, ModulesConfig, plan_modules
-from sepcap.models.untrained import untrained
+from sepcap.experiments.modules import Modules, ModulesConfig
 from sepcap.statistics.collect import collect_sample
 from sepcap.tasks.samples import sample_task
 
@@ -209,64 +210,6 @@ def test_one_seed_has_no_intervals_and_what_is_undefined_is_said_to_be():
     assert "nan" not in said.lower()
 
 
-def test_a_notebook_shows_no_cell_that_is_not_a_number():
-    shown = planted({("a", 0): 0.8})._repr_html_()
-    assert "NaN" not in shown
-    assert "<td>–</td>" in shown
-    assert "<td>0.5</td>" in shown
-
-
-def test_the_control_is_of_the_same_configuration_and_can_be_left_out(trained, digits):
-    without = sepcap.modules(trained, config_of(digits, control=False, seeds=(0,)))
-    assert set(without.tables["areas"]["weights"]) == {"trained"}
-    assert set(without.differences()["minus"]) == {"index, trained weights"}
-    assert untrained(trained)(0).cfg.d_model == trained.cfg.d_model
-
-
-def test_the_cost_is_said_before(trained, digits):
-    said = []
-    sepcap.modules(trained, config_of(digits, seeds=(0,)), say=said.append)
-    assert len(said) == 1
-    for part in ("1 seed: cluster ", "2 layers of 72 neurons × 32 into 6 each", "letters, capitals against digits", "0.0018 M tokens"):
-        assert part in said[0]
-    assert plan_modules(trained, config_of(digits)).tokens() == 2 * 2 * 3 * 300
-
-
-def test_bad_configurations():
-    for wrong, said in (
-        ({"tasks": ()}, "tasks=.*give a tuple of at least one"),
-        ({"fractions": (0.1, 0.1)}, "fractions=.*each once"),
-        ({"fractions": (1.5,)}, r"a fraction lies in \(0, 1\]"),
-        ({"seeds": ()}, "seeds=.*give a tuple of at least one"),
-        ({"seeds": (-1,)}, "seeds=.*0 or more"),
-        ({"k": 1}, "k=1: give at least 2 clusters"),
-        ({"n_init": 0}, "n_init=0: give at least 1"),
-        ({"draws": 0}, "draws=0: give at least 1"),
-        ({"tokens": 0}, "tokens=0: give at least 1"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            ModulesConfig(**wrong)
-
-
-def test_what_a_model_does_not_allow_is_refused_before_anything_is_written(trained, digits, tmp_path, monkeypatch):
-    for wrong, said in (
-        ({"k": 73}, "k=73: layer 0 has 72"),
-        ({"fractions": (0.001,)}, "selects no neuron"),
-        ({"context": 64}, "context=64: this model sees at most 32"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            sepcap.modules(trained, config_of(digits, **wrong), out=tmp_path / "study")
-    with monkeypatch.context() as patch:
-        patch.setattr(trained, "__class__", type("HookedTransformer", (type(trained),), {}))
-        with pytest.raises(NotImplementedError, match="a control with random weights needs the Hugging Face model"):
-            sepcap.modules(trained, config_of(digits), out=tmp_path / "study")
-    same_twice = config_of(digits)
-    object.__setattr__(same_twice, "tasks", (same_twice.tasks[0], same_twice.retain))
-    with pytest.raises(ValueError, match="are the same data"):
-        sepcap.modules(trained, same_twice, out=tmp_path / "study")
-    assert not (tmp_path / "study").exists()
-
-
 def test_unknown_names(found):
     with pytest.raises(ValueError, match=r"by='tasks' is not known. Did you mean 'task'"):
         found.estimates(("tasks",))
@@ -275,7 +218,7 @@ def test_unknown_names(found):
     with pytest.raises(ValueError, match=r"figure='curves' is not known. Did you mean 'curve'"):
         found.figure("curves")
     assert "areas 96 rows" in repr(found)
-    assert "concentration_low" in found._repr_html_()
+    assert f"<li>{html.escape(found.summary()[0])}</li>" in found._repr_html_()
 
 
 def test_the_page_about_it_shows_the_estimates_first(found, tmp_path):

@@ -1,6 +1,7 @@
 """Results of studies as folders: what comes back is what was saved, and nothing else is ever overwritten."""
 
 import json
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -8,13 +9,18 @@ import torch
 
 from sepcap.errors import CorruptFile
 from sepcap.experiments import result
-from sepcap.experiments.result import FINISHED, StudyResult, load_result, open_study
+from sepcap.experiments.result import FINISHED, Figures, StudyResult, load_result, open_study
 
 
 class Counted(StudyResult):
     STUDY = "counted"
     TITLE = "How many?"
-    FIGURES = {}  # noqa: RUF012 (as the subclasses of the package write it)
+    FIGURES: ClassVar[Figures] = {}
+
+    def summary(self):
+        if not self.config["k"]:
+            raise ValueError("nothing was counted")
+        return [f"{self.config['k']} of <3>"]
 
 
 @pytest.fixture
@@ -84,3 +90,9 @@ def test_a_broken_table_is_named(counted, tmp_path):
     (tmp_path / "tables" / "values.parquet").write_bytes(b"PAR1")
     with pytest.raises(CorruptFile, match=rf"values\.parquet is missing or corrupt.*{FINISHED}"):
         Counted.load(tmp_path)
+
+
+def test_the_card_says_what_was_found(counted):
+    assert "<li>3 of &lt;3&gt;</li>" in counted._repr_html_()
+    assert "tables: values" in counted._repr_html_()
+    assert "<li>nothing was counted</li>" in Counted({"k": 0}, counted.tables)._repr_html_()
