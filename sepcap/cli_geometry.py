@@ -10,7 +10,6 @@ import tyro
 
 from sepcap.cli_options import config_in, show, write_figure
 from sepcap.experiments.tight_pass_config import TightPassConfig
-from sepcap.storage import write_atomically
 
 
 @dataclass(frozen=True)
@@ -149,6 +148,7 @@ class FindDims(_Texts):
     def run(self) -> None:
         """Carry out the command."""
         import sepcap
+        from sepcap.storage import write_atomically
 
         if self.out.exists():
             raise FileExistsError(f"{self.out} is there already; give another --out. Nothing was changed.")
