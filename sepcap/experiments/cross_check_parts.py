@@ -187,7 +187,7 @@ def _run(bench: Bench, pruned: str, n: int, steps: int, seed: int = 0) -> Run:
     return run
 
 
-def ranks(scores: Tensor) -> Int[Tensor, " neuron"]:
+def ranks(scores: Float[Tensor, "layer ..."]) -> Int[Tensor, " neuron"]:
     """Place of every neuron from the highest score, 1 is first; of equal ones the first goes first, as in every selection."""
     order = scores.flatten().double().argsort(descending=True, stable=True)
     places = torch.empty_like(order)

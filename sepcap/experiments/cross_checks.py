@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +14,10 @@ from sepcap.experiments.cross_check_parts import OTHER_TEXTS, Bench, Tables, equ
 from sepcap.experiments.neuron_sets_config import OTHERS, CrossChecksConfig
 from sepcap.experiments.overlaps import told_p
 from sepcap.experiments.result import Figures, StudyResult, as_json
-from sepcap.experiments.several_tasks import Lesions, NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
+from sepcap.experiments.several_tasks import LesionPlan, Lesions, NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
 from sepcap.models.load import load_model
 from sepcap.models.sites import check_deletion, site_shape
 from sepcap.selection.neurons import how_many
-from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context
 
 log = logging.getLogger(__name__)
@@ -149,21 +147,10 @@ def _said_of_meeting(result: CrossChecks) -> list[str]:
     return said
 
 
-@dataclass(frozen=True, eq=False)
-class CrossChecksPlan:
-    """Everything the study needs, sampled and checked; nothing is written yet."""
+class CrossChecksPlan(LesionPlan):
+    """A plan that knows what the study costs."""
 
     config: CrossChecksConfig
-    model: Any
-    tasks: NamedTasks
-    collect: dict[str, TokenSample]
-    evaluate: dict[str, TokenSample]
-    resolved: dict[str, Any]
-
-    @property
-    def neurons(self) -> int:
-        """Neurons of the site."""
-        return int(np.prod(site_shape(self.model, self.config.site)))
 
     def sets(self) -> int:
         """Sets of neurons that both tasks are evaluated without, steps of pruning runs among them."""

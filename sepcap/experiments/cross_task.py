@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,6 +15,7 @@ from sepcap.experiments.neuron_sets_config import CrossTaskConfig
 from sepcap.experiments.result import Figures, StudyResult, as_json
 from sepcap.experiments.several_tasks import (
     WHOLE,
+    LesionPlan,
     Lesions,
     NamedTasks,
     Relative,
@@ -28,9 +28,8 @@ from sepcap.experiments.several_tasks import (
     study_folder,
 )
 from sepcap.models.load import load_model
-from sepcap.models.sites import check_deletion, site_shape
+from sepcap.models.sites import check_deletion
 from sepcap.selection.score import Scores
-from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context
 
 log = logging.getLogger(__name__)
@@ -140,21 +139,10 @@ def bisect(value: Callable[[int], float], target: float, most: int, tolerance: i
     return Bracket(above, n, True, tuple(trace))
 
 
-@dataclass(frozen=True, eq=False)
-class CrossTaskPlan:
-    """Everything the study needs, sampled and checked; nothing is written yet."""
+class CrossTaskPlan(LesionPlan):
+    """A plan that knows what the study costs."""
 
     config: CrossTaskConfig
-    model: Any
-    tasks: NamedTasks
-    collect: dict[str, TokenSample]
-    evaluate: dict[str, TokenSample]
-    resolved: dict[str, Any]
-
-    @property
-    def neurons(self) -> int:
-        """Neurons of the site."""
-        return int(np.prod(site_shape(self.model, self.config.site)))
 
     @property
     def halvings(self) -> int:

@@ -19,8 +19,9 @@ CHECKS = ("keep-only", "step-size", "layers", "meeting")
 class OverlapConfig:
     """Neurons selected for several tasks, and what those sets have in common ([MOD]; METHODS 12)."""
 
-    tasks: tuple[Any, ...] = ("local-python", "local-cpp", "local-code")
-    """Whose neurons are selected: names or paths (in Python anything that `load_task` takes; a Task has a name of its own)."""
+    tasks: tuple[Any, ...] = ("local-python", "local-cpp")
+    """Whose neurons are selected: names or paths (in Python anything that `load_task` takes; a Task has a name of its own). Of two tasks
+    of which one holds the other, as local-code does local-python, the sets overlap by construction."""
     retain: Any = "local-prose"
     """The task that all of them are scored against, or "others": each against the tokens of all other tasks together, which makes
     the sets of two tasks differ by construction."""

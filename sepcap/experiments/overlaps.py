@@ -101,8 +101,9 @@ class Overlaps(StudyResult):
             for fraction in sorted({min(self.config["fractions"]), max(self.config["fractions"])}):
                 here = totals.query("site == @site and fraction == @fraction")
                 trained = here.query("model == @TRAINED")
-                words = [_of_pair(here, trained.loc[trained["ratio"].agg(pick)]) for pick in ("idxmax", "idxmin")]
-                said.append(f"{site}, the highest {100 * fraction:.3g}%: most in common {words[0]}; least {words[1]}.")
+                most, least = (_of_pair(here, trained.loc[trained["ratio"].agg(pick)]) for pick in ("idxmax", "idxmin"))
+                words = f"in common {most}" if len(trained) == 1 else f"most in common {most}; least {least}"
+                said.append(f"{site}, the highest {100 * fraction:.3g}%: {words}.")
         return said
 
 

@@ -19,6 +19,7 @@ from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import FINISHED, Pieces, StudyResult, open_study
 from sepcap.experiments.separability import BOOTSTRAP, resampled
 from sepcap.interventions.deletion import delete
+from sepcap.models.sites import site_shape
 from sepcap.models.weights import WeightSnapshot
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
@@ -124,6 +125,23 @@ def scores_of(statistics: Mapping[str, Statistics], tasks: NamedTasks, importanc
             against = reduce(Statistics.merge, (statistics[other] for other in tasks.names if other != name))
         scores[name] = score(statistics[name], against, importance)
     return scores
+
+
+@dataclass(frozen=True, eq=False)
+class LesionPlan:
+    """Everything a study of lesions needs, sampled and checked; nothing is written yet."""
+
+    config: Any
+    model: Any
+    tasks: NamedTasks
+    collect: dict[str, TokenSample]
+    evaluate: dict[str, TokenSample]
+    resolved: dict[str, Any]
+
+    @property
+    def neurons(self) -> int:
+        """Neurons of the site."""
+        return int(np.prod(site_shape(self.model, self.config.site)))
 
 
 class Lesions:

@@ -41,24 +41,9 @@ MAX_CHARS = 60_000
 
 
 OF_EXTRAS = (
-    "absl",
-    "absl_py",
-    "detoxify",
-    "immutabledict",
-    "joblib",
-    "k_means_constrained",
-    "lm_eval",
-    "ortools",
-    "PIL",
-    "pillow",
-    "scikit_learn",
-    "scipy",
-    "sentence_transformers",
-    "six",
-    "sklearn",
-    "threadpoolctl",
-    "zstandard",
-)
+    "absl", "absl_py", "detoxify", "immutabledict", "joblib", "k_means_constrained", "lm_eval", "ortools", "PIL", "pillow",
+    "scikit_learn", "scipy", "sentence_transformers", "six", "sklearn", "threadpoolctl", "zstandard",
+)  # fmt: skip
 """What the extras `vision`, `hub`, `toxicity`, `lm-eval`, `clusters` and `embeddings` bring: installing one must not change a task."""
 
 

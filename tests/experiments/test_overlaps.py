@@ -142,6 +142,8 @@ def test_the_model_is_not_changed_and_the_summary_says_what_was_found(trained, l
     assert f"{highest['both']} of {highest['a']}" in said
     assert f"randomly initialised {control.min():.2f} to {control.max():.2f} times (2 seeds)" in said
     assert all(f"<li>{html.escape(sentence)}</li>" in result._repr_html_() for sentence in result.summary())
+    two = config_of(letters, digits).tasks[::2]
+    assert not any("most in common" in sentence for sentence in sepcap.overlaps(trained, config_of(letters, digits, tasks=two)).summary())
     # one control is one number, no span; and a p of 1 is not a power of ten
     alone = "\n".join(sepcap.overlaps(trained, config_of(letters, digits, sites=("mlp",), control_seeds=(0,))).summary())
     one = result.totals().query("model == 'random weights, seed 0' and fraction == 0.125").set_index(["first", "second"])
