@@ -46,6 +46,7 @@ def test_prune_writes_a_run_and_prints_it(trained_folder, two_files, tmp_path, c
     assert (tmp_path / "run" / "trajectory.parquet").exists()
 
 
+@pytest.mark.slow
 def test_prune_without_out_compares_both_directions_with_random(trained_folder, two_files, tmp_path, capsys, monkeypatch):
     forget, retain = two_files
     monkeypatch.chdir(tmp_path)
@@ -65,6 +66,7 @@ def test_prune_without_out_compares_both_directions_with_random(trained_folder, 
     assert directions["random"]["importance"] == "random"
 
 
+@pytest.mark.slow
 def test_score_and_evaluate(tiny_folders, two_files, tmp_path, capsys):
     forget, retain = map(str, two_files)
     model = ["--model", str(tiny_folders["opt"])]

@@ -50,6 +50,7 @@ def test_masked_language_models(tmp_path, capsys):
     assert drawn == PICTURES
 
 
+@pytest.mark.slow
 def test_image_classifiers(tmp_path, capsys):
     drawn = compare(tmp_path, save_vit(tmp_path / "model"), "local-digits-low", "local-digits-high")
     assert "predicts labels of images, so there is no text to go on with" in capsys.readouterr().out

@@ -32,6 +32,7 @@ def test_weights_are_bfloat16_on_disk_and_float32_in_use(model):
     assert model.blocks[0].mlp.W_in.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_it_is_good_enough(model):
     """The issue's bounds, on fewer tokens than the card: three standard errors of slack."""
     torch.set_num_threads(2)

@@ -86,6 +86,7 @@ def test_differences_are_paired_on_the_same_texts(compared):
     assert one.std() > 0
 
 
+@pytest.mark.slow
 def test_a_finished_comparison_is_opened_and_an_interrupted_one_goes_on(compared, trained, letters, digits, monkeypatch):
     expected = compared.table()
     assert Methods.load(compared.folder).table().equals(expected)

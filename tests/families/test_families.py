@@ -8,7 +8,12 @@ import pytest
 from checks import CHECKS
 from family_rows import FAMILIES, SITES, save_family
 
-WORKS = [(row, check, sites) for row in FAMILIES for check in CHECKS if (sites := tuple(s for s in SITES if not row.refusal(check, s)))]
+WORKS = [
+    pytest.param(row, check, sites, marks=[pytest.mark.slow] if check == "half precision" else [])
+    for row in FAMILIES
+    for check in CHECKS
+    if (sites := tuple(s for s in SITES if not row.refusal(check, s)))
+]
 REFUSED = [
     (row, check, site, why)
     for row in FAMILIES

@@ -12,6 +12,8 @@ from sepcap.models.places import head_hooks, place_hooks
 from sepcap.statistics.vectors import vectors_at
 from sepcap.tasks.labelled import LabelledTexts
 
+pytestmark = pytest.mark.slow  # five families are compared in tests/experiments; these are all others
+
 TEXTS = LabelledTexts({name: tuple(words(0, n=3, alphabet=alphabet)) for name, alphabet in (("a", "abcdefgh"), ("1", "0123456789"))})
 POSITIONS = (5, 12)
 ROWS = {row.name: row for row in FAMILIES}

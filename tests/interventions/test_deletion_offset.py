@@ -20,6 +20,15 @@ def biased(tiny_folders, request):
     return sepcap.load_model(tiny_folders[request.param], device="cpu")
 
 
+class Part(torch.nn.Module):
+    """A module with these attributes."""
+
+    def __init__(self, **attributes):
+        super().__init__()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
 def toy(value_heads=2):
     """One layer: 2 mlp neurons, 2 query heads of d_head 2, residual stream of 3."""
     mlp = {"W_in": [[1, 2], [3, 4], [5, 6]], "b_in": [1, 1], "W_out": [[1, 0, 2], [0, 3, 1]], "b_out": [10, 20, 30]}
@@ -30,10 +39,10 @@ def toy(value_heads=2):
         "b_O": [1, 1, 1],
     }
     block = {
-        name: SimpleNamespace(**{k: torch.as_tensor(v, dtype=torch.float32) for k, v in part.items()})
+        name: Part(**{k: torch.as_tensor(v, dtype=torch.float32) for k, v in part.items()})
         for name, part in (("mlp", mlp), ("attn", attn))
     }
-    return SimpleNamespace(blocks=[SimpleNamespace(**block)], cfg=SimpleNamespace(architecture="Toy"))
+    return SimpleNamespace(blocks=[Part(**block)], cfg=SimpleNamespace(architecture="Toy"))
 
 
 def test_offset_by_hand():

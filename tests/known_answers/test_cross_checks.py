@@ -63,6 +63,7 @@ def test_kept_alone_a_shared_circuit_serves_both(shared):
 # small and large steps
 
 
+@pytest.mark.slow
 def test_without_interaction_small_and_large_steps_take_the_same_neurons(halves, tmp_path):
     # the neurons of one half do not depend on each other, so that collecting again changes no score
     result = sepcap.cross_checks(halves.model, config_of(halves, "step-size", gone=12 / 28, steps=(1, 3, 4)), out=tmp_path)
@@ -202,6 +203,7 @@ def test_paths_meet_at_the_first_point_after_their_common_start():
 # the model and the folder
 
 
+@pytest.mark.slow
 def test_the_model_comes_back_as_it_was_and_an_interrupted_study_goes_on(halves, tmp_path, monkeypatch):
     before = fingerprint(halves.model)
     config = config_of(halves, "keep-only", "step-size", "layers", "meeting", seeds=(0,), fractions=(0.25, 1.0))

@@ -181,6 +181,7 @@ def test_area_falls_from_two_to_one_as_more_is_shared(tmp_path):
 # The random baseline
 
 
+@pytest.mark.slow
 def test_random_pruning_separates_nothing_on_average(two_circuits, tmp_path):
     """The words of both tasks are interchangeable for a random order, so that E[A] = 1 though every single run departs from it."""
     n = size(two_circuits, "mlp")
