@@ -42,7 +42,7 @@ def toy(value_heads=2):
         name: Part(**{k: torch.as_tensor(v, dtype=torch.float32) for k, v in part.items()})
         for name, part in (("mlp", mlp), ("attn", attn))
     }
-    return SimpleNamespace(blocks=[Part(**block)], cfg=SimpleNamespace(architecture="Toy"))
+    return Part(blocks=torch.nn.ModuleList([Part(**block)]), cfg=SimpleNamespace(architecture="Toy"))
 
 
 def test_offset_by_hand():
