@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)          ## prune code, prose and random neurons out of the embedded model (under 6 minutes)
 	$(BIN)/sepcap prune
 
-test: $(INSTALLED)          ## fast tests (under 5 minutes)
+test: $(INSTALLED)          ## fast tests (five to ten minutes on two cores)
 	$(BIN)/python -m pytest -n auto
 
 slow: $(INSTALLED)          ## tests that take minutes, notebooks included
