@@ -1,14 +1,25 @@
 # Everything from a fresh clone: make demo, make test. Needs Python >= 3.10, make and git.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := .venv/installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+# where torch keeps its builds without CUDA
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test slow browser gpu network lint types bench figures families notebooks check
+.PHONY: demo test slow browser gpu network lint types bench figures families notebooks check lock licences audit
 
-$(INSTALLED): pyproject.toml constraints.txt
+# torch: where plain pip would bring CUDA to a machine without an NVIDIA GPU (several GB), its build without CUDA is taken instead.
+# The rest: hashes are checked where the pins were made (Python 3.11 on Linux). torch has none: its builds differ between machines.
+$(INSTALLED): pyproject.toml constraints.txt requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	@if command -v nvidia-smi >/dev/null || ! $(PIP) install -q --dry-run --report - $(TORCH) | grep -q '"name": "nvidia'; \
+		then index=; else index="--index-url $(CPU_INDEX)"; fi; \
+		set -x; $(PIP) install -q $$index $(TORCH)
+	@if $(BIN)/python -c "import sys; sys.exit(sys.platform != 'linux' or sys.version_info[:2] != (3, 11))"; \
+		then set -x; $(PIP) install -q --require-hashes --no-deps -r requirements.txt && $(PIP) install -q --no-deps -e .; \
+		else set -x; $(PIP) install -q -c constraints.txt -e ".[dev]"; fi
+	$(PIP) check
 	touch $@
 
 demo: $(INSTALLED)          ## prune code, prose and random neurons out of the embedded model (under 6 minutes)
@@ -45,5 +56,18 @@ families: $(INSTALLED)      ## docs/families.md: what works for which family
 
 notebooks: $(INSTALLED)     ## execute the notebooks from their sources
 	$(BIN)/python notebooks/execute.py
+
+lock: $(INSTALLED)          ## constraints.txt and requirements.txt (with hashes) from what is installed now
+	{ echo "# What was tested, on Python 3.11 and Linux; made by \`make lock\`. Python 3.10, which some of these releases do not support, has torch alone."; \
+		$(PIP) freeze --exclude-editable | sed 's/+cpu$$//; /^torch==/!s/$$/ ; python_version >= "3.11"/'; } > constraints.txt
+	{ echo "# The same with the hashes of all their files; torch is left out, because its builds differ between machines."; \
+		sed -n '/^torch==/d; s/ ;.*//; /==/p' constraints.txt | \
+		$(BIN)/uv pip compile -q --no-deps --generate-hashes --no-header --no-annotate -; } > requirements.txt
+
+licences: $(INSTALLED)      ## licences of everything that is installed
+	$(BIN)/pip-licenses --order=license --with-urls
+
+audit: $(INSTALLED)         ## known vulnerabilities of what is pinned (asks an online database)
+	$(BIN)/pip-audit --disable-pip --no-deps -r requirements.txt
 
 check: lint types test
