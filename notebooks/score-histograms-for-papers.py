@@ -36,7 +36,7 @@ figure
 
 # %% [markdown]
 # ## On paper
-# `save` writes the figure at exactly the printed width: 89 mm for a column, 183 mm for the page.
+# `save` writes the figure at exactly the printed width: 3.3 inches for a column, 6.9 for the page.
 
 # %%
 folder = Path(tempfile.mkdtemp())

@@ -1,6 +1,6 @@
 """Pictures: one function per figure, each takes a result and returns a `go.Figure`.
 
-The figures are drawn at the size at which they are printed, one column (89 mm) or the page (183 mm) wide, and `save`
+The figures are drawn at the size at which they are printed, one column (3.3 inches) or the page (6.9 inches) wide, and `save`
 writes them at exactly that size. Nothing global is changed: every figure carries its own template.
 """
 

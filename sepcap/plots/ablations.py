@@ -17,6 +17,7 @@ from sepcap.plots.style import (
     SYMBOLS,
     TICK_PX,
     VERMILLION,
+    Width,
     capital,
     every,
     metric_name,
@@ -35,7 +36,7 @@ LOOK = dict(zip(COMPARED, zip(PALETTE, SYMBOLS, strict=True), strict=True))
 """Colour and symbol of every kind, the same in all figures."""
 
 
-def ablations(comparison: AblationComparison, metric: str = "loss", *, width: str = "column") -> go.Figure:
+def ablations(comparison: AblationComparison, metric: str = "loss", *, width: Width = "column") -> go.Figure:
     """Change of a metric under every kind of ablation: points with 95% intervals for a few heads, else a heat map per kind.
 
     In a heat map, a dot marks the heads whose interval holds 0.
@@ -43,7 +44,7 @@ def ablations(comparison: AblationComparison, metric: str = "loss", *, width: st
     Args:
         comparison: what `compare_ablations` gives.
         metric: "loss" or "top1".
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
@@ -61,7 +62,7 @@ def _target_name(target: tuple[int, int] | None) -> str:
     return "neuron set" if target is None else f"layer {target[0]}, head {target[1]}"
 
 
-def _points(comparison: AblationComparison, metric: str, width: str) -> go.Figure:
+def _points(comparison: AblationComparison, metric: str, width: Width) -> go.Figure:
     table = comparison.table
     value, low, high = (f"delta_{metric}{end}" for end in ("", "_low", "_high"))
     several = len(comparison.targets) > 1
@@ -113,7 +114,7 @@ def _range(values: np.ndarray) -> list[float]:
     return [float(low - pad), float(high + pad)]
 
 
-def _heat_maps(comparison: AblationComparison, metric: str, width: str) -> go.Figure:
+def _heat_maps(comparison: AblationComparison, metric: str, width: Width) -> go.Figure:
     table = comparison.table
     at = {name: table[name].to_numpy(dtype=np.int64) for name in ("layer", "head")}
     layers, heads = int(at["layer"].max()) + 1, int(at["head"].max()) + 1
@@ -193,12 +194,12 @@ def _tint(colour: str, strength: float) -> str:
     return f"rgb({', '.join(map(str, mixed))})"
 
 
-def ablation_protocol(result: ProtocolResult, *, width: str = "column") -> go.Figure:
+def ablation_protocol(result: ProtocolResult, *, width: Width = "column") -> go.Figure:
     """Top-1 and loss against the share of random neurons that are ablated, a line per kind; bands from the lowest seed to the highest.
 
     Args:
         result: what `ablation_protocol` gives.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     table, config = result.table, result.config
     bands: list[Any] = []

@@ -17,8 +17,10 @@ from sepcap.plots.style import (
     SITE_NAMES,
     TICK_PX,
     VERMILLION,
+    Width,
     capital,
     every,
+    is_wide,
     new_figure,
     plain,
     power_of_ten,
@@ -65,7 +67,7 @@ def activation_distributions(
     site: str | None = None,
     rotated: tuple[Statistics, Statistics] | None = None,
     bins: int = 100,
-    width: str | None = None,
+    width: Width | None = None,
 ) -> go.Figure:
     """Density of activations on two tasks, on a logarithmic scale, with zero, means and peaks marked.
 
@@ -82,7 +84,7 @@ def activation_distributions(
         rotated: the same two tasks collected with `rotation=...`, drawn beside the original basis. Its neurons have the
             same numbers but are other directions.
         bins: bins of a panel; the heat maps of many neurons have fewer.
-        width: "column" or "page"; default a page where there are two bases.
+        width: inches, "column" or "page"; default a page where there are two bases.
 
     Raises:
         ValueError: no histograms, no or too many neurons, or a `rotated` that is not the same tasks in another basis.
@@ -208,14 +210,14 @@ def _zero(key: str) -> dict[str, Any]:
     return {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": f"x{key}", "yref": f"y{key} domain", "line": ZERO}
 
 
-def _heading(text: str, x: float, y: float, size: int = FONT_PX) -> dict[str, Any]:
+def _heading(text: str, x: float, y: float, size: float = FONT_PX) -> dict[str, Any]:
     at = {"x": x, "xref": "paper", "xanchor": "left", "y": y, "yref": "paper", "yanchor": "bottom", "yshift": 3}
     return {"text": text, "font": {"size": size}, **at}
 
 
-def _panels(bases: list[Basis], tasks: list[str], chosen: list[int], where: str, width: str) -> go.Figure:
+def _panels(bases: list[Basis], tasks: list[str], chosen: list[int], where: str, width: Width) -> go.Figure:
     """A panel per neuron; with two bases a row per neuron and a column per basis."""
-    across = len(bases) if len(bases) > 1 else min(len(chosen), 4 if width == "page" else 2)
+    across = len(bases) if len(bases) > 1 else min(len(chosen), 4 if is_wide(width) else 2)
     rows = -(-len(chosen) * len(bases) // across)
     panel_px = PANEL_PX if rows > 1 else 1.6 * PANEL_PX
     total = rows * panel_px + (rows - 1) * GAP_PX
@@ -275,7 +277,7 @@ def _entries(tasks: list[str]) -> list[go.Scatter]:
     ]
 
 
-def _maps(bases: list[Basis], tasks: list[str], chosen: list[int], where: str, width: str) -> go.Figure:
+def _maps(bases: list[Basis], tasks: list[str], chosen: list[int], where: str, width: Width) -> go.Figure:
     """Above the density of all neurons together, below a heat map per task with a row per neuron."""
     row_px = min(12.0, max(2.5, 300 / len(chosen)))
     map_px = row_px * len(chosen)

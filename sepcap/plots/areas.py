@@ -7,13 +7,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from sepcap.plots.runs import colours, is_random, named
-from sepcap.plots.style import GREY, INK, TICK_PX, metric_name, new_figure, plain, rounded
+from sepcap.plots.style import GREY, INK, TICK_PX, Width, metric_name, new_figure, plain, rounded
 
 ROW_PX = 26
 TWO_LINES_PX = 36
 
 
-def areas(runs: Any, metric: str = "top1", *, width: str = "column") -> go.Figure:
+def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Figure:
     """Area under every run's trajectory with its 95% bootstrap interval, and the line of what is not separable.
 
     The task that a run forgets is its x axis: 1 means that both tasks go together, 2 that the retain task is kept to the end.
@@ -21,7 +21,7 @@ def areas(runs: Any, metric: str = "top1", *, width: str = "column") -> go.Figur
     Args:
         runs: a Run, several, or a mapping from label to Run; they need not be over the same tasks.
         metric: "top1", "top10", "skip50_top1" or "skip50_top10".
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     by_label = named(runs)
     found = {label: run.separability(metric) for label, run in by_label.items()}

@@ -10,13 +10,27 @@ from sepcap.experiments.cross_check_parts import OTHER_TEXTS
 from sepcap.experiments.cross_checks import CrossChecks
 from sepcap.experiments.overlaps import told_p
 from sepcap.plots.heat import heat_panels
-from sepcap.plots.style import BLUE, FAINT, GREY, INK, SITE_NAMES, VERMILLION, capital, every, metric_name, new_figure, plain, rounded
+from sepcap.plots.style import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    SITE_NAMES,
+    VERMILLION,
+    Width,
+    capital,
+    every,
+    metric_name,
+    new_figure,
+    plain,
+    rounded,
+)
 
 GAP = 0.16
 RANDOM = "random neurons"
 
 
-def cross_checks_keep(result: CrossChecks, *, width: str = "column") -> go.Figure:
+def cross_checks_keep(result: CrossChecks, *, width: Width = "column") -> go.Figure:
     """What is left of both tasks with only the highest share of one task's neurons kept, against keeping random ones."""
     table = _table(result, "keep_only")
     lines = {f"kept for {task}": table[table["kept"] == task] for task in result.pair}
@@ -24,7 +38,7 @@ def cross_checks_keep(result: CrossChecks, *, width: str = "column") -> go.Figur
     return _panels(result, lines, "fraction", x, width, random=f"{RANDOM} kept")
 
 
-def cross_checks_curves(result: CrossChecks, *, width: str = "column") -> go.Figure:
+def cross_checks_curves(result: CrossChecks, *, width: Width = "column") -> go.Figure:
     """What is left of both tasks as the neurons of one, or of the other, or random ones go."""
     table = _table(result, "curves")
     lines = {f"forget {task}": table[table["pruned"] == task] for task in result.pair}
@@ -32,7 +46,7 @@ def cross_checks_curves(result: CrossChecks, *, width: str = "column") -> go.Fig
     return _panels(result, lines, "fraction", x, width)
 
 
-def cross_checks_layers(result: CrossChecks, *, width: str = "column") -> go.Figure:
+def cross_checks_layers(result: CrossChecks, *, width: Width = "column") -> go.Figure:
     """What is left of both tasks when the same share of the last layer, the last two, and so on is gone."""
     table = _table(result, "layers")
     lines = {f"forget {task}": table[table["pruned"] == task] for task in result.pair}
@@ -42,7 +56,7 @@ def cross_checks_layers(result: CrossChecks, *, width: str = "column") -> go.Fig
     return _panels(result, lines, "layers", x, width)
 
 
-def cross_checks_steps(result: CrossChecks, *, width: str = "column") -> go.Figure:
+def cross_checks_steps(result: CrossChecks, *, width: Width = "column") -> go.Figure:
     """What is left of both tasks at equal numbers gone, against the number of steps; a single step on other texts is open."""
     table = _table(result, "steps")
     other = table["run"] == OTHER_TEXTS
@@ -62,12 +76,12 @@ def cross_checks_steps(result: CrossChecks, *, width: str = "column") -> go.Figu
     return _panels(result, lines | open_, "place", x, width, open_=tuple(open_))
 
 
-def cross_checks_step_overlaps(result: CrossChecks, *, width: str = "column") -> go.Figure:
+def cross_checks_step_overlaps(result: CrossChecks, *, width: Width = "column") -> go.Figure:
     """How many neurons any two runs have in common that end with equally many gone: few large steps, many small ones, other texts.
 
     Args:
         result: what `sepcap.cross_checks` returns.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     table = _table(result, "step_overlaps")
     runs = list(dict.fromkeys([*table["first"], *table["second"]]))
@@ -101,7 +115,7 @@ def _panels(
     lines: Mapping[str, Any],
     x: str,
     xaxis: dict[str, Any],
-    width: str,
+    width: Width,
     *,
     random: str = RANDOM,
     open_: Sequence[str] = (),
@@ -162,12 +176,12 @@ def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool, name: str) ->
     return [band, go.Scatter(x=at, y=rounded(rows["random"]), mode="lines", line=line, name=name, showlegend=shown, **quiet, **axes)]
 
 
-def cross_checks_meeting(result: CrossChecks, *, width: str = "column") -> go.Figure:
+def cross_checks_meeting(result: CrossChecks, *, width: Width = "column") -> go.Figure:
     """Both trajectories in the plane of both relative accuracies, random neurons dotted, with the point where they meet.
 
     Args:
         result: what `sepcap.cross_checks` returns.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     table = _table(result, "curves")
     first, second = result.pair

@@ -7,17 +7,17 @@ import plotly.graph_objects as go
 
 from sepcap.experiments.cross_task import CrossTask
 from sepcap.plots.heat import heat_panels
-from sepcap.plots.style import INK, PALETTE, SITE_NAMES, SYMBOLS, capital, metric_name, new_figure, plain, rounded
+from sepcap.plots.style import INK, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
 
 SHOWN = {"relative": "Pruned", "random": "Random"}
 
 
-def cross_task(result: CrossTask, *, width: str = "column") -> go.Figure:
+def cross_task(result: CrossTask, *, width: Width = "column") -> go.Figure:
     """Pruned task × evaluated task: what is left of the accuracy, beside that with as many random neurons gone.
 
     Args:
         result: what `sepcap.cross_task` returns.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Source: [MOD].
     """
@@ -56,12 +56,12 @@ def _cells(result: CrossTask, column: str, label: str) -> list[list[str]]:
     return [[said[pruned, evaluated] for evaluated in tasks] for pruned in tasks]
 
 
-def cross_task_bisection(result: CrossTask, *, width: str = "column") -> go.Figure:
+def cross_task_bisection(result: CrossTask, *, width: Width = "column") -> go.Figure:
     """Every evaluation of the bisections: relative accuracy on a task against the share of neurons gone, found number filled.
 
     Args:
         result: what `sepcap.cross_task` returns.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     config, bisection = result.config, result.tables["bisection"]
     trace: Any = result.tables["trace"]

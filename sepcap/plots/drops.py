@@ -11,10 +11,10 @@ from sepcap.errors import unknown
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import ACCURACIES
 from sepcap.plots.runs import colours, is_random, named, series, step_hovers, tasks_of
-from sepcap.plots.style import INK, SYMBOLS, every, metric_name, new_figure, plain, power_of_ten, rounded
+from sepcap.plots.style import INK, SYMBOLS, Width, every, metric_name, new_figure, plain, power_of_ten, rounded
 
 
-def drop_against_drop(runs: Any, metric: str = "top1", *, width: str = "column") -> go.Figure:
+def drop_against_drop(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Figure:
     """How much of the forget task goes for how much of the retain task, step by step.
 
     Drops are relative to the unpruned model, 100·(1 − a_i/a_0) percent: the higher a line above the diagonal, the more selective the
@@ -23,7 +23,7 @@ def drop_against_drop(runs: Any, metric: str = "top1", *, width: str = "column")
     Args:
         runs: a Run, several, or a mapping from label to Run.
         metric: "top1", "top10", "skip50_top1" or "skip50_top10".
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Raises:
         ValueError: an unpruned accuracy of 0.
@@ -57,7 +57,7 @@ def drop_against_drop(runs: Any, metric: str = "top1", *, width: str = "column")
     return new_figure([diagonal, *lines], layout, width=width, square=True, left=58, legend_rows=len(lines) + 1 + said)
 
 
-def perplexity_against_perplexity(runs: Any, *, relative: bool = False, width: str = "column") -> go.Figure:
+def perplexity_against_perplexity(runs: Any, *, relative: bool = False, width: Width = "column") -> go.Figure:
     """Perplexity on the forget task against that on the retain task, step by step, on logarithmic axes.
 
     Both axes have as many decades, so that a step to the upper right at 45° multiplies both perplexities by the same factor: the
@@ -66,7 +66,7 @@ def perplexity_against_perplexity(runs: Any, *, relative: bool = False, width: s
     Args:
         runs: a Run, several, or a mapping from label to Run; they may be of different models and over different tasks.
         relative: perplexities divided by the unpruned model's.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Raises:
         ValueError: an unpruned model whose perplexity is not finite.

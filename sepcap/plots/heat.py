@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.plots.style import FAINT, GREY, SHARES, new_figure, plain, rounded, width_px
+from sepcap.plots.style import FAINT, GREY, SHARES, Width, new_figure, plain, rounded, width_px
 
 CELL_PX = 34
 GAP_PX = 22
@@ -26,7 +26,7 @@ def heat_panels(
     column_title: str,
     limits: tuple[float, float],
     decimals: int = 2,
-    width: str = "column",
+    width: Width = "column",
 ) -> go.Figure:
     """One panel per entry, all on one colour scale; cells that are not a number are empty and grey.
 
@@ -39,7 +39,7 @@ def heat_panels(
         row_title, column_title: what rows and columns are.
         limits: lowest and highest value of the colour scale.
         decimals: digits after the point in the cells.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     names, columns_named = [plain(name, 18) for name in rows], [plain(name, 18) for name in columns]
     left = 34 + LETTER_PX * max(map(len, names))

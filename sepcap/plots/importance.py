@@ -16,6 +16,7 @@ from sepcap.plots.style import (
     SITE_NAMES,
     TICK_PX,
     VERMILLION,
+    Width,
     capital,
     new_figure,
     packed,
@@ -73,7 +74,7 @@ def importance_scatter(
     site: str | None = None,
     eps: float | None = None,
     bins: int = 60,
-    width: str | None = None,
+    width: Width | None = None,
 ) -> go.Figure:
     """Importance of every neuron on the forget task against that on the retain task, both logarithmic, one panel per site.
 
@@ -89,7 +90,7 @@ def importance_scatter(
         site: one site only; default all.
         eps: ε of the score, default that of the site (METHODS 5).
         bins: number of cells along each axis.
-        width: "column" or "page"; default a column for one site.
+        width: inches, "column" or "page"; default a column for one site.
 
     Raises:
         ValueError: an importance of the pair of tasks, such as "mean_shift".
@@ -124,7 +125,7 @@ def _threshold(neurons: NeuronSet | None, site: str, scores: np.ndarray, chosen:
     return lowest if stated is not None and np.isclose(stated, lowest, rtol=1e-6) and lowest > 0 else None
 
 
-def _figure(sites: list[Site], bins: int, width: str, importance: str, tasks: list[str]) -> go.Figure:
+def _figure(sites: list[Site], bins: int, width: Width, importance: str, tasks: list[str]) -> go.Figure:
     layers = len(sites[0].scores)
     total = width_px(width) - LEFT - RIGHT
     panel = (total - GAP * (len(sites) - 1)) / len(sites)

@@ -7,14 +7,28 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.experiments.methods import DIRECTIONS, METHODS, Methods
-from sepcap.plots.style import BLUE, FAINT, GREY, INK, SYMBOLS, TICK_PX, VERMILLION, metric_name, new_figure, plain, rounded, with_error
+from sepcap.plots.style import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    SYMBOLS,
+    TICK_PX,
+    VERMILLION,
+    Width,
+    metric_name,
+    new_figure,
+    plain,
+    rounded,
+    with_error,
+)
 
 ROW_PX = 24
 SHIFT = 0.2
 TITLES = {"mlp": "MLP neurons", "attention": "Attention pre-out neurons", "heads": "Attention heads", "both": "MLP and attention"}
 
 
-def methods(result: Methods, metric: str = "top1", *, width: str = "column") -> go.Figure:
+def methods(result: Methods, metric: str = "top1", *, width: Width = "column") -> go.Figure:
     """Separability 100·(A − 1) of every method, mean over seeds, with its 95% bootstrap interval; single seeds are small dots.
 
     0 means that both tasks go together, 100 that the retain task is kept to the end. Random neurons are open symbols.
@@ -22,7 +36,7 @@ def methods(result: Methods, metric: str = "top1", *, width: str = "column") -> 
     Args:
         result: what `compare_methods` returns.
         metric: "top1", "top10", "skip50_top1" or "skip50_top10".
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     name = metric_name(metric)
     table = result.table(metric).to_dict("records")

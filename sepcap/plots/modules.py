@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from sepcap.errors import unknown
 from sepcap.experiments.modules import Modules
-from sepcap.plots.style import BLUE, DASHES, GREEN, GREY, INK, SYMBOLS, VERMILLION, every, new_figure, plain, rounded
+from sepcap.plots.style import BLUE, DASHES, GREEN, GREY, INK, SYMBOLS, VERMILLION, Width, every, new_figure, plain, rounded
 
 LOOK = {
     ("trained", "moefied"): ("MoEfication clusters", VERMILLION, SYMBOLS[0], DASHES[0]),
@@ -22,7 +22,7 @@ SHIFT = 0.16
 """Layers between the points of one layer, so that their intervals stand beside each other."""
 
 
-def concentration_curve(result: Modules, *, fraction: float | None = None, task: str | None = None, width: str = "column") -> go.Figure:
+def concentration_curve(result: Modules, *, fraction: float | None = None, task: str | None = None, width: Width = "column") -> go.Figure:
     """Cumulative share of the task neurons over clusters, those with the most of them first, mean over seeds, tasks and layers.
 
     Dotted lines are means of random sets with as many neurons in every layer, their bands 95% of single ones: the model with random
@@ -33,7 +33,7 @@ def concentration_curve(result: Modules, *, fraction: float | None = None, task:
         result: what `sepcap.modules` returns.
         fraction: share of the mlp that is selected; default is the middle one of the configuration.
         task: one task alone; default is the mean over all.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Source: [MOD]; METHODS section 12.
     """
@@ -75,7 +75,7 @@ def concentration_curve(result: Modules, *, fraction: float | None = None, task:
     return new_figure(traces, layout, width=width, plot_px=250, right=22, legend_rows=len(lines) + 3)
 
 
-def concentration_profile(result: Modules, *, fraction: float | None = None, task: str | None = None, width: str = "column") -> go.Figure:
+def concentration_profile(result: Modules, *, fraction: float | None = None, task: str | None = None, width: Width = "column") -> go.Figure:
     """Concentration of the task neurons layer by layer: mean over seeds, pooled over tasks, with 95% intervals over seeds.
 
     0 is what random sets of the same size have, 1 the most that so many neurons can have. Intervals are drawn between −1 and 1; a
@@ -85,7 +85,7 @@ def concentration_profile(result: Modules, *, fraction: float | None = None, tas
         result: what `sepcap.modules` returns.
         fraction: share of the mlp that is selected; default is the middle one of the configuration.
         task: one task alone; default is all, pooled.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Source: [MOD]; METHODS section 12.
     """

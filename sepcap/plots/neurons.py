@@ -7,17 +7,17 @@ import plotly.graph_objects as go
 
 from sepcap.experiments.run import Run
 from sepcap.plots.runs import named, sizes
-from sepcap.plots.style import SHARES, SITE_NAMES, capital, every, new_figure, rounded
+from sepcap.plots.style import SHARES, SITE_NAMES, Width, capital, every, new_figure, rounded
 
 GAP_PX = 34
 
 
-def neurons_gone(run: Run, *, width: str = "column") -> go.Figure:
+def neurons_gone(run: Run, *, width: Width = "column") -> go.Figure:
     """Share of every layer that is gone after every step, one panel per site.
 
     Args:
         run: a run with at least step 0.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     named(run)
     table = run.gone_per_layer

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from sepcap.errors import unknown
 from sepcap.experiments.overlaps import TRAINED, Overlaps, told_p
 from sepcap.plots.heat import heat_panels
-from sepcap.plots.style import DASHES, GREY, INK, PALETTE, SITE_NAMES, SYMBOLS, capital, every, new_figure, plain, rounded
+from sepcap.plots.style import DASHES, GREY, INK, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, every, new_figure, plain, rounded
 
 ROW_PX = 22
 
@@ -28,7 +28,7 @@ def overlaps(
     site: str | None = None,
     fraction: float | None = None,
     layer: int | None = None,
-    width: str = "column",
+    width: Width = "column",
 ) -> go.Figure:
     """Task × task, the trained model beside the mean of the randomly initialised ones.
 
@@ -41,7 +41,7 @@ def overlaps(
         site: default the first one of the study.
         fraction: one of the shares of the study; default the smallest.
         layer: default all layers together.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Raises:
         ValueError: a measure, site, fraction or layer that the study does not have.
@@ -108,13 +108,13 @@ def _cells(label: str, rows: Any, tasks: list[str]) -> list[list[str]]:
     return texts
 
 
-def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: str = "column") -> go.Figure:
+def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: Width = "column") -> go.Figure:
     """Ratio of the overlap to chance for every pair of tasks and site, randomly initialised models as open symbols.
 
     Args:
         result: what `sepcap.overlaps` returns.
         fraction: one of the shares of the study; default the smallest.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Source: [MOD].
     """
@@ -167,7 +167,7 @@ def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: st
 
 
 def overlap_layers(
-    result: Overlaps, measure: str = "iou", *, site: str | None = None, fraction: float | None = None, width: str = "column"
+    result: Overlaps, measure: str = "iou", *, site: str | None = None, fraction: float | None = None, width: Width = "column"
 ) -> go.Figure:
     """A measure per layer, one line per pair of tasks; randomly initialised models dotted, the mean over seeds.
 
@@ -176,7 +176,7 @@ def overlap_layers(
         measure: "share", "iou", "ratio" or "log10_p_corrected".
         site: default the first one of the study.
         fraction: one of the shares of the study; default the smallest.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     if measure not in MEASURES:
         raise unknown("measure", measure, MEASURES)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.plots.style import FAINT, INK, TICK_PX, VERMILLION, every, new_figure, rounded
+from sepcap.plots.style import FAINT, INK, TICK_PX, VERMILLION, Width, every, new_figure, rounded
 
 RIDGE = 1.6
 """Height of the highest bin of a panel, in distances between layers."""
@@ -79,7 +79,7 @@ def neuron_name(layer: int, position: int, shape: Sequence[int]) -> str:
     return f"layer {layer}, " + ", ".join(f"{word} {i}" for word, i in zip(("head", "neuron")[-len(within) :], within, strict=True))
 
 
-def ridges(panels: Sequence[Panel], *, width: str | None, legend: Sequence[go.Scatter] = ()) -> go.Figure:
+def ridges(panels: Sequence[Panel], *, width: Width | None, legend: Sequence[go.Scatter] = ()) -> go.Figure:
     """One panel of ridges beside the other; what is said beside the ridges stands at the right of each."""
     tallest = max(_top(p.binned) for p in panels)
     row_px = 28 if tallest <= 10 else 24 if tallest <= 18 else 17

@@ -1,15 +1,20 @@
 """Write a figure to a file at the size at which it is printed."""
 
+import asyncio
+import math
 import os
 import re
 import struct
 import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
 from sepcap.errors import missing_extra, unknown
-from sepcap.plots.style import PX_PER_MM, lay_out, without_slider
+from sepcap.plots.style import PX_PER_INCH, Width, lay_out, without_slider
 from sepcap.storage import write_atomically
 
 PNG_DPI = 300
@@ -17,7 +22,12 @@ STATIC = (".pdf", ".svg", ".png")
 SUFFIXES = (*STATIC, ".html")
 
 
-def save(fig: go.Figure, path: str | Path, width: str | None = None) -> Path:
+PRINTED = "@page { margin: 0 } html, body { margin: 0; padding: 0 } img { display: block }"
+"""A printed page is the figure and nothing else: by itself Chromium honours the margins that kaleido asks for, shrinks the
+figure to the width that is left, and cuts off what does not fit the height."""
+
+
+def save(fig: go.Figure, path: str | Path, width: Width | None = None) -> Path:
     """Write a figure as .pdf, .svg, .png (300 dpi) or .html (one file that needs nothing else).
 
     The first three need the extra `export` (kaleido) and a Chrome or Chromium, .html neither. Sliders stay in .html only: the
@@ -26,7 +36,7 @@ def save(fig: go.Figure, path: str | Path, width: str | None = None) -> Path:
     Args:
         fig: any plotly figure; it is not changed.
         path: the suffix says the format.
-        width: "column" (89 mm) or "page" (183 mm); default as the figure was drawn.
+        width: inches, or "column" (3.3) or "page" (6.9); default as the figure was drawn.
 
     Returns:
         The path.
@@ -47,22 +57,36 @@ def save(fig: go.Figure, path: str | Path, width: str | None = None) -> Path:
         page = copy.to_html(include_plotlyjs=True, config={"displaylogo": False, "toImageButtonOptions": {"format": "svg"}})
         write_atomically(path, page.encode())
         return path
-    write_atomically(path, _static(without_slider(copy), path.suffix.lower()))
+    write_atomically(path, static([copy], path.suffix.lower())[0])
     return path
 
 
-def _static(fig: go.Figure, suffix: str) -> bytes:
+def static(figs: Sequence[go.Figure], suffix: str) -> list[bytes]:
+    """Figures as the contents of .pdf, .svg or .png files, all drawn by one browser. Sliders are left out.
+
+    Raises:
+        ImportError: kaleido is not installed.
+        RuntimeError: no browser for the export was found, or it did not start.
+    """
     try:
         import kaleido
     except ImportError as error:
         raise _with_way_out(missing_extra("kaleido", "export", f"Writing {suffix}"), suffix) from error
     from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
 
-    css_px_per_px = 96 / 25.4 / PX_PER_MM
-    scale = css_px_per_px * (PNG_DPI / 96 if suffix == ".png" else 1)
+    # without MathJax, which kaleido would load from the network for every picture
+    page = kaleido.PageGenerator(mathjax=False)
+    page.header += f"<style>{PRINTED}</style>"
+
+    async def draw() -> list[bytes]:
+        async with kaleido.Kaleido(n=1, page_generator=page) as browser:
+            still = [without_slider(go.Figure(fig)) for fig in figs]
+            return [await browser.calc_fig(fig.to_plotly_json(), opts=_options(fig, suffix)) for fig in still]
+
     try:
-        # kaleido itself rather than plotly's wrapper: that one loads MathJax from the network for every picture
-        data = kaleido.calc_fig_sync(fig.to_plotly_json(), opts={"format": suffix[1:], "scale": scale}, kopts={"mathjax": False})
+        # in a thread of its own: a notebook already has an event loop in this one
+        with ThreadPoolExecutor(1) as thread:
+            drawn = thread.submit(lambda: asyncio.run(draw())).result()
     except (ChromeNotFoundError, BrowserFailedError, BrowserClosedError) as error:
         where = f" (BROWSER_PATH is {os.environ['BROWSER_PATH']!r})" if "BROWSER_PATH" in os.environ else ""
         raise RuntimeError(
@@ -70,8 +94,19 @@ def _static(fig: go.Figure, suffix: str) -> bytes:
             "(chromium) or with the command plotly_get_chrome, or set BROWSER_PATH to it. Writing .html needs no browser."
         ) from error
     if suffix == ".svg":
-        return _in_millimetres(data)
-    return _with_resolution(data, PNG_DPI) if suffix == ".png" else data
+        return [_in_millimetres(data) for data in drawn]
+    return [_with_resolution(data, PNG_DPI) for data in drawn] if suffix == ".png" else drawn
+
+
+def _options(fig: go.Figure, suffix: str) -> Any:
+    """Format and scale of a figure; for .pdf its size in whole points, the only sizes of pages that Chromium prints."""
+    layout: Any = fig.layout
+    options: dict[str, Any] = {"format": suffix[1:], "scale": 96 / PX_PER_INCH * (PNG_DPI / 96 if suffix == ".png" else 1)}
+    if suffix == ".pdf":
+        width, height = (size or default for size, default in ((layout.width, 700), (layout.height, 500)))
+        options |= {"width": round(width * 72 / PX_PER_INCH) * PX_PER_INCH / 72}
+        options |= {"height": math.ceil(height * 72 / PX_PER_INCH) * PX_PER_INCH / 72}
+    return options
 
 
 def _with_way_out(error: ImportError, suffix: str) -> ImportError:

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.plots.ridges import ALL, FILLS, LINES, SELECTED, Binned, Panel, bin_layers, edges_of, ridges
-from sepcap.plots.style import FONT_PX, INK, SITE_NAMES, TICK_PX, VERMILLION, capital, every, new_figure, plain, rounded, width_px
+from sepcap.plots.style import FONT_PX, INK, SITE_NAMES, TICK_PX, VERMILLION, Width, capital, every, new_figure, plain, rounded, width_px
 from sepcap.selection.importance import IMPORTANCES
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores
@@ -19,7 +19,7 @@ CELL_PX = (34, 18)
 
 
 def score_histograms(
-    scores: Scores, site: str | None = None, bins: int = 60, neurons: NeuronSet | None = None, *, width: str | None = None
+    scores: Scores, site: str | None = None, bins: int = 60, neurons: NeuronSet | None = None, *, width: Width | None = None
 ) -> go.Figure:
     """Histograms of log10 score, one ridge per layer, one panel per site.
 
@@ -31,7 +31,7 @@ def score_histograms(
         site: one site only; default all.
         bins: number of bins over the range of the site.
         neurons: a set whose part of every histogram is coloured; its threshold is drawn where it has one for all layers.
-        width: "column" or "page"; default a column for one site.
+        width: inches, "column" or "page"; default a column for one site.
     """
     if not 2 <= bins <= 200:
         raise ValueError(f"bins={bins}: give 2 to 200")
@@ -107,7 +107,7 @@ def head_scores(
     site: str = "attn_pre_out",
     neurons: NeuronSet | None = None,
     *,
-    width: str = "column",
+    width: Width = "column",
 ) -> go.Figure:
     """Score of every head as a heat map, layer × head.
 
@@ -119,7 +119,7 @@ def head_scores(
         aggregate: the score of a head is the mean or the median over its d_head neurons (METHODS 5).
         site: "attn_pre_out" or "attn_value".
         neurons: a set; heads of which it holds every neuron get a frame.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Source: METHODS 5.
     """

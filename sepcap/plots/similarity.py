@@ -7,11 +7,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.experiments.similarity import Similarity
-from sepcap.plots.style import BLUE, FAINT, GREY, INK, SHARES, VERMILLION, every, new_figure, plain, rounded, width_px
+from sepcap.plots.style import BLUE, FAINT, GREY, INK, SHARES, VERMILLION, Width, every, is_wide, new_figure, plain, rounded, width_px
 
 PANELS = 12
 """Layers that are drawn where nobody says which: so many, evenly spaced."""
-COLUMNS = {"column": 2, "page": 3}
 MAX_SIDE = 80
 """Cells of a matrix in each direction; neighbouring positions of a text are averaged down to that."""
 BELOW = "#f4b58c"
@@ -22,13 +21,13 @@ UPRIGHT_PX = 56
 """Columns of a category that are narrower have their name turned."""
 
 
-def similarity(result: Similarity, *, layers: Sequence[int] | None = None, width: str = "page") -> go.Figure:
+def similarity(result: Similarity, *, layers: Sequence[int] | None = None, width: Width = "page") -> go.Figure:
     """The similarity of every (text, position) to every other, one panel per layer, lines between the categories.
 
     Args:
         result: what `sepcap.similarity` gives.
         layers: layers to draw; default is all, or twelve of them evenly spaced.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Raises:
         ValueError: a layer that was not compared.
@@ -42,9 +41,10 @@ def similarity(result: Similarity, *, layers: Sequence[int] | None = None, width
     cells = {layer: _binned(result.tensors["similarity"][there.index(layer)].numpy(), groups) for layer in shown}
     sizes = np.array(list(result.config["categories"].values())) * (len(names) // len(texts))
     inside = width_px(width) - LEFT_PX - RIGHT_PX
-    columns = min(COLUMNS[width], len(shown))
+    across = 3 if is_wide(width) else 2
+    columns = min(across, len(shown))
     rows = -(-len(shown) // columns)
-    side = (inside - GAP_PX * (COLUMNS[width] - 1)) / COLUMNS[width]
+    side = (inside - GAP_PX * (across - 1)) / across
     total = rows * side + (rows - 1) * GAP_PX
     turned = side / len(sizes) < UPRIGHT_PX
     kind = "Scaled cosine" if result.config["scaled"] else "Cosine"
@@ -145,7 +145,7 @@ def _edges(sizes: np.ndarray, side: int, axes: dict[str, str]) -> list[dict[str,
 
 
 def similarity_profile(
-    result: Similarity, *, control: Similarity | None = None, control_name: str = "random weights", width: str = "column"
+    result: Similarity, *, control: Similarity | None = None, control_name: str = "random weights", width: Width = "column"
 ) -> go.Figure:
     """Within- minus between-category similarity over layers, with 95% intervals and what relabelled texts give.
 
@@ -153,7 +153,7 @@ def similarity_profile(
         result: what `sepcap.similarity` gives.
         control: the same of another model on the same texts, drawn beside it.
         control_name: what the legend calls it; the relabelled texts are those of `result`.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     table = result.tables["layers"]
     layers = table["layer"].tolist()

@@ -17,6 +17,7 @@ from sepcap.plots.style import (
     SITE_NAMES,
     SYMBOLS,
     VERMILLION,
+    Width,
     every,
     metric_name,
     new_figure,
@@ -27,7 +28,7 @@ from sepcap.plots.style import (
 AGAINST = ("gone", "step")
 
 
-def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone", width: str = "column") -> go.Figure:
+def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone", width: Width = "column") -> go.Figure:
     """A metric on both tasks while neurons go, with bands of ± one standard error.
 
     One run gives one panel with a line per task. Several runs give a panel per task with a line per run, in the
@@ -37,7 +38,7 @@ def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone",
         runs: a Run, several, or a mapping from label to Run.
         metric: "top1", "top10", "skip50_top1", "skip50_top10" or "loss".
         against: x axis, "gone" for the share of neurons gone, "step" for the number of the step.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     title = metric_name(metric) + METRIC_UNITS.get(metric, "")
     if against not in AGAINST:
@@ -137,12 +138,12 @@ def _panels(tasks: list[str], runs: Mapping[str, Run], against: str, title: str,
     return layout
 
 
-def thresholds(run: Run, *, width: str = "column") -> go.Figure:
+def thresholds(run: Run, *, width: Width = "column") -> go.Figure:
     """The lowest score that was still selected, per step and site; logarithmic where all are positive.
 
     Args:
         run: a run with at least one pruning step.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Raises:
         ValueError: a random run (its scores are random numbers), or one without a pruning step.

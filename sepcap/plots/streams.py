@@ -7,27 +7,26 @@ import plotly.graph_objects as go
 
 from sepcap.experiments.search_origin import ORIGINS
 from sepcap.experiments.streams import Streams, stage_name
-from sepcap.plots.style import PALETTE, SYMBOLS, every, new_figure, plain, rounded, width_px
+from sepcap.plots.style import PALETTE, SYMBOLS, Width, every, is_wide, new_figure, plain, rounded, width_px
 
-COLUMNS = {"column": 1, "page": 2}
 HEIGHT_PX = 170
 GAP_PX = 84
 ROW_GAP_PX = 80
 LEFT_PX, RIGHT_PX = 76, 20
 
 
-def streams(result: Streams, *, width: str = "page") -> go.Figure:
+def streams(result: Streams, *, width: Width = "page") -> go.Figure:
     """The value of every dimension from the embedding to the last layer, a panel per dimension.
 
     Thin lines are one position of one text each, in the colour of its category; thick ones are the means of the categories.
 
     Args:
         result: what `sepcap.streams` gives.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     dims, categories = result.config["dims"], list(result.config["categories"])
     inside = width_px(width) - LEFT_PX - RIGHT_PX
-    columns = min(COLUMNS[width], len(dims))
+    columns = min(2 if is_wide(width) else 1, len(dims))
     rows = -(-len(dims) // columns)
     share = (1 - (columns - 1) * GAP_PX / inside) / columns
     total = rows * HEIGHT_PX + (rows - 1) * ROW_GAP_PX

@@ -1,6 +1,7 @@
 """How all figures look: sizes, colours, the template, and text that is safe to show."""
 
 import base64
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,14 +10,18 @@ import plotly.graph_objects as go
 
 from sepcap.errors import unknown
 
-PX_PER_MM = 96 / 25.4 * 1.2
-"""Pixels of a figure per printed millimetre: 12 px, easy to read on a screen, are 7.5 pt on paper."""
+PX_PER_INCH = 96 * 1.2
+"""Pixels of a figure per printed inch: 12 px, easy to read on a screen, are 7.5 pt on paper."""
 
-WIDTHS_MM = {"column": 89.0, "page": 183.0}
-"""Widths of a column and of a page."""
+Width = str | float
+"""Width of a figure: inches, "column" or "page"."""
+WIDTHS = {"column": 3.3, "page": 6.9}
+"""Inches of a column and of a page."""
+NARROWEST, WIDEST = 2.0, 20.0
 
 FONT_PX = 12
-TICK_PX = 11
+TICK_PX = 11.2
+"""7 pt on paper."""
 LEGEND_ROW_PX = 19.3
 LEGEND_PAD_PX = 12
 SLIDER_PX = 62
@@ -101,11 +106,20 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES[metric]
 
 
-def width_px(width: str) -> float:
+def width_px(width: Width) -> float:
     """Width of a figure in its own pixels."""
-    if width not in WIDTHS_MM:
-        raise unknown("width", width, WIDTHS_MM, "A column is 89 mm wide, a page 183 mm.")
-    return WIDTHS_MM[width] * PX_PER_MM
+    if isinstance(width, str):
+        if width not in WIDTHS:
+            raise unknown("width", width, WIDTHS, "A column is 3.3 inches wide, a page 6.9; or give inches.")
+        return WIDTHS[width] * PX_PER_INCH
+    if isinstance(width, bool) or not isinstance(width, numbers.Real) or not NARROWEST <= width <= WIDEST:
+        raise ValueError(f'width={width!r}: give inches from {NARROWEST:g} to {WIDEST:g}, "column" (3.3) or "page" (6.9)')
+    return float(width) * PX_PER_INCH
+
+
+def is_wide(width: Width) -> bool:
+    """Whether a legend has its place beside the plot, and several panels theirs side by side."""
+    return width_px(width) > (width_px("column") + width_px("page")) / 2
 
 
 def template() -> go.layout.Template:
@@ -161,7 +175,7 @@ def new_figure(
     data: list[Any],
     layout: dict[str, Any],
     *,
-    width: str,
+    width: Width,
     plot_px: int | float = 0,
     left: int | float = 62,
     right: int | float = 14,
@@ -177,7 +191,7 @@ def new_figure(
     Args:
         data: traces.
         layout: axes, annotations and shapes.
-        width: "column" or "page".
+        width: inches, "column" or "page".
         plot_px: height of the plotting area, unless it is square.
         left, right, top, bottom: margins around it, without the legend.
         square: the plotting area is as wide as the column also on a page, the legend stands beside it.
@@ -193,7 +207,7 @@ def new_figure(
     return lay_out(fig, width)
 
 
-def lay_out(fig: go.Figure, width: str) -> go.Figure:
+def lay_out(fig: go.Figure, width: Width) -> go.Figure:
     """Set the size of a figure for a width; those made here also get their legend below (column) or beside the plot (page)."""
     total = width_px(width)
     layout: Any = fig.layout
@@ -202,9 +216,9 @@ def lay_out(fig: go.Figure, width: str) -> go.Figure:
         layout.width = total
         return fig
     left, right, top, bottom = place["margin"]
-    plot, beside = place["plot"], width == "page" and not place["legend_below"]
+    plot, beside = place["plot"], is_wide(width) and not place["legend_below"]
     if place["square"]:
-        plot = width_px("column") - left - right
+        plot = min(total, width_px("column")) - left - right
         right = total - left - plot
     rows = place["legend_rows"]
     legend_px = 0 if beside or not rows else rows * LEGEND_ROW_PX + LEGEND_PAD_PX
@@ -227,5 +241,5 @@ def without_slider(fig: go.Figure) -> go.Figure:
     place = layout.meta.get("sepcap") if isinstance(layout.meta, dict) else None
     if place is not None and place["slider"]:
         layout.meta = {**layout.meta, "sepcap": {**place, "slider": False}}
-        lay_out(fig, min(WIDTHS_MM, key=lambda name: abs(width_px(name) - layout.width)))
+        lay_out(fig, layout.width / PX_PER_INCH)
     return fig

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from sepcap.errors import unknown
 from sepcap.experiments.tight_pass import RANDOM, TRAINED, TightPass, between
 from sepcap.experiments.tight_pass_config import counted
-from sepcap.plots.style import BLUE, GREY, INK, TICK_PX, VERMILLION, every, new_figure, plain, power_of_ten, rounded
+from sepcap.plots.style import BLUE, GREY, INK, TICK_PX, VERMILLION, Width, every, new_figure, plain, power_of_ten, rounded
 
 MEASURES = {
     "rank": "Rank",
@@ -28,7 +28,7 @@ SCALE = ((86, 180, 233), (0, 114, 178), (60, 20, 90))
 """Colours from the first layer to the last: lightness falls evenly."""
 
 
-def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: str = "column") -> go.Figure:
+def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: Width = "column") -> go.Figure:
     """Rank over layers, trained and with random weights: means over rows of tokens with 95% intervals, and the largest rank possible.
 
     Where the rank of a row is only a lower bound, the mean is a triangle that points up, "at least": without interval, and without a
@@ -38,7 +38,7 @@ def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: str = "
     Args:
         result: what `tight_pass` gives.
         measure: "rank", "stable_rank", "participation_ratio" or "effective_rank".
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     if measure not in MEASURES:
         raise unknown("measure", measure, MEASURES)
@@ -121,13 +121,13 @@ def _bounds(result: TightPass) -> go.Scatter:
     return go.Scatter(x=rounded(x), y=rounded(table["bound"]), mode="markers", name=name, marker=dash, hoverinfo="skip")
 
 
-def tight_pass_spectra(result: TightPass, *, control: bool = True, width: str = "column") -> go.Figure:
+def tight_pass_spectra(result: TightPass, *, control: bool = True, width: Width = "column") -> go.Figure:
     """Singular values as shares of the largest, a line per layer (medians over rows), with the threshold of the rank.
 
     Args:
         result: what `tight_pass` gives.
         control: also the model with random weights: the median over its layers and rows, dashed.
-        width: "column" or "page".
+        width: inches, "column" or "page".
     """
     c = result.config
     traces: list[Any] = []

@@ -10,10 +10,10 @@ from sepcap.errors import unknown
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import ACCURACIES
 from sepcap.plots.runs import colours, is_random, named, separability_said, series, step_hovers, tasks_of
-from sepcap.plots.style import INK, SYMBOLS, metric_name, new_figure, plain, rounded
+from sepcap.plots.style import INK, SYMBOLS, Width, metric_name, new_figure, plain, rounded
 
 
-def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, width: str = "column") -> go.Figure:
+def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, width: Width = "column") -> go.Figure:
     """How one task falls and the other stays, step by step.
 
     Where all runs forget the same task it is on the x axis, and the retain task on the y axis. Where runs go in both
@@ -24,7 +24,7 @@ def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, widt
         runs: a Run, several, or a mapping from label to Run.
         metric: "top1", "top10", "skip50_top1" or "skip50_top10".
         normalised: performance relative to the unpruned model, a_i/a_0; else the accuracy itself.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Raises:
         ValueError: runs over different tasks, or an unpruned accuracy of 0.

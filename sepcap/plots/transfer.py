@@ -28,6 +28,7 @@ from sepcap.plots.style import (
     PURPLE,
     TICK_PX,
     VERMILLION,
+    Width,
     capital,
     every,
     new_figure,
@@ -44,7 +45,7 @@ PANELS = {ALONE: "This layer alone", FIRST: "Layers {first} to this one", LAST: 
 ROW_PX = 30
 
 
-def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str = "all", width: str = "column") -> go.Figure:
+def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str = "all", width: Width = "column") -> go.Figure:
     """How far what was written lies from the true paragraph: a violin per condition over texts, its median as a line and a number.
 
     Baselines with tokens given away stand apart: they are held against the rest of the paragraph alone.
@@ -53,7 +54,7 @@ def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str 
         result: what `transfer` gives, with generated texts.
         metric: "distance", "overlap" or "bigrams".
         kind: kind of text, or "all".
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Raises:
         ValueError: an unknown metric or kind, or a result without generated texts or without distances.
@@ -106,13 +107,13 @@ def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str 
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 20, left=84, right=50, bottom=62 if by else 46)
 
 
-def transfer_layers(result: Transfer, *, kind: str = "all", width: str = "page") -> go.Figure:
+def transfer_layers(result: Transfer, *, kind: str = "all", width: Width = "page") -> go.Figure:
     """Likelihood gained over the break alone with one layer patched, the first or the last ones; bands are 95% intervals over texts.
 
     Args:
         result: what `transfer` gives.
         kind: kind of text, or "all".
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Raises:
         ValueError: an unknown kind, or a result without a profile.
@@ -158,13 +159,13 @@ def transfer_layers(result: Transfer, *, kind: str = "all", width: str = "page")
     return new_figure(traces, layout, width=width, plot_px=190, left=74, top=30, legend_rows=3, legend_below=True)
 
 
-def transfer_positions(result: Transfer, *, kind: str = "all", width: str = "column") -> go.Figure:
+def transfer_positions(result: Transfer, *, kind: str = "all", width: Width = "column") -> go.Figure:
     """Likelihood gained over the break alone, by where in the paragraph the token stands; bars are 95% intervals over texts.
 
     Args:
         result: what `transfer` gives.
         kind: kind of text, or "all".
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Raises:
         ValueError: an unknown kind.

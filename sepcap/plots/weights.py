@@ -6,10 +6,10 @@ import plotly.graph_objects as go
 
 from sepcap.models.views import mlp_input_biases, value_row_norms
 from sepcap.plots.ridges import Panel, bin_layers, edges_of, ridges
-from sepcap.plots.style import GREY
+from sepcap.plots.style import GREY, Width
 
 
-def value_norms(model: Any, bins: int = 60, *, width: str = "column") -> go.Figure:
+def value_norms(model: Any, bins: int = 60, *, width: Width = "column") -> go.Figure:
     """Norms of the rows of W_V, one ridge per layer.
 
     The norm of a value neuron is that of W_V[h, :, d] over d_model. Neurons that are gone have norm 0: their share of the
@@ -18,7 +18,7 @@ def value_norms(model: Any, bins: int = 60, *, width: str = "column") -> go.Figu
     Args:
         model: what `load_model` returns.
         bins: number of bins over the range of all layers.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Source: [OPT]; METHODS 13.
 
@@ -34,13 +34,13 @@ def value_norms(model: Any, bins: int = 60, *, width: str = "column") -> go.Figu
     return ridges([panel], width=width)
 
 
-def mlp_biases(model: Any, bins: int = 60, *, width: str = "column") -> go.Figure:
+def mlp_biases(model: Any, bins: int = 60, *, width: Width = "column") -> go.Figure:
     """Input biases of the mlp neurons, one ridge per layer, with the share of negative ones beside it.
 
     Args:
         model: what `load_model` returns.
         bins: number of bins over the range of all layers.
-        width: "column" or "page".
+        width: inches, "column" or "page".
 
     Raises:
         ValueError: the model has no such biases.

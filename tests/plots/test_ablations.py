@@ -165,7 +165,7 @@ def test_a_kind_looks_the_same_in_both_figures():
 @pytest.mark.parametrize("width", ["column", "page"])
 def test_the_figures_are_plain_data(width):
     for fig in (plots.ablations(comparison(grid()), width=width), plots.ablation_protocol(protocol(seeds=(4,)), width=width)):
-        assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 403.6, "page": 830}[width], abs=1)
+        assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
 
 
 def test_other_metrics_are_refused():

@@ -7,7 +7,7 @@ import torch
 from planted_statistics import with_importance
 
 from sepcap import plots
-from sepcap.plots.style import PX_PER_MM, SLIDER_PX
+from sepcap.plots.style import PX_PER_INCH, SLIDER_PX
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_paper_gets_the_figure_as_it_opens(fig, tmp_path):
     assert "Layer: all" not in svg
     assert 'class="slider' not in svg
     height = float(re.search(r'height="([\d.]+)mm"', svg)[1])
-    assert height == pytest.approx((fig.layout.height - SLIDER_PX) / PX_PER_MM, abs=0.1)
+    assert height == pytest.approx((fig.layout.height - SLIDER_PX) / PX_PER_INCH * 25.4, abs=0.1)
     assert "code (forget)" in re.sub("<[^>]+>", "", svg)
     assert fig.to_json() == before
 

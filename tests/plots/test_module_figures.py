@@ -130,7 +130,7 @@ def test_names_from_outside_are_shown_letter_by_letter():
 def test_the_figures_are_plain_data(width):
     for kind in ("curve", "profile"):
         fig = planted().figure(kind, width=width)
-        assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 403.6, "page": 830}[width], abs=1)
+        assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
 
 
 def test_the_middle_share_is_drawn_unless_another_is_asked_for():

@@ -240,4 +240,4 @@ def test_all_are_plain_data_of_the_width_asked_for(width):
     for result in (overlaps(), cross_task(), checks()):
         for kind in result.FIGURES:
             fig = result.figure(kind, width=width)
-            assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 403.6, "page": 830}[width], abs=1)
+            assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)

@@ -34,8 +34,9 @@ def test_html_holds_everything(fig, tmp_path):
 def test_widths_in_print(fig):
     # 12 px are 7.5 pt = 7.5 · 25.4 / 72 mm
     mm_per_px = 7.5 * 25.4 / 72 / 12
-    assert width_px("column") * mm_per_px == pytest.approx(89)
-    assert width_px("page") * mm_per_px == pytest.approx(183)
+    assert width_px("column") * mm_per_px == pytest.approx(3.3 * 25.4)
+    assert width_px("page") * mm_per_px == pytest.approx(6.9 * 25.4)
+    assert width_px(5) * mm_per_px == pytest.approx(5 * 25.4)
     assert fig.layout.width == width_px("column")
 
 
@@ -67,6 +68,9 @@ def test_unknown_suffix_and_width(fig, tmp_path):
         plots.save(fig, tmp_path / "t")
     with pytest.raises(ValueError, match=r"width='colum' is not known\. Did you mean 'column'"):
         plots.save(fig, tmp_path / "t.html", width="colum")
+    for wrong in (0, -3.3, 1e9, float("nan"), True):
+        with pytest.raises(ValueError, match=r"width=.*give inches from 2 to 20"):
+            width_px(wrong)
     assert not list(tmp_path.glob("t*"))
 
 
@@ -120,7 +124,7 @@ def test_long_names_lose_their_middle_and_stay_escaped():
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize(("width", "mm"), [("column", 89), ("page", 183)])
+@pytest.mark.parametrize(("width", "mm"), [("column", 83.82), ("page", 175.26), (5.0, 127)])
 def test_static_files_have_their_printed_size(fig, tmp_path, width, mm):
     png = plots.save(fig, tmp_path / "t.png", width).read_bytes()
     pixels = struct.unpack(">I", chunks(png)[b"IHDR"][:4])[0]

@@ -49,7 +49,7 @@ def test_a_panel_per_layer_with_every_cell_and_lines_between_categories(width):
     assert upright == [-0.5, 11.5, 27.5]
     assert fig.layout.yaxis.autorange == "reversed"
     assert len(fig.layout.yaxis.tickvals) == 2
-    assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 403.6, "page": 830}[width], abs=1)
+    assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
 
 
 def test_white_is_zero_and_the_scale_has_both_sides():

@@ -66,7 +66,7 @@ def test_titles_give_the_p_value_that_is_right_for_the_texts():
 def test_panels_do_not_overlap_and_stages_are_named(width, dims):
     fig = plots.streams(result(dims), width=width)
     layout = json.loads(plotly.io.to_json(fig))["layout"]
-    assert layout["width"] == pytest.approx({"column": 403.6, "page": 830}[width], abs=1)
+    assert layout["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
     boxes = [(*layout[f"xaxis{k}"]["domain"], *layout[f"yaxis{k}"]["domain"]) for k in ["", *(str(i) for i in range(2, len(dims) + 1))]]
     for i, (left, right, low, high) in enumerate(boxes):
         assert all(right <= other[0] or other[1] <= left or high <= other[2] or other[3] <= low for other in boxes[:i])

@@ -123,7 +123,7 @@ def test_the_figures_are_plain_data(width):
     result = planted()
     for name in result.FIGURES:
         fig = result.figure(name, width=width)
-        assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 403.6, "page": 830}[width], abs=1)
+        assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
 
 
 def test_what_was_not_measured_is_said():
