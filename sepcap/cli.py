@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sepcap.cli_ablations import Ablate, CompareAblations
+from sepcap.cli_check import Check
 from sepcap.cli_geometry import Geometry
 from sepcap.cli_modules import Modules
-from sepcap.cli_options import Fractions, config_in, write_figure
+from sepcap.cli_options import Fractions, config_in, write_figure, write_table
 from sepcap.cli_paragraphs import Transfer
 from sepcap.experiments.config import DIVERGENCES, PruningConfig
 from sepcap.experiments.methods_config import MethodsConfig
@@ -54,6 +55,7 @@ class Prune(PruningConfig):
 
     def run(self) -> None:
         """Carry out the command."""
+        from sepcap.experiments.check_run import is_left
         from sepcap.experiments.pruning import execute, plan
         from sepcap.experiments.run import find_run
         from sepcap.experiments.trackers import trackers_of
@@ -64,8 +66,8 @@ class Prune(PruningConfig):
             _compare(config, self.comparison, trackers)
             return
         prepared = plan(load_model(config.model), config)
-        before = find_run(self.out, prepared.resolved)
-        print("This run is finished; nothing is computed again." if before is not None and before.finished else prepared.cost())
+        found = find_run(self.out, prepared.resolved) is not None
+        print("This run is finished; nothing is computed again." if found and not is_left(self.out) else prepared.cost())
         run = execute(prepared, self.out, trackers)
         print(run)
         print(run.trajectory.pivot(index="step", columns="role", values=["top1", "loss"]).to_string(float_format=lambda x: f"{x:.3f}"))
@@ -169,9 +171,8 @@ class CompareMethods(MethodsConfig):
         config = config_in(MethodsConfig, self)
         result = compare_methods(load_model(self.model), config, self.out, say=lambda text: print(text, flush=True))
         table = result.table()
-        table.to_csv(self.out / "table.csv", index=False)
-        print(table.to_string(index=False, float_format=lambda x: f"{x:.1f}"))
-        print(f"\n  {self.out / 'table.csv'}")
+        print(table.to_string(index=False, float_format=lambda x: f"{x:.1f}") + "\n")
+        write_table(table, self.out / "table.csv")
         write_figure(result.figure(), self.out / "methods")
 
 
@@ -198,7 +199,8 @@ class Reproduce:
             self.study, self.model, self.budget, dtype=self.dtype, out=self.out, say=lambda text: print(text, flush=True)
         )
         print(result.table.drop(columns=["study", "source"]).to_string(index=False, na_rep="", float_format=lambda x: f"{x:.1f}"))
-        print(f"\n  {result.save()}")
+        print()
+        write_table(result.table, result.folder / "table.csv")
         write_figure(result.figure(), result.folder / result.study.name)
 
 
@@ -319,6 +321,7 @@ COMMANDS = {
     "geometry": Geometry,
     "transfer": Transfer,
     "report": Report,
+    "check": Check,
     "models": Models,
     "tasks": Tasks,
 }

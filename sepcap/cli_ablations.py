@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sepcap.cli_options import config_in, write_figure
+from sepcap.cli_options import config_in, write_figure, write_table
 from sepcap.experiments.ablation_config import AblationProtocol
 
 
@@ -71,8 +71,7 @@ class CompareAblations:
             model, self.task, layer=self.layer, head=self.head or None, kinds=self.kinds, tokens=self.tokens, seed=self.seed
         )
         comparison.save(folder)
-        comparison.table.to_csv(folder / "table.csv", index=False)
-        print(comparison.table.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
-        print(f"\n  {folder / 'table.csv'}")
+        print(comparison.table.to_string(index=False, float_format=lambda x: f"{x:.4f}") + "\n")
+        write_table(comparison.table, folder / "table.csv")
         for metric in ("loss", "top1"):
             write_figure(comparison.figure(metric), folder / "figures" / metric)

@@ -1,6 +1,7 @@
 """What commands share: options that are more than a word or a number, configurations in a command, pictures as files."""
 
 import dataclasses
+import errno
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -48,15 +49,39 @@ def write_figure(figure: Any, stem: Path) -> None:
     """Write a page that opens anywhere and, where a browser for the export is found, SVG and PNG."""
     from sepcap import plots
 
-    stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".html", ".svg", ".png"):
         path = stem.with_suffix(suffix)
         try:
             plots.save(figure, path)
+        except OSError as error:
+            if read_only(error, path):
+                return
+            raise
         except (ImportError, RuntimeError) as error:
             print(f"  (no {suffix[1:]}: {str(error).splitlines()[0]})")
             return
         print(f"  {path}")
+
+
+def write_table(table: Any, path: Path) -> None:
+    """Write a table as CSV and say where, or that its folder can only be read."""
+    from sepcap.storage import write_atomically
+
+    try:
+        write_atomically(path, table.to_csv(index=False).encode())
+    except OSError as error:
+        if not read_only(error, path):
+            raise
+    else:
+        print(f"  {path}")
+
+
+def read_only(error: OSError, path: Path) -> bool:
+    """Whether a picture or table beside a finished result is left out because its folder can only be read; then that is said."""
+    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return False
+    print(f"  (no {path}: its folder can only be read)")
+    return True
 
 
 def show(result: Any, folder: Path) -> None:

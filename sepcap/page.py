@@ -14,7 +14,7 @@ import pandas as pd
 from sepcap.errors import CorruptFile
 from sepcap.plots.scores import ALL, FILLS
 from sepcap.plots.style import BLUE, FAINT, GREY, INK, SHARES, capital, width_px
-from sepcap.storage import write_atomically
+from sepcap.storage import output_path, write_atomically
 
 DARK_SHARES = ("#1f242a", "#20374d", "#27557c", "#367ab0", "#65a3d4", "#a0cae9", "#e4f1fb")
 DARK = {INK: "#e6e8ea", FAINT: "#4a525b", "white": "#16191d", BLUE: "#4298dd", FILLS[ALL]: "#35607f"}
@@ -107,11 +107,8 @@ def write_page(path: Path, page: Page) -> None:
 
 
 def page_path(path: str | Path) -> Path:
-    """Where a page goes; a folder is refused."""
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"path={str(path)!r} is a folder; give the name of the file to write, as in {str(path / 'report.html')!r}")
-    return path
+    """Where a page goes; what is there and no regular file is refused."""
+    return output_path(path, "report.html")
 
 
 def picture(id: str, title: str, make: Callable[[], Any]) -> Picture:

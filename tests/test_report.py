@@ -16,6 +16,7 @@ import sepcap
 from sepcap import plots
 from sepcap.evaluation import generation
 from sepcap.report import command
+from sepcap.storage import write_json
 
 FORGET, RETAIN = (0.8, 0.4, 0.0), (0.5, 0.45, 0.25)
 HOSTILE = "</script><script>window.__pwned=1</script><img src=x onerror=window.__pwned=2>&amp;$x$"
@@ -113,7 +114,7 @@ def test_the_policy_allows_the_scripts_of_the_page_and_no_other(make):
 def test_text_from_outside_is_text(make):
     run = make(FORGET, RETAIN, tasks=(HOSTILE, "a <b>bold</b> task"), model=HOSTILE, model_fingerprint="f", note={HOSTILE: [HOSTILE]})
     rows = [{name: f"{name} {HOSTILE}" for name in ("kind", "prompt", "before", "after")}]
-    (run.folder / "generations.json").write_text(json.dumps({"step": 2, "model_fingerprint": "f", "rows": rows}))
+    write_json(run.folder / "generations.json", {"step": 2, "model_fingerprint": "f", "rows": rows})
     page = page_of(run)
     assert page.tags.count("script") == 3
     assert not {"img", "b"} & set(page.tags)
@@ -212,12 +213,13 @@ def test_generations_are_made_once_and_kept(pruned):
     shutil.rmtree(folder)
     assert page_of(run).html == page.html
     # texts of a step that is not the one to show are better than none, and are called what they are
-    (run.folder / "generations.json").write_text(json.dumps(kept | {"step": 7}))
+    del kept["sha256"]
+    write_json(run.folder / "generations.json", kept | {"step": 7})
     page = page_of(run)
     assert "gone after step 7" in page.text
     assert f"texts after step {step} could not be made" in page.text
     (run.folder / "generations.json").write_text("{}")
-    with pytest.raises(RuntimeError, match=r"generations.json is corrupt; delete it"):
+    with pytest.raises(RuntimeError, match=r"generations.json is damaged.*Delete it"):
         run.report()
 
 

@@ -20,6 +20,7 @@ from sepcap.experiments import result as module
 from sepcap.experiments.result import FINISHED, StudyResult, load_result
 from sepcap.plots.style import new_figure, plain
 from sepcap.report_study import ROWS
+from sepcap.storage import FORMAT, write_json
 
 
 class Counted(StudyResult):
@@ -197,15 +198,15 @@ def test_what_is_broken_or_unknown_is_one_line(counted, tmp_path, command, monke
     assert f"it holds {tmp_path / 'many' / 'run'}, {inner}: give one of them" in said
     assert "where they were made by one call, that call names the study there" in said
     folder = counted().save(tmp_path / "study")
-    (folder / "config.json").write_text(json.dumps({"study": "countde"}))
+    write_json(folder / "config.json", {"format": FORMAT, "study": "countde"})
     assert "study='countde' is not known. Did you mean 'counted'?" in command(folder).err
     (folder / "config.json").write_text("{")
     assert "config.json is corrupt" in command(folder).err
     (folder / "config.json").write_text("[]")
-    assert "is no configuration" in command(folder).err
+    assert "config.json is corrupt: it holds a list" in command(folder).err
     folder = counted().save(tmp_path / "other")
     (folder / "tables" / "kinds.parquet").write_bytes(b"PAR1")
-    assert "kinds.parquet is missing or corrupt" in command(folder).err
+    assert "kinds.parquet is damaged" in command(folder).err
     (folder / FINISHED).write_text("[]")
     assert "result.json is corrupt" in command(folder).err
     (folder / FINISHED).unlink()

@@ -1,12 +1,17 @@
 """Files are whole or absent, and a broken one is named."""
 
+import contextlib
 import json
 import os
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 from sepcap.errors import CorruptFile
 from sepcap.storage import PART, html_card, load_tensors, read_json, remove_parts, save_tensors, sole_writer, write_atomically, write_json
@@ -28,7 +33,6 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, call):
     assert [p.name for p in path.parent.iterdir()] == ["file"]
     write_atomically(str(path), b"new")
     assert path.read_bytes() == b"new"
-    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_nobody_sees_half_a_file(tmp_path, monkeypatch):
@@ -107,7 +111,7 @@ def test_tensors_come_back_bit_for_bit_with_their_header(tmp_path):
     assert all(torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype for name, value in tensors.items())
     with pytest.raises(CorruptFile, match="holds numbers, and a file of statistics was asked for"):
         load_tensors(tmp_path / "t.safetensors", "statistics")
-    with pytest.raises(FileNotFoundError, match=r"x\.safetensors does not exist: no file of statistics"):
+    with pytest.raises(FileNotFoundError, match=r"x\.safetensors does not exist: there is no file of statistics"):
         load_tensors(tmp_path / "x.safetensors", "statistics")
 
 
@@ -121,7 +125,7 @@ def test_truncated_at_any_byte(tmp_path):
             load_tensors(path, "numbers")
 
 
-@pytest.mark.parametrize("header", ["{", "[]", "3", "null"])
+@pytest.mark.parametrize("header", ["{", "[]", "3", "null", "[" * 100_000])
 def test_broken_header(tmp_path, header):
     from safetensors.torch import save
 
@@ -134,16 +138,157 @@ def test_broken_header(tmp_path, header):
         load_tensors(path, "numbers")
 
 
+def test_any_bit_of_a_tensor_file_that_flips_is_seen(tmp_path):
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, {"a": torch.arange(3.0), "mask": torch.tensor([True])}, {"kind": "numbers"})
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for bit in (0, 5):
+            changed = bytearray(whole)
+            changed[at] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(CorruptFile, match=r"t\.safetensors"):
+                load_tensors(path, "numbers")
+
+
+class Anything(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # pyright: ignore[reportGeneralTypeIssues]
+    a: dict[str, bool]
+
+
 def test_json(tmp_path):
     path = tmp_path / "a.json"
-    value = {"b": [1, 0.1, None, "ü"], "a": {"nested": True}}
+    value = {"b": [1, 0.1, None, "ü", float("inf")], "a": {"nested": True}}
     write_json(path, value)
-    assert read_json(path) == value
-    assert list(json.loads(path.read_text())) == ["b", "a"]  # in the order in which it was written
-    for broken in (b"", path.read_bytes()[:-3], b"\xff\xff"):
+    assert read_json(path, Anything) == value
+    assert list(json.loads(path.read_text())) == ["b", "a", "sha256"]  # in the order in which it was written
+    for broken in (b"", path.read_bytes()[:-3], b"\xff\xff", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000):
         path.write_bytes(broken)
         with pytest.raises(CorruptFile, match=r"a\.json is corrupt or truncated"):
-            read_json(path)
+            read_json(path, Anything)
+
+
+def test_a_flipped_bit_of_json_changes_nothing_or_is_seen(tmp_path):
+    path, value = tmp_path / "a.json", {"b": [1, 0.1], "a": {"x": True}}
+    write_json(path, value)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        changed = bytearray(whole)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        # between two values, blanks may change
+        with contextlib.suppress(CorruptFile):
+            assert read_json(path, Anything) == value
+
+
+def test_json_of_another_shape_names_file_and_field(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": {"x": 1}})
+    with pytest.raises(CorruptFile, match=r"a\.json is corrupt: a\.x"):
+        read_json(path, Anything)
+    write_json(path, {"b": {}})
+    with pytest.raises(CorruptFile, match=r"a\.json is corrupt: a is missing"):
+        read_json(path, Anything)
+    path.write_text("[1]")
+    with pytest.raises(CorruptFile, match=r"a\.json is corrupt: it holds a list"):
+        read_json(path, Anything)
+    write_json(path, {"format": "other-1", "a": {}})
+    with pytest.raises(CorruptFile, match=r"a\.json: format 'other-1' is not 'sepcap-2'"):
+        read_json(path, Anything)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop", "nothing"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind):
+    path = special(tmp_path / "a.json", kind)
+    for read in (lambda: read_json(path, Anything), lambda: load_tensors(path, "numbers")):
+        with pytest.raises((CorruptFile, OSError), match=r"a\.json"):
+            read()
+    if kind != "nothing":
+        with pytest.raises(OSError, match=r"a\.json"):
+            write_atomically(path, b"x")
+        assert path.is_symlink() or not path.is_file()
+
+
+def special(path: Path, kind: str) -> Path:
+    """Something that is no regular file."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path.name)
+    return path
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # of zeros, and empty on the disk
+    with pytest.raises(CorruptFile, match=r"a\.json is too large"):
+        read_json(path, Anything)
+    with pytest.raises(CorruptFile, match=r"a\.json"):
+        load_tensors(path, "numbers")
+    header = json.dumps(
+        {"__metadata__": {"sepcap": '{"seal": "' + "0" * 64 + '"}'}, "a": {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}}
+    )
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header.encode())
+        file.truncate(8 + len(header) + 2**40)
+    with pytest.raises(CorruptFile, match=r"a\.json holds 1,100 GB of tensors"):
+        load_tensors(path, "numbers")
+
+
+def test_a_link_is_followed_and_permissions_stay(tmp_path):
+    target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o640
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(target.with_name("to-be"))
+    write_atomically(dangling, b"new")
+    assert dangling.is_symlink()
+    assert target.with_name("to-be").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_umask_is_respected(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_a_full_disk_names_the_path_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"No space left on device: .*file'"):
+        write_atomically(tmp_path / "file", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["moved", "replaced", "deleted"])
+def test_a_folder_that_goes_while_it_is_written_to_is_not_made_again(tmp_path, how):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with sole_writer(folder):
+        write_atomically(folder / "sub" / "one", b"1")
+        (shutil.rmtree if how == "deleted" else partial(shutil.move, dst=tmp_path / "moved"))(folder)
+        if how == "replaced":
+            folder.mkdir()
+        with pytest.raises(FileNotFoundError, match="was moved or deleted while it was written to"):
+            write_atomically(folder / "sub" / "two", b"2")
+        assert folder.exists() == (how == "replaced")
+    if how == "replaced":
+        assert list(folder.iterdir()) == []
+    write_atomically(folder / "sub" / "two", b"2")  # afterwards it is a path like any other
 
 
 def test_card_escapes_what_it_shows():

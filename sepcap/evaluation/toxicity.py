@@ -24,7 +24,7 @@ from sepcap.evaluation.scorers import Scorer, checked_scores, get_scorer
 from sepcap.models.forward import device_of
 from sepcap.models.kinds import check_wraps, kind_of
 from sepcap.statistics.collect import BATCH_SIZE
-from sepcap.storage import html_card, write_atomically
+from sepcap.storage import html_card, open_regular, write_atomically
 from sepcap.tasks.batches import separator_of
 from sepcap.tasks.hub import Streamed
 from sepcap.tasks.registry import TASKS
@@ -118,7 +118,7 @@ class Toxicity:
         header = {"kind": "toxicity", **{k: v for k, v in vars(self).items() if k != "table"}}
         buffer = io.BytesIO()
         plain = pa.Table.from_pandas(self.table, preserve_index=False)
-        pq.write_table(plain.replace_schema_metadata({"sepcap": json.dumps(header)}), buffer)
+        pq.write_table(plain.replace_schema_metadata({"sepcap": json.dumps(header)}), buffer, write_page_checksum=True)
         write_atomically(path, buffer.getvalue())
 
     @classmethod
@@ -127,13 +127,12 @@ class Toxicity:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path} does not exist: no toxicity to load")
-        try:
-            table = pq.read_table(path)
-            header = json.loads((table.schema.metadata or {}).get(b"sepcap", b"{}"))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise CorruptFile(f"{path} is corrupt or truncated ({error}); delete it and make it again") from error
+        with open_regular(path, "toxicity") as file:
+            try:
+                table = pq.read_table(file, page_checksum_verification=True)
+                header = json.loads((table.schema.metadata or {}).get(b"sepcap", b"{}"))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise CorruptFile(f"{path} is corrupt or truncated ({error}); delete it and make it again") from error
         if header.pop("kind", None) != "toxicity":
             raise CorruptFile(f"{path} holds no toxicity that sepcap wrote")
         return cls(table=table.to_pandas(), **header)

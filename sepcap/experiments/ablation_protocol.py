@@ -14,12 +14,25 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import Evaluation, evaluate_sample
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.ablations import balanced
 from sepcap.experiments.ablations_fit import fit_constants, spread
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import FINISHED, Figures, Shown, finish_study, open_study, study_config, write_tables
+from sepcap.experiments.result import (
+    FINISHED,
+    Figures,
+    Pieces,
+    Shown,
+    finish_study,
+    is_finished,
+    open_study,
+    read_finished,
+    sealed,
+    study_config,
+    write_tables,
+)
 from sepcap.interventions.ablation import ablate
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
@@ -31,7 +44,6 @@ from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context, sample_task
 from sepcap.tasks.task import load_task
 
-FORMAT = "ablation-protocol-1"
 BEFORE = "before.safetensors"
 
 Cell = tuple[int, int]
@@ -144,13 +156,13 @@ class ProtocolResult(Shown):
             self.before.save(pieces.folder / BEFORE)
             for cell, rows in self.per_row.items():
                 _write_cell(pieces.folder, cell, rows)
-            self._finish(pieces.folder)
+            self._finish(pieces)
         return Path(folder)
 
-    def _finish(self, folder: Path) -> None:
-        write_tables(folder, self.tables)
-        finish_study(folder, self.tables)
-        object.__setattr__(self, "folder", folder)
+    def _finish(self, pieces: Pieces) -> None:
+        write_tables(pieces.folder, self.tables)
+        finish_study(pieces, self.tables)
+        object.__setattr__(self, "folder", pieces.folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "ProtocolResult":
@@ -163,10 +175,13 @@ class ProtocolResult(Shown):
         config = study_config(folder, cls.STUDY)
         cells = {cell: _cell_path(folder, cell) for cell in _cells(config)}
         missing = [cell for cell, path in cells.items() if not path.exists()]
-        if missing:
+        if missing and not (folder / FINISHED).exists():
             seed, step = missing[0]
             raise FileNotFoundError(f"{folder} is not finished: {len(missing)} sets are missing, the first is seed {seed}, step {step}")
-        result = cls(config, Evaluation.load(folder / BEFORE), {cell: _read_cell(path) for cell, path in cells.items()})
+        held = read_finished(folder, config)
+        for path in (folder / BEFORE, *cells.values()):
+            sealed(folder, held, path.relative_to(folder).as_posix())
+        result = cls(config, Evaluation.load(folder / BEFORE), {cell: _read_cell(path, cell) for cell, path in cells.items()})
         object.__setattr__(result, "folder", folder)
         return result
 
@@ -217,7 +232,6 @@ def ablation_protocol(model: Any = None, config: AblationProtocol | None = None,
     sample = sample_task(model, task, "evaluate", config.tokens, context)
     collected = sample_task(model, task, "collect", config.reference_tokens, context)
     resolved = dataclasses.asdict(dataclasses.replace(config, task=task.name)) | {
-        "format": FORMAT,
         "context": context,
         **made_with(model),
         "neurons": total,
@@ -225,7 +239,7 @@ def ablation_protocol(model: Any = None, config: AblationProtocol | None = None,
         "documents": {"collect": list(collected.indices), "evaluate": list(sample.indices)},
     }
     with nullcontext() if out is None else open_study(out, ProtocolResult.STUDY, resolved) as pieces:
-        return _Protocol(model, config, sample, collected, None if pieces is None else pieces.folder, resolved).run()
+        return _Protocol(model, config, sample, collected, pieces, resolved).run()
 
 
 @dataclass
@@ -236,13 +250,20 @@ class _Protocol:
     config: AblationProtocol
     sample: TokenSample
     collected: TokenSample
-    folder: Path | None
+    pieces: Pieces | None
     resolved: dict[str, Any]
 
+    @property
+    def folder(self) -> Path | None:
+        """Where it is written, if anywhere."""
+        return None if self.pieces is None else self.pieces.folder
+
     def run(self) -> ProtocolResult:
+        if self.pieces is not None and is_finished(self.pieces):
+            return ProtocolResult.load(self.pieces.folder)
         cells = _cells(self.resolved)
         paths = {} if self.folder is None else {cell: _cell_path(self.folder, cell) for cell in cells}
-        per_row = {cell: _read_cell(path) for cell, path in paths.items() if path.exists()}
+        per_row = {cell: _read_cell(path, cell) for cell, path in paths.items() if path.exists()}
         before = self._before()
         reference = self._reference() if len(per_row) < len(cells) else None
         passes = len(self.config.kinds)
@@ -254,12 +275,10 @@ class _Protocol:
                 per_row[cell] = self._ablated(cell, reference, bar)
                 if self.folder is not None:
                     _write_cell(self.folder, cell, per_row[cell])
-        if self.folder is None:
+        if self.pieces is None:
             return ProtocolResult(self.resolved, before, per_row)
-        result = ProtocolResult(study_config(self.folder, ProtocolResult.STUDY), before, per_row)
-        if not (self.folder / FINISHED).exists():
-            result._finish(self.folder)
-        object.__setattr__(result, "folder", self.folder)
+        result = ProtocolResult(study_config(self.pieces.folder, ProtocolResult.STUDY), before, per_row)
+        result._finish(self.pieces)
         return result
 
     @property
@@ -311,9 +330,12 @@ def _cell_path(folder: Path, cell: Cell) -> Path:
     return folder / "rows" / f"seed-{cell[0]}-step-{cell[1]:03d}.safetensors"
 
 
-def _read_cell(path: Path) -> np.ndarray:
-    return load_tensors(path, "protocol")[0]["per_row"].numpy()
+def _read_cell(path: Path, cell: Cell) -> np.ndarray:
+    tensors, meta = load_tensors(path, "protocol")
+    if meta.get("cell") != list(cell):
+        raise CorruptFile(f"{path} holds another seed or step; delete it, and the same call makes it again")
+    return tensors["per_row"].numpy()
 
 
 def _write_cell(folder: Path, cell: Cell, rows: np.ndarray) -> None:
-    save_tensors(_cell_path(folder, cell), {"per_row": torch.from_numpy(rows)}, {"kind": "protocol"})
+    save_tensors(_cell_path(folder, cell), {"per_row": torch.from_numpy(rows)}, {"kind": "protocol", "cell": list(cell)})

@@ -20,7 +20,18 @@ from sepcap.evaluation.next_token import Evaluation, evaluate_batch, most_freque
 from sepcap.experiments.ablation_config import COMPARED
 from sepcap.experiments.ablations_fit import first_layer, fit_constants, spread
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import FINISHED, Figures, Shown, finish_study, open_study, study_config, write_tables
+from sepcap.experiments.result import (
+    Figures,
+    Pieces,
+    Shown,
+    finish_study,
+    is_finished,
+    open_study,
+    read_finished,
+    sealed,
+    study_config,
+    write_tables,
+)
 from sepcap.interventions.ablation import ablate
 from sepcap.models.forward import Hook, device_of, measuring
 from sepcap.models.partial import recording, starting_from
@@ -143,29 +154,29 @@ class AblationComparison(Shown):
             FileExistsError: the folder holds something else.
         """
         with open_study(folder, self.STUDY, self.config) as pieces:
-            self._write(pieces.folder)
+            self._write(pieces)
         return Path(folder)
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, pieces: Pieces) -> None:
+        folder = pieces.folder
         meta = {"kind": "ablations", "targets": self.targets, "kinds": self.kinds, "info": self.info}
         meta |= {"task": self.before.task, "skip_tokens": self.before.skip_tokens, "sample": self.before.info}
         tensors = {"before": torch.from_numpy(self.before.per_row), "per_row": torch.from_numpy(self.per_row)}
         save_tensors(folder / SUMS, tensors, meta)
         write_tables(folder, self.tables)
-        finish_study(folder, self.tables)
+        finish_study(pieces, self.tables)
         object.__setattr__(self, "folder", folder)
 
     @classmethod
-    def load(cls, path: str | Path) -> "AblationComparison":
-        """Read the folder that `save` or `out=` wrote, or the one file that was written before there were folders."""
-        path = Path(path)
-        if path.is_dir() and study_config(path, cls.STUDY) and not (path / FINISHED).exists():
-            raise FileNotFoundError(f"{path} is not finished; the same call that began it makes it anew there")
-        tensors, meta = load_tensors(path / SUMS if path.is_dir() else path, "ablations")
+    def load(cls, folder: str | Path) -> "AblationComparison":
+        """Read the folder that `save` or `out=` wrote."""
+        folder = Path(folder)
+        held = read_finished(folder, study_config(folder, cls.STUDY))
+        tensors, meta = load_tensors(sealed(folder, held, SUMS), "ablations")
         before = Evaluation(meta["task"], tensors["before"].numpy(), tuple(meta["skip_tokens"]), meta["sample"])
         targets = tuple(None if target is None else (target[0], target[1]) for target in meta["targets"])
         result = cls(targets, tuple(meta["kinds"]), before, tensors["per_row"].numpy(), meta["info"])
-        object.__setattr__(result, "folder", path if path.is_dir() else None)
+        object.__setattr__(result, "folder", folder)
         return result
 
     def __repr__(self) -> str:
@@ -267,10 +278,10 @@ def compare_ablations(
     if out is None:
         return computed()
     with open_study(out, AblationComparison.STUDY, _config(sample.task, tuple(targets), kinds, info, measured)) as pieces:
-        if (pieces.folder / FINISHED).exists():
+        if is_finished(pieces):
             return AblationComparison.load(pieces.folder)
         result = computed()
-        result._write(pieces.folder)
+        result._write(pieces)
     return result
 
 

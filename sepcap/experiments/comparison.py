@@ -12,14 +12,16 @@ import pandas as pd
 from sepcap.errors import unknown
 from sepcap.evaluation.generation import PROMPTS, continuation
 from sepcap.evaluation.next_token import evaluate_sample
+from sepcap.experiments.check_run import is_left
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.pruning import Plan, execute, plan
-from sepcap.experiments.result import Figures, Shown, name_study, study_config
-from sepcap.experiments.run import Run
+from sepcap.experiments.result import Figures, Shown, name_study, planned_runs
+from sepcap.experiments.run import Run, identity_of
 from sepcap.experiments.separability import Separability
 from sepcap.experiments.trackers import Trackers, trackers_of
 from sepcap.models.kinds import kind_of
 from sepcap.models.weights import WeightSnapshot
+from sepcap.storage import make_folder, sole_writer
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +66,7 @@ class Comparison(Shown):
         Raises:
             FileNotFoundError: there is no comparison, or one of its runs is not finished.
         """
-        folder = Path(folder)
-        study_config(folder, cls.STUDY)
-        runs = {name: Run.load(folder / name) for name in ("forward", "reverse", "random")}
-        if unfinished := [name for name, run in runs.items() if not run.finished]:
-            raise FileNotFoundError(f"{folder} is not finished ({', '.join(unfinished)}); the same call that began it goes on there")
-        return cls(folder, **runs)
+        return cls(Path(folder), **planned_runs(Path(folder), cls.STUDY))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -180,6 +177,7 @@ def compare(
     }
     plans = {name: plan(model, c) for name, c in configs.items()}
     for name, prepared in plans.items():
+        is_left(folder / name)  # refuses one that is damaged, before the others are computed
         say(f"{name}: {prepared.cost()}")
     speed = tokens_per_second(plans["forward"])
     total = sum(p.tokens() for p in plans.values())
@@ -187,9 +185,10 @@ def compare(
         f"About {total / speed / 60:.1f} minutes at the {speed:,.0f} tokens per second just measured here; "
         f"finished steps in {folder} are not computed again."
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    name_study(folder, Comparison.STUDY)
-    runs = {name: execute(prepared, folder / name, trackers) for name, prepared in plans.items()}
+    make_folder(folder)
+    with sole_writer(folder):
+        name_study(folder, Comparison.STUDY, {name: identity_of(prepared.resolved) for name, prepared in plans.items()})
+        runs = {name: execute(prepared, folder / name, trackers) for name, prepared in plans.items()}
     return Comparison(folder, **runs)
 
 

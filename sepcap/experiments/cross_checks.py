@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from sepcap.experiments.cross_check_parts import OTHER_TEXTS, Bench, Tables, equal_number, keep_only, layers, meeting, step_size
 from sepcap.experiments.neuron_sets_config import OTHERS, CrossChecksConfig
 from sepcap.experiments.overlaps import told_p
-from sepcap.experiments.result import Figures, StudyResult, as_json
-from sepcap.experiments.several_tasks import LesionPlan, Lesions, NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
+from sepcap.experiments.result import Figures, StudyResult, as_json, is_finished
+from sepcap.experiments.several_tasks import LesionPlan, Lesions, NamedTasks, resolved, scores_of, statistics_of, study_folder
 from sepcap.models.load import load_model
 from sepcap.models.sites import check_deletion, site_shape
 from sepcap.selection.neurons import how_many

@@ -12,14 +12,13 @@ from tqdm.auto import tqdm
 
 from sepcap.evaluation.next_token import ratio
 from sepcap.experiments.neuron_sets_config import CrossTaskConfig
-from sepcap.experiments.result import Figures, StudyResult, as_json
+from sepcap.experiments.result import Figures, StudyResult, as_json, is_finished
 from sepcap.experiments.several_tasks import (
     WHOLE,
     LesionPlan,
     Lesions,
     NamedTasks,
     Relative,
-    is_finished,
     n_highest,
     n_random,
     resolved,

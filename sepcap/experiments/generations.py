@@ -1,5 +1,7 @@
 """What a model writes before and after a run, kept in the folder of the run."""
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,12 @@ from sepcap.experiments.comparison import continuations
 from sepcap.experiments.run import Run
 from sepcap.models.load import load_model
 from sepcap.models.weights import fingerprint
+from sepcap.schemas import Generations
 from sepcap.storage import read_json, write_json
 
+log = logging.getLogger(__name__)
+
 FILE = "generations.json"
-TEXTS = ("kind", "prompt", "before", "after")
 
 
 def generations(run: Run, model: Any = None) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def generations(run: Run, model: Any = None) -> dict[str, Any]:
     if run.steps_done < 1:
         return {"rows": [], "reason": "None: nothing has been pruned yet."}
     step = _step(run)
-    kept = _kept(run)
+    kept = texts_kept(run)
     if kept is not None and kept["step"] == step:
         return kept | {"reason": ""}
     try:
@@ -54,7 +58,10 @@ def generations(run: Run, model: Any = None) -> dict[str, Any]:
         if kept is not None:
             return kept | {"reason": f"The run has gone on since, but texts after step {step} could not be made: {error}"}
         return {"rows": [], "reason": f"None: a run folder does not hold the model, and it could not be used from here: {error}"}
-    write_json(run.folder / FILE, made)
+    try:
+        write_json(run.folder / FILE, made)
+    except OSError as error:  # a folder that is only read can be shown all the same
+        log.info("the texts are not kept: %s", error)
     return made | {"reason": ""}
 
 
@@ -66,14 +73,19 @@ def _step(run: Run) -> int:
         return run.steps_done
 
 
-def _kept(run: Run) -> dict[str, Any] | None:
+def texts_kept(run: Run) -> dict[str, Any] | None:
+    """The texts in the folder, if they are of the model that the run began with.
+
+    Raises:
+        CorruptFile: they cannot be read.
+    """
     path = run.folder / FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    kept = read_json(path)
-    whole = isinstance(kept, dict) and {"step", "model_fingerprint", "rows"} <= set(kept) and isinstance(kept["rows"], list)
-    if not whole or not all(isinstance(row, dict) and set(TEXTS) <= set(row) for row in kept["rows"]):
-        raise CorruptFile(f"{path} is corrupt; delete it, it is made again where the model can be had")
+    try:
+        kept = read_json(path, Generations)
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}. Delete it, it is made again where the model can be had") from error
     return kept if kept["model_fingerprint"] == run.config.get("model_fingerprint") else None
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,18 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from sepcap.errors import unknown
+from sepcap.errors import CorruptFile, unknown
+from sepcap.experiments.check_run import is_left
 from sepcap.experiments.comparison import tokens_per_second
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.methods_config import DIRECTIONS, METHODS, PLAIN, Direction, MethodsConfig
 from sepcap.experiments.pruning import Plan, execute, plan
-from sepcap.experiments.result import Figures, Shown, name_study
-from sepcap.experiments.run import ROLES, Run
+from sepcap.experiments.result import Figures, Shown, name_study, planned_runs
+from sepcap.experiments.run import ROLES, Run, identity_of
 from sepcap.experiments.separability import ACCURACIES, Separability, area_replicas, separability
 from sepcap.interventions.deletion import check_output_biases
 from sepcap.interventions.rotation import check_rotation
+from sepcap.storage import make_folder, sole_writer
 from sepcap.tasks.task import load_task
 
 log = logging.getLogger(__name__)
@@ -48,17 +51,13 @@ class Methods(Shown):
 
     @classmethod
     def load(cls, folder: str | Path) -> "Methods":
-        """The finished runs in a folder."""
-        found = {}
-        for name in METHODS:
-            for path in sorted(Path(folder).glob(f"{name}/*-*/config.json")):
-                direction, seed = path.parent.name.split("-", 1)
-                run = Run.load(path.parent)
-                if run.finished:
-                    found[name, direction, int(seed)] = run
-        if not found:
-            raise FileNotFoundError(f"{folder} holds no finished run of a comparison of methods")
-        return cls(Path(folder), found)
+        """All runs that were planned in a folder.
+
+        Raises:
+            FileNotFoundError: there is no comparison of methods, or some run of it is not finished.
+        """
+        runs = planned_runs(Path(folder), cls.STUDY)
+        return cls(Path(folder), {key: runs[_name(*key)] for key in sorted(map(_key, runs), key=lambda key: list(METHODS).index(key[0]))})
 
     @property
     def config(self) -> dict[str, Any]:
@@ -265,8 +264,8 @@ def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: 
         for direction in DIRECTIONS[: 1 if method.random else 2]:
             for seed in config.seeds:
                 plans[name, direction, seed] = plan(model, config.pruning(name, direction, seed))
-    folders = {key: out / key[0] / f"{key[1]}-{key[2]}" for key in plans}
-    left = [key for key, folder in folders.items() if not ((folder / "config.json").exists() and Run(folder).finished)]
+    folders = {key: out / _name(*key) for key in plans}
+    left = [key for key, folder in folders.items() if is_left(folder)]
     total = sum(plans[key].tokens() for key in left)
     if left:
         speed = tokens_per_second(plans[left[0]])
@@ -274,15 +273,26 @@ def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: 
             f"{len(plans)} runs in {out}, {len(left)} of them to do: {total / 1e6:.3g} M tokens through the model, about "
             f"{total / speed / 60:.0f} minutes at the {speed:,.0f} tokens per second just measured here"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    name_study(out, Methods.STUDY)
+    make_folder(out)
     runs = {}
-    with tqdm(total=total, desc="compare methods", unit="tok", unit_scale=True, disable=None) as bar:
+    with sole_writer(out), tqdm(total=total, desc="compare methods", unit="tok", unit_scale=True, disable=None) as bar:
+        name_study(out, Methods.STUDY, {_name(*key): identity_of(prepared.resolved) for key, prepared in plans.items()})
         for key, prepared in plans.items():
             bar.set_postfix_str(" ".join(map(str, key)))
             runs[key] = execute(prepared, folders[key])
             bar.update(prepared.tokens() if key in left else 0)
     return Methods(out, runs)
+
+
+def _name(method: str, direction: str, seed: int) -> str:
+    return f"{method}/{direction}-{seed}"
+
+
+def _key(name: str) -> tuple[str, Direction, int]:
+    found = re.fullmatch(rf"({'|'.join(METHODS)})/({'|'.join(DIRECTIONS)})-(\d+)", name)
+    if found is None:
+        raise CorruptFile(f"{name!r} is no run of a comparison of methods")
+    return found[1], "forward" if found[2] == "forward" else "reverse", int(found[3])
 
 
 def _refusal(model: Any, config: PruningConfig) -> str:

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from sepcap.errors import unknown
 from sepcap.experiments.modules_config import ModulesConfig
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import Figures, Pieces, StudyResult
-from sepcap.experiments.several_tasks import NamedTasks, is_finished, study_folder
+from sepcap.experiments.result import Figures, Pieces, StudyResult, is_finished, study_config
+from sepcap.experiments.several_tasks import NamedTasks, study_folder
 from sepcap.models.load import load_model
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.models.untrained import untrained
@@ -34,7 +34,6 @@ from sepcap.selection.concentration import concentration
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.score import score
 from sepcap.statistics.collect import collect_sample
-from sepcap.storage import read_json
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context, sample_task
 from sepcap.tasks.task import load_task
@@ -316,7 +315,7 @@ def _measure(prepared: ModulesPlan, pieces: Pieces) -> Modules:
                     chances.append(found.chance)
     tensors = {"curves": torch.from_numpy(np.stack(curves)), "chance": torch.from_numpy(np.stack(chances))}
     found = {name: pd.concat(parts, ignore_index=True) for name, parts in (("areas", tables), ("clusters", clustered))}
-    result = Modules(read_json(pieces.folder / "config.json"), found, tensors | labels)
+    result = Modules(study_config(pieces.folder, Modules.STUDY), found, tensors | labels)
     told = {"estimates": result.estimates(("task",)), "differences": result.differences(("task",))}
     return dataclasses.replace(result, tables=told | found)
 

@@ -16,8 +16,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sepcap.experiments.neuron_sets_config import OverlapConfig
-from sepcap.experiments.result import Figures, Pieces, StudyResult, as_json
-from sepcap.experiments.several_tasks import NamedTasks, is_finished, resolved, scores_of, statistics_of, study_folder
+from sepcap.experiments.result import Figures, Pieces, StudyResult, as_json, is_finished
+from sepcap.experiments.several_tasks import NamedTasks, resolved, scores_of, statistics_of, study_folder
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
 from sepcap.models.untrained import untrained

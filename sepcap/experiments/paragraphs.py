@@ -32,12 +32,11 @@ from sepcap.experiments.paragraphs_config import TRANSFERRED, Sites, TransferCon
 from sepcap.experiments.paragraphs_result import Transfer
 from sepcap.experiments.paragraphs_tables import Found, make_tables
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import FINISHED, Pieces, open_study
+from sepcap.experiments.result import Pieces, is_finished, open_study, study_config
 from sepcap.interventions.patching import Taken, check_layers, check_sites, patch_points, put, take
 from sepcap.models.forward import measuring, positions_of
 from sepcap.models.kinds import check_wraps, kind_of
 from sepcap.models.sites import n_layers
-from sepcap.storage import read_json
 from sepcap.tasks.passages import Passage, check_passage, passages
 
 __all__ = ["Transfer", "TransferPlan", "plan_transfer", "transfer"]
@@ -252,8 +251,8 @@ def execute(plan: TransferPlan, out: str | Path | None = None) -> Transfer:
     if out is None:
         return _result(plan, _measure(plan, None), plan.resolved)
     with open_study(out, Transfer.STUDY, plan.resolved) as pieces:
-        finished = (Path(out) / FINISHED).exists()
-        result = None if finished else _result(plan, _measure(plan, pieces), read_json(Path(out) / "config.json"))
+        finished = is_finished(pieces)
+        result = None if finished else _result(plan, _measure(plan, pieces), study_config(pieces.folder, Transfer.STUDY))
     if result is None:
         return Transfer.load(out)
     result.save(out)

@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample
+from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.run import FORMAT, ROLES, ROTATION, Run, begin_run, find_run, metrics_of
+from sepcap.experiments.run import ROLES, ROTATION, Run, begin_run, find_run, metrics_of
 from sepcap.experiments.trackers import Tracker, Trackers, are_behind, followed, trackers_of
 from sepcap.interventions.deletion import check_output_biases, delete
 from sepcap.interventions.rotation import check_rotation, value_rotation
@@ -29,7 +30,7 @@ from sepcap.selection.score import Scores, random_scores, score
 from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.histogram import BINS
 from sepcap.statistics.moments import Statistics
-from sepcap.storage import remove_parts, sole_writer
+from sepcap.storage import make_folder, output_path, remove_parts, sole_writer
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context, sample_task
 from sepcap.tasks.task import Split, load_task
@@ -133,7 +134,6 @@ def plan(model: Any, config: PruningConfig) -> Plan:
     }
     resolved = dataclasses.asdict(dataclasses.replace(config, forget=tasks["forget"].name, retain=tasks["retain"].name))
     resolved |= {
-        "format": FORMAT,
         "context": context,
         **made_with(model),
         "task_fingerprints": {role: task.fingerprint for role, task in tasks.items()},
@@ -183,9 +183,11 @@ def execute(prepared: Plan, out: Path, tracker: Trackers = "jsonl") -> Run:
     """Carry out a plan in a folder, from wherever the folder stands."""
     trackers = trackers_of(tracker)
     run = find_run(out, prepared.resolved)
-    if run is not None and run.finished and not run.trajectory_is_behind and not are_behind(run, trackers):
-        return run
-    out.mkdir(parents=True, exist_ok=True)
+    if run is not None:
+        check_run(run)
+        if run.finished and not run.trajectory_is_behind and not are_behind(run, trackers):
+            return run
+    make_folder(out)
     with sole_writer(out):
         # looked at again: another process may have written between the look and the lock
         run = find_run(out, prepared.resolved) or begin_run(out, prepared.resolved)
@@ -200,9 +202,16 @@ def execute(prepared: Plan, out: Path, tracker: Trackers = "jsonl") -> Run:
     return Run(out)
 
 
+class _Log(logging.FileHandler):
+    """A log that cannot be written, as on a full disk, is no reason to print more than what the run itself says."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        return
+
+
 @contextlib.contextmanager
 def _logged(out: Path) -> Iterator[None]:
-    handler = logging.FileHandler(out / "run.log", encoding="utf-8")
+    handler = _Log(output_path(out / "run.log"), encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     level = log.level
     log.addHandler(handler)

@@ -13,14 +13,15 @@ import pandas as pd
 
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
+from sepcap.experiments.check_run import is_left
 from sepcap.experiments.overlaps import TRAINED, OverlapPlan, Overlaps, run_overlaps
 from sepcap.experiments.pruning import execute, plan
 from sepcap.experiments.reproduce_config import ReproduceConfig, Study, studies
-from sepcap.experiments.result import Figures, Shown, load_result, name_study, study_config
-from sepcap.experiments.run import ROLES, Run
+from sepcap.experiments.result import Figures, Shown, name_study, planned_runs, study_config
+from sepcap.experiments.run import ROLES, Run, identity_of
 from sepcap.experiments.separability import Separability, cost_at, resampled
 from sepcap.models.load import load_model
-from sepcap.storage import write_atomically
+from sepcap.storage import make_folder, sole_writer, write_atomically
 from sepcap.tasks.samples import check_context, sample_task
 from sepcap.tasks.task import load_task
 
@@ -130,10 +131,7 @@ class Reproduction(Shown):
         """
         folder = Path(folder)
         asked = ReproduceConfig(**study_config(folder, cls.STUDY)["asked"])
-        results = {name: load_result(folder / name) for name in asked.runs()}
-        if unfinished := [name for name, run in results.items() if isinstance(run, Run) and not run.finished]:
-            raise FileNotFoundError(f"{folder} is not finished ({', '.join(unfinished)}); the same call that began it goes on there")
-        return cls(asked, folder, results)
+        return cls(asked, folder, planned_runs(folder, cls.STUDY))
 
     def figure(self, kind: str | None = None, **options: Any) -> Any:
         """The study's figure: drop against drop, areas, the protocol, or overlaps."""
@@ -212,9 +210,11 @@ def reproduce(
     label = asked.budget if isinstance(asked.budget, str) else "own-budget"
     folder = Path(out) / asked.study / f"{Path(asked.model).name}-{label}"
     say(f"{stored.title} ({stored.source}), on {asked.model}. {asked.protocol()} {stored.note}")
-    folder.mkdir(parents=True, exist_ok=True)
-    name_study(folder, Reproduction.STUDY, _as_stored(named))
-    return Reproduction(asked, folder, RUNNERS[stored.kind](asked, configs, folder, say))
+    make_folder(folder)
+    with sole_writer(folder):
+        # what tells a run from the others is known when it is sampled
+        name_study(folder, Reproduction.STUDY, dict.fromkeys(configs), _as_stored(named))
+        return Reproduction(asked, folder, RUNNERS[stored.kind](asked, configs, folder, say))
 
 
 def _as_stored(asked: ReproduceConfig) -> dict[str, Any]:
@@ -227,7 +227,8 @@ def _prune(asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say
     model = load_model(asked.model, dtype=asked.dtype)
     plans = {name: plan(model, config) for name, config in configs.items()}
     folders = {name: folder / name for name in plans}
-    left = [name for name, path in folders.items() if not ((path / "config.json").exists() and Run(path).finished)]
+    name_study(folder, Reproduction.STUDY, {name: identity_of(prepared.resolved) for name, prepared in plans.items()}, _as_stored(asked))
+    left = [name for name, path in folders.items() if is_left(path)]
     for name in left:
         say(f"{name}: {plans[name].cost()}")
     _say_minutes(say, model, [plans[name].tokens() for name in left], *(next(iter(plans[name].evaluate.values())) for name in left[:1]))

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,24 @@ import pandas as pd
 from torch import Tensor
 
 from sepcap.errors import CorruptFile, unknown
-from sepcap.experiments.run import Run, differing_fields
-from sepcap.storage import PART, load_tensors, read_json, remove_parts, said_card, save_tensors, sole_writer, write_atomically, write_json
+from sepcap.experiments.run import Run, differing_fields, identity_of, read_table
+from sepcap.schemas import Finished, Folder, StudyConfig, validated
+from sepcap.storage import (
+    FORMAT,
+    PART,
+    damage,
+    load_tensors,
+    make_folder,
+    open_regular,
+    read_json,
+    remove_parts,
+    said_card,
+    save_tensors,
+    seals_of,
+    sole_writer,
+    write_atomically,
+    write_json,
+)
 
 Result = TypeVar("Result", bound="StudyResult")
 
@@ -25,14 +42,17 @@ Figures = Mapping[str, tuple[str, str]]
 FINISHED = "result.json"
 """Written last: names of the tables and tensors. A folder without it holds a study that was interrupted."""
 
-UNNAMED = {"ablation-protocol-1": "ablation-protocol"}
-"""Format in the configuration of a study that was written before studies had their name there -> the name."""
-
 LISTED = 8
 """Most folders that an error names."""
 
 PIECES = "pieces"
 """Folder of what a long study has done so far."""
+
+PAGES = (".html", ".csv", ".svg", ".png", ".pdf")
+"""Suffixes of what is made of a result for people to look at; no result is read from it."""
+
+ROWS = 10_000_000
+"""Most rows of a table that is read."""
 
 
 class Shown:
@@ -113,7 +133,7 @@ class StudyResult(Shown):
             write_tables(pieces.folder, self.tables)
             if self.tensors:
                 save_tensors(pieces.folder / "tensors.safetensors", self.tensors, {"kind": self.STUDY})
-            finish_study(pieces.folder, self.tables, self.tensors)
+            finish_study(pieces, self.tables, self.tensors)
         object.__setattr__(self, "folder", Path(folder))
         return Path(folder)
 
@@ -127,13 +147,9 @@ class StudyResult(Shown):
         """
         folder = Path(folder)
         config = study_config(folder, cls.STUDY)
-        if not (folder / FINISHED).exists():
-            raise FileNotFoundError(f"{folder} is not finished; the same call that began it goes on there")
-        held = read_json(folder / FINISHED)
-        if not isinstance(held, dict) or not {"tables", "tensors"} <= set(held):
-            raise CorruptFile(f"{folder / FINISHED} is corrupt; delete it and make it again")
-        tables = {name: _read_table(folder / "tables" / f"{name}.parquet") for name in held["tables"]}
-        tensors = load_tensors(folder / "tensors.safetensors", cls.STUDY)[0] if held["tensors"] else {}
+        held = read_finished(folder, config)
+        tables = {name: _read_table(sealed(folder, held, f"tables/{name}.parquet")) for name in held["tables"]}
+        tensors = load_tensors(sealed(folder, held, "tensors.safetensors"), cls.STUDY)[0] if held["tensors"] else {}
         result = cls(config, tables, tensors)
         object.__setattr__(result, "folder", folder)
         return result
@@ -147,16 +163,17 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
         write_atomically(folder / "tables" / f"{name}.parquet", buffer.getvalue())
 
 
-def finish_study(folder: Path, tables: Iterable[str], tensors: Iterable[str] = ()) -> None:
-    """Say that everything is there; the last thing that is written."""
-    write_json(folder / FINISHED, {"tables": list(tables), "tensors": list(tensors)})
-
-
 @dataclass(frozen=True)
 class Pieces:
-    """What a long study has done so far: each piece is written whole before the next one is begun."""
+    """What a long study has done so far: each piece is written whole before the next one is begun.
+
+    Attributes:
+        folder: of the study.
+        study: what tells its configuration from others; it is in every piece.
+    """
 
     folder: Path
+    study: str
 
     def get(self, name: str) -> tuple[dict[str, Tensor], Any] | None:
         """Tensors and what was noted with them; None where the piece is not done."""
@@ -164,14 +181,87 @@ class Pieces:
         if not path.exists():
             return None
         tensors, meta = load_tensors(path, "piece")
+        if (meta["name"], meta["study"]) != (name, self.study):
+            of = "" if meta["study"] == self.study else " of another study"
+            raise CorruptFile(f"{path} holds the piece {meta['name']!r}{of}; delete it, and the same call makes it again")
         return tensors, meta["note"]
 
     def put(self, name: str, tensors: Mapping[str, Tensor], note: Any = None) -> None:
         """Write a piece; `note` is anything that JSON can hold."""
-        save_tensors(self._path(name), tensors, {"kind": "piece", "note": note})
+        save_tensors(self._path(name), tensors, {"kind": "piece", "name": name, "study": self.study, "note": note})
 
     def _path(self, name: str) -> Path:
         return self.folder / PIECES / f"{name}.safetensors"
+
+
+def finish_study(pieces: Pieces, tables: Iterable[str], tensors: Iterable[str] = ()) -> None:
+    """Say that everything is there, with size and SHA-256 of every file; the last thing that is written."""
+    files = seals_of(pieces.folder, sorted(own_files(pieces.folder) - {"config.json", FINISHED}))
+    held = {"study": pieces.study, "tables": list(tables), "tensors": list(tensors), "files": files}
+    write_json(pieces.folder / FINISHED, held)
+
+
+def own_files(folder: Path) -> set[str]:
+    """Names of all that a folder holds of its study: no pages and pictures, and nothing of a run or study within."""
+    found = set()
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        within = any((folder / above / "config.json").exists() for above in name.parents if above != Path())
+        if not within and name.parts[0] != "figures" and path.suffix not in PAGES and (path.is_symlink() or not path.is_dir()):
+            found.add(name.as_posix())
+    return found
+
+
+def read_finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What result.json says of a study.
+
+    Raises:
+        FileNotFoundError: the study is not finished.
+        CorruptFile: the file is damaged, or that of another study.
+    """
+    path = folder / FINISHED
+    if not os.path.lexists(path):
+        done = len(list((folder / PIECES).rglob("*.safetensors")))
+        there = f" ({done} pieces of it are there)" if done else ""
+        raise FileNotFoundError(f"{folder} is not finished{there}; the same call that began it goes on there")
+    try:
+        held = read_json(path, Finished)
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}. Delete it, and the same call makes it again") from error
+    if held["study"] != identity_of(config):
+        raise CorruptFile(f"{path} is that of another configuration than {folder / 'config.json'}; delete it and make it again")
+    return held
+
+
+def sealed(folder: Path, held: Mapping[str, Any], name: str) -> Path:
+    """The path of a file of a finished study, after it was compared with what result.json says of it."""
+    if name not in held["files"]:
+        raise CorruptFile(f"{folder / FINISHED} does not list {name}; delete it, and the same call makes it again")
+    if found := damage(folder, name, held["files"][name]):
+        raise CorruptFile(f"{found}. Delete it and {folder / FINISHED}, and the same call makes it again")
+    return folder / name
+
+
+def study_damage(folder: Path) -> list[str]:
+    """What is missing, damaged or unexpected in the folder of a finished study, in sentences."""
+    held = read_finished(folder, read_config(folder))
+    found = [what for name, seal in held["files"].items() if (what := damage(folder, name, seal))]
+    extra = sorted(own_files(folder) - {"config.json", FINISHED, *held["files"]})
+    return found + [f"{folder / name} is unexpected: {FINISHED} does not list it" for name in extra]
+
+
+def is_finished(pieces: Pieces) -> bool:
+    """Whether the result of the study lies in its folder.
+
+    Raises:
+        CorruptFile: it does, and some file of it is not what it was.
+    """
+    if not os.path.lexists(pieces.folder / FINISHED):
+        return False
+    held = read_finished(pieces.folder, read_config(pieces.folder))
+    for name in held["files"]:
+        sealed(pieces.folder, held, name)
+    return True
 
 
 @contextlib.contextmanager
@@ -184,32 +274,75 @@ def open_study(folder: str | Path, study: str, config: Mapping[str, Any]) -> Ite
     folder, resolved = Path(folder), {"study": study, **config}
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; a study is a folder. Use another name; nothing was changed.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with sole_writer(folder):
         path = folder / "config.json"
-        if path.exists():
-            if different := differing_fields(_config_of(folder), resolved):
+        if os.path.lexists(path):
+            if different := differing_fields(read_config(folder), resolved):
                 listed = "; ".join(f"{k}: {reprlib.repr(a)} there, {reprlib.repr(b)} asked for" for k, (a, b) in different.items())
                 raise FileExistsError(f"{folder} holds another configuration ({listed}). Use another folder; nothing was changed.")
         elif any(not part.name.endswith(PART) for part in folder.iterdir()):
             raise FileExistsError(f"{folder} is not empty and holds no study. Use another folder; nothing was changed.")
         remove_parts(folder)
-        if not path.exists():
-            write_json(path, resolved)
-        yield Pieces(folder)
+        if not os.path.lexists(path):
+            write_json(path, {"format": FORMAT, **resolved})
+        yield Pieces(folder, identity_of(resolved))
 
 
-def name_study(folder: Path, study: str, config: Mapping[str, Any] | None = None) -> None:
-    """Write down which study the runs in a folder belong to; they check their own configurations.
+def name_study(folder: Path, study: str, runs: Mapping[str, str | None], config: Mapping[str, Any] | None = None) -> None:
+    """Write down which study the runs in a folder belong to, and which runs are to come, before the first one begins.
+
+    Args:
+        folder: of the study.
+        study: its name.
+        runs: name of the folder of each run -> `identity_of` its configuration, where that is known by now.
+        config: of the study.
 
     Raises:
         FileExistsError: the folder holds something else.
     """
-    if not (folder / "config.json").exists():
-        write_json(folder / "config.json", {"study": study, **(config or {})})
-    elif (there := _config_of(folder).get("study")) != study:
-        which = f"{there!r} there, {study!r} asked for"
-        raise FileExistsError(f"{folder} holds another study ({which}). Use another folder; nothing was changed.")
+    path = folder / "config.json"
+    before: dict[str, Any] = {}
+    if os.path.lexists(path):
+        before = read_config(folder)
+        if (there := before.get("study")) != study:
+            which = f"{there!r} there, {study!r} asked for"
+            raise FileExistsError(f"{folder} holds another study ({which}). Use another folder; nothing was changed.")
+    # one call may add runs to those of another
+    now = {"format": FORMAT, "study": study, **(config or {}), "runs": {**before.get("runs", {}), **runs}}
+    if now != {"format": FORMAT, **before}:
+        write_json(path, now)
+
+
+def planned_runs(folder: Path, study: str) -> dict[str, Any]:
+    """Every run of a study that is made of runs, as it was planned: all are there, finished and not exchanged.
+
+    Raises:
+        FileNotFoundError: some are missing or not finished.
+        CorruptFile: some are damaged, or not those that were planned.
+    """
+    plan = study_config(folder, study).get("runs")
+    if not plan:
+        raise CorruptFile(f"{folder / 'config.json'} names no runs; restore it or start again in another folder")
+    found, unfinished = {}, []
+    for name, identity in plan.items():
+        try:
+            found[name] = load_result(folder / name)
+        except FileNotFoundError:
+            unfinished.append(name)
+            continue
+        result = found[name]
+        if isinstance(result, Run) and not result.finished:
+            if damaged := result.damage(whole=False):
+                raise CorruptFile(damaged[0])
+            unfinished.append(name)
+        elif identity is not None and identity_of(result.config) != identity:
+            raise CorruptFile(f"{folder / name / 'config.json'} is not that of the run {name!r} which {folder / 'config.json'} plans")
+    if unfinished:
+        listed = ", ".join(unfinished[:LISTED]) + (f" and {len(unfinished) - LISTED} more" if len(unfinished) > LISTED else "")
+        of = f"{len(unfinished)} of {len(plan)} runs missing or not finished: {listed}"
+        raise FileNotFoundError(f"{folder} is not finished ({of}); the same call that began it goes on there")
+    return found
 
 
 def as_json(config: Any) -> Any:
@@ -223,21 +356,26 @@ def study_config(folder: Path, study: str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is none, or it is of another study.
     """
-    config = _config_of(folder)
+    config = read_config(folder)
     if config.get("study") != study:
         raise FileNotFoundError(f"{folder} holds {config.get('study') or 'something else'}, and a study {study!r} was asked for")
     return config
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of whatever lies in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptFile: it is damaged.
+    """
     path = folder / "config.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"{folder} holds no study and no run: there is no config.json in it{_within(folder)}")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise CorruptFile(f"{path} is no configuration; restore it or start again in another folder")
-    if "study" not in config and config.get("format") in UNNAMED:
-        config["study"] = UNNAMED[config["format"]]
+    config = read_json(path, Folder)
+    if "study" in config:
+        config = validated(StudyConfig, config, path)
+    del config["format"]
     return config
 
 
@@ -255,10 +393,8 @@ def _within(folder: Path) -> str:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except Exception as error:  # pyarrow has no common class for what a broken file can raise
-        raise CorruptFile(f"{path} is missing or corrupt ({error}); delete {path.parent.parent / FINISHED} and make it again") from error
+    with open_regular(path, "table") as file:
+        return read_table(file, ROWS)
 
 
 STUDIES: dict[str, str] = {
@@ -288,7 +424,7 @@ def load_result(folder: str | Path) -> Any:
     Example:
         >>> sepcap.load_result("runs/similarity").figure()  # doctest: +SKIP
     """
-    study = _config_of(Path(folder)).get("study")
+    study = read_config(Path(folder)).get("study")
     if study is None:
         return Run.load(folder)
     if study not in STUDIES:

@@ -1,13 +1,14 @@
 """A run is a folder: written step by step, each step whole or not at all, read back as one object."""
 
 import contextlib
+import copy
 import json
 import os
 import reprlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,24 +21,31 @@ from sepcap.interventions.deletion import delete
 from sepcap.interventions.rotation import Rotation
 from sepcap.models.sites import write_output_biases
 from sepcap.models.weights import fingerprint
+from sepcap.schemas import Record, RunConfig
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.moments import Statistics
-from sepcap.storage import PART, load_tensors, read_json, save_tensors, write_atomically, write_json
+from sepcap.storage import (
+    FORMAT,
+    PART,
+    damage,
+    digest_of,
+    load_tensors,
+    make_folder,
+    open_regular,
+    read_json,
+    save_tensors,
+    seals_of,
+    write_atomically,
+    write_json,
+)
 
 BIASES = "biases.safetensors"
 ROTATION = "rotation.safetensors"
+T = TypeVar("T")
 ROLES: tuple[Literal["forget", "retain"], ...] = ("forget", "retain")
-FORMAT = 1
-
-NEEDED = ("steps", "forget", "retain", "importance", "fractions", "eps", "samples")
-"""Fields of config.json without which a run cannot be read."""
-
-RECORDED = ("tasks", "gone_per_layer", "thresholds", "seconds", "tokens")
-"""Fields of the record.json of a step."""
-
-LATER = {"rotation": "none", "offset": "none"}
-"""Fields that came after the first runs were written, with what those did."""
+MOST_COLUMNS = 1_000
+"""Of a table."""
 
 NOT_DECISIVE = ("versions", "created", "model", "task_fingerprints", "documents", "tokens_found")
 """Fields that may differ when a run goes on: `samples` says which tokens are used, wherever they were found, and
@@ -60,35 +68,63 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        path = self.folder / "config.json"
-        self.config: dict[str, Any] = read_json(path)
-        if not isinstance(self.config, dict):
-            raise CorruptFile(f"{path} is corrupt: it holds a {type(self.config).__name__}, not a configuration")
-        if self.config.get("format") != FORMAT:
-            raise CorruptFile(f"{path}: format {self.config.get('format')!r} is not {FORMAT}: the run was written by another version")
-        if missing := [name for name in NEEDED if name not in self.config]:
-            raise CorruptFile(f"{path} is corrupt: {', '.join(missing)} missing")
-        self.config = LATER | self.config
+        self.config: dict[str, Any] = read_json(self.folder / "config.json", RunConfig)
+        del self.config["format"]
+        self.identity = identity_of(self.config)
+        self._seen: dict[str, tuple[tuple[int, ...], Any]] = {}  # a file, while size and time stay: checked, or read
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
-        """Open the run in a folder."""
-        if not (Path(folder) / "config.json").exists():
+        """Open the run in a folder, finished or not.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CorruptFile: the configuration, or a step before the last one, is damaged or gone. Other files are compared with their
+                SHA-256 when they are read; `sepcap check FOLDER` compares all.
+        """
+        if not os.path.lexists(Path(folder) / "config.json"):
             raise FileNotFoundError(f"{folder} holds no run: there is no config.json in it")
-        return cls(folder)
+        run = cls(folder)
+        if gap := run.gap():
+            raise CorruptFile(gap)
+        return run
 
     @property
     def steps_done(self) -> int:
         """Number of the last step on disk; −1 before step 0."""
         done = -1
-        while (self.step_folder(done + 1) / "record.json").exists():
+        while done < self.config["steps"] and os.path.lexists(self.step_folder(done + 1) / "record.json"):
             done += 1
         return done
 
     @property
     def finished(self) -> bool:
-        """Whether all steps asked for are there."""
-        return self.steps_done >= self.config["steps"]
+        """Whether all steps asked for are there, none of their files missing or cut."""
+        return self.steps_done >= self.config["steps"] and not self.damage(whole=False)
+
+    def gap(self) -> str:
+        """The first step that is not there while later ones are, in words; empty where there is none."""
+        first = self.steps_done + 1
+        if any((self.folder / "steps").glob("[0-9]*")) and any(
+            int(p.name) >= first for p in (self.folder / "steps").iterdir() if p.name.isdecimal() and int(p.name) <= self.config["steps"]
+        ):
+            return f"{self.step_folder(first) / 'record.json'} is missing; the command that made the run makes that step again"
+        return ""
+
+    def damage(self, *, whole: bool = True) -> list[str]:
+        """What is missing or damaged of the steps on disk, and what to do, one sentence for each file.
+
+        Args:
+            whole: compare every file with its SHA-256, once as long as its size and time stay; else sizes alone.
+        """
+        found = []
+        for step in range(self.steps_done + 1):
+            try:
+                for name in self._record(step)["files"]:
+                    self._checked(step, name, whole=whole)
+            except CorruptFile as error:
+                found.append(str(error))
+        return found
 
     def step_folder(self, step: int) -> Path:
         """Folder of one step."""
@@ -109,7 +145,25 @@ class Run:
             # of an interrupted attempt, or a step that lost its record
             if leftover.exists():
                 shutil.rmtree(leftover)
-        temporary.mkdir(parents=True)
+        try:
+            self._write_files(step, temporary, record, evaluations, gone, biases)
+            make_folder(final.parent)
+            os.replace(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self.write_trajectory()
+
+    def _write_files(
+        self,
+        step: int,
+        temporary: Path,
+        record: Mapping[str, Any],
+        evaluations: Mapping[str, Evaluation],
+        gone: NeuronSet,
+        biases: Mapping[str, torch.Tensor] | None,
+    ) -> None:
+        make_folder(temporary)
         save_tensors(
             temporary / "rows.safetensors",
             {role: torch.from_numpy(e.per_row) for role, e in evaluations.items()},
@@ -118,9 +172,11 @@ class Run:
         gone.save(temporary / "neurons.safetensors")
         if biases is not None:
             save_tensors(temporary / BIASES, biases, {"kind": "biases"})
-        write_json(temporary / "record.json", record)
-        os.replace(temporary, final)
-        self.write_trajectory()
+        files = {f"steps/{step:04d}/{n}": seal for n, seal in seals_of(temporary, sorted(os.listdir(temporary))).items()}
+        if step == 0:  # what was written before it
+            before = (*(f"statistics/{role}.safetensors" for role in ROLES), ROTATION)
+            files |= seals_of(self.folder, [name for name in before if (self.folder / name).exists()])
+        write_json(temporary / "record.json", {"run": self.identity, **record, "files": files})
 
     def write_trajectory(self) -> None:
         """Write trajectory.parquet from the steps on disk."""
@@ -131,19 +187,55 @@ class Run:
         write_atomically(self.folder / "trajectory.parquet", buffer.getvalue())
 
     def record(self, step: int) -> dict[str, Any]:
-        """Everything recorded about one step but its neurons."""
+        """Everything recorded about one step but its neurons, with size and SHA-256 of its files."""
         self._check_step(step)
-        return self._records([step])[0]
+        return copy.deepcopy(self._record(step))
 
-    def _records(self, steps: Iterable[int]) -> list[dict[str, Any]]:
-        records = []
-        for step in steps:
-            path = self.step_folder(step) / "record.json"
-            record = read_json(path)
-            if not isinstance(record, dict) or any(name not in record for name in RECORDED):
-                raise CorruptFile(f"{path} is corrupt: it lacks one of {', '.join(RECORDED)}; delete it and the run goes on there")
-            records.append(record)
-        return records
+    def _record(self, step: int) -> dict[str, Any]:
+        path = self.step_folder(step) / "record.json"
+        return self._once(path, lambda: self._read_record(step, path))
+
+    def _read_record(self, step: int, path: Path) -> dict[str, Any]:
+        with self._way_out(step):
+            record = read_json(path, Record)
+            if record["step"] != step:
+                raise CorruptFile(f"{path} is that of step {record['step']}")
+            if record["run"] != self.identity:
+                raise CorruptFile(f"{path} is of a run of another configuration than {self.folder / 'config.json'}")
+        return record
+
+    def _once(self, path: Path, look: Callable[[], T]) -> T:
+        """What looking at a file gave, again only when its size or time has changed."""
+        try:
+            there = path.stat()
+            now = (there.st_size, there.st_mtime_ns, there.st_ino)
+        except OSError:
+            return look()  # which says what is wrong
+        before, held = self._seen.get(str(path), ((), None))
+        if before != now:
+            held = look()
+            self._seen[str(path)] = now, held
+        return held  # pyright: ignore[reportReturnType] (what `look` gave for this very path)
+
+    def _checked(self, step: int, name: str, *, whole: bool = True) -> Path:
+        """The path of a file of a step, after it was compared with what the record of the step says of it."""
+        files = self._record(step)["files"]
+
+        def look() -> None:
+            with self._way_out(step):
+                if name not in files:
+                    raise CorruptFile(f"{self.step_folder(step) / 'record.json'} does not list {name}")
+                if found := damage(self.folder, name, files[name], whole=whole):
+                    raise CorruptFile(found)
+
+        if whole:
+            self._once(self.folder / name, look)
+        else:
+            look()
+        return self.folder / name
+
+    def _file(self, step: int, name: str) -> Path:
+        return self._checked(step, f"steps/{step:04d}/{name}")
 
     def _check_step(self, step: int) -> None:
         done = self.steps_done
@@ -152,12 +244,11 @@ class Run:
 
     def _table(self) -> pd.DataFrame:
         rows = []
-        records = self._records(range(self.steps_done + 1))
+        records = [self._record(step) for step in range(self.steps_done + 1)]
         for step, record in enumerate(records):
             for role in ROLES:
                 row = {"step": step, "task": record["tasks"][role]["task"], "role": role, **record["tasks"][role]["metrics"]}
                 row["n"] = int(row["n"])
-                row.setdefault("perplexity_se", row["perplexity"] * row["loss_se"])  # steps recorded before it was
                 with np.errstate(over="ignore", invalid="ignore"):  # a ruined model can have an infinite one
                     row["perplexity_ratio"] = float(np.exp(row["loss"] - np.float64(records[0]["tasks"][role]["metrics"]["loss"])))
                 row |= {f"gone_{site}": sum(layers) for site, layers in record["gone_per_layer"].items()}
@@ -168,32 +259,32 @@ class Run:
 
     @property
     def trajectory_is_behind(self) -> bool:
-        """Whether trajectory.parquet is missing or lacks steps: the process was killed between a step and the table."""
-        return len(self._stored_table()) != len(ROLES) * (self.steps_done + 1)
+        """Whether trajectory.parquet is not the table of the steps: the process was killed between the two, or it is damaged."""
+        return self.trajectory_damage() != ""
 
-    def _stored_table(self) -> pd.DataFrame:
-        path = self.folder / "trajectory.parquet"
-        if not path.exists():
-            return pd.DataFrame()
+    def trajectory_damage(self) -> str:
+        """What is wrong with trajectory.parquet, in words; it is made of the steps, and nothing is read from it."""
+        path, right = self.folder / "trajectory.parquet", self._table()
+        if not len(right):
+            return ""
         try:
-            return pd.read_parquet(path)
-        except Exception as error:  # pyarrow has no common class for what a broken file can raise
-            raise CorruptFile(f"{path} is corrupt ({error}); delete it, it is made again from the steps") from error
+            with open_regular(path, "table") as file:
+                stored = read_table(file, len(right))
+        except (FileNotFoundError, IsADirectoryError, CorruptFile) as error:
+            return str(error)
+        return "" if same_table(stored, right) else f"{path} is not the table of the steps"
 
     @property
     def trajectory(self) -> pd.DataFrame:
         """One row per step and task, see the class."""
-        stored = self._stored_table()
-        # tables that were written before there were ratios and errors of perplexities lack them
-        whole = len(stored) == len(ROLES) * (self.steps_done + 1) and {"perplexity_ratio", "perplexity_se"} <= {*stored.columns}
-        return stored if whole else self._table()
+        return self._table()
 
     @property
     def gone_per_layer(self) -> pd.DataFrame:
         """Neurons gone in total per step, site and layer."""
         rows = [
             {"step": step, "site": site, "layer": layer, "gone": gone}
-            for step, record in enumerate(self._records(range(self.steps_done + 1)))
+            for step, record in enumerate(map(self._record, range(self.steps_done + 1)))
             for site, layers in record["gone_per_layer"].items()
             for layer, gone in enumerate(layers)
         ]
@@ -204,7 +295,7 @@ class Run:
         step = self.steps_done if step is None else step
         self._check_step(step)
         with self._way_out(step):
-            return NeuronSet.load(self.step_folder(step) / "neurons.safetensors")
+            return NeuronSet.load(self._file(step, "neurons.safetensors"))
 
     def apply(self, model: Any, step: int | None = None) -> None:
         """Edit a model into the pruned model of a step: rotated, its neurons gone, its output biases offset, as the run had it.
@@ -226,33 +317,37 @@ class Run:
             )
         biases: dict[str, torch.Tensor] = {}
         with self._way_out(step):
-            if self.config["offset"] != "none":
-                biases, _ = load_tensors(self.step_folder(step) / BIASES, "biases")
-        if self.config["rotation"] != "none":
+            if self.config.get("offset", "none") != "none":
+                biases, _ = load_tensors(self._file(step, BIASES), "biases")
+        if self.config.get("rotation", "none") != "none":
             self.rotation().apply(model)
         delete(model, gone)
         write_output_biases(model, biases)
 
     def rotation(self) -> Rotation:
         """The basis in which the run prunes attention."""
-        if self.config["rotation"] == "none":
+        if self.config.get("rotation", "none") == "none":
             raise ValueError("this run prunes in the model's own basis: rotation='none'")
-        return Rotation.load(self.folder / ROTATION)
+        if self.steps_done < 0:
+            return Rotation.load(self.folder / ROTATION)
+        with self._way_out(0):
+            return Rotation.load(self._checked(0, ROTATION))
 
     def statistics(self, role: Literal["forget", "retain"]) -> Statistics:
         """Statistics of the unpruned model on one of the two tasks, in the rotated basis where the run prunes in it."""
         if role not in ROLES:
             raise unknown("role", role, ROLES)
         with self._way_out(0):
-            return Statistics.load(self.folder / "statistics" / f"{role}.safetensors")
+            return Statistics.load(self._checked(0, f"statistics/{role}.safetensors"))
 
     @contextlib.contextmanager
     def _way_out(self, step: int) -> Iterator[None]:
         """Say of a file that cannot be read which folder to delete, so that the run makes it again."""
+        way = f"Delete {self.step_folder(step)} and the steps after it, and the command that made the run makes them again"
         try:
             yield
-        except (CorruptFile, FileNotFoundError) as error:
-            raise CorruptFile(f"{error}. In a run: delete {self.step_folder(step)}, and the same command goes on from there") from error
+        except (CorruptFile, FileNotFoundError, IsADirectoryError) as error:
+            raise CorruptFile(str(error) if way in str(error) else f"{error}. {way}") from error
 
     def scores(self) -> Scores:
         """Scores of the unpruned model, those from which the first step was selected."""
@@ -267,8 +362,8 @@ class Run:
             raise unknown("role", role, ROLES)
         by_step = []
         for step in range(self.steps_done + 1):
-            path = self.step_folder(step) / "rows.safetensors"
             with self._way_out(step):
+                path = self._file(step, "rows.safetensors")
                 tensors, _ = load_tensors(path, "rows")
                 if role not in tensors:
                     raise CorruptFile(f"{path}: tensor {role!r} is missing")
@@ -328,6 +423,8 @@ class Run:
     def __repr__(self) -> str:
         c = self.config
         state = "finished" if self.finished else f"{max(0, self.steps_done)} of {c['steps']} steps"
+        if damaged := self.damage(whole=False):
+            state = f"damaged: {damaged[0]}"
         fractions = ", ".join(f"{k} {v:g}" for k, v in c["fractions"].items())
         return f"Run({str(self.folder)!r}, forget {c['forget']}, retain {c['retain']}, {c['importance']}, {fractions}, {state})"
 
@@ -357,7 +454,7 @@ def find_run(folder: Path, config: dict[str, Any]) -> Run | None:
     Raises:
         FileExistsError: the folder holds another run (the differing fields are named) or something else.
     """
-    if (folder / "config.json").exists():
+    if os.path.lexists(folder / "config.json"):
         run = Run(folder)
         different = differing_fields(run.config, config)
         if different:
@@ -374,8 +471,39 @@ def find_run(folder: Path, config: dict[str, Any]) -> Run | None:
 
 def begin_run(folder: Path, config: dict[str, Any]) -> Run:
     """A new run in an empty folder."""
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", {"format": FORMAT, **config})
     return Run(folder)
+
+
+def identity_of(config: Mapping[str, Any]) -> str:
+    """What tells a configuration from others, whatever versions and time it was made with."""
+    plain = json.loads(json.dumps(config))
+    return digest_of({name: value for name, value in plain.items() if name not in NOT_DECISIVE})
+
+
+def read_table(file: Any, most: int) -> pd.DataFrame:
+    """A parquet file, which must not promise more rows than there can be: few bytes can stand for many.
+
+    Raises:
+        CorruptFile: it cannot be read; the file is named.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            if parquet.metadata.num_rows > most or parquet.metadata.num_columns > MOST_COLUMNS:
+                raise ValueError(f"{parquet.metadata.num_rows:,} rows of {parquet.metadata.num_columns:,} columns")
+            return parquet.read().to_pandas()
+    except Exception as error:  # pyarrow has no common class for what a broken file can raise
+        raise CorruptFile(f"{file.name} is corrupt ({error})") from error
+
+
+def same_table(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two tables hold the same numbers and words, in whatever types."""
+    if list(one.columns) != list(other.columns) or len(one) != len(other):
+        return False
+    pairs = ((one[name].astype(object).to_numpy(), other[name].astype(object).to_numpy()) for name in one.columns)
+    return all(bool(((a == b) | (pd.isna(a) & pd.isna(b))).all()) for a, b in pairs)
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

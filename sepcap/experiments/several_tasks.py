@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample, ratio
 from sepcap.experiments.neuron_sets_config import OTHERS
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.result import FINISHED, Pieces, StudyResult, open_study
+from sepcap.experiments.result import Pieces, StudyResult, open_study
 from sepcap.experiments.separability import BOOTSTRAP, resampled
 from sepcap.interventions.deletion import delete
 from sepcap.models.sites import site_shape
@@ -97,11 +98,6 @@ def study_folder(out: str | Path | None, kind: type[StudyResult], config: Mappin
         yield stack.enter_context(open_study(folder, kind.STUDY, config))
 
 
-def is_finished(pieces: Pieces) -> bool:
-    """Whether the result of the study lies in its folder."""
-    return (pieces.folder / FINISHED).exists()
-
-
 def statistics_of(
     model: Any, samples: Mapping[str, TokenSample], sites: tuple[str, ...], folder: Path, batch_size: int
 ) -> dict[str, Statistics]:
@@ -112,6 +108,8 @@ def statistics_of(
         if not path.exists():
             collect_sample(model, sample, sites, batch_size=batch_size).save(path)
         found[name] = Statistics.load(path)
+        if found[name].info.get("sample") != sample.fingerprint:
+            raise CorruptFile(f"{path} holds other statistics than those of {name}; delete it, and the same call makes it again")
     return found
 
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sepcap.errors import unknown
-from sepcap.experiments.result import Figures, Pieces, StudyResult, open_study
-from sepcap.experiments.several_tasks import is_finished
+from sepcap.experiments.result import Figures, Pieces, StudyResult, is_finished, open_study
 from sepcap.experiments.tight_pass_config import TightPassConfig, counted
 from sepcap.experiments.tight_pass_plan import TightPassPlan, chunk_of, plan_tight_pass
 from sepcap.models.load import DTYPES
@@ -278,9 +277,11 @@ def measure_tight_pass(prepared: TightPassPlan, out: str | Path | None = None, s
     """Compute every spectrum of a plan; with `out`, each is written before the next is begun, and those there are read."""
     found: dict[str, list[Found]] = {}
     with open_study(out, TightPass.STUDY, prepared.resolved) if out is not None else nullcontext() as pieces:
+        finished = pieces is not None and is_finished(pieces)
         if say is not None:
-            finished = pieces is not None and is_finished(pieces)
             say(f"{out} is finished; nothing is computed again" if finished else prepared.cost())
+        if pieces is not None and finished:
+            return TightPass.load(pieces.folder)
         total = prepared.jacobians * prepared.products
         with tqdm(total=total, desc="Jacobians", unit="product", unit_scale=True, leave=False, delay=2, disable=None) as bar:
             for weights in (TRAINED, RANDOM) if prepared.config.control else (TRAINED,):

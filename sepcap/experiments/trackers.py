@@ -17,7 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from sepcap.errors import CorruptFile, missing_extra, unknown
 from sepcap.experiments.run import Run
-from sepcap.storage import read_json, write_json
+from sepcap.schemas import Kept
+from sepcap.storage import open_regular, output_path, read_json, write_json
 
 log = logging.getLogger("sepcap.experiments.pruning")  # what goes into the run's own run.log
 
@@ -73,15 +74,14 @@ class JsonLines(Tracker):
 
     def start(self, run: Run) -> None:
         """Open the file behind its last whole line: what a killed process left of another, and steps that are made again, go."""
-        self._file = (run.folder / LINES).open("ab")
+        self._file = output_path(run.folder / LINES).open("ab")
         end = sum(map(len, _whole_lines(run)))
         if self._file.tell() > end:
             self._file.truncate(end)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write the line of a step."""
-        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **line}, allow_nan=False).encode() + b"\n")
+        self._file.write(_line(step, values))
         self._file.flush()
 
     def finish(self) -> None:
@@ -90,16 +90,22 @@ class JsonLines(Tracker):
 
 
 def _whole_lines(run: Run) -> list[bytes]:
+    """The lines that are those of the steps, up to the first that is not."""
     path, found = run.folder / LINES, []
-    for line in path.read_bytes().splitlines(keepends=True)[: run.steps_done + 1] if path.exists() else ():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n") or not isinstance(values, dict) or values.get("step") != len(found):
-            break
-        found.append(line)
+    if not os.path.lexists(path):
+        return found
+    with open_regular(path, "metrics") as file:
+        for step in range(run.steps_done + 1):
+            line = _line(step, values_of(run.record(step)))
+            if file.readline(len(line) + 1) != line:
+                break
+            found.append(line)
     return found
+
+
+def _line(step: int, values: Mapping[str, float]) -> bytes:
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return json.dumps({"step": step, **finite}, allow_nan=False).encode() + b"\n"
 
 
 class WandB(Tracker):
@@ -159,12 +165,12 @@ class WandB(Tracker):
 
 def _kept(run: Run) -> dict[str, Any] | None:
     path = run.folder / WANDB
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    kept = read_json(path)
-    if not isinstance(kept, dict) or not isinstance(kept.get("id"), str) or not isinstance(kept.get("held"), int):
-        raise CorruptFile(f"{path} is corrupt; delete it, and the run gets a new id and is sent from its first step on")
-    return kept
+    try:
+        return read_json(path, Kept)
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}. Delete it, and the run gets a new id and is sent from its first step on") from error
 
 
 TRACKERS: dict[str, Callable[[], Tracker]] = {"jsonl": JsonLines, "wandb": WandB}

@@ -17,6 +17,7 @@ from sepcap.errors import CorruptFile, unknown
 from sepcap.models.attention import rotate_in_own_precision
 from sepcap.models.devices import DeviceMap, check_at_hand, check_device, checked_device_map
 from sepcap.models.hub import WAYS_OUT, must_be_local
+from sepcap.models.implied_size import check_size
 from sepcap.models.kinds import AUTO_CLASSES, is_hooked_transformer, kind_of, kind_of_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -240,6 +241,7 @@ def _from_name(
     path = default_folder() if model == "default" else Path(model).expanduser()
     if path.is_dir():
         _check_folder(path)
+        check_size(path, _bytes_of_weights(path))
         quiet = _bytes_of_weights(path) < SMALL
         return _load(str(path), given, partial(made_by, dtype=dtype, quiet=quiet), local_files_only=True, **options)
     name = str(model)

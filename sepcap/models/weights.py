@@ -162,8 +162,8 @@ def save_pretrained(model: Any, folder: str | Path) -> None:
         FileExistsError: there is a file of that name.
         NotImplementedError: an architecture whose weights cannot be put back under their own names.
     """
-    if Path(folder).is_file():
-        raise FileExistsError(f"folder={str(folder)!r} is a file; give the name of a folder")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise FileExistsError(f"folder={str(folder)!r} is no folder but a file or a device; give the name of a folder")
     state = plain_state_dict(model)
     shell = _shell(inner(model))
     shell.generation_config = copy.deepcopy(getattr(inner(model), "generation_config", None))

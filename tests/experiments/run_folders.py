@@ -29,7 +29,7 @@ def bits(folder: Path) -> dict:
             lines = map(json.loads, path.read_text().splitlines())
             files[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
         elif path.suffix == ".json":
-            files[name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("created", "seconds")}
+            files[name] = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("created", "seconds", "sha256")}
         else:
             files[name] = path.read_bytes()
     return files

@@ -15,6 +15,7 @@ from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
 from sepcap.experiments.ablations import balanced
 from sepcap.selection.neurons import NeuronSet
+from sepcap.storage import FORMAT, write_json
 from sepcap.tasks.batches import sample_tokens
 from sepcap.tasks.task import load_task
 
@@ -181,7 +182,7 @@ def test_half_is_interpolated_where_no_step_is_there():
 def test_what_is_not_a_protocol_is_not_loaded(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no study"):
         ProtocolResult.load(tmp_path)
-    (tmp_path / "config.json").write_text('{"format": 1}')
+    write_json(tmp_path / "config.json", {"format": FORMAT})
     with pytest.raises(FileNotFoundError, match="a study 'ablation-protocol' was asked for"):
         ProtocolResult.load(tmp_path)
 

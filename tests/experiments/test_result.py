@@ -1,6 +1,7 @@
 """Results of studies as folders: what comes back is what was saved, and nothing else is ever overwritten."""
 
 import json
+import shutil
 from typing import ClassVar
 
 import pandas as pd
@@ -10,6 +11,8 @@ import torch
 from sepcap.errors import CorruptFile
 from sepcap.experiments import result
 from sepcap.experiments.result import FINISHED, Figures, StudyResult, load_result, open_study
+from sepcap.experiments.run import read_table
+from sepcap.storage import FORMAT, write_json
 
 
 class Counted(StudyResult):
@@ -78,7 +81,7 @@ def test_what_is_not_finished_or_another_study_says_so(counted, tmp_path):
         pass
     with pytest.raises(FileNotFoundError, match="not finished"):
         Counted.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"study": "other"}))
+    write_json(tmp_path / "config.json", {"format": FORMAT, "study": "other"})
     with pytest.raises(FileNotFoundError, match="holds other"):
         Counted.load(tmp_path)
     with pytest.raises(ValueError, match="study='other' is not known"):
@@ -88,8 +91,36 @@ def test_what_is_not_finished_or_another_study_says_so(counted, tmp_path):
 def test_a_broken_table_is_named(counted, tmp_path):
     counted.save(tmp_path)
     (tmp_path / "tables" / "values.parquet").write_bytes(b"PAR1")
-    with pytest.raises(CorruptFile, match=rf"values\.parquet is missing or corrupt.*{FINISHED}"):
+    with pytest.raises(CorruptFile, match=rf"values\.parquet is damaged.*{FINISHED}"):
         Counted.load(tmp_path)
+
+
+def test_a_piece_of_another_name_or_study_is_refused(tmp_path):
+    with open_study(tmp_path / "long", "counted", {"k": 3}) as pieces, open_study(tmp_path / "other", "counted", {"k": 4}) as others:
+        pieces.put("first", {"x": torch.ones(2)})
+        for put in (pieces, others):
+            put.put("second", {"x": torch.zeros(2)})
+            shutil.copy(put.folder / "pieces" / "second.safetensors", pieces.folder / "pieces" / "first.safetensors")
+            with pytest.raises(CorruptFile, match=r"first\.safetensors holds the piece 'second'"):
+                pieces.get("first")
+
+
+def test_names_in_a_result_do_not_lead_out_of_the_folder(counted, tmp_path):
+    folder = counted.save(tmp_path / "study")
+    held = json.loads((folder / FINISHED).read_text())
+    del held["sha256"]
+    for field, value in (("tables", ["../../x"]), ("files", {"../x": next(iter(held["files"].values()))}), ("files", {"/etc/passwd": {}})):
+        write_json(folder / FINISHED, held | {field: value})
+        with pytest.raises(CorruptFile, match=r"result\.json is corrupt: (tables|files)"):
+            Counted.load(folder)
+
+
+def test_a_table_that_promises_more_rows_than_can_be_is_not_read(tmp_path, monkeypatch):
+    pd.DataFrame({"x": range(10)}).to_parquet(tmp_path / "t.parquet")
+    with (tmp_path / "t.parquet").open("rb") as file:
+        assert len(read_table(file, 10)) == 10
+    with (tmp_path / "t.parquet").open("rb") as file, pytest.raises(CorruptFile, match=r"t\.parquet is corrupt \(10 rows"):
+        read_table(file, 9)
 
 
 def test_the_card_says_what_was_found(counted):

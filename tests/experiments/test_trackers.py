@@ -367,7 +367,7 @@ def test_killed_for_good_every_step_is_in_some_file_of_wandb(offline, trained_fo
 def test_a_broken_note_of_wandb_is_named_and_the_run_is_whole(offline, prepared, tmp_path):
     run = pruning.execute(prepared, tmp_path / "run")
     (run.folder / WANDB).write_text("{}")
-    with pytest.warns(UserWarning, match=r"wandb.json is corrupt; delete it"):
+    with pytest.warns(UserWarning, match=r"wandb.json is damaged.*Delete it"):
         assert pruning.execute(prepared, run.folder, "wandb").finished
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import torch
 
 from sepcap.evaluation.next_token import COUNTS, Evaluation
-from sepcap.experiments.run import FORMAT, Run, metrics_of
+from sepcap.experiments.run import Run, begin_run, metrics_of
 from sepcap.selection.neurons import NeuronSet
-from sepcap.storage import write_json
 
 ROW = 200
 
@@ -36,7 +35,6 @@ def write_run(
     sites = sites or {"mlp": (3, 20)}
     steps = len(forget) - 1
     fields = {
-        "format": FORMAT,
         "model": "planted",
         "forget": tasks[0],
         "retain": tasks[1],
@@ -45,8 +43,7 @@ def write_run(
         "seed": 0,
         "samples": {},
     }
-    write_json(folder / "config.json", fields | {"fractions": {site: 1 / max(1, steps) for site in sites}, "eps": None} | config)
-    run = Run(folder)
+    run = begin_run(folder, fields | {"fractions": {site: 1 / max(1, steps) for site in sites}, "eps": None} | config)
     for step in range(steps + 1):
         masks = {}
         for site, shape in sites.items():

@@ -1,0 +1,29 @@
+"""The command that checks a folder."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Check:
+    """Check every file of a run, a study or a comparison: what is damaged, missing or unexpected. It ends with 2 when something is."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run or the study."""
+
+    def run(self) -> None:
+        """Carry out the command."""
+        from sepcap.experiments.check import check_folder
+
+        found = check_folder(self.folder)
+        for note in found.notes:
+            print(note)
+        for problem in found.problems:
+            print(f"sepcap: {problem}", file=sys.stderr)
+        if found.problems:
+            sys.exit(2)
+        print("Everything is as it was written.")

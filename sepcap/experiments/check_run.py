@@ -1,0 +1,99 @@
+"""Whether a run is what was written: every file by its SHA-256, and what is there twice by comparing it (METHODS 10)."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sepcap.errors import CorruptFile
+from sepcap.evaluation.next_token import COUNTS, Evaluation
+from sepcap.experiments.run import ROLES, ROTATION, Run
+from sepcap.storage import load_tensors
+
+LISTED = 5
+"""Most sentences in an error."""
+
+
+def check_run(run: Run) -> None:
+    """Refuse a run of which a step is damaged, finished or not: neither is it what it was, nor can it go on.
+
+    Raises:
+        CorruptFile: the files are named, and what to do about them.
+    """
+    if found := problems(run):
+        more = f" ({len(found) - LISTED} more; sepcap check {run.folder} lists all)" if len(found) > LISTED else ""
+        raise CorruptFile("\n".join(found[:LISTED]) + more)
+
+
+def is_left(folder: Path) -> bool:
+    """Whether the run of a folder is still to be done, or a part of it; one that is damaged is refused, as by `check_run`."""
+    if not os.path.lexists(folder / "config.json"):
+        return True
+    run = Run(folder)
+    check_run(run)
+    return not run.finished
+
+
+def problems(run: Run) -> list[str]:
+    """What is wrong with the steps of a run, in sentences; an unfinished run is none."""
+    found = run.damage()
+    if found:
+        return found  # of files that are not what they were nothing else can be said
+    gone: Any = None
+    for step in range(run.steps_done + 1):
+        wrong: list[str] = []
+        try:
+            wrong += _against_rows(run, step)
+            now = run.neurons(step)
+            record = run.record(step)
+            if record["gone_per_layer"] != {site: now.per_layer(site) for site in now.masks}:
+                wrong.append("neurons.safetensors has other numbers of neurons per layer than record.json")
+            if gone is not None and len(gone - now):
+                wrong.append(f"neurons.safetensors lacks neurons that were gone after step {step - 1}")
+            gone = now
+            if step == 0:
+                wrong += _statistics(run)
+        except (CorruptFile, ValueError, KeyError, IndexError) as error:
+            wrong.append(str(error))
+        way = f"delete {run.step_folder(step)} and the steps after it, and the command that made the run makes them again"
+        found += [f"{run.step_folder(step)}: {what}; {way}" for what in wrong]
+    return found
+
+
+def _against_rows(run: Run, step: int) -> list[str]:
+    """The metrics of a step against its sums per row, and what it was evaluated on against the configuration."""
+    tensors, meta = load_tensors(run.step_folder(step) / "rows.safetensors", "rows")
+    if list(meta.get("columns", [])) != list(COUNTS) or set(tensors) != set(ROLES):
+        return ["rows.safetensors has not the columns and roles of a run"]
+    wrong = []
+    for role, task in run.record(step)["tasks"].items():
+        again = Evaluation(task["task"], tensors[role].numpy(), tuple(task["skip_tokens"]), {}).as_row()
+        same = {"rtol": 1e-9, "atol": 1e-12, "equal_nan": True}  # in another order of adding
+        differ = [name for name, value in task["metrics"].items() if not np.isclose(value, again.get(name, 0.0), **same)]
+        if differ:
+            wrong.append(f"record.json has other values of {role} than rows.safetensors gives: {', '.join(differ)}")
+        asked = run.config["samples"].get("evaluate", {}).get(role, task["sample"])
+        if task["sample"] != asked:
+            wrong.append(f"record.json: {role} was evaluated on other tokens than config.json names")
+    return wrong
+
+
+def _statistics(run: Run) -> list[str]:
+    """Sites, shapes and tokens of the statistics, against neurons and configuration."""
+    wrong, neurons = [], run.neurons(0)
+    files = run.record(0)["files"]
+    if run.config.get("rotation", "none") != "none" and ROTATION not in files:
+        wrong.append(f"record.json does not list {ROTATION}")
+    samples = run.config["samples"].get("collect", {})
+    for role in ROLES:
+        if not samples:
+            continue
+        name, statistics = f"statistics/{role}.safetensors", run.statistics(role)
+        if (sample := statistics.info.get("sample")) != samples[role]:
+            other = next((r for r in ROLES if samples[r] == sample), None)
+            wrong.append(f"{name} holds " + (f"those of {other}" if other else "those of other tokens than config.json names"))
+        shapes = {site: tuple(mask.shape) for site, mask in neurons.masks.items()}
+        if {site: s.shape for site, s in statistics.items()} != shapes:
+            wrong.append(f"{name} has other sites or shapes than neurons.safetensors")
+    return wrong

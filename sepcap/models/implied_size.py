@@ -1,0 +1,63 @@
+"""Whether a model can be as large as its configuration says, before anything of that size is made."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sepcap.errors import CorruptFile
+from sepcap.storage import open_regular
+
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+WIDTH = ("hidden_size", "n_embd", "d_model", "dim", "n_hidden")
+VOCABULARY = ("vocab_size",)
+"""What architectures call these numbers in their config.json."""
+
+MOST_CONFIG = 16 * 2**20
+"""Bytes of the longest config.json of a model."""
+
+SLACK = 100
+"""Parameters per byte of weights at most: far more than quantised and shared weights come to."""
+
+MOST = 10**14
+"""Parameters at most, where there are no weights to compare with."""
+
+
+def check_size(folder: Path, bytes_of_weights: int) -> None:
+    """Refuse a folder whose config.json implies far more parameters than its weights hold.
+
+    At least width² parameters are counted for a layer, and width for a token: less than any architecture has, so that only a damaged
+    or crafted file is refused.
+
+    Args:
+        folder: in Hugging Face format.
+        bytes_of_weights: size of its weights; 0 where there are none.
+
+    Raises:
+        CorruptFile: config.json is no regular file, too large, no JSON, or implies what cannot be.
+    """
+    path = folder / "config.json"
+    with open_regular(path, "config.json of a model") as file:
+        data = file.read(MOST_CONFIG + 1)
+    if len(data) > MOST_CONFIG:
+        raise CorruptFile(f"{path} is too large for the configuration of a model")
+    try:
+        config = json.loads(data)
+        layers, width, tokens = (_largest(config, names) for names in (LAYERS, WIDTH, VOCABULARY))
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path} is corrupt ({'it is nested too deeply' if isinstance(error, RecursionError) else error})") from error
+    implied = layers * width**2 + tokens * width
+    if implied > (SLACK * bytes_of_weights or MOST):
+        there = f"the weights beside it have {bytes_of_weights:,} bytes" if bytes_of_weights else "there are no weights beside it"
+        raise CorruptFile(
+            f"{path} implies at least {implied:.2g} parameters ({layers:,} layers of width {width:,}, {tokens:,} tokens), and {there}: "
+            "it is damaged, or that of another model"
+        )
+
+
+def _largest(config: Any, names: tuple[str, ...]) -> int:
+    """The largest of some numbers, wherever in a configuration they are; 0 where there is none."""
+    if not isinstance(config, Mapping):
+        return 0
+    own = [value for name in names if isinstance(value := config.get(name), int)]
+    return max([0, *own, *(_largest(value, names) for value in config.values() if isinstance(value, Mapping))])

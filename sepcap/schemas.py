@@ -1,0 +1,214 @@
+"""What every JSON that sepcap writes must hold: one type per kind of file, and one function that checks it."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, InstanceOf, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
+
+from sepcap.errors import CorruptFile
+
+Text = InstanceOf[str]
+"""Any string, also one that UTF-8 has not: names of files can be such."""
+Count = Annotated[int, Field(ge=0)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Role = Literal["forget", "retain"]
+Site = Literal["mlp", "attn_pre_out", "attn_value", "heads"]
+Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{name!r} leaves the folder")
+    return name
+
+
+def _holds(*names: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    def check(value: Mapping[str, Any]) -> Mapping[str, Any]:
+        if missing := [name for name in names if name not in value]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return value
+
+    return check
+
+
+Within = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
+"""A file in the folder, never one outside of it."""
+
+
+class Strict(TypedDict):
+    """A number is no text and a flag no number; fields that are not named here are let pass."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # pyright: ignore[reportGeneralTypeIssues] (pydantic's own way)
+
+
+
+class Seal(Strict):
+    """What `storage.seals_of` notes of a file."""
+
+    bytes: Count
+    sha256: Digest
+
+
+class Folder(Strict):
+    """config.json of any folder."""
+
+    format: Text
+
+
+class RunConfig(Folder):
+    """config.json of a pruning run."""
+
+    steps: Annotated[int, Field(ge=0)]
+    forget: Text
+    retain: Text
+    importance: Text
+    fractions: Annotated[dict[Site, Share], Field(min_length=1)]
+    eps: Annotated[FiniteFloat, Field(gt=0)] | None
+    samples: dict[Literal["collect", "evaluate"], dict[Role, Text]]
+    model: NotRequired[Text]
+    model_fingerprint: NotRequired[Text]
+    dtype: NotRequired[Text]
+    seed: NotRequired[Count]
+    rotation: NotRequired[Literal["none", "fold", "rotate"]]
+    offset: NotRequired[Text]
+    versions: NotRequired[dict[Text, Text]]
+    documents: NotRequired[dict[Text, dict[Role, list[Any]]]]
+
+
+class TaskRecord(Strict):
+    """One evaluation, as a step records it. A ruined model can have numbers that are infinite or none."""
+
+    task: Text
+    metrics: Annotated[dict[Text, float], AfterValidator(_holds("n", "loss", "loss_se", "top1", "top10", "perplexity", "perplexity_se"))]
+    skip_tokens: list[int]
+    sample: Text
+    tokens: Count
+    asked: Count
+
+
+class Record(Strict):
+    """record.json of a step."""
+
+    run: Digest
+    step: Count
+    tasks: Annotated[dict[Role, TaskRecord], Field(min_length=2)]
+    gone_per_layer: Annotated[dict[Site, list[Count]], Field(min_length=1)]
+    thresholds: dict[Site, float]
+    seconds: Annotated[FiniteFloat, Field(ge=0)]
+    tokens: Count
+    files: dict[Within, Seal]
+
+
+class StudyConfig(Folder):
+    """config.json of a study, or of a folder of runs: then their names, and what tells their configurations from others."""
+
+    study: Text
+    runs: NotRequired[dict[Within, Digest | None]]
+
+
+class Finished(Strict):
+    """result.json of a study."""
+
+    study: Digest
+    tables: list[Annotated[str, Field(pattern=r"^\w[\w.-]*$")]]
+    tensors: list[Text]
+    files: dict[Within, Seal]
+
+
+class Continued(Strict):
+    """What a model writes before and after."""
+
+    kind: Text
+    prompt: Text
+    before: Text
+    after: Text
+
+
+class Generations(Strict):
+    """generations.json of a run."""
+
+    step: Count
+    model_fingerprint: Text
+    rows: list[Continued]
+
+
+class Kept(Strict):
+    """wandb.json of a run."""
+
+    id: Text
+    held: Annotated[int, Field(ge=-1)]
+
+
+class Header(Strict):
+    """What every tensor file says of itself."""
+
+    kind: Text
+
+
+class StatisticsHeader(Header):
+    """Of statistics."""
+
+    counts: dict[Text, Count]
+    info: dict[Text, Any]
+
+
+class InfoHeader(Header):
+    """Of neuron sets and scores."""
+
+    info: dict[Text, Any]
+
+
+class EvaluationHeader(InfoHeader):
+    """Of an evaluation."""
+
+    task: Text
+    skip_tokens: list[int]
+
+
+class PieceHeader(Header):
+    """Of a piece of a study."""
+
+    name: Text
+    study: Digest
+    note: Any
+
+
+class AblationsHeader(InfoHeader):
+    """Of a comparison of ablations."""
+
+    targets: list[Annotated[list[Count], Field(min_length=2, max_length=2)] | None]
+    kinds: list[Text]
+    task: Text
+    skip_tokens: list[int]
+    sample: dict[Text, Any]
+
+
+HEADERS: dict[str, Any] = {
+    "statistics": StatisticsHeader,
+    "neurons": InfoHeader,
+    "scores": InfoHeader,
+    "evaluation": EvaluationHeader,
+    "piece": PieceHeader,
+    "ablations": AblationsHeader,
+}
+"""Kind of a tensor file -> what its header holds; of others, `Header`."""
+
+
+def validated(schema: Any, value: Any, path: str | Path) -> Any:
+    """A value of the schema, or `CorruptFile` with the path and what is wrong first."""
+    try:
+        return _adapter(schema).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        lacks = f"{where} is missing" if first["type"] == "missing" else f"{where}: {first['msg']}"
+        raise CorruptFile(f"{path} is corrupt: {lacks}; restore it, or delete it and make it again") from error
+
+
+@cache
+def _adapter(schema: Any) -> Any:
+    return TypeAdapter(schema)
