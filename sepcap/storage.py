@@ -101,10 +101,16 @@ def _kind(mode: int) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with all above it, but nothing in place of a folder that was there when the work began.
+    """Make a folder with all above it, but nothing in place of a folder that was there when the work began, see `check_held`."""
+    check_held(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_held(folder: Path) -> None:
+    """Whether what is being written to still lies where it did.
 
     Raises:
-        FileNotFoundError: a folder that is being written to was moved or deleted.
+        FileNotFoundError: this folder, or one above it, was moved or deleted since `sole_writer` took it.
     """
     real = Path(os.path.abspath(folder))
     for held, device, inode in HELD.get():
@@ -119,7 +125,6 @@ def make_folder(folder: Path) -> None:
                 f"{held} was moved or deleted while it was written to. What is done by now is where it went; put it back, "
                 "and the same command goes on"
             )
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def remove_parts(folder: Path) -> None:

@@ -28,6 +28,7 @@ from sepcap.statistics.moments import Statistics
 from sepcap.storage import (
     FORMAT,
     PART,
+    check_held,
     damage,
     digest_of,
     load_tensors,
@@ -240,6 +241,7 @@ class Run:
     def _check_step(self, step: int) -> None:
         done = self.steps_done
         if not 0 <= step <= done:
+            check_held(self.folder)
             raise IndexError(f"step={step}: this run has " + (f"steps 0 to {done}" if done >= 0 else "no step yet"))
 
     def _table(self) -> pd.DataFrame:
