@@ -195,9 +195,7 @@ class Reproduce:
         """Carry out the command."""
         from sepcap.experiments.reproduce import reproduce
 
-        result = reproduce(
-            self.study, self.model, self.budget, dtype=self.dtype, out=self.out, say=lambda text: print(text, flush=True)
-        )
+        result = reproduce(self.study, self.model, self.budget, dtype=self.dtype, out=self.out, say=lambda text: print(text, flush=True))
         print(result.table.drop(columns=["study", "source"]).to_string(index=False, na_rep="", float_format=lambda x: f"{x:.1f}"))
         print()
         write_table(result.table, result.folder / "table.csv")

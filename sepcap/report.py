@@ -23,6 +23,7 @@ from sepcap.selection.neurons import NeuronSet
 DROP = 80
 """Relative drop of the forget task in percent at which the cost is given, as in [SP]."""
 
+
 def report(run: Run, path: str | Path | None = None, *, model: Any = None, baseline: Run | None = None) -> Path:
     """Write one HTML page about a run that opens anywhere and needs nothing else.
 

@@ -3,7 +3,6 @@
 Files of a run that are broken, interruption and resumption are in tests/experiments.
 """
 
-import inspect
 import re
 import shutil
 import socket
@@ -186,16 +185,16 @@ def test_counts_below_one(tiny_opt, letters, name):
         config(letters, "local-prose", **{name: -1})
 
 
-@pytest.mark.parametrize("context", [1, 33, -4])
-def test_context_the_model_cannot_see(tiny_opt, letters, context):
-    with pytest.raises(ValueError, match=says(f"context={context}", "at most 32 tokens", "2 to 32")):
+@pytest.mark.parametrize(("context", "said"), [(1, ["give at least 2"]), (-4, ["give at least 2"]), (33, ["at most 32 tokens", "2 to 32"])])
+def test_context_the_model_cannot_see(tiny_opt, letters, context, said):
+    with pytest.raises(ValueError, match=says(f"context={context}", *said)):
         sepcap.collect(tiny_opt, letters, tokens=100, context=context)
 
 
 # fractions
 
 
-@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5])
 def test_fraction_outside_its_range(tiny_opt, letters, fraction):
     wanted = says(f"fractions['mlp']={fraction}", "a fraction lies in (0, 1], 0.02 for two percent")
     stats = sepcap.collect(tiny_opt, letters, tokens=100)
@@ -340,8 +339,8 @@ def test_wrong_kinds_of_argument_are_named(tiny_opt, letters, tmp_path):
     for call, said in {
         lambda: sepcap.collect("default", letters): "model is a str; give what sepcap.load_model returns",
         lambda: sepcap.evaluate("default", letters): "model is a str",
-        lambda: inspect.unwrap(sepcap.delete)(tiny_opt, "runs/code"): "neurons is a str; give a sepcap.NeuronSet",
-        lambda: inspect.unwrap(sepcap.Scores.top)(sepcap.Scores({}), 0.1): "fractions=0.1: give a mapping",
+        lambda: sepcap.delete(tiny_opt, "runs/code"): "neurons='runs/code': give a NeuronSet",
+        lambda: sepcap.Scores.top(sepcap.Scores({}), 0.1): "fractions=0.1: give a mapping",
     }.items():
         with pytest.raises(TypeError, match=says(said)):
             call()

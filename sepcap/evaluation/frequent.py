@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from sepcap.checks import checked
 from sepcap.evaluation.next_token import frequent_table, most_frequent_targets
 from sepcap.models.kinds import kind_of
 from sepcap.storage import write_atomically
@@ -25,6 +26,7 @@ FORMAT = 1
 """Raised when lists are made in another way, so that no old one is taken."""
 
 
+@checked()
 def skip50(model: Any, task: Any, *, tokens: int = 100_000, context: int | None = None) -> Any:
     """The 50 most frequent targets of a task's evaluation part: what `evaluate` with the same arguments leaves out as skip50.
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from sepcap.checks import checked
 from sepcap.errors import missing_extra
 from sepcap.models.forward import measuring
 from sepcap.models.kinds import check_wraps, kind_of
@@ -22,6 +23,7 @@ REPLICAS = 1000
 """Bootstrap replicas where a metric has no closed formula for its error."""
 
 
+@checked()
 def harness(
     model: Any,
     tasks: str | Iterable[str],

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.models.forward import device_of, logits_of, measuring, output_in_place
 from sepcap.statistics.collect import BATCH_SIZE, halving_batches
 from sepcap.storage import load_tensors, save_tensors
@@ -169,6 +170,7 @@ def ratio(per_row: np.ndarray, metric: str) -> np.ndarray:
         return np.asarray(hits.sum(-1) / n.sum(-1))
 
 
+@checked()
 def evaluate(
     model: Any, task: Any, *, tokens: int = 100_000, batch_size: int = BATCH_SIZE, context: int | None = None, seed: int = 0
 ) -> Evaluation:

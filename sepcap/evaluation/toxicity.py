@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.evaluation.next_token import evaluate
 from sepcap.evaluation.sampling import Ids, continuations
@@ -163,6 +164,7 @@ def _bootstrap(values: Float[np.ndarray, " n"], seed: int) -> tuple[float, float
     return float(low), float(high)
 
 
+@checked()
 def toxicity(
     model: Any,
     prompts: Any = None,
@@ -215,8 +217,6 @@ def toxicity(
     check_wraps(model, "toxicity")
     if (kind := kind_of(model)) != "causal":
         raise ValueError(f"model is of kind {kind!r}: it writes no texts; give a causal language model")
-    if n < 1:
-        raise ValueError(f"n={n}: give at least 1")
     score, scorer_name = get_scorer(scorer, label, device_of(model))
     begun = read_prompts(model, prompts, n, prompt_tokens)
     how = {"tokens": tokens, "temperature": temperature, "seed": seed}

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sepcap.errors import unknown
+from sepcap.checks import check_fields, distinct
 
 COMPARED = ("zero", "mean", "median", "peak", "resample", "optimal")
 """Kinds of ablation that are compared with each other."""
-
-PROTOCOL_SITES = ("attn_pre_out", "attn_value", "mlp")
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,6 @@ class AblationProtocol:
     """Tokens per row; default is the model's context, at most 512."""
 
     def __post_init__(self) -> None:
-        if self.site not in PROTOCOL_SITES:
-            raise unknown("site", self.site, PROTOCOL_SITES)
-        for name in ("steps", "tokens", "reference_tokens", "fit_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
-        for name in ("seeds", "kinds"):
-            values = getattr(self, name)
-            if not isinstance(values, tuple) or not values or len(set(values)) < len(values):
-                raise ValueError(f"{name}={values!r}: give a tuple of at least one, each once")
-        for kind in self.kinds:
-            if kind not in COMPARED:
-                raise unknown("kind", kind, COMPARED)
+        check_fields(self)
+        distinct("seeds", self.seeds)
+        distinct("kinds", self.kinds)

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import Evaluation, evaluate_sample
 from sepcap.experiments.ablation_config import AblationProtocol
@@ -199,6 +200,7 @@ class ProtocolResult(Shown):
         return html_card("Ablation protocol", how, self.by_kind)
 
 
+@checked()
 def ablation_protocol(model: Any = None, config: AblationProtocol | None = None, *, out: str | Path | None = None) -> ProtocolResult:
     """Ablate random neurons in equal steps up to all of them, in several ways, and measure top-1 and loss.
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.evaluation.next_token import Evaluation, evaluate_batch, most_frequent_targets
 from sepcap.experiments.ablation_config import COMPARED
@@ -192,6 +193,7 @@ class AblationComparison(Shown):
         return html_card("AblationComparison", how, means.reset_index())
 
 
+@checked()
 def compare_ablations(
     model: Any,
     task: Any,

@@ -103,7 +103,7 @@ class Comparison(Shown):
         return said
 
     def figure(self, kind: str | None = None, **options: Any) -> Any:
-        """"trajectory", "areas" or "metric", of all three runs."""
+        """ "trajectory", "areas" or "metric", of all three runs."""
         from sepcap import plots
 
         kind = kind or "trajectory"

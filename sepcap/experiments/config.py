@@ -1,17 +1,14 @@
 """Configuration of a pruning run: the same object is the API, the command line and the saved JSON."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sepcap.checks import check_fields
 from sepcap.errors import unknown
 
 FRACTION_KEYS = ("mlp", "attn_pre_out", "attn_value", "heads")
 DIVERGENCES = ("kl", "js", "wasserstein")
-IMPORTANCE_NAMES = ("abs", "sqrt", "rms", "std", "freq", "mean_shift", *DIVERGENCES, "random")
-ROTATIONS = ("none", "fold", "rotate")
-OFFSETS = ("none", "mean", "peak")
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,13 @@ class PruningConfig:
     """Tokens per row; default is the model's context, at most 512."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.fractions, Mapping) or not self.fractions:
+        check_fields(self)
+        if not self.fractions:
             raise ValueError(f"fractions={self.fractions!r}: give at least one site, {{'mlp': 0.02}}")
         for site, fraction in self.fractions.items():
             if site not in FRACTION_KEYS:
                 raise unknown("site", site, FRACTION_KEYS)
-            if not (isinstance(fraction, int | float) and 0 < fraction <= 1):
+            if not 0 < fraction <= 1:
                 raise ValueError(f"fractions[{site!r}]={fraction!r}: a fraction lies in (0, 1], 0.02 for two percent")
             if self.steps * fraction > 1 + 1e-9:
                 most = math.floor(1 / fraction + 1e-9)
@@ -71,11 +69,6 @@ class PruningConfig:
                 )
         if "heads" in self.fractions and "attn_pre_out" in self.fractions:
             raise ValueError("fractions: 'heads' are made of 'attn_pre_out' neurons; prune one or the other")
-        if self.importance not in IMPORTANCE_NAMES:
-            raise unknown("importance", self.importance, IMPORTANCE_NAMES)
-        for name, valid in (("rotation", ROTATIONS), ("offset", OFFSETS)):
-            if getattr(self, name) not in valid:
-                raise unknown(name, getattr(self, name), valid)
         attention = [site for site in self.fractions if site != "mlp"]
         if self.importance == "freq" and attention:
             raise ValueError(
@@ -84,13 +77,6 @@ class PruningConfig:
             )
         if self.rotation != "none" and not attention:
             raise ValueError(f"rotation={self.rotation!r} turns attention neurons, and fractions has none; give one of {FRACTION_KEYS[1:]}")
-        if self.eps is not None and not self.eps > 0:
-            raise ValueError(f"eps={self.eps}: it must be positive, or a neuron that is silent on both tasks has the score 0/0")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: give a whole number, 0 or more")
-        for name in ("steps", "tokens", "eval_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.experiments.cross_check_parts import OTHER_TEXTS, Bench, Tables, equal_number, keep_only, layers, meeting, step_size
 from sepcap.experiments.neuron_sets_config import OTHERS, CrossChecksConfig
 from sepcap.experiments.overlaps import told_p
@@ -201,6 +202,7 @@ def plan_cross_checks(model: Any, config: CrossChecksConfig) -> CrossChecksPlan:
     return CrossChecksPlan(config, model, tasks, collect, evaluate, made)
 
 
+@checked()
 def cross_checks(
     model: Any = None,
     config: CrossChecksConfig | None = None,

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.evaluation.next_token import ratio
 from sepcap.experiments.neuron_sets_config import CrossTaskConfig
 from sepcap.experiments.result import Figures, StudyResult, as_json, is_finished
@@ -177,6 +178,7 @@ def plan_cross_task(model: Any, config: CrossTaskConfig) -> CrossTaskPlan:
     return CrossTaskPlan(config, model, tasks, collect, evaluate, made)
 
 
+@checked()
 def cross_task(
     model: Any = None, config: CrossTaskConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = log.info
 ) -> CrossTask:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.experiments.check_run import is_left
 from sepcap.experiments.comparison import tokens_per_second
@@ -132,7 +133,7 @@ class Methods(Shown):
         return ""
 
     def figure(self, kind: str | None = None, **options: Any) -> Any:
-        """"methods": the separability of every method.
+        """ "methods": the separability of every method.
 
         Raises:
             ValueError: the unpruned model has nothing to lose, so that there is none.
@@ -228,6 +229,7 @@ def _cost(found: Separability, forget_drop: float) -> float:
     return found.retain_cost(forget_drop)
 
 
+@checked()
 def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: Callable[[str], None] = log.info) -> Methods:
     """Prune by every method, in both directions and with every seed, and compare what is left.
 

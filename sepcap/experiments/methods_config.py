@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from sepcap.checks import check_fields, distinct
 from sepcap.errors import unknown
 from sepcap.experiments.config import PruningConfig
 
@@ -87,11 +88,11 @@ class MethodsConfig:
     """Tokens per row; default is the model's context, at most 512."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in self.methods:
             if name not in METHODS:
                 raise unknown("methods", name, METHODS)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds}: give one or more, each once")
+        distinct("seeds", self.seeds)
         for name in METHODS:
             self.pruning(name, "forward", self.seeds[0])  # whatever is wrong with the shares is said here
 

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.experiments.modules_config import ModulesConfig
 from sepcap.experiments.provenance import made_with
@@ -253,6 +254,7 @@ def plan_modules(model: Any, config: ModulesConfig) -> ModulesPlan:
     return ModulesPlan(config, model, named.names, samples, resolved)
 
 
+@checked()
 def modules(
     model: Any = None, config: ModulesConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = log.info
 ) -> Modules:

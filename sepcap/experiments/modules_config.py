@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sepcap.checks import check_fields, distinct
 from sepcap.experiments.config import PruningConfig
-from sepcap.experiments.neuron_sets_config import check_numbers, check_whole_numbers
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,13 @@ class ModulesConfig:
     """Tokens per row; default is the model's context, at most 512."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tasks, tuple) or not self.tasks:
+        check_fields(self)
+        if not self.tasks:
             raise ValueError(f"tasks={self.tasks!r}: give a tuple of at least one")
-        check_numbers("fractions", self.fractions)
-        check_whole_numbers("seeds", self.seeds)
-        for name in ("n_init", "draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        distinct("fractions", self.fractions)
+        distinct("seeds", self.seeds)
         if self.k < 2:
             raise ValueError(f"k={self.k}: give at least 2 clusters; in one alone nothing is more or less concentrated")
         for fraction in self.fractions:
-            # shares, importance and budgets follow the rules of a pruning run of one step
-            PruningConfig(fractions={"mlp": fraction}, steps=1, importance=self.importance, tokens=self.tokens, batch_size=self.batch_size)
+            # shares and importance follow the rules of a pruning run of one step
+            PruningConfig(fractions={"mlp": fraction}, steps=1, importance=self.importance)

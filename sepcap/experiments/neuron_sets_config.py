@@ -1,18 +1,13 @@
 """Configurations of the studies of neuron sets: the same objects are the API, the command line and the saved JSON (METHODS 12)."""
 
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, Literal
 
-from sepcap.errors import unknown
-from sepcap.experiments.config import FRACTION_KEYS, PruningConfig
+from sepcap.checks import BETWEEN_0_AND_1, check_fields, distinct
+from sepcap.experiments.config import PruningConfig
 
 OTHERS = "others"
 """In place of a retain task: every task is scored against all other tasks of the study together."""
-
-ACCURACIES = ("top1", "top10", "skip50_top1", "skip50_top10")
-SITES = ("mlp", "attn_pre_out", "attn_value")
-CHECKS = ("keep-only", "step-size", "layers", "meeting")
 
 
 @dataclass(frozen=True)
@@ -43,13 +38,11 @@ class OverlapConfig:
     """Tokens per row; default is the model's context, at most 512."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_tasks(self.tasks, "an overlap is of a pair")
-        _check_several("sites", self.sites)
-        for site in self.sites:
-            if site not in FRACTION_KEYS:
-                raise unknown("site", site, FRACTION_KEYS)
-        check_numbers("fractions", self.fractions)
-        check_whole_numbers("control_seeds", self.control_seeds, fewest=0)
+        distinct("sites", self.sites)
+        distinct("fractions", self.fractions)
+        distinct("control_seeds", self.control_seeds, fewest=0)
         _check_shares(self, self.sites, self.fractions)
 
 
@@ -85,14 +78,9 @@ class CrossTaskConfig:
     """Tokens per row; default is the model's context, at most 512."""
 
     def __post_init__(self) -> None:
+        check_fields(self, target=BETWEEN_0_AND_1)
         _check_tasks(self.tasks, "one is pruned and another one watched")
-        _check_one("site", self.site, SITES)
-        _check_one("metric", self.metric, ACCURACIES)
-        if not 0 < self.target < 1:
-            raise ValueError(f"target={self.target}: give a share of the unpruned accuracy between 0 and 1, 0.5 for one half")
-        if self.tolerance < 1:
-            raise ValueError(f"tolerance={self.tolerance}: two numbers of neurons differ by at least 1")
-        check_whole_numbers("seeds", self.seeds)
+        distinct("seeds", self.seeds)
         _check_shares(self, (self.site,), (1.0,))
 
 
@@ -104,7 +92,9 @@ class CrossChecksConfig:
     """One task of the pair: a name or a path (in Python anything that `load_task` takes)."""
     retain: Any = "local-prose"
     """The other one; every check is made from both sides."""
-    checks: tuple[Literal["keep-only", "step-size", "layers", "meeting"], ...] = CHECKS
+    checks: tuple[Literal["keep-only", "step-size", "layers", "meeting"], ...] = (
+        "keep-only", "step-size", "layers", "meeting",
+    )  # fmt: skip
     """Which checks are made."""
     model: str = "default"
     """"default", a folder, or a hub name."""
@@ -134,62 +124,23 @@ class CrossChecksConfig:
     """Tokens per row; default is the model's context, at most 512."""
 
     def __post_init__(self) -> None:
-        _check_several("checks", self.checks)
-        for check in self.checks:
-            _check_one("checks", check, CHECKS)
-        _check_one("site", self.site, SITES)
-        _check_one("metric", self.metric, ACCURACIES)
-        check_numbers("fractions", self.fractions)
+        check_fields(self)
+        for name in ("checks", "fractions", "steps", "seeds"):
+            distinct(name, getattr(self, name))
         if list(self.fractions) != sorted(self.fractions):
             raise ValueError(f"fractions={self.fractions}: give them in increasing order")
-        check_whole_numbers("steps", self.steps, least=1)
         if list(self.steps) != sorted(self.steps):
             raise ValueError(f"steps={self.steps}: give them in increasing order")
-        check_whole_numbers("seeds", self.seeds)
         _check_shares(self, (self.site,), (*self.fractions, self.gone, self.layer_fraction))
 
 
 def _check_tasks(tasks: tuple[Any, ...], why: str) -> None:
-    if not isinstance(tasks, tuple) or len(tasks) < 2:
+    if len(tasks) < 2:
         raise ValueError(f"tasks={tasks!r}: give at least two, in a tuple; {why}")
 
 
-def _check_several(name: str, values: Any, fewest: int = 1) -> None:
-    # one by one: what a set cannot hold is refused as well
-    if not isinstance(values, tuple) or len(values) < fewest or any(value in values[:i] for i, value in enumerate(values)):
-        many = "of at least one" if fewest else "(empty for none)"
-        raise ValueError(f"{name}={values!r}: give a tuple {many}, each once")
-
-
-def check_numbers(name: str, values: Any) -> None:
-    """Whether a field of a configuration is a tuple of different numbers."""
-    _check_several(name, values)
-    if not all(isinstance(value, Real) for value in values):
-        raise ValueError(f"{name}={values!r}: give a tuple of numbers")
-
-
-def check_whole_numbers(name: str, values: Any, *, least: int = 0, fewest: int = 1) -> None:
-    """Whether a field of a configuration is a tuple of different whole numbers.
-
-    Args:
-        name: of the field.
-        values: what came.
-        least: the smallest number that is right.
-        fewest: how many there are at least.
-    """
-    _check_several(name, values, fewest)
-    if not all(isinstance(value, Integral) and int(value) >= least for value in values):
-        raise ValueError(f"{name}={values!r}: give a tuple of whole numbers, {least} or more")
-
-
-def _check_one(name: str, value: Any, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise unknown(name, str(value), valid)
-
-
 def _check_shares(config: Any, sites: tuple[str, ...], fractions: tuple[float, ...]) -> None:
-    """Shares, importance and budgets follow the rules of a pruning run of one step."""
-    same = {name: getattr(config, name) for name in ("importance", "tokens", "batch_size")}
+    """Shares and importance follow the rules of a pruning run of one step."""
     for site in sites:
         for fraction in fractions:
-            PruningConfig(fractions={site: fraction}, steps=1, eval_tokens=getattr(config, "eval_tokens", 1), **same)
+            PruningConfig(fractions={site: fraction}, steps=1, importance=config.importance)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.experiments.neuron_sets_config import OverlapConfig
 from sepcap.experiments.result import Figures, Pieces, StudyResult, as_json, is_finished
 from sepcap.experiments.several_tasks import NamedTasks, resolved, scores_of, statistics_of, study_folder
@@ -199,6 +200,7 @@ def plan_overlaps(model: Any, config: OverlapConfig) -> OverlapPlan:
     return OverlapPlan(config, tasks, samples, resolved(model, config, names, {"collect": samples}), shapes, untrained(model))
 
 
+@checked()
 def overlaps(
     model: Any = None, config: OverlapConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = log.info
 ) -> Overlaps:

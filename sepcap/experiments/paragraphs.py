@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.evaluation.likelihood import log_likelihoods
 from sepcap.evaluation.sampling import sampled
 from sepcap.evaluation.texts import Fit, get_embedder, probe
@@ -101,6 +102,7 @@ class TransferPlan:
         )
 
 
+@checked()
 def transfer(
     model: Any,
     source: str | Sequence[str] | Sequence[Passage],

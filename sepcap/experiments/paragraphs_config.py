@@ -1,17 +1,15 @@
 """What is to be done in a transfer through the paragraph break; nothing heavy is imported here."""
 
 from dataclasses import dataclass
-from numbers import Integral, Real
 from operator import index
 from typing import Any, Literal
 
+from sepcap.checks import ANY, FROM_0, check_fields, distinct
+
 Sites = Literal["mlp", "attn_pre_out", "resid"]
 SITES: tuple[Sites, ...] = ("mlp", "attn_pre_out", "resid")
-PROFILES = ("likelihood", "generation", "none")
 TRANSFERRED = ("mlp", "attn_pre_out")
 GIVEN = (0, 1, 2, 5, 10, 20)
-COUNTS = ("which", "paragraph_tokens", "tokens", "samples", "seed", "batch_size")
-REALS = ("scale", "temperature")
 
 
 def layers_of(layers: Any) -> tuple[int, ...] | Literal["all"]:
@@ -68,29 +66,12 @@ class TransferConfig:
     """Texts per forward pass, and per part of a run that can be resumed."""
 
     def __post_init__(self) -> None:
-        layers_of(self.layers)
-        for name, kind, right in (*((name, Integral, "a whole number") for name in COUNTS), *((name, Real, "a number") for name in REALS)):
-            if not isinstance(getattr(self, name), kind):
-                raise TypeError(f"{name}={getattr(self, name)!r}: give {right}")
-        for name in ("paragraph_tokens", "tokens", "samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
+        check_fields(self, which=ANY, given=FROM_0, layers=FROM_0)
         for name in ("at", "into"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: give a text, such as a paragraph break")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature}: give a finite number, 0 or more")
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(f"samples={self.samples}: at temperature=0 there is but one text; give samples=1")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: give a whole number, 0 or more")
-        if any(k < 0 for k in self.given) or len(set(self.given)) < len(self.given):
-            raise ValueError(f"given={self.given!r}: give numbers of tokens, 0 or more, each once")
-        if not abs(self.scale) < float("inf"):
-            raise ValueError(f"scale={self.scale}: give a finite number")
-        if self.profile not in PROFILES:
-            from sepcap.errors import unknown
-
-            raise unknown("profile", self.profile, PROFILES)
+        distinct("given", self.given, fewest=0)
         if self.profile == "generation" and not self.generate:
             raise ValueError("profile='generation' needs generate=True")

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample
 from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
@@ -144,6 +145,7 @@ def plan(model: Any, config: PruningConfig) -> Plan:
     return Plan(config, model, samples["collect"], samples["evaluate"], resolved)
 
 
+@checked()
 def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | Path, tracker: Trackers = "jsonl") -> Run:
     """Remove the neurons that matter for one task and not for the other, step by step, and measure what is left.
 

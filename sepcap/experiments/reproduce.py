@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from sepcap.checks import checked
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
 from sepcap.experiments.check_run import is_left
@@ -161,6 +162,7 @@ class Reproduction(Shown):
         return html_card(self.study.title, how, self.table)
 
 
+@checked()
 def reproduce(
     study: str | ReproduceConfig,
     model: str | Path = "default",

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
+from sepcap.checks import check_fields
 from sepcap.errors import unknown
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.config import PruningConfig
@@ -99,6 +100,7 @@ class ReproduceConfig:
     """Precision of the model: "float32", "bfloat16" or "float16"."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.study not in studies():
             raise unknown("study", self.study, studies())
         budgets = studies()[self.study].budgets

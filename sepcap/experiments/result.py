@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import pandas as pd
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.experiments.run import Run, differing_fields, identity_of, read_table
 from sepcap.schemas import Finished, Folder, StudyConfig, validated
@@ -415,6 +416,7 @@ STUDIES: dict[str, str] = {
 """Name of a study, as its config.json has it -> the class of its results."""
 
 
+@checked()
 def load_result(folder: str | Path) -> Any:
     """Whatever lies in a folder: the result of a study, or a pruning run.
 

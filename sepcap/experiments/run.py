@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.evaluation.next_token import COUNTS, Evaluation
 from sepcap.experiments.separability import Separability, separability
@@ -75,6 +76,7 @@ class Run:
         self._seen: dict[str, tuple[tuple[int, ...], Any]] = {}  # a file, while size and time stay: checked, or read
 
     @classmethod
+    @checked()
     def load(cls, folder: str | Path) -> "Run":
         """Open the run in a folder, finished or not.
 
@@ -372,6 +374,7 @@ class Run:
             by_step.append(tensors[role].numpy())
         return np.stack(by_step)
 
+    @checked()
     def separability(
         self, metric: str = "top1", *, specific: Literal["forget", "retain"] = "forget", baseline: "Run | None" = None, seed: int = 0
     ) -> Separability:
@@ -416,6 +419,7 @@ class Run:
             raise unknown("figure", kind, kinds)
         return kinds[kind]()
 
+    @checked()
     def report(self, path: str | Path | None = None, *, model: Any = None, baseline: "Run | None" = None) -> Path:
         """One HTML page about the run that needs nothing else; see `sepcap.report.report`."""
         from sepcap.report import report

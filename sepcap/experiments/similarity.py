@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.experiments.permutations import PERMUTATIONS, corrected, jackknife, p_values, relabel
 from sepcap.experiments.provenance import made_with
@@ -98,6 +99,7 @@ class Similarity(StudyResult):
         ]
 
 
+@checked()
 def similarity(
     model: Any,
     labelled_texts: LabelledTexts | Mapping[str, Any] | None = None,

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.experiments.permutations import PERMUTATIONS, TIES, Relabellings, relabel
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import Figures, StudyResult
@@ -102,6 +103,7 @@ def stage_name(stage: int) -> str:
     return "before the first block" if stage == 0 else f"after layer {stage - 1}"
 
 
+@checked()
 def streams(
     model: Any,
     texts: LabelledTexts | Mapping[str, Any] | None = None,
@@ -174,6 +176,7 @@ def streams(
     return Streams(config, tables)
 
 
+@checked()
 def find_dims(
     model: Any,
     texts: LabelledTexts | Mapping[str, Any] | None = None,

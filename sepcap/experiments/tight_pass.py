@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.experiments.result import Figures, Pieces, StudyResult, is_finished, open_study
 from sepcap.experiments.tight_pass_config import TightPassConfig, counted
@@ -222,6 +223,7 @@ def mean_and_interval(values: Any) -> tuple[float, float, float]:
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
+@checked()
 def tight_pass(
     model: Any,
     layer: Any = "all",

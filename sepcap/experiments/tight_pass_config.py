@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from sepcap.errors import unknown
+from sepcap.checks import BETWEEN_0_AND_1, check_fields
 
 PartName = Literal["attn", "mlp"]
 Method = Literal["auto", "exact", "randomized"]
@@ -60,15 +60,7 @@ class TightPassConfig:
     """Of the random weights and of random directions."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("part", PartName), ("method", Method), ("dtype", Precision)):
-            if getattr(self, name) not in get_args(allowed):
-                raise unknown(name, getattr(self, name), get_args(allowed))
-        for name in ("tokens", "rows", "k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give at least 1")
-        for name in ("threshold", "tolerance"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a share of the largest singular value, between 0 and 1")
+        check_fields(self, threshold=BETWEEN_0_AND_1, tolerance=BETWEEN_0_AND_1)
 
     def layers(self, n_layers: int) -> tuple[int, ...]:
         """The layers that are meant, of a model with so many.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.tight_pass_config import TightPassConfig, counted
 from sepcap.models.forward import device_of
@@ -105,6 +106,7 @@ class TightPassPlan:
         return self.products * per_product + decompose, part.product_bytes * min(together, chunk_of(part.product_bytes, size))
 
 
+@checked()
 def plan_tight_pass(model: Any, config: TightPassConfig) -> TightPassPlan:
     """Choose rows and method, and check that every Jacobian can be computed; `.cost()` of the plan says what it takes.
 

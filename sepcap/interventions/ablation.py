@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.interventions.constants import CONSTANTS, Constants, constant_hooks, given_constants
 from sepcap.interventions.optimal import optimal_constants
@@ -105,6 +106,7 @@ class Ablation:
         return f"Ablation({self.name}, {self.neurons!r})"
 
 
+@checked()
 def ablate(
     model: Any,
     neurons: NeuronSet | Iterable[Any] | None = None,
@@ -156,8 +158,6 @@ def ablate(
     """
     chosen = choose(model, neurons, layer=layer, head=head, site=site)
     chosen.check(model)
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed={seed!r}: give a whole number, 0 or more")
     if reference is not None and not isinstance(reference, Statistics):
         raise TypeError(f"reference is a {type(reference).__name__}; give what sepcap.collect returns (texts for 'resample' go in source=)")
     if options and not (isinstance(kind, str) and kind == "optimal"):

@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.models.kinds import architecture_of
 from sepcap.models.sites import add_offset, delete_weights, get_site, output_bias
 from sepcap.selection.neurons import NeuronSet
 
 
+@checked(stopped="the model may be changed in part: load it again")
 def delete(model: Any, neurons: NeuronSet, offset: Mapping[str, Float[Tensor, "layer *neuron"]] | None = None) -> None:
     """Remove neurons from a model by setting the weights that read and write them to zero, in place.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.interventions.constants import CONSTANTS, Constants, constant_hooks
 from sepcap.models.forward import Hook, call, device_of, measuring
 from sepcap.selection.neurons import NeuronSet
@@ -46,6 +47,7 @@ class Optimal:
 
 
 @torch.inference_mode(False)
+@checked()
 def optimal_constants(
     model: Any,
     neurons: NeuronSet,

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.interventions.resample import _undisturbed
 from sepcap.models.forward import device_of, measuring, run_hooks
@@ -150,6 +151,7 @@ class Rotation:
 
 
 @torch.no_grad()
+@checked()
 def value_rotation(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Rotation:
     """The rotation of a model's value/output circuits, without editing the model.
 
@@ -256,6 +258,7 @@ def _any_input(model: Any, rows: int) -> Tensor:
     return torch.arange(min(8, model.cfg.n_ctx), device=device_of(model)).expand(rows, -1)
 
 
+@checked(stopped="the model may be changed in part: load it again")
 def rotate_values(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Rotation:
     """Edit a model so that its value neurons are the singular directions of W_V W_O; its logits stay (1e-4 in float32).
 

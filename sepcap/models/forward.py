@@ -15,6 +15,7 @@ from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, k
 
 Hook = tuple[str, Callable[..., Any]]
 
+
 class _Stop(Exception):
     """Raised by the last hook to be called: nothing after it is wanted."""
 
@@ -132,9 +133,7 @@ def run_hooks(
     raise RuntimeError(f"{min(waiting)} was never called: {architecture_of(model)} has no such activation")
 
 
-def call(
-    model: Any, inputs: Shaped[Tensor, "batch ..."], mask: Bool[Tensor, "batch pos"] | None = None
-) -> Float[Tensor, "batch ... out"]:
+def call(model: Any, inputs: Shaped[Tensor, "batch ..."], mask: Bool[Tensor, "batch pos"] | None = None) -> Float[Tensor, "batch ... out"]:
     """Logits of token ids or pixels, in the model's dtype: [batch, pos, vocab], or [batch, class]. Hooks count, gradients flow."""
     if inputs.is_floating_point():
         return model(inputs.to(next(inner(model).parameters()).dtype), return_type="logits")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.models.attention import rotate_in_own_precision
 from sepcap.models.devices import DeviceMap, check_at_hand, check_device, checked_device_map
@@ -30,6 +31,7 @@ def default_folder() -> Path:
     return Path(str(files("sepcap.models"))) / "assets" / "default"
 
 
+@checked()
 def load_model(
     model: Any = "default",
     *,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.models.devices import check_at_hand
 from sepcap.models.kinds import check_wraps, inner
 from sepcap.models.sites import live_weight, n_layers
@@ -148,6 +149,7 @@ def _shell(hf_model: Any) -> Any:
         return type(hf_model)(config).to(next(hf_model.parameters()).dtype)
 
 
+@checked()
 def save_pretrained(model: Any, folder: str | Path) -> None:
     """Write the model as a plain Hugging Face checkpoint (safetensors, configuration, tokenizer or image processor).
 

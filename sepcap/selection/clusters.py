@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.errors import missing_extra
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.models.views import mlp_input_weights
@@ -158,6 +159,7 @@ def input_fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+@checked()
 def moefy(
     model: Any,
     k: int = K,

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from sepcap.checks import checked
 from sepcap.selection.clusters import Clusters
 from sepcap.selection.neurons import NeuronSet
 
@@ -50,6 +51,7 @@ class Concentration:
         return self.table[self.table["layer"].isna()].drop(columns="layer").astype(float).iloc[0].to_dict()
 
 
+@checked()
 def concentration(neurons: NeuronSet, clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> Concentration:
     """Concentration of a set's mlp neurons in clusters, per layer and in total, against random sets of the same size.
 

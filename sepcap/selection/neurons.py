@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.models.sites import resolve_sites, site_shape
 
 
@@ -39,11 +40,13 @@ class NeuronSet:
         self.info = dict(info or {})
 
     @classmethod
+    @checked()
     def empty(cls, model: Any, sites: str | Iterable[str]) -> "NeuronSet":
         """No neuron of the model's sites."""
         return cls({site: torch.zeros(site_shape(model, site), dtype=torch.bool) for site in resolve_sites(sites)})
 
     @classmethod
+    @checked()
     def random(
         cls,
         model: Any,
@@ -70,6 +73,7 @@ class NeuronSet:
         return random_scores(model, sites, seed).top(fractions, per_layer=per_layer, exclude=exclude)
 
     @classmethod
+    @checked()
     def heads(cls, model: Any, heads: Iterable[tuple[int, int]], site: str = "attn_pre_out") -> "NeuronSet":
         """All neurons of whole heads, given as (layer, head) pairs."""
         if len(site_shape(model, site)) != 3:
@@ -148,6 +152,7 @@ class NeuronSet:
         """The same set on another device."""
         return NeuronSet({site: mask.to(device) for site, mask in self.masks.items()}, self.info)
 
+    @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         from sepcap.storage import save_tensors
@@ -155,6 +160,7 @@ class NeuronSet:
         save_tensors(path, self.masks, {"kind": "neurons", "info": self.info})
 
     @classmethod
+    @checked()
     def load(cls, path: str | Path) -> "NeuronSet":
         """Read what `save` wrote."""
         from sepcap.storage import load_tensors

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.models.sites import get_site, site_shape
 from sepcap.selection.importance import get_importance
@@ -41,6 +42,7 @@ class Scores(Mapping[str, Tensor]):
         """The same scores on another device."""
         return Scores({site: value.to(device) for site, value in self.items()}, self.info)
 
+    @checked()
     def heads(self, aggregate: Literal["mean", "median"] = "mean", site: str = "attn_pre_out") -> Float[Tensor, "layer head"]:
         """Score of every head: the mean or the median over its d_head neurons."""
         if site not in ATTENTION_SITES:
@@ -53,6 +55,7 @@ class Scores(Mapping[str, Tensor]):
             return values.quantile(0.5, dim=-1)
         raise unknown("aggregate", aggregate, ("mean", "median"))
 
+    @checked()
     def top(
         self,
         fractions: Mapping[str, float],
@@ -97,11 +100,13 @@ class Scores(Mapping[str, Tensor]):
         chosen.info = {**self.info, "fractions": dict(fractions), "per_layer": per_layer, "threshold": thresholds}
         return chosen
 
+    @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         save_tensors(path, dict(self), {"kind": "scores", "info": self.info})
 
     @classmethod
+    @checked()
     def load(cls, path: str | Path) -> "Scores":
         """Read what `save` wrote."""
         tensors, meta = load_tensors(path, "scores")
@@ -160,6 +165,7 @@ def _top_heads(heads: Tensor, fraction: float, per_layer: bool, gone: Tensor) ->
     return chosen.masks["mlp"], threshold["mlp"]
 
 
+@checked()
 def score(
     forget: Statistics,
     retain: Statistics,

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sepcap.checks import checked
 from sepcap.models.devices import device_of, layer_device
 from sepcap.models.forward import is_out_of_memory, measuring, run_hooks
 from sepcap.models.sites import get_site, n_layers, resolve_sites
@@ -23,6 +24,7 @@ T = TypeVar("T")
 BATCH_SIZE = 16
 
 
+@checked()
 def collect(
     model: Any,
     task: Any,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.models.sites import get_site
 from sepcap.statistics.histogram import Histogram, HistogramCounter, check_count, gather_histogram
@@ -126,6 +127,7 @@ class NeuronStatistics:
         """The middle activation, or the mean of the two middle ones, to within range/510."""
         return self.quantile(0.5)
 
+    @checked()
     def quantile(self, q: float) -> Float[Tensor, "layer *neuron"]:
         """The activation of rank q·(N − 1), interpolated between neighbouring ranks, to within range/510."""
         return self.require_histogram().quantile(q)
@@ -156,11 +158,13 @@ class NeuronStatistics:
         histogram = None if self.histogram is None else self.histogram.to(device)
         return NeuronStatistics(self.site, self.count, sums, self.low.to(device), self.high.to(device), histogram)
 
+    @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         Statistics({self.site: self}).save(path)
 
     @classmethod
+    @checked()
     def load(cls, path: str | Path) -> "NeuronStatistics":
         """Read what `save` wrote."""
         by_site = Statistics.load(path)
@@ -205,6 +209,7 @@ class Statistics(Mapping[str, NeuronStatistics]):
         """The same statistics on another device."""
         return Statistics({s: v.to(device) for s, v in self.items()}, self.info)
 
+    @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         from sepcap.storage import save_tensors
@@ -219,6 +224,7 @@ class Statistics(Mapping[str, NeuronStatistics]):
         save_tensors(path, tensors, {"kind": "statistics", "counts": counts, "info": self.info})
 
     @classmethod
+    @checked()
     def load(cls, path: str | Path) -> "Statistics":
         """Read what `save` wrote."""
         from sepcap.storage import load_tensors

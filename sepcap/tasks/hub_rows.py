@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sepcap.checks import check_fields
 from sepcap.errors import unknown
 from sepcap.tasks.pixels import part_of, pixel_hash
 from sepcap.tasks.task import PARTS, READERS, Source, Split
@@ -60,6 +61,7 @@ class HubRow:
     gate: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for condition in self.filter:
             if len(condition) != 3 or condition[1] not in OPERATORS:
                 raise ValueError(f"filter={condition!r}: give (field, operator, value), the operator one of {', '.join(OPERATORS)}")

@@ -41,9 +41,7 @@ class ImageSource:
             if not isinstance(label, int):
                 raise TypeError(f"row {i}: label is a {type(label).__name__}; give whole numbers, those of the classifier's outputs")
             if not hasattr(image, "tobytes"):
-                raise TypeError(
-                    f"row {i}: image is a {type(image).__name__}; cast the column: cast_column('image', datasets.Image())"
-                )
+                raise TypeError(f"row {i}: image is a {type(image).__name__}; cast the column: cast_column('image', datasets.Image())")
             if wanted is None or label in wanted:
                 ranked.setdefault(pixel_hash(image), i)
         if not ranked:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from sepcap.checks import checked
 from sepcap.models.forward import positions_of
 from sepcap.models.kinds import architecture_of, kind_of
 from sepcap.storage import html_card
@@ -144,6 +145,7 @@ class LabelledTexts:
         return html_card("LabelledTexts", {"fingerprint": self.fingerprint}, self.table)
 
 
+@checked()
 def labelled_texts(
     model: Any,
     texts: LabelledTexts | Mapping[str, Any] | None = None,

@@ -14,6 +14,7 @@ from itertools import chain, zip_longest
 from operator import index
 from typing import Any
 
+from sepcap.checks import checked
 from sepcap.tasks.hub import Streamed
 from sepcap.tasks.task import load_task
 
@@ -103,6 +104,7 @@ def passages(
     return found
 
 
+@checked()
 def draw_passages(
     tokenizer: Any, tasks: str | Iterable[Any], n: int, *, context: int = 128, following: int = 48, at: str = "\n\n"
 ) -> list[Passage]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.tasks.hub_rows import HubRow
 from sepcap.tasks.local import Kind
@@ -175,6 +176,7 @@ def names() -> list[str]:
     return list(TASKS)
 
 
+@checked()
 def register_task(name: str, row: Row | None = None, /, **fields: Any) -> None:
     """Give a task of your own a name, under which every function of sepcap takes it from now on, in this process.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.tasks import local
 
@@ -181,6 +182,7 @@ def text_column(dataset: Any, column: str | None) -> str:
     raise ValueError(f"no column named 'text'; the columns are {names}. Say which one holds the texts: load_task(data, column=...)")
 
 
+@checked()
 def load_task(task: Any, *, column: str | None = None, name: str | None = None) -> Task:
     """A `Task` from whatever names one.
 

@@ -211,11 +211,14 @@ TUPLES = {
 def test_what_is_no_tuple_or_holds_something_else_is_named(kind, name):
     default = getattr(kind(), name)
     # set afterwards, as whoever runs without a type checker gives it
-    for wrong in (0, 0.5, None, list(default), "mlp", ([0],), (None,), ("x",), (default[0], default[0])):
+    for wrong in (0, 0.5, None, "mlp", ([0],), (None,), ("x",), (default[0], default[0])):
         config = kind()
         object.__setattr__(config, name, wrong)
         with pytest.raises(ValueError, match=rf"^({name}|site)="):
             config.__post_init__()
+    object.__setattr__(config, name, list(default))
+    config.__post_init__()
+    assert getattr(config, name) == default
 
 
 def test_a_control_is_left_out_by_an_empty_tuple_and_seeds_are_whole():

@@ -39,8 +39,7 @@ def toy(value_heads=2):
         "b_O": [1, 1, 1],
     }
     block = {
-        name: Part(**{k: torch.as_tensor(v, dtype=torch.float32) for k, v in part.items()})
-        for name, part in (("mlp", mlp), ("attn", attn))
+        name: Part(**{k: torch.as_tensor(v, dtype=torch.float32) for k, v in part.items()}) for name, part in (("mlp", mlp), ("attn", attn))
     }
     return Part(blocks=torch.nn.ModuleList([Part(**block)]), cfg=SimpleNamespace(architecture="Toy"))
 

@@ -1,0 +1,176 @@
+"""Every number and flag of the public functions and configurations refuses what is of another kind, and names the argument."""
+
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sepcap
+from sepcap.checks import ANY, BOUNDS, Bounds, WrongKind, checked, number, whole
+
+NAN, INF = float("nan"), float("inf")
+WRONG = {
+    bool: ["no", "True", 1, 0, 1.0, None, NAN, []],
+    int: [1.5, True, "3", NAN, INF, None, 1.0, [1]],
+    float: [True, "0.5", NAN, INF, -INF, None, [0.5]],
+    str: [1, True, None, b"x", ["x"]],
+}
+"""What is none of a kind."""
+
+
+def members(kind):
+    """The kinds that an annotation lets through beside None."""
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return [one for one in typing.get_args(kind) if one is not type(None)] if union else [kind]
+
+
+def plain_kind(kind):
+    """The one kind that an annotation lets through beside None, if it is one of the table."""
+    kinds = members(kind)
+    return kinds[0] if len(kinds) == 1 and kinds[0] in WRONG else None
+
+
+def wrong_values(name, kind, optional, bounds):
+    values = [value for value in WRONG[kind] if not (value is None and optional)]
+    if kind in (int, float) and bounds.least > -math.inf:
+        values.append(kind(bounds.least - 1))
+    return values
+
+
+FUNCTIONS = [name for name in sepcap.__all__ if inspect.isfunction(getattr(sepcap, name))]
+CONFIGS = [
+    kind for name in sepcap.__all__ if dataclasses.is_dataclass(kind := getattr(sepcap, name)) and name.endswith(("Config", "Protocol"))
+]
+
+
+def arguments_of(name):
+    function = getattr(sepcap, name)
+    hints = typing.get_type_hints(function)
+    for argument in inspect.signature(function).parameters.values():
+        kind = plain_kind(hints.get(argument.name, typing.Any))
+        if kind is not None:
+            yield argument.name, kind, type(None) in typing.get_args(hints[argument.name]) or argument.default is None
+
+
+class Model:
+    """Enough of a model for the checks of kinds, and for nothing after them."""
+
+    cfg = None
+
+
+def right(name, kind):
+    """Something of the right kind for an argument that is not looked at."""
+    if name == "model":
+        return Model()
+    kind = members(kind)[0]
+    asked = typing.get_origin(kind) or kind
+    plain = {str: "x", int: 1, float: 0.5, bool: True, typing.Any: None}
+    if asked in plain:
+        return plain[asked]
+    return [] if asked.__module__ == "collections.abc" else object.__new__(asked)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_public_function_names_an_argument_of_another_kind(name):
+    function = getattr(sepcap, name)
+    hints, parameters = typing.get_type_hints(function), inspect.signature(function).parameters
+    needed = [p for p in parameters.values() if p.default is p.empty and "VAR" not in p.kind.name]
+    for argument, kind, optional in arguments_of(name):
+        for value in wrong_values(argument, kind, optional, BOUNDS.get(argument, ANY)):
+            given = {p.name: right(p.name, hints.get(p.name, typing.Any)) for p in needed} | {argument: value}
+            first = [given.pop(p.name) for p in parameters.values() if p.kind is p.POSITIONAL_ONLY and p.name in given]
+            with pytest.raises(ValueError, match=rf"^{argument}( is a |=).*give "):
+                function(*first, **given)
+
+
+def made(kind, **changes):
+    """A configuration with values that the type checks of the tests would stop before its own checks see them."""
+    config = kind("sp-table2") if kind is sepcap.ReproduceConfig else kind()
+    for name, value in changes.items():
+        object.__setattr__(config, name, value)
+    config.__post_init__()
+    return config
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_field_of_a_configuration_names_what_is_of_another_kind(config):
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        kind, optional = plain_kind(hint), type(None) in typing.get_args(hint)
+        bounds = ANY if field.name == "which" else BOUNDS.get(field.name, ANY)
+        wrong = [] if kind is None else wrong_values(field.name, kind, optional, bounds)
+        if typing.get_origin(hint) is typing.Literal:
+            wrong = ["no such name", 1, None]
+        if typing.get_origin(hint) in (tuple, dict):
+            wrong = [0, None, NAN, "mlp", *[(object(),)] * (typing.Any not in typing.get_args(hint))]
+        for value in wrong:
+            with pytest.raises(ValueError, match=rf"^{field.name}( is a |=|\[)"):
+                made(config, **{field.name: value})
+
+
+def test_numbers_and_flags_of_numpy_become_pythons_own():
+    shares = {"mlp": np.float64(0.25)}
+    config = made(sepcap.PruningConfig, steps=np.int64(2), recollect=np.bool_(False), eps=np.float32(0.5), fractions=shares)
+    assert [type(v) for v in (config.steps, config.recollect, config.eps, config.fractions["mlp"])] == [int, bool, float, float]
+    assert made(sepcap.AblationProtocol, seeds=list(np.arange(2))).seeds == (0, 1)
+    assert whole("tokens", np.uint8(3)) == 3
+    assert number("scale", 2) == 2
+
+
+def test_a_task_where_the_model_should_be_is_named_as_that():
+    with pytest.raises(
+        WrongKind, match=r"model is a str; give what sepcap.load_model returns \(and task is a model: the two are swapped\)"
+    ):
+        sepcap.collect("local-code", Model())
+
+
+def test_the_home_folder_is_meant_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    @checked()
+    def where(out: Path | None = None, other: str | Path = "x") -> list[str]:
+        return [str(out), str(other)]
+
+    assert where(Path("~/a"), "~/b") == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    assert where(Path("a~"), "./~") == ["a~", "./~"]
+    with pytest.raises(WrongKind, match="other=3: give a text or a path"):
+        where(other=3)
+
+
+def test_bounds_say_what_would_be_right():
+    said = {
+        Bounds(0): "a number, 0 or more",
+        Bounds(0, above=True): "a number above 0",
+        Bounds(0, 1): "a number from 0 to 1",
+        Bounds(0, 1, above=True): "a number above 0 to 1",
+        Bounds(0, 1, above=True, below=True): "a number between 0 and 1",
+        Bounds(most=3): "a number, at most 3",
+        ANY: "a number",
+    }
+    assert {bounds: bounds.words("a number") for bounds in said} == said
+
+
+@pytest.mark.skipif(not hasattr(KeyboardInterrupt, "add_note"), reason="notes came with Python 3.11")
+def test_an_interrupt_says_what_is_kept_and_how_to_go_on():
+    @checked()
+    def work(out: str | None = None) -> None:
+        raise KeyboardInterrupt
+
+    @checked(stopped="the model may be changed in part")
+    def edit() -> None:
+        work()
+
+    for call, said in (
+        (work, "sepcap.work was stopped: nothing is kept; call it again"),
+        (lambda: work("runs/x"), "sepcap.work was stopped: what is finished is kept in runs/x; the same call goes on from there"),
+        (edit, "sepcap.edit was stopped: the model may be changed in part"),
+    ):
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            call()
+        assert stopped.value.__notes__ == [said]
