@@ -17,6 +17,7 @@ from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.models.attention import rotate_in_own_precision
 from sepcap.models.devices import DeviceMap, check_at_hand, check_device, checked_device_map
+from sepcap.models.hooked_transformers import hooked_class, hooked_from
 from sepcap.models.hub import WAYS_OUT, must_be_local
 from sepcap.models.implied_size import check_size
 from sepcap.models.kinds import AUTO_CLASSES, is_hooked_transformer, kind_of, kind_of_config
@@ -45,6 +46,7 @@ def load_model(
     revision: str | None = None,
     random_weights: bool = False,
     seed: int = 0,
+    backend: Any = "bridge",
 ) -> Any:
     """Load a language model, causal or masked, or an image classifier, with hooks.
 
@@ -65,6 +67,9 @@ def load_model(
         random_weights: weights as they are before training, of the same configuration: the control of [MOD]. Only the
             configuration and the tokenizer of a folder or hub model are read.
         seed: of the random weights.
+        backend: "bridge", or with transformer-lens 3.9 "hooked": a HookedTransformer with the weights as they are, nothing folded
+            or centred; or a subclass of it, such as SAELens's HookedSAETransformer. A model of up to 2,048 positions where they
+            are rotary. docs/families.md names the families.
 
     Returns:
         A `transformer_lens` TransformerBridge in evaluation mode: everything that works on a bridge works on it. That of an
@@ -74,7 +79,9 @@ def load_model(
         ConnectionError: a hub model that is not in the local cache, without network (at once).
         FileNotFoundError: a path that does not exist or holds no model.
         ValueError: a folder without tokenizer or with an empty one, or without some of the weights; a device that is not there.
-        NotImplementedError: weights that are offloaded to CPU or disk, because the devices of a `device_map` are too small.
+        NotImplementedError: weights that are offloaded to CPU or disk, because the devices of a `device_map` are too small; a family
+            or setting that a HookedTransformer does not have.
+        ImportError: `backend="hooked"` with a transformer-lens that has no HookedTransformer.
         CorruptFile: weights that cannot be read.
 
     Example:
@@ -84,7 +91,13 @@ def load_model(
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    if isinstance(model, TransformerBridge) or is_hooked_transformer(model):
+    if backend != "bridge":
+        hooked_class(backend)
+    if is_hooked_transformer(model):
+        return model
+    if isinstance(model, TransformerBridge):
+        if backend != "bridge":
+            raise ValueError("model is a TransformerBridge already, which backend='hooked' makes nothing else of; give its folder or name")
         return model
     placing = checked_device_map(device_map, max_memory, device)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -111,6 +124,8 @@ def load_model(
     check_at_hand(hf_model, f"model={name!r}")
     spread = getattr(hf_model, "hf_device_map", None) is not None
     hf_model, at = (hf_model, None) if spread else (hf_model.to(device), str(device))
+    if backend != "bridge":
+        return hooked_from(backend, hf_model, tokenizer, name, _as_it_is)
     # the class of the checkpoint decides about the architecture, so that the display name is free; a folder's bare name could be
     # one of the library's short names of hub models, of which it then says that it loads them
     known_as = str(Path(name).resolve()) if Path(name).is_dir() else name

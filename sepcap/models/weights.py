@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.models.devices import check_at_hand
-from sepcap.models.kinds import check_wraps, inner
+from sepcap.models.hooked_transformers import written_back
+from sepcap.models.kinds import inner, is_hooked_transformer
 from sepcap.models.sites import live_weight, n_layers
 
 log = logging.getLogger(__name__)
@@ -71,9 +72,10 @@ def plain_state_dict(model: Any) -> dict[str, Tensor]:
 
     Raises:
         NotImplementedError: a weight the checkpoint needs is not there, or one the model computes with has no place in it; or a
-            HookedTransformer.
+            HookedTransformer that `load_model` has not made.
     """
-    check_wraps(model, "saving a checkpoint")
+    if is_hooked_transformer(model):
+        return {key: weight.contiguous() for key, weight in written_back(model).state_dict().items()}
     check_at_hand(model, "saving a checkpoint")
     hf_model = inner(model)
     wanted = _shell(hf_model).state_dict()
@@ -87,7 +89,9 @@ def plain_state_dict(model: Any) -> dict[str, Tensor]:
     wrong = [key for key in wanted if key not in have or have[key].shape != wanted[key].shape]
     if wrong:
         raise NotImplementedError(f"cannot save this architecture: no weight found for {', '.join(wrong[:3])} ({len(wrong)} in all)")
-    adrift = [name for name, parameter in model.named_parameters() if _storage(parameter) not in known]
+    # an unembedding without bias has one of zeros in a bridge; in transformer-lens 3 that is a parameter
+    zero = {_storage(p) for p in model.unembed.parameters() if p.dim() == 1 and not p.any()} if hasattr(model, "unembed") else set()
+    adrift = [name for name, parameter in model.named_parameters() if _storage(parameter) not in known | zero]
     if adrift:
         raise NotImplementedError(
             f"cannot save this architecture: it computes with a copy of {', '.join(adrift[:3])} ({len(adrift)} in all), and where "
@@ -167,8 +171,9 @@ def save_pretrained(model: Any, folder: str | Path) -> None:
     if Path(folder).exists() and not Path(folder).is_dir():
         raise FileExistsError(f"folder={str(folder)!r} is no folder but a file or a device; give the name of a folder")
     state = plain_state_dict(model)
-    shell = _shell(inner(model))
-    shell.generation_config = copy.deepcopy(getattr(inner(model), "generation_config", None))
+    hf_model = model.sepcap_origin.hf_model if is_hooked_transformer(model) else inner(model)
+    shell = _shell(hf_model)
+    shell.generation_config = copy.deepcopy(getattr(hf_model, "generation_config", None))
     shell.save_pretrained(str(folder), state_dict=state)
     for beside in (model.tokenizer, getattr(model, "processor", None)):
         if beside is not None:

@@ -4,12 +4,14 @@ Run by test_core_on_hooked_transformers.py in an environment that has this class
 bridge's numbers beside it.
 """
 
+import copy
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONTEXT, words
+from conftest import CONTEXT, tiny_tokenizer, words
 from safetensors.torch import load_file
 
 import sepcap
@@ -24,7 +26,7 @@ from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import load_task
 
 MODELS = "SEPCAP_TEST_MODELS"
-HOOKED = ("opt", "neox", "mistral")
+HOOKED = ("opt", "gpt2", "neox", "llama", "mistral")
 LETTERS, DIGITS = words(0), words(0, alphabet="0123456789")
 SIZE = {"tokens": 300, "context": CONTEXT}
 IDS = torch.randint(3, 320, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -79,17 +81,10 @@ def edited(model, edit) -> torch.Tensor:
 
 
 def made_from(folder):
-    """A HookedTransformer and the Hugging Face model that it was made from, without folding."""
+    """A HookedTransformer and the plain model of the same folder."""
     import transformers
-    from transformer_lens import HookedTransformer
-    from transformer_lens import loading_from_pretrained as loading
 
-    hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    config = loading.get_pretrained_model_config(str(folder), device="cpu", n_ctx=CONTEXT)
-    model = HookedTransformer(config, transformers.AutoTokenizer.from_pretrained(folder), move_to_device=False)
-    raw = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
-    model.load_and_process_state_dict(loading.get_pretrained_state_dict(str(folder), config, hf_model), **raw)
-    return model, hf_model
+    return sepcap.load_model(folder, device="cpu", backend="hooked"), transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
 @pytest.fixture(params=HOOKED)
@@ -219,9 +214,98 @@ def test_an_interrupted_run_goes_on(model, tmp_path, monkeypatch):
     assert not same_state(model, before)
 
 
-def test_what_needs_the_hugging_face_model_says_so(model, tmp_path):
+@torch.no_grad()
+def test_it_computes_what_the_plain_model_does_in_every_precision(case):
+    model, hf_model, _ = case
+    torch.testing.assert_close(model(IDS), hf_model(IDS).logits, rtol=0, atol=1e-4)
+    half = sepcap.load_model(hf_model.bfloat16(), tokenizer=model.tokenizer, dtype="bfloat16", device="cpu", backend="hooked")
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    off, plain_off = ((logits.float() - model(IDS)).square().mean().sqrt() for logits in (half(IDS), hf_model(IDS).logits))
+    assert off < 1.5 * plain_off
+
+
+@pytest.mark.parametrize("edit", ["nothing", "deletion", "rotation", "offset", "cast", "copied"])
+@torch.no_grad()
+def test_what_is_saved_is_a_plain_checkpoint_with_the_same_logits(case, edit, tmp_path):
+    import transformers
+
+    model, hf_model, _ = case
+    edits = {
+        "deletion": lambda: [sepcap.delete(model, neurons) for neurons in drawn(model).values()],
+        "rotation": lambda: sepcap.rotate_values(model),
+        "offset": lambda: sepcap.delete(model, drawn(model)["mlp"], offset="mean", reference=sepcap.collect(model, LETTERS, **SIZE)),
+    }
+    if edit == "offset" and model.cfg.original_architecture == "MistralForCausalLM":
+        edits["offset"]()
+        with pytest.raises(NotImplementedError, match=r"b_out.* has no place for"):
+            sepcap.save_pretrained(model, tmp_path / "saved")
+        return
+    if edit in edits:
+        edits[edit]()
+    if edit == "cast":
+        model.to(torch.float64, print_details=False)
+        sepcap.delete(model, drawn(model)["mlp"])
+    if edit == "copied":
+        model = copy.deepcopy(model)
+        sepcap.delete(model, drawn(model)["mlp"])
+    sepcap.save_pretrained(model, tmp_path / "saved")
+    saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    assert saved.config.architectures == hf_model.config.architectures
+    torch.testing.assert_close(saved(IDS).logits.to(model.cfg.dtype), model(IDS), rtol=0, atol=1e-4)
+    changed = not torch.allclose(saved(IDS).logits, hf_model(IDS).logits, atol=1e-3)
+    assert changed == (edit not in ("nothing", "rotation"))
+    for backend in ("bridge", "hooked"):
+        again = sepcap.load_model(tmp_path / "saved", device="cpu", backend=backend)
+        torch.testing.assert_close(again(IDS), saved(IDS).logits, rtol=0, atol=1e-4)
+
+
+def test_a_weight_that_the_checkpoint_ties_to_another_is_not_saved_wrong(model, tmp_path):
+    model.unembed.W_U = torch.nn.Parameter(model.W_U.detach() * 2)
+    if model.sepcap_origin.hf_model.config.tie_word_embeddings:
+        with pytest.raises(NotImplementedError, match=r"(embed\.W_E|unembed\.W_U) .*ties it to another weight"):
+            sepcap.save_pretrained(model, tmp_path / "saved")
+    else:
+        sepcap.save_pretrained(model, tmp_path / "saved")
+
+
+def test_a_subclass_is_made_too(tiny_folders):
+    from transformer_lens import HookedTransformer
+
+    class Own(HookedTransformer):
+        pass
+
+    model = sepcap.load_model(tiny_folders["gpt2"], device="cpu", backend=Own)
+    assert type(model) is Own
+    assert sepcap.evaluate(model, LETTERS, **SIZE).n == 300
+
+
+def test_one_that_sepcap_has_not_made_is_measured_but_not_saved(tmp_path):
+    from transformer_lens import HookedTransformer
+
+    sizes = {"n_layers": 1, "d_model": 16, "n_ctx": 32, "d_head": 8, "d_vocab": 320, "act_fn": "relu", "d_mlp": 24}
+    model = HookedTransformer(sizes, tiny_tokenizer())
+    assert sepcap.evaluate(model, LETTERS, **SIZE).n == 300
     with pytest.raises(NotImplementedError, match=r"saving a checkpoint .*load_model"):
         sepcap.save_pretrained(model, tmp_path / "saved")
+
+
+def test_a_bridge_is_not_made_into_something_else(tiny_folders):
+    with pytest.raises(ValueError, match="a TransformerBridge already"):
+        sepcap.load_model(sepcap.load_model(tiny_folders["opt"], device="cpu"), backend="hooked")
+
+
+@torch.no_grad()
+def test_other_logits_than_the_plain_models_are_refused(tiny_folders, monkeypatch):
+    from sepcap.models import hooked_families
+
+    family = hooked_families.HOOKED_FAMILIES["GPT2LMHeadModel"]
+    wrong = dataclasses.replace(family, config=lambda config: family.config(config) | {"act_fn": "relu"})
+    monkeypatch.setitem(hooked_families.HOOKED_FAMILIES, "GPT2LMHeadModel", wrong)
+    with pytest.raises(NotImplementedError, match="logits of a HookedTransformer differ"):
+        sepcap.load_model(tiny_folders["gpt2"], device="cpu", backend="hooked")
+
+
+def test_what_needs_the_hugging_face_model_says_so(model):
     with pytest.raises(NotImplementedError, match=r"harness .*load_model"):
         sepcap.harness(model, "piqa")
 

@@ -1,0 +1,155 @@
+"""HookedTransformer of transformer-lens 3, made from a Hugging Face model whose weights it shares (backend="hooked")."""
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepcap.models.hooked_families import HOOKED_FAMILIES
+from sepcap.models.kinds import architecture_of
+
+LOGITS = 1e-4
+"""How far logits may be from the plain model's, as a share of the largest, in float32; in half precision 500 times as far."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a HookedTransformer was made from.
+
+    Attributes:
+        hf_model: the Hugging Face model; it has the same weights in memory, as long as nobody moves or casts one of the two.
+        views: gives the weights of `hf_model` as the HookedTransformer names and shapes them, most of them without copying.
+    """
+
+    hf_model: Any
+    views: Callable[[Any], Mapping[str, Tensor]]
+
+
+def hooked_class(backend: Any) -> type:
+    """The class that a backend names.
+
+    Raises:
+        ValueError: neither "hooked" nor a subclass of HookedTransformer.
+        ImportError: the transformer-lens that is installed has no such class.
+    """
+    if isinstance(backend, type) and any(base.__name__ == "HookedTransformer" for base in backend.__mro__):
+        return backend
+    if backend != "hooked":
+        raise ValueError(f"backend={backend!r}: give 'bridge', 'hooked', or a subclass of HookedTransformer such as HookedSAETransformer")
+    installed = version("transformer-lens")
+    if int(installed.split(".")[0]) >= 4:
+        raise ImportError(
+            f"backend='hooked': the transformer-lens {installed} that is installed has no HookedTransformer, which was removed in 4.0. "
+            "Leave out backend, or install the line that has it: pip install 'transformer-lens>=3.9,<4'"
+        )
+    return import_module("transformer_lens").HookedTransformer
+
+
+@torch.no_grad()
+def hooked_from(
+    backend: Any,
+    hf_model: Any,
+    tokenizer: Any,
+    name: str,
+    as_it_is: Callable[[Any], AbstractContextManager[Any]],
+) -> Any:
+    """A HookedTransformer that computes what a Hugging Face model computes: nothing is folded or centred.
+
+    Args:
+        backend: "hooked", or a subclass of HookedTransformer.
+        hf_model: the model, on its device and in its precision. Its weights are shared: an edit of one is an edit of both.
+        tokenizer: its tokenizer.
+        name: what the model is called.
+        as_it_is: gives a copy of a tokenizer that the library does not rebuild.
+
+    Raises:
+        NotImplementedError: a family, or a setting of one, that a HookedTransformer does not have; or other logits than the model's.
+    """
+    made, architecture = hooked_class(backend), hf_model.config.architectures[0]
+    family = HOOKED_FAMILIES.get(architecture)
+    if family is None:
+        raise NotImplementedError(
+            f"model={name!r} is a {architecture}, of which sepcap makes no HookedTransformer; leave out backend, or set 'bridge'. "
+            f"backend='hooked' knows {', '.join(sorted(HOOKED_FAMILIES))}"
+        )
+    if getattr(hf_model, "hf_device_map", None) is not None:
+        raise NotImplementedError(f"model={name!r}: backend='hooked' works on one device; give device=, or set backend='bridge'")
+    try:
+        options = family.config(hf_model.config)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"model={name!r} has {error}; leave out backend, or set 'bridge'") from error
+    weight = next(hf_model.parameters())
+    options |= {"d_vocab": hf_model.config.vocab_size, "init_weights": False, "device": str(weight.device), "dtype": weight.dtype}
+    options |= {"model_name": name, "original_architecture": architecture}
+    config = import_module("transformer_lens").HookedTransformerConfig.from_dict(options)
+    with as_it_is(tokenizer) as own:
+        model = made(config, own, move_to_device=False)
+    if len(model.tokenizer) != len(tokenizer):
+        model.tokenizer = tokenizer  # where BOS or EOS is missing the library invents a token
+    conversion = getattr(import_module(f"transformer_lens.pretrained.weight_conversions.{family.module}"), family.function)
+    origin = Origin(hf_model, partial(conversion, cfg=copy.copy(model.cfg)))
+    state = {key: value.detach().to(weight) for key, value in origin.views(hf_model).items()}
+    # assigned, not copied: the weights are once in memory, and what is deleted here is deleted in the model that is saved
+    found = model.load_state_dict(state, strict=False, assign=True)
+    lost = [*found.unexpected_keys, *({key for key, _ in model.named_parameters()} & set(found.missing_keys) - {"unembed.b_U"})]
+    if lost:
+        raise NotImplementedError(f"model={name!r}: {', '.join(lost[:3])} of {architecture} and HookedTransformer do not match")
+    model.to(weight.device, print_details=False)  # what are no parameters: masks and rotations
+    model.sepcap_origin = origin
+    _check_logits(model.eval(), hf_model.eval(), name)
+    return model
+
+
+def _check_logits(model: Any, hf_model: Any, name: str) -> None:
+    """Raise where the two do not compute the same."""
+    weight = next(hf_model.parameters())
+    ids = torch.arange(1, 1 + min(16, model.cfg.n_ctx), device=weight.device)[None] * 7 % model.cfg.d_vocab
+    plain, found = hf_model(ids, use_cache=False).logits.float(), model(ids).float()
+    bound = LOGITS * (1 if weight.dtype.itemsize >= 4 else 500) * max(1.0, float(plain.abs().max()))
+    off = float((plain - found).abs().max())
+    if not off <= bound:
+        raise NotImplementedError(
+            f"model={name!r}: the logits of a HookedTransformer differ from the Hugging Face model's by {off:.2g}; leave out backend, "
+            "or set 'bridge'"
+        )
+
+
+@torch.no_grad()
+def written_back(model: Any) -> Any:
+    """The Hugging Face model that a HookedTransformer was made from, with the weights as they are now.
+
+    Raises:
+        NotImplementedError: sepcap has not made it, or a weight has been changed that the checkpoint has no place for.
+    """
+    origin: Origin | None = getattr(model, "sepcap_origin", None)
+    if origin is None:
+        raise NotImplementedError(
+            f"saving a checkpoint needs the Hugging Face model, which a {type(model).__name__} does not keep; make it with "
+            "sepcap.load_model(folder or name, backend='hooked'), and make the same edits there"
+        )
+    now, views = dict(model.named_parameters()), origin.views(origin.hf_model)
+    there = {_storage(weight) for weight in origin.hf_model.parameters()}
+    for key, view in views.items():
+        if _storage(view) in there and _storage(now[key]) != _storage(view):
+            view.detach().copy_(now[key])
+    # when all are written: one tied weight cannot be two things, and a bias that the family lacks has no place
+    lost = [key for key, view in views.items() if not torch.equal(view.to(now[key]), now[key])]
+    if model.unembed.b_U.any() and "unembed.b_U" not in views:
+        lost.append("unembed.b_U")
+    if lost:
+        raise NotImplementedError(
+            f"cannot save this model: {', '.join(lost[:3])} ({len(lost)} in all) has been changed, which a checkpoint of "
+            f"{architecture_of(model)} has no place for: it has no such bias, or ties it to another weight"
+        )
+    return origin.hf_model
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
