@@ -57,7 +57,6 @@ class Prune(PruningConfig):
         """Carry out the command."""
         from sepcap.experiments.check_run import is_left
         from sepcap.experiments.pruning import execute, plan
-        from sepcap.experiments.run import find_run
         from sepcap.experiments.trackers import trackers_of
         from sepcap.models.load import load_model
 
@@ -66,8 +65,7 @@ class Prune(PruningConfig):
             _compare(config, self.comparison, trackers)
             return
         prepared = plan(load_model(config.model), config)
-        found = find_run(self.out, prepared.resolved) is not None
-        print("This run is finished; nothing is computed again." if found and not is_left(self.out) else prepared.cost())
+        print(prepared.cost() if is_left(self.out, prepared.resolved) else "This run is finished; nothing is computed again.")
         run = execute(prepared, self.out, trackers)
         print(run)
         print(run.trajectory.pivot(index="step", columns="role", values=["top1", "loss"]).to_string(float_format=lambda x: f"{x:.3f}"))

@@ -55,6 +55,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         OSError: it cannot be written, as on a full disk; the path is named, and nothing half-written is left.
     """
     path = output_path(path)
+    check_held(path.parent)
     target = Path(os.path.realpath(path))
     make_folder(target.parent)
     temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:8]}{PART}")
@@ -112,9 +113,9 @@ def check_held(folder: Path) -> None:
     Raises:
         FileNotFoundError: this folder, or one above it, was moved or deleted since `sole_writer` took it.
     """
-    real = Path(os.path.abspath(folder))
+    asked = Path(os.path.abspath(folder))
     for held, device, inode in HELD.get():
-        if real != held and held not in real.parents:
+        if asked != held and held not in asked.parents:
             continue
         try:
             there = held.stat()
@@ -192,7 +193,8 @@ def open_regular(path: str | Path, what: str) -> Iterator[BinaryIO]:
     except OSError as error:
         raise CorruptFile(f"{path} cannot be read ({error.strerror})") from error
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(f"{path} is a folder; give a {what}, in a run for example steps/0003/neurons.safetensors")
+        example = ", in a run for example steps/0003/neurons.safetensors" if what == "file of neurons" else ""
+        raise IsADirectoryError(f"{path} is a folder; give a {what}{example}")
     raise CorruptFile(f"{path} is a {_kind(mode)} and no regular file; a {what} belongs there")
 
 
@@ -319,7 +321,7 @@ def read_json(path: str | Path, schema: Any) -> Any:
     """
     from sepcap.schemas import validated
 
-    with open_regular(path, "JSON") as file:
+    with open_regular(path, "file of JSON") as file:
         data = file.read(MOST_JSON + 1)
     if len(data) > MOST_JSON:
         raise CorruptFile(f"{path} is too large: a JSON of sepcap has at most {MOST_JSON:,} bytes")

@@ -8,7 +8,8 @@ from sepcap.errors import CorruptFile
 from sepcap.experiments.check_run import problems
 from sepcap.experiments.generations import FILE, texts_kept
 from sepcap.experiments.result import FINISHED, PAGES, own_files, read_config, study_damage
-from sepcap.experiments.run import Run, identity_of
+from sepcap.experiments.run import Run
+from sepcap.experiments.step_files import identity_of
 from sepcap.experiments.trackers import LINES, WANDB, JsonLines
 from sepcap.storage import PART
 
@@ -54,7 +55,7 @@ def check_folder(folder: str | Path) -> Checked:
             _runs(found, config["runs"])
         else:
             _study(found)
-    except CorruptFile as error:
+    except (CorruptFile, IsADirectoryError) as error:
         found.problems.append(str(error))
     return found
 

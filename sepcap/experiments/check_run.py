@@ -1,6 +1,5 @@
 """Whether a run is what was written: every file by its SHA-256, and what is there twice by comparing it (METHODS 10)."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,8 @@ import numpy as np
 
 from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import COUNTS, Evaluation
-from sepcap.experiments.run import ROLES, ROTATION, Run
+from sepcap.experiments.run import ROLES, Run, find_run
+from sepcap.experiments.step_files import ROTATION
 from sepcap.storage import load_tensors
 
 LISTED = 5
@@ -26,11 +26,16 @@ def check_run(run: Run) -> None:
         raise CorruptFile("\n".join(found[:LISTED]) + more)
 
 
-def is_left(folder: Path) -> bool:
-    """Whether the run of a folder is still to be done, or a part of it; one that is damaged is refused, as by `check_run`."""
-    if not os.path.lexists(folder / "config.json"):
+def is_left(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether the run of a configuration is still to be done in a folder, or a part of it.
+
+    Raises:
+        FileExistsError: the folder holds another run, as `find_run` says.
+        CorruptFile: the run is damaged, as `check_run` says.
+    """
+    run = find_run(folder, config)
+    if run is None:
         return True
-    run = Run(folder)
     check_run(run)
     return not run.finished
 

@@ -14,10 +14,12 @@ from sepcap.evaluation.generation import PROMPTS, continuation
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.experiments.check_run import is_left
 from sepcap.experiments.config import PruningConfig
+from sepcap.experiments.planned import name_study, planned_runs
 from sepcap.experiments.pruning import Plan, execute, plan
-from sepcap.experiments.result import Figures, Shown, name_study, planned_runs
-from sepcap.experiments.run import Run, identity_of
+from sepcap.experiments.result import Figures, Shown
+from sepcap.experiments.run import Run
 from sepcap.experiments.separability import Separability
+from sepcap.experiments.step_files import identity_of
 from sepcap.experiments.trackers import Trackers, trackers_of
 from sepcap.models.kinds import kind_of
 from sepcap.models.weights import WeightSnapshot
@@ -177,7 +179,7 @@ def compare(
     }
     plans = {name: plan(model, c) for name, c in configs.items()}
     for name, prepared in plans.items():
-        is_left(folder / name)  # refuses one that is damaged, before the others are computed
+        is_left(folder / name, prepared.resolved)  # refuses one that is damaged or another, before any is computed
         say(f"{name}: {prepared.cost()}")
     speed = tokens_per_second(plans["forward"])
     total = sum(p.tokens() for p in plans.values())

@@ -18,10 +18,12 @@ from sepcap.experiments.check_run import is_left
 from sepcap.experiments.comparison import tokens_per_second
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.methods_config import DIRECTIONS, METHODS, PLAIN, Direction, MethodsConfig
+from sepcap.experiments.planned import name_study, planned_runs
 from sepcap.experiments.pruning import Plan, execute, plan
-from sepcap.experiments.result import Figures, Shown, name_study, planned_runs
-from sepcap.experiments.run import ROLES, Run, identity_of
+from sepcap.experiments.result import Figures, Shown
+from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import ACCURACIES, Separability, area_replicas, separability
+from sepcap.experiments.step_files import identity_of
 from sepcap.interventions.deletion import check_output_biases
 from sepcap.interventions.rotation import check_rotation
 from sepcap.storage import make_folder, sole_writer
@@ -267,7 +269,7 @@ def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: 
             for seed in config.seeds:
                 plans[name, direction, seed] = plan(model, config.pruning(name, direction, seed))
     folders = {key: out / _name(*key) for key in plans}
-    left = [key for key, folder in folders.items() if is_left(folder)]
+    left = [key for key, folder in folders.items() if is_left(folder, plans[key].resolved)]
     total = sum(plans[key].tokens() for key in left)
     if left:
         speed = tokens_per_second(plans[left[0]])

@@ -18,7 +18,8 @@ from sepcap.evaluation.next_token import COUNTS, evaluate_sample
 from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.run import ROLES, ROTATION, Run, begin_run, find_run, metrics_of
+from sepcap.experiments.run import ROLES, Run, begin_run, find_run, metrics_of
+from sepcap.experiments.step_files import ROTATION
 from sepcap.experiments.trackers import Tracker, Trackers, are_behind, followed, trackers_of
 from sepcap.interventions.deletion import check_output_biases, delete
 from sepcap.interventions.rotation import check_rotation, value_rotation

@@ -16,11 +16,13 @@ from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
 from sepcap.experiments.check_run import is_left
 from sepcap.experiments.overlaps import TRAINED, OverlapPlan, Overlaps, run_overlaps
+from sepcap.experiments.planned import name_study, planned_runs
 from sepcap.experiments.pruning import execute, plan
 from sepcap.experiments.reproduce_config import ReproduceConfig, Study, studies
-from sepcap.experiments.result import Figures, Shown, name_study, planned_runs, study_config
-from sepcap.experiments.run import ROLES, Run, identity_of
+from sepcap.experiments.result import Figures, Shown, study_config
+from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import Separability, cost_at, resampled
+from sepcap.experiments.step_files import identity_of
 from sepcap.models.load import load_model
 from sepcap.storage import make_folder, sole_writer, write_atomically
 from sepcap.tasks.samples import check_context, sample_task
@@ -229,8 +231,8 @@ def _prune(asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say
     model = load_model(asked.model, dtype=asked.dtype)
     plans = {name: plan(model, config) for name, config in configs.items()}
     folders = {name: folder / name for name in plans}
-    name_study(folder, Reproduction.STUDY, {name: identity_of(prepared.resolved) for name, prepared in plans.items()}, _as_stored(asked))
-    left = [name for name, path in folders.items() if is_left(path)]
+    left = [name for name, path in folders.items() if is_left(path, plans[name].resolved)]
+    name_study(folder, Reproduction.STUDY, {name: identity_of(prepared.resolved) for name, prepared in plans.items()})
     for name in left:
         say(f"{name}: {plans[name].cost()}")
     _say_minutes(say, model, [plans[name].tokens() for name in left], *(next(iter(plans[name].evaluate.values())) for name in left[:1]))

@@ -1,14 +1,11 @@
 """A run is a folder: written step by step, each step whole or not at all, read back as one object."""
 
-import contextlib
-import copy
 import json
 import os
 import reprlib
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,45 +13,28 @@ import torch
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
-from sepcap.evaluation.next_token import COUNTS, Evaluation
+from sepcap.evaluation.next_token import Evaluation
 from sepcap.experiments.separability import Separability, separability
+from sepcap.experiments.step_files import BIASES, NOT_DECISIVE, ROLES, ROTATION, StepFiles
+from sepcap.experiments.tables import read_table, same_table
 from sepcap.interventions.deletion import delete
 from sepcap.interventions.rotation import Rotation
 from sepcap.models.sites import write_output_biases
 from sepcap.models.weights import fingerprint
-from sepcap.schemas import Record, RunConfig
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import (
     FORMAT,
     PART,
-    check_held,
-    damage,
-    digest_of,
     load_tensors,
-    make_folder,
     open_regular,
-    read_json,
-    save_tensors,
-    seals_of,
     write_atomically,
     write_json,
 )
 
-BIASES = "biases.safetensors"
-ROTATION = "rotation.safetensors"
-T = TypeVar("T")
-ROLES: tuple[Literal["forget", "retain"], ...] = ("forget", "retain")
-MOST_COLUMNS = 1_000
-"""Of a table."""
 
-NOT_DECISIVE = ("versions", "created", "model", "task_fingerprints", "documents", "tokens_found")
-"""Fields that may differ when a run goes on: `samples` says which tokens are used, wherever they were found, and
-`model_fingerprint` which weights, wherever they lay."""
-
-
-class Run:
+class Run(StepFiles):
     """A pruning run on disk, finished or not.
 
     Attributes:
@@ -67,13 +47,6 @@ class Run:
         >>> run = sepcap.Run.load("runs/opt")  # doctest: +SKIP
         >>> run.separability("top1").percent  # doctest: +SKIP
     """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.config: dict[str, Any] = read_json(self.folder / "config.json", RunConfig)
-        del self.config["format"]
-        self.identity = identity_of(self.config)
-        self._seen: dict[str, tuple[tuple[int, ...], Any]] = {}  # a file, while size and time stay: checked, or read
 
     @classmethod
     @checked()
@@ -92,47 +65,6 @@ class Run:
             raise CorruptFile(gap)
         return run
 
-    @property
-    def steps_done(self) -> int:
-        """Number of the last step on disk; −1 before step 0."""
-        done = -1
-        while done < self.config["steps"] and os.path.lexists(self.step_folder(done + 1) / "record.json"):
-            done += 1
-        return done
-
-    @property
-    def finished(self) -> bool:
-        """Whether all steps asked for are there, none of their files missing or cut."""
-        return self.steps_done >= self.config["steps"] and not self.damage(whole=False)
-
-    def gap(self) -> str:
-        """The first step that is not there while later ones are, in words; empty where there is none."""
-        first = self.steps_done + 1
-        if any((self.folder / "steps").glob("[0-9]*")) and any(
-            int(p.name) >= first for p in (self.folder / "steps").iterdir() if p.name.isdecimal() and int(p.name) <= self.config["steps"]
-        ):
-            return f"{self.step_folder(first) / 'record.json'} is missing; the command that made the run makes that step again"
-        return ""
-
-    def damage(self, *, whole: bool = True) -> list[str]:
-        """What is missing or damaged of the steps on disk, and what to do, one sentence for each file.
-
-        Args:
-            whole: compare every file with its SHA-256, once as long as its size and time stay; else sizes alone.
-        """
-        found = []
-        for step in range(self.steps_done + 1):
-            try:
-                for name in self._record(step)["files"]:
-                    self._checked(step, name, whole=whole)
-            except CorruptFile as error:
-                found.append(str(error))
-        return found
-
-    def step_folder(self, step: int) -> Path:
-        """Folder of one step."""
-        return self.folder / "steps" / f"{step:04d}"
-
     def write_step(
         self,
         step: int,
@@ -142,44 +74,8 @@ class Run:
         biases: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Write one step whole or not at all, then the table of all steps."""
-        final = self.step_folder(step)
-        temporary = final.with_name(f".{final.name}{PART}")
-        for leftover in (temporary, final):
-            # of an interrupted attempt, or a step that lost its record
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        try:
-            self._write_files(step, temporary, record, evaluations, gone, biases)
-            make_folder(final.parent)
-            os.replace(temporary, final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        super().write_step(step, record, evaluations, gone, biases)
         self.write_trajectory()
-
-    def _write_files(
-        self,
-        step: int,
-        temporary: Path,
-        record: Mapping[str, Any],
-        evaluations: Mapping[str, Evaluation],
-        gone: NeuronSet,
-        biases: Mapping[str, torch.Tensor] | None,
-    ) -> None:
-        make_folder(temporary)
-        save_tensors(
-            temporary / "rows.safetensors",
-            {role: torch.from_numpy(e.per_row) for role, e in evaluations.items()},
-            {"kind": "rows", "columns": list(COUNTS)},
-        )
-        gone.save(temporary / "neurons.safetensors")
-        if biases is not None:
-            save_tensors(temporary / BIASES, biases, {"kind": "biases"})
-        files = {f"steps/{step:04d}/{n}": seal for n, seal in seals_of(temporary, sorted(os.listdir(temporary))).items()}
-        if step == 0:  # what was written before it
-            before = (*(f"statistics/{role}.safetensors" for role in ROLES), ROTATION)
-            files |= seals_of(self.folder, [name for name in before if (self.folder / name).exists()])
-        write_json(temporary / "record.json", {"run": self.identity, **record, "files": files})
 
     def write_trajectory(self) -> None:
         """Write trajectory.parquet from the steps on disk."""
@@ -188,63 +84,6 @@ class Run:
         buffer = io.BytesIO()
         self._table().to_parquet(buffer, index=False)
         write_atomically(self.folder / "trajectory.parquet", buffer.getvalue())
-
-    def record(self, step: int) -> dict[str, Any]:
-        """Everything recorded about one step but its neurons, with size and SHA-256 of its files."""
-        self._check_step(step)
-        return copy.deepcopy(self._record(step))
-
-    def _record(self, step: int) -> dict[str, Any]:
-        path = self.step_folder(step) / "record.json"
-        return self._once(path, lambda: self._read_record(step, path))
-
-    def _read_record(self, step: int, path: Path) -> dict[str, Any]:
-        with self._way_out(step):
-            record = read_json(path, Record)
-            if record["step"] != step:
-                raise CorruptFile(f"{path} is that of step {record['step']}")
-            if record["run"] != self.identity:
-                raise CorruptFile(f"{path} is of a run of another configuration than {self.folder / 'config.json'}")
-        return record
-
-    def _once(self, path: Path, look: Callable[[], T]) -> T:
-        """What looking at a file gave, again only when its size or time has changed."""
-        try:
-            there = path.stat()
-            now = (there.st_size, there.st_mtime_ns, there.st_ino)
-        except OSError:
-            return look()  # which says what is wrong
-        before, held = self._seen.get(str(path), ((), None))
-        if before != now:
-            held = look()
-            self._seen[str(path)] = now, held
-        return held  # pyright: ignore[reportReturnType] (what `look` gave for this very path)
-
-    def _checked(self, step: int, name: str, *, whole: bool = True) -> Path:
-        """The path of a file of a step, after it was compared with what the record of the step says of it."""
-        files = self._record(step)["files"]
-
-        def look() -> None:
-            with self._way_out(step):
-                if name not in files:
-                    raise CorruptFile(f"{self.step_folder(step) / 'record.json'} does not list {name}")
-                if found := damage(self.folder, name, files[name], whole=whole):
-                    raise CorruptFile(found)
-
-        if whole:
-            self._once(self.folder / name, look)
-        else:
-            look()
-        return self.folder / name
-
-    def _file(self, step: int, name: str) -> Path:
-        return self._checked(step, f"steps/{step:04d}/{name}")
-
-    def _check_step(self, step: int) -> None:
-        done = self.steps_done
-        if not 0 <= step <= done:
-            check_held(self.folder)
-            raise IndexError(f"step={step}: this run has " + (f"steps 0 to {done}" if done >= 0 else "no step yet"))
 
     def _table(self) -> pd.DataFrame:
         rows = []
@@ -343,15 +182,6 @@ class Run:
             raise unknown("role", role, ROLES)
         with self._way_out(0):
             return Statistics.load(self._checked(0, f"statistics/{role}.safetensors"))
-
-    @contextlib.contextmanager
-    def _way_out(self, step: int) -> Iterator[None]:
-        """Say of a file that cannot be read which folder to delete, so that the run makes it again."""
-        way = f"Delete {self.step_folder(step)} and the steps after it, and the command that made the run makes them again"
-        try:
-            yield
-        except (CorruptFile, FileNotFoundError, IsADirectoryError) as error:
-            raise CorruptFile(str(error) if way in str(error) else f"{error}. {way}") from error
 
     def scores(self) -> Scores:
         """Scores of the unpruned model, those from which the first step was selected."""
@@ -471,7 +301,7 @@ def find_run(folder: Path, config: dict[str, Any]) -> Run | None:
         raise FileExistsError(f"{folder} is a file; a run is a folder. Use another name; nothing was changed.")
     # a process killed before its config.json was whole leaves a part of it
     if folder.exists() and any(not (p.name.startswith(".config.json.") and p.name.endswith(PART)) for p in folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and holds no run. Use another folder; nothing was changed.")
+        raise FileExistsError(f"{folder} is not empty and holds no run (no config.json). Use another folder; nothing was changed.")
     return None
 
 
@@ -479,37 +309,6 @@ def begin_run(folder: Path, config: dict[str, Any]) -> Run:
     """A new run in an empty folder."""
     write_json(folder / "config.json", {"format": FORMAT, **config})
     return Run(folder)
-
-
-def identity_of(config: Mapping[str, Any]) -> str:
-    """What tells a configuration from others, whatever versions and time it was made with."""
-    plain = json.loads(json.dumps(config))
-    return digest_of({name: value for name, value in plain.items() if name not in NOT_DECISIVE})
-
-
-def read_table(file: Any, most: int) -> pd.DataFrame:
-    """A parquet file, which must not promise more rows than there can be: few bytes can stand for many.
-
-    Raises:
-        CorruptFile: it cannot be read; the file is named.
-    """
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as parquet:
-            if parquet.metadata.num_rows > most or parquet.metadata.num_columns > MOST_COLUMNS:
-                raise ValueError(f"{parquet.metadata.num_rows:,} rows of {parquet.metadata.num_columns:,} columns")
-            return parquet.read().to_pandas()
-    except Exception as error:  # pyarrow has no common class for what a broken file can raise
-        raise CorruptFile(f"{file.name} is corrupt ({error})") from error
-
-
-def same_table(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two tables hold the same numbers and words, in whatever types."""
-    if list(one.columns) != list(other.columns) or len(one) != len(other):
-        return False
-    pairs = ((one[name].astype(object).to_numpy(), other[name].astype(object).to_numpy()) for name in one.columns)
-    return all(bool(((a == b) | (pd.isna(a) & pd.isna(b))).all()) for a, b in pairs)
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

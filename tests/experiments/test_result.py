@@ -11,7 +11,7 @@ import torch
 from sepcap.errors import CorruptFile
 from sepcap.experiments import result
 from sepcap.experiments.result import FINISHED, Figures, StudyResult, load_result, open_study
-from sepcap.experiments.run import read_table
+from sepcap.experiments.tables import read_table
 from sepcap.storage import FORMAT, write_json
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from damage import DAMAGES, damaged_copies, numbers_of, outcome
 from plots.planted_runs import maker
 from test_report import Page
 
@@ -18,6 +19,7 @@ from sepcap.evaluation.next_token import COUNTS
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
 from sepcap.experiments.ablations import AblationComparison, compare_ablations
+from sepcap.experiments.check import check_folder
 from sepcap.experiments.comparison import Comparison, compare
 from sepcap.experiments.methods import Methods, compare_methods
 from sepcap.experiments.methods_config import MethodsConfig
@@ -113,6 +115,22 @@ def test_one_that_is_not_finished_says_which_run(studies, tmp_path, kind):
     shutil.rmtree(last)
     with pytest.raises(FileNotFoundError, match=r"is not finished \(1 of . runs missing or not finished: random\)"):
         load_result(folder)
+
+
+MADE_AGAIN = {"run.log", "metrics.jsonl", "trajectory.parquet", "table.csv", "reference.safetensors"}
+"""Nothing is read from these when a result is loaded; tables of results that hold sums are made of them again."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_damage_changes_a_number_unseen(result, tmp_path, damage):
+    right = list(numbers_of(load_result(result.folder)))
+    assert check_folder(result.folder).problems == []
+    for _, copy, file, named in damaged_copies(result.folder, tmp_path, [damage]):
+        found, where = outcome(copy, right, named), file.relative_to(copy)
+        made_again = file.name in MADE_AGAIN or file.parent.name == "tables"
+        unfinished = damage == "delete" and file.name in (FINISHED, "config.json", "record.json") and "not finished" in found
+        assert found == ("same" if made_again else "error") or unfinished, (where, found)
 
 
 def test_another_study_in_the_folder_is_refused(studies, trained, letters, digits, tmp_path):
