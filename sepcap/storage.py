@@ -90,9 +90,9 @@ def output_path(path: str | Path, example: str = "") -> Path:
         return path
     if stat.S_ISDIR(mode):
         within = f", as in {str(path / example)!r}" if example else ""
-        raise IsADirectoryError(f"{str(path)!r} is a folder; give the name of the file to write{within}")
+        raise IsADirectoryError(f"path={str(path)!r} is a folder; give the name of the file to write{within}")
     if not stat.S_ISREG(mode):
-        raise FileExistsError(f"{str(path)!r} is a {_kind(mode)}, and only regular files are written; give another name")
+        raise FileExistsError(f"path={str(path)!r} is a {_kind(mode)}, and only regular files are written; give another name")
     return path
 
 

@@ -25,7 +25,7 @@ from sepcap.experiments.methods import Methods, compare_methods
 from sepcap.experiments.methods_config import MethodsConfig
 from sepcap.experiments.reproduce import Reproduction, reproduce
 from sepcap.experiments.reproduce_config import ReproduceConfig
-from sepcap.experiments.result import STUDIES, Shown, load_result
+from sepcap.experiments.result import FINISHED, STUDIES, Shown, load_result
 
 
 @pytest.fixture(scope="module")
