@@ -22,7 +22,7 @@ from sepcap.tasks.task import Task, load_task
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised when lists are made in another way, so that no old one is taken."""
 
 

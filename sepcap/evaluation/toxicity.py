@@ -27,9 +27,10 @@ from sepcap.models.kinds import check_wraps, kind_of
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.storage import html_card, open_regular, write_atomically
 from sepcap.tasks.batches import separator_of
+from sepcap.tasks.files import read_files, read_text
 from sepcap.tasks.hub import Streamed
 from sepcap.tasks.registry import TASKS
-from sepcap.tasks.task import load_task, read_files, text_column
+from sepcap.tasks.task import load_task
 
 SUMMARIES = ("fraction", "mean")
 Z = 1.959964
@@ -250,7 +251,8 @@ def read_prompts(model: Any, prompts: Any, n: int, prompt_tokens: int = 10) -> l
     for text in itertools.islice(texts, n):
         if not isinstance(text, str):
             raise TypeError(f"prompts[{len(found)}] is a {type(text).__name__}, not a text")
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:longest]
+        # a prompt of one's own may name special tokens; a document only spells them
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=longest is not None, verbose=False)["input_ids"][:longest]
         if not begin and not ids:
             raise ValueError(f"prompts[{len(found)}] is empty, and this tokenizer has no token to begin with")
         found.append((text if longest is None else tokenizer.decode(ids), begin + ids))
@@ -261,9 +263,8 @@ def read_prompts(model: Any, prompts: Any, n: int, prompt_tokens: int = 10) -> l
 
 def _texts_of(path: Path) -> Iterable[str]:
     if path.suffix.lower() == ".txt":
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    data = read_files(path)
-    return data[text_column(data, None)]
+        return [line for line in read_text(path).splitlines() if line.strip()]
+    return read_files(path)["text"]
 
 
 LONGEST_TOKEN = 64

@@ -8,6 +8,7 @@ tokenizer has no BOS, the first token of a row follows nothing: it counts in sta
 
 import dataclasses
 import hashlib
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from sepcap.tasks.hub import Streamed, read_from
-from sepcap.tasks.task import Source, Split, Task, quietly
+from sepcap.tasks.quiet import quietly
+from sepcap.tasks.task import Source, Split, Task
 
 
 def pack(documents: Iterable[list[int]], context: int, bos: int | None) -> Iterator[np.ndarray]:
@@ -182,7 +184,9 @@ def sample_tokens(
     if context < 2:
         raise ValueError(f"context={context}: a prediction needs at least 2 tokens")
     bos = separator_of(tokenizer) if bos is None else bos
-    streams = [_Stream(source, split, tokenizer, context, bos, seed) for source in task.sources]
+    # where a row's first token does not count, as few as half of those that are read may do so
+    spelling = Spelling(tokenizer, task.special_tokens)
+    streams = [_Stream(source, split, spelling, 2 * tokens, context, bos, seed) for source in task.sources]
     rows: list[np.ndarray] = []
     given = [0] * len(streams)
     while (missing := tokens - sum(given)) > 0:
@@ -219,13 +223,67 @@ def separator_of(tokenizer: Any) -> int | None:
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
+AT_ONCE = 2**16
+"""Characters of a document that are tokenised first; four times as many each time that more of it is needed."""
+
+MARGIN = 64
+"""Tokens before a cut that are not used: those directly before it can be others than in the whole text."""
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a text becomes tokens: without special tokens of its own, and no further into a long one than is needed (METHODS 9).
+
+    Attributes:
+        tokenizer: a Hugging Face tokenizer.
+        special_tokens: whether what is spelled like a special token becomes one, or is text like any other.
+    """
+
+    tokenizer: Any
+    special_tokens: bool = False
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of whole texts."""
+        options = {} if self.special_tokens else {"split_special_tokens": True}
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False, **options)["input_ids"]
+
+    def beginning(self, text: str, needed: int, known: list[int] | None = None) -> list[int]:
+        """The first tokens of a text: all, or at least `needed`, the same as those of the whole text.
+
+        Args:
+            text: of any length; of a long one at most 4·(`AT_ONCE` + characters of the tokens needed) are read in the last attempt.
+            needed: tokens.
+            known: those of its first `AT_ONCE` characters, where they are known.
+        """
+        characters = AT_ONCE
+        ids = self.ids([text[:characters]])[0] if known is None else known
+        while characters < len(text) and len(ids) - MARGIN < needed:
+            characters *= 4
+            ids = self.ids([text[:characters]])[0]
+        return ids if characters >= len(text) else ids[: max(0, len(ids) - MARGIN)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with all that decides about the tokens."""
+        return hashlib.sha256(tokenizer_text(self.tokenizer) + f"{AT_ONCE} {self.special_tokens}".encode()).hexdigest()
+
+
+def tokens_folder() -> str:
+    """Where tokenised documents are kept: in the cache of `datasets`, never beside the data they are of."""
+    from datasets import config
+
+    return os.path.join(config.HF_DATASETS_CACHE, "sepcap-tokens")
+
+
 class _Stream:
-    """Packed rows of one source, tokenised a few hundred documents at a time and cached by `datasets`."""
+    """Packed rows of one source, tokenised a few hundred documents at a time; kept in a cache where the documents are files."""
 
     SLICE = 256
 
-    def __init__(self, source: Source, split: Split, tokenizer: Any, context: int, bos: int | None, seed: int) -> None:
-        self._source, self._tokenizer, self._seed = source, tokenizer, seed
+    def __init__(
+        self, source: Source, split: Split, spelling: Spelling, needed: int, context: int, bos: int | None, seed: int
+    ) -> None:
+        self._source, self._spelling, self._needed, self._seed = source, spelling, needed, seed
         self._split: Split = split
         self._order: list[int] | None = None
         self._streamed: list[int] = []
@@ -247,16 +305,39 @@ class _Stream:
             yield dataset.select(range(start, min(start + self.SLICE, len(dataset))))
 
     def _documents(self) -> Iterator[list[int]]:
-        tokenizer_hash = hashlib.sha256(tokenizer_text(self._tokenizer)).hexdigest()
         for part in self._slices():
-            key = hashlib.sha256(f"{part._fingerprint}{tokenizer_hash}ids".encode()).hexdigest()[:16]
-            encoded = quietly(part.map, self._encode, batched=True, remove_columns=part.column_names, new_fingerprint=key)
-            for row in encoded:
+            texts = part["text"]
+            for i, row in enumerate(self._encoded(part)):
                 self.documents_used += 1
-                yield row["input_ids"]
+                ids = row["input_ids"]
+                if row["cut"]:
+                    ids = self._spelling.beginning(texts[i], self._needed, ids)
+                self._needed = max(0, self._needed - len(ids))
+                yield ids
+
+    def _encoded(self, part: Any) -> Any:
+        """Tokens of the first characters of every document, and whether it has more of them.
+
+        Named after the texts themselves: `datasets` takes the fingerprint of saved data from a file beside them, whatever they hold.
+        """
+        if not part.cache_files:  # nothing on disk: no copy there either
+            file, key = None, "in-memory"
+        else:
+            key = self._key(part)
+            os.makedirs(tokens_folder(), exist_ok=True)
+            file = os.path.join(tokens_folder(), f"{key}.arrow")
+        options = {"batched": True, "batch_size": 64, "remove_columns": part.column_names}
+        return quietly(part.map, self._encode, cache_file_name=file, new_fingerprint=key, **options)
+
+    def _key(self, part: Any) -> str:
+        digest = hashlib.sha256(self._spelling.fingerprint.encode())
+        for text in part["text"]:
+            digest.update(hashlib.sha256(text[: AT_ONCE + 1].encode()).digest())
+        return digest.hexdigest()[:32]
 
     def _encode(self, rows: Mapping[str, Any]) -> dict[str, Any]:
-        return {"input_ids": self._tokenizer(rows["text"], add_special_tokens=False, verbose=False)["input_ids"]}
+        cut = [text[:AT_ONCE] for text in rows["text"]]
+        return {"input_ids": self._spelling.ids(cut), "cut": [len(text) > AT_ONCE for text in rows["text"]]}
 
     def __next__(self) -> np.ndarray:
         return next(self._rows)

@@ -25,8 +25,9 @@ from tqdm.auto import tqdm
 
 from sepcap.errors import missing_extra, unknown
 from sepcap.models.hub import PATIENCE, reachable
-from sepcap.tasks.hub_rows import HubRow, document_of, in_terms_of, split_of
-from sepcap.tasks.task import PARTS, READERS, Source, Split, quietly
+from sepcap.tasks.hub_rows import READERS, HubRow, document_of, in_terms_of, split_of
+from sepcap.tasks.quiet import quietly
+from sepcap.tasks.task import PARTS, Source, Split
 
 VERSION = 2
 """Raised when documents are made of rows in another way, so that no cache gives the old ones."""

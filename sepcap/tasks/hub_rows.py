@@ -1,6 +1,5 @@
 """Rows of the table of hub tasks: what is read of which dataset, and what a document is there."""
 
-import hashlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import numpy as np
 from sepcap.checks import check_fields
 from sepcap.errors import unknown
 from sepcap.tasks.pixels import part_of, pixel_hash
-from sepcap.tasks.task import PARTS, READERS, Source, Split
+from sepcap.tasks.task import PARTS, Source, Split, words_digest
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -22,6 +21,9 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "in": lambda value, values: value in values,
     "not in": lambda value, values: value not in values,
 }
+
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+"""What `datasets` calls the reader of a pattern of files, by its end."""
 
 Condition = tuple[str, str, Any]
 """Field (nested: "meta.pile_set_name"), an operator of `OPERATORS`, and what it compares with."""
@@ -146,8 +148,8 @@ def _text_of(row: HubRow, example: Mapping[str, Any]) -> dict[str, Any] | None:
         if not isinstance(text, str | None):
             raise TypeError(f"field {field!r} of {row.repository} is a {type(text).__name__}, not a text")
     text = "\n\n".join(text for text in texts if text)
-    words = text.split()
-    return {"text": text, "key": hashlib.sha256(" ".join(words).encode()).digest()} if words else None
+    key = words_digest(text)
+    return None if key is None else {"text": text, "key": key}
 
 
 def _image_of(row: HubRow, example: Mapping[str, Any]) -> dict[str, Any] | None:

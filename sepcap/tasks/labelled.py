@@ -16,7 +16,7 @@ from sepcap.models.forward import positions_of
 from sepcap.models.kinds import architecture_of, kind_of
 from sepcap.storage import html_card
 from sepcap.tasks import local
-from sepcap.tasks.batches import separator_of
+from sepcap.tasks.batches import Spelling, separator_of
 from sepcap.tasks.hub import Streamed
 from sepcap.tasks.samples import check_content, check_context
 from sepcap.tasks.task import LocalSource, Source, Split, load_task
@@ -256,7 +256,7 @@ def _ends(model: Any) -> tuple[list[int], list[int]]:
 
 
 def _token_ids(tokenizer: Any, text: str, most: int) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:most]
+    return Spelling(tokenizer).beginning(text, most)[:most]
 
 
 class _Beginnings:

@@ -169,7 +169,7 @@ def _passages_in(tokenizer: Any, text: str, at: str, kind: str) -> Iterator[Pass
     breaks = list(re.finditer(rf"{re.escape(at)}\n*", text))
     if not breaks:
         return
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
     ids, places = encoded["input_ids"], encoded["offset_mapping"]
     starts, ends = [start for start, _ in places], [end for _, end in places]
     for i, found in enumerate(breaks):

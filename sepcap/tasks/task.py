@@ -4,9 +4,11 @@ A task is `datasets` underneath. Its documents are cut once and for all into a p
 statistics and a part for evaluation, which never share a text (METHODS 9).
 """
 
+import contextlib
 import difflib
 import functools
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -14,6 +16,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.tasks import local
+from sepcap.tasks.files import KINDS, PACKED, READ, checked_text, choose_column, name_of, read_files
+from sepcap.tasks.given import dataset_of, plain, saved_dataset
+from sepcap.tasks.quiet import quietly
 
 Split = Literal["train", "collect", "evaluate"]
 
@@ -44,16 +49,18 @@ class Task:
         name: what tables and figures call it.
         sources: one stream of documents, or several that are mixed in equal numbers of tokens.
         content: "text", or "images" with a label each.
+        special_tokens: whether what is spelled like a special token in a text becomes one.
     """
 
     name: str
     sources: tuple[Source, ...]
     content: Literal["text", "images"] = "text"
+    special_tokens: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Hash of the documents: two tasks with the same fingerprint are the same data."""
-        return "-".join(source.fingerprint for source in self.sources)
+        return "-".join([*(source.fingerprint for source in self.sources), *(["special"] if self.special_tokens else [])])
 
 
 @dataclass(frozen=True)
@@ -101,22 +108,21 @@ class DataSource:
     break if there is one in the middle half, else at a space.
     """
 
-    def __init__(self, dataset: Any, column: str | None = None) -> None:
+    def __init__(self, dataset: Any, column: str | None = None, called: str = "the dataset") -> None:
         import datasets
 
+        dataset = plain(dataset)
         column = text_column(dataset, column)
         texts = dataset[column]
         distinct: dict[str, tuple[bytes, int]] = {}
         for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"row {i} of column {column!r} is a {type(text).__name__}, not a text")
-            words = text.split()
-            if words:
-                key = _digest(" ".join(words)).hex()
+            words = words_digest(checked_text(text, f"row {i}", column))
+            if words is not None:
+                key = words.hex()
                 # of variants in white space the one with the smallest hash stays, so that their order does not matter
                 distinct[key] = min(distinct.get(key, (b"\xff" * 33, i)), (_digest(text), i))
         if not distinct:
-            raise ValueError(f"the dataset has no text: {len(dataset)} rows, none with anything in column {column!r}")
+            raise ValueError(f"{called} has no text: {len(dataset)} rows, none with anything in column {column!r}")
         ranked = sorted(distinct.items())
         self.fingerprint = hashlib.sha256("".join(key for key, _ in ranked).encode()).hexdigest()[:16]
         if len(ranked) == 1:
@@ -151,6 +157,24 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def words_digest(text: str) -> bytes | None:
+    """Hash of the words of a text with one space between any two, in pieces so that a long text takes little memory; None for no word.
+
+    >>> words_digest(" two  words\\n") == hashlib.sha256(b"two words").digest()
+    True
+    """
+    digest, empty, apart = hashlib.sha256(), True, False
+    for start in range(0, len(text), 2**20):
+        piece = text[start : start + 2**20]
+        if words := piece.split():
+            if not empty and (apart or piece[0].isspace()):
+                digest.update(b" ")
+            digest.update(" ".join(words).encode())
+            empty = False
+        apart = piece[-1].isspace()
+    return None if empty else digest.digest()
+
+
 def _halves(text: str) -> tuple[str, str]:
     middle, quarter = len(text) // 2, len(text) // 4
     for separator in ("\n", " "):
@@ -164,121 +188,86 @@ def _halves(text: str) -> tuple[str, str]:
 def text_column(dataset: Any, column: str | None) -> str:
     """The column that holds the texts; an error lists the columns there are."""
     names = list(dataset.column_names)
-    if column is not None:
-        if column not in names:
-            raise unknown("column", column, names)
-        return column
-    if "text" in names:
-        return "text"
     strings = [n for n in names if getattr(dataset.features[n], "dtype", "") in ("string", "large_string")]
-    if len(strings) == 1:
-        return strings[0]
     images = [n for n in names if type(dataset.features[n]).__name__ == "Image"]
-    if images:
+    if column is None and "text" not in names and len(strings) != 1 and images:
         raise ValueError(
             f"column {images[0]!r} holds images: a Dataset of images has them in a column 'image' and their classes, as whole numbers, "
             f"in a column 'label' (dataset.rename_columns({{{images[0]!r}: 'image', …: 'label'}})); the columns are {names}"
         )
-    raise ValueError(f"no column named 'text'; the columns are {names}. Say which one holds the texts: load_task(data, column=...)")
+    return choose_column(names, strings, column)
 
 
 @checked()
-def load_task(task: Any, *, column: str | None = None, name: str | None = None) -> Task:
+def load_task(task: Any, *, column: str | None = None, name: str | None = None, special_tokens: bool = False) -> Task:
     """A `Task` from whatever names one.
 
     Args:
-        task: the name of a task, offline or of the hub (`sepcap.tasks.registry.table()`), the path of a .txt, .jsonl or
-            .parquet file or of a folder of such files, a `datasets.Dataset`, a list of strings, or a Task. Of a hub task
-            nothing is read before its documents are needed.
+        task: the name of a task, offline or of the hub (`sepcap.tasks.registry.table()`); the path of a .txt, .jsonl, .json, .csv,
+            .parquet or .arrow file (of lines also packed: .jsonl.gz, .jsonl.zst), of a folder of one kind of them, or of a folder that
+            `datasets` saved; a `datasets.Dataset`; a list, array or column of strings; or a Task. Of a hub task nothing is read
+            before its documents are needed.
         column: column with the texts, where it is not "text".
         name: what tables and figures shall call it.
+        special_tokens: whether what is spelled like a special token in a text, such as `<s>` in a page of HTML, becomes that token.
+            By default it is text like any other.
 
     Raises:
-        ValueError: an unknown name (nearest names suggested), no text, or a column that is not there.
+        ValueError: an unknown name (nearest names suggested), no text, a column that is not there, or a file that cannot be read.
+        TypeError: something else than a task, or a row whose text is none.
 
     Example:
         >>> load_task(["One text.", "Another."], name="two").name
         'two'
     """
-    import datasets
-
     from sepcap.tasks.registry import TASKS
 
     if isinstance(task, Task):
         return task
     if isinstance(task, str) and task in TASKS:
-        return Task(name or task, TASKS[task].sources(), TASKS[task].content)
-    if isinstance(task, str | Path):
-        path = Path(task)
-        if not _exists(path):
-            looks_like_one = len(str(task)) <= 200 and (len(path.parts) > 1 or path.suffix in (".txt", ".jsonl", ".parquet"))
-            if isinstance(task, Path) or looks_like_one:
-                raise FileNotFoundError(f"task={str(task)!r}: there is no such file or folder")
-            hint = (
-                "`sepcap tasks` lists all. Or the path of a .txt, .jsonl or .parquet file or folder, which must exist. "
-                "Texts themselves go in a list."
-            )
-            shown = str(task) if len(str(task)) <= 100 else f"{str(task)[:100]}…"
-            likely = {*difflib.get_close_matches(shown, TASKS), *(known for known in TASKS if known.startswith("local-"))}
-            raise unknown("task", shown, likely, hint)
-        return Task(name or path.stem, (DataSource(read_files(path), column),))
+        return Task(name or task, TASKS[task].sources(), TASKS[task].content, special_tokens)
+    if isinstance(task, str | os.PathLike):
+        path = _path_of(task)
+        data = saved_dataset(path) if path.is_dir() else None
+        source = _source(data, column) if data is not None else DataSource(read_files(path, column), None, str(path))
+        return Task(name or name_of(path), (source,), _content(source), special_tokens)
+    data = dataset_of(task)
+    source = _source(data, column)
+    # named after its content: the fingerprint that `datasets` gives can be another one in the next process
+    kind = "images" if _content(source) == "images" else "dataset" if data is task else "texts"
+    return Task(name or f"{kind}-{source.fingerprint[:8]}", (source,), _content(source), special_tokens)
+
+
+def _source(data: Any, column: str | None) -> Source:
     from sepcap.tasks.images import ImageSource, has_images
 
-    if isinstance(task, datasets.Dataset) and has_images(task):
-        images = ImageSource(task)
-        return Task(name or f"images-{images.fingerprint[:8]}", (images,), "images")
-    if isinstance(task, datasets.Dataset):
-        source = DataSource(task, column)
-        # named after its content: the fingerprint that `datasets` gives can be another one in the next process
-        return Task(name or f"dataset-{source.fingerprint[:8]}", (source,))
-    if isinstance(task, datasets.DatasetDict):
-        raise TypeError(f"task is a DatasetDict; choose one of its splits: {', '.join(f'data[{s!r}]' for s in task)}")
-    if isinstance(task, list | tuple):
-        if not all(isinstance(text, str) for text in task):
-            kinds = sorted({type(text).__name__ for text in task})
-            raise TypeError(f"task is a list of {', '.join(kinds)}; a list must hold strings only")
-        source = DataSource(datasets.Dataset.from_dict({"text": list(task)}))
-        return Task(name or f"texts-{source.fingerprint[:8]}", (source,))
-    raise TypeError(f"task is a {type(task).__name__}; give a name, a path, a datasets.Dataset or a list of strings")
+    return ImageSource(plain(data)) if has_images(data) else DataSource(data, column)
+
+
+def _content(source: Source) -> Literal["text", "images"]:
+    return "text" if isinstance(source, DataSource) else "images"
+
+
+def _path_of(task: Any) -> Path:
+    """The path that a task is named by; a name that is not there is an error with the nearest known one."""
+    from sepcap.tasks.registry import TASKS
+
+    path = Path(task)
+    if _exists(path):
+        return path
+    with contextlib.suppress(RuntimeError):  # ~nobody: there is no such home
+        if _exists(path.expanduser()):
+            return path.expanduser()
+    if not isinstance(task, str) or (len(task) <= 200 and (len(path.parts) > 1 or path.suffix.lower() in {*KINDS, *PACKED})):
+        raise FileNotFoundError(f"task={str(task)!r}: there is no such file or folder")
+    hint = f"`sepcap tasks` lists all. Or the path of a {READ} file or folder, which must exist. Texts themselves go in a list."
+    shown = task if len(task) <= 100 else f"{task[:100]}…"
+    likely = {*difflib.get_close_matches(shown, TASKS), *(known for known in TASKS if known.startswith("local-"))}
+    raise unknown("task", shown, likely, hint)
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name too long for the file system is no file
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL, is no file
         return False
-
-
-READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-
-
-def read_files(path: Path) -> Any:
-    """All texts of a file or of a folder of files (each .txt file is one document)."""
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS and p.is_file())
-    kinds = {READERS.get(p.suffix.lower()) for p in files}
-    if not files or None in kinds:
-        raise ValueError(f"{path} is no .txt, .jsonl or .parquet file and holds none")
-    if len(kinds) > 1:
-        raise ValueError(f"{path} mixes {sorted(map(str, kinds))} files; point at one kind of them")
-    kind = kinds.pop()
-    options = {"sample_by": "document"} if kind == "text" else {}
-    try:
-        return quietly(datasets.load_dataset, kind, data_files=[str(p) for p in files], split="train", **options)
-    except (DatasetGenerationError, ValueError) as error:  # what pyarrow raises is a ValueError
-        raise ValueError(f"{path} cannot be read as {kind} files: {error.__cause__ or error}") from error
-
-
-def quietly(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a function of `datasets` without its own progress bars, which tell a user of sepcap nothing."""
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        return function(*args, **kwargs)
-    finally:
-        if shown:
-            enable_progress_bar()

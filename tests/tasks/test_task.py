@@ -138,7 +138,7 @@ def test_column(tmp_path):
     two = datasets.Dataset.from_dict({"title": TEXTS, "body": TEXTS})
     with pytest.raises(ValueError, match=r"no column named 'text'; the columns are \['title', 'body'\]"):
         sepcap.load_task(two)
-    with pytest.raises(TypeError, match="row 0 of column 'label' is a int, not a text"):
+    with pytest.raises(TypeError, match=r"data\.jsonl, line 1 of column 'label' is a int, not a text"):
         sepcap.load_task(path, column="label")
     with pytest.raises(TypeError, match="row 1 of column 'text' is a NoneType, not a text"):
         sepcap.load_task(datasets.Dataset.from_dict({"text": ["a", None]}))
@@ -167,20 +167,20 @@ def test_bad_tasks(given, error, message):
 
 def test_bad_folders_and_files(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty is no \.txt, \.jsonl or \.parquet file and holds none"):
+    with pytest.raises(ValueError, match=r"empty is no \.txt, \.jsonl, \.csv, \.parquet or \.arrow file and holds none"):
         sepcap.load_task(tmp_path / "empty")
-    (tmp_path / "a.csv").write_text("a,b")
-    with pytest.raises(ValueError, match=r"a\.csv is no \.txt"):
-        sepcap.load_task(tmp_path / "a.csv")
+    (tmp_path / "a.xls").write_text("a,b")
+    with pytest.raises(ValueError, match=r"a\.xls is no \.txt"):
+        sepcap.load_task(tmp_path / "a.xls")
     mixed = tmp_path / "mixed"
     write(mixed, "txt"), write(mixed, "jsonl")
-    with pytest.raises(ValueError, match=r"mixes \['json', 'text'\] files"):
+    with pytest.raises(ValueError, match=r"mixes \['JSON', 'text'\] files"):
         sepcap.load_task(mixed)
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": ')
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     (tmp_path / "latin.txt").write_bytes("Ü".encode("latin-1"))
     for name in ("broken.jsonl", "broken.parquet", "latin.txt"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        with pytest.raises(ValueError, match=rf"{name}.* cannot be read"):
             sepcap.load_task(tmp_path / name)
 
 

@@ -1,0 +1,401 @@
+"""Texts out of files: the same text in whatever container, and an error that names the file and the line or row.
+
+Lines are read and parsed here, not by a library that would take a path for a pattern, crash on deep nesting, or leave files of its own
+beside the user's. Nothing is read that has no end, and nothing unpacked without a bound.
+"""
+
+import contextlib
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import stat
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sepcap.errors import missing_extra, unknown
+from sepcap.tasks.quiet import quietly
+
+KINDS = {".txt": "text", ".jsonl": "JSON", ".json": "JSON", ".csv": "CSV", ".parquet": "Parquet", ".arrow": "Arrow"}
+"""How a file is read, by the end of its name."""
+
+PACKED = (".gz", ".zst")
+"""What may follow the end of the name of a file of lines."""
+
+READ = ".txt, .jsonl, .csv, .parquet or .arrow"
+"""For errors."""
+
+OF_DATASETS = ("dataset_info.json", "state.json", "dataset_dict.json")
+"""What `datasets` writes beside its data."""
+
+LONGEST_FILE = 2**30
+"""Bytes of a .txt file, which is one document."""
+
+LONGEST_LINE = 2**26
+"""Bytes of one line of JSON or one field of CSV."""
+
+FREE, RATIO = 2**26, 200
+"""A file may unpack to so many bytes, or to so many times its size: text packs to a third or a tenth."""
+
+MARKED = "utf-8-sig"
+"""UTF-8 that may begin with a byte order mark."""
+
+VERSION = 1
+"""Raised when files are read in another way, so that no cache gives the old texts."""
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where a row stands, and its columns."""
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or all files of texts below a folder, hidden ones left out.
+
+    Raises:
+        ValueError: neither, nothing that can be read, or several kinds of file.
+    """
+    mode = path.stat().st_mode
+    files = sorted(_below(path)) if stat.S_ISDIR(mode) else [path]
+    for file in files:
+        if not stat.S_ISREG(_stat(file).st_mode):
+            raise ValueError(f"{file} is no regular file but a device, a pipe or a socket; give a file or a folder")
+    kinds = {_kind(file)[0] for file in files}
+    if not files or None in kinds:
+        raise ValueError(f"{path} is no {READ} file and holds none")
+    if len(kinds) > 1:
+        raise ValueError(f"{path} mixes {sorted(map(str, kinds))} files; point at one kind of them")
+    return files
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}. Is it a link to what is gone?") from error
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for place, subfolders, names in os.walk(folder, followlinks=True, onerror=stop):
+        here = os.stat(place)
+        if (here.st_dev, here.st_ino) in seen:  # a link back to a folder that was walked through
+            subfolders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in names:
+            file = Path(place, name)
+            if not name.startswith(".") and name not in OF_DATASETS and _kind(file)[0] is not None:
+                yield file
+
+
+def _kind(file: Path) -> tuple[str | None, str]:
+    """How a file is read, and how it is packed."""
+    name, packed = file.name.lower(), ""
+    if name.endswith(PACKED):
+        name, packed = name.rsplit(".", 1)
+        packed = f".{packed}"
+    kind = KINDS.get(Path(name).suffix)
+    return (None, "") if packed and kind in ("Parquet", "Arrow") else (kind, packed)
+
+
+def name_of(path: Path) -> str:
+    """The name of a file without what says how it is read, or of a folder."""
+    name = Path(path.stem) if path.name.lower().endswith(PACKED) else path
+    return name.stem
+
+
+def read_files(path: Path, column: str | None = None) -> Any:
+    """All texts of a file or of the files of a folder, as a `datasets.Dataset` with the column `text`; each .txt file is one document.
+
+    A copy is kept in the cache of `datasets`, under the places, sizes and times of the files.
+
+    Args:
+        path: of a .txt, .jsonl, .json, .csv, .parquet or .arrow file, of lines also packed (.gz, .zst); or of a folder of one kind of them.
+        column: that holds the texts; default is `text`, else the only one of strings.
+
+    Raises:
+        ValueError: files that cannot be read, each error with the file and the line or row.
+        TypeError: a row whose text is none.
+    """
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    files = text_files(path)
+    states = [(os.path.abspath(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for file in files for s in (file.stat(),)]
+    key = hashlib.sha256(repr((VERSION, states, column)).encode(errors="surrogateescape")).hexdigest()[:16]
+    features = datasets.Features({"text": datasets.Value("large_string")})
+    try:
+        return quietly(datasets.Dataset.from_generator, lambda: _texts(files, column), features=features, fingerprint=key)
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
+
+
+def read_text(file: Path) -> str:
+    """The text of a .txt file: UTF-8, with or without a byte order mark; lines end in \\n, and the end of the last line is left out.
+
+    Raises:
+        ValueError: not UTF-8, or larger than `LONGEST_FILE`.
+    """
+    with _opened(file, LONGEST_FILE) as stream:
+        data = stream.read(LONGEST_FILE + 1)
+    if len(data) > LONGEST_FILE:
+        raise ValueError(f"{file} is larger than {LONGEST_FILE >> 20} MB, and a .txt file is one document; cut it into several")
+    text = _decoded(data, str(file), MARKED).replace("\r\n", "\n").replace("\r", "\n")
+    return text.removesuffix("\n")
+
+
+def _texts(files: Sequence[Path], column: str | None) -> Iterator[dict[str, str]]:
+    asked = column is not None
+    for file in files:
+        kind, _ = _kind(file)
+        if kind == "text":
+            yield {"text": read_text(file)}
+            continue
+        allowed = max(FREE, RATIO * file.stat().st_size)
+        for where, row in _ROWS[str(kind)](file, column if asked else None):
+            column = _column_in(row, column, asked, where)
+            text = checked_text(row[column], where, column)
+            allowed -= len(text)
+            if allowed < 0:
+                raise ValueError(f"{file} unpacks to more than {RATIO} times its size, as no text does; it is not read further")
+            yield {"text": text}
+
+
+def _column_in(row: Mapping[str, Any], column: str | None, asked: bool, where: str) -> str:
+    """The column of the texts. One that nobody named must be the only candidate in every row, or the choice would hang on the first."""
+    strings = [name for name, value in row.items() if isinstance(value, str)]
+    if column is None:
+        return next(iter(row)) if len(row) == 1 else choose_column(list(row), strings, None, where)
+    if not asked and column != "text" and ("text" in row or set(strings) - {column}):
+        raise ValueError(f"{where} has other texts than those in {column!r} too: {strings}. Say which to read: load_task(path, column=…)")
+    if column not in row:
+        raise unknown("column", column, row, f"({where})")
+    return column
+
+
+def checked_text(value: Any, where: str, column: str) -> str:
+    """The same value, if it is a text.
+
+    Raises:
+        TypeError: a number, nothing, a list, ….
+        ValueError: half a character (a lone surrogate), which no tokenizer takes.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{where} of column {column!r} is a {type(value).__name__}, not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} of column {column!r} holds half a character, {value[error.start]!r}; it is no text") from None
+    return value
+
+
+def choose_column(names: Sequence[str], strings: Sequence[str], column: str | None, where: str = "the dataset") -> str:
+    """The column that holds the texts: the one asked for, else `text`, else the only one of strings.
+
+    Raises:
+        ValueError: none, with the columns that there are.
+    """
+    if column is not None:
+        if column not in names:
+            raise unknown("column", column, names)
+        return column
+    if "text" in names:
+        return "text"
+    if len(strings) == 1:
+        return strings[0]
+    shown = list(names) if len(names) <= 20 else [*names[:20], "…"]
+    raise ValueError(
+        f"{where} has no column named 'text'; the columns are {shown}. Say which one holds the texts: load_task(data, column=...)"
+    )
+
+
+# --- lines ------------------------------------------------------------------------------------------
+
+
+class _Bounded(io.RawIOBase):
+    """A packed stream that ends in an error where it unpacks to more than a file of this size can hold."""
+
+    def __init__(self, stream: Any, left: int, file: Path) -> None:
+        self._stream, self._left, self._file = stream, left, file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(f"{self._file} unpacks to more than {RATIO} times its size, as no text does; it is not read further")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextlib.contextmanager
+def _opened(file: Path, most: int | None = None) -> Iterator[Any]:
+    packed, size = _kind(file)[1], file.stat().st_size
+    try:
+        with file.open("rb") as raw:
+            if not packed:
+                if most is not None and size > most:
+                    raise ValueError(f"{file} is larger than {most >> 20} MB, and a .txt file is one document; cut it into several")
+                yield raw
+            elif packed == ".gz":
+                yield io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=raw), max(FREE, RATIO * size), file))
+            else:
+                yield io.BufferedReader(_Bounded(_zstandard(raw, file), max(FREE, RATIO * size), file))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{file} cannot be unpacked: {error}. Is it whole?") from error
+
+
+def _zstandard(raw: Any, file: Path) -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise missing_extra("zstandard", "hub", f"reading {file}") from error
+
+    class Reader:
+        def __init__(self) -> None:
+            self._stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+
+        def read(self, size: int) -> bytes:
+            try:
+                return self._stream.read(size)
+            except zstandard.ZstdError as error:
+                raise ValueError(f"{file} cannot be unpacked: {error}. Is it whole?") from error
+
+    return Reader()
+
+
+def _decoded(data: bytes, where: str, encoding: str = "utf-8") -> str:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        byte = f"byte {data[error.start]:#04x} at {error.start:,}"
+        raise ValueError(f"{where} cannot be read: it is not UTF-8 ({byte}: {error.reason}); convert it first") from error
+
+
+def _lines(file: Path, stream: Any) -> Iterator[tuple[str, str]]:
+    encoding, number = MARKED, 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        where = f"{file}, line {number}"
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"{where} is longer than {LONGEST_LINE >> 20} MB; cut it into several")
+        yield where, _decoded(line, where, encoding)
+        encoding = "utf-8"
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply to be read") from None
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read as JSON: {error}") from error
+
+
+def _json_rows(file: Path, column: str | None) -> Iterator[Row]:
+    listed = file.name.lower().removesuffix(_kind(file)[1]).endswith(".json")
+    with _opened(file) as stream:
+        for where, line in _lines(file, stream):
+            if not line.strip():
+                continue
+            if listed and line.lstrip().startswith("["):  # one list of all rows
+                rest = stream.read(LONGEST_LINE + 1)
+                if len(rest) > LONGEST_LINE:
+                    raise ValueError(f"{file} is one list longer than {LONGEST_LINE >> 20} MB; write one row per line (.jsonl)")
+                rows = _parsed(line + _decoded(rest, str(file)), str(file))
+                yield from ((f"{file}, entry {i}", _object(row, f"{file}, entry {i}")) for i, row in enumerate(rows))
+                return
+            yield where, _object(_parsed(line, where), where)
+
+
+def _object(row: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f'{where} cannot be read as a row: it is a {type(row).__name__}, not an object such as {{"text": "…"}}')
+    return row
+
+
+def _csv_rows(file: Path, column: str | None) -> Iterator[Row]:
+    before, where = csv.field_size_limit(LONGEST_LINE), f"{file}, line 1"
+    try:
+        with _opened(file) as stream:
+            reader = csv.reader((line for _, line in _lines(file, stream)), strict=True)
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise ValueError(f"{file}, line 1 names a column twice: {header[:20]}")
+            for fields in reader:
+                where = f"{file}, line {reader.line_num}"
+                if fields and len(fields) != len(header):
+                    raise ValueError(f"{where} has {len(fields)} fields, but the first line names {len(header)} columns")
+                if fields:
+                    yield where, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{where} or the row after it cannot be read as CSV: {error}") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+# --- tables -----------------------------------------------------------------------------------------
+
+
+def _table_rows(file: Path, column: str | None) -> Iterator[Row]:
+    import pyarrow
+
+    row = 0
+    try:
+        names, batches = (_parquet if _kind(file)[0] == "Parquet" else _arrow)(file, column)
+        for batch in batches:
+            batch.validate(full=True)
+            for i in range(batch.num_rows):
+                yield f"{file}, row {row}", {name: batch.column(name)[i].as_py() for name in names}
+                row += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read as {_kind(file)[0]}, row {row} or before it: {error}") from error
+
+
+def _parquet(file: Path, column: str | None) -> tuple[list[str], Iterator[Any]]:
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(_mapped(file))
+    chosen = _column_of(table.schema_arrow, column, file)
+    return [chosen], table.iter_batches(batch_size=256, columns=[chosen])
+
+
+def _arrow(file: Path, column: str | None) -> tuple[list[str], Iterator[Any]]:
+    import pyarrow
+
+    stream = _mapped(file)
+    as_file = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    table = pyarrow.ipc.open_file(stream) if as_file else pyarrow.ipc.open_stream(stream)
+    chosen = _column_of(table.schema, column, file)
+    batches = (table.get_batch(i) for i in range(table.num_record_batches)) if as_file else iter(table)
+    return [chosen], (batch.select([chosen]) for batch in batches)
+
+
+def _mapped(file: Path) -> Any:
+    import pyarrow
+
+    return pyarrow.memory_map(str(file))
+
+
+def _column_of(schema: Any, column: str | None, file: Path) -> str:
+    def is_text(kind: Any) -> bool:
+        return "string" in str(kind)[:12] or (hasattr(kind, "value_type") and str(kind).startswith("dictionary<values=string"))
+
+    chosen = choose_column(schema.names, [field.name for field in schema if is_text(field.type)], column, str(file))
+    if schema.names.count(chosen) > 1:
+        raise ValueError(f"{file} has several columns named {chosen!r}")
+    return chosen
+
+
+_ROWS = {"JSON": _json_rows, "CSV": _csv_rows, "Parquet": _table_rows, "Arrow": _table_rows}
