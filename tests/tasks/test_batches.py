@@ -206,7 +206,8 @@ class Counting:
         return self.tokenizer(texts, **options)
 
 
-def test_second_call_does_not_tokenise_again(tokenizer, tmp_path):
+def test_second_call_does_not_tokenise_again(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     texts = words(7, n=40, length=30)
     datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "data")
     counting = Counting(tokenizer)
