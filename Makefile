@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # where torch keeps its builds without CUDA
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test slow browser gpu network lint types bench figures families notebooks check lock licences audit
+.PHONY: demo test slow lines browser gpu network lint types bench figures families notebooks check lock licences audit
 
 # torch: where plain pip would bring CUDA to a machine without an NVIDIA GPU (several GB), its build without CUDA is taken instead.
 # The rest: hashes are checked where the pins were made (Python 3.11 on Linux). torch has none: its builds differ between machines.
@@ -28,8 +28,25 @@ demo: $(INSTALLED)          ## prune code, prose and random neurons out of the e
 test: $(INSTALLED)          ## fast tests (five to ten minutes on two cores)
 	$(BIN)/python -m pytest -n auto
 
-slow: $(INSTALLED)          ## tests that take minutes, notebooks included
+# transformer-lens 3.9, which SAELens and HookedTransformer need, in an environment of its own
+OLDER := .venv-tl39
+OLDER_PIP := $(OLDER)/bin/python -m pip --disable-pip-version-check
+
+$(OLDER)/installed: $(INSTALLED) pyproject.toml constraints-tl39.txt
+	test -x $(OLDER)/bin/python || $(PYTHON) -m venv $(OLDER)
+	@if command -v nvidia-smi >/dev/null || ! $(OLDER_PIP) install -q --dry-run --report - $(TORCH) | grep -q '"name": "nvidia'; \
+		then index=; else index="--index-url $(CPU_INDEX)"; fi; \
+		set -x; $(OLDER_PIP) install -q $$index $(TORCH)
+	$(OLDER_PIP) install -q -c constraints-tl39.txt -e ".[notebooks]" sae-lens pytest hypothesis beartype
+	$(OLDER_PIP) check
+	touch $@
+
+slow: $(INSTALLED) $(OLDER)/installed  ## tests that take minutes, notebooks and both lines of transformer-lens included
 	$(BIN)/python -m pytest -m slow
+
+lines: $(INSTALLED) $(OLDER)/installed  ## what is said of transformer-lens 3.9 and 4.x, each in its environment
+	$(BIN)/python -m pytest -m "slow or not slow" tests/hooked_transformer tests/models/test_backend.py tests/families/test_families.py
+	$(OLDER)/bin/python notebooks/execute.py beside-saelens
 
 browser network: $(INSTALLED)
 	$(BIN)/python -m pytest -m $@ || test $$? -eq 5

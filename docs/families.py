@@ -18,6 +18,8 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "familie
 from checks import CHECKS, Check  # noqa: E402
 from family_rows import FAMILIES, SITES, Family, save_family  # noqa: E402
 
+from sepcap.models.hooked_families import HOOKED_FAMILIES, LONGEST  # noqa: E402
+
 Outcome = Mapping[str, str]
 """Site -> why it cannot work; empty where all of it works."""
 
@@ -27,6 +29,19 @@ Made by `make families` from the checks in `tests/families`, which run on a smal
 class, saved to and loaded from a folder. Versions: transformers {transformers}, transformer-lens {transformer-lens}.
 
 "works": on the sites `mlp`, `attn_pre_out` and `attn_value`. Else what does not, with the number of the error that says why.
+"""
+
+
+LINES = """
+## With transformer-lens 3.9
+
+`make lines` tries this in an environment of its own.
+
+- `backend="hooked"`, a HookedTransformer: {hooked}. Collection, scores, ablation, evaluation, deletion, rotation, pruning and saving
+  work. Settings that HookedTransformer does not have are refused (OPT-350m, Galactica). With rotary positions it has at most
+  {longest} of them. What reads the Hugging Face model (the harness, toxicity, transfer, a control with random weights, a tight pass)
+  needs the bridge.
+- Bridges: as in the table, without RoBERTa, Qwen-3.5 and DeepSeek-V3, which are refused.
 """
 
 
@@ -59,7 +74,7 @@ def page(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
     lines = [TITLE.format(**versions), *_table(outcomes, reasons), "", "What is checked:", ""]
     lines += [f"- {name}: {_first_line(check)}" for name, check in CHECKS.items()]
     lines += ["", "Errors:", "", *(f"{number}. {reason}" for reason, number in reasons.items())]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + LINES.format(hooked=", ".join(HOOKED_FAMILIES), longest=LONGEST)
 
 
 def _table(outcomes: Mapping[str, Mapping[str, Outcome]], reasons: Mapping[str, int]) -> Iterable[str]:

@@ -1,11 +1,18 @@
-"""Execute every notebook from its .py source and store the result beside it (`make notebooks`)."""
+"""Execute every notebook from its .py source and store the result beside it (`make notebooks`), or those that are named.
 
+One that needs a package which is not there is left out, and the command says so: `make lines` runs it in the environment that has it.
+"""
+
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jupytext
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
+NEEDS = {"beside-saelens": "sae_lens"}
+"""Notebook -> a package that only the environment of transformer-lens 3.9 has."""
 
 
 def execute(source: Path) -> Path:
@@ -25,5 +32,10 @@ def execute(source: Path) -> Path:
 
 if __name__ == "__main__":
     for path in sorted(HERE.glob("*.py")):
-        if path.name != Path(__file__).name:
+        if path.name == Path(__file__).name or (sys.argv[1:] and path.stem not in sys.argv[1:]):
+            continue
+        needed = NEEDS.get(path.stem)
+        if needed and find_spec(needed) is None:
+            print(f"{path.stem} needs {needed}, which is not installed here: make lines")
+        else:
             print(execute(path))

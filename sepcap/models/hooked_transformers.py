@@ -18,6 +18,9 @@ from sepcap.models.kinds import architecture_of
 LOGITS = 1e-4
 """How far logits may be from the plain model's, as a share of the largest, in float32; in half precision 500 times as far."""
 
+WRONG_IN_3 = ("deepseek_v3", "qwen3_5_text")
+"""Kinds of model whose bridge in transformer-lens 3.9 has other logits than the model, or none."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -32,6 +35,24 @@ class Origin:
     views: Callable[[Any], Mapping[str, Tensor]]
 
 
+def line() -> int:
+    """The line of transformer-lens that is installed: 3 has HookedTransformer, 4 has not."""
+    return int(version("transformer-lens").split(".")[0])
+
+
+def check_line(config: Any, name: str) -> None:
+    """Raise where the bridge of this line computes something else than the model.
+
+    Raises:
+        NotImplementedError: see `WRONG_IN_3`.
+    """
+    if config.model_type in WRONG_IN_3 and line() < 4:
+        raise NotImplementedError(
+            f"model={name!r}: the bridge of transformer-lens {version('transformer-lens')} computes a {config.model_type} otherwise than "
+            "transformers does, or not at all; install transformer-lens 4 (SAELens then needs an environment of its own)"
+        )
+
+
 def hooked_class(backend: Any) -> type:
     """The class that a backend names.
 
@@ -43,11 +64,10 @@ def hooked_class(backend: Any) -> type:
         return backend
     if backend != "hooked":
         raise ValueError(f"backend={backend!r}: give 'bridge', 'hooked', or a subclass of HookedTransformer such as HookedSAETransformer")
-    installed = version("transformer-lens")
-    if int(installed.split(".")[0]) >= 4:
+    if line() >= 4:
         raise ImportError(
-            f"backend='hooked': the transformer-lens {installed} that is installed has no HookedTransformer, which was removed in 4.0. "
-            "Leave out backend, or install the line that has it: pip install 'transformer-lens>=3.9,<4'"
+            f"backend='hooked': the transformer-lens {version('transformer-lens')} that is installed has no HookedTransformer, which was "
+            "removed in 4.0. Leave out backend, or install the line that has it: pip install 'transformer-lens>=3.9,<4'"
         )
     return import_module("transformer_lens").HookedTransformer
 

@@ -17,7 +17,7 @@ from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.models.attention import rotate_in_own_precision
 from sepcap.models.devices import DeviceMap, check_at_hand, check_device, checked_device_map
-from sepcap.models.hooked_transformers import hooked_class, hooked_from
+from sepcap.models.hooked_transformers import check_line, hooked_class, hooked_from
 from sepcap.models.hub import WAYS_OUT, must_be_local
 from sepcap.models.implied_size import check_size
 from sepcap.models.kinds import AUTO_CLASSES, is_hooked_transformer, kind_of, kind_of_config
@@ -121,6 +121,7 @@ def load_model(
         if any(weight.is_floating_point() and weight.dtype != dtype for weight in hf_model.parameters()):
             hf_model = hf_model.to(dtype)
     _check_arithmetic(hf_model.config, name)
+    check_line(hf_model.config, name)
     check_at_hand(hf_model, f"model={name!r}")
     spread = getattr(hf_model, "hf_device_map", None) is not None
     hf_model, at = (hf_model, None) if spread else (hf_model.to(device), str(device))
