@@ -219,3 +219,19 @@ def test_no_damage_to_a_study_changes_a_number_unseen(tmp_path, monkeypatch):
         with pytest.raises((CorruptFile, OSError)) as error, open_study(copy, "counted", study.config) as pieces:
             result.is_finished(pieces)
         assert any(name in str(error.value) for name in named), (where, damage)
+
+
+def test_the_command_says_what_is_wrong_and_ends_with_2(whole, tmp_path, capsys):
+    from sepcap.cli import main
+
+    main(["check", str(whole)])
+    assert "Everything is as it was written." in capsys.readouterr().out
+    copy = shutil.copytree(whole, tmp_path / "run")
+    for name in ("neurons", "rows"):
+        DAMAGES["flip"](copy / "steps" / "0001" / f"{name}.safetensors")
+    with pytest.raises(SystemExit) as end:
+        main(["check", str(copy)])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "neurons.safetensors is damaged" in said
+    assert "rows.safetensors is damaged" in said
