@@ -23,7 +23,7 @@ from sepcap.plots.modules import concentration_curve, concentration_profile
 from sepcap.plots.neurons import neurons_gone
 from sepcap.plots.overlaps import overlap_layers, overlap_ratios, overlaps
 from sepcap.plots.save import save
-from sepcap.plots.scores import head_scores, score_histograms
+from sepcap.plots.scores import head_scores, importance_histograms, score_histograms
 from sepcap.plots.similarity import similarity, similarity_profile
 from sepcap.plots.steps import metric_over_steps, thresholds
 from sepcap.plots.streams import streams
@@ -49,6 +49,7 @@ __all__ = [
     "cross_task_bisection",
     "drop_against_drop",
     "head_scores",
+    "importance_histograms",
     "importance_scatter",
     "methods",
     "metric_over_steps",

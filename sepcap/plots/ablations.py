@@ -1,5 +1,6 @@
 """Kinds of ablation side by side: on heads, and on more and more random neurons."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from sepcap.experiments.ablation_protocol import ProtocolResult
 from sepcap.experiments.ablations import COMPARED, AblationComparison
 from sepcap.plots.style import (
     BLUE,
+    GREY,
     INK,
     METRIC_UNITS,
     PALETTE,
@@ -19,7 +21,10 @@ from sepcap.plots.style import (
     VERMILLION,
     Width,
     capital,
+    chosen_layers,
     every,
+    in_lines,
+    layer_ticks,
     metric_name,
     new_figure,
     plain,
@@ -36,7 +41,9 @@ LOOK = dict(zip(COMPARED, zip(PALETTE, SYMBOLS, strict=True), strict=True))
 """Colour and symbol of every kind, the same in all figures."""
 
 
-def ablations(comparison: AblationComparison, metric: str = "loss", *, width: Width = "column") -> go.Figure:
+def ablations(
+    comparison: AblationComparison, metric: str = "loss", *, layers: Sequence[int] | None = None, width: Width = "column"
+) -> go.Figure:
     """Change of a metric under every kind of ablation: points with 95% intervals for a few heads, else a heat map per kind.
 
     In a heat map, a dot marks the heads whose interval holds 0.
@@ -44,13 +51,14 @@ def ablations(comparison: AblationComparison, metric: str = "loss", *, width: Wi
     Args:
         comparison: what `compare_ablations` gives.
         metric: "loss" or "top1".
+        layers: layers of the heat maps; default all.
         width: inches, "column" or "page".
     """
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
     if len(comparison.targets) <= FEW:
         return _points(comparison, metric, width)
-    return _heat_maps(comparison, metric, width)
+    return _heat_maps(comparison, metric, layers, width)
 
 
 def _change(metric: str) -> str:
@@ -95,7 +103,10 @@ def _points(comparison: AblationComparison, metric: str, width: Width) -> go.Fig
         "xaxis": {"title": {"text": _change(metric)}, "nticks": 5, "range": _range(table[[value, low, high]].to_numpy())},
         "yaxis": {"range": [-0.7, n - 0.3], "tickvals": list(ticks), "ticktext": list(ticks.values()), "ticks": "", "showline": False},
         "annotations": notes,
-        "shapes": [{"type": "line", "x0": 0, "x1": 0, "y0": -0.7, "y1": n - 0.3, "line": dotted, "layer": "below"}],
+        "shapes": [
+            {"type": "line", "x0": 0, "x1": 0, "y0": top - len(comparison.kinds) + 0.4, "y1": top + 0.6, "line": dotted, "layer": "below"}
+            for top in (n - 1 - i * each - several for i in range(len(comparison.targets)))
+        ],
     }
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 10, left=20, right=148)
 
@@ -114,20 +125,24 @@ def _range(values: np.ndarray) -> list[float]:
     return [float(low - pad), float(high + pad)]
 
 
-def _heat_maps(comparison: AblationComparison, metric: str, width: Width) -> go.Figure:
+def _heat_maps(comparison: AblationComparison, metric: str, of_layers: Sequence[int] | None, width: Width) -> go.Figure:
     table = comparison.table
+    shown = chosen_layers(of_layers, sorted({int(layer) for layer in table["layer"]}))
+    table = table[table["layer"].isin(shown)]
     at = {name: table[name].to_numpy(dtype=np.int64) for name in ("layer", "head")}
-    layers, heads = int(at["layer"].max()) + 1, int(at["head"].max()) + 1
+    at["layer"] = np.searchsorted(shown, at["layer"])
+    layers, heads = len(shown), int(at["head"].max()) + 1
     changes = table[[f"delta_{metric}{end}" for end in ("", "_low", "_high")]].to_numpy()
     columns = min(3, len(comparison.kinds))
     rows = -(-len(comparison.kinds) // columns)
-    height = min(320, max(90, 15 * layers))
+    height = min(320, max(90, 16 * layers))
     total = rows * height + (rows - 1) * GAP_PX
-    gap = 26 / (width_px(width) - 48 - 76)
+    gap = 26 / (width_px(width) - 48 - 90)
     share = (1 - gap * (columns - 1)) / columns
     name = _change(metric)
     hover = (
-        f"layer %{{y}}, head %{{x}}<br>{name.lower()} %{{z:+.4f}}<br>95% interval [%{{customdata[0]:.4f}}, %{{customdata[1]:.4f}}]"
+        f"layer %{{customdata[2]}}, head %{{x}}<br>{name.lower()} %{{z:+.4f}}<br>"
+        "95% interval [%{customdata[0]:.4f}, %{customdata[1]:.4f}]"
         "<extra></extra>"
     )
     traces: list[Any] = []
@@ -140,7 +155,7 @@ def _heat_maps(comparison: AblationComparison, metric: str, width: Width) -> go.
         of_kind = (table["kind"] == kind).to_numpy()
         cells = np.full((3, layers, heads), np.nan)
         cells[:, at["layer"][of_kind], at["head"][of_kind]] = changes[of_kind].T
-        ends = [[rounded(pair, 4) for pair in line] for line in cells[1:].transpose(1, 2, 0)]
+        ends = [[[*rounded(pair, 4), n] for pair in line] for n, line in zip(shown, cells[1:].transpose(1, 2, 0), strict=True)]
         z = [rounded(line, 4) for line in cells[0]]
         shown = {"coloraxis": "coloraxis", "hovertemplate": f"<b>{kind}</b>, {hover}", "hoverongaps": False}
         traces.append(go.Heatmap(z=z, customdata=ends, **shown, **axes))
@@ -167,26 +182,30 @@ def _heat_maps(comparison: AblationComparison, metric: str, width: Width) -> go.
             "anchor": f"x{key}",
             "range": [-0.5, layers - 0.5],
             "showticklabels": first,
-            "tick0": 0,
-            "dtick": every(layers, height // 18),
+            **layer_ticks(shown, height / 14),
         }
         place = {"x": left, "xref": "paper", "xanchor": "left", "y": top / total, "yref": "paper", "yanchor": "bottom", "yshift": 3}
         layout["annotations"].append({"text": capital(kind), **place})
-    bar = {"title": {"text": name, "side": "right"}, "nticks": 7, "len": 1, "xpad": 6, "ypad": 0}
-    layout["coloraxis"] = {**_diverging(changes[:, 0]), "colorbar": bar}
-    return new_figure(traces, layout, width=width, plot_px=total, left=48, right=76, top=26, bottom=64)
+    bar = {"title": {"text": in_lines(name, total), "side": "right"}, "len": 1, "xpad": 6, "ypad": 0}
+    scale, ticks = _diverging(changes[:, 0])
+    layout["coloraxis"] = {**scale, "colorbar": {**bar, **ticks}}
+    return new_figure(traces, layout, width=width, plot_px=total, left=48, right=90, top=26, bottom=64)
 
 
-def _diverging(values: np.ndarray) -> dict[str, Any]:
-    """White at 0, blue below and vermilion above, only as much of either as there is; faster near 0, where most heads are."""
-    finite = values[np.isfinite(values)]
-    low, high = float(min(0, *finite)), float(max(0, *finite))
-    if low == high:
-        low, high = 0.0, 1.0
-    far = max(-low, high)
-    at = sorted({*np.linspace(low, 0, 9).tolist(), *np.linspace(0, high, 9).tolist()})
-    scale = [[(value - low) / (high - low), _tint(BLUE if value < 0 else VERMILLION, (abs(value) / far) ** 0.6)] for value in at]
-    return {"colorscale": scale, "cmin": low, "cmax": high}
+def _diverging(values: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+    """White at 0, blue below and vermilion above as far as 95% of the cells go; faster near 0, where most heads are. With the ticks."""
+    finite = np.abs(values[np.isfinite(values)])
+    far = float(np.quantile(finite, 0.95)) if finite.size else 0.0
+    far = far or float(finite.max(initial=0)) or 1.0
+    at = np.linspace(-1, 1, 17)
+    scale = [[(v + 1) / 2, _tint(BLUE if v < 0 else VERMILLION, abs(v) ** 0.6)] for v in at]
+    under, over = "≤ " * bool(np.nanmin(values) < -far), "≥ " * bool(np.nanmax(values) > far)
+    texts = [f"{v:.2g}" for v in (-far, -far / 2, 0.0, far / 2, far)]
+    texts = [text.replace("-", "−") for text in (under + texts[0], *texts[1:-1], over + texts[-1])]
+    return (
+        {"colorscale": scale, "cmin": -far, "cmax": far},
+        {"tickvals": [-far, -far / 2, 0, far / 2, far], "ticktext": texts},
+    )
 
 
 def _tint(colour: str, strength: float) -> str:
@@ -197,52 +216,73 @@ def _tint(colour: str, strength: float) -> str:
 def ablation_protocol(result: ProtocolResult, *, width: Width = "column") -> go.Figure:
     """Top-1 and loss against the share of random neurons that are ablated, a line per kind; bands from the lowest seed to the highest.
 
+    Below, top-1 under every kind minus that under `mean` on the same neurons, seed by seed: what the seeds have in common is gone there.
+
     Args:
         result: what `ablation_protocol` gives.
         width: inches, "column" or "page".
     """
-    table, config = result.table, result.config
-    bands: list[Any] = []
-    lines: list[Any] = []
+    config = result.config
+    several: dict[Any, dict[str, Any]] = {kind: _by_seed(result, kind) for kind in config["kinds"]}
+    reference = "mean" if "mean" in several else config["kinds"][0]
+    traces: list[Any] = []
     layout: dict[str, Any] = {}
-    gap = 0.21
-    share = (1 - gap) / 2
-    for i, metric in enumerate(("top1", "loss")):
-        key = "" if i == 0 else str(i + 1)
+    gap, high, between = 0.23, 170, 62
+    total = 2 * high + between
+    panels = (("top1", (0.0, (1 - gap) / 2), 1), ("loss", ((1 + gap) / 2, 1.0), 1), ("top1", (0.0, 1.0), 0))
+    for i, (metric, across, row) in enumerate(panels):
+        key, paired = "" if i == 0 else str(i + 1), row == 0
         axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
         for kind in config["kinds"]:
-            colour, symbol = LOOK[kind]
-            seeds = table[table["kind"] == kind].pivot(index="fraction", columns="seed", values=metric)
-            gone, values = seeds.index.to_numpy(), seeds.to_numpy()
-            low, mean, high = values.min(axis=1), values.mean(axis=1), values.max(axis=1)
-            faint = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": _see_through(colour)}
-            edge = {"x": rounded([*gone, *gone[::-1]]), "y": rounded([*high, *low[::-1]])}
-            bands.append(go.Scatter(**edge, **faint, legendgroup=kind, hoverinfo="skip", showlegend=False, **axes))
-            hovers = [
-                f"<b>{kind}</b><br>{share_gone:.0%} of {config['neurons']:,} {SITE_NAMES[config['site']]} ablated<br>"
-                f"{metric_name(metric)} {mean[k]:.4g}, seeds {low[k]:.4g} to {high[k]:.4g}"
-                for k, share_gone in enumerate(gone)
-            ]
-            marker = {"color": colour, "size": 5, "symbol": symbol}
-            look = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": marker}
-            told = {"name": kind, "legendgroup": kind, "showlegend": i == 0, "hovertext": hovers, "hoverinfo": "text"}
-            lines.append(go.Scatter(x=rounded(gone), y=rounded(mean), **look, **told, cliponaxis=False, **axes))
-        start = i * (share + gap)
+            values = several[kind][metric]
+            if paired:
+                if kind == reference:
+                    continue
+                values = values - several[reference][metric]
+            traces += _with_band(kind, values, metric, f"minus {reference}" if paired else "", config, axes, i == 0)
         layout[f"xaxis{key}"] = {
             "title": {"text": "Share ablated"},
             "tickformat": ".0%",
-            "tickvals": [0, 0.5, 1],
+            "tickvals": [0, 0.25, 0.5, 0.75, 1] if paired else [0, 0.5, 1],
             "range": [0, 1],
-            "domain": [start, min(1.0, start + share)],
+            "domain": across,
             "anchor": f"y{key}",
         }
         title = metric_name(metric) + METRIC_UNITS.get(metric, "")
-        layout[f"yaxis{key}"] = {"title": {"text": title}, "rangemode": "tozero", "nticks": 6, "anchor": f"x{key}"}
+        said = f"{title}<br>minus that of {reference}" if paired else title
+        domain = [0, high / total] if paired else [1 - high / total, 1]
+        layout[f"yaxis{key}"] = {"title": {"text": said}, "nticks": 6, "anchor": f"x{key}", "domain": domain}
+        layout[f"yaxis{key}"] |= {"zeroline": True, "zerolinecolor": GREY, "zerolinewidth": 1} if paired else {"rangemode": "tozero"}
     n = len(config["seeds"])
-    said = f"<br>band: lowest to highest of {n} seeds" if n > 1 else ""
-    title = f"{plain(config['task'])}<br>{SITE_NAMES[config['site']]}{said}"
-    layout["legend"] = {"title": {"text": title}}
-    return new_figure(bands + lines, layout, width=width, plot_px=200, right=20, legend_rows=len(config["kinds"]) + 2 + (n > 1))
+    said = f"<br>band: lowest to highest of {n} seeds" if n > 1 else "<br>one seed"
+    layout["legend"] = {"title": {"text": f"{plain(config['task'])}<br>{SITE_NAMES[config['site']]}{said}"}}
+    return new_figure(traces, layout, width=width, plot_px=total, right=20, legend_rows=len(config["kinds"]) + 3)
+
+
+def _by_seed(result: ProtocolResult, kind: Any) -> dict[str, Any]:
+    """Metric -> table of the share ablated × seed."""
+    table = result.table[result.table["kind"] == kind]
+    return {metric: table.pivot(index="fraction", columns="seed", values=metric) for metric in ("top1", "loss")}
+
+
+def _with_band(kind: Any, seeds: Any, metric: str, minus: str, config: Any, axes: dict[str, str], first: bool) -> list[Any]:
+    """The mean over seeds of one kind, and the band round it."""
+    colour, symbol = LOOK[kind]
+    gone, values = seeds.index.to_numpy(), seeds.to_numpy()
+    low, mean, high = values.min(axis=1), values.mean(axis=1), values.max(axis=1)
+    faint = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": _see_through(colour)}
+    edge = {"x": rounded([*gone, *gone[::-1]]), "y": rounded([*high, *low[::-1]])}
+    hovers = [
+        f"<b>{kind} {minus}</b><br>{share_gone:.0%} of {config['neurons']:,} {SITE_NAMES[config['site']]} ablated<br>"
+        f"{metric_name(metric)} {mean[k]:.4g}, seeds {low[k]:.4g} to {high[k]:.4g}"
+        for k, share_gone in enumerate(gone)
+    ]
+    look = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"color": colour, "size": 5, "symbol": symbol}}
+    told = {"name": kind, "legendgroup": kind, "showlegend": first, "hovertext": hovers, "hoverinfo": "text"}
+    return [
+        go.Scatter(**edge, **faint, legendgroup=kind, hoverinfo="skip", showlegend=False, **axes),
+        go.Scatter(x=rounded(gone), y=rounded(mean), **look, **told, cliponaxis=False, **axes),
+    ]
 
 
 def _see_through(colour: str) -> str:

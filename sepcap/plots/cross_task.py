@@ -9,7 +9,7 @@ from sepcap.experiments.cross_task import CrossTask
 from sepcap.plots.heat import heat_panels
 from sepcap.plots.style import INK, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
 
-SHOWN = {"relative": "Pruned", "random": "Random"}
+SHOWN = {"relative": "Selected neurons", "random": "Random neurons"}
 
 
 def cross_task(result: CrossTask, *, width: Width = "column") -> go.Figure:
@@ -27,7 +27,7 @@ def cross_task(result: CrossTask, *, width: Width = "column") -> go.Figure:
     metric = metric_name(config["metric"])
     seeds = len(config["seeds"])
     named = f"{metric}, {SITE_NAMES[config['site']]}; target {100 * config['target']:.3g}%"
-    heading = f"{named}; random: mean of {seeds} seed{'s' * (seeds > 1)}"
+    heading = f"{named}<br>random: mean of {seeds} seed{'s' * (seeds > 1)}"
     top = max(1.0, float(np.nanmax([panel.max() for panel in panels.values()])))
     return heat_panels(
         panels,
@@ -36,8 +36,8 @@ def cross_task(result: CrossTask, *, width: Width = "column") -> go.Figure:
         hovers=hovers,
         heading=heading,
         title="Share left",
-        row_title="Pruned",
-        column_title="Evaluated",
+        row_title="Pruned for",
+        column_title="Evaluated on",
         limits=(0.0, top),
         width=width,
     )

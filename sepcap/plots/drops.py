@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from sepcap.errors import unknown
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import ACCURACIES
-from sepcap.plots.runs import colours, is_random, named, series, step_hovers, tasks_of
-from sepcap.plots.style import INK, SYMBOLS, Width, every, metric_name, new_figure, plain, power_of_ten, rounded
+from sepcap.plots.runs import colours, is_random, named, series, step_hovers, symbols, tasks_of
+from sepcap.plots.style import INK, Width, every, metric_name, new_figure, plain, power_of_ten, rounded
 
 
 def drop_against_drop(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Figure:
@@ -128,7 +128,7 @@ def _lines(
     lines = []
     for i, ((label, run), colour) in enumerate(zip(runs.items(), colours(runs), strict=True)):
         fill = "white" if is_random(run) else colour
-        marker = {"color": fill, "symbol": SYMBOLS[i % len(SYMBOLS)], "size": 6, "line": {"color": colour, "width": 1.2}}
+        marker = {"color": fill, "symbol": symbols(runs)[i], "size": 6, "line": {"color": colour, "width": 1.2}}
         lines.append(
             go.Scatter(
                 x=rounded(values[label]["retain"]),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.plots.style import FAINT, GREY, SHARES, Width, new_figure, plain, rounded, width_px
+from sepcap.plots.style import FAINT, GREY, SHARES, TICK_PX, Width, in_lines, new_figure, plain, rounded, width_px
 
 CELL_PX = 34
 GAP_PX = 22
@@ -46,13 +46,15 @@ def heat_panels(
     room = width_px(width) - left - BAR_PX - GAP_PX * (len(panels) - 1)
     cell = room / (len(panels) * len(columns))
     turned = max(map(len, columns_named)) * LETTER_PX > cell
-    below = 46 + LETTER_PX * max(map(len, columns_named)) * 0.75 * turned
+    below = 46 + LETTER_PX * max(map(len, columns_named)) * turned
     height = max(CELL_PX, min(cell, 60)) * len(rows)
     share = room / len(panels) / (room + GAP_PX * (len(panels) - 1))
     gap = GAP_PX / (room + GAP_PX * (len(panels) - 1))
     traces: list[Any] = []
     above = {"xref": "paper", "xanchor": "left", "yref": "paper", "yanchor": "bottom"}
-    layout: dict[str, Any] = {"annotations": [{"text": heading, "x": 0, "xshift": -left + 8, "y": 1, "yshift": 24, **above}]}
+    layout: dict[str, Any] = {
+        "annotations": [{"text": heading, "x": 0, "xshift": -left + 8, "y": 1, "yshift": 24, "align": "left", **above}]
+    }
     for i, (label, values) in enumerate(panels.items()):
         key, start = "" if i == 0 else str(i + 1), i * (share + gap)
         z = [rounded(line, 4) for line in values]
@@ -61,7 +63,7 @@ def heat_panels(
         traces.append(go.Heatmap(z=z, x=list(range(len(columns))), y=list(range(len(rows))), **look, **axes))
         where = {"xref": f"x{key}", "yref": f"y{key}"}
         layout["annotations"] += [
-            {"text": _number(value, decimals), "x": c, "y": r, **where, "font": {"size": 10, "color": _ink(value, limits)}}
+            {"text": _number(value, decimals), "x": c, "y": r, **where, "font": {"size": TICK_PX, "color": _ink(value, limits)}}
             for (r, c), value in np.ndenumerate(values)
             if cell >= LETTER_PX * (decimals + 2)
         ]
@@ -72,7 +74,7 @@ def heat_panels(
             "title": {"text": column_title},
             "tickvals": list(range(len(columns))),
             "ticktext": columns_named,
-            "tickangle": -45 if turned else 0,
+            "tickangle": -90 if turned else 0,
             "range": [-0.5, len(columns) - 0.5],
             "ticks": "",
             "showline": False,
@@ -87,10 +89,18 @@ def heat_panels(
             "ticks": "",
             "showline": False,
         }
-    bar = {"title": {"text": title, "side": "right"}, "nticks": 6, "len": 1, "xpad": 6, "ypad": 0}
+    bar = {
+        "title": {"text": title if "<" in title else in_lines(title, height), "side": "right"},
+        "nticks": 6,
+        "len": 1,
+        "xpad": 6,
+        "ypad": 0,
+    }
     layout["coloraxis"] = {"colorscale": SHARES, "cmin": limits[0], "cmax": limits[1], "colorbar": bar}
     layout["plot_bgcolor"] = FAINT
-    return new_figure(traces, layout, width=width, plot_px=height, left=left, right=BAR_PX, top=48, bottom=below)
+    return new_figure(
+        traces, layout, width=width, plot_px=height, left=left, right=BAR_PX, top=48 + 15 * heading.count("<br>"), bottom=below
+    )
 
 
 def _number(value: float, decimals: int) -> str:

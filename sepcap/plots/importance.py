@@ -17,7 +17,9 @@ from sepcap.plots.style import (
     TICK_PX,
     VERMILLION,
     Width,
+    axis_break,
     capital,
+    chosen_layers,
     new_figure,
     packed,
     plain,
@@ -55,13 +57,18 @@ class Site:
     eps: float
     threshold: float | None
     crowded: bool
+    numbers: list[int]
 
-    def points(self, layer: int) -> np.ndarray:
-        """Neurons of a layer that are drawn one by one."""
+    def extremes(self, layer: int) -> np.ndarray:
+        """Neurons of a layer with its lowest and highest scores."""
         scores = self.scores[layer]
         ranked = scores.argsort(kind="stable")
         ranked = ranked[scores[ranked] > 0]
-        named = np.unique(np.concatenate([ranked[:NAMED], ranked[-NAMED:]]))
+        return np.unique(np.concatenate([ranked[:NAMED], ranked[-NAMED:]]))
+
+    def points(self, layer: int) -> np.ndarray:
+        """Neurons of a layer that are drawn one by one."""
+        named = self.extremes(layer)
         return named if self.crowded else np.union1d(named, np.flatnonzero(self.chosen[layer]))
 
 
@@ -72,6 +79,7 @@ def importance_scatter(
     neurons: NeuronSet | None = None,
     *,
     site: str | None = None,
+    layers: Sequence[int] | None = None,
     eps: float | None = None,
     bins: int = 60,
     width: Width | None = None,
@@ -88,6 +96,7 @@ def importance_scatter(
         neurons: chosen neurons. Where they are the highest scores of this importance over all layers, the line of the
             lowest chosen score is drawn.
         site: one site only; default all.
+        layers: layers to draw; default all.
         eps: ε of the score, default that of the site (METHODS 5).
         bins: number of cells along each axis.
         width: inches, "column" or "page"; default a column for one site.
@@ -112,7 +121,9 @@ def importance_scatter(
         f, r = (row.of(of[name]).cpu().double().flatten(1).numpy() for of in (forget, retain))
         chosen = mask_of(neurons, name, f) if neurons is not None and name in neurons.masks else np.zeros(f.shape, bool)
         shape, constant = tuple(forget[name].shape[1:]), get_site(name).eps if eps is None else eps
-        sites.append(Site(name, shape, f, r, values, chosen, constant, _threshold(neurons, name, values, chosen), crowded))
+        numbers, threshold = chosen_layers(layers, range(len(f))), _threshold(neurons, name, values, chosen)
+        f, r, values, chosen = (each[numbers] for each in (f, r, values, chosen))
+        sites.append(Site(name, shape, f, r, values, chosen, constant, threshold, crowded, numbers))
     width = width or ("column" if len(sites) == 1 else "page")
     return _figure(sites, bins, width, importance, [plain(s.info.get("task", "merged"), 18) for s in (forget, retain)])
 
@@ -143,7 +154,11 @@ def _figure(sites: list[Site], bins: int, width: Width, importance: str, tasks: 
         fullest = max(fullest, int(counts.max()))
         views[0] += _traces(s, range(layers), grid, counts, chosen, panel, axes)
         lines += _lines(s, grid, axes)
-        axis = _axis(grid, panel, zeros=bool((s.forget == 0).any() or (s.retain == 0).any()))
+        zeros = bool((s.forget == 0).any() or (s.retain == 0).any())
+        axis = _axis(grid, panel, zeros)
+        if zeros:
+            apart = (grid.zero[1] + grid.low) / 2
+            layout["annotations"] += [axis_break(f"x{key}", apart, f"y{key}"), axis_break(f"y{key}", apart, f"x{key}")]
         start = i * (panel + GAP) / total
         domain = [start, min(1.0, start + panel / total)]
         layout[f"xaxis{key}"] = {"domain": domain, "anchor": f"y{key}", "title": {"text": f"{importance} on {tasks[1]} (retain)"}, **axis}
@@ -175,11 +190,18 @@ def _slider(views: list[list[dict[str, Any]]]) -> dict[str, Any]:
     steps = []
     for traces in views:
         new = {key: [packed(t.get(key)) for t in traces] for key in ("name", "z", "x", "y", "customdata")}
-        for key in ("size", "color"):
-            new[f"marker.{key}"] = [packed(t.get("marker", {}).get(key)) for t in traces]
+        for key in ("size", "color", "line.width"):
+            new[f"marker.{key}"] = [packed(_marker_of(t, key)) for t in traces]
         label = traces[0]["name"].split()[-1]
         steps.append({"label": label.replace("layers", "all"), "method": "restyle", "args": [new, list(range(len(traces)))]})
     return {"active": 0, "currentvalue": {"prefix": "Layer: ", "font": {"size": TICK_PX}}, "font": {"size": TICK_PX}, "steps": steps}
+
+
+def _marker_of(trace: dict[str, Any], key: str) -> Any:
+    value: Any = trace.get("marker", {})
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _grid(s: Site, bins: int) -> Grid:
@@ -218,7 +240,7 @@ def _traces(
     """What is drawn of some layers: cells, marks of chosen neurons in them where they are many, points."""
     heat = {
         "type": "heatmap",
-        "name": "all layers" if len(layers) == len(s.scores) else f"layer {layers[0]}",
+        "name": "all layers" if len(layers) == len(s.scores) else f"layer {s.numbers[layers[0]]}",
         "z": counts,
         "x": cells.edges,
         "y": cells.edges,
@@ -250,8 +272,12 @@ def _traces(
 def _points(s: Site, layers: Sequence[int], grid: Grid, axes: dict[str, str]) -> dict[str, Any]:
     at = [s.points(layer) for layer in layers]
     layer, neuron = np.repeat(layers, [len(a) for a in at]), np.concatenate(at).astype(np.int64)
+    extreme = np.concatenate([np.isin(a, s.extremes(n)) for n, a in zip(layers, at, strict=True)])
+    # the extremes lie above the others
+    order = np.argsort(extreme, kind="stable")
+    layer, neuron, extreme = layer[order], neuron[order], extreme[order]
     forget, retain = s.forget[layer, neuron], s.retain[layer, neuron]
-    named = [layer, *np.unravel_index(neuron, s.shape), forget, retain]
+    named = [np.asarray(s.numbers)[layer], *np.unravel_index(neuron, s.shape), forget, retain]
     words = ["layer", "neuron"] if len(s.shape) == 1 else ["layer", "head", "neuron"]
     where = ", ".join(f"{word} %{{customdata[{i}]}}" for i, word in enumerate(words))
     first, second = (f"%{{customdata[{len(words) + i}]:.4g}}" for i in range(2))
@@ -261,7 +287,13 @@ def _points(s: Site, layers: Sequence[int], grid: Grid, axes: dict[str, str]) ->
         "y": grid.place(forget).astype(np.float32),
         "customdata": np.stack(named, axis=1).astype(np.float32),
         "mode": "markers",
-        "marker": {"color": s.chosen[layer, neuron].astype(np.uint8), "coloraxis": "coloraxis2", "size": 3.5, "line": {"width": 0}},
+        "marker": {
+            "color": s.chosen[layer, neuron].astype(np.uint8),
+            "coloraxis": "coloraxis2",
+            "size": np.where(extreme, 6, 3.5).astype(np.float32),
+            "line": {"color": INK, "width": extreme.astype(np.uint8)},
+            "opacity": 1,
+        },
         "name": POINTS,
         "showlegend": False,
         "hovertemplate": f"<b>{where}</b><br>forget {first}, retain {second}<extra></extra>",
@@ -312,7 +344,9 @@ def _entries(sites: list[Site]) -> list[go.Scatter]:
     if total:
         crowded = ", size: share of the cell" if any(s.crowded for s in sites) else ""
         entries.append(mark(VERMILLION, f"{CHOSEN} ({total:,}){crowded}"))
-    entries.append(mark(INK, "highest and lowest scores of every layer"))
+    ringed = {"color": "white", "size": 7, "line": {"color": INK, "width": 1}}
+    said = f"ringed: the {NAMED} highest and lowest scores of a layer"
+    entries.append(go.Scatter(x=[None], y=[None], mode="markers", marker=ringed, name=said))
     if any(s.threshold is not None for s in sites):
         entries.append(go.Scatter(x=[None], y=[None], mode="lines", line={"color": INK, "width": 1, "dash": "dash"}, name=LOWEST))
     entries.append(go.Scatter(x=[None], y=[None], mode="lines", line={"color": GREY, "width": 1, "dash": "dot"}, name=EQUAL))

@@ -1,5 +1,6 @@
 """Concentration of task neurons in clusters: over clusters, and over layers (METHODS 12)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,16 +8,31 @@ import plotly.graph_objects as go
 
 from sepcap.errors import unknown
 from sepcap.experiments.modules import Modules
-from sepcap.plots.style import BLUE, DASHES, GREEN, GREY, INK, SYMBOLS, VERMILLION, Width, every, new_figure, plain, rounded
+from sepcap.plots.style import (
+    BLUE,
+    DASHES,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    SYMBOLS,
+    VERMILLION,
+    Width,
+    chosen_layers,
+    every,
+    new_figure,
+    plain,
+    rounded,
+)
 
 LOOK = {
     ("trained", "moefied"): ("MoEfication clusters", VERMILLION, SYMBOLS[0], DASHES[0]),
-    ("trained", "index"): ("clusters by index mod k", BLUE, SYMBOLS[1], DASHES[1]),
+    ("trained", "index"): ("arbitrary clusters (number mod k)", BLUE, SYMBOLS[1], DASHES[1]),
     ("random", "moefied"): ("MoEfication, random weights", GREEN, SYMBOLS[2], DASHES[3]),
 }
 """Weights and clusters -> what a line is called, and its colour, symbol and dash."""
 
-CHANCE = {"trained": "random sets", "random": "random sets there"}
+CHANCE = {"trained": ("random sets of neurons", GREY), "random": ("random sets, random weights", ORANGE)}
 
 SHIFT = 0.16
 """Layers between the points of one layer, so that their intervals stand beside each other."""
@@ -54,15 +70,15 @@ def concentration_curve(result: Modules, *, fraction: float | None = None, task:
             (name, 100 * curves[rows].mean(axis=0), totals.loc[rows, "area"].mean(), {"color": colour, "width": 1.8, "dash": dash})
         )
         if clusters == "moefied":
-            tint = GREY if weights == "trained" else colour
+            said, tint = CHANCE[weights]
             mean, low, high = 100 * chance[rows].mean(axis=0)
             band = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": _see_through(tint)}
             bands.append(go.Scatter(x=[*x, *x[::-1]], y=rounded([*high, *low[::-1]]), **band, hoverinfo="skip", showlegend=False))
-            lines.append((CHANCE[weights], mean, totals.loc[rows, "chance"].mean(), {"color": tint, "width": 1, "dash": DASHES[2]}))
+            lines.append((said, mean, totals.loc[rows, "chance"].mean(), {"color": tint, "width": 1, "dash": DASHES[2]}))
     traces = list(bands)
     for name, y, area, line in lines:
         hover = f"<b>{name}</b><br>%{{y:.1f}}% in %{{x:.0f}}% of the clusters<extra></extra>"
-        told = {"name": f"{name}, A = {area:.3f}", "hovertemplate": hover}
+        told = {"name": f"{name}: {area:.3f}", "hovertemplate": hover}
         traces.append(go.Scatter(x=x, y=rounded(y), mode="lines", line=line, **told))
     # where all lines have arrived there is nothing more to see
     arrived = max(points[np.argmax(y > 99.9)] for _, y, _, _ in lines)
@@ -70,12 +86,24 @@ def concentration_curve(result: Modules, *, fraction: float | None = None, task:
     layout = {
         "xaxis": {"title": {"text": "Clusters, fullest first (%)"}, "range": [0, far], "nticks": 6},
         "yaxis": {"title": {"text": "Task neurons in them (%)"}, "range": [0, 101], "tickvals": [0, 25, 50, 75, 100]},
-        "legend": {"title": {"text": _title(result, fraction, task) + "<br>bands: 95% of single random sets"}},
+        "legend": {
+            "title": {
+                "text": _title(result, fraction, task)
+                + "<br>numbers: area under the line (0.5 even, 1 in one cluster)<br>bands: 95% of single random sets"
+            }
+        },
     }
-    return new_figure(traces, layout, width=width, plot_px=250, right=22, legend_rows=len(lines) + 3)
+    return new_figure(traces, layout, width=width, plot_px=250, right=22, legend_rows=len(lines) + 4)
 
 
-def concentration_profile(result: Modules, *, fraction: float | None = None, task: str | None = None, width: Width = "column") -> go.Figure:
+def concentration_profile(
+    result: Modules,
+    *,
+    fraction: float | None = None,
+    task: str | None = None,
+    layers: Sequence[int] | None = None,
+    width: Width = "column",
+) -> go.Figure:
     """Concentration of the task neurons layer by layer: mean over seeds, pooled over tasks, with 95% intervals over seeds.
 
     0 is what random sets of the same size have, 1 the most that so many neurons can have. Intervals are drawn between −1 and 1; a
@@ -85,6 +113,7 @@ def concentration_profile(result: Modules, *, fraction: float | None = None, tas
         result: what `sepcap.modules` returns.
         fraction: share of the mlp that is selected; default is the middle one of the configuration.
         task: one task alone; default is all, pooled.
+        layers: layers to draw; default all.
         width: inches, "column" or "page".
 
     Source: [MOD]; METHODS section 12.
@@ -94,7 +123,9 @@ def concentration_profile(result: Modules, *, fraction: float | None = None, tas
     table = table[(table["fraction"] == fraction) & np.isfinite(table["concentration"])]
     if task is not None:
         table = table[table["task"] == task]
-    layers = result.tensors[f"labels-trained-{result.config['seeds'][0]}"].shape[0]
+    shown_layers = chosen_layers(layers, range(result.tensors[f"labels-trained-{result.config['seeds'][0]}"].shape[0]))
+    table = table[table["layer"].isin(shown_layers)]
+    first, last = shown_layers[0], shown_layers[-1]
     traces: list[Any] = []
     cut: list[Any] = []
     ends: list[float] = [-0.1, 0.1]
@@ -129,14 +160,16 @@ def concentration_profile(result: Modules, *, fraction: float | None = None, tas
     seeds = len(result.config["seeds"])
     told = f"<br>95% intervals over {seeds} seeds" if seeds > 1 else "<br>one seed: no intervals"
     told += "<br>triangles: the interval goes on" if cut else ""
+    empty = [str(n) for n in shown_layers if n not in set(table.loc[table["weights"] == "trained", "layer"])]
+    told += f"<br>no selected neurons in layer {', '.join(empty[:6])}{', …' * (len(empty) > 6)}" if empty else ""
     zero = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": INK, "width": 1, "dash": "dot"}}
     layout = {
-        "xaxis": {"title": {"text": "Layer"}, "range": [-0.5, layers - 0.5], "tick0": 0, "dtick": every(layers, 12)},
+        "xaxis": {"title": {"text": "Layer"}, "range": [first - 0.5, last + 0.5], "tick0": 0, "dtick": every(last - first + 1, 12)},
         "yaxis": {"title": {"text": "Concentration (0 chance, 1 most)"}, "range": [min(ends) - pad, max(ends) + pad], "dtick": 0.25},
         "shapes": [zero | {"layer": "below"}],
         "legend": {"title": {"text": _title(result, fraction, task) + told}},
     }
-    return new_figure([*traces, *cut], layout, width=width, plot_px=230, legend_rows=len(traces) + 3 + bool(cut))
+    return new_figure([*traces, *cut], layout, width=width, plot_px=230, legend_rows=len(traces) + 3 + bool(cut) + bool(empty))
 
 
 def _goes_on(x: np.ndarray, bound: float, triangle: str, colour: str) -> go.Scatter:

@@ -1,5 +1,6 @@
 """Where the neurons go: layer by layer, step by step."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,40 +8,44 @@ import plotly.graph_objects as go
 
 from sepcap.experiments.run import Run
 from sepcap.plots.runs import named, sizes
-from sepcap.plots.style import SHARES, SITE_NAMES, Width, capital, every, new_figure, rounded
+from sepcap.plots.style import SHARES, SITE_NAMES, Width, capital, chosen_layers, every, in_lines, layer_ticks, new_figure, rounded
 
 GAP_PX = 34
 
 
-def neurons_gone(run: Run, *, width: Width = "column") -> go.Figure:
+def neurons_gone(run: Run, *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Share of every layer that is gone after every step, one panel per site.
 
     Args:
         run: a run with at least step 0.
+        layers: layers to draw; default all.
         width: inches, "column" or "page".
     """
     named(run)
     table = run.gone_per_layer
     panels = sizes(run)
     steps = run.steps_done + 1
-    heights = [min(300, max(96, 15 * layers)) for layers, _ in panels.values()]
+    shown = {site: chosen_layers(layers, range(count)) for site, (count, _) in panels.items()}
+    heights = [min(300, max(96, 16 * len(numbers))) for numbers in shown.values()]
     total = sum(heights) + GAP_PX * (len(panels) - 1)
     traces: list[Any] = []
     layout: dict[str, Any] = {"annotations": []}
     top = total
-    for i, ((site, (layers, each)), height) in enumerate(zip(panels.items(), heights, strict=True)):
+    for i, ((site, (count, each)), height) in enumerate(zip(panels.items(), heights, strict=True)):
         key = "" if i == 0 else str(i + 1)
-        gone = np.zeros((layers, steps), dtype=np.int64)
+        gone = np.zeros((count, steps), dtype=np.int64)
         of_site = table[table["site"] == site]
         gone[of_site["layer"], of_site["step"]] = of_site["gone"]
+        gone = gone[shown[site]]
         hover = (
-            f"<b>{SITE_NAMES[site]}</b><br>layer %{{y}}, step %{{x}}<br>"
+            f"<b>{SITE_NAMES[site]}</b><br>layer %{{text}}, step %{{x}}<br>"
             f"%{{customdata:,}} of {each:,} neurons gone (%{{z:.1%}})<extra></extra>"
         )
         traces.append(
             go.Heatmap(
                 z=[rounded(row, 4) for row in gone / each],
                 customdata=gone.tolist(),
+                text=[[str(n)] * steps for n in shown[site]],
                 xaxis=f"x{key}",
                 yaxis=f"y{key}",
                 coloraxis="coloraxis",
@@ -59,12 +64,18 @@ def neurons_gone(run: Run, *, width: Width = "column") -> go.Figure:
             "title": {"text": "Layer"},
             "domain": [max(0.0, bottom / total), top / total],
             "anchor": f"x{key}",
-            "tick0": 0,
-            "dtick": every(layers, height // 18),
+            **layer_ticks(shown[site], height / 14),
         }
         place = {"x": 0, "xref": "paper", "xanchor": "left", "y": top / total, "yref": "paper", "yanchor": "bottom", "yshift": 3}
         layout["annotations"].append({"text": capital(SITE_NAMES[site]), **place})
         top = bottom - GAP_PX
-    bar = {"title": {"text": "Share of layer gone", "side": "right"}, "tickformat": ".0%", "dtick": 0.25, "len": 1, "xpad": 6, "ypad": 0}
+    bar = {
+        "title": {"text": in_lines("Share of layer gone", total), "side": "right"},
+        "tickformat": ".0%",
+        "dtick": 0.25,
+        "len": 1,
+        "xpad": 6,
+        "ypad": 0,
+    }
     layout["coloraxis"] = {"colorscale": SHARES, "cmin": 0, "cmax": 1, "colorbar": bar}
-    return new_figure(traces, layout, width=width, plot_px=total, left=48, right=76, top=26)
+    return new_figure(traces, layout, width=width, plot_px=total, left=48, right=90, top=26)

@@ -1,5 +1,6 @@
 """Overlap of the neurons of several tasks, trained beside randomly initialised (METHODS 12)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,21 @@ import plotly.graph_objects as go
 from sepcap.errors import unknown
 from sepcap.experiments.overlaps import TRAINED, Overlaps, told_p
 from sepcap.plots.heat import heat_panels
-from sepcap.plots.style import DASHES, GREY, INK, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, every, new_figure, plain, rounded
+from sepcap.plots.style import (
+    DASHES,
+    GREY,
+    INK,
+    PALETTE,
+    SITE_NAMES,
+    SYMBOLS,
+    Width,
+    capital,
+    chosen_layers,
+    every,
+    new_figure,
+    plain,
+    rounded,
+)
 
 ROW_PX = 22
 
@@ -167,7 +182,13 @@ def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: Wi
 
 
 def overlap_layers(
-    result: Overlaps, measure: str = "iou", *, site: str | None = None, fraction: float | None = None, width: Width = "column"
+    result: Overlaps,
+    measure: str = "iou",
+    *,
+    site: str | None = None,
+    fraction: float | None = None,
+    layers: Sequence[int] | None = None,
+    width: Width = "column",
 ) -> go.Figure:
     """A measure per layer, one line per pair of tasks; randomly initialised models dotted, the mean over seeds.
 
@@ -176,20 +197,21 @@ def overlap_layers(
         measure: "share", "iou", "ratio" or "log10_p_corrected".
         site: default the first one of the study.
         fraction: one of the shares of the study; default the smallest.
+        layers: layers to draw; default all.
         width: inches, "column" or "page".
     """
     if measure not in MEASURES:
         raise unknown("measure", measure, MEASURES)
     site, fraction = chosen(result, site, fraction)
     table: Any = result.table[(result.table["site"] == site) & (result.table["fraction"] == fraction) & result.table["layer"].notna()]
-    layers = int(table["layer"].max()) + 1
+    shown = chosen_layers(layers, range(int(table["layer"].max()) + 1))
     traces: list[Any] = []
     for i, ((first, second), of_pair) in enumerate(table.groupby(["first", "second"], sort=False)):
         for trained in (True, False):
             rows = of_pair[(of_pair["model"] == TRAINED) == trained]
             if not len(rows):
                 continue
-            values = rows.groupby("layer")[measure].mean().reindex(range(layers)).to_numpy(dtype=float)
+            values = rows.groupby("layer")[measure].mean().reindex(shown).to_numpy(dtype=float)
             colour = PALETTE[i % len(PALETTE)]
             look = {"color": colour, "width": 1.6 if trained else 1, "dash": "solid" if trained else DASHES[2]}
             marker = {
@@ -199,13 +221,21 @@ def overlap_layers(
                 "line": {"color": colour, "width": 1},
             }
             label = f"{first}, {second}"
-            said = [f"<b>{plain(label)}{'' if trained else ', random weights'}</b><br>layer {k}: {v:.3g}" for k, v in enumerate(values)]
-            shown = {"name": plain(label), "showlegend": trained, "legendgroup": label, "hovertext": said, "hoverinfo": "text"}
+            said = [
+                f"<b>{plain(label)}{'' if trained else ', random weights'}</b><br>layer {k}: {v:.3g}"
+                for k, v in zip(shown, values, strict=True)
+            ]
+            told = {"name": plain(label), "showlegend": trained, "legendgroup": label, "hovertext": said, "hoverinfo": "text"}
             y = rounded(-values if measure.startswith("log10_p") else values)
-            traces.append(go.Scatter(x=list(range(layers)), y=y, mode="lines+markers", line=look, marker=marker, cliponaxis=False, **shown))
+            traces.append(go.Scatter(x=shown, y=y, mode="lines+markers", line=look, marker=marker, cliponaxis=False, **told))
     name = MEASURES[measure][0]
     layout = {
-        "xaxis": {"title": {"text": "Layer"}, "range": [-0.2, layers - 0.8], "tick0": 0, "dtick": every(layers, 10)},
+        "xaxis": {
+            "title": {"text": "Layer"},
+            "range": [shown[0] - 0.2, shown[-1] + 0.2],
+            "tick0": 0,
+            "dtick": every(shown[-1] - shown[0] + 1, 10),
+        },
         "yaxis": {"title": {"text": name}, "rangemode": "tozero", "nticks": 6},
         "legend": {"title": {"text": f"{SITE_NAMES[site]}, {100 * fraction:.3g}% selected<br>solid: trained, dotted: random weights"}},
     }

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.plots.style import FAINT, INK, TICK_PX, VERMILLION, Width, every, new_figure, rounded
+from sepcap.plots.style import FAINT, INK, TICK_PX, VERMILLION, Width, layer_ticks, new_figure, rounded
 
-RIDGE = 1.6
-"""Height of the highest bin of a panel, in distances between layers."""
+RIDGE = 0.9
+"""Height of the highest bin of a panel, in distances between layers: below 1, so that no ridge hides the one above."""
 ALL, SELECTED = "all", "selected"
 FILLS = {ALL: "#9fc3dc", SELECTED: VERMILLION}
 LINES = {ALL: INK, SELECTED: VERMILLION}
@@ -61,6 +61,9 @@ class Panel:
         binned: all neurons.
         selected: the coloured part of them.
         line: where a vertical line is drawn, and its colour.
+        heading: stands above the panel, where there are several.
+        logarithmic: whether the heights of bins are logarithms, log(1 + neurons).
+        numbers: what the layers are called; default 0, 1, ...
     """
 
     what: str
@@ -71,6 +74,19 @@ class Panel:
     binned: Binned
     selected: Binned | None = None
     line: tuple[float, str] | None = None
+    heading: str = ""
+    logarithmic: bool = False
+    numbers: Sequence[int] | None = None
+
+    def heights(self, counts: np.ndarray) -> np.ndarray:
+        """Of bins, as shares of the highest in the panel."""
+        highest = max(1, int(self.binned.counts.max()))
+        return RIDGE * (np.log1p(counts) / np.log1p(highest) if self.logarithmic else counts / highest)
+
+    @property
+    def layers(self) -> list[int]:
+        """The numbers of the layers that are shown."""
+        return list(range(len(self.binned.counts)) if self.numbers is None else self.numbers)
 
 
 def neuron_name(layer: int, position: int, shape: Sequence[int]) -> str:
@@ -82,7 +98,7 @@ def neuron_name(layer: int, position: int, shape: Sequence[int]) -> str:
 def ridges(panels: Sequence[Panel], *, width: Width | None, legend: Sequence[go.Scatter] = ()) -> go.Figure:
     """One panel of ridges beside the other; what is said beside the ridges stands at the right of each."""
     tallest = max(_top(p.binned) for p in panels)
-    row_px = 28 if tallest <= 10 else 24 if tallest <= 18 else 17
+    row_px = 34 if tallest <= 10 else 26 if tallest <= 18 else 17
     traces: list[Any] = []
     layout: dict[str, Any] = {"annotations": [], "shapes": []}
     gap = 0.09 if len(panels) > 1 else 0.0
@@ -104,19 +120,40 @@ def ridges(panels: Sequence[Panel], *, width: Width | None, legend: Sequence[go.
         layout[f"yaxis{key}"] = {
             "anchor": f"x{key}",
             "range": [-0.15, tallest],
-            "tickvals": list(range(0, len(b.counts), every(len(b.counts), 16))),
+            **layer_ticks(panel.layers, 16),
             "title": {"text": "Layer"} if i == 0 else {},
             "showline": False,
         }
         layout["annotations"] += _shares(b, key, end)
+        if panel.heading:
+            place = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 4}
+            layout["annotations"].append({"text": panel.heading, **place})
         if panel.line is not None:
             x, colour = panel.line
             place = {"xref": f"x{key}", "yref": f"y{key} domain", "x0": x, "x1": x, "y0": 0, "y1": 1}
             layout["shapes"].append({"type": "line", **place, "line": {"color": colour, "width": 1, "dash": "3px,3px"}})
     width = width or ("column" if len(panels) == 1 else "page")
     plot_px = row_px * (tallest + 0.15)
-    margins = {"left": 46, "top": 14, "bottom": 46 if len(panels) < 3 else 62, "legend_below": len(panels) > 1}
-    return new_figure([*traces, *legend], layout, width=width, plot_px=plot_px, legend_rows=len(legend), **margins)
+    margins: dict[str, Any] = {"left": 46, "top": 30 if any(p.heading for p in panels) else 14, "bottom": 46 if len(panels) < 3 else 62}
+    entries = [*legend, _strokes()]
+    said = _explained(panels)
+    layout["legend"] = {"title": {"text": "<br>".join(said)}}
+    rows = len(entries) + len(said)
+    return new_figure([*traces, *entries], layout, width=width, plot_px=plot_px, legend_rows=rows, legend_below=True, **margins)
+
+
+def _strokes() -> go.Scatter:
+    marker = {"symbol": "line-ns", "size": 8, "line": {"color": INK, "width": 1}}
+    return go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name="lowest and highest neuron of the layer")
+
+
+def _explained(panels: Sequence[Panel]) -> list[str]:
+    """What height and the numbers at the right mean."""
+    highest = sorted({int(p.binned.counts.max()) for p in panels})
+    how = "logarithm of the neurons in a bin" if panels[0].logarithmic else "neurons in a bin"
+    said = [f"Height: {how}, at most {' and '.join(f'{n:,}' for n in highest)}"]
+    beside = dict.fromkeys(text for p in panels for text in _said(p.binned))
+    return said + ([f"At the right: neurons with {' / '.join(beside)}"] if beside else [])
 
 
 def _said(b: Binned) -> dict[str, np.ndarray]:
@@ -125,8 +162,7 @@ def _said(b: Binned) -> dict[str, np.ndarray]:
 
 def _top(b: Binned) -> float:
     """Upper end of the y axis: above every ridge and the heading of the shares."""
-    highest = np.arange(len(b.counts)) + RIDGE * b.counts.max(1) / max(1, b.counts.max())
-    return float(max(highest.max() + 0.1, len(b.counts) - 1 + (1.3 if _said(b) else 0.2)))
+    return len(b.counts) - 1 + (1.3 if _said(b) else 1.0)
 
 
 def _outlines(panel: Panel, key: str) -> list[go.Scatter]:
@@ -152,7 +188,7 @@ def _outlines(panel: Panel, key: str) -> list[go.Scatter]:
                 go.Scatter(
                     x0=round(float(b.edges[first]) - step, 7),
                     dx=step,
-                    y=np.concatenate([[layer], layer + RIDGE * counts / highest, [layer]]).astype(np.float32),
+                    y=np.concatenate([[layer], layer + panel.heights(counts), [layer]]).astype(np.float32),
                     customdata=np.concatenate([[0], counts, [0]]).astype(np.min_scalar_type(highest)),
                     mode="lines",
                     line={"shape": "hv", "color": LINES[name], "width": 0.75},
@@ -171,7 +207,7 @@ def _outlines(panel: Panel, key: str) -> list[go.Scatter]:
 
 def _hover(panel: Panel, layer: int, part: Binned, name: str) -> str:
     lines = [
-        f"<b>{panel.what}, layer {layer}</b> ({name})",
+        f"<b>{panel.what}, layer {panel.layers[layer]}</b> ({name})",
         f"{panel.quantity} from %{{x:.4g}} in a bin of {part.edges[1] - part.edges[0]:.2g}",
         f"%{{customdata:,}} of {part.per_layer:,} neurons",
     ]
@@ -189,7 +225,7 @@ def _ends(panel: Panel, key: str) -> go.Scatter:
         for said, position in (("lowest", int(np.nanargmin(values))), ("highest", int(np.nanargmax(values)))):
             x.append(float(values[position]))
             y.append(layer)
-            where = f"{panel.what}, {neuron_name(layer, position, panel.shape)}"
+            where = f"{panel.what}, {neuron_name(panel.layers[layer], position, panel.shape)}"
             hovers.append(f"<b>{where}</b><br>{said} {panel.quantity}: {values[position]:.4g}")
     return go.Scatter(
         x=rounded(x),

@@ -8,7 +8,7 @@ import numpy as np
 from sepcap.errors import unknown
 from sepcap.experiments.run import ROLES, Run
 from sepcap.models.sites import SITES
-from sepcap.plots.style import GREY, PALETTE, plain, with_error
+from sepcap.plots.style import GREY, PALETTE, SYMBOLS, plain, with_error
 
 # fields of a configuration that may tell runs apart, the first ones first
 TELLING = (
@@ -75,6 +75,25 @@ def colours(runs: Mapping[str, Run]) -> list[str]:
         chosen.append(GREY if is_random(run) else PALETTE[selective % len(PALETTE)])
         selective += not is_random(run)
     return chosen
+
+
+def symbols(runs: Mapping[str, Run]) -> list[str]:
+    """A symbol per run: where colours begin again, each gets another symbol than it had."""
+    return [SYMBOLS[(i + i // len(SYMBOLS)) % len(SYMBOLS)] for i in range(len(runs))]
+
+
+def seeds_together(runs: Any) -> dict[str, list[Run]]:
+    """Runs of one configuration but for its seed, by label; runs that came with labels of their own stay by themselves."""
+    by_label = named(runs)
+    if isinstance(runs, Mapping):
+        return {label: [run] for label, run in by_label.items()}
+    groups: dict[str, list[Run]] = {}
+    for run in by_label.values():
+        told = {field: run.config.get(field) for field in TELLING if field != "seed"}
+        groups.setdefault(repr(told), []).append(run)
+    firsts = named([members[0] for members in groups.values()])
+    labels = [f"{label}, {len(g)} seeds" if len(g) > 1 else label for label, g in zip(firsts, groups.values(), strict=True)]
+    return dict(zip(labels, groups.values(), strict=True)) if len(groups) < len(by_label) else {k: [v] for k, v in by_label.items()}
 
 
 def tasks_of(run: Run) -> dict[str, str]:

@@ -7,14 +7,29 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.experiments.similarity import Similarity
-from sepcap.plots.style import BLUE, FAINT, GREY, INK, SHARES, VERMILLION, Width, every, is_wide, new_figure, plain, rounded, width_px
+from sepcap.plots.style import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    SHARES,
+    VERMILLION,
+    Width,
+    chosen_layers,
+    every,
+    is_wide,
+    new_figure,
+    plain,
+    rounded,
+    width_px,
+)
 
 PANELS = 12
 """Layers that are drawn where nobody says which: so many, evenly spaced."""
 MAX_SIDE = 80
 """Cells of a matrix in each direction; neighbouring positions of a text are averaged down to that."""
-BELOW = "#f4b58c"
-"""Colour of the lowest similarity where it is negative."""
+BELOW = [[0.0, "#ffffff"], [0.3, "#fbd3b4"], [0.6, "#f0a36b"], [1.0, "#b54a00"]]
+"""Colours of negative similarities, from 0 to the lowest."""
 GAP_PX = 30
 LEFT_PX, RIGHT_PX = 84, 96
 UPRIGHT_PX = 56
@@ -97,16 +112,18 @@ def _binned(matrix: np.ndarray, groups: list[list[int]]) -> np.ndarray:
 
 
 def _colours(cells: np.ndarray) -> dict[str, Any]:
-    """White at 0 where there is anything below it, else at the lowest.
+    """White at 0 and as far to either side where there is anything below it; else white at the lowest.
 
     The ends of the scale are passed by one cell in 200: the diagonal, where a vector meets itself, would hide all else.
     """
     low, high = np.quantile(cells[:, ~np.eye(cells.shape[1], dtype=bool)], [0.005, 0.995]).tolist()
     if high <= low:
         low, high = low - 0.5, low + 0.5
-    zero = -low / (high - low) if low < 0 < high else 0.0
-    below = [[0.0, BELOW]] if zero else []
-    return {"cmin": low, "cmax": high, "colorscale": below + [[zero + (1 - zero) * at, colour] for at, colour in SHARES]}
+    if low >= 0:
+        return {"cmin": low, "cmax": high, "colorscale": SHARES}
+    far = max(-low, high)
+    below = [[0.5 - at / 2, colour] for at, colour in reversed(BELOW)]
+    return {"cmin": -far, "cmax": far, "colorscale": below + [[0.5 + at / 2, colour] for at, colour in SHARES[1:]]}
 
 
 def _ticks(cells: np.ndarray, low: float, high: float) -> dict[str, Any]:
@@ -145,7 +162,12 @@ def _edges(sizes: np.ndarray, side: int, axes: dict[str, str]) -> list[dict[str,
 
 
 def similarity_profile(
-    result: Similarity, *, control: Similarity | None = None, control_name: str = "random weights", width: Width = "column"
+    result: Similarity,
+    *,
+    control: Similarity | None = None,
+    control_name: str = "random weights",
+    layers: Sequence[int] | None = None,
+    width: Width = "column",
 ) -> go.Figure:
     """Within- minus between-category similarity over layers, with 95% intervals and what relabelled texts give.
 
@@ -153,19 +175,21 @@ def similarity_profile(
         result: what `sepcap.similarity` gives.
         control: the same of another model on the same texts, drawn beside it.
         control_name: what the legend calls it; the relabelled texts are those of `result`.
+        layers: layers to draw; default all that were compared.
         width: inches, "column" or "page".
     """
-    table = result.tables["layers"]
-    layers = table["layer"].tolist()
+    table: Any = result.tables["layers"]
+    layers = chosen_layers(layers, table["layer"].tolist())
+    table = table[table["layer"].isin(layers)]
     edge = [*table["null_high"], *table["null_low"][::-1]]
     band = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": FAINT, "hoverinfo": "skip"}
     traces: list[Any] = [go.Scatter(x=[*layers, *layers[::-1]], y=rounded(edge), name="relabelled texts, 95%", **band)]
     reached = {"mode": "lines", "line": {"color": GREY, "width": 1, "dash": "dot"}, "hoverinfo": "skip"}
     if np.isfinite(table["critical"]).any():
         traces.append(go.Scatter(x=layers, y=rounded(table["critical"]), name="p = 0.05, all layers together", **reached))
-    traces.append(_with_intervals(result, "labels as they are" if control is None else "this model", VERMILLION, "circle"))
+    traces.append(_with_intervals(result, layers, "labels as they are" if control is None else "this model", VERMILLION, "circle"))
     if control is not None:
-        traces.append(_with_intervals(control, plain(control_name), BLUE, "square"))
+        traces.append(_with_intervals(control, layers, plain(control_name), BLUE, "square"))
     kind = "scaled cosine" if result.config["scaled"] else "cosine"
     layout = {
         "xaxis": {"title": {"text": "Layer"}, "tick0": 0, "dtick": every(len(layers), 12), "range": [layers[0] - 0.3, layers[-1] + 0.3]},
@@ -175,8 +199,9 @@ def similarity_profile(
     return new_figure(traces, layout, width=width, plot_px=190, left=76, legend_rows=len(traces))
 
 
-def _with_intervals(result: Similarity, name: str, colour: str, symbol: str) -> go.Scatter:
-    table = result.tables["layers"]
+def _with_intervals(result: Similarity, layers: list[int], name: str, colour: str, symbol: str) -> go.Scatter:
+    table: Any = result.tables["layers"]
+    table = table[table["layer"].isin(layers)]
     hovers = [
         f"<b>{name}, layer {row['layer']}</b><br>within {row['within']:.3f}, between {row['between']:.3f}<br>"
         f"gap {row['gap']:.3f} [{row['low']:.3f}, {row['high']:.3f}]<br>p {row['p']:.2g}, all layers together".replace("-", "−")

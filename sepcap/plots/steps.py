@@ -9,15 +9,17 @@ import plotly.graph_objects as go
 
 from sepcap.errors import unknown
 from sepcap.experiments.run import ROLES, Run
-from sepcap.plots.runs import colours, gone_total, is_random, named, series, sizes, step_hovers
+from sepcap.plots.runs import colours, gone_total, is_random, named, series, sizes, step_hovers, symbols
 from sepcap.plots.style import (
     BLUE,
+    INK,
     METRIC_UNITS,
     PALETTE,
     SITE_NAMES,
     SYMBOLS,
     VERMILLION,
     Width,
+    axis_break,
     every,
     metric_name,
     new_figure,
@@ -74,7 +76,7 @@ def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone",
                     showlegend=alone or n == 0,
                     line={"color": colour, "width": 1.5},
                     # in the narrow panels markers would hide the bands
-                    marker=_marker(colour, SYMBOLS[(n if alone else i) % len(SYMBOLS)], is_random(run), shown=0 if alone else 7),
+                    marker=_marker(colour, SYMBOLS[n] if alone else symbols(by_label)[i], is_random(run), shown=0 if alone else 7),
                     cliponaxis=False,
                     hovertext=hovers,
                     hoverinfo="text",
@@ -117,11 +119,16 @@ def _panels(tasks: list[str], runs: Mapping[str, Run], against: str, title: str,
     gap = 0.14
     share = (1 - gap * (len(tasks) - 1)) / len(tasks)
     if against == "step":
-        x = {"title": {"text": "Pruning step"}, "dtick": every(int(furthest) + 1, 10 // len(tasks)), "range": [0, max(1, furthest)]}
+        x = {"title": {"text": "Pruning step"}, "dtick": every(int(furthest) + 1, 10 // len(tasks)), "range": [0, 1.03 * max(1, furthest)]}
     else:
         sites = list(dict.fromkeys(SITE_NAMES[site] for run in runs.values() for site in sizes(run)))
         said = sites[0] if len(sites) == 1 else "neurons"
-        x = {"title": {"text": f"{said} gone"}, "tickformat": ".0%", "nticks": 6 if len(tasks) == 1 else 4, "range": [0, furthest or 1]}
+        x = {
+            "title": {"text": f"{said} gone"},
+            "tickformat": ".0%",
+            "dtick": _share_step(furthest, 6 // len(tasks)),
+            "range": [0, 1.03 * furthest or 1],
+        }
     for i, task in enumerate(tasks):
         key = "" if i == 0 else str(i + 1)
         start = i * (share + gap)
@@ -136,6 +143,11 @@ def _panels(tasks: list[str], runs: Mapping[str, Run], against: str, title: str,
             place = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 4}
             layout["annotations"].append({"text": plain(task, 24), **place})
     return layout
+
+
+def _share_step(furthest: float, most: int) -> float:
+    """Distance of ticks on an axis of shares: at least three ticks, at most so many beside 0."""
+    return next((step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5) if furthest / step <= max(3, most)), 0.5)
 
 
 def thresholds(run: Run, *, width: Width = "column") -> go.Figure:
@@ -176,7 +188,7 @@ def thresholds(run: Run, *, width: Width = "column") -> go.Figure:
                     y=[zero] * int(part.sum()) if hollow else rounded(of_site[part]),
                     mode="markers" if hollow else "lines+markers",
                     name=names[site],
-                    showlegend=not hollow,
+                    showlegend=not hollow and len(names) > 1,
                     line={"color": colour, "width": 1.5},
                     marker=_marker(colour, symbol, hollow),
                     hovertext=[hovers[j] for j in np.flatnonzero(part)],
@@ -185,11 +197,17 @@ def thresholds(run: Run, *, width: Width = "column") -> go.Figure:
             )
     n = run.steps_done
     of_what = f" of {next(iter(names.values()))}" if len(names) == 1 else ""
-    layout = {
+    layout: dict[str, Any] = {
         "xaxis": {"title": {"text": "Pruning step"}, "range": [0, n + 0.5], "dtick": every(n + 1, 12), "tick0": 0},
         "yaxis": {"title": {"text": f"Lowest selected score{of_what}"}, **axis},
     }
-    return new_figure(traces, layout, width=width, plot_px=220, legend_rows=len(names) if len(names) > 1 else 0)
+    rows = len(names) if len(names) > 1 else 0
+    if zero:
+        layout["annotations"] = [axis_break("y", math.log10(zero) + 0.45 * (math.log10(axis["tickvals"][1]) - math.log10(zero)), "x")]
+        marker = {"color": "white", "symbol": "circle", "size": 5, "line": {"color": INK, "width": 1}}
+        traces.append(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name="open: the lowest selected score is 0"))
+        rows += 1
+    return new_figure(traces, layout, width=width, plot_px=220, legend_rows=rows)
 
 
 def _score_axis(values: np.ndarray) -> tuple[dict[str, Any], float | None]:

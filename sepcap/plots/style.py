@@ -2,7 +2,8 @@
 
 import base64
 import numbers
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,34 @@ def every(n: int, most: int) -> int:
     """Distance of ticks at 1, 2, 5, 10, … such that n values get at most so many."""
     steps = (factor * 10**power for power in range(12) for factor in (1, 2, 5))
     return next(step for step in steps if n <= step * max(2, most))
+
+
+def in_lines(text: str, px: float) -> str:
+    """Plain text over as many lines as its length needs, as for a title that stands beside a short colour bar."""
+    return "<br>".join(textwrap.wrap(text, max(8, int(px / 6.4)), break_long_words=False))
+
+
+def chosen_layers(layers: Iterable[int] | None, there: Sequence[int]) -> list[int]:
+    """The layers to draw, in the order of the model; None is all that there are."""
+    if layers is None:
+        return list(there)
+    asked = list(layers)
+    if not asked or any(isinstance(n, bool) or n not in there for n in asked):
+        raise ValueError(f"layers={asked}: give some of {', '.join(map(str, there))}")
+    return [n for n in there if n in set(asked)]
+
+
+def layer_ticks(layers: Sequence[int], most: float) -> dict[str, Any]:
+    """Ticks of rows that stand for layers, with the layers' own numbers."""
+    at = range(0, len(layers), every(len(layers), int(most)))
+    return {"tickvals": list(at), "ticktext": [str(layers[i]) for i in at]}
+
+
+def axis_break(axis: str, at: float, other: str) -> dict[str, Any]:
+    """Two strokes across an axis where 0 stands apart from the logarithms; `axis` and `other` are as in "x2" and "y2"."""
+    along, across = axis[0], other[0]
+    place = {along: at, f"{along}ref": axis, across: 0, f"{across}ref": f"{other} domain"}
+    return {"text": "//", **place, "xanchor": "center", "yanchor": "middle", "bgcolor": "white", "borderpad": 0, "font": {"size": 9}}
 
 
 def power_of_ten(exponent: int) -> str:

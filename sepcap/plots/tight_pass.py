@@ -1,5 +1,6 @@
 """Spectra of the Jacobians of attention or mlp blocks, and their ranks over layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import plotly.graph_objects as go
 from sepcap.errors import unknown
 from sepcap.experiments.tight_pass import RANDOM, TRAINED, TightPass, between
 from sepcap.experiments.tight_pass_config import counted
-from sepcap.plots.style import BLUE, GREY, INK, TICK_PX, VERMILLION, Width, every, new_figure, plain, power_of_ten, rounded
+from sepcap.plots.style import BLUE, GREY, INK, TICK_PX, VERMILLION, Width, chosen_layers, every, new_figure, plain, power_of_ten, rounded
 
 MEASURES = {
     "rank": "Rank",
@@ -28,7 +29,9 @@ SCALE = ((86, 180, 233), (0, 114, 178), (60, 20, 90))
 """Colours from the first layer to the last: lightness falls evenly."""
 
 
-def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: Width = "column") -> go.Figure:
+def tight_pass_ranks(
+    result: TightPass, measure: str = "rank", *, layers: Sequence[int] | None = None, width: Width = "column"
+) -> go.Figure:
     """Rank over layers, trained and with random weights: means over rows of tokens with 95% intervals, and the largest rank possible.
 
     Where the rank of a row is only a lower bound, the mean is a triangle that points up, "at least": without interval, and without a
@@ -38,11 +41,15 @@ def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: Width =
     Args:
         result: what `tight_pass` gives.
         measure: "rank", "stable_rank", "participation_ratio" or "effective_rank".
+        layers: layers to draw; default all of the study.
         width: inches, "column" or "page".
     """
     if measure not in MEASURES:
         raise unknown("measure", measure, MEASURES)
-    table, c = result.by_layer, result.config
+    table: Any = result.by_layer
+    c = result.config
+    shown = chosen_layers(layers, c["layer"])
+    table = table[table["layer"].isin(shown)]
     traces: list[Any] = []
     highest, open_ended = 0.0, False
     for weights, (colour, symbol, name) in LOOK.items():
@@ -90,16 +97,15 @@ def tight_pass_ranks(result: TightPass, measure: str = "rank", *, width: Width =
         arrow = {"symbol": "triangle-up", "size": 10, "color": INK}
         traces.append(go.Scatter(x=[None], y=[None], mode="markers", name="at least: not settled", marker=arrow, hoverinfo="skip"))
     if measure == "rank":
-        traces.append(_bounds(result))
+        traces.append(_bounds(result, table))
         highest = max(highest, float(table["bound"].to_numpy().max()))
-    layers = c["layer"]
     title = f"Rank (σ > {c['threshold']:g} σ₁)" if measure == "rank" else MEASURES[measure]
     layout = {
         "xaxis": {
             "title": {"text": "Layer"},
-            "range": [min(layers) - 0.4, max(layers) + 0.4],
+            "range": [min(shown) - 0.4, max(shown) + 0.4],
             "tick0": 0,
-            "dtick": every(max(layers) - min(layers) + 1, 12),
+            "dtick": every(max(shown) - min(shown) + 1, 12),
         },
         "yaxis": {"title": {"text": title}, "range": [0, 1.06 * highest or 1]},
         "legend": {"title": {"text": _said(result)}},
@@ -111,9 +117,8 @@ def _shift(weights: str, config: Any) -> float:
     return {TRAINED: -0.07, RANDOM: 0.07}[weights] if config["control"] else 0.0
 
 
-def _bounds(result: TightPass) -> go.Scatter:
+def _bounds(result: TightPass, table: Any) -> go.Scatter:
     """The largest rank possible, a dash at every layer: often it is the rank itself, which a line would hide."""
-    table = result.by_layer
     x = [layer + _shift(weights, result.config) for weights, layer in zip(table["weights"], table["layer"], strict=True)]
     differs = bool((result.tables["jacobians"].groupby(["weights", "layer"])["bound"].nunique() > 1).any())
     name = "largest possible" + ", mean over rows" * differs
@@ -121,12 +126,15 @@ def _bounds(result: TightPass) -> go.Scatter:
     return go.Scatter(x=rounded(x), y=rounded(table["bound"]), mode="markers", name=name, marker=dash, hoverinfo="skip")
 
 
-def tight_pass_spectra(result: TightPass, *, control: bool = True, width: Width = "column") -> go.Figure:
+def tight_pass_spectra(
+    result: TightPass, *, control: bool = True, layers: Sequence[int] | None = None, width: Width = "column"
+) -> go.Figure:
     """Singular values as shares of the largest, a line per layer (medians over rows), with the threshold of the rank.
 
     Args:
         result: what `tight_pass` gives.
         control: also the model with random weights: the median over its layers and rows, dashed.
+        layers: layers to draw; default all of the study.
         width: inches, "column" or "page".
     """
     c = result.config
@@ -134,10 +142,10 @@ def tight_pass_spectra(result: TightPass, *, control: bool = True, width: Width 
     lowest = c["threshold"]
     shares = {weights: _shares(result.tensors[weights].double().numpy()) for weights in LOOK if weights in result.tensors}
     number = _places(shares[TRAINED].shape[-1])
-    layers = c["layer"]
+    layers = chosen_layers(layers, c["layer"])
     named = range(len(layers)) if len(layers) <= NAMED else (0, len(layers) // 2, len(layers) - 1)
     for i, layer in enumerate(layers):
-        y = np.median(shares[TRAINED][i], axis=0)[number - 1]
+        y = np.median(shares[TRAINED][c["layer"].index(layer)], axis=0)[number - 1]
         told = f"<b>layer {layer}</b><br>σ number %{{x:,}} is %{{y:.2e}} of the largest<extra></extra>"
         look = {"mode": "lines", "name": f"layer {layer}", "line": {"color": _shade(i, len(layers)), "width": 1.4}}
         traces.append(go.Scatter(x=number.tolist(), y=_positive(y), hovertemplate=told, showlegend=i in named, **look))
@@ -194,5 +202,6 @@ def _shade(i: int, n: int) -> str:
 
 def _said(result: TightPass) -> str:
     c = result.config
-    what = f"{PARTS[c['part']]} of {plain(c['model'], 24)}, without residual"
+    model = "the embedded model" if c["model"] == "default" else plain(c["model"], 24)
+    what = f"{PARTS[c['part']]} of {model}, without residual"
     return f"{what}<br>{counted(c['tokens'], 'token')}, {counted(c['rows'], 'row')} of {plain(c['task'], 24)}"

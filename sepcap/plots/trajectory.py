@@ -1,6 +1,6 @@
 """The trajectory of pruning runs in the plane of their two tasks (METHODS 11)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 from sepcap.errors import unknown
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import ACCURACIES
-from sepcap.plots.runs import colours, is_random, named, separability_said, series, step_hovers, tasks_of
-from sepcap.plots.style import INK, SYMBOLS, Width, metric_name, new_figure, plain, rounded
+from sepcap.plots.runs import colours, is_random, seeds_together, separability_said, series, step_hovers, symbols, tasks_of
+from sepcap.plots.style import INK, TICK_PX, Width, metric_name, new_figure, plain, rounded
 
 
 def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, width: Width = "column") -> go.Figure:
@@ -18,7 +18,8 @@ def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, widt
 
     Where all runs forget the same task it is on the x axis, and the retain task on the y axis. Where runs go in both
     directions, each task keeps its axis, the first run's forget task the x axis. The legend gives the separability of
-    every run in percent with its 95% bootstrap interval.
+    every run in percent with its 95% bootstrap interval. Runs in a list that differ in their seed alone are one line, the mean over
+    seeds, with a band from the lowest to the highest; give a mapping to draw each by itself.
 
     Args:
         runs: a Run, several, or a mapping from label to Run.
@@ -31,15 +32,27 @@ def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, widt
     """
     if metric not in ACCURACIES:
         raise unknown("metric", metric, ACCURACIES, "A trajectory is made of accuracies.")
-    by_label = named(runs)
-    axes = _axes(by_label)
-    points = {label: [_performance(run, axes[label][i], metric, normalised) for i in (0, 1)] for label, run in by_label.items()}
-    starts = sorted({(round(float(x[0]), 5), round(float(y[0]), 5)) for x, y in points.values()})
-    lines = []
-    for i, ((label, run), colour) in enumerate(zip(by_label.items(), colours(by_label), strict=True)):
-        separable = separability_said(run, metric)
-        name = f"{label}: {separable}" if separable else label
-        lines.append(_line(name, run, points[label], step_hovers(label, run, metric), colour, SYMBOLS[i % len(SYMBOLS)], rank=1000 + i))
+    groups = seeds_together(runs)
+    by_label = {label: members[0] for label, members in groups.items()}
+    axes = _axes({f"{label} {i}": run for label, members in groups.items() for i, run in enumerate(members)})
+    lines: list[go.Scatter] = []
+    bands: list[go.Scatter] = []
+    points: dict[str, list[np.ndarray]] = {}
+    starts = set()
+    for i, ((label, members), colour) in enumerate(zip(groups.items(), colours(by_label), strict=True)):
+        several = [[_performance(run, axes[f"{label} {k}"][j], metric, normalised) for j in (0, 1)] for k, run in enumerate(members)]
+        steps = min(len(x) for x, _ in several)
+        cut = np.array([[values[:steps] for values in pair] for pair in several]) if len(members) > 1 else np.array(several)
+        points[label] = list(cut.mean(axis=0))
+        starts |= {(round(float(x[0]), 5), round(float(y[0]), 5)) for x, y in cut}
+        said = _separability(members, metric)
+        name = f"{label}: {said}" if said else label
+        hovers = (
+            step_hovers(label, members[0], metric)[:steps] if len(members) == 1 else [f"<b>{label}</b>, step {n}" for n in range(steps)]
+        )
+        lines.append(_line(name, members[0], points[label], hovers, colour, symbols(by_label)[i], rank=1000 + i))
+        if len(members) > 1:
+            bands.append(_band(cut, colour))
     # baselines are drawn first: what is compared with them lies above
     order = sorted(range(len(lines)), key=lambda i: not is_random(list(by_label.values())[i]))
     limits = [1.1 * max(float(np.nanmax(p[i])) for p in points.values()) for i in (0, 1)]
@@ -51,9 +64,30 @@ def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, widt
         layout[name] |= {"dtick": 0.2, "tickformat": ".1f"} if normalised else {"nticks": 6}
     said = any(run.steps_done for run in by_label.values())
     if said:
-        layout["legend"] = {"title": {"text": "Separability, with 95% interval"}}
-    traces = [_diagonal(starts), *(lines[i] for i in order), _unpruned(starts)]
-    return new_figure(traces, layout, width=width, square=True, left=58, legend_rows=len(lines) + 1 + said)
+        title = "Separability, with 95% interval"
+        if bands:
+            title += "<br>(seeds: mean; band: lowest to highest)"
+        layout["legend"] = {"title": {"text": title}}
+    traces = [*bands, _diagonal(sorted(starts)), *(lines[i] for i in order), _unpruned(sorted(starts))]
+    return new_figure(traces, layout, width=width, square=True, left=58, legend_rows=len(lines) + 1 + said + bool(bands))
+
+
+def _separability(members: Sequence[Run], metric: str) -> str:
+    """With its interval for one run, the mean and the range over seeds for several."""
+    if len(members) == 1:
+        return separability_said(members[0], metric)
+    if any(run.steps_done < 1 for run in members):
+        return ""
+    percents = [run.separability(metric).percent for run in members]
+    return f"{np.mean(percents):.0f}% (seeds {min(percents):.0f} to {max(percents):.0f})"
+
+
+def _band(seeds: np.ndarray, colour: str) -> go.Scatter:
+    """Lowest to highest y [seed, axis, step] over the seeds, at their mean x."""
+    x, low, high = seeds[:, 0].mean(axis=0), seeds[:, 1].min(axis=0), seeds[:, 1].max(axis=0)
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    look = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.2)"}
+    return go.Scatter(x=rounded([*x, *x[::-1]]), y=rounded([*high, *low[::-1]]), **look, hoverinfo="skip", showlegend=False)
 
 
 def _axes(runs: Mapping[str, Run]) -> dict[str, tuple[str, str]]:
@@ -129,7 +163,7 @@ def _unpruned(starts: list[tuple[float, float]]) -> go.Scatter:
         mode="markers+text",
         text=["unpruned"] + [""] * (len(x) - 1),
         textposition="top center",
-        textfont={"size": 11},
+        textfont={"size": TICK_PX},
         marker={"color": "white", "size": 9, "line": {"color": INK, "width": 1.5}},
         hoverinfo="skip",
         showlegend=False,

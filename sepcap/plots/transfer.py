@@ -1,5 +1,6 @@
 """Figures of a transfer through the paragraph break: distances of what was written, likelihood over layers and over the paragraph."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,23 @@ from sepcap.plots.style import (
     VERMILLION,
     Width,
     capital,
+    chosen_layers,
     every,
+    is_wide,
     new_figure,
     plain,
     rounded,
 )
 
 COLOURS = {ORIGINAL: GREEN, TRANSFERRED: VERMILLION, MISMATCHED: BLUE, OTHER_KIND: PURPLE, NEUTRAL: GREY}
+NAMES = {
+    ORIGINAL: "whole context",
+    TRANSFERRED: "own break",
+    MISMATCHED: "another text's break",
+    OTHER_KIND: "break of another kind",
+    NEUTRAL: "break alone",
+}
+"""Conditions as figures name them."""
 METRICS = {"distance": "1 − cosine", "overlap": "F1 of tokens shared", "bigrams": "Share of token pairs written"}
 MOST = 200
 """Values of a condition that a violin is drawn from; of more, so many quantiles."""
@@ -69,7 +80,7 @@ def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str 
     if per_text.empty:
         raise ValueError(f"this transfer has no {metric}: run it with an embedder")
     names = [name for name in dict.fromkeys(own["condition"]) if not name.startswith("layer") and name in per_text.index]
-    given = set(own[own["given"] > 0]["condition"])
+    given = dict(own[own["given"] > 0].groupby("condition")["given"].first())
     rest = [name for name in names if name in given]
     names = [name for name in names if name not in given]
     # a row between the two groups, for the heading of the second
@@ -78,12 +89,12 @@ def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str 
     traces, ticks, notes = [], {}, []
     if rest:
         place = {"x": 0, "xref": "paper", "xanchor": "left", "y": n - 1 - len(names), "yanchor": "middle"}
-        notes.append({"text": "Against what was not given:", **place, "font": {"size": TICK_PX}})
+        notes.append({"text": "Tokens of the true paragraph given; against its rest:", **place, "font": {"size": TICK_PX}})
     for name, i in rows.items():
         values = np.sort(per_text.loc[name].to_numpy(float))
         y = n - 1 - i
         colour, median = COLOURS.get(name, ORANGE), float(np.median(values))
-        ticks[y] = capital(plain(name))
+        ticks[y] = capital(_name(name, given.get(name, 0)))
         drawn = values if len(values) <= MOST else np.quantile(values, np.linspace(0, 1, MOST))
         look = {"line": {"color": colour, "width": 1}, "fillcolor": _faint(colour), "points": False, "meanline": {"visible": False}}
         shape = {"orientation": "h", "side": "positive", "width": 1.5, "spanmode": "hard", "y0": y, "hoverinfo": "skip"}
@@ -98,21 +109,25 @@ def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str 
     heading = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 2, "y": n - 0.15, "yanchor": "bottom"}
     notes.append({"text": "median", **heading, "font": {"size": TICK_PX}})
     labels = {"tickvals": list(ticks), "ticktext": list(ticks.values()), "ticks": ""}
-    by = f"<br>{plain(result.config['embedder'], 60)}" if metric == "distance" else ""
+    counts = per_text.groupby("condition").size()
+    n_texts = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+    by = f"{plain(result.config['embedder'], 60)}; " if metric == "distance" else ""
+    by = f"<br>{by}{n_texts} texts"
     layout = {
         "xaxis": {"title": {"text": f"{METRICS[metric]} to the true paragraph{by}"}, "nticks": 6},
         "yaxis": {"range": [-0.25, n + 0.1], **labels, "showline": False},
         "annotations": notes,
     }
-    return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 20, left=84, right=50, bottom=62 if by else 46)
+    return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 20, left=20, right=50, bottom=62)
 
 
-def transfer_layers(result: Transfer, *, kind: str = "all", width: Width = "page") -> go.Figure:
+def transfer_layers(result: Transfer, *, kind: str = "all", layers: Sequence[int] | None = None, width: Width = "page") -> go.Figure:
     """Likelihood gained over the break alone with one layer patched, the first or the last ones; bands are 95% intervals over texts.
 
     Args:
         result: what `transfer` gives.
         kind: kind of text, or "all".
+        layers: layers to draw; default all of the profile.
         width: inches, "column" or "page".
 
     Raises:
@@ -122,8 +137,11 @@ def transfer_layers(result: Transfer, *, kind: str = "all", width: Width = "page
     if table.empty:
         raise ValueError("this transfer has no profile over layers: run it with profile='likelihood'")
     table = _rows_of(table, kind)
-    layers = sorted(table["layer"].unique().tolist())
-    gap = 0.05
+    layers = chosen_layers(layers, sorted(table["layer"].unique().tolist()))
+    table = table[table["layer"].isin(layers)]
+    gap, beside = 0.05, is_wide(width)
+    height = 190 if beside else 110
+    total = height if beside else 3 * height + 2 * 28
     share = (1 - 2 * gap) / 3
     traces: list[Any] = []
     layout: dict[str, Any] = {"annotations": [], "shapes": []}
@@ -136,27 +154,31 @@ def transfer_layers(result: Transfer, *, kind: str = "all", width: Width = "page
             of = shown[(shown["part"] == part) & (shown["donor"] == donor)].sort_values("layer")
             if not of.empty:
                 traces += _line(of, "layer", colour, symbol, said, i == 0, axes, lambda row: f"layer {row['layer']}")
-        start = i * (share + gap)
+        start = i * (share + gap) if beside else 0.0
+        top = 1.0 if beside else 1 - i * (height + 28) / total
         layout[f"xaxis{key}"] = {
-            "title": {"text": "Layer"},
-            "domain": [start, min(1.0, start + share)],
+            "title": {"text": "Layer"} if beside or i == 2 else {},
+            "domain": [start, min(1.0, start + share)] if beside else [0, 1],
             "anchor": f"y{key}",
+            "showticklabels": beside or i == 2,
             "range": [layers[0] - 0.4, layers[-1] + 0.4],
             "tick0": layers[0],
-            "dtick": every(len(layers), 8),
+            "dtick": every(layers[-1] - layers[0] + 1, 8),
         }
         layout[f"yaxis{key}"] = {
-            "title": {"text": "Gain over the break alone<br>(nats per token)"} if i == 0 else {},
+            "title": {"text": "Gain over the break alone<br>(nats per token)"} if i == (0 if beside else 1) else {},
+            "domain": [0, 1] if beside else [max(0.0, top - height / total), top],
             "range": [low, high],
             "anchor": f"x{key}",
-            "showticklabels": i == 0,
+            "showticklabels": not beside or i == 0,
         }
         layout["shapes"].append(_zero(key, layers[0] - 0.4, layers[-1] + 0.4))
-        place = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 4}
+        place = {"x": start, "xref": "paper", "xanchor": "left", "y": top, "yref": "paper", "yanchor": "bottom", "yshift": 4}
         text = title.format(first=layers[0], last=layers[-1])
         layout["annotations"].append({"text": text, **place, "font": {"size": TICK_PX}})
-    layout["legend"] = {"title": {"text": "Patched from; band: 95% interval"}}
-    return new_figure(traces, layout, width=width, plot_px=190, left=74, top=30, legend_rows=3, legend_below=True)
+    texts = int(shown["texts"].max())
+    layout["legend"] = {"title": {"text": f"Patched from; band: 95% interval over {texts:,} texts"}}
+    return new_figure(traces, layout, width=width, plot_px=total, left=74, top=30, legend_rows=3, legend_below=True)
 
 
 def transfer_positions(result: Transfer, *, kind: str = "all", width: Width = "column") -> go.Figure:
@@ -186,7 +208,7 @@ def transfer_positions(result: Transfer, *, kind: str = "all", width: Width = "c
             for row in of.to_dict("records")
         ]
         look = {"mode": "markers", "marker": {"color": COLOURS[name], "size": 6}, "error_y": {**bar, "color": COLOURS[name]}}
-        told = {"name": capital(name), "hovertext": hovers, "hoverinfo": "text"}
+        told = {"name": capital(_name(name)), "hovertext": hovers, "hoverinfo": "text"}
         traces.append(go.Scatter(x=rounded(of["at"]), y=rounded(gain), **look, **told, cliponaxis=False))
     layout = {
         "xaxis": {
@@ -218,6 +240,12 @@ def _line(of: Any, x: str, colour: str, symbol: str, said: str, first: bool, axe
     told = {"name": capital(said), "showlegend": first, "hovertext": hovers, "hoverinfo": "text"}
     traces.append(go.Scatter(x=rounded(at), y=rounded(gain), **look, **told, cliponaxis=False, **common))
     return traces
+
+
+def _name(condition: str, given: int = 0) -> str:
+    if given:
+        return f"first {given} tokens" if given > 1 else "first token"
+    return NAMES.get(condition, plain(condition))
 
 
 def _zero(key: str, x0: float, x1: float) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """What the weights alone say, layer by layer (METHODS 13, last line)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from sepcap.models.views import mlp_input_biases, value_row_norms
 from sepcap.plots.ridges import Panel, bin_layers, edges_of, ridges
-from sepcap.plots.style import GREY, Width
+from sepcap.plots.style import GREY, Width, chosen_layers
 
 
-def value_norms(model: Any, bins: int = 60, *, width: Width = "column") -> go.Figure:
+def value_norms(
+    model: Any, bins: int = 60, *, layers: Sequence[int] | None = None, log_counts: bool = False, width: Width = "column"
+) -> go.Figure:
     """Norms of the rows of W_V, one ridge per layer.
 
     The norm of a value neuron is that of W_V[h, :, d] over d_model. Neurons that are gone have norm 0: their share of the
@@ -18,6 +21,8 @@ def value_norms(model: Any, bins: int = 60, *, width: Width = "column") -> go.Fi
     Args:
         model: what `load_model` returns.
         bins: number of bins over the range of all layers.
+        layers: layers to draw; default all.
+        log_counts: whether heights are logarithms of the number of neurons, so that tails are seen.
         width: inches, "column" or "page".
 
     Source: [OPT]; METHODS 13.
@@ -26,20 +31,35 @@ def value_norms(model: Any, bins: int = 60, *, width: Width = "column") -> go.Fi
         >>> sepcap.plots.value_norms(sepcap.load_model())  # doctest: +SKIP
     """
     norms = value_row_norms(model)
+    shown = chosen_layers(layers, range(len(norms)))
+    norms = norms[shown]
     flat = norms.flatten(1).numpy()
     gone = flat == 0
     flat[gone] = float("nan")
     binned = bin_layers(flat, edges_of(flat, bins), {"norm 0": gone})
-    panel = Panel("value neurons", "norm", "Norm of the row of W<sub>V</sub>", flat, tuple(norms.shape[1:]), binned)
+    panel = Panel(
+        "value neurons",
+        "norm",
+        "Norm of the row of W<sub>V</sub>",
+        flat,
+        tuple(norms.shape[1:]),
+        binned,
+        logarithmic=log_counts,
+        numbers=shown,
+    )
     return ridges([panel], width=width)
 
 
-def mlp_biases(model: Any, bins: int = 60, *, width: Width = "column") -> go.Figure:
+def mlp_biases(
+    model: Any, bins: int = 60, *, layers: Sequence[int] | None = None, log_counts: bool = False, width: Width = "column"
+) -> go.Figure:
     """Input biases of the mlp neurons, one ridge per layer, with the share of negative ones beside it.
 
     Args:
         model: what `load_model` returns.
         bins: number of bins over the range of all layers.
+        layers: layers to draw; default all.
+        log_counts: whether heights are logarithms of the number of neurons, so that tails are seen.
         width: inches, "column" or "page".
 
     Raises:
@@ -47,7 +67,19 @@ def mlp_biases(model: Any, bins: int = 60, *, width: Width = "column") -> go.Fig
 
     Source: [OPT]; METHODS 13.
     """
-    biases = mlp_input_biases(model).numpy()
-    binned = bin_layers(biases, edges_of(biases, bins), {"negative": biases < 0})
-    panel = Panel("MLP neurons", "bias", "Input bias of the MLP neuron", biases, biases.shape[1:], binned, line=(0.0, GREY))
+    biases = mlp_input_biases(model)
+    shown = chosen_layers(layers, range(len(biases)))
+    biases = biases[shown].numpy()
+    binned = bin_layers(biases, edges_of(biases, bins), {"bias &lt; 0": biases < 0})
+    panel = Panel(
+        "MLP neurons",
+        "bias",
+        "Input bias of the MLP neuron",
+        biases,
+        biases.shape[1:],
+        binned,
+        line=(0.0, GREY),
+        logarithmic=log_counts,
+        numbers=shown,
+    )
     return ridges([panel], width=width)
