@@ -34,7 +34,8 @@ class Picture:
         title: what stands above it.
         figure: a `go.Figure`.
         reason: a sentence.
-        width: pixels that it was drawn for; on a narrower screen it scrolls, so that its text keeps its size.
+        width: pixels that it was drawn for.
+        narrow: the same figure drawn for a column, which a narrow screen shows instead of a wide one.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Picture:
     figure: Any = None
     reason: str = ""
     width: float = 0.0
+    narrow: Any = None
 
     @property
     def wide(self) -> bool:
@@ -111,13 +113,14 @@ def page_path(path: str | Path) -> Path:
     return output_path(path, "report.html")
 
 
-def picture(id: str, title: str, make: Callable[[], Any]) -> Picture:
-    """A figure, or what its function says when it cannot make one."""
+def picture(id: str, title: str, make: Callable[[], Any], narrow: Callable[[], Any] | None = None) -> Picture:
+    """A figure, or what its function says when it cannot make one; `narrow` draws a wide one for a column."""
     try:
         figure = make()
+        drawn = Picture(id, title, figure, width=float(figure.layout.width or width_px("column")))
+        return dataclasses.replace(drawn, narrow=narrow()) if drawn.wide and narrow is not None else drawn
     except CANNOT as error:
         return Picture(id, title, reason=f"{capital(str(error).rstrip('.'))}.")
-    return Picture(id, title, figure, width=float(figure.layout.width or width_px("column")))
 
 
 def _html(page: Page) -> str:
@@ -129,6 +132,7 @@ def _html(page: Page) -> str:
     frame, style, drawing = ((assets / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     plotly = get_plotlyjs()
     drawn = {p.id: _for_page(p.figure) for section in page.sections for p in section.pictures if p.figure is not None}
+    narrow = {p.id: _for_page(p.narrow) for section in page.sections for p in section.pictures if p.narrow is not None}
     # the page itself says which scripts may run: these two, whatever a text from outside may hold
     allowed = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in (plotly, drawing))
     # every value is escaped but those marked
@@ -141,7 +145,7 @@ def _html(page: Page) -> str:
         plotly=Markup(plotly),
         drawing=Markup(drawing),
         # inside a script element nothing but "<" can begin markup
-        data=Markup(json.dumps({"figures": drawn, "dark": DARK}).replace("<", "\\u003c")),
+        data=Markup(json.dumps({"figures": drawn, "narrow": narrow, "dark": DARK}).replace("<", "\\u003c")),
     )
 
 

@@ -75,7 +75,7 @@ def study_report(result: Shown, path: str | Path | None = None) -> Path:
 
 def _pictures(result: Shown) -> Iterator[Picture]:
     for kind, (title, _) in result.FIGURES.items():
-        yield picture(f"figure-{kind}", title, lambda kind=kind: result.figure(kind))
+        yield picture(f"figure-{kind}", title, lambda kind=kind: result.figure(kind), lambda kind=kind: result.figure(kind, width="column"))
 
 
 def _table(name: str, frame: pd.DataFrame) -> Table:

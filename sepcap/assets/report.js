@@ -1,7 +1,9 @@
 (() => {
   "use strict";
-  const { figures, dark } = JSON.parse(document.getElementById("data").textContent);
+  const { figures, narrow, dark } = JSON.parse(document.getElementById("data").textContent);
   const night = window.matchMedia("(prefers-color-scheme: dark)");
+  // a figure for a whole page has no room here: the same drawn for a column takes its place
+  const slim = window.matchMedia("(max-width: 50rem)");
   // zooming by touch would keep the page from being scrolled
   const dragmode = window.matchMedia("(pointer: coarse)").matches ? false : "zoom";
   // where nothing hovers, the bar of buttons would lie on the figures for good
@@ -18,7 +20,9 @@
 
   function draw(isDark) {
     for (const [id, figure] of Object.entries(figures)) {
-      const { data, layout } = isDark ? recoloured(figure, "") : structuredClone(figure);
+      const shown = Object.hasOwn(narrow, id) && slim.matches ? narrow[id] : figure;
+      const { data, layout } = isDark ? recoloured(shown, "") : structuredClone(shown);
+      document.getElementById(id).style.height = `${Math.round(layout.height ?? 450)}px`;
       Plotly.react(id, data, { ...layout, dragmode }, config);
     }
   }
@@ -44,6 +48,7 @@
   hint();
   window.addEventListener("resize", hint);
   night.addEventListener("change", () => draw(night.matches));
+  slim.addEventListener("change", () => draw(night.matches));
   window.addEventListener("beforeprint", () => draw(false));
   window.addEventListener("afterprint", () => draw(night.matches));
 })();

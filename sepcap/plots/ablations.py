@@ -126,7 +126,7 @@ def _range(values: np.ndarray) -> list[float]:
 
 
 def _heat_maps(comparison: AblationComparison, metric: str, of_layers: Sequence[int] | None, width: Width) -> go.Figure:
-    table = comparison.table
+    table: Any = comparison.table
     shown = chosen_layers(of_layers, sorted({int(layer) for layer in table["layer"]}))
     table = table[table["layer"].isin(shown)]
     at = {name: table[name].to_numpy(dtype=np.int64) for name in ("layer", "head")}
@@ -157,8 +157,8 @@ def _heat_maps(comparison: AblationComparison, metric: str, of_layers: Sequence[
         cells[:, at["layer"][of_kind], at["head"][of_kind]] = changes[of_kind].T
         ends = [[[*rounded(pair, 4), n] for pair in line] for n, line in zip(shown, cells[1:].transpose(1, 2, 0), strict=True)]
         z = [rounded(line, 4) for line in cells[0]]
-        shown = {"coloraxis": "coloraxis", "hovertemplate": f"<b>{kind}</b>, {hover}", "hoverongaps": False}
-        traces.append(go.Heatmap(z=z, customdata=ends, **shown, **axes))
+        look = {"coloraxis": "coloraxis", "hovertemplate": f"<b>{kind}</b>, {hover}", "hoverongaps": False}
+        traces.append(go.Heatmap(z=z, customdata=ends, **look, **axes))
         unsure = np.argwhere((cells[1] <= 0) & (cells[2] >= 0))
         if len(unsure):
             dots = {"color": INK, "size": 3}

@@ -91,6 +91,8 @@ def seeds_together(runs: Any) -> dict[str, list[Run]]:
     for run in by_label.values():
         told = {field: run.config.get(field) for field in TELLING if field != "seed"}
         groups.setdefault(repr(told), []).append(run)
+    if any(len({run.config.get("seed") for run in members}) < len(members) for members in groups.values()):
+        return {label: [run] for label, run in by_label.items()}
     firsts = named([members[0] for members in groups.values()])
     labels = [f"{label}, {len(g)} seeds" if len(g) > 1 else label for label, g in zip(firsts, groups.values(), strict=True)]
     return dict(zip(labels, groups.values(), strict=True)) if len(groups) < len(by_label) else {k: [v] for k, v in by_label.items()}

@@ -29,7 +29,7 @@ def test_cells_are_the_scores_of_heads(scores, aggregate):
     assert fig.layout.coloraxis.cmax == pytest.approx(np.abs(np.log10(expected)).max())
     bar = fig.layout.coloraxis.colorbar
     assert [float(t) for t in bar.ticktext] == pytest.approx([10**v for v in bar.tickvals], rel=0.05)
-    assert "layer %{y}, head %{x}" in heat.hovertemplate
+    assert "layer %{customdata}, head %{x}" in heat.hovertemplate
 
 
 def test_what_is_no_ratio_has_a_scale_from_zero(scores):

@@ -53,11 +53,11 @@ def named(fig):
 def test_curves_are_the_cumulative_shares_and_the_legend_their_areas():
     lines = named(plots.concentration_curve(planted()))
     expected = {
-        "MoEfication clusters, A = 0.813": cumulative(COUNTS["moefied"]),
-        "random sets, A = 0.600": np.linspace(0, 1, K + 1) ** 0.5,
-        "clusters by index mod k, A = 0.595": cumulative(COUNTS["index"]),
-        "MoEfication, random weights, A = 0.595": cumulative(COUNTS["index"]),
-        "random sets there, A = 0.600": np.linspace(0, 1, K + 1) ** 0.5,
+        "MoEfication clusters: 0.813": cumulative(COUNTS["moefied"]),
+        "random sets of neurons: 0.600": np.linspace(0, 1, K + 1) ** 0.5,
+        "arbitrary clusters (number mod k): 0.595": cumulative(COUNTS["index"]),
+        "MoEfication, random weights: 0.595": cumulative(COUNTS["index"]),
+        "random sets, random weights: 0.600": np.linspace(0, 1, K + 1) ** 0.5,
     }
     assert list(lines) == list(expected)
     for name, curve in expected.items():
@@ -95,7 +95,7 @@ def test_the_profile_is_that_of_the_estimates(task):
     result = planted()
     lines = named(plots.concentration_profile(result, task=task))
     table = result.estimates(("layer",) if task is None else ("layer", "task"))
-    assert list(lines) == ["MoEfication clusters", "clusters by index mod k", "MoEfication, random weights"]
+    assert list(lines) == ["MoEfication clusters", "arbitrary clusters (number mod k)", "MoEfication, random weights"]
     keys = (("trained", "moefied"), ("trained", "index"), ("random", "moefied"))
     for line, (weights, clusters) in zip(lines.values(), keys, strict=True):
         rows = table[(table["weights"] == weights) & (table["clusters"] == clusters)]
@@ -115,8 +115,8 @@ def test_one_seed_has_points_without_intervals():
 
 def test_without_the_control_there_are_no_lines_of_it():
     result = planted(control=False)
-    names = [name.split(",")[0] for name in named(plots.concentration_curve(result))]
-    assert names == ["MoEfication clusters", "random sets", "clusters by index mod k"]
+    names = [name.split(":")[0] for name in named(plots.concentration_curve(result))]
+    assert names == ["MoEfication clusters", "random sets of neurons", "arbitrary clusters (number mod k)"]
     assert len(plots.concentration_profile(result).data) == 2
 
 

@@ -9,6 +9,7 @@ import pytest
 from planted_runs import maker
 
 from sepcap import plots
+from sepcap.plots.runs import named
 
 CODE = [0.5, 0.3, 0.1, 0.0]
 PROSE = [0.4, 0.38, 0.3, 0.1]
@@ -141,10 +142,26 @@ def test_unknown_metrics_are_refused_with_the_nearest_name(forward):
 
 def test_runs_are_called_after_what_tells_them_apart(make_run):
     runs = [make_run(CODE, PROSE, seed=seed, importance=importance) for seed, importance in ((0, "abs"), (1, "abs"), (0, "random"))]
-    names = [t.name.split(":")[0] for t in lines_with_hover(plots.trajectory(runs))]
-    assert sorted(names) == ["abs, seed 0", "abs, seed 1", "random, seed 0"]
+    assert sorted(named(runs)) == ["abs, seed 0", "abs, seed 1", "random, seed 0"]
     same = [t.name.split(":")[0] for t in lines_with_hover(plots.trajectory([runs[0], runs[0]]))]
     assert len(set(same)) == 2
+
+
+def test_seeds_of_one_method_are_their_mean_in_a_band(make_run):
+    runs = [make_run([0.5, a, 0.0], [0.4, b, 0.2], seed=i) for i, (a, b) in enumerate([(0.3, 0.4), (0.2, 0.36), (0.1, 0.32)])]
+    fig = plots.trajectory(runs)
+    (line,) = lines_with_hover(fig)
+    np.testing.assert_allclose(numbers(line.x), [1, 0.4, 0], atol=1e-5)
+    np.testing.assert_allclose(numbers(line.y), [1, 0.9, 0.5], atol=1e-5)
+    (band,) = traces(fig, fill="toself")
+    np.testing.assert_allclose(numbers(band.y), [1, 1, 0.5, 0.5, 0.8, 1], atol=1e-5)
+    assert "3 seeds" in line.name
+    assert len(lines_with_hover(plots.trajectory({str(i): run for i, run in enumerate(runs)}))) == 3
+
+
+def test_no_two_of_twelve_runs_look_alike(make_run):
+    fig = plots.trajectory({f"m{i}": make_run([0.5, 0.1], [0.4, 0.3]) for i in range(12)})
+    assert len({(t.line.color, t.marker.symbol) for t in lines_with_hover(fig)}) == 12
 
 
 def test_metric_of_one_run_with_bands_of_its_standard_error(forward):

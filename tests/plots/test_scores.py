@@ -98,7 +98,7 @@ def test_selected_neurons_and_their_threshold(scores):
     threshold = float(scores["mlp"][neurons.masks["mlp"]].min())
     (line,) = fig.layout.shapes
     assert line.x0 == line.x1 == pytest.approx(np.log10(threshold))
-    assert len([t for t in fig.data if t.showlegend is None]) == 2
+    assert len([t for t in fig.data if t.showlegend is None]) == 3  # all, selected, and the strokes at the ends of a layer
 
 
 def test_a_threshold_per_layer_is_no_single_line(scores):

@@ -57,7 +57,7 @@ def test_a_violin_per_condition_of_its_own_reference_alone():
     medians = [t for t in fig.data if t.type == "scatter"]
     np.testing.assert_allclose([t.x[0] for t in medians], 0.1 * np.arange(5) + 0.035, atol=1e-6)
     ticks = dict(zip(fig.layout.yaxis.tickvals, fig.layout.yaxis.ticktext, strict=True))
-    assert [ticks[v.y0] for v in violins] == ["Original", "Transferred", "Mismatched", "Neutral", "Given 2"]
+    assert [ticks[v.y0] for v in violins] == ["Whole context", "Own break", "Another text's break", "Break alone", "First 2 tokens"]
     assert "TF-IDF (scikit-learn, no sentence embeddings)" in fig.layout.xaxis.title.text
     assert "median 0.135" in medians[1].hovertext[0]
 
@@ -66,14 +66,14 @@ def test_what_was_given_tokens_stands_apart_under_its_own_heading():
     """It is held against less of the paragraph than the others are."""
     fig = plots.transfer_distances(planted())
     at = [t.y0 for t in fig.data if t.type == "violin"]
-    (heading,) = [note for note in fig.layout.annotations if note.text.startswith("Against what was not given")]
+    (heading,) = [note for note in fig.layout.annotations if note.text.startswith("Tokens of the true paragraph given")]
     assert at[4] < heading.y < min(at[:4])
     low, high = fig.layout.yaxis.range
     assert low < min(at)
     assert high > max(at)
     without = planted()
     without.tables["scores"] = without.tables["scores"].query("given == 0")
-    assert not [n for n in plots.transfer_distances(without).layout.annotations if n.text.startswith("Against")]
+    assert not [n for n in plots.transfer_distances(without).layout.annotations if n.text.startswith("Tokens of")]
 
 
 def test_one_kind_of_text_alone():
@@ -111,7 +111,7 @@ def test_the_profile_has_a_panel_per_part_and_a_line_per_donor():
 def test_positions_are_bins_of_the_paragraph_counted_from_one():
     fig = plots.transfer_positions(planted())
     assert list(fig.layout.xaxis.ticktext) == ["1", "2", "3–5"]
-    assert [t.name for t in fig.data] == ["Original", "Transferred", "Mismatched"]
+    assert [t.name for t in fig.data] == ["Whole context", "Own break", "Another text's break"]
     np.testing.assert_allclose(fig.data[1].y, [1, 2, 3])
     np.testing.assert_allclose(fig.data[1].error_y.array, 2)
     np.testing.assert_allclose(fig.data[1].error_y.arrayminus, 1)

@@ -60,7 +60,7 @@ def test_biases_are_those_of_the_checkpoint(tiny, tiny_folders, family):
     fig = plots.mlp_biases(tiny)
     assert {layer: counts.sum() for layer, counts in drawn(fig).items()} == {0: 72, 1: 72}
     shares = [f"{float((layer < 0).double().mean()):.1%}" for layer in expected]
-    assert [a.text for a in fig.layout.annotations] == ["negative", *shares]
+    assert [a.text for a in fig.layout.annotations] == ["bias &lt; 0", *shares]
     (zero,) = fig.layout.shapes
     assert zero.x0 == zero.x1 == 0
 
