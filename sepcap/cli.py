@@ -6,28 +6,33 @@ Nothing heavy is imported before a command is known, so that --help answers at o
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from sepcap.checks import distinct
 from sepcap.cli_ablations import Ablate, CompareAblations
 from sepcap.cli_check import Check
 from sepcap.cli_geometry import Geometry
 from sepcap.cli_modules import Modules
-from sepcap.cli_options import Fractions, config_in, write_figure, write_table
+from sepcap.cli_options import Command, Fractions, Loading, OnDevice, config_in, write_figure, write_table
 from sepcap.cli_paragraphs import Transfer
+from sepcap.cli_run import ended, parsed, versions
 from sepcap.experiments.config import DIVERGENCES, PruningConfig
 from sepcap.experiments.methods_config import MethodsConfig
 
 
 @dataclass(frozen=True)
-class Prune(PruningConfig):
+class Prune(PruningConfig, Loading):
     """Prune one capability out of a model and keep the other.
 
     With --out, one run in that folder. Without it, the whole comparison: this run, the random baseline and the
     other direction, with table, pictures and continuations, in the folder --comparison.
     """
+
+    RESUMES = True
 
     forget: str = "local-code"
     """Task whose capability is to go: a name (see `sepcap tasks`) or the path of a .txt, .jsonl or .parquet file or folder."""
@@ -58,13 +63,12 @@ class Prune(PruningConfig):
         from sepcap.experiments.check_run import is_left
         from sepcap.experiments.pruning import execute, plan
         from sepcap.experiments.trackers import trackers_of
-        from sepcap.models.load import load_model
 
         config, trackers = self.config(), trackers_of(self.tracker)
         if self.out is None:
-            _compare(config, self.comparison, trackers)
+            _compare(self.load, config, self.comparison, trackers)
             return
-        prepared = plan(load_model(config.model), config)
+        prepared = plan(self.load(), config)
         print(prepared.cost() if is_left(self.out, prepared.resolved) else "This run is finished; nothing is computed again.")
         run = execute(prepared, self.out, trackers)
         print(run)
@@ -76,11 +80,9 @@ class Prune(PruningConfig):
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Loading):
     """Score neurons: statistics on two tasks, histograms of the scores, and the highest as a neuron set."""
 
-    model: str = "default"
-    """"default", a folder, or a hub name."""
     forget: str = "local-code"
     """Task whose capability is to go."""
     retain: str = "local-prose"
@@ -98,11 +100,11 @@ class Score:
         """Carry out the command."""
         import sepcap
 
-        model = sepcap.load_model(self.model)
+        model = self.load()
         sites = PruningConfig(fractions=self.fractions, steps=1).sites
         histogram = self.importance in DIVERGENCES
-        forget = sepcap.collect(model, self.forget, tokens=self.tokens, sites=sites, histogram=histogram)
-        retain = sepcap.collect(model, self.retain, tokens=self.tokens, sites=sites, histogram=histogram)
+        forget = sepcap.collect(model, self.forget, tokens=self.tokens, sites=sites, histogram=histogram, batch_size=self.batch_size)
+        retain = sepcap.collect(model, self.retain, tokens=self.tokens, sites=sites, histogram=histogram, batch_size=self.batch_size)
         scores = sepcap.score(forget, retain, self.importance)
         neurons = scores.top(self.fractions)
         forget.save(self.out / "forget.safetensors")
@@ -117,11 +119,9 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Loading):
     """Evaluate next-token prediction, of the whole model or without a neuron set."""
 
-    model: str = "default"
-    """"default", a folder, or a hub name."""
     tasks: tuple[str, ...] = ("local-code", "local-prose")
     """Tasks to evaluate on."""
     tokens: int = 100_000
@@ -129,22 +129,28 @@ class Evaluate:
     neurons: Path | None = None
     """A neuron set (.safetensors) to delete first."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        distinct("tasks", self.tasks)
+
     def run(self) -> None:
         """Carry out the command."""
         import pandas as pd
 
         import sepcap
 
-        model = sepcap.load_model(self.model)
+        model = self.load()
         if self.neurons is not None:
             sepcap.delete(model, sepcap.NeuronSet.load(self.neurons))
-        rows = {task: sepcap.evaluate(model, task, tokens=self.tokens).as_row() for task in self.tasks}
+        rows = {task: sepcap.evaluate(model, task, tokens=self.tokens, batch_size=self.batch_size).as_row() for task in self.tasks}
         print(pd.DataFrame(rows).to_string(float_format=lambda x: f"{x:.4f}"))
 
 
 @dataclass(frozen=True)
-class CompareMethods(MethodsConfig):
+class CompareMethods(MethodsConfig, Loading):
     """Prune by every method, in both directions and with several seeds, and compare: mlp, attention, heads, SVD, offsets, random."""
+
+    RESUMES = True
 
     forget: str = "local-code"
     """One task of the pair; both directions are pruned."""
@@ -164,19 +170,20 @@ class CompareMethods(MethodsConfig):
     def run(self) -> None:
         """Carry out the command."""
         from sepcap.experiments.methods import compare_methods
-        from sepcap.models.load import load_model
 
         config = config_in(MethodsConfig, self)
-        result = compare_methods(load_model(self.model), config, self.out, say=lambda text: print(text, flush=True))
+        result = compare_methods(self.load(), config, self.out, say=lambda text: print(text, flush=True))
         table = result.table()
         print(table.to_string(index=False, float_format=lambda x: f"{x:.1f}") + "\n")
         write_table(table, self.out / "table.csv")
         write_figure(result.figure(), self.out / "methods")
 
 
-@dataclass(frozen=True)
-class Reproduce:
+@dataclass(frozen=True, kw_only=True)
+class Reproduce(OnDevice):
     """Run a study of a paper again, as it is stored, and put the published values beside the measured ones."""
+
+    RESUMES = True
 
     study: Annotated[Literal["sp-table2", "sp-figure1", "sep-areas", "peak-ablation", "modularity-overlap"], tyro.conf.Positional]
     """Which study."""
@@ -186,14 +193,22 @@ class Reproduce:
     """As published, or small enough for the embedded model on two cores; default is "minutes" for that one and "paper" for others."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the model."""
+    batch_size: int | None = None
+    """Rows per forward pass, where it is not to be that of the study."""
     out: Path = Path("runs/reproduce")
     """Folder of all studies; finished runs in it are not computed again."""
 
     def run(self) -> None:
         """Carry out the command."""
         from sepcap.experiments.reproduce import reproduce
+        from sepcap.experiments.reproduce_config import ReproduceConfig, studies
 
-        result = reproduce(self.study, self.model, self.budget, dtype=self.dtype, out=self.out, say=lambda text: print(text, flush=True))
+        budget: Any = self.budget
+        if self.batch_size is not None:
+            stored = ReproduceConfig(self.study, self.model, self.budget)
+            budget = studies()[self.study].budgets[stored.budget] | {"batch_size": self.batch_size}
+        where = {"dtype": self.dtype, "device": self.device, "out": self.out}
+        result = reproduce(self.study, self.model, budget, **where, say=lambda text: print(text, flush=True))
         print(result.table.drop(columns=["study", "source"]).to_string(index=False, na_rep="", float_format=lambda x: f"{x:.1f}"))
         print()
         write_table(result.table, result.folder / "table.csv")
@@ -201,7 +216,7 @@ class Reproduce:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Command):
     """Write one HTML page about a run or a study: summary, pictures, tables, configuration, and of a run the texts that the model
     writes before and after. It needs no network."""
 
@@ -227,7 +242,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Models:
+class Models(Command):
     """List what --model can be."""
 
     def run(self) -> None:
@@ -241,7 +256,7 @@ class Models:
 
 
 @dataclass(frozen=True)
-class Tasks:
+class Tasks(Command):
     """List what --forget and --retain can be; with a name, all that is known of that task: where from, field, filter, licence, gate."""
 
     name: Annotated[str | None, tyro.conf.Positional] = None
@@ -259,13 +274,12 @@ class Tasks:
         print("Or a PATH: a .txt, .jsonl or .parquet file, or a folder of them, with a text column.")
 
 
-def _compare(config: PruningConfig, folder: Path, trackers: Sequence[Any]) -> None:
+def _compare(load: Callable[[], Any], config: PruningConfig, folder: Path, trackers: Sequence[Any]) -> None:
     print("Loading the model and the tasks; the first time, the texts of this Python installation are read (about a minute).", flush=True)
     from sepcap import plots
     from sepcap.experiments.comparison import compare, continuations
-    from sepcap.models.load import load_model
 
-    model = load_model(config.model)
+    model = load()
     comparison = compare(model, config, folder, tracker=trackers, say=lambda text: print(text, flush=True))
     print("\n" + comparison.table().to_string(index=False))
     print(
@@ -323,21 +337,34 @@ COMMANDS = {
 }
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of the `sepcap` command."""
+def main(args: Sequence[str] | None = None, *, stopped: Sequence[Any] = ()) -> None:
+    """Run one command.
+
+    Args:
+        args: its words; default is those of the command line. A hidden --debug shows the traceback of what goes wrong.
+        stopped: holds a signal as soon as one came, whatever a library made of it (`sepcap.__main__`).
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words == ["--version"]:
+        print(versions())
+        return
+    command = None
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            args=args,
-            prog="sepcap",
-            # options keep the name of their field also where a study of a command is chosen
-            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-            description="Which neurons of a language model hold a capability, and what is left without them.",
-        )
+        command = parsed(partial(_parse, words), " ".join(["sepcap", *(word for word in words[:1] if word in COMMANDS)]))
         command.run()
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'stopped'}", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        print(f"sepcap: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (KeyboardInterrupt, Exception) as error:
+        ended(error, command, stopped, debug=debug)
+
+
+def _parse(words: Sequence[str]) -> Any:
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        args=words,
+        prog="sepcap",
+        # options keep the name of their field also where a study of a command is chosen
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        description="Which neurons of a language model hold a capability, and what is left without them. "
+        "`sepcap --version` says the versions.",
+    )

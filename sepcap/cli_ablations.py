@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sepcap.cli_options import config_in, write_figure, write_table
+from sepcap.cli_options import Loading, config_in, write_figure, write_table
 from sepcap.experiments.ablation_config import AblationProtocol
 
 
 @dataclass(frozen=True)
-class Ablate(AblationProtocol):
+class Ablate(AblationProtocol, Loading):
     """Ablate random neurons, more and more up to all of them, by several kinds on the same neurons, and compare ([PEAK])."""
+
+    RESUMES = True
 
     task: str = "local-code"
     """The reference set: a name (see `sepcap tasks`) or the path of a .txt, .jsonl or .parquet file or folder."""
@@ -21,19 +23,16 @@ class Ablate(AblationProtocol):
         """Carry out the command."""
         from sepcap import plots
         from sepcap.experiments.ablation_protocol import ablation_protocol
-        from sepcap.models.load import load_model
 
-        result = ablation_protocol(load_model(self.model), config_in(AblationProtocol, self), out=self.out)
+        result = ablation_protocol(self.load(), config_in(AblationProtocol, self), out=self.out)
         print(result.by_kind.to_string(float_format=lambda x: f"{x:.4f}"))
         write_figure(plots.ablation_protocol(result), self.out / "figures" / "ablation-protocol")
 
 
 @dataclass(frozen=True)
-class CompareAblations:
+class CompareAblations(Loading):
     """Ablate a head, or every head of the model, in every way: change of loss and top-1 with paired intervals."""
 
-    model: str = "default"
-    """"default", a folder, or a hub name."""
     task: str = "local-code"
     """Task on which loss and top-1 are measured."""
     layer: int | None = None
@@ -66,9 +65,16 @@ class CompareAblations:
         import sepcap
 
         folder = self.folder()
-        model = sepcap.load_model(self.model)
+        model = self.load()
         comparison = sepcap.compare_ablations(
-            model, self.task, layer=self.layer, head=self.head or None, kinds=self.kinds, tokens=self.tokens, seed=self.seed
+            model,
+            self.task,
+            layer=self.layer,
+            head=self.head or None,
+            kinds=self.kinds,
+            tokens=self.tokens,
+            seed=self.seed,
+            batch_size=self.batch_size,
         )
         comparison.save(folder)
         print(comparison.table.to_string(index=False, float_format=lambda x: f"{x:.4f}") + "\n")

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import tyro
 
+from sepcap.cli_options import Command
+
 
 @dataclass(frozen=True)
-class Check:
+class Check(Command):
     """Check every file of a run, a study or a comparison: what is damaged, missing or unexpected. It ends with 2 when something is."""
 
     folder: Annotated[Path, tyro.conf.Positional]

@@ -8,16 +8,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sepcap.cli_options import config_in, show, write_figure
+from sepcap.cli_options import Loading, OnDevice, config_in, show, write_figure
 from sepcap.experiments.tight_pass_config import TightPassConfig
 
 
 @dataclass(frozen=True)
-class _Texts:
+class _Texts(Loading):
     """Which model reads which texts."""
 
-    model: str = "default"
-    """"default", a folder, or a hub name."""
     random_weights: bool = False
     """The control: weights as they are before training."""
     tasks: tuple[str, ...] = ()
@@ -34,14 +32,10 @@ class _Texts:
     """Relabellings of the texts at most, for the test."""
     seed: int = 0
     """Of the relabellings and of random weights."""
-    batch_size: int = 16
-    """Texts per pass; halved when memory runs out."""
 
     def loaded(self, *, random_weights: bool = False) -> Any:
         """The model."""
-        import sepcap
-
-        return sepcap.load_model(self.model, random_weights=random_weights or self.random_weights, seed=self.seed)
+        return self.load(random_weights=random_weights or self.random_weights, seed=self.seed)
 
     def texts(self, model: Any) -> Any:
         """Those of the tasks, or the offline ones."""
@@ -175,11 +169,11 @@ def _print_search(table: Any) -> None:
 
 
 @dataclass(frozen=True)
-class TightPass(TightPassConfig):
+class TightPass(TightPassConfig, OnDevice):
     """How many directions pass through attention or an mlp: spectrum and rank of its Jacobian, without the residual connection."""
 
-    model: str = "default"
-    """"default", a folder, or a hub name."""
+    RESUMES = True
+
     layer: tuple[int, ...] = ()
     """Layers; default all."""
     task: str = TightPassConfig.task
@@ -192,7 +186,7 @@ class TightPass(TightPassConfig):
         import sepcap
 
         config = dataclasses.replace(config_in(TightPassConfig, self), layer=self.layer or "all")
-        model = sepcap.load_model(self.model)
+        model = self.load()
         show(sepcap.tight_pass(model, out=self.out, say=partial(print, flush=True), **dataclasses.asdict(config)), self.out)
 
 

@@ -6,14 +6,16 @@ from typing import Annotated
 
 import tyro
 
-from sepcap.cli_options import config_in, show
+from sepcap.cli_options import Loading, config_in, show
 from sepcap.experiments.modules_config import ModulesConfig
 from sepcap.experiments.neuron_sets_config import CrossChecksConfig, CrossTaskConfig, OverlapConfig
 
 
 @dataclass(frozen=True)
-class Concentration(ModulesConfig):
+class Concentration(ModulesConfig, Loading):
     """Are a task's neurons concentrated in clusters of neurons that read alike (MoEfication), more than chance gives?"""
+
+    RESUMES = True
 
     tasks: tuple[str, ...] = ModulesConfig.tasks
     """Whose neurons are selected: names (see `sepcap tasks`) or paths."""
@@ -26,13 +28,15 @@ class Concentration(ModulesConfig):
         """Carry out the command."""
         import sepcap
 
-        model = sepcap.load_model(self.model)
+        model = self.load()
         show(sepcap.modules(model, config_in(ModulesConfig, self), out=self.out, say=print), self.out)
 
 
 @dataclass(frozen=True)
-class Overlaps(OverlapConfig):
+class Overlaps(OverlapConfig, Loading):
     """How much do the neuron sets of tasks have in common, beside a randomly initialised model?"""
+
+    RESUMES = True
 
     tasks: tuple[str, ...] = OverlapConfig.tasks
     """Whose neurons are selected: names (see `sepcap tasks`) or paths."""
@@ -45,13 +49,15 @@ class Overlaps(OverlapConfig):
         """Carry out the command."""
         import sepcap
 
-        model = sepcap.load_model(self.model)
+        model = self.load()
         show(sepcap.overlaps(model, config_in(OverlapConfig, self), out=self.out, say=print), self.out)
 
 
 @dataclass(frozen=True)
-class CrossTask(CrossTaskConfig):
+class CrossTask(CrossTaskConfig, Loading):
     """Prune each task to a target accuracy: what is left of every other one?"""
+
+    RESUMES = True
 
     tasks: tuple[str, ...] = CrossTaskConfig.tasks
     """Tasks that are pruned and evaluated: names (see `sepcap tasks`) or paths."""
@@ -64,13 +70,15 @@ class CrossTask(CrossTaskConfig):
         """Carry out the command."""
         import sepcap
 
-        model = sepcap.load_model(self.model)
+        model = self.load()
         show(sepcap.cross_task(model, config_in(CrossTaskConfig, self), out=self.out, say=print), self.out)
 
 
 @dataclass(frozen=True)
-class CrossChecks(CrossChecksConfig):
+class CrossChecks(CrossChecksConfig, Loading):
     """Keep only the selected neurons; small steps against large ones; layers from the last; where both prunings meet."""
+
+    RESUMES = True
 
     forget: str = CrossChecksConfig.forget
     """One task of the pair: a name (see `sepcap tasks`) or a path."""
@@ -83,7 +91,7 @@ class CrossChecks(CrossChecksConfig):
         """Carry out the command."""
         import sepcap
 
-        model = sepcap.load_model(self.model)
+        model = self.load()
         show(sepcap.cross_checks(model, config_in(CrossChecksConfig, self), out=self.out, say=print), self.out)
 
 

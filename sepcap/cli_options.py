@@ -2,10 +2,13 @@
 
 import dataclasses
 import errno
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from tyro.constructors import PrimitiveConstructorSpec
+
+from sepcap.checks import check_fields
 
 T = TypeVar("T")
 
@@ -37,6 +40,47 @@ Fractions = Annotated[
         str_from_instance=lambda value: [",".join(f"{k}={v:g}" for k, v in value.items())],
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What every command has: fields that are checked by kind, with `~` as the home folder."""
+
+    RESUMES: ClassVar[bool] = False
+    """Whether the same command goes on in its folder where an interrupted one stopped."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class OnDevice(Command):
+    """Which model a command loads, and where to."""
+
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    device: str | None = None
+    """Where the model is, such as cpu, cuda, cuda:1 or mps; default is the GPU when there is one."""
+
+    def load(self, **options: Any) -> Any:
+        """The model of the command."""
+        from sepcap.models.load import load_model
+
+        return load_model(self.model, device=self.device, **options)
+
+
+@dataclass(frozen=True)
+class Loading(OnDevice):
+    """How a command loads its model and runs it; whatever loads one has these options."""
+
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Precision of the model."""
+    batch_size: int = 16
+    """Rows per forward pass; halved, with a warning, when memory runs out."""
+
+    def load(self, **options: Any) -> Any:
+        """The model of the command."""
+        return super().load(dtype=self.dtype, **options)
 
 
 def config_in(kind: type[T], command: Any) -> T:

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from sepcap.cli_options import config_in, write_figure
+from sepcap.cli_options import Loading, config_in, write_figure
 from sepcap.experiments.paragraphs_config import TransferConfig
 
 ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
@@ -41,12 +41,14 @@ Typed = Annotated[
 
 
 @dataclass(frozen=True)
-class Transfer(TransferConfig):
+class Transfer(TransferConfig, Loading):
     """Patch activations at a paragraph break into the break alone: what of the next paragraph comes with them ([PAR])?
 
     Likelihoods of the true paragraph and generated texts, against the whole context, the break alone, the break of another text (the
     control) and tokens given away; and which layers carry it.
     """
+
+    RESUMES = True
 
     at: Typed = "\n\n"
     """The break in the source whose activations are taken, two line ends unless another is named; \\n is a line end and \\t a tab.
@@ -54,8 +56,6 @@ class Transfer(TransferConfig):
     into: Typed = "\n\n"
     """The neutral prompt, two line ends unless another is named. One that ends with the break has it spelled with the tokens of the
     source's own; of any other the last tokens are patched, as many as both have."""
-    model: str = "default"
-    """"default", a folder, or a hub name."""
     tasks: tuple[str, ...] = ("local-prose", "local-python", "local-cpp")
     """Tasks from whose evaluation part texts are taken (see `sepcap tasks`), or paths of .txt, .jsonl or .parquet files or folders."""
     n: int = 24
@@ -77,10 +77,9 @@ class Transfer(TransferConfig):
     def run(self) -> None:
         """Carry out the command."""
         from sepcap.experiments.paragraphs import execute, plan_transfer
-        from sepcap.models.load import load_model
         from sepcap.tasks.passages import draw_passages
 
-        model = load_model(self.model, random_weights=self.random_weights)
+        model = self.load(random_weights=self.random_weights)
         texts = draw_passages(model.tokenizer, self.tasks, self.n, context=self.context, following=self.following, at=self.at)
         plan = plan_transfer(model, texts, config_in(TransferConfig, self), self.embedder)
         print(plan.cost(), flush=True)

@@ -45,7 +45,6 @@ class Strict(TypedDict):
     __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # pyright: ignore[reportGeneralTypeIssues] (pydantic's own way)
 
 
-
 class Seal(Strict):
     """What `storage.seals_of` notes of a file."""
 

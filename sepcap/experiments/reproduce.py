@@ -172,6 +172,7 @@ def reproduce(
     *,
     tasks: Mapping[str, Any] | None = None,
     dtype: str = "float32",
+    device: str | None = None,
     out: str | Path = "runs/reproduce",
     say: Callable[[str], None] = log.info,
 ) -> Reproduction:
@@ -187,6 +188,7 @@ def reproduce(
             the embedded model and "paper" for any other.
         tasks: other tasks in place of the stored ones, by what the study calls them.
         dtype: of the model.
+        device: where to put it; default is the GPU when there is one.
         out: folder of all studies.
         say: receives what is about to happen and cost, before it does.
 
@@ -218,7 +220,12 @@ def reproduce(
     with sole_writer(folder):
         # what tells a run from the others is known when it is sampled
         name_study(folder, Reproduction.STUDY, dict.fromkeys(configs), _as_stored(named))
-        return Reproduction(asked, folder, RUNNERS[stored.kind](asked, configs, folder, say))
+        load = partial(load_model, asked.model, dtype=asked.dtype, device=device)
+        return Reproduction(asked, folder, RUNNERS[stored.kind](load, asked, configs, folder, say))
+
+
+Load = Callable[..., Any]
+"""`load_model` with the model, precision and device that are asked for."""
 
 
 def _as_stored(asked: ReproduceConfig) -> dict[str, Any]:
@@ -227,8 +234,8 @@ def _as_stored(asked: ReproduceConfig) -> dict[str, Any]:
     return {"asked": {"study": asked.study, "model": asked.model, "budget": budget, "tasks": tasks, "dtype": asked.dtype}}
 
 
-def _prune(asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Run]:
-    model = load_model(asked.model, dtype=asked.dtype)
+def _prune(load: Load, asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Run]:
+    model = load()
     plans = {name: plan(model, config) for name, config in configs.items()}
     folders = {name: folder / name for name in plans}
     left = [name for name, path in folders.items() if is_left(path, plans[name].resolved)]
@@ -239,8 +246,10 @@ def _prune(asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say
     return {name: execute(prepared, folders[name]) for name, prepared in plans.items()}
 
 
-def _ablate(asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, ProtocolResult]:
-    model = load_model(asked.model, dtype=asked.dtype)
+def _ablate(
+    load: Load, asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+) -> dict[str, ProtocolResult]:
+    model = load()
     results = {}
     for name, config in configs.items():
         sample = sample_task(model, load_task(config.task), "evaluate", config.tokens, check_context(model, config.context))
@@ -258,12 +267,13 @@ def _ablate(asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, sa
     return results
 
 
-def _overlap(asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Overlaps]:
+def _overlap(
+    load: Load, asked: ReproduceConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+) -> dict[str, Overlaps]:
     def announce(prepared: OverlapPlan, model: Any, left: int) -> None:
         say(prepared.cost())
         _say_minutes(say, model, [left] * (left > 0), next(iter(prepared.samples.values())))
 
-    load = partial(load_model, asked.model, dtype=asked.dtype)
     return {name: run_overlaps(load, config, folder / name, announce) for name, config in configs.items()}
 
 

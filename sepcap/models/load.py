@@ -139,6 +139,7 @@ def load_model(
     bridge.processor = processor
     if dtype.itemsize < 4:
         rotate_in_own_precision(bridge)
+    print(f"{name} on {', '.join(sorted({str(weight.device) for weight in hf_model.parameters()}))} in {str(dtype).removeprefix('torch.')}")
     return bridge.eval()
 
 

@@ -1,0 +1,92 @@
+"""Running a command: what is wrong with it, and what stopped it, in one line; no traceback unless --debug asks for one."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError, IndexError, MemoryError)
+"""What wrong input, a full disk or a missing package raises; any other error is a fault of the package."""
+
+
+def parsed(parser: Callable[[], Any], asked: str) -> Any:
+    """What a parser of tyro makes of the words after `asked`; what is wrong with them is said in one line, without a box around it.
+
+    Raises:
+        SystemExit: 2 for wrong words, 0 after --help.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parser()
+    except SystemExit as end:
+        if end.code:
+            print(f"sepcap: {unboxed(said.getvalue())}. What there is: {asked} --help", file=sys.stderr)
+        raise
+
+
+def unboxed(text: str) -> str:
+    """What tyro says in a box, as one line without the help that follows.
+
+    >>> unboxed("╭─ Value error ─╮\\n│ Error parsing --tokens: give │\\n│ a number │\\n│ ─── │\\n│ Argument helptext: │\\n╰──╯")
+    '--tokens: give a number'
+    """
+    inside = "\n".join(line.strip("│| ") for line in text.splitlines() if not line.startswith(("╭", "╰", "+")))
+    first, *others = [" ".join(section.split()) for section in re.split(r"^[─-]+$", inside, flags=re.M)]
+    said = re.sub(r"^Error parsing ([A-Z]\w*: )?", "", first).rstrip(".")
+    said = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", said)
+    said = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)
+    near = [found[1] for other in others if (found := re.match(r"Perhaps you meant: (--[\w-]+)", other))]
+    choices = [other for other in others if other.startswith("Available")]
+    return ". ".join([said, *(f"Perhaps you meant {name}" for name in near), *choices])
+
+
+def left_by(command: Any, error: BaseException, by: str) -> str:
+    """What stopped, what is kept, and how to go on."""
+    study = getattr(command, "study", command)
+    what = "" if command is None else f"{type(study).__name__} was "
+    if isinstance(error, KeyboardInterrupt) and str(error):
+        return f"{what}stopped by {by}: {error}"
+    folder = getattr(study, "out", None) or getattr(study, "comparison", None)
+    if getattr(study, "RESUMES", False) and folder is not None:
+        return f"{what}stopped by {by}: what is finished is kept in {folder}; the same command goes on from there"
+    return f"{what}stopped by {by}: nothing is kept; the same command begins again"
+
+
+def versions() -> str:
+    """sepcap and what its numbers depend on, each with its version, without importing any of it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import sepcap
+
+    said = [f"sepcap {sepcap.__version__}", f"Python {sys.version.split()[0]}"]
+    for package in ("torch", "transformers", "transformer-lens"):
+        try:
+            said.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            said.append(f"{package} is not installed")
+    return "\n".join(said)
+
+
+def ended(error: BaseException, command: Any, stopped: Sequence[Any], *, debug: bool) -> NoReturn:
+    """Say in one line what ended a command, and end with a status: 2 for what was wrong, 1 for what is a fault, 128 + n for a signal."""
+    if debug:
+        traceback.print_exc()
+    if isinstance(error, BrokenPipeError):  # whoever read what is printed has seen enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
+    if stopped or isinstance(error, KeyboardInterrupt):
+        by, number = (stopped[-1].by, stopped[-1].number) if stopped else ("Ctrl-C", 2)
+        print(f"\nsepcap: {left_by(command, error, by)}", file=sys.stderr)
+        sys.exit(128 + number)
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, EXPECTED):
+        print(f"sepcap: {said}", file=sys.stderr)
+        sys.exit(2)
+    print(f"sepcap: not expected, {type(error).__name__}: {said}. With --debug the same command shows the traceback", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,146 @@
+"""What the command line says when something is wrong or stops it: one line, a status, and never a traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from sepcap import cli
+from sepcap.cli import main
+from sepcap.cli_options import Command
+from sepcap.cli_run import unboxed
+
+SIGNALS = [("SIGINT", 130, "Ctrl-C"), ("SIGTERM", 143, "SIGTERM"), ("SIGHUP", 129, "SIGHUP")]
+
+
+def ended_with(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return ended.value.code, said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prune", "--tokns", "3"], "Unrecognized options: --tokns, 3. Perhaps you meant --tokens"),
+        (["prune", "--tokens", "1.5"], "--tokens: '1.5' is no whole number"),
+        (["prune", "--tokens", "0"], "tokens=0: give at least 1"),
+        (["prune", "--eps", "nan"], "eps=nan: give a finite number above 0"),
+        (["prune", "--fractions", "mlp"], "'mlp' is not of the form site=fraction"),
+        (["score", "--batch-size", "-1"], "batch_size=-1: give at least 1"),
+        (["evaluate", "--tasks", "--tokens", "100"], "tasks=(): give a tuple of at least one"),
+        (["compare-ablations", "--layer", "0", "--head", "-1"], "head=(-1,): give a tuple of whole numbers, 0 or more"),
+        (["prune", "--importance", "rsm"], "invalid choice 'rsm' for argument '--importance'"),
+        (["frobnicate"], "Unrecognized options: frobnicate. Available subcommands: prune"),
+        (["modules", "overlap"], "Unrecognized options: overlap. Available subcommands: concentration"),
+        (["compare-ablations", "--layer"], "Missing value for argument '--layer'"),
+        ([], "Expected one of {prune"),
+    ],
+)
+def test_wrong_words_end_in_one_line_that_names_the_option(words, said, capsys):
+    status, line = ended_with(words, capsys)
+    assert status == 2
+    assert line.startswith("sepcap: ")
+    assert line.count("\n") == 1
+    assert said in line
+
+
+def test_a_box_is_read_up_to_the_help_in_it():
+    assert unboxed("╭─ x ─╮\n│ Error parsing --at: no │\n│ text │\n│ ──── │\n│ Argument helptext: │\n╰──╯\n") == "--at: no text"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (IndexError("layer=9: none\nsuch"), 2, "sepcap: layer=9: none such\n"),
+        (OSError("full"), 2, "sepcap: full\n"),
+        (RuntimeError(), 2, "sepcap: RuntimeError\n"),
+        (KeyError("k"), 1, "sepcap: not expected, KeyError: 'k'. With --debug the same command shows the traceback\n"),
+        (KeyboardInterrupt(), 130, "\nsepcap: Broken was stopped by Ctrl-C: nothing is kept; the same command begins again\n"),
+        (KeyboardInterrupt("stopped after step 3"), 130, "\nsepcap: Broken was stopped by Ctrl-C: stopped after step 3\n"),
+    ],
+)
+def test_errors_of_a_command_are_one_line_and_a_traceback_only_for_who_asks(raised, status, said, capsys, monkeypatch):
+    @dataclass(frozen=True)
+    class Broken(Command):
+        """Fail."""
+
+        def run(self):
+            raise raised
+
+    monkeypatch.setitem(cli.COMMANDS, "broken", Broken)
+    assert ended_with(["broken"], capsys) == (status, said)
+    with pytest.raises(SystemExit):
+        main(["broken", "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_versions_are_said_without_importing_what_they_are_of():
+    code = "import sys; from sepcap.cli import main; main(['--version']); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[0] for line in said] == ["sepcap", "Python", "torch", "transformers", "transformer-lens", "[]"]
+
+
+@pytest.mark.parametrize(("name", "status", "by"), SIGNALS)
+def test_a_signal_while_it_begins_is_a_line_and_a_status(name, status, by, tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "sepcap", "prune", "--out", "run"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+    ) as process:
+        for line in process.stderr:
+            if line.rstrip().endswith("tyro._strings"):  # the signals are taken before the first import of another package
+                process.send_signal(getattr(signal, name))
+                break
+        said = [line for line in process.stderr if not line.startswith("import time:")]
+        assert process.wait(60) == status
+    assert said[-1].startswith(f"sepcap: stopped by {by} before anything was done; the same command")
+    assert not any("Traceback" in line for line in said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_command_that_loads_a_model_takes_where_how_and_how_much_at_once():
+    from sepcap import cli_ablations, cli_geometry, cli_modules, cli_paragraphs
+
+    loading = [cli.Prune, cli.Score, cli.Evaluate, cli.CompareMethods, cli.Reproduce, cli_ablations.Ablate, cli_ablations.CompareAblations]
+    loading += [cli_modules.Concentration, cli_modules.Overlaps, cli_modules.CrossTask, cli_modules.CrossChecks, cli_paragraphs.Transfer]
+    loading += [cli_geometry.Similarity, cli_geometry.Streams, cli_geometry.FindDims]
+    for command in loading:
+        assert {"model", "device", "dtype", "batch_size"} <= set(command.__dataclass_fields__), command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "status", "by"), SIGNALS)
+def test_a_run_stopped_by_a_signal_goes_on_with_the_same_command(name, status, by, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "sepcap",
+        "prune",
+        "--steps",
+        "3",
+        "--fractions",
+        "mlp=0.3",
+        "--tokens",
+        "2000",
+        "--eval-tokens",
+        "2000",
+    ]
+    command += ["--out", str(tmp_path / "run")]
+    env = os.environ | {"PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
+        for line in process.stdout:
+            if "step 0" in line:
+                process.send_signal(getattr(signal, name))
+        assert process.wait(300) == status
+        said = process.stderr.read()
+    assert f"stopped by {by}" in said
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]
+    again = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert "Separability" in again.stdout
