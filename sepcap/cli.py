@@ -17,7 +17,7 @@ from sepcap.cli_ablations import Ablate, CompareAblations
 from sepcap.cli_check import Check
 from sepcap.cli_geometry import Geometry
 from sepcap.cli_modules import Modules
-from sepcap.cli_options import Command, Fractions, Loading, OnDevice, config_in, write_figure, write_table
+from sepcap.cli_options import Command, Fractions, Loading, OnDevice, config_in, write_figure, write_figures, write_table
 from sepcap.cli_paragraphs import Transfer
 from sepcap.cli_run import ended, parsed, versions
 from sepcap.experiments.config import DIVERGENCES, PruningConfig
@@ -70,7 +70,7 @@ class Prune(PruningConfig, Loading):
             return
         prepared = plan(self.load(), config)
         print(prepared.cost() if is_left(self.out, prepared.resolved) else "This run is finished; nothing is computed again.")
-        run = execute(prepared, self.out, trackers)
+        run = execute(prepared, self.out, trackers, partial(print, flush=True))
         print(run)
         print(run.trajectory.pivot(index="step", columns="role", values=["top1", "loss"]).to_string(float_format=lambda x: f"{x:.3f}"))
         try:
@@ -298,14 +298,9 @@ def _compare(load: Callable[[], Any], config: PruningConfig, folder: Path, track
     }
     if config.importance != "random":
         pictures["scores"] = lambda: plots.score_histograms(comparison.forward.scores())
-    print("\nPictures:")
-    for name, draw in pictures.items():
-        try:
-            figure = draw()
-        except ValueError as error:  # an accuracy of 0 cannot be divided by; the other pictures are there all the same
-            print(f"  (no picture {name}: {error})")
-            continue
-        write_figure(figure, folder / "figures" / name)
+    print("\nFigures:")
+    write_figures(pictures, folder / "figures")
+    print(f"\nAll of it on one page:\n  {comparison.report()}")
 
 
 def _say_continuations(make: Callable[[], Any], forgotten: str) -> None:

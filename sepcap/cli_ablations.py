@@ -1,10 +1,11 @@
 """`sepcap ablate` and `sepcap compare-ablations`: kinds of ablation, on random neurons and on heads."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sepcap.cli_options import Loading, config_in, write_figure, write_table
+from sepcap.cli_options import Loading, config_in, write_figure, write_figures, write_table
 from sepcap.experiments.ablation_config import AblationProtocol
 
 
@@ -79,5 +80,4 @@ class CompareAblations(Loading):
         comparison.save(folder)
         print(comparison.table.to_string(index=False, float_format=lambda x: f"{x:.4f}") + "\n")
         write_table(comparison.table, folder / "table.csv")
-        for metric in ("loss", "top1"):
-            write_figure(comparison.figure(metric), folder / "figures" / metric)
+        write_figures({metric: partial(comparison.figure, metric) for metric in ("loss", "top1")}, folder / "figures")

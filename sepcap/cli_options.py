@@ -2,7 +2,9 @@
 
 import dataclasses
 import errno
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -89,22 +91,40 @@ def config_in(kind: type[T], command: Any) -> T:
     return kind(**{f.name: getattr(command, f.name) for f in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
 
 
-def write_figure(figure: Any, stem: Path) -> None:
-    """Write a page that opens anywhere and, where a browser for the export is found, SVG and PNG."""
+def write_figures(draw: Mapping[str, Callable[[], Any]], folder: Path) -> None:
+    """Write pages that open anywhere and, where a browser for the export is found, SVG and PNG; where none is, that is said once.
+
+    Args:
+        draw: name of a figure -> what draws it; a ValueError says why there is none.
+        folder: gets the files.
+    """
     from sepcap import plots
 
-    for suffix in (".html", ".svg", ".png"):
-        path = stem.with_suffix(suffix)
+    suffixes = [".html", ".svg", ".png"]
+    for name, make in draw.items():
         try:
-            plots.save(figure, path)
-        except OSError as error:
-            if read_only(error, path):
-                return
-            raise
-        except (ImportError, RuntimeError) as error:
-            print(f"  (no {suffix[1:]}: {str(error).splitlines()[0]})")
-            return
-        print(f"  {path}")
+            figure = make()
+        except ValueError as error:  # an accuracy of 0 cannot be divided by, or a part of a study that was not asked for
+            print(f"  (no figure {name!r}: {error})")
+            continue
+        for suffix in suffixes:
+            path = folder / f"{name}{suffix}"
+            try:
+                plots.save(figure, path)
+            except OSError as error:
+                if read_only(error, path):
+                    return
+                raise
+            except (ImportError, RuntimeError) as error:
+                print(f"  (pages only, no SVG and PNG: {str(error).splitlines()[0]})")
+                suffixes = [".html"]
+                break
+            print(f"  {path}")
+
+
+def write_figure(figure: Any, stem: Path) -> None:
+    """One figure in the files that `write_figures` writes."""
+    write_figures({stem.name: lambda: figure}, stem.parent)
 
 
 def write_table(table: Any, path: Path) -> None:
@@ -133,10 +153,4 @@ def show(result: Any, folder: Path) -> None:
     for sentence in result.summary():
         print(sentence)
     print(f"\n  {folder}  (sepcap report {folder} makes a page of it)")
-    for kind in result.FIGURES:
-        try:
-            figure = result.figure(kind)
-        except ValueError as error:  # of a part of the study that was not asked for
-            print(f"  (no figure {kind!r}: {error})")
-            continue
-        write_figure(figure, folder / "figures" / kind)
+    write_figures({kind: partial(result.figure, kind) for kind in result.FIGURES}, folder / "figures")

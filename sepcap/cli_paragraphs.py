@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from sepcap.cli_options import Loading, config_in, write_figure
+from sepcap.cli_options import Loading, config_in, write_figures
 from sepcap.experiments.paragraphs_config import TransferConfig
 
 ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
@@ -92,6 +93,5 @@ class Transfer(TransferConfig, Loading):
         print()
         print(*result.summary(), sep="\n")
         print(f"\n  {self.out / 'differences.csv'}")
-        for kind in result.FIGURES:
-            if (kind != "distances" or self.generate) and (kind != "layers" or self.profile != "none"):
-                write_figure(result.figure(kind), self.out / "figures" / kind)
+        kinds = [kind for kind in result.FIGURES if (kind != "distances" or self.generate) and (kind != "layers" or self.profile != "none")]
+        write_figures({kind: partial(result.figure, kind) for kind in kinds}, self.out / "figures")

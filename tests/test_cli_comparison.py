@@ -71,6 +71,6 @@ def test_a_task_that_the_unpruned_model_gets_nothing_of(tmp_path, trained_folder
     row = next(line for line in printed.splitlines() if line.lstrip().startswith("forget letters"))
     assert f"{top1[0, 'forget']:.3f} → {top1[2, 'forget']:.3f}" in row
     assert "no separability of forget letters: top1 of the unpruned model is 0 on the retain task" in printed
-    assert "(no picture areas: top1 of the unpruned model is 0" in printed
+    assert "(no figure 'areas': top1 of the unpruned model is 0" in printed
     assert "code prompt, after forgetting letters" in printed
     assert drawn == PICTURES - {"trajectory", "areas"}

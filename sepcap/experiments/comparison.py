@@ -24,6 +24,7 @@ from sepcap.experiments.trackers import Trackers, trackers_of
 from sepcap.models.kinds import kind_of
 from sepcap.models.weights import WeightSnapshot
 from sepcap.storage import make_folder, sole_writer
+from sepcap.tasks.task import load_task
 
 log = logging.getLogger(__name__)
 
@@ -172,12 +173,15 @@ def compare(
         say: receives what is about to happen and cost, before it does.
     """
     folder, trackers = Path(folder), trackers_of(tracker)
+    # read, sampled, and measured before anything is pruned, once for the three
+    config = dataclasses.replace(config, forget=load_task(config.forget), retain=load_task(config.retain))
+    known: dict[Any, Any] = {}
     configs = {
         "forward": config,
         "reverse": dataclasses.replace(config, forget=config.retain, retain=config.forget),
         "random": dataclasses.replace(config, importance="random"),
     }
-    plans = {name: plan(model, c) for name, c in configs.items()}
+    plans = {name: plan(model, c, known) for name, c in configs.items()}
     for name, prepared in plans.items():
         is_left(folder / name, prepared.resolved)  # refuses one that is damaged or another, before any is computed
         say(f"{name}: {prepared.cost()}")
@@ -190,7 +194,7 @@ def compare(
     make_folder(folder)
     with sole_writer(folder):
         name_study(folder, Comparison.STUDY, {name: identity_of(prepared.resolved) for name, prepared in plans.items()})
-        runs = {name: execute(prepared, folder / name, trackers) for name, prepared in plans.items()}
+        runs = {name: execute(prepared, folder / name, trackers, say) for name, prepared in plans.items()}
     return Comparison(folder, **runs)
 
 

@@ -5,9 +5,10 @@ import dataclasses
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +19,7 @@ from sepcap.evaluation.next_token import COUNTS, evaluate_sample
 from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.provenance import made_with
-from sepcap.experiments.run import ROLES, Run, begin_run, find_run, metrics_of
+from sepcap.experiments.run import Run, begin_run, find_run, metrics_of
 from sepcap.experiments.step_files import ROTATION
 from sepcap.experiments.trackers import Tracker, Trackers, are_behind, followed, trackers_of
 from sepcap.interventions.deletion import check_output_biases, delete
@@ -36,6 +37,8 @@ from sepcap.storage import make_folder, output_path, remove_parts, sole_writer
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context, sample_task
 from sepcap.tasks.task import Split, load_task
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,14 @@ class Plan:
     collect: dict[str, TokenSample]
     evaluate: dict[str, TokenSample]
     resolved: dict[str, Any]
+    known: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    """What the runs of a comparison have in common and compute once: samples, and what is measured on the unpruned model."""
+
+    def once(self, what: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What is known already, or is made now and known from then on."""
+        if what not in self.known:
+            self.known[what] = make()
+        return self.known[what]
 
     def tokens(self) -> int:
         """Tokens that go through the model in the whole run, BOS and padding not counted.
@@ -103,8 +114,15 @@ class Plan:
         return statistics + rotation + (self.config.steps + 1) * step + RUN_BYTES
 
 
-def plan(model: Any, config: PruningConfig) -> Plan:
-    """Load tasks and tokens, and check that every step can be made."""
+def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None) -> Plan:
+    """Load tasks and tokens, and check that every step can be made.
+
+    Args:
+        model: what `load_model` returns.
+        config: what to do.
+        known: of the plan of a run that differs in direction and importance alone, so that nothing is sampled or measured twice.
+    """
+    known = {} if known is None else known
     if not isinstance(config, PruningConfig):
         raise TypeError(f"config is a {type(config).__name__}; give a sepcap.PruningConfig")
     tasks = {"forget": load_task(config.forget), "retain": load_task(config.retain)}
@@ -127,13 +145,13 @@ def plan(model: Any, config: PruningConfig) -> Plan:
         check_output_biases(model, config.sites)
     context = check_context(model, config.context)
     budgets: dict[Split, int] = {"collect": config.tokens, "evaluate": config.eval_tokens}
-    samples = {
-        split: {
-            role: sample_task(model, task, split, budget, context, seed=config.seed if split == "collect" else 0)
-            for role, task in tasks.items()
-        }
-        for split, budget in budgets.items()
-    }
+    samples: dict[Split, dict[str, TokenSample]] = {split: {} for split in budgets}
+    for split, budget in budgets.items():
+        for role, task in tasks.items():
+            key = ("sample", split, task.name, task.fingerprint)
+            if key not in known:
+                known[key] = sample_task(model, task, split, budget, context, seed=config.seed if split == "collect" else 0)
+            samples[split][role] = known[key]
     resolved = dataclasses.asdict(dataclasses.replace(config, forget=tasks["forget"].name, retain=tasks["retain"].name))
     resolved |= {
         "context": context,
@@ -143,7 +161,7 @@ def plan(model: Any, config: PruningConfig) -> Plan:
         "documents": {split: {role: list(s.indices) for role, s in by_role.items()} for split, by_role in samples.items()},
         "tokens_found": {split: {role: s.tokens for role, s in by_role.items()} for split, by_role in samples.items()},
     }
-    return Plan(config, model, samples["collect"], samples["evaluate"], resolved)
+    return Plan(config, model, samples["collect"], samples["evaluate"], resolved, known)
 
 
 @checked()
@@ -182,8 +200,8 @@ def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | 
     return execute(prepared, Path(out), trackers)
 
 
-def execute(prepared: Plan, out: Path, tracker: Trackers = "jsonl") -> Run:
-    """Carry out a plan in a folder, from wherever the folder stands."""
+def execute(prepared: Plan, out: Path, tracker: Trackers = "jsonl", say: Callable[[str], None] = log.debug) -> Run:
+    """Carry out a plan in a folder, from wherever the folder stands; `say` hears of every step where no bar shows it."""
     trackers = trackers_of(tracker)
     run = find_run(out, prepared.resolved)
     if run is not None:
@@ -201,7 +219,7 @@ def execute(prepared: Plan, out: Path, tracker: Trackers = "jsonl") -> Run:
             with followed(run, trackers):  # who is given what is there
                 return run
         with _logged(out):
-            _go_on(prepared, run, trackers)
+            _go_on(prepared, run, trackers, say)
     return Run(out)
 
 
@@ -227,7 +245,7 @@ def _logged(out: Path) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _go_on(prepared: Plan, run: Run, trackers: Sequence[Tracker]) -> None:
+def _go_on(prepared: Plan, run: Run, trackers: Sequence[Tracker], say: Callable[[str], None]) -> None:
     """All steps that are missing; the model is left as it came."""
     model, config, done = prepared.model, prepared.config, run.steps_done
     log.info("%s; %s", prepared.cost(), f"going on after step {done}" if done >= 0 else "from the beginning")
@@ -248,6 +266,8 @@ def _go_on(prepared: Plan, run: Run, trackers: Sequence[Tracker]) -> None:
                 followers.update()
                 bar.set_postfix_str(_progress(run, step))
                 bar.update(1)
+                if bar.disable:
+                    say(f"{run.folder.name}: step {step} of {config.steps}, {_progress(run, step)}")
     except KeyboardInterrupt as stop:
         reached = f"after step {run.steps_done} of {config.steps}" if run.steps_done >= 0 else "before step 0 was done"
         message = f"stopped {reached}; the same command goes on from there (folder {run.folder})"
@@ -290,11 +310,12 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
         delete(model, new, _offset(config, statistics))
     evaluations = {}
     for role, sample in prepared.evaluate.items():
-        evaluations[role] = evaluate_sample(model, sample, batch_size=config.batch_size)
+        measure = partial(evaluate_sample, model, sample, batch_size=config.batch_size)
+        evaluations[role] = measure() if step else prepared.once(("unpruned", sample.task, sample.fingerprint), measure)
         tokens += sample.tokens
     if step == 0:
         # written before the step is: a run that has a step 0 has its statistics
-        for role, measured in _collect(prepared, ROLES).items():
+        for role, measured in _unpruned(prepared).items():
             measured.save(run.folder / "statistics" / f"{role}.safetensors")
         tokens += prepared.collected
     record = {
@@ -316,6 +337,15 @@ def _collect(prepared: Plan, roles: Iterable[str]) -> dict[str, Statistics]:
         role: collect_sample(model, prepared.collect[role], config.sites, batch_size=config.batch_size, histogram=config.histogram(role))
         for role in roles
     }
+
+
+def _unpruned(prepared: Plan) -> dict[str, Statistics]:
+    """Statistics of the model as it came, collected once for all runs of a comparison."""
+    statistics = {}
+    for role, sample in prepared.collect.items():
+        key = ("statistics", sample.task, sample.fingerprint, prepared.config.histogram(role))
+        statistics[role] = prepared.once(key, lambda role=role: _collect(prepared, [role])[role])
+    return statistics
 
 
 def _statistics(prepared: Plan, run: Run, step: int) -> tuple[dict[str, Statistics], int]:
