@@ -37,6 +37,8 @@ def unboxed(text: str) -> str:
     """
     inside = "\n".join(line.strip("│| ") for line in text.splitlines() if not line.startswith(("╭", "╰", "+")))
     first, *others = [" ".join(section.split()) for section in re.split(r"^[─-]+$", inside, flags=re.M)]
+    if not text.startswith("╭") and others:  # where the terminal knows no boxes, the title is a section of its own
+        first, *others = others
     said = re.sub(r"^Error parsing ([A-Z]\w*: )?", "", first).rstrip(".")
     said = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", said)
     said = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)

@@ -280,9 +280,7 @@ class _Stream:
 
     SLICE = 256
 
-    def __init__(
-        self, source: Source, split: Split, spelling: Spelling, needed: int, context: int, bos: int | None, seed: int
-    ) -> None:
+    def __init__(self, source: Source, split: Split, spelling: Spelling, needed: int, context: int, bos: int | None, seed: int) -> None:
         self._source, self._spelling, self._needed, self._seed = source, spelling, needed, seed
         self._split: Split = split
         self._order: list[int] | None = None
