@@ -65,7 +65,9 @@ def sibling_of(path: Path) -> Path:
 
     A file of the same name in a folder beside, or of the same suffix in the same folder.
     """
-    near = [*path.parent.parent.glob(f"*/{path.name}"), *path.parent.glob(f"*{path.suffix}")]
+    # beside a config.json lie other runs, or whole folders that are none of this one
+    beside = [] if path.name == "config.json" else path.parent.parent.glob(f"*/{path.name}")
+    near = [*beside, *path.parent.glob(f"*{path.suffix}")]
     content = path.read_bytes()
     return next((other for other in sorted(near) if other != path and other.is_file() and other.read_bytes() != content), path)
 

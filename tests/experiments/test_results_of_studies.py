@@ -130,7 +130,8 @@ def test_no_damage_changes_a_number_unseen(result, tmp_path, damage):
         found, where = outcome(copy, right, named), file.relative_to(copy)
         made_again = file.name in MADE_AGAIN or file.parent.name == "tables"
         unfinished = damage == "delete" and file.name in (FINISHED, "config.json", "record.json") and "not finished" in found
-        assert found == ("same" if made_again else "error") or unfinished, (where, found)
+        allowed = ("same", "error") if made_again else ("error",)  # the file that one was swapped with is read
+        assert found in allowed or unfinished, (where, found)
 
 
 def test_another_study_in_the_folder_is_refused(studies, trained, letters, digits, tmp_path):
