@@ -14,95 +14,33 @@ install_import_hook("sepcap", "checker.check")
 import pytest
 import torch
 from hypothesis import settings
+from shared_models import Watched
+from tiny import CONTEXT, FAMILIES, fresh, save_tiny, words
+from tiny import VOCABULARY as VOCABULARY
+from tiny import tiny_config as tiny_config
+from tiny import tiny_tokenizer as tiny_tokenizer
 
 # the same examples on every run: what passes here passes elsewhere
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
-FAMILIES = ("opt", "gpt2", "neox", "llama", "mistral")
-CONTEXT = 32
-VOCABULARY = 320
+WATCHED = Watched()
 
 
-def tiny_tokenizer():
-    """Byte-level BPE without merges to speak of: any text can be tokenised."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<s>", "<pad>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog " * 20, "def return import self None " * 20], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef):
+    """Look at the models of fixtures that live longer than a test."""
+    result = yield
+    if fixturedef.scope != "function":
+        WATCHED.add(fixturedef.argname, result)
+    return result
 
 
-def tiny_config(family: str):
-    """A real configuration class with few and uneven sizes (ffn is not 4·d_model, GQA where there is one)."""
-    import transformers as t
-
-    special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "vocab_size": VOCABULARY}
-    if family == "opt":
-        return t.OPTConfig(
-            hidden_size=32,
-            word_embed_proj_dim=32,
-            ffn_dim=72,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=CONTEXT,
-            **special,
-        )
-    if family == "gpt2":
-        return t.GPT2Config(n_embd=32, n_inner=72, n_layer=2, n_head=4, n_positions=CONTEXT, **special)
-    if family == "neox":
-        return t.GPTNeoXConfig(
-            hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CONTEXT, **special
-        )
-    if family == "llama":
-        return t.LlamaConfig(
-            hidden_size=32,
-            intermediate_size=72,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=CONTEXT,
-            **special,
-        )
-    if family == "mistral":
-        return t.MistralConfig(
-            hidden_size=32,
-            intermediate_size=72,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=CONTEXT,
-            **special,
-        )
-    raise KeyError(family)
-
-
-def save_tiny(family: str, folder, seed: int = 0):
-    """A randomly initialised model of the family with its tokenizer, saved as a Hugging Face folder."""
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    hf_model = AutoModelForCausalLM.from_config(tiny_config(family))
-    with torch.no_grad():
-        for name, parameter in hf_model.named_parameters():
-            # initial biases are zero and initial weights tiny: nothing would show whether they matter
-            if parameter.dim() == 1 and "bias" in name:
-                parameter.normal_(0, 0.1)
-            elif parameter.dim() == 2:
-                parameter.mul_(4)
-    hf_model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+@pytest.fixture(autouse=True)
+def shared_models_stay_as_they_are(request):
+    """Fail the test that leaves a hook or a changed weight on a model that others use."""
+    yield
+    WATCHED.check(request.fixturenames)
 
 
 @pytest.fixture(scope="session")
@@ -119,26 +57,14 @@ def family(request):
 
 @pytest.fixture
 def tiny(tiny_folders, family):
-    """A freshly loaded tiny model of `family`; a test may edit it."""
-    import sepcap
-
-    return sepcap.load_model(tiny_folders[family], device="cpu")
+    """A fresh tiny model of `family`; a test may edit it."""
+    return fresh(tiny_folders[family])
 
 
 @pytest.fixture
 def tiny_opt(tiny_folders):
-    """A freshly loaded tiny OPT; a test may edit it."""
-    import sepcap
-
-    return sepcap.load_model(tiny_folders["opt"], device="cpu")
-
-
-def words(seed: int, n: int = 40, length: int = 60, alphabet: str = "abcdefgh") -> list[str]:
-    """n distinct texts of random words."""
-    import random
-
-    rng = random.Random(f"{alphabet}{seed}")
-    return [" ".join("".join(rng.choices(alphabet, k=rng.randint(2, 7))) for _ in range(length)) for _ in range(n)]
+    """A fresh tiny OPT; a test may edit it."""
+    return fresh(tiny_folders["opt"])
 
 
 @pytest.fixture(scope="session")
@@ -177,10 +103,8 @@ def trained_folder(tmp_path_factory, letters, digits):
 
 @pytest.fixture
 def trained(trained_folder):
-    """The trained tiny OPT, freshly loaded; a test may edit it."""
-    import sepcap
-
-    return sepcap.load_model(trained_folder, device="cpu")
+    """The trained tiny OPT, fresh; a test may edit it."""
+    return fresh(trained_folder)
 
 
 @pytest.fixture(autouse=True)
