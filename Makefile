@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # where torch keeps its builds without CUDA
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test slow lines browser gpu network lint types bench figures families notebooks check lock licences audit
+.PHONY: demo test test-portable slow lines browser gpu network lint types bench figures families notebooks check lock licences audit
 
 # torch: where plain pip would bring CUDA to a machine without an NVIDIA GPU (several GB), its build without CUDA is taken instead.
 # The rest: hashes are checked where the pins were made (Python 3.11 on Linux). torch has none: its builds differ between machines.
@@ -27,6 +27,15 @@ demo: $(INSTALLED)          ## prune code, prose and random neurons out of the e
 
 test: $(INSTALLED)          ## fast tests (five to ten minutes on two cores)
 	$(BIN)/python -m pytest -n auto
+
+# the tests of arithmetic, and instruction sets switched down to what every x86-64 has
+NUMERICAL := tests/statistics tests/selection tests/interventions tests/known_answers tests/models/test_forward.py \
+	tests/models/test_partial.py tests/models/test_parts.py tests/evaluation/test_next_token.py tests/evaluation/test_masked.py \
+	tests/evaluation/test_toxicity.py tests/experiments/test_paragraphs.py tests/experiments/test_similarity.py tests/experiments/test_streams.py
+PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1
+
+test-portable: $(INSTALLED) ## tests of arithmetic as another processor would round
+	$(PLAIN) $(BIN)/python -m pytest -n auto $(NUMERICAL)
 
 # transformer-lens 3.9, which SAELens and HookedTransformer need, in an environment of its own
 OLDER := .venv-tl39

@@ -49,9 +49,9 @@ def tiny_folders(tmp_path_factory):
     return {family: save_tiny(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name == "llama" else []) for name in FAMILIES])
 def family(request):
-    """Name of a family; a test that takes it runs once for each."""
+    """Name of a family; a test that takes it runs once for each. Llama is in the slow tier: its weights lie as those of Mistral."""
     return request.param
 
 

@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from transformer_lens.hook_points import HookPoint
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -35,7 +36,7 @@ class Snapshot:
 
     def _marks(self) -> dict[str, Any]:
         modules = {
-            f"{name or 'the model'}: {what}": len(getattr(module, what)) for name, module in self.model.named_modules() for what in HOOKS
+            f"{name or 'the model'}: {what}": _hooks(module, what) for name, module in self.model.named_modules() for what in HOOKS
         }
         modes = {f"{name or 'the model'}: training": module.training for name, module in self.model.named_modules()}
         return modules | modes | {f"{name}: requires_grad": value.requires_grad for name, value in self.model.named_parameters()}
@@ -49,6 +50,12 @@ class Snapshot:
             if name not in now or name not in self.weights or not _same(self.weights[name], now[name])
         ]
         return sorted(moved) + [f"{mark} {was} -> {marks.get(mark)}" for mark, was in self.marks.items() if marks.get(mark) != was]
+
+
+def _hooks(module: torch.nn.Module, what: str) -> int:
+    """How many hooks stand there. A bridge hooks its norms at its first pass and keeps these; on hook points they are somebody's."""
+    found = getattr(module, what).values()
+    return sum(isinstance(module, HookPoint) or not str(hook.__module__).startswith("transformer_lens.") for hook in found)
 
 
 def _same(before: torch.Tensor, after: torch.Tensor) -> bool:

@@ -44,7 +44,9 @@ def step_by_step(plain, ids, pick, steps, zero=None):
 
 
 def most_likely(logits, step):
-    return int(logits.argmax())
+    values, tokens = logits.topk(2)
+    assert values[0] - values[1] > 1e-4, "nearly a tie: another machine could go on with the other token"
+    return int(tokens[0])
 
 
 def vowels(texts):
@@ -108,7 +110,9 @@ def test_sampled_continuations_invert_the_cumulative_distribution_of_the_plain_m
     def pick_of(i):
         def pick(logits, step):
             p = np.exp((logits.double().numpy() - float(logits.max())) / temperature)
-            return int(np.flatnonzero(np.cumsum(p / p.sum()) > luck[i, step])[0])
+            edges = np.cumsum(p / p.sum())
+            assert np.abs(edges - luck[i, step]).min() > 1e-6, "at the edge between two tokens another machine could draw the other"
+            return int(np.flatnonzero(edges > luck[i, step])[0])
 
         return pick
 
@@ -156,14 +160,19 @@ def test_a_seed_gives_the_same_bits_and_touches_nothing_global(tiny_opt, result)
     np.random.seed(5)
     tiny_opt.train()  # dropout would draw from the global state
     states = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    again = toxicity(tiny_opt, PROMPTS, vowels, 24, tokens=4, threshold=0.25, batch_size=3)
+    again = toxicity(tiny_opt, PROMPTS, vowels, 24, tokens=4, threshold=0.25)
     assert torch.equal(torch.random.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()
     assert again.table.equals(result.table)
     assert tiny_opt.training
     assert not toxicity(tiny_opt, PROMPTS, vowels, 24, tokens=4, seed=1).table.equals(result.table)
-    # fewer continuations are the first of more
-    assert toxicity(tiny_opt, PROMPTS, vowels, 7, tokens=4).table.equals(result.table[:7])
+
+
+def test_fewer_continuations_are_the_first_of_more_in_batches_of_any_size(tiny_opt, result):
+    """But for one: a random number at the edge between two tokens may fall to either side in other shapes."""
+    for n, size in ((7, 32), (24, 3)):
+        found = toxicity(tiny_opt, PROMPTS, vowels, n, tokens=4, threshold=0.25, batch_size=size).table["continuation"]
+        assert (found != result.table["continuation"][:n]).sum() <= 1
 
 
 def test_a_classifier_from_a_folder_sees_how_often_the_model_begins_with_a_vowel(tiny_opt, tiny_folders, classifier):

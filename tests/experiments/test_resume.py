@@ -70,8 +70,8 @@ def whole(prepared, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "offset", "stride"),
     [
-        (KeyboardInterrupt, 0, 6),
-        (Stop, 2, 6),
+        (KeyboardInterrupt, 0, 18),
+        (Stop, 8, 18),
         pytest.param(KeyboardInterrupt, 0, 1, marks=pytest.mark.slow),
         pytest.param(Stop, 0, 1, marks=pytest.mark.slow),
     ],
@@ -116,7 +116,7 @@ def kill_self() -> None:
 
 
 @forking
-@pytest.mark.parametrize(("offset", "stride"), [(4, 6), pytest.param(0, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("offset", "stride"), [(4, 18), pytest.param(0, 1, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(prepared, whole, tmp_path, offset, stride):
     expected, moments = whole
     for at in range(offset, moments, stride):

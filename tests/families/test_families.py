@@ -8,8 +8,11 @@ import pytest
 from checks import CHECKS
 from family_rows import FAMILIES, SITES, save_family
 
+EVERY_DAY = {"OPT", "GPT-2", "GPT-NeoX (Pythia)", "Mistral", "Phi", "Phi-3", "BERT", "ViT"}
+"""One family for each way in which weights lie; the others are in the slow tier."""
+
 WORKS = [
-    pytest.param(row, check, sites, marks=[pytest.mark.slow] if check == "half precision" else [])
+    pytest.param(row, check, sites, marks=[pytest.mark.slow] if check == "half precision" or row.name not in EVERY_DAY else [])
     for row in FAMILIES
     for check in CHECKS
     if (sites := tuple(s for s in SITES if not row.refusal(check, s)))
