@@ -36,10 +36,14 @@ class CompareAblations(Loading):
 
     task: str = "local-code"
     """Task on which loss and top-1 are measured."""
-    layer: int | None = None
-    """Layer of the head; without --head, all heads of that layer."""
+    layer: tuple[int, ...] = ()
+    """Layer or layers of the heads; without --head, all heads of them."""
     head: tuple[int, ...] = ()
-    """Head or heads of that layer. Without --layer and --head, every head of the model."""
+    """Head or heads of each of these layers. Without --layer and --head, every head of the model."""
+    together: bool = False
+    """Ablate all these heads at once, as one set."""
+    controls: int = 0
+    """So many random other heads (with --together, random sets of as many heads) are ablated beside them."""
     kinds: tuple[Literal["zero", "mean", "median", "peak", "resample", "optimal"], ...] = (
         "zero", "mean", "median", "peak", "resample", "optimal",
     )  # fmt: skip
@@ -53,7 +57,7 @@ class CompareAblations(Loading):
 
     def folder(self) -> Path:
         """Where the result goes: a folder that holds nothing yet."""
-        heads = ["all-heads"] if self.layer is None else [f"layer-{self.layer}", *(f"head-{head}" for head in self.head)]
+        heads = [f"layer-{layer}" for layer in self.layer] + [f"head-{head}" for head in self.head] or ["all-heads"]
         folder = self.out or Path("runs/compare-ablations") / "-".join([Path(self.task).stem, *heads])
         if folder.exists() and any(folder.iterdir()):
             raise FileExistsError(
@@ -70,8 +74,10 @@ class CompareAblations(Loading):
         comparison = sepcap.compare_ablations(
             model,
             self.task,
-            layer=self.layer,
+            layer=self.layer or None,
             head=self.head or None,
+            together=self.together,
+            controls=self.controls,
             kinds=self.kinds,
             tokens=self.tokens,
             seed=self.seed,

@@ -16,16 +16,16 @@ T = TypeVar("T")
 
 
 def parse_fractions(text: str) -> dict[str, float]:
-    """`mlp=0.05,attn_pre_out=0.02` as a dictionary."""
+    """`mlp=0.05,attn_pre_out=20` as a dictionary: a decimal is a share, a whole number a count."""
     fractions = {}
     for part in text.split(","):
         site, equals, number = part.partition("=")
         try:
-            share = float(number)
+            share = int(number) if number.strip().isdecimal() else float(number)
         except ValueError:
             equals, share = "", 0.0
         if not equals:
-            raise ValueError(f"fractions: {part!r} is not of the form site=fraction, as in mlp=0.05,attn_pre_out=0.02")
+            raise ValueError(f"fractions: {part!r} is not of the form site=fraction or site=count, as in mlp=0.05,attn_pre_out=20")
         if site.strip() in fractions:
             raise ValueError(f"fractions: {site.strip()!r} is given twice")
         fractions[site.strip()] = share
@@ -36,10 +36,10 @@ Fractions = Annotated[
     dict[str, float],
     PrimitiveConstructorSpec(
         nargs=1,
-        metavar="SITE=FRACTION[,…]",
+        metavar="SITE=FRACTION|COUNT[,…]",
         instance_from_str=lambda args: parse_fractions(args[0]),
         is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [",".join(f"{k}={v:g}" for k, v in value.items())],
+        str_from_instance=lambda value: [",".join(f"{k}={v!r}" for k, v in value.items())],
     ),
 ]
 

@@ -16,7 +16,9 @@ Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Role = Literal["forget", "retain"]
 Site = Literal["mlp", "attn_pre_out", "attn_value", "heads"]
+Head = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
+Amount = Annotated[int, Field(ge=1)] | Share
 
 
 def _inside(name: str) -> str:
@@ -65,7 +67,7 @@ class RunConfig(Folder):
     forget: Text
     retain: Text
     importance: Text
-    fractions: Annotated[dict[Site, Share], Field(min_length=1)]
+    fractions: Annotated[dict[Site, Amount], Field(min_length=1)]
     eps: Annotated[FiniteFloat, Field(gt=0)] | None
     samples: dict[Literal["collect", "evaluate"], dict[Role, Text]]
     model: NotRequired[Text]
@@ -176,10 +178,17 @@ class PieceHeader(Header):
     note: Any
 
 
+class ScoresHeader(InfoHeader):
+    """Of scores."""
+
+    sites: list[Text]
+
+
 class AblationsHeader(InfoHeader):
     """Of a comparison of ablations."""
 
-    targets: list[Annotated[list[Count], Field(min_length=2, max_length=2)] | None]
+    targets: list[Head | Annotated[list[Head], Field(min_length=1)] | None]
+    controls: Count
     kinds: list[Text]
     task: Text
     skip_tokens: list[int]
@@ -189,7 +198,7 @@ class AblationsHeader(InfoHeader):
 HEADERS: dict[str, Any] = {
     "statistics": StatisticsHeader,
     "neurons": InfoHeader,
-    "scores": InfoHeader,
+    "scores": ScoresHeader,
     "evaluation": EvaluationHeader,
     "piece": PieceHeader,
     "ablations": AblationsHeader,

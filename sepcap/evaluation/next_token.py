@@ -137,6 +137,17 @@ class Evaluation:
             row |= {metric: self.value(metric), f"{metric}_se": self.se(metric)}
         return row | {"perplexity": self.perplexity, "perplexity_se": self.perplexity_se}
 
+    def to_latex(self, **options: Any) -> str:
+        """Every metric with its 95% interval (1.96 standard errors to either side), for a paper; see `sepcap.latex.latex_table`."""
+        import pandas as pd
+
+        from sepcap.latex import latex_table
+
+        row = self.as_row()
+        metrics = [name for name in row if f"{name}_se" in row]
+        ends = {f"{self.task}{end}": [row[m] + sign * 1.96 * row[f"{m}_se"] for m in metrics] for end, sign in (("_low", -1), ("_high", 1))}
+        return latex_table(pd.DataFrame({"metric": metrics, self.task: [row[m] for m in metrics], **ends}), **options)
+
     def __repr__(self) -> str:
         return (
             f"Evaluation({self.task!r}, n={self.n:,}, top1={self.top1:.4f} ± {self.se('top1'):.4f}, top10={self.top10:.4f}, "

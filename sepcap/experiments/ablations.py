@@ -19,6 +19,7 @@ from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.evaluation.next_token import Evaluation, evaluate_batch, most_frequent_targets
 from sepcap.experiments.ablation_config import COMPARED
+from sepcap.experiments.ablation_targets import Head, Target, controls_of, target_in, target_name, targets_of
 from sepcap.experiments.ablations_fit import first_layer, fit_constants, spread
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import (
@@ -36,7 +37,6 @@ from sepcap.experiments.result import (
 from sepcap.interventions.ablation import ablate
 from sepcap.models.forward import Hook, device_of, measuring
 from sepcap.models.partial import recording, starting_from
-from sepcap.models.sites import n_layers, site_shape
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.collect import BATCH_SIZE, collect_sample, halving_batches
 from sepcap.statistics.moments import Statistics
@@ -44,8 +44,6 @@ from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import load_task
-
-Head = tuple[int, int]
 
 SUMS = "comparison.safetensors"
 """Sums per row, in the folder of a comparison."""
@@ -56,7 +54,9 @@ class AblationComparison(Shown):
     """What several kinds of ablation do to the same heads, on the same tokens.
 
     Attributes:
-        targets: (layer, head) of every head that was ablated alone; one None for a neuron set.
+        targets: (layer, head) of every head that was ablated alone, or a tuple of them that were ablated together; one None for a
+            neuron set.
+        controls: how many of the last targets are random other heads.
         kinds: names of the kinds.
         before: evaluation of the model as it is.
         per_row: sums per row with one target ablated one way, in the order of `before.per_row`.
@@ -75,11 +75,12 @@ class AblationComparison(Shown):
     }
 
     folder = None
-    targets: tuple[Head | None, ...]
+    targets: tuple[Target, ...]
     kinds: tuple[str, ...]
     before: Evaluation
     per_row: Float[np.ndarray, "target kind row count"]
     info: dict[str, Any]
+    controls: int = 0
 
     def evaluation(self, kind: str, layer: int | None = None, head: int | None = None) -> Evaluation:
         """The evaluation with one head ablated one way; layer and head may be left out where there is one target."""
@@ -95,14 +96,16 @@ class AblationComparison(Shown):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per target and kind: layer, head, kind, loss and top1 (each with `delta_`, and the ends `_low` and `_high` of
-        its 95% bootstrap interval over rows that both evaluations share), and n, the number of predictions."""
+        """One row per target and kind: target (in words), layer and head (of one head), control (whether it is a random other one), kind,
+        loss and top1 (each with `delta_`, and the ends `_low` and `_high` of its 95% bootstrap interval over rows that both evaluations
+        share), and n, the number of predictions."""
         rows = []
         for i, target in enumerate(self.targets):
             for j, kind in enumerate(self.kinds):
                 after = self._evaluation(i, j)
-                layer, head = target or (None, None)
-                row: dict[str, Any] = {"layer": layer, "head": head, "kind": kind}
+                layer, head = target if isinstance(target, tuple) and isinstance(target[0], int) else (None, None)
+                control = i >= len(self.targets) - self.controls
+                row: dict[str, Any] = {"target": target_name(target), "layer": layer, "head": head, "control": control, "kind": kind}
                 for metric in ("loss", "top1"):
                     delta, (low, high) = after.difference(self.before, metric)
                     row |= {metric: after.value(metric), f"delta_{metric}": delta}
@@ -113,7 +116,7 @@ class AblationComparison(Shown):
     @property
     def config(self) -> dict[str, Any]:
         """All that decided about the numbers."""
-        return _config(self.before.task, self.targets, self.kinds, self.before.info, self.info)
+        return _config(self.before.task, self.targets, self.controls, self.kinds, self.before.info, self.info)
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -122,24 +125,29 @@ class AblationComparison(Shown):
 
     def summary(self) -> list[str]:
         """What every kind changes, least harm first."""
-        heads = len(self.targets)
-        what = "A neuron set was" if self.targets == (None,) else f"{heads} head{'s were' if heads > 1 else ' was'}"
+        asked = self.targets[: len(self.targets) - self.controls]
+        what = f"{target_name(asked[0])} was ablated" if len(asked) == 1 else f"{len(asked)} heads were ablated one at a time"
         said = [
-            f"{what} ablated{' one at a time' if heads > 1 else ''}, in {len(self.kinds)} ways on the same {self.before.n:,} predictions "
-            f"of {self.before.task}; as it is, the model has a cross-entropy of {self.before.loss:.3f} nats and a top-1 of "
-            f"{self.before.top1:.3f}."
+            f"{what[:1].upper()}{what[1:]}, in {len(self.kinds)} ways on the same {self.before.n:,} predictions of {self.before.task}; "
+            f"without ablation the model has a cross-entropy of {self.before.loss:.3f} nats and a top-1 of {self.before.top1:.3f}."
         ]
-        for kind, rows in sorted(self.table.groupby("kind", sort=False), key=lambda item: item[1]["delta_loss"].mean()):
+        table, beside = self.table[~self.table["control"]], self.table[self.table["control"]]
+        for kind, rows in sorted(table.groupby("kind", sort=False), key=lambda item: item[1]["delta_loss"].mean()):
             change, low, high = (rows[f"delta_loss{end}"] for end in ("", "_low", "_high"))
-            if heads == 1:
+            if len(asked) == 1:
                 interval = f"95% bootstrap interval {low.iloc[0]:+.4f} to {high.iloc[0]:+.4f}"
-                said.append(f"{kind}: cross-entropy {change.iloc[0]:+.4f} ({interval}), top-1 {rows['delta_top1'].iloc[0]:+.4f}.")
+                sentence = f"{kind}: cross-entropy {change.iloc[0]:+.4f} ({interval}), top-1 {rows['delta_top1'].iloc[0]:+.4f}."
             else:
                 unsure = np.count_nonzero((low <= 0) & (high >= 0))
-                said.append(
+                sentence = (
                     f"{kind}: cross-entropy {change.mean():+.4f} in the mean over heads, {change.min():+.4f} to {change.max():+.4f}; "
-                    f"the 95% interval of {unsure} of {heads} heads holds 0."
+                    f"the 95% interval of {unsure} of {len(asked)} heads contains 0."
                 )
+            if self.controls:
+                control = beside.loc[beside["kind"] == kind, "delta_loss"]
+                spread = f"{control.min():+.4f} to {control.max():+.4f}" if len(control) > 1 else f"{control.iloc[0]:+.4f}"
+                sentence += f" Random control{'s' * (self.controls > 1)} of as many other heads: {spread}."
+            said.append(sentence)
         return said
 
     def figure(self, kind: str | None = "loss", **options: Any) -> Any:
@@ -160,7 +168,7 @@ class AblationComparison(Shown):
 
     def _write(self, pieces: Pieces) -> None:
         folder = pieces.folder
-        meta = {"kind": "ablations", "targets": self.targets, "kinds": self.kinds, "info": self.info}
+        meta = {"kind": "ablations", "targets": self.targets, "controls": self.controls, "kinds": self.kinds, "info": self.info}
         meta |= {"task": self.before.task, "skip_tokens": self.before.skip_tokens, "sample": self.before.info}
         tensors = {"before": torch.from_numpy(self.before.per_row), "per_row": torch.from_numpy(self.per_row)}
         save_tensors(folder / SUMS, tensors, meta)
@@ -175,13 +183,15 @@ class AblationComparison(Shown):
         held = read_finished(folder, study_config(folder, cls.STUDY))
         tensors, meta = load_tensors(sealed(folder, held, SUMS), "ablations")
         before = Evaluation(meta["task"], tensors["before"].numpy(), tuple(meta["skip_tokens"]), meta["sample"])
-        targets = tuple(None if target is None else (target[0], target[1]) for target in meta["targets"])
-        result = cls(targets, tuple(meta["kinds"]), before, tensors["per_row"].numpy(), meta["info"])
+        targets = tuple(map(target_in, meta["targets"]))
+        result = cls(targets, tuple(meta["kinds"]), before, tensors["per_row"].numpy(), meta["info"], meta["controls"])
         object.__setattr__(result, "folder", folder)
         return result
 
     def __repr__(self) -> str:
-        what = "a neuron set" if self.targets == (None,) else f"{len(self.targets)} head{'s' * (len(self.targets) != 1)}"
+        asked = self.targets[: len(self.targets) - self.controls]
+        what = target_name(asked[0]) if len(asked) == 1 else f"{len(asked)} heads"
+        what += f" and {self.controls} controls" * bool(self.controls)
         return f"AblationComparison({self.before.task!r}, {what}, {', '.join(self.kinds)}, n={self.before.n:,})"
 
     def _repr_html_(self) -> str:
@@ -198,9 +208,11 @@ def compare_ablations(
     model: Any,
     task: Any,
     *,
-    layer: int | None = None,
+    layer: int | Sequence[int] | None = None,
     head: int | Sequence[int] | Sequence[Head] | None = None,
     neurons: NeuronSet | None = None,
+    together: bool = False,
+    controls: int = 0,
     kinds: Sequence[str] = COMPARED,
     reference: Statistics | None = None,
     tokens: int = 6_000,
@@ -219,9 +231,12 @@ def compare_ablations(
     Args:
         model: what `load_model` returns, ablated around this call or not.
         task: a task name, a path, a `datasets.Dataset`, a list of strings, or a Task.
-        layer: layer of the head or heads; without `head`, all heads of that layer.
-        head: a head or several of `layer`, or (layer, head) pairs without it. Without both, every head of the model.
+        layer: layer or layers of the heads; without `head`, all heads of them.
+        head: a head or several of every `layer`, or (layer, head) pairs without it. Without both, every head of the model.
         neurons: a neuron set to ablate as a whole, instead of heads.
+        together: ablate all these heads at once, as one set, instead of one at a time.
+        controls: so many random other heads are ablated beside them, drawn from the whole model with `seed`; with `together`, so many
+            random sets of as many other heads.
         kinds: names of kinds of ablation.
         reference: statistics with histograms that the constants are taken from; default is to collect them.
         tokens: predictions to measure on.
@@ -247,7 +262,8 @@ def compare_ablations(
     """
     task = load_task(task)
     kinds = _checked(kinds)
-    targets = _targets(model, layer, head, neurons)
+    targets = targets_of(model, layer, head, neurons, together)
+    targets |= controls_of(model, targets, controls, seed)
     sample, collected = sample_task(model, task, "evaluate", tokens, context), None
     if set(kinds) - {"zero", "resample"} and (reference is None or "optimal" in kinds):
         collected = sample_task(model, task, "collect", reference_tokens, context)
@@ -275,11 +291,11 @@ def compare_ablations(
     def computed() -> AblationComparison:
         before, per_row = _computed(model, sample, collected, targets, kinds, reference, fit_tokens, seed, batch_size)
         evaluation = Evaluation(sample.task, before, tuple(frequent), info)
-        return AblationComparison(tuple(targets), kinds, evaluation, per_row, measured)
+        return AblationComparison(tuple(targets), kinds, evaluation, per_row, measured, controls)
 
     if out is None:
         return computed()
-    with open_study(out, AblationComparison.STUDY, _config(sample.task, tuple(targets), kinds, info, measured)) as pieces:
+    with open_study(out, AblationComparison.STUDY, _config(sample.task, tuple(targets), controls, kinds, info, measured)) as pieces:
         if is_finished(pieces):
             return AblationComparison.load(pieces.folder)
         result = computed()
@@ -287,16 +303,18 @@ def compare_ablations(
     return result
 
 
-def _config(task: str, targets: Sequence[Head | None], kinds: Sequence[str], sample: Mapping[str, Any], info: Mapping[str, Any]) -> dict:
+def _config(
+    task: str, targets: Sequence[Target], controls: int, kinds: Sequence[str], sample: Mapping[str, Any], info: Mapping[str, Any]
+) -> dict:
     sample = {name: value for name, value in sample.items() if name != "skip_counts"}
-    return {"task": task, "targets": list(targets), "kinds": list(kinds), **sample, **info}
+    return {"task": task, "targets": list(targets), "controls": controls, "kinds": list(kinds), **sample, **info}
 
 
 def _computed(
     model: Any,
     sample: TokenSample,
     collected: TokenSample | None,
-    targets: Mapping[Head | None, NeuronSet],
+    targets: Mapping[Target, NeuronSet],
     kinds: Sequence[str],
     reference: Statistics | None,
     fit_tokens: int,
@@ -333,30 +351,6 @@ def _checked(kinds: Sequence[str]) -> tuple[str, ...]:
         if kind not in COMPARED:
             raise unknown("kind", kind, COMPARED)
     return chosen
-
-
-def _targets(
-    model: Any, layer: int | None, head: int | Sequence[int] | Sequence[Head] | None, neurons: NeuronSet | None
-) -> dict[Head | None, NeuronSet]:
-    if neurons is not None:
-        if layer is not None or head is not None:
-            raise ValueError("neurons and layer= or head= are both given: ablate a neuron set or heads, not both")
-        neurons.check(model)
-        if not neurons:
-            raise ValueError("neurons is empty: there is nothing to ablate")
-        return {None: neurons}
-    n_heads = site_shape(model, "attn_pre_out")[1]
-    if layer is None and head is None:
-        pairs: list[Any] = [(at, h) for at in range(n_layers(model)) for h in range(n_heads)]
-    elif layer is None:
-        pairs = [head] if isinstance(head, int) else list(head or ())
-        if not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs):
-            raise ValueError(f"head={head!r} without layer: give layer= too, or pairs, head=[(layer, head), …]")
-    else:
-        pairs = [(layer, h) for h in (range(n_heads) if head is None else [head] if isinstance(head, int) else head)]
-    if not pairs:
-        raise ValueError(f"head={head!r}: there is no head to ablate")
-    return {(at, h): NeuronSet.heads(model, [(at, h)]) for at, h in pairs}
 
 
 def balanced(rows: int, batch_size: int) -> int:

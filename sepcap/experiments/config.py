@@ -22,7 +22,8 @@ class PruningConfig:
     retain: Any = "local-prose"
     """Task whose capability is to stay."""
     fractions: dict[str, float] = field(default_factory=lambda: {"mlp": 0.02})
-    """Share of each site's original neurons that goes at every step; "heads" takes whole heads."""
+    """Share of each site's original neurons that is pruned at every step, or a whole number of them: 0.02 is two percent, 20 are twenty
+    neurons. "heads" takes whole heads."""
     steps: int = 50
     """Number of pruning steps."""
     importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift", "kl", "js", "wasserstein", "random"] = "abs"
@@ -58,8 +59,14 @@ class PruningConfig:
         for site, fraction in self.fractions.items():
             if site not in FRACTION_KEYS:
                 raise unknown("site", site, FRACTION_KEYS)
+            if isinstance(fraction, int):  # a count: whether there are so many depends on the model
+                if fraction < 1:
+                    raise ValueError(f"fractions[{site!r}]={fraction}: a whole number is a count; give at least 1")
+                continue
             if not 0 < fraction <= 1:
-                raise ValueError(f"fractions[{site!r}]={fraction!r}: a fraction lies in (0, 1], 0.02 for two percent")
+                raise ValueError(
+                    f"fractions[{site!r}]={fraction!r}: a fraction lies in (0, 1], 0.02 for two percent; a whole number is a count"
+                )
             if self.steps * fraction > 1 + 1e-9:
                 most = math.floor(1 / fraction + 1e-9)
                 raise ValueError(

@@ -28,7 +28,7 @@ from sepcap.models.kinds import inner
 from sepcap.models.load import load_model
 from sepcap.models.sites import check_deletion, output_biases, site_shape
 from sepcap.models.weights import WeightSnapshot
-from sepcap.selection.neurons import NeuronSet, how_many
+from sepcap.selection.neurons import NeuronSet, amount_in_words, how_many
 from sepcap.selection.score import Scores, random_scores, score
 from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.histogram import BINS
@@ -82,7 +82,7 @@ class Plan:
         parameters = sum(p.numel() for p in inner(m).parameters())
         extras = {"rotation": c.rotation, "offset": c.offset}
         how = ", ".join([f"by {c.importance}", *(f"{name} {value}" for name, value in extras.items() if value != "none")])
-        each = ", ".join(f"{v:.3g} of {k}" for k, v in c.fractions.items())
+        each = ", ".join(amount_in_words(v, k) for k, v in c.fractions.items())
         return (
             f"{m.cfg.model_name} ({parameters / 1e6:.3g} M parameters, {', '.join(f'{n:,} {s} neurons' for s, n in neurons.items())}): "
             f"forget {self.resolved['forget']}, retain {self.resolved['retain']}, {c.steps} steps of {each}, {how}; "
@@ -138,7 +138,12 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
             if (name == site and name != "heads") or (name == "heads" and site == "attn_pre_out"):
                 layers = 1 if config.per_layer else shape[0]
                 of_layer = int(np.prod(shape[1:2] if name == "heads" else shape[1:]))
-                how_many(fraction, layers * of_layer, name, "of a layer" if config.per_layer else "")
+                total, of = layers * of_layer, "of a layer" if config.per_layer else ""
+                if how_many(fraction, total, name, of) * config.steps > total:
+                    raise ValueError(
+                        f"fractions[{name!r}]={fraction} in {config.steps} steps takes more than there are: {total:,} {of or name}. "
+                        f"At most {total // how_many(fraction, total, name, of)} steps, or {total // config.steps} a step."
+                    )
     if config.rotation != "none":
         check_rotation(model, config.rotation)
     if config.offset != "none":
@@ -302,7 +307,7 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
             chosen = scores.top(fractions, per_layer=config.per_layer, exclude=gone, aggregate=config.aggregate)
         else:
             # the base scores never change, so the first `step` shares of them are taken at once
-            grown = {site: min(1.0, fraction * step) for site, fraction in fractions.items()}
+            grown = {site: amount * step if isinstance(amount, int) else min(1.0, amount * step) for site, amount in fractions.items()}
             chosen = scores.top(grown, per_layer=config.per_layer, aggregate=config.aggregate)
         thresholds = chosen.info["threshold"]
         new = NeuronSet(chosen.masks) - gone

@@ -89,6 +89,15 @@ class Shown:
             raise unknown("figure", kind, self.FIGURES)
         return getattr(plots, self.FIGURES[kind][1])(self, **options)
 
+    def to_latex(self, table: str | None = None, **options: Any) -> str:
+        """One of `.tables`, by its name, for a paper; default is the first. See `sepcap.latex.latex_table`."""
+        from sepcap.latex import latex_table
+
+        name = next(iter(self.tables)) if table is None else table
+        if name not in self.tables:
+            raise unknown("table", name, self.tables)
+        return latex_table(self.tables[name], **options)
+
     def report(self, path: str | Path | None = None) -> Path:
         """One HTML page about the result that needs nothing else; see `sepcap.report_study.study_report`."""
         from sepcap.report_study import study_report

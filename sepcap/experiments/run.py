@@ -122,6 +122,28 @@ class Run(StepFiles):
         """One row per step and task, see the class."""
         return self._table()
 
+    def to_latex(self, metric: str = "top1", **options: Any) -> str:
+        """A metric of both tasks at every step with its 95% interval (1.96 standard errors to either side), for a paper.
+
+        Args:
+            metric: a column of `.trajectory` that has a standard error beside it.
+            options: of `sepcap.latex.latex_table`.
+        """
+        from sepcap.latex import latex_table
+
+        long = self.trajectory
+        if f"{metric}_se" not in long:
+            raise unknown("metric", metric, [name.removesuffix("_se") for name in long if name.endswith("_se")])
+        gone = [name for name in long if name.startswith("gone_")]
+        table = long[long["role"] == "forget"][["step", *gone]].set_index("step")
+        table = table.rename(columns=lambda name: name.replace("gone_", "pruned "))
+        for role, rows in long.groupby("role", sort=False):
+            rows = rows.set_index("step")
+            table[str(role)] = rows[metric]
+            for end, sign in (("low", -1), ("high", 1)):
+                table[f"{role}_{end}"] = rows[metric] + sign * 1.96 * rows[f"{metric}_se"]
+        return latex_table(table.reset_index(), **options)
+
     @property
     def gone_per_layer(self) -> pd.DataFrame:
         """Neurons gone in total per step, site and layer."""
@@ -261,7 +283,7 @@ class Run(StepFiles):
         state = "finished" if self.finished else f"{max(0, self.steps_done)} of {c['steps']} steps"
         if damaged := self.damage(whole=False):
             state = f"damaged: {damaged[0]}"
-        fractions = ", ".join(f"{k} {v:g}" for k, v in c["fractions"].items())
+        fractions = ", ".join(f"{k} {v}" for k, v in c["fractions"].items())
         return f"Run({str(self.folder)!r}, forget {c['forget']}, retain {c['retain']}, {c['importance']}, {fractions}, {state})"
 
     def _repr_html_(self) -> str:
@@ -315,7 +337,12 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str
     """Fields that make two configurations different runs; versions and where the texts were found do not."""
     plain = json.loads(json.dumps(new))
     names = [name for name in dict.fromkeys([*old, *plain]) if name not in NOT_DECISIVE]
-    return {name: (old.get(name), plain.get(name)) for name in names if old.get(name) != plain.get(name)}
+    return {name: (old.get(name), plain.get(name)) for name in names if not _same(old.get(name), plain.get(name))}
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Equal, where in a mapping of fractions 1 (one neuron) is not 1.0 (all)."""
+    return json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True) if isinstance(old, dict) else old == new
 
 
 def metrics_of(evaluation: Evaluation) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def ablations(
     """
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
-    if len(comparison.targets) <= FEW:
+    alone = all(target is not None and isinstance(target[0], int) for target in comparison.targets)
+    if len(comparison.targets) <= FEW or comparison.controls or not alone:
         return _points(comparison, metric, width)
     return _heat_maps(comparison, metric, layers, width)
 
@@ -64,10 +65,6 @@ def ablations(
 def _change(metric: str) -> str:
     name = metric_name(metric)
     return f"Change of {name[0].lower()}{name[1:]}{METRIC_UNITS.get(metric, '')}"
-
-
-def _target_name(target: tuple[int, int] | None) -> str:
-    return "neuron set" if target is None else f"layer {target[0]}, head {target[1]}"
 
 
 def _points(comparison: AblationComparison, metric: str, width: Width) -> go.Figure:
@@ -84,7 +81,7 @@ def _points(comparison: AblationComparison, metric: str, width: Width) -> go.Fig
     for row, line in enumerate(table.to_dict("records")):
         i, j = divmod(row, len(comparison.kinds))
         y = n - 1 - (i * each + j + several)
-        name, kind = _target_name(comparison.targets[i]), line["kind"]
+        name, kind = ("random control: " if line["control"] else "") + line["target"], line["kind"]
         if several and j == 0:
             notes.append({"text": capital(name), "x": 0, "y": y + 1, **beside, "xshift": 4, "font": small})
         ticks[y] = kind

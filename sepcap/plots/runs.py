@@ -58,7 +58,7 @@ def _labels(runs: list[Run]) -> list[str]:
 
 def _said(field: str, value: Any) -> str:
     if field == "fractions":
-        return " + ".join(f"{100 * share:g}% {site}" for site, share in value.items())
+        return " + ".join(f"{amount} {site}" if isinstance(amount, int) else f"{100 * amount:g}% {site}" for site, amount in value.items())
     return f"{field} {value}"
 
 

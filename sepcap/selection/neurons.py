@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -60,7 +64,7 @@ class NeuronSet:
 
         Args:
             model: whose neurons.
-            fractions: site -> fraction of the site's neurons; "heads" draws whole heads.
+            fractions: site -> fraction of the site's neurons, or a whole number of them; "heads" draws whole heads.
             seed: the same seed gives the same set.
             per_layer: the same number in every layer instead of over all layers together.
             exclude: neurons that are gone already and cannot be drawn.
@@ -85,6 +89,17 @@ class NeuronSet:
                 raise IndexError(f"head {(layer, head)} does not exist: {layers} layers of {n_heads} heads at site {site!r}")
             mask[layer, head] = True
         return cls({site: mask})
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per neuron of the set, in their order: site, layer, head (attention only) and neuron (in its layer or head)."""
+        return neuron_table({site: mask.nonzero().cpu().numpy() for site, mask in self.masks.items()})
+
+    def to_latex(self, **options: Any) -> str:
+        """`.table` for a paper, see `sepcap.latex.latex_table`."""
+        from sepcap.latex import latex_table
+
+        return latex_table(self.table, **options)
 
     def count(self, site: str | None = None) -> int:
         """Neurons in the set, of one site or of all."""
@@ -173,8 +188,6 @@ class NeuronSet:
         return f"NeuronSet({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        import pandas as pd
-
         from sepcap.storage import html_card
 
         rows = []
@@ -186,10 +199,24 @@ class NeuronSet:
         return html_card("NeuronSet", self.info, pd.DataFrame(rows))
 
 
+def neuron_table(places: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Columns site, layer, head and neuron of neurons given by their indices.
+
+    Args:
+        places: site -> indices [n, 2] (layer, neuron) or [n, 3] (layer, head, neuron of the head).
+    """
+    parts = []
+    for site, at in places.items():
+        head = pd.array(at[:, 1], dtype="Int64") if at.shape[1] == 3 else pd.array([pd.NA] * len(at), dtype="Int64")
+        parts.append(pd.DataFrame({"site": site, "layer": at[:, 0], "head": head, "neuron": at[:, -1]}))
+    whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["site", "layer", "head", "neuron"])
+    return whole.drop(columns="head") if whole["head"].isna().all() else whole
+
+
 def top_of(
     ranks: Mapping[str, Tensor], fractions: Mapping[str, float], *, per_layer: bool = False, exclude: NeuronSet | None = None
 ) -> tuple[NeuronSet, dict[str, float]]:
-    """The ⌊fraction·N⌋ highest of every site, and the lowest value selected (METHODS 5).
+    """The ⌊fraction·N⌋ highest of every site, or so many as a whole number says, and the lowest value selected (METHODS 5).
 
     N is the original size of the site, excluded neurons included. Ties go to the neuron that comes first.
 
@@ -225,15 +252,27 @@ def top_of(
     return NeuronSet(masks), thresholds
 
 
-def how_many(fraction: float, total: int, name: str, of: str = "") -> int:
-    """⌊fraction·total⌋, checked to be a fraction in (0, 1] and at least one neuron."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fractions[{name!r}]={fraction}: a fraction lies in (0, 1], 0.02 for two percent")
+def how_many(amount: float, total: int, name: str, of: str = "") -> int:
+    """How many of `total` an amount selects: a whole number is a count, a decimal a fraction, ⌊fraction·total⌋; from one to all."""
+    if isinstance(amount, Integral):
+        if not 1 <= amount <= total:
+            raise ValueError(
+                f"fractions[{name!r}]={amount}: a whole number is a count of {total}{' ' + of if of else ''}; give 1 to {total}, "
+                "or a fraction as a decimal, 0.02 for two percent and 1.0 for all"
+            )
+        return int(amount)
+    if not 0 < amount <= 1:
+        raise ValueError(f"fractions[{name!r}]={amount}: a fraction lies in (0, 1], 0.02 for two percent; a whole number is a count")
     # 0.29 · 100 is 28.999999999999996 in floating point
-    n = int(fraction * total + 1e-9)
+    n = int(amount * total + 1e-9)
     if n == 0:
         raise ValueError(
-            f"fractions[{name!r}]={fraction} selects no neuron: {fraction} of {total}{' ' + of if of else ''} is less than 1. "
+            f"fractions[{name!r}]={amount} selects no neuron: {amount} of {total}{' ' + of if of else ''} is less than 1. "
             f"The least is {math.ceil(1e9 / total) / 1e9:.9g}"
         )
     return n
+
+
+def amount_in_words(amount: float, name: str) -> str:
+    """A count or a fraction of a site, for people."""
+    return f"{amount:,} {name}" if isinstance(amount, Integral) else f"{100 * amount:g}% of {name}"

@@ -1,10 +1,12 @@
 """Scores: importance on the forget task relative to importance on the retain task (METHODS 5)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,19 +15,32 @@ from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.models.sites import get_site, site_shape
 from sepcap.selection.importance import get_importance
-from sepcap.selection.neurons import NeuronSet, how_many, top_of
+from sepcap.selection.neurons import NeuronSet, how_many, neuron_table, top_of
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import load_tensors, save_tensors
 
+ROLES = ("forget", "retain")
 ATTENTION_SITES = ("attn_pre_out", "attn_value")
 
 
 class Scores(Mapping[str, Tensor]):
-    """A score per neuron: a mapping from site to Float [layer, neuron] or [layer, head, d_head]. The highest go first."""
+    """A score per neuron: a mapping from site to Float [layer, neuron] or [layer, head, d_head]. The highest go first.
 
-    def __init__(self, by_site: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
+    Attributes:
+        info: importance, tasks and model.
+        importances: site -> the importances on forget and on retain, each in the shape of the scores; empty where the importance is a
+            score by itself.
+    """
+
+    def __init__(
+        self,
+        by_site: Mapping[str, Tensor],
+        info: Mapping[str, Any] | None = None,
+        importances: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         self._by_site = dict(by_site)
         self.info = dict(info or {})
+        self.importances = dict(importances or {})
 
     def __getitem__(self, site: str) -> Tensor:
         if site not in self._by_site:
@@ -40,7 +55,32 @@ class Scores(Mapping[str, Tensor]):
 
     def to(self, device: str | torch.device) -> "Scores":
         """The same scores on another device."""
-        return Scores({site: value.to(device) for site, value in self.items()}, self.info)
+        importances = {site: (forget.to(device), retain.to(device)) for site, (forget, retain) in self.importances.items()}
+        return Scores({site: value.to(device) for site, value in self.items()}, self.info, importances)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per neuron, the highest score of each site first.
+
+        Columns: site, layer, head (attention only), neuron (in its layer or head), score, importance_forget and importance_retain
+        (where the score is made of the two), and rank within the site, from 1. Equal scores have the order in which `top` takes them.
+        """
+        places, columns = {}, []
+        for site, value in self.items():
+            flat = value.detach().double().flatten().cpu()
+            order = flat.argsort(descending=True, stable=True)
+            places[site] = np.stack(np.unravel_index(order.numpy(), tuple(value.shape)), axis=1)
+            column = {"score": flat[order].numpy()}
+            for role, importance in zip(ROLES, self.importances.get(site, ()), strict=False):
+                column[f"importance_{role}"] = importance.detach().double().flatten().cpu()[order].numpy()
+            columns.append(pd.DataFrame(column | {"rank": np.arange(1, len(order) + 1)}))
+        return pd.concat([neuron_table(places), pd.concat(columns, ignore_index=True)], axis=1)
+
+    def to_latex(self, n: int = 20, **options: Any) -> str:
+        """The first `n` rows of `.table` of each site for a paper, see `sepcap.latex.latex_table`."""
+        from sepcap.latex import latex_table
+
+        return latex_table(self.table.groupby("site", sort=False).head(n), **options)
 
     @checked()
     def heads(self, aggregate: Literal["mean", "median"] = "mean", site: str = "attn_pre_out") -> Float[Tensor, "layer head"]:
@@ -65,11 +105,12 @@ class Scores(Mapping[str, Tensor]):
         aggregate: Literal["mean", "median"] = "mean",
         head_site: str = "attn_pre_out",
     ) -> NeuronSet:
-        """The highest-scoring ⌊fraction·N⌋ neurons over all layers of each site together.
+        """The highest-scoring ⌊fraction·N⌋ neurons over all layers of each site together, or as many as a whole number says.
 
         Args:
-            fractions: site -> fraction in (0, 1] of the site's original size; "heads" selects whole heads.
-            per_layer: the same fraction in every layer instead.
+            fractions: site -> fraction in (0, 1] of the site's original size, or a count: 0.02 is two percent, 20 are twenty neurons,
+                1 is one neuron, 1.0 all. "heads" selects whole heads.
+            per_layer: the same fraction, or count, in every layer instead.
             exclude: neurons gone already; a head is gone when all its neurons are.
             aggregate: a head's score is the mean or the median over its neurons.
             head_site: where heads are scored.
@@ -103,14 +144,17 @@ class Scores(Mapping[str, Tensor]):
     @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        save_tensors(path, dict(self), {"kind": "scores", "info": self.info})
+        roles = {f"{site}/{role}": value for site, pair in self.importances.items() for role, value in zip(ROLES, pair, strict=True)}
+        save_tensors(path, {**self, **roles}, {"kind": "scores", "info": self.info, "sites": list(self)})
 
     @classmethod
     @checked()
     def load(cls, path: str | Path) -> "Scores":
         """Read what `save` wrote."""
         tensors, meta = load_tensors(path, "scores")
-        return cls(tensors, meta["info"])
+        scores = {site: tensors[site] for site in meta["sites"]}
+        pairs = {site: (tensors[f"{site}/forget"], tensors[f"{site}/retain"]) for site in scores if f"{site}/forget" in tensors}
+        return cls(scores, meta["info"], pairs)
 
     def figure(self, **options: Any) -> Any:
         """Per-layer histograms of log10 score, `sepcap.plots.score_histograms`."""
@@ -123,8 +167,6 @@ class Scores(Mapping[str, Tensor]):
         return f"Scores({self.info.get('importance', '?')}: {sites})"
 
     def _repr_html_(self) -> str:
-        import pandas as pd
-
         from sepcap.storage import html_card
 
         rows = []
@@ -194,7 +236,7 @@ def score(
         >>> neurons = scores.top({"mlp": 0.02})  # doctest: +SKIP
     """
     row = get_importance(importance)
-    by_site = {}
+    by_site, importances = {}, {}
     for site in sites if sites is not None else forget:
         f, r = forget[site], retain[site].to(forget[site].low.device)
         if f.shape != r.shape:
@@ -208,11 +250,12 @@ def score(
         constant = get_site(site).eps if eps is None else eps[site] if isinstance(eps, Mapping) else eps
         if not constant > 0:
             raise ValueError(f"eps={constant}: it must be positive, or a neuron that is silent on both tasks has the score 0/0")
-        by_site[site] = row.of(f) / (row.of(r) + constant)
+        importances[site] = row.of(f), row.of(r)
+        by_site[site] = importances[site][0] / (importances[site][1] + constant)
     info = {
         "importance": importance,
         "forget": forget.info.get("task"),
         "retain": retain.info.get("task"),
         "model": forget.info.get("model"),
     }
-    return Scores(by_site, info)
+    return Scores(by_site, info, importances)
