@@ -25,7 +25,7 @@ def parse_fractions(text: str) -> dict[str, float]:
         except ValueError:
             equals, share = "", 0.0
         if not equals:
-            raise ValueError(f"fractions: {part!r} is not of the form site=fraction or site=count, as in mlp=0.05,attn_pre_out=20")
+            raise ValueError(f"fractions: {part!r} is not of the form site=fraction, as in mlp=0.05, or site=count, as in mlp=20")
         if site.strip() in fractions:
             raise ValueError(f"fractions: {site.strip()!r} is given twice")
         fractions[site.strip()] = share

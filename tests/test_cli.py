@@ -39,7 +39,7 @@ def test_prune_writes_a_run_and_prints_it(trained_folder, two_files, tmp_path, c
     arguments += ["--tokens", "300", "--eval-tokens", "300", "--seed", "0", "--out", str(tmp_path / "run")]
     main(arguments)
     printed = capsys.readouterr().out
-    assert "forget letters, retain digits, 2 steps of 0.25 of mlp, 0.25 of attn_pre_out" in printed
+    assert "forget letters, retain digits, 2 steps of 25% of mlp, 25% of attn_pre_out" in printed
     assert "Separability(top1: area=" in printed
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["fractions"] == {"mlp": 0.25, "attn_pre_out": 0.25}
