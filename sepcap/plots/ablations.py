@@ -124,7 +124,7 @@ def _range(values: np.ndarray) -> list[float]:
 
 def _heat_maps(comparison: AblationComparison, metric: str, of_layers: Sequence[int] | None, width: Width) -> go.Figure:
     table: Any = comparison.table
-    shown = chosen_layers(of_layers, sorted({int(layer) for layer in table["layer"]}))
+    shown = chosen_layers(of_layers, range(int(table["layer"].max()) + 1))
     table = table[table["layer"].isin(shown)]
     at = {name: table[name].to_numpy(dtype=np.int64) for name in ("layer", "head")}
     at["layer"] = np.searchsorted(shown, at["layer"])

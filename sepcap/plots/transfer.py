@@ -94,7 +94,7 @@ def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str 
         values = np.sort(per_text.loc[name].to_numpy(float))
         y = n - 1 - i
         colour, median = COLOURS.get(name, ORANGE), float(np.median(values))
-        ticks[y] = capital(_name(name, given.get(name, 0)))
+        ticks[y] = capital(_name(name, int(given.get(name, 0))))
         drawn = values if len(values) <= MOST else np.quantile(values, np.linspace(0, 1, MOST))
         look = {"line": {"color": colour, "width": 1}, "fillcolor": _faint(colour), "points": False, "meanline": {"visible": False}}
         shape = {"orientation": "h", "side": "positive", "width": 1.5, "spanmode": "hard", "y0": y, "hoverinfo": "skip"}
