@@ -12,7 +12,7 @@ from sepcap import plots
 from sepcap.experiments.modules import Modules
 
 K, LAYERS = 4, 3
-ONE_SEED = "one seed: no intervals<br>no selected neurons in layer 2"
+EMPTY = "<br>no selected neurons in layer 2"
 COUNTS = {"moefied": [6, 2, 0, 0], "index": [3, 2, 2, 1]}
 
 
@@ -171,5 +171,5 @@ def test_an_interval_that_goes_on_beyond_the_axis_is_marked_where_it_is_cut():
 
 
 def test_one_seed_is_not_said_to_have_intervals():
-    assert plots.concentration_profile(planted(seeds=(3,))).layout.legend.title.text.endswith(ONE_SEED)
-    assert plots.concentration_profile(planted()).layout.legend.title.text.endswith("95% intervals over 3 seeds")
+    assert plots.concentration_profile(planted(seeds=(3,))).layout.legend.title.text.endswith(f"one seed: no intervals{EMPTY}")
+    assert plots.concentration_profile(planted()).layout.legend.title.text.endswith(f"95% intervals over 3 seeds{EMPTY}")
