@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # where torch keeps its builds without CUDA
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-portable slow lines browser gpu network lint types bench figures families notebooks check lock licences audit
+.PHONY: demo test test-portable slow lines browser gpu network lint types bench figures families notebooks check lock licences audit campaign
 
 # torch: where plain pip would bring CUDA to a machine without an NVIDIA GPU (several GB), its build without CUDA is taken instead.
 # The rest: hashes are checked where the pins were made (Python 3.11 on Linux). torch has none: its builds differ between machines.
@@ -89,6 +89,9 @@ lock: $(INSTALLED)          ## constraints.txt and requirements.txt (with hashes
 	{ echo "# The same with the hashes of all their files; torch is left out, because its builds differ between machines."; \
 		sed -n '/^torch==/d; s/ ;.*//; /==/p' constraints.txt | \
 		$(BIN)/uv pip compile -q --no-deps --generate-hashes --no-header --no-annotate -; } > requirements.txt
+
+campaign: $(INSTALLED)      ## 300 wrong calls and 300 damaged folders: each must end in one error or the right numbers
+	$(BIN)/python tests/campaign.py
 
 licences: $(INSTALLED)      ## licences of everything that is installed
 	$(BIN)/pip-licenses --order=license --with-urls

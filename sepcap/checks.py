@@ -59,7 +59,9 @@ BETWEEN_0_AND_1 = Bounds(0, 1, above=True, below=True)
 FRACTION = Bounds(0, 1, above=True)
 
 BOUNDS: dict[str, Bounds] = {
-    **dict.fromkeys(("seed", "seeds", "control_seeds", "skip", "layer", "head", "heads", "dims", "stages", "num_fewshot"), FROM_0),
+    **dict.fromkeys(
+        ("seed", "seeds", "control_seeds", "skip", "layer", "head", "heads", "controls", "dims", "stages", "num_fewshot"), FROM_0
+    ),
     **dict.fromkeys(
         ("tokens", "eval_tokens", "reference_tokens", "fit_tokens", "prompt_tokens", "paragraph_tokens", "batch_size", "steps", "n",
          "n_init", "max_iter", "draws", "k", "rows", "samples", "per_category", "following", "permutations", "tolerance", "limit",

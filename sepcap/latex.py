@@ -69,8 +69,8 @@ def escaped(text: str) -> str:
 
 def _cells(table: pd.DataFrame, names: list[str], digits: int) -> list[str]:
     columns = [table[name].tolist() for name in names]
-    decimal = [v for column in columns for v in column if isinstance(v, numbers.Real) and not isinstance(v, numbers.Integral)]
-    largest = max((abs(v) for v in decimal if math.isfinite(v)), default=0)
+    decimal = [float(v) for column in columns for v in column if isinstance(v, numbers.Real) and not isinstance(v, numbers.Integral)]
+    largest = max((abs(v) for v in decimal if math.isfinite(v)), default=0.0)
     decimals = min(6, max(0, digits - 1 - math.floor(math.log10(largest)))) if largest > 0 else digits - 1
     shown = [[_cell(value, decimals) for value in column] for column in columns]
     return [value if not ends else f"{value} [{', '.join(ends)}]" for value, *ends in zip(*shown, strict=True)]
@@ -84,6 +84,6 @@ def _cell(value: Any, decimals: int) -> str:
     if isinstance(value, numbers.Integral):
         return f"{value:,}".replace("-", "$-$")
     if isinstance(value, numbers.Real):
-        text = f"{value:.{decimals}f}" if math.isfinite(value) else r"$\infty$" if value > 0 else r"-$\infty$"
+        text = f"{value:.{decimals}f}" if math.isfinite(value) else r"$\infty$" if float(value) > 0 else r"-$\infty$"
         return text.replace("-", "$-$")
     return escaped(str(value))

@@ -132,11 +132,12 @@ class AblationComparison(Shown):
             f"without ablation the model has a cross-entropy of {self.before.loss:.3f} nats and a top-1 of {self.before.top1:.3f}."
         ]
         table, beside = self.table[~self.table["control"]], self.table[self.table["control"]]
-        for kind, rows in sorted(table.groupby("kind", sort=False), key=lambda item: item[1]["delta_loss"].mean()):
-            change, low, high = (rows[f"delta_loss{end}"] for end in ("", "_low", "_high"))
+        by_kind = {str(kind): pd.DataFrame(rows) for kind, rows in table.groupby("kind", sort=False)}
+        for kind, rows in sorted(by_kind.items(), key=lambda item: item[1]["delta_loss"].mean()):
+            change, low, high = (rows[f"delta_loss{end}"].to_numpy() for end in ("", "_low", "_high"))
             if len(asked) == 1:
-                interval = f"95% bootstrap interval {low.iloc[0]:+.4f} to {high.iloc[0]:+.4f}"
-                sentence = f"{kind}: cross-entropy {change.iloc[0]:+.4f} ({interval}), top-1 {rows['delta_top1'].iloc[0]:+.4f}."
+                interval = f"95% bootstrap interval {low[0]:+.4f} to {high[0]:+.4f}"
+                sentence = f"{kind}: cross-entropy {change[0]:+.4f} ({interval}), top-1 {rows['delta_top1'].to_numpy()[0]:+.4f}."
             else:
                 unsure = np.count_nonzero((low <= 0) & (high >= 0))
                 sentence = (
@@ -144,8 +145,8 @@ class AblationComparison(Shown):
                     f"the 95% interval of {unsure} of {len(asked)} heads contains 0."
                 )
             if self.controls:
-                control = beside.loc[beside["kind"] == kind, "delta_loss"]
-                spread = f"{control.min():+.4f} to {control.max():+.4f}" if len(control) > 1 else f"{control.iloc[0]:+.4f}"
+                control = beside.loc[beside["kind"] == kind, "delta_loss"].to_numpy()
+                spread = f"{control.min():+.4f} to {control.max():+.4f}" if len(control) > 1 else f"{control[0]:+.4f}"
                 sentence += f" Random control{'s' * (self.controls > 1)} of as many other heads: {spread}."
             said.append(sentence)
         return said

@@ -135,7 +135,7 @@ class Run(StepFiles):
         if f"{metric}_se" not in long:
             raise unknown("metric", metric, [name.removesuffix("_se") for name in long if name.endswith("_se")])
         gone = [name for name in long if name.startswith("gone_")]
-        table = long[long["role"] == "forget"][["step", *gone]].set_index("step")
+        table = long.loc[long["role"] == "forget", ["step", *gone]].set_index("step")
         table = table.rename(columns=lambda name: name.replace("gone_", "pruned "))
         for role, rows in long.groupby("role", sort=False):
             rows = rows.set_index("step")

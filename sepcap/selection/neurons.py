@@ -73,6 +73,8 @@ class NeuronSet:
 
         if exclude is not None:
             exclude.check(model)
+        if not fractions:
+            raise ValueError("fractions={}: give at least one site, {'mlp': 0.02}")
         sites = dict.fromkeys("attn_pre_out" if key == "heads" else key for key in fractions)
         return random_scores(model, sites, seed).top(fractions, per_layer=per_layer, exclude=exclude)
 
@@ -210,7 +212,7 @@ def neuron_table(places: Mapping[str, np.ndarray]) -> pd.DataFrame:
         head = pd.array(at[:, 1], dtype="Int64") if at.shape[1] == 3 else pd.array([pd.NA] * len(at), dtype="Int64")
         parts.append(pd.DataFrame({"site": site, "layer": at[:, 0], "head": head, "neuron": at[:, -1]}))
     whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["site", "layer", "head", "neuron"])
-    return whole.drop(columns="head") if whole["head"].isna().all() else whole
+    return whole.drop(columns="head") if bool(np.all(whole["head"].isna())) else whole
 
 
 def top_of(

@@ -120,6 +120,8 @@ class Scores(Mapping[str, Tensor]):
         """
         if not isinstance(fractions, Mapping):
             raise TypeError(f"fractions={fractions!r}: give a mapping from site to fraction, {{'mlp': 0.02}}")
+        if not fractions:
+            raise ValueError("fractions={}: give at least one site, {'mlp': 0.02}")
         for site, gone in (exclude.masks if exclude is not None else {}).items():
             if site in self and gone.shape != self[site].shape:
                 raise ValueError(

@@ -132,6 +132,8 @@ def read_files(path: Path, column: str | None = None) -> Any:
     states = [(os.path.abspath(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for file in files for s in (file.stat(),)]
     key = hashlib.sha256(repr((VERSION, states, column)).encode(errors="surrogateescape")).hexdigest()[:16]
     features = datasets.Features({"text": datasets.Value("large_string")})
+    if next(_texts(files, column), None) is None:
+        raise ValueError(f"{path} has no text: there is no row in it")
     try:
         return quietly(datasets.Dataset.from_generator, lambda: _texts(files, column), features=features, fingerprint=key)
     except DatasetGenerationError as error:
