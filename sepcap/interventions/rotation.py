@@ -16,6 +16,7 @@ from sepcap.interventions.resample import _undisturbed
 from sepcap.models.forward import device_of, measuring, run_hooks
 from sepcap.models.kinds import architecture_of, inner, kind_of
 from sepcap.models.sites import get_site, live_weight, n_layers, norm_inside, write_weight
+from sepcap.models.wrappers import check_plain_weights
 from sepcap.storage import load_tensors, save_tensors
 
 BIASES = ("fold", "rotate")
@@ -202,6 +203,7 @@ def check_rotation(model: Any, bias: str) -> None:
         ValueError: under "fold", a model with a value bias and no output bias.
     """
     get_site("attn_value").shape(model)
+    check_plain_weights(model, ["attn"], "rotation")
     attn, name = model.blocks[0].attn, architecture_of(model)
     tolerance = max(ROUNDING, 8 * torch.finfo(attn.W_V.dtype).eps)
     if bias == "fold" and attn.b_V is not None and attn.b_O is None:

@@ -21,6 +21,8 @@ from sepcap.models.hooked_transformers import check_line, hooked_class, hooked_f
 from sepcap.models.hub import WAYS_OUT, must_be_local
 from sepcap.models.implied_size import check_size
 from sepcap.models.kinds import AUTO_CLASSES, is_hooked_transformer, kind_of, kind_of_config
+from sepcap.models.probe import check_hooked, probed, taking_apart, torch_defaults
+from sepcap.models.wrappers import check_tokens, known_class, unwrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SMALL = 200_000_000
@@ -33,6 +35,7 @@ def default_folder() -> Path:
 
 
 @checked()
+@torch_defaults()
 def load_model(
     model: Any = "default",
     *,
@@ -93,6 +96,7 @@ def load_model(
 
     if backend != "bridge":
         hooked_class(backend)
+    model = unwrapped(model)
     if is_hooked_transformer(model):
         return model
     if isinstance(model, TransformerBridge):
@@ -116,7 +120,7 @@ def load_model(
         if tokenizer is not None:
             check_tokenizer(tokenizer, name)
         # a model made from a configuration lacks what a saved one says of itself, and what the bridge goes by
-        hf_model.config.architectures = hf_model.config.architectures or [type(hf_model).__name__]
+        hf_model.config.architectures = hf_model.config.architectures or [known_class(type(hf_model)).__name__]
         check_class(hf_model.config, name)
         if any(weight.is_floating_point() and weight.dtype != dtype for weight in hf_model.parameters()):
             hf_model = hf_model.to(dtype)
@@ -130,7 +134,10 @@ def load_model(
     # the class of the checkpoint decides about the architecture, so that the display name is free; a folder's bare name could be
     # one of the library's short names of hub models, of which it then says that it loads them
     known_as = str(Path(name).resolve()) if Path(name).is_dir() else name
-    with _as_it_is(tokenizer) as own, _processor_at_hand(processor, known_as) as place:
+    if tokenizer is not None:
+        check_tokens(tokenizer, hf_model, name)
+    before = probed(hf_model, name)
+    with _as_it_is(tokenizer) as own, _processor_at_hand(processor, known_as) as place, taking_apart(hf_model, name):
         bridge = TransformerBridge.boot_transformers(place, hf_model=hf_model, tokenizer=own, device=at, dtype=dtype)
     bridge.cfg.model_name = name
     if tokenizer is not None and len(bridge.tokenizer) != len(tokenizer):
@@ -139,8 +146,10 @@ def load_model(
     bridge.processor = processor
     if dtype.itemsize < 4:
         rotate_in_own_precision(bridge)
+    bridge.eval()
+    check_hooked(bridge, before, name)
     print(f"{name} on {', '.join(sorted({str(weight.device) for weight in hf_model.parameters()}))} in {str(dtype).removeprefix('torch.')}")
-    return bridge.eval()
+    return bridge
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
@@ -184,6 +193,11 @@ def check_class(config: Any, name: str) -> None:
     known, why = (config.architectures or [config.model_type])[0], "TransformerBridge does not know it"
     if getattr(config, "is_encoder_decoder", False):
         why = "it has an encoder and a decoder"
+    elif any(getattr(config, f"{other}_config", None) is not None for other in ("vision", "audio")):
+        why = (
+            "it takes images or sound beside text. Load its language model by a class of transformers that has nothing else, where there "
+            "is one (Gemma3ForCausalLM for Gemma 3), and give the object: load_model(model, tokenizer=...)"
+        )
     else:
         try:
             determine_architecture_from_hf_config(config)

@@ -15,6 +15,7 @@ from torch import Tensor
 from sepcap.errors import unknown
 from sepcap.models.devices import check_at_hand
 from sepcap.models.kinds import architecture_of
+from sepcap.models.wrappers import check_plain_weights
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,7 @@ def check_deletion(model: Any, name: str) -> None:
     """
     site_shape(model, name)
     check_at_hand(model, f"deleting {name!r} neurons")
+    check_plain_weights(model, [get_site(name).output_bias[0]], f"deleting {name!r} neurons")
     norm = norm_inside(getattr(model.blocks[0], get_site(name).output_bias[0]))
     if norm and name != "attn_value":  # a value is read before the norm by both, the hook and the weights
         raise NotImplementedError(

@@ -16,6 +16,7 @@ from sepcap.models.devices import check_at_hand
 from sepcap.models.hooked_transformers import written_back
 from sepcap.models.kinds import inner, is_hooked_transformer
 from sepcap.models.sites import live_weight, n_layers
+from sepcap.models.wrappers import check_plain_weights, known_class
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def plain_state_dict(model: Any) -> dict[str, Tensor]:
     """
     if is_hooked_transformer(model):
         return {key: weight.contiguous() for key, weight in written_back(model).state_dict().items()}
+    check_plain_weights(model, ("attn", "mlp"), "saving a checkpoint")
     check_at_hand(model, "saving a checkpoint")
     hf_model = inner(model)
     wanted = _shell(hf_model).state_dict()
@@ -150,7 +152,7 @@ def _shell(hf_model: Any) -> Any:
     config.output_attentions = False
     config._attn_implementation = None
     with torch.device("meta"):
-        return type(hf_model)(config).to(next(hf_model.parameters()).dtype)
+        return known_class(type(hf_model))(config).to(next(hf_model.parameters()).dtype)
 
 
 @checked()

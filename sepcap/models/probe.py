@@ -1,0 +1,152 @@
+"""A few tokens through a model, before and after it is hooked: whether it can be scored, and computes what it did."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sepcap.models.forward import is_out_of_memory, logits_of, measuring
+from sepcap.models.kinds import kind_of
+from sepcap.models.wrappers import hooked_modules, warn_of_lost_hooks
+
+TOKENS = 6
+"""Length of a probe."""
+SAME = 1e-4
+"""Share of the largest logit by which float32 logits may differ through rounding."""
+
+
+@dataclass(eq=False)
+class Probe:
+    """What the plain model makes of a small input, for comparison with the hooked one.
+
+    Attributes:
+        inputs: two rows of token ids that differ in the last one, or two images.
+        logits: of the plain model.
+        hooked: modules with torch hooks of the user's.
+    """
+
+    inputs: Tensor
+    logits: Tensor
+    hooked: dict[str, Any] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def probed(hf_model: Any, name: str) -> Probe:
+    """Run two short rows through a Hugging Face model that is not hooked yet, in one pass.
+
+    Raises:
+        NotImplementedError: a model without logits of tokens, or one of next tokens that sees what it is to predict.
+    """
+    hf_model.eval()
+    inputs, hooked = _inputs(hf_model), hooked_modules(hf_model)
+    try:
+        logits = getattr(hf_model(inputs), "logits", None)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise NotImplementedError(f"model={name!r} cannot be run on {list(inputs.shape)} inputs, before any hook: {error}") from error
+    if not isinstance(logits, Tensor):
+        raise NotImplementedError(
+            f"model={name!r} is a {type(hf_model).__name__}, which gives no logits of tokens; load it with AutoModelForCausalLM or "
+            "AutoModelForMaskedLM"
+        )
+    if kind_of(hf_model) == "causal":
+        moved = float((logits[0, :-1].float() - logits[1, :-1].float()).abs().max())
+        if moved > _tolerance(logits):
+            raise NotImplementedError(
+                f"model={name!r} is a {type(hf_model).__name__} that attends to both sides: its logits at earlier positions move by "
+                f"{moved:.2g} with the last token, so that every next token is in the input. Load a causal model (is_decoder=True), or a "
+                "masked one by its class, …ForMaskedLM"
+            )
+    return Probe(inputs, logits, hooked)
+
+
+@torch.no_grad()
+def check_hooked(bridge: Any, before: Probe, name: str) -> None:
+    """Compare a bridge's logits with those of the plain model, in both ways in which sepcap runs it.
+
+    In half precision rounding and the routing of experts leave no bound that would tell errors apart; nothing is compared then.
+
+    Raises:
+        NotImplementedError: logits that differ by more than rounding.
+    """
+    lost: set[str] = set()
+    passes = []
+    with _counted(before.hooked) as called:
+        passes.append(bridge(before.inputs, return_type="logits"))
+        lost |= before.hooked.keys() - called
+        if before.hooked:
+            called.clear()
+            with measuring(bridge):
+                passes.append(logits_of(bridge, before.inputs))
+            lost |= before.hooked.keys() - called
+    largest = max(float((logits.view_as(before.logits) - before.logits).abs().max()) for logits in passes)
+    if before.logits.dtype.itemsize >= 4 and largest > _tolerance(before.logits):
+        why = f": its torch hooks on {', '.join(sorted(lost))} are lost; remove them and hook the bridge" if lost else ""
+        raise NotImplementedError(
+            f"model={name!r}: TransformerBridge computes other logits than the plain model, by up to {largest:.2g} where the largest "
+            f"is {float(before.logits.abs().max()):.2g}{why}"
+        )
+    warn_of_lost_hooks(lost)
+
+
+def _inputs(hf_model: Any) -> Tensor:
+    device = next(hf_model.parameters()).device
+    if kind_of(hf_model) == "images":
+        config = hf_model.config
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        pixels = torch.randn(2, config.num_channels, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        return pixels.to(device, next(hf_model.parameters()).dtype)
+    rows = hf_model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(TOKENS + 1) + rows // 2) % rows  # from the middle: special tokens are at the ends
+    return torch.stack([ids[:TOKENS], torch.cat([ids[: TOKENS - 1], ids[TOKENS:]])]).to(device)
+
+
+def _tolerance(logits: Tensor) -> float:
+    return max(SAME, 32 * torch.finfo(logits.dtype).eps) * float(logits.abs().max())
+
+
+@contextmanager
+def _counted(modules: dict[str, Any]) -> Iterator[set[str]]:
+    """Names of the modules that are called inside."""
+    called: set[str] = set()
+    handles = [m.register_forward_hook(lambda *_, name=name: called.add(name)) for name, m in modules.items()]
+    try:
+        yield called
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """What loading is to depend on, whatever is set outside: numbers in float32, made on the CPU, and no inference tensors."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)
+        with torch.device("cpu"), torch.inference_mode(False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def taking_apart(hf_model: Any, name: str) -> Iterator[None]:
+    """One sentence where a bridge cannot take a model apart, instead of an error from inside it.
+
+    Raises:
+        NotImplementedError: a layout that the bridge does not know.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        why = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+        raise NotImplementedError(
+            f"model={name!r}: TransformerBridge cannot take this {type(hf_model).__name__} apart, a layout that it does not support: {why}"
+        ) from error

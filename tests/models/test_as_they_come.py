@@ -1,0 +1,125 @@
+"""Model objects as they come: what they compute decides, and what cannot be right is refused in one sentence."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertLMHeadModel, GPT2LMHeadModel, OPTForCausalLM
+
+import sepcap
+from sepcap.models.kinds import kind_of
+from tests.conftest import tiny_tokenizer
+
+TINY_BERT = BertConfig(
+    vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32
+)
+
+
+class Mine(OPTForCausalLM):
+    """A class of the user's own."""
+
+
+class Odd(BertForMaskedLM):
+    """A masked model whose name does not say so."""
+
+
+@pytest.fixture
+def plain(tiny_folders):
+    return OPTForCausalLM.from_pretrained(tiny_folders["opt"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folders):
+    return AutoTokenizer.from_pretrained(tiny_folders["opt"])
+
+
+def load(model, tokenizer):
+    return sepcap.load_model(model, tokenizer=tokenizer, device="cpu")
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_wrapper_is_taken_off(plain, tokenizer, wrap):
+    assert load(wrap(plain), tokenizer).original_model is plain
+
+
+def test_a_subclass_is_what_it_is_derived_from(tiny_folders, tokenizer, tmp_path):
+    hf_model = Mine.from_pretrained(tiny_folders["opt"])
+    hf_model.config.architectures = None
+    model = load(hf_model, tokenizer)
+    assert kind_of(model) == "causal"
+    sepcap.save_pretrained(model, tmp_path)
+    ids = torch.arange(3, 12)[None]
+    torch.testing.assert_close(sepcap.load_model(tmp_path, device="cpu")(ids), model(ids))
+
+
+def test_a_masked_model_of_any_name_is_masked():
+    assert kind_of(Odd(TINY_BERT)) == "masked"
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused():
+    with pytest.raises(NotImplementedError, match="attends to both sides"):
+        load(BertLMHeadModel(TINY_BERT), tiny_tokenizer())
+
+
+def test_a_hook_that_the_bridge_would_lose_is_named(tiny_folders, tokenizer):
+    plain = GPT2LMHeadModel.from_pretrained(tiny_folders["gpt2"])
+    plain.transformer.h[0].attn.register_forward_hook(lambda module, args, out: (out[0] * 3, *out[1:]))
+    with pytest.raises(NotImplementedError, match="hook the bridge"):
+        load(plain, tokenizer)
+
+
+def test_a_token_without_an_embedding_is_named(plain):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"QUUX{i}" for i in range(400)])
+    with pytest.raises(ValueError, match="320 embeddings"):
+        load(plain, tokenizer)
+
+
+@pytest.mark.parametrize("site", ["mlp", "attn_value"])
+def test_weights_with_a_parametrization_are_not_edited(plain, tokenizer, site):
+    class Twice(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    for module in (plain.model.decoder.layers[1].fc1, plain.model.decoder.layers[1].self_attn.v_proj):
+        torch.nn.utils.parametrize.register_parametrization(module, "weight", Twice())
+    model = load(plain, tokenizer)
+    mask = torch.zeros(sepcap.models.sites.site_shape(model, site), dtype=torch.bool)
+    mask[:, 0] = True
+    gone = sepcap.NeuronSet({site: mask})
+    with sepcap.ablate(model, gone, "zero"):
+        assert torch.isfinite(model(torch.arange(3, 12)[None])).all()
+    with pytest.raises(ValueError, match="merge it first"):
+        sepcap.delete(model, gone)
+    with pytest.raises(ValueError, match="merge it first"):
+        sepcap.models.weights.plain_state_dict(model)
+
+
+def test_adapters_are_merged_before_an_edit(plain, tokenizer):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["fc1", "v_proj"])
+    plain.add_adapter(config)
+    model = load(plain, tokenizer)
+    with pytest.raises(ValueError, match="merge the adapters"):
+        sepcap.delete(model, sepcap.NeuronSet.random(model, {"mlp": 0.5}, seed=0))
+    with pytest.raises(ValueError, match="merge the adapters"):
+        sepcap.rotate_values(model)
+
+
+def test_a_peft_model_says_merge(tiny_folders, plain, tokenizer):
+    peft = pytest.importorskip("peft")
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        load(peft.get_peft_model(plain, peft.LoraConfig(r=2, target_modules=["fc1"])), tokenizer)
+
+
+def test_torch_defaults_change_no_logits(tiny_folders, tiny_opt):
+    ids = torch.arange(3, 12)[None]
+    expected = tiny_opt(ids)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            model = sepcap.load_model(tiny_folders["opt"], device="cpu")
+        got = model(ids)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float32
+    assert got.requires_grad
+    torch.testing.assert_close(got, expected)
