@@ -294,6 +294,11 @@ def _from_name(
 
 
 def _check_folder(path: Path) -> None:
+    if (path / "adapter_config.json").exists():
+        raise ValueError(
+            f"model={str(path)!r} holds adapters (adapter_config.json): merge them into the model that they belong to, "
+            "peft's merge_and_unload(), and save that with save_pretrained(folder)"
+        )
     if not (path / "config.json").exists():
         raise FileNotFoundError(f"model={str(path)!r} is a folder without config.json: not a model saved by save_pretrained")
 
@@ -370,6 +375,8 @@ def _trained(
     try:
         with _no_bars() if quiet else nullcontext():
             # safetensors where there are any; older checkpoints are unpickled as tensors only, never as code
+            # where peft is installed, transformers looks for adapters too, over the network unless it is told not to
+            options["adapter_kwargs"] = {"local_files_only": options["local_files_only"]}
             hf_model, loading = auto_class.from_pretrained(
                 source, dtype=dtype, weights_only=True, output_loading_info=True, **placing, **options
             )

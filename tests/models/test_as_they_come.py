@@ -110,6 +110,13 @@ def test_a_peft_model_says_merge(tiny_folders, plain, tokenizer):
         load(peft.get_peft_model(plain, peft.LoraConfig(r=2, target_modules=["fc1"])), tokenizer)
 
 
+def test_a_folder_with_adapters_says_merge(tmp_path, plain):
+    peft = pytest.importorskip("peft")
+    peft.get_peft_model(plain, peft.LoraConfig(r=2, target_modules=["fc1"])).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds adapters.*merge_and_unload"):
+        sepcap.load_model(tmp_path)
+
+
 def test_torch_defaults_change_no_logits(tiny_folders, tiny_opt):
     ids = torch.arange(3, 12)[None]
     expected = tiny_opt(ids)
