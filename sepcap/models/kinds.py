@@ -61,7 +61,8 @@ def kind_of(model: Any) -> Kind:
     """
     # a subclass of the user's predicts what the class that it is derived from does, whatever its name
     found: list[Kind] = [kind_of_class(base.__name__) for base in type(inner(model)).__mro__]
-    return next((kind for kind in found if kind != "causal"), "causal")
+    special: list[Kind] = [kind for kind in found if kind != "causal"]
+    return special[0] if special else "causal"
 
 
 def kind_of_config(config: Any, name: str) -> Kind:
