@@ -3,6 +3,7 @@
 One that needs a package which is not there is left out, and the command says so: `make lines` runs it in the environment that has it.
 """
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,10 @@ from nbclient import NotebookClient
 HERE = Path(__file__).parent
 NEEDS = {"beside-saelens": "sae_lens"}
 """Notebook -> a package that only the environment of transformer-lens 3.9 has."""
+
+
+# a picture beside plotly's own data, for readers that run no scripts: GitHub, nbviewer, nbconvert
+os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+png")
 
 
 def execute(source: Path) -> Path:

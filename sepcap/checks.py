@@ -203,6 +203,9 @@ def _one_of_kinds(name: str, value: Any, kinds: tuple[Any, ...], bounds: Bounds)
         except WrongKind as error:
             last = error
         except ValueError as error:  # the right kind, and another number or name than would be right
+            if typing.get_origin(kind) is Literal and type(value) not in map(type, typing.get_args(kind)):
+                last = error
+                continue
             if not any(isinstance(value, other) for other in kinds if isinstance(other, type) and other is not kind):
                 raise
             last = error
@@ -285,7 +288,7 @@ def _plural(kind: Any, bounds: Bounds) -> str:
         return _words(kind, bounds)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join(_plural(one, bounds) for one in typing.get_args(kind))
-    return words.get(kind, "them")
+    return words.get(kind) or f"{getattr(kind, '__name__', kind)} objects"
 
 
 def check_fields(config: Any, /, **bounds: Bounds) -> None:
@@ -349,10 +352,11 @@ def _conform_all(
 
 
 def _check_model(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise where a model should be and is none; whether it is the right one is for the function to say."""
-    if hasattr(model, "cfg"):
-        return
+    """Raise where a model should be and a plain value or another argument's model came; any other object is for the function to judge."""
     swapped = [name for name, value in arguments.items() if hasattr(value, "cfg")]
+    plain = model is None or isinstance(model, str | bytes | Real | os.PathLike | list | tuple | set | dict)
+    if hasattr(model, "cfg") or not (plain or swapped):
+        return
     hint = f" (and {swapped[0]} is a model: the two are swapped)" if swapped else ""
     raise WrongKind(f"model is a {type(model).__name__}; give what sepcap.load_model returns{hint}")
 

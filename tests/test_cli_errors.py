@@ -38,7 +38,6 @@ def ended_with(words, capsys):
         (["prune", "--importance", "rsm"], "invalid choice 'rsm' for argument '--importance'"),
         (["frobnicate"], "Unrecognized options: frobnicate. Available subcommands: prune"),
         (["modules", "overlap"], "Unrecognized options: overlap. Available subcommands: concentration"),
-        (["compare-ablations", "--layer"], "Missing value for argument '--layer'"),
         ([], "Expected one of {prune"),
     ],
 )

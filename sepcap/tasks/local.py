@@ -43,8 +43,12 @@ MAX_CHARS = 60_000
 OF_EXTRAS = (
     "absl", "absl_py", "detoxify", "immutabledict", "joblib", "k_means_constrained", "lm_eval", "ortools", "PIL", "pillow",
     "scikit_learn", "scipy", "sentence_transformers", "six", "sklearn", "threadpoolctl", "zstandard",
+    "boolean", "boolean_py", "cachecontrol", "cyclonedx", "cyclonedx_python_lib", "defusedxml", "ipywidgets", "jupyterlab_widgets",
+    "license_expression", "msgpack", "packageurl", "packageurl_python", "peft", "pip_api", "pip_audit", "pip_licenses",
+    "pip_requirements_parser", "piplicenses", "prettytable", "py_serializable", "pyparsing", "sae_lens", "serializable", "tomli", "tomli_w",
+    "uv", "widgetsnbextension",
 )  # fmt: skip
-"""What the extras `vision`, `hub`, `toxicity`, `lm-eval`, `clusters` and `embeddings` bring: installing one must not change a task."""
+"""What the extras and the tools of development bring: installing one must not change a task."""
 
 
 class SourceFile(NamedTuple):

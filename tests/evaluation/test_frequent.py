@@ -119,5 +119,5 @@ def test_data_of_an_unknown_state_are_not_kept(tokenizer, letters, cache):
 
 
 def test_bad_input(letters):
-    with pytest.raises(TypeError, match=r"give what sepcap\.load_model returns, or a tokenizer"):
+    with pytest.raises(TypeError, match=r"give what sepcap\.load_model returns"):
         sepcap.skip50("gpt2", letters)

@@ -128,11 +128,11 @@ def test_what_a_model_does_not_allow_is_left_out_unless_asked_for(tiny_folders, 
 def test_bad_configurations(letters, digits, tmp_path):
     with pytest.raises(ValueError, match=r"methods='mpl' is not known. Did you mean 'mlp'"):
         config_of(letters, digits, methods=("mpl",))
-    with pytest.raises(ValueError, match=r"seeds=\(1, 1\): give one or more, each once"):
+    with pytest.raises(ValueError, match=r"seeds=\(1, 1\): give a tuple of at least one, each once"):
         config_of(letters, digits, seeds=(1, 1))
     with pytest.raises(ValueError, match=r"fractions\['mlp'\]=0.4 in 4 steps takes 160%"):
         config_of(letters, digits, steps=4)
-    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+    with pytest.raises(FileNotFoundError, match="holds no study and no run"):
         Methods.load(tmp_path)
 
 

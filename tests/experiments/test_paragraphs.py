@@ -257,7 +257,7 @@ def test_a_finished_folder_does_not_answer_for_another_embedder_of_the_same_name
         (TEXTS, {"generate": False, "profile": "generation"}, ValueError, "needs generate=True"),
         (TEXTS, {"seed": -1}, ValueError, "seed=-1"),
         (TEXTS, {"tokns": 3}, TypeError, "tokns"),
-        (["a\n\nb", Passage((4,), (5,), (6,))], {}, ValueError, "1 passages among 2 texts"),
+        (["a\n\nb", Passage((4,), (5,), (6,))], {}, ValueError, "give a text, several texts or several Passage objects"),
         ([Passage((4,), (), (6,))], {}, ValueError, r"source\[0\]\.gap is empty"),
         ([Passage((4,), (5,), (6,)), Passage((4,), (5,), ())], {}, ValueError, r"source\[1\]\.following is empty"),
         ([Passage((4,), (5,), (6, 100_000))], {}, ValueError, r"source\[0\]\.following holds 100000: this model's tokens are 0 to"),

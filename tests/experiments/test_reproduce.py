@@ -209,7 +209,7 @@ def test_table_2_on_a_tiny_model(trained_folder, letters, digits, tmp_path, coun
     options = ("sp-table2", trained_folder, {"code": letters, "pile": digits}, tmp_path, PAIR)
     result = tiny_study(*options, said)
     assert counted == ["_step"] * 22
-    assert any("mlp: " in line and "10 steps of 0.02 of mlp" in line and "M tokens" in line for line in said)
+    assert any("mlp: " in line and "10 steps of 2% of mlp" in line and "M tokens" in line for line in said)
     assert any("minutes at the" in line for line in said)
     for words in (said[0], result.summary()[0], Reproduction.load(result.folder).summary()[0]):
         assert "10 steps of 2% of the mlp neurons" in words

@@ -159,7 +159,7 @@ def test_the_sentences_state_the_numbers_of_the_tables(studies):
         unsure = ((of_kind["delta_loss_low"] <= 0) & (of_kind["delta_loss_high"] >= 0)).sum()
         (sentence,) = [s for s in studies[AblationComparison].summary() if s.startswith(f"{kind}:")]
         assert f"cross-entropy {of_kind['delta_loss'].mean():+.4f} in the mean" in sentence
-        assert f"interval of {unsure} of 4 heads holds 0" in sentence
+        assert f"interval of {unsure} of 4 heads contains 0" in sentence
     for row in studies[Methods].table().query("method == 'mlp'").to_dict("records"):
         assert any(row["direction"] in s and f"with {row['separability']:.1f}%" in s for s in studies[Methods].summary())
     forward = studies[Comparison].forward

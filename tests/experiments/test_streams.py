@@ -228,7 +228,7 @@ def test_results_come_back(tiny_opt, tmp_path):
         ({"dims": []}, r"dims=\[\]"),
         ({"dims": [3, 3]}, "give different dimensions"),
         ({"dims": 32}, "dimensions 0 to 31"),
-        ({"dims": -1}, "dimensions 0 to 31"),
+        ({"dims": -1}, "dims=-1: give a whole number, 0 or more"),
         ({"dims": pd.DataFrame({"dimension": [3]})}, "a table with the columns dimension"),
         ({"dims": 3, "positions": (40,)}, "from 0 to 31"),
     ],

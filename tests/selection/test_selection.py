@@ -90,7 +90,7 @@ def test_score_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="site='attn_pre_out' is not known"):
         sepcap.score(one, one, sites=["attn_pre_out"])
     for eps in (0.0, -1.0):  # 0/0 would rank first
-        with pytest.raises(ValueError, match=r"eps=.*must be positive"):
+        with pytest.raises(ValueError, match=r"eps=.*above 0"):
             sepcap.score(one, one, eps=eps)
     with pytest.raises(ValueError, match="site='attn_pre_out' is not known"):
         sepcap.score(one, statistics("attn_value", [[[[1.0]]]]), sites=["attn_pre_out"])
@@ -167,7 +167,7 @@ def test_nothing_left_scores_higher_than_what_was_selected(values, n, gone):
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.0001, 2.0, math.nan])
 def test_a_fraction_lies_between_zero_and_one(fraction):
-    with pytest.raises(ValueError, match=r"fractions\['mlp'\]=.*lies in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"fractions\['mlp'\]=.*(lies in \(0, 1\]|finite number)"):
         scores("mlp", [[1.0, 2.0]]).top({"mlp": fraction})
 
 
@@ -190,7 +190,7 @@ def test_the_fraction_that_a_config_error_names_is_accepted(steps):
 
 @pytest.mark.parametrize("eps", [0.0, -1e-3, math.nan])
 def test_a_config_refuses_an_epsilon_that_is_not_positive(eps):
-    with pytest.raises(ValueError, match=r"eps=.*must be positive"):
+    with pytest.raises(ValueError, match=r"eps=.*above 0"):
         sepcap.PruningConfig(eps=eps)
 
 

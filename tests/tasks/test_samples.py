@@ -84,13 +84,14 @@ def test_the_seed_reaches_evaluate_and_collect(tmp_path, letters):
     assert not torch.equal(one, other)
 
 
-def test_literal_special_tokens_do_not_count(tokenizer):
-    texts = [f"<mask> <pad></s><s> abc {i} " * 10 for i in range(40)]
+def test_special_tokens_stand_between_documents_only_and_do_not_count(tokenizer):
+    texts = [f"<mask> <pad></s> {i} " for i in range(400)]
     for tokens in (1, 50, 333):
         sample = sample_masked(sepcap.load_task(texts), "evaluate", tokenizer, tokens, CONTEXT)
         assert sample.tokens == tokens == sum(int((~np.isin(row, sample.special)).sum()) for row in sample.rows)
         assert sample.tokens == sum(batch.size for batch in sample.batches(4)) == sample.take(range(len(sample.rows))).tokens
-    assert any(np.isin(row[1:-1], sample.special).any() for row in sample.rows)
+    inside = np.concatenate([row[1:-1] for row in sample.rows])
+    assert set(inside[np.isin(inside, sample.special)].tolist()) == {sample.rows[0][-1]}
 
 
 def within(count, n, p):
