@@ -25,13 +25,13 @@ $(INSTALLED): pyproject.toml constraints.txt requirements.txt
 demo: $(INSTALLED)          ## prune code, prose and random neurons out of the embedded model (under 6 minutes)
 	$(BIN)/sepcap prune
 
-test: $(INSTALLED)          ## fast tests (five to ten minutes on two cores)
+test: $(INSTALLED)          ## fast tests (fifteen minutes and more on two cores)
 	$(BIN)/python -m pytest -n auto
 
 # the tests of arithmetic, and instruction sets switched down to what every x86-64 has
-NUMERICAL := tests/statistics tests/selection tests/interventions tests/known_answers tests/models/test_forward.py \
-	tests/models/test_partial.py tests/models/test_parts.py tests/evaluation/test_next_token.py tests/evaluation/test_masked.py \
-	tests/evaluation/test_toxicity.py tests/experiments/test_paragraphs.py tests/experiments/test_similarity.py tests/experiments/test_streams.py
+NUMERICAL := tests/statistics tests/selection tests/models/test_forward.py tests/models/test_partial.py \
+	tests/evaluation/test_next_token.py tests/interventions/test_deletion.py tests/interventions/test_rotation.py \
+	tests/interventions/test_ablation.py tests/experiments/test_similarity.py
 PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1
 
 test-portable: $(INSTALLED) ## tests of arithmetic as another processor would round

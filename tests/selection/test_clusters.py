@@ -96,7 +96,7 @@ def test_neurons_of_a_cluster_are_closer_than_those_of_the_control(tiny_opt):
         found, control = (squares(directions, c.labels[layer].numpy()) for c in (clusters, index))
         assert found < 0.95 * control
         # what the library counts is to the centres of its last step, which are no better than the means
-        assert found <= clusters.info["inertia"][layer] <= 1.05 * found
+        assert found * (1 - 1e-9) <= clusters.info["inertia"][layer] <= 1.05 * found
 
 
 def test_more_starts_are_never_worse_and_hold_the_single_one(tiny_opt):
