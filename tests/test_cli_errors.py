@@ -88,9 +88,11 @@ def test_versions_are_said_without_importing_what_they_are_of():
 @pytest.mark.parametrize(("name", "status", "by"), SIGNALS)
 def test_a_signal_while_it_begins_is_a_line_and_a_status(name, status, by, tmp_path):
     command = [sys.executable, "-X", "importtime", "-m", "sepcap", "prune", "--out", "run"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
-    ) as process:
+    def not_ignored():  # nohup and jobs in the background hand on that these signals are ignored, which sepcap respects
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+    options = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "env": os.environ | {"PYTHONPATH": os.getcwd()}}
+    with subprocess.Popen(command, preexec_fn=not_ignored, **options) as process:
         for line in process.stderr:
             if line.rstrip().endswith("tyro._strings"):  # the signals are taken before the first import of another package
                 process.send_signal(getattr(signal, name))
