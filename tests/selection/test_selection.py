@@ -212,7 +212,7 @@ def test_more_than_is_left_is_refused():
 def test_sites_without_scores_are_refused():
     with pytest.raises(ValueError, match=r"site='mpl' is not known. Did you mean 'mlp'"):
         scores("mlp", [[1.0, 2.0]]).top({"mpl": 0.5})
-    with pytest.raises(ValueError, match="fractions={}: give at least one site"):
+    with pytest.raises(ValueError, match=r"fractions=\{\}: give at least one site"):
         scores("mlp", [[1.0, 2.0]]).top({})
 
 
