@@ -216,6 +216,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
+        # before any library that imports tqdm.auto, which complains in notebooks without ipywidgets
+        import_module("sepcap.progress")
         return getattr(import_module(f"sepcap.{_HOME[name]}"), name)
     if name in ("plots",):
         return import_module(f"sepcap.{name}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from sepcap import plots
 from sepcap.experiments.config import PruningConfig
@@ -18,6 +17,7 @@ from sepcap.experiments.separability import ACCURACIES, Separability
 from sepcap.page import Page, Section, Table, page_path, picture, write_page
 from sepcap.plots.runs import gone_total, is_random, series, sizes
 from sepcap.plots.style import METRIC_NAMES, SITE_NAMES, capital, with_error
+from sepcap.progress import progress
 from sepcap.selection.neurons import NeuronSet
 
 DROP = 80
@@ -64,7 +64,7 @@ def report(run: Run, path: str | Path | None = None, *, model: Any = None, basel
         title=f"Random baseline: {aim}" if is_random(run) else capital(aim),
         subtitle=f"{c.get('model')}, {max(0, run.steps_done)} of {c['steps']} pruning steps, {run.folder}",
         summary=_summary(run, baseline),
-        sections=[make(run, baseline) for make in tqdm(makers, desc="report", unit="section", delay=2, disable=None)],
+        sections=[make(run, baseline) for make in progress(makers, desc="report", unit="section", leave=True)],
         generations=texts,
         configuration=c,
         again="How to make this run again",

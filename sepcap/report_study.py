@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from sepcap.experiments.result import Shown
 from sepcap.page import Page, Picture, Section, Table, page_path, picture, write_page
+from sepcap.progress import progress
 
 ROWS = 60
 """Longest table that a page shows whole; of a longer one it shows as many rows."""
@@ -47,7 +47,7 @@ def study_report(result: Shown, path: str | Path | None = None) -> Path:
             raise ValueError("path=None: this result lies in no folder; give the name of the file to write, or save it first")
         path = Path(result.folder) / "report.html"
     path = page_path(path)
-    pictures = tuple(tqdm(_pictures(result), total=len(result.FIGURES), desc="report", unit="figure", delay=2, disable=None))
+    pictures = tuple(progress(_pictures(result), total=len(result.FIGURES), desc="report", unit="figure", leave=True))
     sections = [Section("Figures", pictures=pictures)] if pictures else []
     every = result.tables
     wanted = list(every if result.PAGE_TABLES is None else result.PAGE_TABLES)

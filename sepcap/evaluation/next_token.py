@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.models.forward import device_of, logits_of, measuring, output_in_place
+from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE, halving_batches
 from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import Batch, TokenSample
@@ -218,7 +218,7 @@ def evaluate_sample(model: Any, sample: TokenSample, *, batch_size: int = BATCH_
         skip_ids = torch.tensor(skip, dtype=torch.long, device=device_of(model))
         parts = []
         what = f"evaluate {sample.task}"
-        bar = tqdm(total=sample.tokens, desc=what, unit="tok", unit_scale=True, leave=False, delay=2, disable=True if quiet else None)
+        bar = progress(total=sample.tokens, desc=what, unit="tok", unit_scale=True, quiet=quiet)
         with measuring(model), bar:
             for batch in sample.batches(size):
                 parts.append(evaluate_batch(model, batch.to(device_of(model)), skip_ids).cpu().numpy())

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepcap.models.forward import device_of, measuring
+from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE, halving_batches
 
 Ids = list[int]
@@ -80,7 +80,7 @@ def sampled(
 
     def one_pass(size: int) -> dict[int, Ids]:
         found: dict[int, Ids] = {}
-        bar = tqdm(total=len(prompts), desc="continuations", unit="text", leave=False, delay=2, disable=None)
+        bar = progress(total=len(prompts), desc="continuations", unit="text")
         with measuring(model), bar:
             for group in by_length.values():
                 for chosen in (group[first : first + size] for first in range(0, len(group), size)):

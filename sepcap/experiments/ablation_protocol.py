@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile
@@ -37,6 +36,7 @@ from sepcap.experiments.result import (
 from sepcap.interventions.ablation import ablate
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
+from sepcap.progress import progress, tell
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.moments import Statistics
@@ -269,8 +269,9 @@ class _Protocol:
         before = self._before()
         reference = self._reference() if len(per_row) < len(cells) else None
         passes = len(self.config.kinds)
-        bar = tqdm(total=len(cells) * passes, initial=len(per_row) * passes, desc=f"ablate {self.sample.task}", unit="pass", disable=None)
-        with bar:
+        total, done = len(cells) * passes, len(per_row) * passes
+        tell(f"{total - done} evaluations on {self.sample.tokens:,} tokens of {self.sample.task}, {total} in all")
+        with progress(total=total, initial=done, desc=f"ablate {self.sample.task}", unit="pass", leave=True, delay=0) as bar:
             for cell in cells:
                 if cell in per_row:
                     continue

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.errors import unknown
@@ -37,6 +36,7 @@ from sepcap.experiments.result import (
 from sepcap.interventions.ablation import ablate
 from sepcap.models.forward import Hook, device_of, measuring
 from sepcap.models.partial import recording, starting_from
+from sepcap.progress import progress, tell
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.collect import BATCH_SIZE, collect_sample, halving_batches
 from sepcap.statistics.moments import Statistics
@@ -290,6 +290,11 @@ def compare_ablations(
     measured |= made_with(model)
 
     def computed() -> AblationComparison:
+        collecting = 0 if collected is None or reference is not None else collected.tokens
+        tell(
+            f"{len(targets)} sets of neurons ablated in {len(kinds)} ways on {sample.tokens:,} tokens of {sample.task}, each from its "
+            f"first layer on; {collecting:,} tokens to collect" + (f"; fits on {fit_tokens:,}" if "optimal" in kinds else "")
+        )
         before, per_row = _computed(model, sample, collected, targets, kinds, reference, fit_tokens, seed, batch_size)
         evaluation = Evaluation(sample.task, before, tuple(frequent), info)
         return AblationComparison(tuple(targets), kinds, evaluation, per_row, measured, controls)
@@ -364,7 +369,7 @@ def _measure(model: Any, sample: TokenSample, jobs: Sequence[tuple[int, Sequence
     skip_ids = torch.tensor(list(most_frequent_targets(sample)), dtype=torch.long, device=device_of(model))
     before, after = [], []
     total = math.ceil(len(sample.rows) / batch_size) * len(jobs)
-    bar = tqdm(total=total, desc=f"ablate {sample.task}", unit="pass", leave=False, delay=2, disable=None)
+    bar = progress(total=total, desc=f"ablate {sample.task}", unit="pass")
     with measuring(model), bar:
         for batch in sample.batches(batch_size):
             batch = batch.to(device_of(model))

@@ -6,12 +6,12 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepcap.interventions.constants import Constants
 from sepcap.interventions.optimal import optimal_constants
 from sepcap.models.forward import Hook, device_of, measuring
 from sepcap.models.partial import Residual, logits_from, residuals
+from sepcap.progress import progress
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.collect import halving_batches
 from sepcap.statistics.moments import Statistics
@@ -48,7 +48,7 @@ def fit_constants(
     def one_pass(size: int) -> dict[Any, Constants]:
         batches = [batch.to(device_of(model)) for batch in sample.batches(size)]
         fitted = {}
-        with tqdm(total=len(targets), desc="fit optimal constants", leave=False, delay=2, disable=None) as bar, measuring(model):
+        with progress(total=len(targets), desc="fit optimal constants") as bar, measuring(model):
             # the residual streams of one layer are held at a time
             for layer in sorted(set(map(first_layer, targets.values()))):
                 entering = {id(batch.inputs): residuals(model, batch.inputs, [layer], batch.mask)[layer] for batch in batches}

@@ -1,7 +1,6 @@
 """The main job: one pair of tasks pruned in both directions, against the random baseline."""
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +22,9 @@ from sepcap.experiments.step_files import identity_of
 from sepcap.experiments.trackers import Trackers, trackers_of
 from sepcap.models.kinds import kind_of
 from sepcap.models.weights import WeightSnapshot
+from sepcap.progress import tell
 from sepcap.storage import make_folder, sole_writer
 from sepcap.tasks.task import load_task
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,7 +159,7 @@ def _first_and_last(run: Run, metric: str) -> dict[str, str]:
 
 
 def compare(
-    model: Any, config: PruningConfig, folder: str | Path, *, tracker: Trackers = "jsonl", say: Callable[[str], None] = log.info
+    model: Any, config: PruningConfig, folder: str | Path, *, tracker: Trackers = "jsonl", say: Callable[[str], None] = tell
 ) -> Comparison:
     """Prune both directions of a pair of tasks and the random baseline, each run in a folder of its own.
 

@@ -1,6 +1,5 @@
 """A selection looked at from its other side: kept alone, in small steps, layer by layer, and against the opposite direction."""
 
-import logging
 from collections.abc import Callable, Mapping
 from itertools import permutations
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.experiments.cross_check_parts import OTHER_TEXTS, Bench, Tables, equal_number, keep_only, layers, meeting, step_size
@@ -18,10 +16,9 @@ from sepcap.experiments.result import Figures, StudyResult, as_json, is_finished
 from sepcap.experiments.several_tasks import LesionPlan, Lesions, NamedTasks, resolved, scores_of, statistics_of, study_folder
 from sepcap.models.load import load_model
 from sepcap.models.sites import check_deletion, site_shape
+from sepcap.progress import progress, tell
 from sepcap.selection.neurons import how_many
 from sepcap.tasks.samples import check_context
-
-log = logging.getLogger(__name__)
 
 PARTS: dict[str, Callable[[Bench], Tables]] = {"keep-only": keep_only, "step-size": step_size, "layers": layers, "meeting": meeting}
 """Every check by its name in the configuration."""
@@ -208,7 +205,7 @@ def cross_checks(
     config: CrossChecksConfig | None = None,
     *,
     out: str | Path | None = None,
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = tell,
 ) -> CrossChecks:
     """Look at the neurons selected for a task, and for another one against it, from their other side.
 
@@ -249,7 +246,7 @@ def cross_checks(
         scores = scores_of(statistics, prepared.tasks, config.importance)
         lesions = Lesions(prepared.model, prepared.evaluate, (config.site,), pieces, config.batch_size)
         tables: Tables = {}
-        with tqdm(total=prepared.sets(), desc="cross-checks", unit="set", leave=False, delay=2, disable=None) as bar:
+        with progress(total=prepared.sets(), desc="cross-checks", unit="set") as bar:
             bench = Bench(config, prepared.model, prepared.tasks, scores, lesions, prepared.neurons, bar)
             for check in config.checks:
                 tables |= PARTS[check](bench)

@@ -1,6 +1,5 @@
 """Accuracy on every task after each one is pruned to a target, against as many random neurons (METHODS 5, 12)."""
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.evaluation.next_token import ratio
@@ -29,10 +27,9 @@ from sepcap.experiments.several_tasks import (
 )
 from sepcap.models.load import load_model
 from sepcap.models.sites import check_deletion
+from sepcap.progress import progress, tell
 from sepcap.selection.score import Scores
 from sepcap.tasks.samples import check_context
-
-log = logging.getLogger(__name__)
 
 
 class CrossTask(StudyResult):
@@ -180,7 +177,7 @@ def plan_cross_task(model: Any, config: CrossTaskConfig) -> CrossTaskPlan:
 
 @checked()
 def cross_task(
-    model: Any = None, config: CrossTaskConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = log.info
+    model: Any = None, config: CrossTaskConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = tell
 ) -> CrossTask:
     """Prune every task by itself to a target accuracy, and measure what is left of all of them.
 
@@ -229,7 +226,7 @@ def _tables(prepared: CrossTaskPlan, scores: Mapping[str, Scores], lesions: Lesi
     rows: dict[str, dict[str, Any]] = {name: {WHOLE: whole[name]} for name in names}
     found: dict[str, Bracket] = {}
     steps = len(names) * (prepared.halvings + 1 + len(config.seeds))
-    with tqdm(total=steps, desc="cross-task", unit="set", leave=False, delay=2, disable=None) as bar:
+    with progress(total=steps, desc="cross-task", unit="set") as bar:
         for i, name in enumerate(names):
             found[name] = _to_target(prepared, i, scores[name], lesions, whole[name], bar)
             bar.update(prepared.halvings - len(found[name].trace))

@@ -1,7 +1,6 @@
 """Methods compared: what is pruned, ranked how, in which basis, with which offset, against random neurons (METHODS 10, 11)."""
 
 import dataclasses
-import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
@@ -26,10 +24,9 @@ from sepcap.experiments.separability import ACCURACIES, Separability, area_repli
 from sepcap.experiments.step_files import identity_of
 from sepcap.interventions.deletion import check_output_biases
 from sepcap.interventions.rotation import check_rotation
+from sepcap.progress import progress, tell
 from sepcap.storage import make_folder, sole_writer
 from sepcap.tasks.task import load_task
-
-log = logging.getLogger(__name__)
 
 MEASURED = ("separability", "sd", "low", "high", "minus_random", "minus_random_low", "minus_random_high")
 MEASURED += ("minus_plain", "minus_plain_low", "minus_plain_high", "max_drop", "max_drop_sd", "max_drop_step", "retain_cost")
@@ -232,7 +229,7 @@ def _cost(found: Separability, forget_drop: float) -> float:
 
 
 @checked()
-def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: Callable[[str], None] = log.info) -> Methods:
+def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: Callable[[str], None] = tell) -> Methods:
     """Prune by every method, in both directions and with every seed, and compare what is left.
 
     Every run is a folder of its own that an interrupted comparison takes up; finished runs are not computed again.
@@ -279,7 +276,7 @@ def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: 
         )
     make_folder(out)
     runs = {}
-    with sole_writer(out), tqdm(total=total, desc="compare methods", unit="tok", unit_scale=True, disable=None) as bar:
+    with sole_writer(out), progress(total=total, desc="compare methods", unit="tok", unit_scale=True, leave=True, delay=0) as bar:
         name_study(out, Methods.STUDY, {_name(*key): identity_of(prepared.resolved) for key, prepared in plans.items()})
         for key, prepared in plans.items():
             bar.set_postfix_str(" ".join(map(str, key)))

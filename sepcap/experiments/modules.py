@@ -1,7 +1,6 @@
 """Do the neurons of a task form modules: their concentration in MoEfication clusters, with controls (METHODS 12)."""
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.errors import unknown
@@ -23,6 +21,7 @@ from sepcap.models.load import load_model
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.models.untrained import untrained
 from sepcap.models.views import mlp_input_weights
+from sepcap.progress import progress, tell
 from sepcap.selection.clusters import (
     Clusters,
     check_clustering,
@@ -38,8 +37,6 @@ from sepcap.statistics.collect import collect_sample
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context, sample_task
 from sepcap.tasks.task import load_task
-
-log = logging.getLogger(__name__)
 
 Weights = Literal["trained", "random"]
 MEASURES = ("area", "chance", "most")
@@ -256,7 +253,7 @@ def plan_modules(model: Any, config: ModulesConfig) -> ModulesPlan:
 
 @checked()
 def modules(
-    model: Any = None, config: ModulesConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = log.info
+    model: Any = None, config: ModulesConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = tell
 ) -> Modules:
     """Select the neurons of every task, cluster the mlp neurons of every layer, and measure how concentrated the ones are in the others.
 
@@ -300,7 +297,7 @@ def _measure(prepared: ModulesPlan, pieces: Pieces) -> Modules:
     config = prepared.config
     tables, clustered, curves, chances, labels = [], [], [], [], {}
     work = len(prepared.cells) * (n_layers(prepared.model) + len(prepared.tasks))
-    with tqdm(total=work, desc="modules", unit="piece", disable=None, delay=2) as bar:
+    with progress(total=work, desc="modules", unit="piece", leave=True) as bar:
         for weights, seed in prepared.cells:
             cell = _Cell(prepared, pieces, weights, seed, bar)
             moefied, chosen = cell.clusters(), cell.neurons()

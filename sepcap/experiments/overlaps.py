@@ -1,7 +1,6 @@
 """Neuron sets of several tasks and what they have in common, trained beside randomly initialised (METHODS 12)."""
 
 import gc
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +21,12 @@ from sepcap.experiments.several_tasks import NamedTasks, resolved, scores_of, st
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
 from sepcap.models.untrained import untrained
+from sepcap.progress import tell
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.overlap import overlap
 from sepcap.selection.score import Scores
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context
-
-log = logging.getLogger(__name__)
 
 TRAINED = "trained"
 """The model that was asked about, in the column `model`."""
@@ -202,7 +200,7 @@ def plan_overlaps(model: Any, config: OverlapConfig) -> OverlapPlan:
 
 @checked()
 def overlaps(
-    model: Any = None, config: OverlapConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = log.info
+    model: Any = None, config: OverlapConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = tell
 ) -> Overlaps:
     """Select the neurons of several tasks and compare every two sets, in the trained model and in randomly initialised ones.
 

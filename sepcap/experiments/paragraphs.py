@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.evaluation.likelihood import log_likelihoods
@@ -38,6 +37,7 @@ from sepcap.interventions.patching import Taken, check_layers, check_sites, patc
 from sepcap.models.forward import measuring, positions_of
 from sepcap.models.kinds import check_wraps, kind_of
 from sepcap.models.sites import n_layers
+from sepcap.progress import progress
 from sepcap.tasks.passages import Passage, check_passage, passages
 
 __all__ = ["Transfer", "TransferPlan", "plan_transfer", "transfer"]
@@ -272,7 +272,7 @@ def _measure(plan: TransferPlan, pieces: Pieces | None) -> Found:
     found = Found({}, {})
     starts = range(0, n, size)
     total = len(starts) * (len(plan.likelihood) + len(plan.generation))
-    bar = tqdm(total=total, desc="transfer", unit="part", leave=False, delay=2, disable=None)
+    bar = progress(total=total, desc="transfer", unit="part")
     # the norms, attention kernels and modes are set once, not in every pass
     with measuring(plan.model), bar:
         for first in starts:

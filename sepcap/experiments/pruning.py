@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample
@@ -28,6 +27,7 @@ from sepcap.models.kinds import inner
 from sepcap.models.load import load_model
 from sepcap.models.sites import check_deletion, output_biases, site_shape
 from sepcap.models.weights import WeightSnapshot
+from sepcap.progress import progress, tell
 from sepcap.selection.neurons import NeuronSet, amount_in_words, how_many
 from sepcap.selection.score import Scores, random_scores, score
 from sepcap.statistics.collect import collect_sample
@@ -202,11 +202,16 @@ def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | 
     """
     config, trackers = config or PruningConfig(), trackers_of(tracker)
     prepared = plan(load_model(config.model if model is None else model), config)
-    return execute(prepared, Path(out), trackers)
+    return execute(prepared, Path(out), trackers, first=partial(tell, log=log))
 
 
-def execute(prepared: Plan, out: Path, tracker: Trackers = "jsonl", say: Callable[[str], None] = log.debug) -> Run:
-    """Carry out a plan in a folder, from wherever the folder stands; `say` hears of every step where no bar shows it."""
+def execute(
+    prepared: Plan, out: Path, tracker: Trackers = "jsonl", say: Callable[[str], None] = log.debug, first: Callable[[str], None] = log.info
+) -> Run:
+    """Carry out a plan in a folder, from wherever the folder stands.
+
+    `first` hears what is left to do and what it costs, `say` of every step where no bar shows it.
+    """
     trackers = trackers_of(tracker)
     run = find_run(out, prepared.resolved)
     if run is not None:
@@ -224,7 +229,7 @@ def execute(prepared: Plan, out: Path, tracker: Trackers = "jsonl", say: Callabl
             with followed(run, trackers):  # who is given what is there
                 return run
         with _logged(out):
-            _go_on(prepared, run, trackers, say)
+            _go_on(prepared, run, trackers, say, first)
     return Run(out)
 
 
@@ -250,10 +255,12 @@ def _logged(out: Path) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _go_on(prepared: Plan, run: Run, trackers: Sequence[Tracker], say: Callable[[str], None]) -> None:
+def _go_on(
+    prepared: Plan, run: Run, trackers: Sequence[Tracker], say: Callable[[str], None], first: Callable[[str], None]
+) -> None:
     """All steps that are missing; the model is left as it came."""
     model, config, done = prepared.model, prepared.config, run.steps_done
-    log.info("%s; %s", prepared.cost(), f"going on after step {done}" if done >= 0 else "from the beginning")
+    first(f"{prepared.cost()}; {f'going on after step {done}' if done >= 0 else 'from the beginning'}")
     _warn_of_versions(run.config.get("versions", {}), prepared.resolved["versions"], run.folder)
     snapshot = WeightSnapshot(model, config.sites)
     try:
@@ -264,8 +271,8 @@ def _go_on(prepared: Plan, run: Run, trackers: Sequence[Tracker], say: Callable[
             run.apply(model, done)
         elif config.rotation != "none":
             run.rotation().apply(model)
-        how: dict[str, Any] = {"desc": f"prune {config.importance}", "unit": "step", "leave": None, "disable": None}
-        with tqdm(total=config.steps + 1, initial=done + 1, **how) as bar, followed(run, trackers) as followers:
+        how: dict[str, Any] = {"desc": f"prune {config.importance}", "unit": "step", "leave": None, "delay": 0}
+        with progress(total=config.steps + 1, initial=done + 1, **how) as bar, followed(run, trackers) as followers:
             for step in range(done + 1, config.steps + 1):
                 _step(prepared, run, step)
                 followers.update()

@@ -1,6 +1,5 @@
 """The studies of the papers, run again: published values beside measured ones (METHODS 11, 12)."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,11 +23,10 @@ from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import Separability, cost_at, resampled
 from sepcap.experiments.step_files import identity_of
 from sepcap.models.load import load_model
+from sepcap.progress import tell
 from sepcap.storage import make_folder, sole_writer, write_atomically
 from sepcap.tasks.samples import check_context, sample_task
 from sepcap.tasks.task import load_task
-
-log = logging.getLogger(__name__)
 
 METRIC = "top1"
 """All published values are of top-1 accuracy."""
@@ -174,7 +172,7 @@ def reproduce(
     dtype: str = "float32",
     device: str | None = None,
     out: str | Path = "runs/reproduce",
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = tell,
 ) -> Reproduction:
     """Run a study of a paper again, as it is stored in assets/studies.json.
 

@@ -8,7 +8,6 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.experiments.permutations import PERMUTATIONS, TIES, Relabellings, relabel
@@ -18,6 +17,7 @@ from sepcap.experiments.search_origin import ORIGINS, origin, relation
 from sepcap.models.forward import Hook
 from sepcap.models.places import Look, all_layers, place_hooks
 from sepcap.models.weights import fingerprint
+from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.vectors import vectors_at
 from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions, labelled_texts
@@ -258,7 +258,7 @@ def separation(
     found = _explained(scaled, labels[:1])[0]
     highest, as_high = [], np.zeros(stages * dims)
     step = max(1, 4_000_000 // (cells.shape[1] * (labels.max() + 1)))
-    for start in tqdm(range(0, len(labels), step), desc="relabel texts", leave=False, delay=2, disable=None):
+    for start in progress(range(0, len(labels), step), desc="relabel texts"):
         explained = _explained(scaled, labels[start : start + step])
         highest.append(explained.max(axis=1))
         as_high += (explained >= found - TIES).sum(axis=0)

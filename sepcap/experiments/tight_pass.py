@@ -1,7 +1,6 @@
 """Through how many directions attention or an mlp passes anything: the spectrum of its Jacobian (METHODS 13, "Tight pass")."""
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -15,7 +14,6 @@ import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.errors import unknown
@@ -25,6 +23,7 @@ from sepcap.experiments.tight_pass_plan import TightPassPlan, chunk_of, plan_tig
 from sepcap.models.load import DTYPES
 from sepcap.models.parts import block_part, widest
 from sepcap.models.untrained import untrained
+from sepcap.progress import progress, tell
 from sepcap.statistics.spectrum import Count, Spectrum, all_values, jacobian, jacobian_blocks, jacobian_products, leading_values
 
 TRAINED, RANDOM = "trained", "random"
@@ -43,7 +42,6 @@ ENDS = {
 }
 """What the layers at both ends of a measure are called."""
 
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -230,7 +228,7 @@ def tight_pass(
     part: str = "attn",
     *,
     out: str | Path | None = None,
-    say: Callable[[str], Any] = log.info,
+    say: Callable[[str], Any] = tell,
     **options: Any,
 ) -> TightPass:
     """Singular values of the Jacobian ∂output/∂input of attention or mlp blocks, without the residual connection.
@@ -285,7 +283,7 @@ def measure_tight_pass(prepared: TightPassPlan, out: str | Path | None = None, s
         if pieces is not None and finished:
             return TightPass.load(pieces.folder)
         total = prepared.jacobians * prepared.products
-        with tqdm(total=total, desc="Jacobians", unit="product", unit_scale=True, leave=False, delay=2, disable=None) as bar:
+        with progress(total=total, desc="Jacobians", unit="product", unit_scale=True) as bar:
             for weights in (TRAINED, RANDOM) if prepared.config.control else (TRAINED,):
                 found[weights] = list(_of_weights(prepared, weights, pieces, bar))
     result = _gather(prepared, found)

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.interventions.constants import CONSTANTS, Constants, constant_hooks
 from sepcap.models.forward import Hook, call, device_of, measuring
+from sepcap.progress import progress
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.collect import collect_sample, halving_batches
 from sepcap.statistics.moments import Statistics
@@ -160,7 +160,7 @@ class _Fit:
             return {site: origin[site] + scale[site] * moved[site] for site in origin}
 
         optimizer = torch.optim.Adam(moved.values(), lr=lr)
-        bar = tqdm(range(steps + 1), desc="optimal constants", unit="step", leave=False, delay=2, disable=True if self.quiet else None)
+        bar = progress(range(steps + 1), desc="optimal constants", unit="step", quiet=self.quiet)
         for step in bar:
             optimizer.param_groups[0]["lr"] = lr * (1 - step / max(steps, 1))
             optimizer.zero_grad()

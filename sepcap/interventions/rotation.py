@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
@@ -17,6 +16,7 @@ from sepcap.models.forward import device_of, measuring, run_hooks
 from sepcap.models.kinds import architecture_of, inner, kind_of
 from sepcap.models.sites import get_site, live_weight, n_layers, norm_inside, write_weight
 from sepcap.models.wrappers import check_plain_weights
+from sepcap.progress import progress
 from sepcap.storage import load_tensors, save_tensors
 
 BIASES = ("fold", "rotate")
@@ -180,7 +180,7 @@ def value_rotation(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Rota
     if bias not in BIASES:
         raise unknown("bias", bias, BIASES)
     check_rotation(model, bias)
-    parts = [_of_layer(model.blocks[layer].attn, bias) for layer in tqdm(range(n_layers(model)), desc="rotate", delay=2, disable=None)]
+    parts = [_of_layer(model.blocks[layer].attn, bias) for layer in progress(range(n_layers(model)), desc="rotate", leave=True)]
     singular_values, basis, inverse, shift, output_bias = (torch.stack(part) for part in zip(*parts, strict=True))
     for layer in range(n_layers(model)):
         if bool(output_bias[layer].any()) and model.blocks[layer].attn.b_O is None:

@@ -1,7 +1,6 @@
 """MoEfication: the mlp neurons of every layer in clusters of equal size, by what they read (METHODS 12)."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +10,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.errors import missing_extra
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.models.views import mlp_input_weights
+from sepcap.progress import progress, tell
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import html_card, load_tensors, save_tensors
-
-log = logging.getLogger(__name__)
 
 K = 96
 """Clusters per layer in [MOD]."""
@@ -167,7 +164,7 @@ def moefy(
     seed: int = 0,
     n_init: int = 1,
     max_iter: int = MAX_ITER,
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = tell,
 ) -> Clusters:
     """Cluster the mlp neurons of every layer by the direction of their input weights, in clusters of equal size.
 
@@ -217,7 +214,7 @@ def moefy(
     say(moefy_cost(model, k, n_init))
     layers = range(n_layers(model))
     labels, inertias = [], []
-    with tqdm(total=len(layers) * n_init, desc="cluster neurons", unit="start", disable=None, delay=2) as bar:
+    with progress(total=len(layers) * n_init, desc="cluster neurons", unit="start", leave=True) as bar:
         for layer in layers:
             found, inertia = cluster_layer(model, layer, k, seed=seed, n_init=n_init, max_iter=max_iter, done=bar.update)
             labels.append(found)

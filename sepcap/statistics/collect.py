@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepcap.checks import checked
 from sepcap.models.devices import device_of, layer_device
 from sepcap.models.forward import is_out_of_memory, measuring, run_hooks
 from sepcap.models.sites import get_site, n_layers, resolve_sites
+from sepcap.progress import progress
 from sepcap.statistics.moments import Accumulator, Statistics, gather
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.samples import sample_task
@@ -127,8 +127,7 @@ def halving_batches(one_pass: Callable[[int], T], batch_size: int) -> T:
 
 
 def _bar(sample: TokenSample, what: str, quiet: bool) -> Any:
-    # disable=None: silent where the output is neither a terminal nor a notebook
-    return tqdm(total=sample.tokens, desc=what, unit="tok", unit_scale=True, leave=False, delay=2, disable=True if quiet else None)
+    return progress(total=sample.tokens, desc=what, unit="tok", unit_scale=True, quiet=quiet)
 
 
 def _accumulators(model: Any, site: str, histogram: bool = False) -> list[Accumulator]:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sepcap.models.forward import Hook, device_of, measuring, run_hooks
 from sepcap.models.places import Look
+from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE, halving_batches
 
 
@@ -43,7 +43,7 @@ def vectors_at(
 
     def one_pass(size: int) -> Tensor:
         kept: dict[int, list[Tensor]] = {}
-        bar = tqdm(total=len(rows), desc="run texts", unit="text", leave=False, delay=2, disable=None)
+        bar = progress(total=len(rows), desc="run texts", unit="text")
         with measuring(model), bar:
             for start in range(0, len(rows), size):
                 batch = torch.from_numpy(rows[start : start + size]).to(device_of(model))

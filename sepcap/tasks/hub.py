@@ -21,10 +21,10 @@ from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from sepcap.errors import missing_extra, unknown
 from sepcap.models.hub import PATIENCE, reachable
+from sepcap.progress import progress
 from sepcap.tasks.hub_rows import READERS, HubRow, document_of, in_terms_of, split_of
 from sepcap.tasks.quiet import quietly
 from sepcap.tasks.task import PARTS, Source, Split
@@ -287,7 +287,7 @@ class _Reader:
         if self._examples is None:
             self._examples = self._read()
         what = f"reading {self._source.row.repository} to {self._split}"
-        with tqdm(desc=what, unit=" rows", leave=False, delay=2, disable=None) as bar:
+        with progress(desc=what, unit=" rows") as bar:
             for example in self._examples:
                 bar.update()
                 self._next_row += 1

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
+
+from sepcap.progress import progress
 
 Kind = Literal["prose", "python", "cpp"]
 Split = Literal["train", "collect", "evaluate"]
@@ -143,8 +144,7 @@ def documents(kind: Kind, split: Split) -> Iterator[dict[str, str]]:
     near = NearDuplicates()
     paragraphs_seen: set[bytes] = set()
     for current in SPLITS:
-        # disable=None: silent where the output is neither a terminal nor a notebook
-        for file in tqdm(files, desc=f"reading {kind} ({current})", unit=" files", leave=False, delay=2, disable=None):
+        for file in progress(files, desc=f"reading {kind} ({current})", unit=" files"):
             for name, text in _read(kind, file, current):
                 if kind == "prose":
                     text = _new_paragraphs(text, paragraphs_seen)
