@@ -14,8 +14,9 @@ from sepcap.experiments.neuron_sets_config import OTHERS, CrossChecksConfig
 from sepcap.experiments.overlaps import told_p
 from sepcap.experiments.result import Figures, StudyResult, as_json, is_finished
 from sepcap.experiments.several_tasks import LesionPlan, Lesions, NamedTasks, resolved, scores_of, statistics_of, study_folder
+from sepcap.interventions.trial import check_deletion
 from sepcap.models.load import load_model
-from sepcap.models.sites import check_deletion, site_shape
+from sepcap.models.sites import site_shape
 from sepcap.progress import progress, tell
 from sepcap.selection.neurons import how_many
 from sepcap.tasks.samples import check_context

@@ -25,8 +25,8 @@ from sepcap.experiments.several_tasks import (
     statistics_of,
     study_folder,
 )
+from sepcap.interventions.trial import check_deletion
 from sepcap.models.load import load_model
-from sepcap.models.sites import check_deletion
 from sepcap.progress import progress, tell
 from sepcap.selection.score import Scores
 from sepcap.tasks.samples import check_context

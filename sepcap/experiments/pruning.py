@@ -23,9 +23,10 @@ from sepcap.experiments.step_files import ROTATION
 from sepcap.experiments.trackers import Tracker, Trackers, are_behind, followed, trackers_of
 from sepcap.interventions.deletion import check_output_biases, delete
 from sepcap.interventions.rotation import check_rotation, value_rotation
+from sepcap.interventions.trial import check_deletion
 from sepcap.models.kinds import inner
 from sepcap.models.load import load_model
-from sepcap.models.sites import check_deletion, output_biases, site_shape
+from sepcap.models.sites import output_biases, site_shape
 from sepcap.models.weights import WeightSnapshot
 from sepcap.progress import progress, tell
 from sepcap.selection.neurons import NeuronSet, amount_in_words, how_many

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.checks import checked
+from sepcap.interventions.trial import check_deletion
 from sepcap.models.kinds import architecture_of
 from sepcap.models.sites import add_offset, delete_weights, get_site, output_bias
 from sepcap.selection.neurons import NeuronSet
@@ -25,6 +26,8 @@ def delete(model: Any, neurons: NeuronSet, offset: Mapping[str, Float[Tensor, "l
     offset leaves the mean output of the block as it was, on the data that the mean is of, for mlp and attn_pre_out. What is gone
     already adds nothing, so a neuron is compensated once: give only those that go now.
 
+    Before the first deletion at a site a few tokens go through the model, to see that its weights act as their layout says.
+
     Args:
         model: a hooked model; it is changed.
         neurons: what to remove.
@@ -32,7 +35,7 @@ def delete(model: Any, neurons: NeuronSet, offset: Mapping[str, Float[Tensor, "l
 
     Raises:
         ValueError: a set or constants of another model's shape, constants that are not finite, or an offset for an
-            architecture without output biases (nothing is changed then).
+            architecture without output biases; or a model that computes with more than these weights (nothing is changed then).
 
     Source: [SP] section 3.3; the offset: [SEP] section 2.4.2, METHODS section 6.
 
@@ -45,6 +48,8 @@ def delete(model: Any, neurons: NeuronSet, offset: Mapping[str, Float[Tensor, "l
     if offset is not None:
         check_output_biases(model, neurons.masks)
         _check_offset(neurons, offset)
+    for site in neurons.masks:
+        check_deletion(model, site, offset is not None)
     for site, mask in neurons.masks.items():
         if offset is not None:
             add_offset(model, site, mask, offset[site])

@@ -307,7 +307,7 @@ def _activations(
             raise _Enough
 
     try:
-        with _undisturbed(model), model.hooks(fwd_hooks=[(name, partial(keep, name)) for name in masks]):
+        with undisturbed(model), model.hooks(fwd_hooks=[(name, partial(keep, name)) for name in masks]):
             call(model, inputs, mask)
     except _Enough:
         pass
@@ -315,7 +315,7 @@ def _activations(
 
 
 @contextmanager
-def _undisturbed(model: Any) -> Iterator[None]:
+def undisturbed(model: Any) -> Iterator[None]:
     """The model itself, for a pass inside a pass: no hooks but permanent ones, and every block computing."""
     restore: list[Callable[[], None]] = []
     try:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
-from sepcap.interventions.resample import _undisturbed
-from sepcap.models.forward import device_of, measuring, run_hooks
-from sepcap.models.kinds import architecture_of, inner, kind_of
+from sepcap.interventions.resample import undisturbed
+from sepcap.interventions.trial import check_same, one_pass, small_input
+from sepcap.models.forward import measuring, run_hooks
+from sepcap.models.kinds import architecture_of
 from sepcap.models.sites import get_site, live_weight, n_layers, norm_inside, write_weight
 from sepcap.models.wrappers import check_plain_weights
 from sepcap.progress import progress
@@ -91,25 +92,35 @@ class Rotation:
 
     @torch.no_grad()
     def apply(self, model: Any) -> None:
-        """Edit the weights of the model that the basis was computed from.
+        """Edit the weights of the model that the basis was computed from, and compare what attention adds in a short pass.
 
         Raises:
-            ValueError: another model (nothing is changed then).
+            ValueError: another model, or one whose logits do not stay (nothing is changed then).
         """
-        if _hash(_circuit(model)) != self.source:
+        original = _circuit(model)
+        if _hash(original) != self.source:
             raise ValueError("model: its value and output weights are not those this rotation was computed from")
-        for layer in range(n_layers(model)):
-            attn, where = model.blocks[layer].attn, f"blocks.{layer}.attn"
-            w_v, b_v = live_weight(attn, "W_V"), live_weight(attn, "b_V", None)
-            basis, inverse = (tensor[layer].to(w_v.device) for tensor in (self.basis, self.inverse))
-            write_weight(attn, "W_V", w_v.double() @ basis, where)
-            if b_v is not None:
-                rotated = torch.einsum("hd,hde->he", b_v.double(), basis)
-                write_weight(attn, "b_V", torch.zeros_like(rotated) if self.bias == "fold" else rotated, where)
-            group = len(attn.W_O) // len(inverse)
-            write_weight(attn, "W_O", inverse.repeat_interleave(group, dim=0) @ attn.W_O.double(), where)
-            if bool(self.output_bias[layer].any()):
-                write_weight(attn, "b_O", attn.b_O.double() + self.output_bias[layer].to(attn.b_O.device), where)
+        before = one_pass(model, "attn_pre_out")
+        try:
+            for layer in range(n_layers(model)):
+                self._apply_to(model.blocks[layer].attn, layer)
+            after = one_pass(model, "attn_pre_out", before.entered)
+            check_same(model, after, before, "rotation", "in another basis of the values attention adds something else")
+        except BaseException:
+            _write_circuit(model, original)
+            raise
+
+    def _apply_to(self, attn: Any, layer: int) -> None:
+        where, w_v, b_v = f"blocks.{layer}.attn", live_weight(attn, "W_V"), live_weight(attn, "b_V", None)
+        basis, inverse = (tensor[layer].to(w_v.device) for tensor in (self.basis, self.inverse))
+        write_weight(attn, "W_V", w_v.double() @ basis, where)
+        if b_v is not None:
+            rotated = torch.einsum("hd,hde->he", b_v.double(), basis)
+            write_weight(attn, "b_V", torch.zeros_like(rotated) if self.bias == "fold" else rotated, where)
+        group = len(attn.W_O) // len(inverse)
+        write_weight(attn, "W_O", inverse.repeat_interleave(group, dim=0) @ attn.W_O.double(), where)
+        if bool(self.output_bias[layer].any()):
+            write_weight(attn, "b_O", attn.b_O.double() + self.output_bias[layer].to(attn.b_O.device), where)
 
     @torch.no_grad()
     def undo(self, model: Any) -> None:
@@ -122,9 +133,7 @@ class Rotation:
             raise ValueError("there is nothing to undo: this rotation comes from value_rotation, which edits no model")
         if _hash(_circuit(model)) != self.rotated:
             raise ValueError("model: its value and output weights are not as rotate_values left them (another model, or edited since)")
-        for name, before in self.original.items():
-            for layer, weight in enumerate(before):
-                write_weight(model.blocks[layer].attn, name, weight, f"blocks.{layer}.attn")
+        _write_circuit(model, self.original)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically; it holds the weights for `undo` where there are any."""
@@ -245,19 +254,9 @@ def _mixtures_of_known_values(model: Any) -> list[tuple[Tensor, Tensor, Tensor]]
 
     sites = (("attn_value", give), ("attn_pre_out", look))
     hooks = [(get_site(site).hook_name(layer), function) for layer in range(n_layers(model)) for site, function in sites]
-    with measuring(model), _undisturbed(model):
-        run_hooks(model, _any_input(model, 3), hooks)
+    with measuring(model), undisturbed(model):
+        run_hooks(model, small_input(model, 3), hooks)
     return mixtures
-
-
-def _any_input(model: Any, rows: int) -> Tensor:
-    """The same small input in every row of a batch."""
-    if kind_of(model) == "images":
-        config = inner(model).config
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return torch.zeros(rows, config.num_channels, height, width, device=device_of(model), dtype=model.cfg.dtype)
-    return torch.arange(min(8, model.cfg.n_ctx), device=device_of(model)).expand(rows, -1)
 
 
 @checked(stopped="the model may be changed in part: load it again")
@@ -320,6 +319,12 @@ def _circuit(model: Any) -> dict[str, Tensor]:
         for name, weights in by_name.items()
         if weights[0] is not None
     }
+
+
+def _write_circuit(model: Any, circuit: dict[str, Tensor]) -> None:
+    for name, of_layers in circuit.items():
+        for layer, weight in enumerate(of_layers):
+            write_weight(model.blocks[layer].attn, name, weight, f"blocks.{layer}.attn")
 
 
 def _hash(tensors: dict[str, Tensor]) -> str:

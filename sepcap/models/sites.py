@@ -13,9 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sepcap.errors import unknown
-from sepcap.models.devices import check_at_hand
 from sepcap.models.kinds import architecture_of
-from sepcap.models.wrappers import check_plain_weights
 
 
 @dataclass(frozen=True)
@@ -222,23 +220,6 @@ def site_shape(model: Any, name: str) -> tuple[int, ...]:
     return (n_layers(model), *get_site(name).shape(model))
 
 
-def check_deletion(model: Any, name: str) -> None:
-    """Raise when a model has no such neurons, or when deleting them would change others.
-
-    Raises:
-        NotImplementedError: see `Site.shape`; or an architecture with a norm over the neurons before their output weights.
-    """
-    site_shape(model, name)
-    check_at_hand(model, f"deleting {name!r} neurons")
-    check_plain_weights(model, [get_site(name).output_bias[0]], f"deleting {name!r} neurons")
-    norm = norm_inside(getattr(model.blocks[0], get_site(name).output_bias[0]))
-    if norm and name != "attn_value":  # a value is read before the norm by both, the hook and the weights
-        raise NotImplementedError(
-            f"deleting {name!r} neurons of {architecture_of(model)}: {norm} normalises over them before their output weights, so that "
-            "all others would change with what a deleted one reads. What works: sepcap.ablate, by hooks"
-        )
-
-
 def norm_inside(part: Any) -> str | None:
     """Name of a norm within an attention or mlp, other than of queries and keys; None without one."""
     if not hasattr(part, "original_component"):  # of a HookedTransformer
@@ -254,7 +235,6 @@ def norm_inside(part: Any) -> str | None:
 @torch.no_grad()
 def delete_weights(model: Any, name: str, masks: Bool[Tensor, "layer ..."]) -> None:
     """Zero the weights of the masked neurons of one site in every layer (METHODS 6)."""
-    check_deletion(model, name)
     site = get_site(name)
     for layer, mask in enumerate(masks):
         if bool(mask.any()):

@@ -44,7 +44,13 @@ def toy(value_heads=2):
     return Part(blocks=torch.nn.ModuleList([Part(**block)]), cfg=SimpleNamespace(architecture="Toy"))
 
 
-def test_offset_by_hand():
+@pytest.fixture
+def without_a_pass(monkeypatch):
+    """The toy has weights and no forward: what is done to them is all there is to see."""
+    monkeypatch.setattr("sepcap.interventions.deletion.check_deletion", lambda *_: None)
+
+
+def test_offset_by_hand(without_a_pass):
     model = toy()
     neurons = sepcap.NeuronSet({"mlp": torch.tensor([[False, True]]), "attn_pre_out": torch.tensor([[[True, False], [False, True]]])})
     offset = {"mlp": torch.tensor([[9.0, 2.0]]), "attn_pre_out": torch.tensor([[[3.0, 9.0], [9.0, -1.0]]])}
@@ -56,7 +62,7 @@ def test_offset_by_hand():
     assert attn.W_O.tolist() == [[[0, 0, 0], [0, 1, 1]], [[5, 0, 0], [0, 0, 0]]]
 
 
-def test_offset_of_a_shared_value_neuron_goes_through_every_query_head():
+def test_offset_of_a_shared_value_neuron_goes_through_every_query_head(without_a_pass):
     model = toy(value_heads=1)
     sepcap.delete(model, sepcap.NeuronSet({"attn_value": torch.tensor([[[False, True]]])}), {"attn_value": torch.tensor([[[9.0, 2.0]]])})
     attn = model.blocks[0].attn
@@ -64,7 +70,7 @@ def test_offset_of_a_shared_value_neuron_goes_through_every_query_head():
     assert attn.W_O.tolist() == [[[1, 2, 0], [0, 0, 0]], [[5, 0, 0], [0, 0, 0]]]
 
 
-def test_a_neuron_is_compensated_once():
+def test_a_neuron_is_compensated_once(without_a_pass):
     """Gone already, or named at both attention sites."""
     once, twice, both = toy(), toy(), toy()
     neurons = sepcap.NeuronSet({"attn_pre_out": torch.tensor([[[True, False], [False, True]]])})

@@ -1,0 +1,256 @@
+"""Edits on trial: a few tokens through the model show whether its weights act as their layout says, before an edit counts.
+
+Every layer is looked at by itself: it is given the residual stream that entered it before the edit, and what its attention or mlp
+adds is compared. The neurons of a trial are the strongest at these tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from sepcap.interventions.resample import undisturbed
+from sepcap.models.devices import check_at_hand
+from sepcap.models.forward import Hook, device_of, logits_of, measuring
+from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, kind_of
+from sepcap.models.places import PLACES
+from sepcap.models.sites import add_offset, delete_weights, get_site, live_weight, n_layers, norm_inside, site_shape
+from sepcap.models.wrappers import check_plain_weights
+
+TOKENS = 8
+"""Length of a trial."""
+STRONGEST = 16
+"""Neurons of a layer that are deleted on trial."""
+SAME = 1e-4
+"""Share of an output by which it may differ in float32; in half precision four units of rounding."""
+
+_PASSED: WeakKeyDictionary[Any, set[tuple[Any, ...]]] = WeakKeyDictionary()
+"""Model -> trials that it has passed, each with the modules that it was made of."""
+
+
+@dataclass
+class Pass:
+    """What was seen in one pass; every list has an entry for each layer.
+
+    Attributes:
+        entered: the residual stream that enters a layer.
+        neurons: activations at the site's hook, before anything is put in their place.
+        added: what the attention or mlp adds to the residual stream.
+        left: the residual stream that leaves a layer.
+        logits: of the whole model.
+    """
+
+    entered: list[Tensor] = field(default_factory=list)
+    neurons: list[Tensor] = field(default_factory=list)
+    added: list[Tensor] = field(default_factory=list)
+    left: list[Tensor] = field(default_factory=list)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def check_deletion(model: Any, name: str, offset: bool = False) -> None:
+    """Raise when a model has no such neurons, when deleting them would change others, or when a trial of it fails.
+
+    The trial is made once for a model: neurons are deleted by their weights, what that does is compared with setting their activations
+    to zero (with an offset: to constants) by hooks, and every weight is put back bit for bit.
+
+    Raises:
+        NotImplementedError: see `Site.shape`; or an architecture with a norm over the neurons before their output weights.
+        ValueError: weights that do not act as their layout says.
+    """
+    site_shape(model, name)
+    what, part = f"deleting {name!r} neurons", get_site(name).output_bias[0]
+    check_at_hand(model, what)
+    check_plain_weights(model, [part], what)
+    norm = norm_inside(getattr(model.blocks[0], part))
+    if norm and name != "attn_value":  # a value is read before the norm by both, the hook and the weights
+        raise NotImplementedError(
+            f"{what} of {architecture_of(model)}: {norm} normalises over them before their output weights, so that "
+            "all others would change with what a deleted one reads. What works: sepcap.ablate, by hooks"
+        )
+    trial = (name, offset, *map(id, model.modules()))
+    if trial not in _PASSED.get(model, ()):
+        _try_deletion(model, name, offset)
+        _PASSED.setdefault(model, set()).add(trial)
+
+
+Edit = Callable[[Any, str, Tensor, Tensor], None]
+"""Changes the weights of masked neurons: (model, site, masks, constants that they are to leave behind)."""
+
+
+def _zero_rows(model: Any, name: str, masks: Tensor, constants: Tensor) -> None:
+    for layer in range(n_layers(model)):
+        rows = get_site(name).rows(model, layer)
+        rows[masks[layer].to(rows.device)] = 0
+
+
+def _delete(model: Any, name: str, masks: Tensor, constants: Tensor) -> None:
+    if bool(constants.any()):
+        add_offset(model, name, masks, constants)
+    delete_weights(model, name, masks)
+
+
+@torch.no_grad()
+def _try_deletion(model: Any, name: str, offset: bool) -> None:
+    what = f"deleting {name!r} neurons{' with an offset' if offset else ''}"
+    # values that are zero would hide what W_O does with them; it has rows for query heads
+    _try(model, "attn_pre_out" if name == "attn_value" else name, _zero_rows, what, 0.0)
+    _try(model, name, _delete, what, float(offset))
+
+
+def _try(model: Any, name: str, edit: Edit, what: str, offset: float) -> None:
+    before = one_pass(model, name)
+    flat = [z.reshape(-1, *site_shape(model, name)[1:]).float() for z in before.neurons]
+    rows = [get_site(name).rows(model, layer).float().cpu() for layer in range(n_layers(model))]
+    masks = torch.stack([_strongest(z.abs().amax(0) * r.norm(dim=-1)) for z, r in zip(flat, rows, strict=True)])
+    constants = torch.stack([z.mean(0) for z in flat]) * offset
+
+    def put(layer: int, z: Tensor) -> Tensor:
+        return torch.where(masks[layer].to(z.device), constants[layer].to(z), z)
+
+    ablated = one_pass(model, name, before.entered, put)
+    with _edited(model, name, edit, masks, constants):
+        deleted = one_pass(model, name, before.entered)
+    check_same(model, deleted, ablated, what, "zeros in them do something else than neurons held constant by hooks")
+    for layer, mask in enumerate(masks):
+        z = flat[layer]
+        written = ((z - constants[layer])[:, mask] @ rows[layer][mask]).norm(dim=-1)
+        left, without = (seen.left[layer].reshape(len(z), -1) for seen in (before, ablated))
+        if bool((written > _same(model) * left.norm(dim=-1)).any()) and torch.equal(left, without):
+            raise _refusal(model, layer, what, "what these neurons write through them does not arrive")
+        silent = deleted.neurons[layer].reshape(z.shape)[:, mask]
+        # a query head's mixture of values stays as long as another head needs the values
+        if edit is _delete and name != "attn_pre_out" and bool((silent - silent[:1]).abs().max() > _same(model) * z.abs().max()):
+            raise _refusal(model, layer, what, "with zeros in those that read the input, neurons still move with it")
+
+
+def one_pass(model: Any, name: str, entered: Sequence[Tensor] | None = None, put: Callable[[int, Tensor], Tensor] | None = None) -> Pass:
+    """A few tokens through a model, without any hooks of the user's but permanent ones.
+
+    Args:
+        model: a hooked model.
+        name: of a site.
+        entered: instead of the residual stream that enters a layer.
+        put: function (layer, activations at the site's hook) that gives what is put in their place.
+    """
+    seen, site = Pass(), get_site(name)
+    layers = range(n_layers(model))
+
+    def enter(layer: int, x: Tensor, hook: Any) -> Tensor:
+        seen.entered.append(x.clone())
+        return x if entered is None else entered[layer].clone()
+
+    def act(layer: int, z: Tensor, hook: Any) -> Tensor:
+        seen.neurons.append(z.detach().cpu())
+        return z if put is None else put(layer, z)
+
+    def add(layer: int, y: Tensor, hook: Any) -> None:
+        seen.added.append(y.detach().float().cpu())
+
+    def leave(layer: int, x: Tensor, hook: Any) -> None:
+        seen.left.append(x.detach().float().cpu())
+
+    points = (
+        ([_point(model, "block_in", layer) for layer in layers], enter),
+        ([site.hook_name(layer) for layer in layers], act),
+        ([_point(model, f"{site.output_bias[0]}_out", layer) for layer in layers], add),
+        ([_point(model, "block_out", layer) for layer in layers], leave),
+    )
+    hooks: list[Hook] = [(hook, partial(function, layer)) for names, function in points for layer, hook in enumerate(names)]
+    with measuring(model), undisturbed(model), model.hooks(fwd_hooks=hooks):
+        seen.logits = logits_of(model, small_input(model)).detach().float().cpu()
+    for (names, _), found in zip(points, (seen.entered, seen.neurons, seen.added, seen.left), strict=True):
+        if len(found) != len(layers):
+            raise ValueError(f"{names[0]} and its like in other layers are called {len(found)} times in a pass over {len(layers)} layers")
+    return seen
+
+
+def check_same(model: Any, one: Pass, other: Pass, what: str, why: str) -> None:
+    """Raise where two passes differ by more than rounding, in a layer or in the logits.
+
+    Raises:
+        ValueError: they do.
+    """
+    for layer, of_layer in enumerate(zip(one.added, other.added, one.left, other.left, strict=True)):
+        if any(_differ(model, *pair) for pair in (of_layer[:2], of_layer[2:])):
+            raise _refusal(model, layer, what, why)
+    if _differ(model, one.logits, other.logits):
+        raise _refusal(model, None, what, why)
+
+
+def _differ(model: Any, a: Tensor, b: Tensor) -> bool:
+    a, b = (x.nan_to_num(0, 0, 0) for x in (a, b))
+    return bool(((a - b).norm(dim=-1) > _same(model) * torch.maximum(a.norm(dim=-1), b.norm(dim=-1))).any())
+
+
+def small_input(model: Any, rows: int = 1) -> Shaped[Tensor, "rows ..."]:
+    """The same small input in every row of a batch: tokens from the middle of the vocabulary, or a grey image."""
+    if kind_of(model) == "images":
+        config = inner(model).config
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return torch.zeros(rows, config.num_channels, height, width, device=device_of(model), dtype=model.cfg.dtype)
+    tokens = min(TOKENS, model.cfg.n_ctx)
+    return (model.cfg.d_vocab // 2 + torch.arange(tokens, device=device_of(model))).expand(rows, -1)
+
+
+def _strongest(size: Float[Tensor, "*neuron"]) -> Bool[Tensor, "*neuron"]:
+    mask = torch.zeros(size.numel(), dtype=torch.bool)
+    mask[size.flatten().topk(min(STRONGEST, size.numel())).indices] = True
+    return mask.view(size.shape)
+
+
+@contextmanager
+def _edited(model: Any, name: str, edit: Edit, masks: Tensor, constants: Tensor) -> Iterator[None]:
+    """The model with neurons deleted; afterwards every weight has the bits that it had. Only what changes is kept meanwhile."""
+    part = get_site(name).output_bias[0]
+    names = ("W_in", "b_in", "W_gate", "b_gate", "W_out", "b_out") if part == "mlp" else ("W_V", "b_V", "W_O", "b_O")
+    changed: list[tuple[Any, str, tuple[Tensor, ...], Tensor]] = []
+    try:
+        for layer, block in enumerate(model.blocks):
+            owner = getattr(block, part)
+            before = {weight: live.detach().clone() for weight in names if (live := live_weight(owner, weight, None)) is not None}
+            here = torch.zeros_like(masks)
+            here[layer] = masks[layer]
+            try:
+                edit(model, name, here, constants)
+            finally:
+                for weight, old in before.items():
+                    where = (_bits(live_weight(owner, weight)) != _bits(old)).nonzero(as_tuple=True)
+                    changed.append((owner, weight, where, old[where]))
+        yield
+    finally:
+        for owner, weight, where, old in reversed(changed):
+            live_weight(owner, weight)[where] = old
+
+
+def _bits(weight: Tensor) -> Tensor:
+    return weight.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.dtype.itemsize])
+
+
+def _point(model: Any, place: str, layer: int) -> str:
+    """Hook of a place in a layer; where a part has no output of its own, that of the block."""
+    own, block = (PLACES[p].hooked_transformer if is_hooked_transformer(model) else PLACES[p].bridge for p in (place, "block_out"))
+    return f"blocks.{layer}.{own if f'blocks.{layer}.{own}' in model.hook_dict else block}"
+
+
+def _dtype(model: Any) -> torch.dtype:
+    return next(p.dtype for p in inner(model).parameters() if p.is_floating_point())
+
+
+def _same(model: Any) -> float:
+    return max(SAME, 4 * torch.finfo(_dtype(model)).eps)
+
+
+def _refusal(model: Any, layer: int | None, what: str, why: str) -> ValueError:
+    where = "its logits" if layer is None else f"layer {layer}"
+    return ValueError(
+        f"{what} of this {architecture_of(model)}: in {where} the weights do not act as their layout says, tried with {TOKENS} tokens: "
+        f"{why}. A module computes with more than its weight: a copy of it, or something beside it that was not merged. Nothing was "
+        "changed. What works: sepcap.ablate, by hooks"
+    )
