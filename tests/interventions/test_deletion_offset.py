@@ -1,6 +1,7 @@
 """Offsets: what deleted neurons added at constant activations stays in the output bias."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ class Part(torch.nn.Module):
             setattr(self, name, value)
 
 
-def toy(value_heads=2):
+def toy(value_heads=2) -> Any:
     """One layer: 2 mlp neurons, 2 query heads of d_head 2, residual stream of 3."""
     mlp = {"W_in": [[1, 2], [3, 4], [5, 6]], "b_in": [1, 1], "W_out": [[1, 0, 2], [0, 3, 1]], "b_out": [10, 20, 30]}
     attn = {
