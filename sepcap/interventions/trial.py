@@ -20,7 +20,7 @@ from sepcap.models.devices import check_at_hand
 from sepcap.models.forward import Hook, device_of, logits_of, measuring
 from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, kind_of
 from sepcap.models.places import PLACES
-from sepcap.models.sites import add_offset, delete_weights, get_site, live_weight, n_layers, norm_inside, site_shape
+from sepcap.models.sites import add_offset, check_zero, delete_weights, get_site, live_weight, n_layers, norm_inside, site_shape
 from sepcap.models.wrappers import check_plain_weights
 
 TOKENS = 8
@@ -84,9 +84,11 @@ Edit = Callable[[Any, str, Tensor, Tensor], None]
 
 
 def _zero_rows(model: Any, name: str, masks: Tensor, constants: Tensor) -> None:
-    for layer in range(n_layers(model)):
-        rows = get_site(name).rows(model, layer)
-        rows[masks[layer].to(rows.device)] = 0
+    site = get_site(name)
+    for layer, mask in enumerate(masks):
+        rows = site.rows(model, layer)
+        rows[mask.to(rows.device)] = 0
+        check_zero(site.rows(model, layer)[mask.to(rows.device)], f"blocks.{layer}.{'mlp.W_out' if name == 'mlp' else 'attn.W_O'}")
 
 
 def _delete(model: Any, name: str, masks: Tensor, constants: Tensor) -> None:

@@ -122,14 +122,14 @@ def _delete_mlp(model: Any, layer: int, mask: Bool[Tensor, " neuron"]) -> None:
         weight = getattr(mlp, name, None)
         if weight is not None:
             weight[..., mask] = 0
-    _check_zero(mlp.W_out[mask, :], f"blocks.{layer}.mlp.W_out")
+    check_zero(mlp.W_out[mask, :], f"blocks.{layer}.mlp.W_out")
 
 
 def _delete_pre_out(model: Any, layer: int, mask: Bool[Tensor, "head d_head"]) -> None:
     attn = model.blocks[layer].attn
     w_out = attn.W_O
     w_out[mask] = 0
-    _check_zero(attn.W_O[mask], f"blocks.{layer}.attn.W_O")
+    check_zero(attn.W_O[mask], f"blocks.{layer}.attn.W_O")
     # under grouped-query attention a value column serves several query heads: it may go
     # only when every one of them has lost its row of W_O (METHODS 2)
     n_value_heads = live_weight(attn, "W_V").shape[0]
@@ -143,7 +143,7 @@ def _delete_value(model: Any, layer: int, mask: Bool[Tensor, "value_head d_head"
     query_heads_per_value = attn.W_O.shape[0] // live_weight(attn, "W_V").shape[0]
     rows = mask.repeat_interleave(query_heads_per_value, dim=0)
     attn.W_O[rows] = 0
-    _check_zero(attn.W_O[rows], f"blocks.{layer}.attn.W_O")
+    check_zero(attn.W_O[rows], f"blocks.{layer}.attn.W_O")
     _zero_values(attn, mask)
 
 
@@ -154,7 +154,8 @@ def _zero_values(attn: Any, mask: Bool[Tensor, "value_head d_head"]) -> None:
         bias[mask] = 0
 
 
-def _check_zero(weight: Float[Tensor, "..."], name: str) -> None:
+def check_zero(weight: Float[Tensor, "..."], name: str) -> None:
+    """Raise where weights that were set to zero, looked at again, are not: the model shows copies."""
     _check_reached(not bool((weight != 0).any()), name)
 
 
