@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 import sys
+import traceback
 import types
 import typing
 import warnings
@@ -384,7 +385,13 @@ def _note(stop: KeyboardInterrupt, name: str, arguments: Mapping[str, Any], stop
 
 def warn(message: str) -> None:
     """Warn at the line of the user's code that called the package, however deep in it the cause lies."""
-    home, level, frame = str(Path(__file__).parent) + os.sep, 1, sys._getframe(1)
-    while frame is not None and (frame.f_code.co_filename.startswith(home) or "/jaxtyping/" in frame.f_code.co_filename):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level + 1)
+    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe())]
+    home = str(Path(__file__).parent) + os.sep
+    last = max(i for i, frame in enumerate(frames) if frame.f_code.co_filename.startswith(home))
+    user = next((i for i in range(last + 1, len(frames)) if not _is_wrapper(frames[i].f_code.co_filename)), last)
+    warnings.warn(message, stacklevel=user + 1)
+
+
+def _is_wrapper(file: str) -> bool:
+    """Whether code of this file stands around a function that it decorates, at the edge of the package."""
+    return file.startswith("<@beartype") or "/jaxtyping/" in file or file.endswith("contextlib.py")

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from sepcap.checks import checked
+from sepcap.checks import checked, warn
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample
 from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
@@ -256,9 +255,7 @@ def _logged(out: Path) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _go_on(
-    prepared: Plan, run: Run, trackers: Sequence[Tracker], say: Callable[[str], None], first: Callable[[str], None]
-) -> None:
+def _go_on(prepared: Plan, run: Run, trackers: Sequence[Tracker], say: Callable[[str], None], first: Callable[[str], None]) -> None:
     """All steps that are missing; the model is left as it came."""
     model, config, done = prepared.model, prepared.config, run.steps_done
     first(f"{prepared.cost()}; {f'going on after step {done}' if done >= 0 else 'from the beginning'}")
@@ -293,7 +290,7 @@ def _go_on(
 def _warn_of_versions(before: dict[str, str], now: dict[str, str], folder: Path) -> None:
     changed = [f"{name} {before.get(name)} then, {version} now" for name, version in now.items() if before.get(name) != version]
     if changed:
-        warnings.warn(f"the run in {folder} was begun with other versions ({'; '.join(changed)}): its last bits may differ", stacklevel=5)
+        warn(f"the run in {folder} was begun with other versions ({'; '.join(changed)}): its last bits may differ")
 
 
 def _progress(run: Run, step: int) -> str:

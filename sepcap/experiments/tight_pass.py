@@ -43,7 +43,6 @@ ENDS = {
 """What the layers at both ends of a measure are called."""
 
 
-
 @dataclass(frozen=True, eq=False, repr=False)
 class TightPass(StudyResult):
     """Singular values of the Jacobians of one part of the blocks, over layers and rows of tokens.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sepcap.checks import checked
+from sepcap.checks import checked, warn
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.tight_pass_config import TightPassConfig, counted
 from sepcap.models.forward import device_of
@@ -194,6 +194,6 @@ def _rows(sample: TokenSample, config: TightPassConfig) -> tuple[tuple[Tensor, l
             f"task {sample.task!r} has no row of {config.tokens} tokens of one text to evaluate; give fewer tokens, or more text"
         )
     if len(whole) < config.rows:
-        warnings.warn(f"task {sample.task!r} has {len(whole)} rows of {config.tokens} tokens, not {config.rows}", stacklevel=4)
+        warn(f"task {sample.task!r} has {len(whole)} rows of {config.tokens} tokens, not {config.rows}")
     n = min(config.rows, len(whole))
     return tuple(whole[i * len(whole) // n] for i in range(n))

@@ -10,11 +10,11 @@ import logging
 import math
 import os
 import uuid
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from sepcap.checks import warn
 from sepcap.errors import CorruptFile, missing_extra, unknown
 from sepcap.experiments.run import Run
 from sepcap.schemas import Kept
@@ -277,7 +277,7 @@ class Followers:
             self._left = [other for other in self._left if other is not tracker]
             said = f"{type(tracker).__name__} stopped following the run in {self._run.folder} ({type(error).__name__}: {error})"
             log.warning(said)
-            warnings.warn(f"{said}; the run goes on, and the same call gives the tracker what it lacks", stacklevel=6)
+            warn(f"{said}; the run goes on, and the same call gives the tracker what it lacks")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from sepcap.storage import open_regular
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 WIDTH = ("hidden_size", "n_embd", "d_model", "dim", "n_hidden")
 VOCABULARY = ("vocab_size",)
+HEADS = ("num_attention_heads", "n_head", "n_heads")
+POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx")
 """What architectures call these numbers in their config.json."""
 
 MOST_CONFIG = 16 * 2**20
@@ -24,7 +26,7 @@ MOST = 10**14
 
 
 def check_size(folder: Path, bytes_of_weights: int) -> None:
-    """Refuse a folder whose config.json implies far more parameters than its weights hold.
+    """Refuse a folder whose config.json implies far more parameters than its weights hold, or none at all.
 
     At least width² parameters are counted for a layer, and width for a token: less than any architecture has, so that only a damaged
     or crafted file is refused.
@@ -43,9 +45,14 @@ def check_size(folder: Path, bytes_of_weights: int) -> None:
         raise CorruptFile(f"{path} is too large for the configuration of a model")
     try:
         config = json.loads(data)
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__} instead of the fields of a configuration")
         layers, width, tokens = (_largest(config, names) for names in (LAYERS, WIDTH, VOCABULARY))
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path} is corrupt ({'it is nested too deeply' if isinstance(error, RecursionError) else error})") from error
+    for name in (*LAYERS, *WIDTH, *VOCABULARY, *HEADS, *POSITIONS):
+        if isinstance(value := config.get(name), int) and value < 1:
+            raise CorruptFile(f"{path} says {name}={value}: give a whole number, 1 or more")
     implied = layers * width**2 + tokens * width
     if implied > (SLACK * bytes_of_weights or MOST):
         there = f"the weights beside it have {bytes_of_weights:,} bytes" if bytes_of_weights else "there are no weights beside it"

@@ -1,37 +1,27 @@
 """Loading: one path for the embedded default, a folder, a hub name or a Hugging Face model."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
-from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from sepcap.checks import checked
-from sepcap.errors import CorruptFile, unknown
+from sepcap.errors import unknown
 from sepcap.models.attention import rotate_in_own_precision
 from sepcap.models.devices import DeviceMap, check_at_hand, check_device, checked_device_map
 from sepcap.models.hooked_transformers import check_line, hooked_class, hooked_from
-from sepcap.models.hub import WAYS_OUT, must_be_local
-from sepcap.models.implied_size import check_size
-from sepcap.models.kinds import AUTO_CLASSES, is_hooked_transformer, kind_of, kind_of_config
+from sepcap.models.kinds import is_hooked_transformer, kind_of
 from sepcap.models.probe import check_hooked, probed, taking_apart, torch_defaults
+from sepcap.models.reading import check_class, check_tokenizer, from_name, random_model, trained_model
+from sepcap.models.reading import default_folder as default_folder  # where others look for it
 from sepcap.models.wrappers import check_tokens, known_class, unwrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-SMALL = 200_000_000
-"""Bytes of weights that are read in well under two seconds, so that a progress bar would only flash up."""
-
-
-def default_folder() -> Path:
-    """Folder of the embedded default model."""
-    return Path(str(files("sepcap.models"))) / "assets" / "default"
 
 
 @checked()
@@ -109,8 +99,8 @@ def load_model(
     dtype = _dtype(dtype)
     if isinstance(model, str | Path):
         name = str(model)
-        made_by = partial(_random, seed=seed, placing=placing) if random_weights else partial(_trained, placing=placing)
-        hf_model, tokenizer, processor = _from_name(model, dtype, (tokenizer, processor), trust_remote_code, revision, made_by)
+        made_by = partial(random_model, seed=seed, placing=placing) if random_weights else partial(trained_model, placing=placing)
+        hf_model, tokenizer, processor = from_name(model, dtype, (tokenizer, processor), trust_remote_code, revision, made_by)
     else:
         hf_model, name = model, getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
         _check_model_object(hf_model, random_weights, device_map)
@@ -152,21 +142,6 @@ def load_model(
     return bridge
 
 
-def check_tokenizer(tokenizer: Any, name: str) -> None:
-    """Raise when a tokenizer knows nothing but special tokens (transformers makes such a one silently when files are missing)."""
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)) or not tokenizer("probe text", add_special_tokens=False)["input_ids"]:
-        raise ValueError(f"the tokenizer of {name!r} is empty: {len(tokenizer)} tokens. {_SAVE}")
-
-
-_SAVE = "Save it beside the model with save_pretrained(folder), or pass one: load_model(..., tokenizer=...) (or processor=)"
-
-BESIDE = {
-    "tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*", "*.model", "*tekken*", "tokenization_*.py", "*.tiktoken"),
-    "image processor": ("preprocessor_config.json", "processor_config.json"),
-}
-"""Files of which a folder must have one."""
-
-
 def _check_model_object(hf_model: Any, random_weights: bool, device_map: Any) -> None:
     if device_map is not None:
         raise ValueError("device_map places weights while they are read; a model object stays where accelerate.dispatch_model has put it")
@@ -180,35 +155,6 @@ def _check_model_object(hf_model: Any, random_weights: bool, device_map: Any) ->
         raise TypeError(f"model: a {type(hf_model).__name__} predicts no tokens; load it with AutoModelForCausalLM")
     if any("_original_component" in name for name, _ in hf_model.named_modules()):
         raise ValueError(f"model: a TransformerBridge wraps this {type(hf_model).__name__} already; give that bridge, or load it anew")
-
-
-def check_class(config: Any, name: str) -> None:
-    """Raise where nobody knows where the parts of a model are, before its weights are read.
-
-    Raises:
-        NotImplementedError: a class that transformer-lens has no bridge for, or one with an encoder and a decoder.
-    """
-    from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
-
-    known, why = (config.architectures or [config.model_type])[0], "TransformerBridge does not know it"
-    if getattr(config, "is_encoder_decoder", False):
-        why = "it has an encoder and a decoder"
-    elif any(getattr(config, f"{other}_config", None) is not None for other in ("vision", "audio")):
-        why = (
-            "it takes images or sound beside text. Load its language model by a class of transformers that has nothing else, where there "
-            "is one (Gemma3ForCausalLM for Gemma 3), and give the object: load_model(model, tokenizer=...)"
-        )
-    else:
-        try:
-            determine_architecture_from_hf_config(config)
-            return
-        except ValueError:
-            pass
-    raise NotImplementedError(
-        f"model={name!r} is a {known}, which sepcap does not work with: {why}. What it works with, family by family, is in "
-        "docs/families.md: causal language models such as OPT, GPT-2, GPT-NeoX, Llama, Mistral, Gemma, Qwen, Phi and OLMo, masked "
-        "ones (BERT, RoBERTa), and ViT"
-    )
 
 
 def _check_arithmetic(config: Any, name: str) -> None:
@@ -259,149 +205,3 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     return DTYPES[dtype]
-
-
-def _from_name(
-    model: str | Path,
-    dtype: torch.dtype,
-    given: tuple[Any, Any],
-    trust_remote_code: bool,
-    revision: str | None,
-    made_by: Callable[..., Any],
-) -> tuple[Any, Any, Any]:
-    """The model, its tokenizer and its image processor; `given` are the latter two where the user has them."""
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    path = default_folder() if model == "default" else Path(model).expanduser()
-    if path.is_dir():
-        _check_folder(path)
-        check_size(path, _bytes_of_weights(path))
-        quiet = _bytes_of_weights(path) < SMALL
-        return _load(str(path), given, partial(made_by, dtype=dtype, quiet=quiet), local_files_only=True, **options)
-    name = str(model)
-    if path.exists():
-        raise FileNotFoundError(f"model={name!r} is a file; give the folder that holds config.json, weights and tokenizer")
-    if isinstance(model, Path) or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1:
-        raise FileNotFoundError(f"model={name!r}: there is no such folder")
-    local = must_be_local(name, revision)
-    try:
-        return _load(name, given, partial(made_by, dtype=dtype), local_files_only=local, revision=revision, **options)
-    except OSError as error:
-        if not local:
-            raise
-        raise ConnectionError(
-            f"model={name!r} is not whole in the local Hugging Face cache, and the hub cannot be reached. {WAYS_OUT}"
-        ) from error
-
-
-def _check_folder(path: Path) -> None:
-    if (path / "adapter_config.json").exists():
-        raise ValueError(
-            f"model={str(path)!r} holds adapters (adapter_config.json): merge them into the model that they belong to, "
-            "peft's merge_and_unload(), and save that with save_pretrained(folder)"
-        )
-    if not (path / "config.json").exists():
-        raise FileNotFoundError(f"model={str(path)!r} is a folder without config.json: not a model saved by save_pretrained")
-
-
-def _check_beside(path: Path, what: str) -> None:
-    """Say what a folder lacks before transformers says it in its own way, or makes up an empty tokenizer."""
-    if path.is_dir() and not any(any(path.glob(pattern)) for pattern in BESIDE[what]):
-        raise ValueError(f"the folder {str(path)!r} has no {what}. {_SAVE.format(what=what)}")
-
-
-def _bytes_of_weights(path: Path) -> int:
-    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))
-
-
-def _load(source: str, given: tuple[Any, Any], made_by: Callable[..., Any], **options: Any) -> tuple[Any, Any, Any]:
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(source, **options)
-    kind = kind_of_config(config, source)
-    check_class(config, source)
-    tokenizer, processor = given
-    if kind == "images" and processor is None:
-        _check_beside(Path(source), "image processor")
-        processor = load_processor(source, **options)
-    if kind != "images" and tokenizer is None:
-        _check_beside(Path(source), "tokenizer")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-    if tokenizer is not None:
-        check_tokenizer(tokenizer, source)
-    return made_by(source, config, getattr(transformers, AUTO_CLASSES[kind]), **options), tokenizer, processor
-
-
-def load_processor(source: str, **options: Any) -> Any:
-    """The image processor of a folder or hub model, by pillow: torchvision is not needed."""
-    try:
-        import_module("PIL")
-    except ImportError as error:
-        raise ImportError("image classifiers need pillow; install the extra: pip install 'sepcap[vision]'") from error
-    from transformers import AutoImageProcessor
-
-    return AutoImageProcessor.from_pretrained(source, **options)
-
-
-def _random(
-    source: str,
-    config: Any,
-    auto_class: Any,
-    *,
-    seed: int,
-    dtype: torch.dtype,
-    placing: Mapping[str, Any],
-    quiet: bool = True,
-    **options: Any,
-) -> Any:
-    """A model of the configuration as it is before training."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        # in float32 whatever the checkpoint is stored in, so that one seed gives one model
-        options_of_config = {"dtype": torch.float32, "trust_remote_code": options["trust_remote_code"]}
-        hf_model = auto_class.from_config(copy.deepcopy(config), **options_of_config).to(dtype)
-    if not placing:
-        return hf_model
-    # placed by the same code as trained weights, which reads them from a folder
-    with TemporaryDirectory() as folder:
-        hf_model.save_pretrained(folder)
-        return _trained(folder, config, auto_class, dtype=dtype, placing=placing, quiet=quiet, **options | {"local_files_only": True})
-
-
-def _trained(
-    source: str, config: Any, auto_class: Any, *, dtype: torch.dtype, placing: Mapping[str, Any], quiet: bool = False, **options: Any
-) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        with _no_bars() if quiet else nullcontext():
-            # safetensors where there are any; older checkpoints are unpickled as tensors only, never as code
-            # where peft is installed, transformers looks for adapters too, over the network unless it is told not to
-            options["adapter_kwargs"] = {"local_files_only": options["local_files_only"]}
-            hf_model, loading = auto_class.from_pretrained(
-                source, dtype=dtype, weights_only=True, output_loading_info=True, **placing, **options
-            )
-    except SafetensorError as error:
-        raise CorruptFile(f"model={source!r}: the weights are corrupt or truncated ({error}); save or download them again") from error
-    except UnpicklingError as error:
-        raise CorruptFile(
-            f"model={source!r}: the weights are pickled and hold more than tensors, or are corrupt; nothing of it was run. "
-            "Have them converted to safetensors by somebody who trusts them"
-        ) from error
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise ValueError(
-            f"model={source!r} lacks weights of its architecture, which would be random numbers: {', '.join(missing[:3])}"
-            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}. Is it a {auto_class.__name__.removeprefix('AutoModel')} model?"
-        )
-    return hf_model
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    before = logging.set_tqdm_hook(lambda make, args, kwargs: make(*args, **{**kwargs, "disable": True}))
-    try:
-        yield
-    finally:
-        logging.set_tqdm_hook(before)

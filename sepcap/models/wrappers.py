@@ -1,12 +1,12 @@
 """Model objects as they come: what wraps them, and what keeps their weights from being edited."""
 
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from sepcap.checks import warn
 from sepcap.models.kinds import architecture_of
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
@@ -80,10 +80,9 @@ def warn_of_lost_hooks(lost: Iterable[str]) -> None:
     """Name the modules whose torch hooks are not called by every pass of a bridge."""
     names = sorted(lost)
     if names:
-        warnings.warn(
+        warn(
             f"torch hooks on {', '.join(names)} are not called in every pass, because TransformerBridge computes in their place. Remove "
-            "them, and give the bridge hooks of its own: model.add_hook('blocks.0.hook_attn_out', function)",
-            stacklevel=3,
+            "them, and give the bridge hooks of its own: model.add_hook('blocks.0.hook_attn_out', function)"
         )
 
 

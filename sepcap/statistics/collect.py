@@ -1,6 +1,5 @@
 """One forward pass over a task, reduced to statistics of all requested sites."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sepcap.checks import checked
+from sepcap.checks import checked, warn
 from sepcap.models.devices import device_of, layer_device
 from sepcap.models.forward import is_out_of_memory, measuring, run_hooks
 from sepcap.models.sites import get_site, n_layers, resolve_sites
@@ -123,7 +122,7 @@ def halving_batches(one_pass: Callable[[int], T], batch_size: int) -> T:
         batch_size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"out of memory: going on with batch_size={batch_size}", stacklevel=4)
+        warn(f"out of memory: going on with batch_size={batch_size}")
 
 
 def _bar(sample: TokenSample, what: str, quiet: bool) -> Any:

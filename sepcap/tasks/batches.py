@@ -9,7 +9,6 @@ tokenizer has no BOS, the first token of a row follows nothing: it counts in sta
 import dataclasses
 import hashlib
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from sepcap.checks import warn
 from sepcap.tasks.hub import Streamed, read_from
 from sepcap.tasks.quiet import quietly
 from sepcap.tasks.task import Source, Split, Task
@@ -210,9 +210,7 @@ def sample_tokens(
             "A task is cut into a part to collect from and one to evaluate on. Give more text or a smaller context."
         )
     if have < tokens:
-        warnings.warn(
-            f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}; going on with those", stacklevel=2
-        )
+        warn(f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}; going on with those")
     digest = hashlib.sha256(b"".join(row.tobytes() for row in rows)).hexdigest()[:16]
     indices = tuple(stream.indices() for stream in streams)
     return TokenSample(task.name, split, tuple(rows), bos, tokens, have, indices, digest)

@@ -5,7 +5,6 @@ Next-token models take rows of tokens (`TokenSample`), masked language models th
 """
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
+from sepcap.checks import warn
 from sepcap.models.forward import positions_of
 from sepcap.models.kinds import kind_of
 from sepcap.tasks.batches import Batch, TokenSample, pad, sample_tokens
@@ -172,4 +172,4 @@ def _ends(tokenizer: Any) -> tuple[tuple[int | None, int | None], tuple[int | No
 
 def warn_of_less(task: str, split: str, have: int, asked: int, what: str) -> None:
     """Say that a task has less than was asked for."""
-    warnings.warn(f"task {task!r} has fewer {what} to {split} than the {asked:,} asked for: {have:,}; going on with those", stacklevel=4)
+    warn(f"task {task!r} has fewer {what} to {split} than the {asked:,} asked for: {have:,}; going on with those")
