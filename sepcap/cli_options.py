@@ -98,28 +98,38 @@ def write_figures(draw: Mapping[str, Callable[[], Any]], folder: Path) -> None:
         draw: name of a figure -> what draws it; a ValueError says why there is none.
         folder: gets the files.
     """
-    from sepcap import plots
+    from sepcap.plots import save
+    from sepcap.storage import write_atomically
 
-    suffixes = [".html", ".svg", ".png"]
+    figures: dict[str, Any] = {}
     for name, make in draw.items():
         try:
-            figure = make()
+            figures[name] = make()
         except ValueError as error:  # an accuracy of 0 cannot be divided by, or a part of a study that was not asked for
             print(f"  (no figure {name!r}: {error})")
-            continue
-        for suffix in suffixes:
-            path = folder / f"{name}{suffix}"
-            try:
-                plots.save(figure, path)
-            except OSError as error:
-                if read_only(error, path):
-                    return
-                raise
-            except (ImportError, RuntimeError) as error:
-                print(f"  (pages only, no SVG and PNG: {str(error).splitlines()[0]})")
-                suffixes = [".html"]
-                break
-            print(f"  {path}")
+    try:
+        for name, figure in figures.items():
+            print(f"  {save(figure, folder / f'{name}.html')}", flush=True)
+        for file, content in _pictures(figures).items():
+            write_atomically(folder / file, content)
+            print(f"  {folder / file}")
+    except OSError as error:
+        if not read_only(error, folder):
+            raise
+
+
+def _pictures(figures: Mapping[str, Any]) -> dict[str, bytes]:
+    """SVG and PNG of all figures, drawn by one browser because its start takes seconds; nothing where there is none."""
+    from sepcap.plots.save import static
+
+    files = {f"{name}{suffix}": (figure, suffix) for name, figure in figures.items() for suffix in (".svg", ".png")}
+    if not files:
+        return {}
+    try:
+        return dict(zip(files, static(*map(list, zip(*files.values(), strict=True))), strict=True))
+    except (ImportError, RuntimeError) as error:
+        print(f"  (pages only, no SVG and PNG: {str(error).splitlines()[0]})")
+        return {}
 
 
 def write_figure(figure: Any, stem: Path) -> None:

@@ -1,6 +1,7 @@
 """Shared fixtures: tiny models of real configuration classes, saved to and loaded from a folder."""
 
 import os
+import sys
 import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -41,6 +42,13 @@ def shared_models_stay_as_they_are(request):
     """Fail the test that leaves a hook or a changed weight on a model that others use."""
     yield
     WATCHED.check(request.fixturenames)
+
+
+@pytest.fixture(autouse=True)
+def no_browser(request, monkeypatch):
+    """Only tests marked `browser` start one: it takes seconds, and what the others check must not depend on whether there is one."""
+    if not {"browser", "slow"} & {mark.name for mark in request.node.iter_markers()}:
+        monkeypatch.setitem(sys.modules, "kaleido", None)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,15 @@
 """The command line: what it parses, what it prints, and that it costs nothing to ask for help."""
 
+import importlib
 import json
 import subprocess
 import sys
 
+import plotly.graph_objects as go
 import pytest
 
 from sepcap.cli import COMMANDS, Prune, main
-from sepcap.cli_options import parse_fractions
+from sepcap.cli_options import parse_fractions, write_figures
 
 
 def test_fractions_of_the_issue():
@@ -134,3 +136,25 @@ def test_public_names_exist():
         assert getattr(sepcap, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'colect'"):
         sepcap.colect  # noqa: B018
+
+
+def test_all_pictures_of_a_command_are_drawn_by_one_browser(tmp_path, monkeypatch, capsys):
+    drawn = []
+
+    def static(figures, suffixes):
+        drawn.append(list(zip(figures, suffixes, strict=True)))
+        return [f"{figure.layout.title.text} {suffix}".encode() for figure, suffix in drawn[-1]]
+
+    def nothing():
+        raise ValueError("an accuracy of 0")
+
+    monkeypatch.setattr(importlib.import_module("sepcap.plots.save"), "static", static)
+    figures = {name: go.Figure(layout={"title": {"text": name}}) for name in ("one", "two.5")}
+    write_figures({name: lambda figure=figure: figure for name, figure in figures.items()} | {"none": nothing}, tmp_path)
+    assert [len(call) for call in drawn] == [4]
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix != ".html"} == {
+        f"{name}{suffix}": f"{name} {suffix}".encode() for name in figures for suffix in (".svg", ".png")
+    }
+    printed = capsys.readouterr().out
+    assert "(no figure 'none': an accuracy of 0)" in printed
+    assert all(str(path) in printed for path in tmp_path.iterdir())

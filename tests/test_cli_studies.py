@@ -21,13 +21,6 @@ def files(letters, digits, tmp_path):
     return [str(path) for path in paths]
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """A browser would take seconds per picture."""
-    for module in ("cli_options", "cli_ablations", "cli_geometry"):
-        monkeypatch.setattr(f"sepcap.{module}.write_figure", lambda figure, stem: figure.to_plotly_json())
-
-
 SMALL = ["--tokens", "300", "--context", "16"]
 
 

@@ -317,30 +317,24 @@ def _activations(
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
     """The model itself, for a pass inside a pass: no hooks but permanent ones, and every block computing."""
-    restore: list[Callable[[], None]] = []
+    points = {id(point): point for point in model.hook_dict.values()}.values()
+    temporary = [(point._forward_hooks, [handle.hook.id for handle in point.fwd_hooks if not handle.is_permanent]) for point in points]
+    others = inner(model)._forward_pre_hooks
+    temporary.append((others, [key for key, hook in others.items() if isinstance(getattr(hook, "__self__", None), Donors)]))
+    # whole tables are put back, because hooks are called in their order
+    before = [(hooks, keys, dict(hooks)) for hooks, keys in temporary if keys]
+    # a pass that starts from a later layer has replaced it
+    replaced = [(block.__dict__, block.__dict__["forward"]) for block in model.blocks if "forward" in block.__dict__]
     try:
-        for point in {id(point): point for point in model.hook_dict.values()}.values():
-            temporary = [handle.hook.id for handle in point.fwd_hooks if not handle.is_permanent]
-            restore.append(_without(point._forward_hooks, temporary))
-        others = inner(model)._forward_pre_hooks
-        restore.append(_without(others, [i for i, hook in others.items() if isinstance(getattr(hook, "__self__", None), Donors)]))
-        for block in model.blocks:  # a pass that starts from a later layer has replaced it
-            if "forward" in block.__dict__:
-                restore.append(partial(block.__dict__.__setitem__, "forward", block.__dict__.pop("forward")))
+        for hooks, keys, _ in before:
+            for key in keys:
+                hooks.pop(key, None)
+        for own, _ in replaced:
+            del own["forward"]
         yield
     finally:
-        for undo in restore:
-            undo()
-
-
-def _without(table: dict[Any, Any], keys: Iterable[Any]) -> Callable[[], None]:
-    """Take entries out of a dictionary; the result puts them back where they were, because hooks are called in order."""
-    before = dict(table)
-    gone = [key for key in keys if table.pop(key, None) is not None]
-
-    def put_back() -> None:
-        if gone:
-            table.clear()
-            table.update(before)
-
-    return put_back
+        for hooks, _, entries in before:
+            hooks.clear()
+            hooks.update(entries)
+        for own, forward in replaced:
+            own["forward"] = forward

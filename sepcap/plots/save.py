@@ -61,17 +61,23 @@ def save(fig: go.Figure, path: str | Path, width: Width | None = None) -> Path:
     return path
 
 
-def static(figs: Sequence[go.Figure], suffix: str) -> list[bytes]:
+def static(figs: Sequence[go.Figure], suffixes: str | Sequence[str]) -> list[bytes]:
     """Figures as the contents of .pdf, .svg or .png files, all drawn by one browser. Sliders are left out.
+
+    Args:
+        figs: any plotly figures; they are not changed.
+        suffixes: one for all, or one for each.
 
     Raises:
         ImportError: kaleido is not installed.
         RuntimeError: no browser for the export was found, or it did not start.
     """
+    wanted = [suffixes] * len(figs) if isinstance(suffixes, str) else list(suffixes)
+    named = " and ".join(dict.fromkeys(wanted))
     try:
         import kaleido
     except ImportError as error:
-        raise _with_way_out(missing_extra("kaleido", "export", f"Writing {suffix}"), suffix) from error
+        raise _with_way_out(missing_extra("kaleido", "export", f"Writing {named}"), named) from error
     from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
 
     # without MathJax, which kaleido would load from the network for every picture
@@ -81,21 +87,26 @@ def static(figs: Sequence[go.Figure], suffix: str) -> list[bytes]:
     async def draw() -> list[bytes]:
         async with kaleido.Kaleido(n=1, page_generator=page) as browser:
             still = [without_slider(go.Figure(fig)) for fig in figs]
-            return [await browser.calc_fig(fig.to_plotly_json(), opts=_options(fig, suffix)) for fig in still]
+            drawn = zip(still, wanted, strict=True)
+            return [_finished(await browser.calc_fig(fig.to_plotly_json(), opts=_options(fig, suffix)), suffix) for fig, suffix in drawn]
 
     try:
         # in a thread of its own: a notebook already has an event loop in this one
         with ThreadPoolExecutor(1) as thread:
-            drawn = thread.submit(lambda: asyncio.run(draw())).result()
+            return thread.submit(lambda: asyncio.run(draw())).result()
     except (ChromeNotFoundError, BrowserFailedError, BrowserClosedError) as error:
         where = f" (BROWSER_PATH is {os.environ['BROWSER_PATH']!r})" if "BROWSER_PATH" in os.environ else ""
         raise RuntimeError(
-            f"Writing {suffix} needs Chrome or Chromium, and none was found that starts{where}. Install one, with your system's packages "
+            f"Writing {named} needs Chrome or Chromium, and none was found that starts{where}. Install one, with your system's packages "
             "(chromium) or with the command plotly_get_chrome, or set BROWSER_PATH to it. Writing .html needs no browser."
         ) from error
+
+
+def _finished(drawn: bytes, suffix: str) -> bytes:
+    """What the browser drew, with its size in print."""
     if suffix == ".svg":
-        return [_in_millimetres(data) for data in drawn]
-    return [_with_resolution(data, PNG_DPI) for data in drawn] if suffix == ".png" else drawn
+        return _in_millimetres(drawn)
+    return _with_resolution(drawn, PNG_DPI) if suffix == ".png" else drawn
 
 
 def _options(fig: go.Figure, suffix: str) -> Any:

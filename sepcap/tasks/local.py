@@ -213,8 +213,17 @@ def _parse(source: str) -> ast.Module | None:
         return None
 
 
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """All statements. Expressions hold no docstrings, and visiting them too would take most of the time of a first reading."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        yield (node := waiting.pop())
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting.extend(getattr(node, name, ()))
+
+
 def _docstring_nodes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Expr, str]]:
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import types
 
 import numpy as np
@@ -300,10 +299,9 @@ def test_a_model_that_continues_no_texts_is_refused():
         transfer(masked, TEXTS)
 
 
-def test_the_command_writes_table_figures_and_the_study(tiny_folders, tmp_path, capsys, monkeypatch):
+def test_the_command_writes_table_figures_and_the_study(tiny_folders, tmp_path, capsys):
     from sepcap.cli import main
 
-    monkeypatch.setitem(sys.modules, "kaleido", None)  # pages alone: starting a browser for every picture takes long
     lines = tmp_path / "foxes.jsonl"
     lines.write_text("".join(json.dumps({"text": f"the quick {i}\n\nbrown fox {i}"}) + "\n" for i in range(16)))
     out = tmp_path / "run"

@@ -2,7 +2,6 @@
 
 import re
 import struct
-import sys
 
 import plotly.graph_objects as go
 import pytest
@@ -74,15 +73,14 @@ def test_unknown_suffix_and_width(fig, tmp_path):
     assert not list(tmp_path.glob("t*"))
 
 
-def test_without_kaleido_the_extra_is_named(fig, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "kaleido", None)
+def test_without_kaleido_the_extra_is_named(fig, tmp_path):
     with pytest.raises(ImportError, match=r"sepcap\[export\].*\.html"):
         plots.save(fig, tmp_path / "t.pdf")
     assert plots.save(fig, tmp_path / "t.html").exists()
 
 
+@pytest.mark.browser
 def test_without_a_browser_what_to_install_is_said(fig, tmp_path, monkeypatch):
-    pytest.importorskip("kaleido")
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "nothing"))
     with pytest.raises(RuntimeError, match=r"Chrome or Chromium.*nothing.*plotly_get_chrome.*\.html"):
         plots.save(fig, tmp_path / "t.svg")
