@@ -46,7 +46,7 @@ $(OLDER)/installed: $(INSTALLED) pyproject.toml constraints-tl39.txt
 	@if command -v nvidia-smi >/dev/null || ! $(OLDER_PIP) install -q --dry-run --report - $(TORCH) | grep -q '"name": "nvidia'; \
 		then index=; else index="--index-url $(CPU_INDEX)"; fi; \
 		set -x; $(OLDER_PIP) install -q $$index $(TORCH)
-	$(OLDER_PIP) install -q -c constraints-tl39.txt -e ".[notebooks]" sae-lens pytest hypothesis beartype
+	$(OLDER_PIP) install -q -c constraints-tl39.txt -e ".[notebooks]" sae-lens pillow pytest hypothesis beartype
 	$(OLDER_PIP) check
 	touch $@
 
@@ -77,7 +77,7 @@ bench: $(INSTALLED)         ## speed and memory as ratios; run it with nothing e
 figures: $(INSTALLED)       ## the pictures in figures/
 	$(BIN)/python figures/make.py
 
-families: $(INSTALLED)      ## docs/families.md: what works for which family
+families: $(INSTALLED) $(OLDER)/installed  ## docs/families.md: what works for which family, with both lines of transformer-lens
 	$(BIN)/python docs/families.py
 
 notebooks: $(INSTALLED)     ## execute the notebooks from their sources

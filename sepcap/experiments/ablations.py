@@ -34,7 +34,7 @@ from sepcap.experiments.result import (
     write_tables,
 )
 from sepcap.interventions.ablation import ablate
-from sepcap.models.forward import Hook, device_of, measuring
+from sepcap.models.forward import Hook, device_of, measuring, with_hooks
 from sepcap.models.partial import recording, starting_from
 from sepcap.progress import progress, tell
 from sepcap.selection.neurons import NeuronSet
@@ -377,7 +377,7 @@ def _measure(model: Any, sample: TokenSample, jobs: Sequence[tuple[int, Sequence
                 before.append(evaluate_batch(model, batch, skip_ids))
             sums = []
             for layer, hooks in jobs:
-                with starting_from(model, entering[layer]), model.hooks(fwd_hooks=list(hooks)):
+                with starting_from(model, entering[layer]), with_hooks(model, hooks):
                     sums.append(evaluate_batch(model, batch, skip_ids))
                 bar.update()
             after.append(torch.stack(sums))

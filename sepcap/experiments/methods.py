@@ -303,6 +303,6 @@ def _refusal(model: Any, config: PruningConfig) -> str:
             check_output_biases(model, config.sites)
         if config.rotation != "none":
             check_rotation(model, config.rotation)
-    except ValueError as error:
+    except (NotImplementedError, ValueError) as error:
         return str(error)
     return ""

@@ -14,7 +14,7 @@ from sepcap.errors import unknown
 from sepcap.interventions.constants import CONSTANTS, Constants, constant_hooks, given_constants
 from sepcap.interventions.optimal import optimal_constants
 from sepcap.interventions.resample import Donors, get_draw
-from sepcap.models.forward import Hook
+from sepcap.models.forward import Hook, point_at, with_hooks
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.moments import Statistics
 
@@ -89,13 +89,13 @@ class Ablation:
         Those of "resample" see token ids only: padding is what the tokenizer pads with at either end of a row, and a pass of one token
         continues the one before. The context manager goes by the attention mask and the key-value cache themselves.
         """
-        return self._begin()[0]
+        return [(point_at(self.model, name), function) for name, function in self._begin()[0]]
 
     def __enter__(self) -> Any:
         hooks, watching = self._begin()
         with ExitStack() as stack:
             stack.enter_context(watching)
-            stack.enter_context(self.model.hooks(fwd_hooks=hooks))
+            stack.enter_context(with_hooks(self.model, hooks))
             self._entered.append(stack.pop_all())
         return self.model
 

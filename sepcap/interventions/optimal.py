@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from sepcap.checks import checked
 from sepcap.interventions.constants import CONSTANTS, Constants, constant_hooks
-from sepcap.models.forward import Hook, call, device_of, measuring
+from sepcap.models.forward import Hook, call, device_of, measuring, with_hooks
 from sepcap.progress import progress
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.collect import collect_sample, halving_batches
@@ -128,7 +128,7 @@ class _Fit:
             raise ValueError("the fitting data have no targets: no row has two tokens that count")
 
     def _whole_pass(self, batch: Batch, hooks: list[Hook]) -> Float[Tensor, "batch ... out"]:
-        with self.model.hooks(fwd_hooks=hooks):
+        with with_hooks(self.model, hooks):
             return call(self.model, batch.inputs, batch.mask)
 
     def _losses(self, constants: Callable[[], Constants]) -> Iterator[Float[Tensor, ""]]:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sepcap.errors import UnknownName, unknown
-from sepcap.models.forward import Hook, call, device_of
+from sepcap.models.forward import Hook, call, device_of, with_hooks
 from sepcap.models.kinds import inner, is_hooked_transformer, kind_of
 from sepcap.models.sites import get_site
 from sepcap.selection.neurons import NeuronSet
@@ -307,7 +307,7 @@ def _activations(
             raise _Enough
 
     try:
-        with undisturbed(model), model.hooks(fwd_hooks=[(name, partial(keep, name)) for name in masks]):
+        with undisturbed(model), with_hooks(model, [(name, partial(keep, name)) for name in masks]):
             call(model, inputs, mask)
     except _Enough:
         pass

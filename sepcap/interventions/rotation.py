@@ -208,15 +208,16 @@ def check_rotation(model: Any, bias: str) -> None:
 
     Raises:
         NotImplementedError: an architecture without value weights, with a norm, gate or bound between the values and W_O, or, under
-            "fold", with a value bias and attention whose rows do not sum to 1.
-        ValueError: under "fold", a model with a value bias and no output bias.
+            "fold", with a value bias and attention whose rows do not sum to 1, or no output bias.
     """
     get_site("attn_value").shape(model)
     check_plain_weights(model, ["attn"], "rotation")
     attn, name = model.blocks[0].attn, architecture_of(model)
     tolerance = max(ROUNDING, 8 * torch.finfo(attn.W_V.dtype).eps)
     if bias == "fold" and attn.b_V is not None and attn.b_O is None:
-        raise ValueError("bias='fold': this model has a value bias, but no output bias b_O to fold it into; use bias='rotate'")
+        raise NotImplementedError(
+            f"bias='fold' on {name}: it has a value bias, but no output bias b_O to fold it into; use bias='rotate'"
+        )
     for layer, (turned, expected, ones) in enumerate(_mixtures_of_known_values(model)):
         if not float((turned - expected).abs().max()) <= tolerance * float(expected.abs().max()):
             norm = norm_inside(model.blocks[layer].attn)

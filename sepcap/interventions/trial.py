@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sepcap.interventions.resample import undisturbed
 from sepcap.models.devices import check_at_hand
-from sepcap.models.forward import Hook, device_of, logits_of, measuring
+from sepcap.models.forward import Hook, device_of, logits_of, measuring, point_at, with_hooks
 from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, kind_of
 from sepcap.models.places import PLACES
 from sepcap.models.sites import add_offset, check_zero, delete_weights, get_site, live_weight, n_layers, norm_inside, site_shape
@@ -60,7 +60,7 @@ def check_deletion(model: Any, name: str, offset: bool = False) -> None:
     to zero (with an offset: to constants) by hooks, and every weight is put back bit for bit.
 
     Raises:
-        NotImplementedError: see `Site.shape`; or an architecture with a norm over the neurons before their output weights.
+        NotImplementedError: see `Site.shape`; or an architecture with a norm, or an SAE, over the neurons before their output weights.
         ValueError: weights that do not act as their layout says.
     """
     site_shape(model, name)
@@ -73,6 +73,13 @@ def check_deletion(model: Any, name: str, offset: bool = False) -> None:
             f"{what} of {architecture_of(model)}: {norm} normalises over them before their output weights, so that "
             "all others would change with what a deleted one reads. What works: sepcap.ablate, by hooks"
         )
+    # of SAELens: hook -> SAE in its place
+    for hook in getattr(model, "acts_to_saes", {}):
+        if hook.split(".")[2] == part:
+            raise NotImplementedError(
+                f"{what}: an SAE at {hook} reads them before their output weights do, so that all others would change with what a "
+                "deleted one reads. Take it out first: model.reset_saes(). What works with it: sepcap.ablate, by hooks"
+            )
     trial = (name, offset, *map(id, model.modules()))
     if trial not in _PASSED.get(model, ()):
         _try_deletion(model, name, offset)
@@ -164,7 +171,7 @@ def one_pass(model: Any, name: str, entered: Sequence[Tensor] | None = None, put
         ([_point(model, "block_out", layer) for layer in layers], leave),
     )
     hooks: list[Hook] = [(hook, partial(function, layer)) for names, function in points for layer, hook in enumerate(names)]
-    with measuring(model), undisturbed(model), model.hooks(fwd_hooks=hooks):
+    with measuring(model), undisturbed(model), with_hooks(model, hooks):
         seen.logits = logits_of(model, small_input(model)).detach().float().cpu()
     for (names, _), found in zip(points, (seen.entered, seen.neurons, seen.added, seen.left), strict=True):
         if len(found) != len(layers):
@@ -238,7 +245,7 @@ def _bits(weight: Tensor) -> Tensor:
 def _point(model: Any, place: str, layer: int) -> str:
     """Hook of a place in a layer; where a part has no output of its own, that of the block."""
     own, block = (PLACES[p].hooked_transformer if is_hooked_transformer(model) else PLACES[p].bridge for p in (place, "block_out"))
-    return f"blocks.{layer}.{own if f'blocks.{layer}.{own}' in model.hook_dict else block}"
+    return f"blocks.{layer}.{own if point_at(model, f'blocks.{layer}.{own}') in model.hook_dict else block}"
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Forward passes: logits, or hooks only up to the last one that is wanted."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -102,6 +102,17 @@ def positions_of(model: Any) -> int:
     return int(model.cfg.n_ctx)
 
 
+def point_at(model: Any, name: str) -> str:
+    """Name of the hook point at a place; where SAELens has put an SAE in its stead, of what leaves it and is read by what follows."""
+    after = f"{name}.hook_sae_output"
+    return after if is_hooked_transformer(model) and after in model.hook_dict else name
+
+
+def with_hooks(model: Any, hooks: Sequence[Hook]) -> AbstractContextManager[Any]:
+    """The model with hooks at the places that they name."""
+    return model.hooks(fwd_hooks=[(point_at(model, name), function) for name, function in hooks])
+
+
 @torch.inference_mode()
 def run_hooks(
     model: Any, inputs: Shaped[Tensor, "batch ..."], hooks: Sequence[Hook], mask: Bool[Tensor, "batch pos"] | None = None
@@ -126,7 +137,7 @@ def run_hooks(
         return name, look
 
     try:
-        with model.hooks(fwd_hooks=[counted(*hook) for hook in hooks]):
+        with with_hooks(model, [counted(*hook) for hook in hooks]):
             call(model, inputs, mask)
     except _Stop:
         return

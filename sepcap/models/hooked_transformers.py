@@ -156,14 +156,20 @@ def written_back(model: Any) -> Any:
         )
     now, views = dict(model.named_parameters()), origin.views(origin.hf_model)
     there = {_storage(weight) for weight in origin.hf_model.parameters()}
-    for key, view in views.items():
-        if _storage(view) in there and _storage(now[key]) != _storage(view):
-            view.detach().copy_(now[key])
+    moved = [key for key, view in views.items() if _storage(view) in there and _storage(now[key]) != _storage(view)]
+    written = {_storage(views[key]) for key in moved}
+    before = {key: view.detach().clone() for key, view in views.items() if _storage(view) in written}
+    # a weight that the model still shares with the checkpoint changes when another one is written that the checkpoint ties to it
+    now = {key: weight.detach().clone() if _storage(weight) in written else weight for key, weight in now.items()}
+    for key in moved:
+        views[key].detach().copy_(now[key])
     # when all are written: one tied weight cannot be two things, and a bias that the family lacks has no place
     lost = [key for key, view in views.items() if not torch.equal(view.to(now[key]), now[key])]
     if model.unembed.b_U.any() and "unembed.b_U" not in views:
         lost.append("unembed.b_U")
     if lost:
+        for key, value in before.items():
+            views[key].detach().copy_(value)
         raise NotImplementedError(
             f"cannot save this model: {', '.join(lost[:3])} ({len(lost)} in all) has been changed, which a checkpoint of "
             f"{architecture_of(model)} has no place for: it has no such bias, or ties it to another weight"

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from sepcap.models.forward import Hook, call, run_hooks
+from sepcap.models.forward import Hook, call, run_hooks, with_hooks
 from sepcap.models.kinds import is_hooked_transformer
 from sepcap.models.sites import n_layers
 
@@ -68,7 +68,7 @@ def recording(model: Any, layers: Iterable[int]) -> Iterator[dict[int, Residual]
 
     with ExitStack() as stack:
         stack.callback(model.blocks[0].register_forward_hook(look_at_form).remove)
-        stack.enter_context(model.hooks(fwd_hooks=[(_entry(model, layer), keep(layer)) for layer in wanted]))
+        stack.enter_context(with_hooks(model, [(_entry(model, layer), keep(layer)) for layer in wanted]))
         yield kept
 
 
@@ -111,7 +111,7 @@ def starting_from(model: Any, residual: Residual) -> Iterator[None]:
         for block in skipped:
             # past the bridge's own setattr, which would hand it on to the block it wraps
             block.__dict__["forward"] = lambda *args, **kwargs: passed_on
-        with model.hooks(fwd_hooks=[(_entry(model, residual.layer), lambda _, hook: residual.value)]):
+        with with_hooks(model, [(_entry(model, residual.layer), lambda _, hook: residual.value)]):
             yield
     finally:
         for block in skipped:
@@ -143,7 +143,7 @@ def logits_from(
     for name, _ in fwd_hooks:
         if name.startswith(skipped):
             raise ValueError(f"fwd_hooks: {name} is never called in a pass that starts at layer {residual.layer}")
-    with starting_from(model, residual), model.hooks(fwd_hooks=list(fwd_hooks)):
+    with starting_from(model, residual), with_hooks(model, fwd_hooks):
         return call(model, inputs, mask)
 
 

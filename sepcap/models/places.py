@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.errors import unknown
-from sepcap.models.forward import Hook
+from sepcap.models.forward import Hook, point_at
 from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer
 from sepcap.models.sites import get_site, n_layers, site_shape
 
@@ -60,7 +60,7 @@ def place_hooks(model: Any, place: str, layers: Sequence[int], look: Look) -> li
     row = PLACES[place]
     names = {layer: f"blocks.{layer}.{row.hooked_transformer if is_hooked_transformer(model) else row.bridge}" for layer in layers}
     for layer, name in names.items():
-        if name not in model.hook_dict:
+        if point_at(model, name) not in model.hook_dict:
             raise NotImplementedError(
                 f"{place!r} ({row.means}) of {architecture_of(model)}: layer {layer} has no {name.split('.', 2)[2]}. "
                 "What works everywhere: 'block_out'"

@@ -13,14 +13,14 @@ from unittest import mock
 import numpy as np
 import torch
 from conftest import words
-from family_rows import CLASSES, Family
+from family_rows import BACKEND, CLASSES, Family
 from plain import Plain, token_ids
 
 import sepcap
 from sepcap.experiments import pruning
 from sepcap.models.forward import logits_of, measuring
 from sepcap.models.kinds import kind_of
-from sepcap.models.sites import get_site, site_shape
+from sepcap.models.sites import get_site, live_weight, site_shape
 from sepcap.tasks.samples import sample_task
 
 TOKENS = 60
@@ -29,8 +29,8 @@ LOGITS = 1e-4
 Check = Callable[[Family, Path, tuple[str, ...], Path], None]
 
 
-def load(folder):
-    return sepcap.load_model(folder, device="cpu")
+def load(folder, dtype="float32"):
+    return sepcap.load_model(folder, device="cpu", dtype=dtype, backend=BACKEND)
 
 
 def inputs_of(model):
@@ -116,8 +116,8 @@ def half_precision_is_the_plain_models(row, folder, sites, out):
     exact, task = plain_logits(row, folder, inputs), tasks_of(load(folder))[0]
     expected = sepcap.collect(load(folder), task, tokens=TOKENS, sites=sites)
     for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
-        model = sepcap.load_model(folder, device="cpu", dtype=name)
-        assert dtype in {parameter.dtype for parameter in model.original_model.parameters()}  # some keep a few in float32
+        model = load(folder, name)
+        assert dtype in {parameter.dtype for parameter in model.parameters()}  # some keep a few in float32
         plain = Plain(row.layout, folder, dtype=dtype).run(inputs).float().reshape(exact.shape)
         with measuring(model):
             measured = logits_of(model, inputs)
@@ -187,7 +187,7 @@ def shake_what_is_read(model, sites):
     generator = torch.Generator().manual_seed(0)
     for block in model.blocks:
         for part, name in sorted({("mlp", "W_in") if site == "mlp" else ("attn", "W_V") for site in sites}):
-            weight = getattr(getattr(block, part), name)
+            weight = live_weight(getattr(block, part), name)
             weight.mul_(0.5 + torch.rand(weight.shape, generator=generator))
 
 

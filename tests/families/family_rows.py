@@ -1,5 +1,6 @@
 """The families: a small random model of the real configuration class of each, saved as a folder."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,10 @@ import transformers
 from conftest import CONTEXT, VOCABULARY, tiny_tokenizer
 from plain import LAYOUTS
 
+from sepcap.models.hooked_transformers import line
+
+BACKEND = os.environ.get("SEPCAP_TEST_BACKEND", "bridge")
+"""What the models are loaded as: "hooked" in the environment of transformer-lens 3.9 (tests/hooked_transformer, docs/families.py)."""
 CLASSES = 5
 TEXT = {"vocab_size": VOCABULARY, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 72, "num_attention_heads": 4}
@@ -65,6 +70,8 @@ def no_rotation(why: str) -> dict[Any, str]:
 BITNET = {**no_rotation("attn_sub_norm stands"), **behind("ffn_sub_norm", "mlp"), **behind("attn_sub_norm", "attn_pre_out")}
 V_NORM = {**no_rotation("v_norm stands"), **behind("v_norm", "attn_pre_out")}
 
+OTHERWISE = "otherwise than transformers does"
+
 
 @dataclass(frozen=True)
 class Family:
@@ -75,7 +82,9 @@ class Family:
         layout: where the plain model keeps its projections, a key of `plain.LAYOUTS`.
         config: the configuration class in transformers.
         options: its options.
-        refused: what cannot work, and a part of the error that says why: a site, a check, or (check, site).
+        refused: what cannot work on a bridge, and a part of the error that says why: a site, a check, or (check, site).
+        hooked: whether a HookedTransformer can be made of it.
+        not_in_3: a part of the error that says why transformer-lens 3.9 has no bridge for it.
     """
 
     name: str
@@ -83,39 +92,50 @@ class Family:
     config: str
     options: Mapping[str, Any] = field(repr=False)
     refused: Mapping[Any, str] = field(default_factory=dict, repr=False)
+    hooked: bool = False
+    not_in_3: str | None = None
+
+    def missing(self) -> str | None:
+        """A part of the error at loading, where the transformer-lens that is installed has no such model."""
+        if BACKEND == "hooked":
+            return None if self.hooked else "HookedTransformer|does not know it|otherwise than transformers does"
+        return self.not_in_3 if line() < 4 else None
 
     def refusal(self, check: str, site: str) -> str | None:
         """What the error of a check on a site says, where it cannot work."""
+        if self.missing() or BACKEND == "hooked":  # what is made into a HookedTransformer has every site and every bias
+            return self.missing()
         if check.startswith("rotation"):
             return self.refused.get(check)
         return self.refused.get(site) or self.refused.get((check, site))
 
 
 FAMILIES = (
-    Family("OPT", "opt", "OPTConfig", {**OPT, "word_embed_proj_dim": 32}),
+    Family("OPT", "opt", "OPTConfig", {**OPT, "word_embed_proj_dim": 32}, hooked=True),
     Family("OPT-350m (post-norm)", "opt", "OPTConfig", {**OPT, "word_embed_proj_dim": 24, "do_layer_norm_before": False}),
     Family("Galactica", "opt", "OPTConfig", {**OPT, "word_embed_proj_dim": 32, **GALACTICA}),
-    Family("GPT-2", "gpt2", "GPT2Config", GPT2),
-    Family("GPT-NeoX (Pythia)", "neox", "GPTNeoXConfig", DECODER),
-    Family("Llama", "llama", "LlamaConfig", DECODER),
-    Family("Mistral", "llama", "MistralConfig", WIDE_HEADS),
-    Family("Gemma-2", "llama", "Gemma2Config", GEMMA),
+    Family("GPT-2", "gpt2", "GPT2Config", GPT2, hooked=True),
+    Family("GPT-NeoX (Pythia)", "neox", "GPTNeoXConfig", DECODER, hooked=True),
+    Family("Llama", "llama", "LlamaConfig", DECODER, hooked=True),
+    Family("Mistral", "llama", "MistralConfig", WIDE_HEADS, hooked=True),
+    Family("Gemma-2", "llama", "Gemma2Config", GEMMA, hooked=True),
     Family("Gemma-3 (text)", "llama", "Gemma3TextConfig", GEMMA),
     Family("Gemma-4 (text)", "llama", "Gemma4TextConfig", GEMMA4, V_NORM),
+    Family("Qwen-2", "llama", "Qwen2Config", GROUPED, {"rotation, fold": "no output bias b_O"}, hooked=True),
     Family("Qwen-3", "llama", "Qwen3Config", WIDE_HEADS),
     Family("Phi", "phi", "PhiConfig", DECODER),
     Family("Phi-3", "phi3", "Phi3Config", GROUPED),
     Family("OLMo-2 (post-norm)", "llama", "Olmo2Config", GROUPED),
     Family("BERT", "bert", "BertConfig", MASKED),
-    Family("RoBERTa", "roberta", "RobertaConfig", {**MASKED, "max_position_embeddings": CONTEXT + 2}),
+    Family("RoBERTa", "roberta", "RobertaConfig", {**MASKED, "max_position_embeddings": CONTEXT + 2}, not_in_3="does not know it"),
     Family("ViT", "vit", "ViTConfig", PIXELS),
     Family("Mixtral (mixture of experts)", "llama", "MixtralConfig", {**GROUPED, "num_local_experts": 4}, MIXTURE),
     Family("Qwen-3-MoE (mixture of experts)", "llama", "Qwen3MoeConfig", EXPERTS_QWEN, MIXTURE),
     Family("GPT-OSS (attention sinks)", "llama", "GptOssConfig", SINKS, {**MIXTURE, "rotation, fold": "do not sum to 1"}),
     Family("Qwen-3-Next (gated attention)", "llama", "Qwen3NextConfig", GATED, {**MIXTURE, **no_rotation("a gate, bound or norm")}),
-    Family("Qwen-3.5 (linear attention)", "llama", "Qwen3_5TextConfig", HYBRID, NO_ATTENTION),
-    Family("DeepSeek-V2 (latent attention)", "llama", "DeepseekV2Config", LATENT, {**MIXTURE, **LATENT_VALUES}),
-    Family("DeepSeek-V3 (latent attention, dense)", "llama", "DeepseekV3Config", LATENT_V3, LATENT_VALUES),
+    Family("Qwen-3.5 (linear attention)", "llama", "Qwen3_5TextConfig", HYBRID, NO_ATTENTION, not_in_3=OTHERWISE),
+    Family("DeepSeek-V2 (latent attention)", "llama", "DeepseekV2Config", LATENT, {**MIXTURE, **LATENT_VALUES}, not_in_3="other logits"),
+    Family("DeepSeek-V3 (latent attention, dense)", "llama", "DeepseekV3Config", LATENT_V3, LATENT_VALUES, not_in_3=OTHERWISE),
     Family("BitNet (norm before W_O)", "llama", "BitNetConfig", GROUPED, BITNET),
 )
 

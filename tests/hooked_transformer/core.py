@@ -4,14 +4,19 @@ Run by test_core_on_hooked_transformers.py in an environment that has this class
 bridge's numbers beside it.
 """
 
+import contextlib
 import copy
 import dataclasses
 import os
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from conftest import CONTEXT, tiny_tokenizer, words
+from conftest import CONTEXT, words
 from safetensors.torch import load_file
 
 import sepcap
@@ -28,7 +33,7 @@ from sepcap.tasks.task import load_task
 MODELS = "SEPCAP_TEST_MODELS"
 HOOKED = ("opt", "gpt2", "neox", "llama", "mistral")
 LETTERS, DIGITS = words(0), words(0, alphabet="0123456789")
-SIZE = {"tokens": 300, "context": CONTEXT}
+SIZE: dict[str, Any] = {"tokens": 300, "context": CONTEXT}
 IDS = torch.randint(3, 320, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
@@ -55,7 +60,7 @@ def numbers(model) -> dict[str, torch.Tensor]:
         found[f"offset {bias}"] = rotation.output_bias
         turned = sepcap.collect(model, LETTERS, sites="attn_value", rotation=rotation, **SIZE)
         found[f"rotated {bias}"] = turned["attn_value"].abs
-        found[f"logits rotated {bias}"] = edited(model, lambda bias=bias: sepcap.rotate_values(model, bias=bias))
+        found[f"logits rotated {bias}"] = edited(model, partial(sepcap.rotate_values, model, bias=bias))
     table = compare_ablations(model, LETTERS, tokens=200, reference_tokens=300, fit_tokens=100, context=CONTEXT).table
     found["compared"] = torch.from_numpy(table[["delta_loss", "delta_top1"]].to_numpy(dtype=float))
     return {name: tensor.double().contiguous() for name, tensor in found.items()}
@@ -233,9 +238,9 @@ def test_what_is_saved_is_a_plain_checkpoint_with_the_same_logits(case, edit, tm
     edits = {
         "deletion": lambda: [sepcap.delete(model, neurons) for neurons in drawn(model).values()],
         "rotation": lambda: sepcap.rotate_values(model),
-        "offset": lambda: sepcap.delete(model, drawn(model)["mlp"], offset="mean", reference=sepcap.collect(model, LETTERS, **SIZE)),
+        "offset": lambda: sepcap.delete(model, drawn(model)["mlp"], {"mlp": sepcap.collect(model, LETTERS, **SIZE)["mlp"].mean}),
     }
-    if edit == "offset" and model.cfg.original_architecture == "MistralForCausalLM":
+    if edit == "offset" and model.cfg.gated_mlp:  # whose checkpoints have no such bias
         edits["offset"]()
         with pytest.raises(NotImplementedError, match=r"b_out.* has no place for"):
             sepcap.save_pretrained(model, tmp_path / "saved")
@@ -261,17 +266,17 @@ def test_what_is_saved_is_a_plain_checkpoint_with_the_same_logits(case, edit, tm
 
 def test_a_weight_that_the_checkpoint_ties_to_another_is_not_saved_wrong(model, tmp_path):
     model.unembed.W_U = torch.nn.Parameter(model.W_U.detach() * 2)
+    before = state(model)
     if model.sepcap_origin.hf_model.config.tie_word_embeddings:
         with pytest.raises(NotImplementedError, match=r"(embed\.W_E|unembed\.W_U) .*ties it to another weight"):
             sepcap.save_pretrained(model, tmp_path / "saved")
+        assert same_state(model, before)
     else:
         sepcap.save_pretrained(model, tmp_path / "saved")
 
 
 def test_a_subclass_is_made_too(tiny_folders):
-    from transformer_lens import HookedTransformer
-
-    class Own(HookedTransformer):
+    class Own(import_module("transformer_lens").HookedTransformer):
         pass
 
     model = sepcap.load_model(tiny_folders["gpt2"], device="cpu", backend=Own)
@@ -279,11 +284,59 @@ def test_a_subclass_is_made_too(tiny_folders):
     assert sepcap.evaluate(model, LETTERS, **SIZE).n == 300
 
 
-def test_one_that_sepcap_has_not_made_is_measured_but_not_saved(tmp_path):
-    from transformer_lens import HookedTransformer
+@pytest.mark.parametrize("hook", ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.0.mlp.hook_post"])
+@torch.no_grad()
+def test_an_sae_in_the_model_is_a_part_of_it(hook, tiny_folders, tmp_path):
+    sae_lens = pytest.importorskip("sae_lens")
+    model = sepcap.load_model(tiny_folders["opt"], device="cpu", backend=sae_lens.HookedSAETransformer)
+    assert type(model) is sae_lens.HookedSAETransformer
+    torch.manual_seed(0)
+    metadata, width = sae_lens.saes.sae.SAEMetadata(hook_name=hook), 72 if "mlp" in hook else 32
+    reshaped = "hook_z" if hook.endswith("hook_z") else "none"
+    sae = sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=width, d_sae=64, metadata=metadata, reshape_activations=reshaped))
+    fold = [(hook, lambda x, hook: sae(x))]
+    neurons = sepcap.NeuronSet.random(model, dict.fromkeys(("mlp", "attn_pre_out"), 0.3), seed=1)
+
+    def measured(ablation):
+        with ablation:
+            table = compare_ablations(model, LETTERS, kinds=["zero", "mean"], tokens=200, reference_tokens=300, context=CONTEXT).table
+            collected = sepcap.collect(model, LETTERS, sites=("mlp", "attn_pre_out"), **SIZE)
+            return model(IDS), collected["mlp"].abs, collected["attn_pre_out"].abs, sepcap.evaluate(model, LETTERS, **SIZE).loss, table
+
+    plain = measured(contextlib.nullcontext())
+    with model.hooks(fwd_hooks=fold):
+        expected = measured(contextlib.nullcontext())
+        expected_ablated = measured(sepcap.ablate(model, neurons))
+    model.add_sae(sae)
+    found, ablated = measured(contextlib.nullcontext()), measured(sepcap.ablate(model, neurons))
+    for now, then in ((found, expected), (ablated, expected_ablated)):
+        torch.testing.assert_close(now[:4], then[:4])
+        pd.testing.assert_frame_equal(now[4], then[4], rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(found[0], plain[0], rtol=0.01)
+    assert not torch.allclose(found[1][1], plain[1][1], rtol=0.01)
+    before, fractions = state(model), dict.fromkeys(neurons.masks, 0.2)
+    config = sepcap.PruningConfig(forget=LETTERS, retain=DIGITS, fractions=fractions, steps=1, tokens=300, eval_tokens=200)
+    if "resid" in hook:
+        sepcap.prune(model, config, out=tmp_path / "run")
+        assert same_state(model, before)
+        assert list(model.acts_to_saes) == [hook]
+        sepcap.delete(model, neurons)
+        torch.testing.assert_close(model(IDS), ablated[0])
+    else:
+        for edit in (lambda: sepcap.prune(model, config, out=tmp_path / "run"), lambda: sepcap.delete(model, neurons)):
+            with pytest.raises(NotImplementedError, match=rf"an SAE at {hook} reads them .*reset_saes"):
+                edit()
+        assert same_state(model, before)
+    model.reset_saes()
+    sepcap.save_pretrained(model, tmp_path / "saved")
+    torch.testing.assert_close(sepcap.load_model(tmp_path / "saved", device="cpu")(IDS), model(IDS), rtol=0, atol=1e-4)
+
+
+def test_one_that_sepcap_has_not_made_is_measured_but_not_saved(tiny_folders, tmp_path):
+    from transformers import AutoTokenizer
 
     sizes = {"n_layers": 1, "d_model": 16, "n_ctx": 32, "d_head": 8, "d_vocab": 320, "act_fn": "relu", "d_mlp": 24}
-    model = HookedTransformer(sizes, tiny_tokenizer())
+    model = import_module("transformer_lens").HookedTransformer(sizes, AutoTokenizer.from_pretrained(tiny_folders["opt"]))
     assert sepcap.evaluate(model, LETTERS, **SIZE).n == 300
     with pytest.raises(NotImplementedError, match=r"saving a checkpoint .*load_model"):
         sepcap.save_pretrained(model, tmp_path / "saved")
@@ -335,10 +388,9 @@ def test_resampling_goes_on_with_a_cache(model):
 
 @torch.no_grad()
 def test_a_norm_over_the_neurons_is_no_place_to_delete():
-    from transformer_lens import HookedTransformer
-
     sizes = {"n_layers": 1, "d_model": 16, "n_ctx": 16, "d_head": 8, "d_vocab": 50}
-    solu = HookedTransformer({**sizes, "act_fn": "solu_ln", "normalization_type": "LN", "attn_only": False, "d_mlp": 24})
+    solu_ln = {**sizes, "act_fn": "solu_ln", "normalization_type": "LN", "attn_only": False, "d_mlp": 24}
+    solu = import_module("transformer_lens").HookedTransformer(solu_ln)
     with pytest.raises(NotImplementedError, match="normalises"):
         sepcap.delete(solu, NeuronSet.random(solu, {"mlp": 0.5}))
     sepcap.delete(solu, NeuronSet.random(solu, {"attn_pre_out": 0.5}))

@@ -17,16 +17,14 @@ PYTHON = Path(os.environ.get("SEPCAP_TL3_PYTHON", ROOT / ".venv-tl39" / "bin" / 
 """A Python that has transformer-lens 3.9, sepcap, pytest, hypothesis and beartype."""
 
 NEEDED = pytest.mark.skipif(not PYTHON.exists(), reason="`make lines` makes the environment of transformer-lens 3.9")
-BRIDGES = "test_works and not pruning and not RoBERTa and not Qwen-3.5 and not DeepSeek-V3"
-"""What holds for the bridges of 3.9 as for those of 4: it has none for RoBERTa, and the two others are computed in another way."""
 
 
 def run_there(*arguments, **variables):
     """Run tests with transformer-lens 3.9; the number of those that passed."""
-    tests = [str(PYTHON), "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    tests = [str(PYTHON), "-m", "pytest", "-p", "no:cacheprovider", "-m", "slow or not slow", *arguments]
     done = subprocess.run(tests, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
-    return int(re.search(r"(\d+) passed", done.stdout)[1])
+    return sum(map(int, re.findall(r"(\d+) passed", done.stdout)))
 
 
 @NEEDED
@@ -41,5 +39,6 @@ def test_hooked_transformers_give_the_numbers_of_bridges(tiny_folders, tmp_path)
 
 @NEEDED
 @pytest.mark.slow
-def test_bridges_of_the_older_line_work_as_those_of_the_newer():
-    assert run_there("tests/families/test_families.py", "-k", BRIDGES) >= 100
+@pytest.mark.parametrize("backend", ["bridge", "hooked"])
+def test_the_page_of_families_says_what_the_older_line_does(backend):
+    assert run_there("tests/families/test_families.py", SEPCAP_TEST_BACKEND=backend) >= {"bridge": 180, "hooked": 70}[backend]

@@ -117,6 +117,14 @@ def test_a_set_of_another_shape_changes_nothing(tiny, family):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_nothing_is_deleted_where_one_of_the_sites_cannot_be(tiny_opt, monkeypatch):
+    monkeypatch.setattr("sepcap.interventions.trial.norm_inside", lambda part: "ln" if part is tiny_opt.blocks[0].attn else None)
+    before = weights(tiny_opt)
+    with pytest.raises(NotImplementedError, match="ln normalises over them"):
+        sepcap.delete(tiny_opt, some(tiny_opt, "all"))
+    assert all(torch.equal(value, before[name]) for name, value in weights(tiny_opt).items())
+
+
 def test_an_architecture_that_shows_copies_is_refused(tiny_opt, monkeypatch):
     """Editing a copy must not pass for a deletion."""
     monkeypatch.setattr(type(tiny_opt.blocks[0].mlp), "W_out", property(lambda self: self.out.weight.T.clone()), raising=False)

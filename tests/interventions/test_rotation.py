@@ -181,7 +181,7 @@ def qwen2():
 def test_value_bias_without_output_bias():
     model = qwen2()
     before = fingerprint(model)
-    with pytest.raises(ValueError, match="no output bias b_O to fold it into; use bias='rotate'"):
+    with pytest.raises(NotImplementedError, match="no output bias b_O to fold it into; use bias='rotate'"):
         rotate_values(model, "fold")
     assert fingerprint(model) == before
     old = logits(model)
