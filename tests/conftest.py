@@ -1,6 +1,7 @@
 """Shared fixtures: tiny models of real configuration classes, saved to and loaded from a folder."""
 
 import os
+import shutil
 import sys
 import warnings
 
@@ -113,6 +114,26 @@ def trained_folder(tmp_path_factory, letters, digits):
 def trained(trained_folder):
     """The trained tiny OPT, fresh; a test may edit it."""
     return fresh(trained_folder)
+
+
+def find_chromium() -> str | None:
+    """A Chromium or Chrome of this machine."""
+    names = (os.environ.get("BROWSER_PATH", ""), "chromium", "chromium-browser", "google-chrome", "chrome")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium that playwright steers; skips where there is none. Of a module: asyncio cannot run beside it."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'sepcap[dev]'")
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium or Chrome found: install one, or set BROWSER_PATH to it")
+    with playwright.sync_playwright() as running:
+        # root may not use the sandbox
+        opened = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.getuid() == 0 else [])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(autouse=True)

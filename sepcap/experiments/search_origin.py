@@ -47,7 +47,7 @@ ORIGINS: dict[str, Meaning] = {
     ),
     "unknown": Meaning(
         "found in a place that is not known: if on these texts, p is too small; give find_dims' own table",
-        "search unknown",
+        "origin of search unknown",
     ),
 }
 """How the texts, the model and the positions of a search relate to those of a test -> what it makes of p."""

@@ -29,6 +29,7 @@ from sepcap.plots.style import (
     new_figure,
     plain,
     rounded,
+    scale_ticks,
     width_px,
 )
 
@@ -46,7 +47,7 @@ def ablations(
 ) -> go.Figure:
     """Change of a metric under every kind of ablation: points with 95% intervals for a few heads, else a heat map per kind.
 
-    In a heat map, a dot marks the heads whose interval holds 0.
+    In a heat map, a dot marks the heads whose interval contains 0.
 
     Args:
         comparison: what `compare_ablations` gives.
@@ -70,8 +71,7 @@ def _change(metric: str) -> str:
 def _points(comparison: AblationComparison, metric: str, width: Width) -> go.Figure:
     table = comparison.table
     value, low, high = (f"delta_{metric}{end}" for end in ("", "_low", "_high"))
-    several = len(comparison.targets) > 1
-    each = len(comparison.kinds) + several
+    each = len(comparison.kinds) + 1
     n = each * len(comparison.targets)
     decimals = _decimals(table[[value, low, high]].to_numpy())
     small, beside = {"size": TICK_PX}, {"xref": "paper", "yref": "y", "xanchor": "left"}
@@ -80,9 +80,9 @@ def _points(comparison: AblationComparison, metric: str, width: Width) -> go.Fig
     ticks = {}
     for row, line in enumerate(table.to_dict("records")):
         i, j = divmod(row, len(comparison.kinds))
-        y = n - 1 - (i * each + j + several)
+        y = n - 2 - (i * each + j)
         name, kind = ("random control: " if line["control"] else "") + line["target"], line["kind"]
-        if several and j == 0:
+        if j == 0:
             notes.append({"text": capital(name), "x": 0, "y": y + 1, **beside, "xshift": 4, "font": small})
         ticks[y] = kind
         colour, symbol = LOOK[kind]
@@ -97,15 +97,24 @@ def _points(comparison: AblationComparison, metric: str, width: Width) -> go.Fig
         notes.append({"text": said, "x": 1, "y": y, **beside, "xshift": 8, "font": small})
     dotted = {"color": INK, "width": 1, "dash": "dot"}
     layout = {
-        "xaxis": {"title": {"text": _change(metric)}, "nticks": 5, "range": _range(table[[value, low, high]].to_numpy())},
+        "xaxis": {
+            "title": {"text": f"{_change(metric)}<br>{_measured(comparison)}, with 95% intervals"},
+            "nticks": 5,
+            "range": _range(table[[value, low, high]].to_numpy()),
+        },
         "yaxis": {"range": [-0.7, n - 0.3], "tickvals": list(ticks), "ticktext": list(ticks.values()), "ticks": "", "showline": False},
         "annotations": notes,
         "shapes": [
             {"type": "line", "x0": 0, "x1": 0, "y0": top - len(comparison.kinds) + 0.4, "y1": top + 0.6, "line": dotted, "layer": "below"}
-            for top in (n - 1 - i * each - several for i in range(len(comparison.targets)))
+            for top in (n - 2 - i * each for i in range(len(comparison.targets)))
         ],
     }
-    return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 10, left=20, right=148)
+    return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 10, left=20, right=148, bottom=62)
+
+
+def _measured(comparison: AblationComparison) -> str:
+    """On what the changes were measured."""
+    return f"{plain(comparison.before.task, 24)}, n = {comparison.before.n:,}"
 
 
 def _decimals(values: np.ndarray) -> int:
@@ -143,8 +152,9 @@ def _heat_maps(comparison: AblationComparison, metric: str, of_layers: Sequence[
         "<extra></extra>"
     )
     traces: list[Any] = []
-    told = {"text": "• 95% interval holds 0", "x": 0, "xref": "paper", "xanchor": "left", "y": 0, "yref": "paper", "yanchor": "top"}
-    layout: dict[str, Any] = {"annotations": [{**told, "yshift": -46, "font": {"size": TICK_PX}}]}
+    said = f"{_measured(comparison)}; • 95% interval contains 0"
+    below = {"x": 0, "xref": "paper", "xanchor": "left", "y": 0, "yref": "paper", "yanchor": "top"}
+    layout: dict[str, Any] = {"annotations": [{"text": said, **below, "yshift": -46, "font": {"size": TICK_PX}}]}
     for i, kind in enumerate(comparison.kinds):
         row, column = divmod(i, columns)
         key = "" if i == 0 else str(i + 1)
@@ -196,13 +206,7 @@ def _diverging(values: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
     far = far or float(finite.max(initial=0)) or 1.0
     at = np.linspace(-1, 1, 17)
     scale = [[(v + 1) / 2, _tint(BLUE if v < 0 else VERMILLION, abs(v) ** 0.6)] for v in at]
-    under, over = "≤ " * bool(np.nanmin(values) < -far), "≥ " * bool(np.nanmax(values) > far)
-    texts = [f"{v:.2g}" for v in (-far, -far / 2, 0.0, far / 2, far)]
-    texts = [text.replace("-", "−") for text in (under + texts[0], *texts[1:-1], over + texts[-1])]
-    return (
-        {"colorscale": scale, "cmin": -far, "cmax": far},
-        {"tickvals": [-far, -far / 2, 0, far / 2, far], "ticktext": texts},
-    )
+    return {"colorscale": scale, "cmin": -far, "cmax": far}, scale_ticks(values[np.isfinite(values)], -far, far)
 
 
 def _tint(colour: str, strength: float) -> str:

@@ -60,7 +60,7 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
     texts = [_wrapped(label) for label in reversed(found)]
     row_px = TWO_LINES_PX if any("<br>" in text for text in texts) else ROW_PX
     layout = {
-        "xaxis": {"title": {"text": f"Area, {_lower(metric_name(metric))} (2: fully separable)"}, "range": [low, high], "dtick": 0.5},
+        "xaxis": {"title": {"text": f"Area of {_lower(metric_name(metric))}, with 95% interval<br>(2: fully separable)"}, "range": [low, high], "dtick": 0.5},
         "yaxis": {
             "range": [-0.6, top],
             "tickvals": list(range(n)),
@@ -74,7 +74,7 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
             for x, c in marks
         ],
     }
-    return new_figure(traces, layout, width=width, plot_px=row_px * n + 10, left=20, right=96, top=26)
+    return new_figure(traces, layout, width=width, plot_px=row_px * n + 10, left=20, right=96, top=26, bottom=62)
 
 
 def _lower(name: str) -> str:

@@ -52,7 +52,8 @@ def cross_checks_layers(result: CrossChecks, *, width: Width = "column") -> go.F
     lines = {f"forget {task}": table[table["pruned"] == task] for task in result.pair}
     depth = int(np.max(table["layers"]))
     share = 100 * result.config["layer_fraction"]
-    x = {"title": {"text": f"Last layers ({share:.3g}% of each gone)"}, "range": [0.6, depth + 0.4], "tick0": 1, "dtick": every(depth, 7)}
+    title = f"Last layers<br>({share:.3g}% of each gone)"
+    x = {"title": {"text": title}, "range": [0.6, depth + 0.4], "tick0": 1, "dtick": every(depth, 7)}
     return _panels(result, lines, "layers", x, width)
 
 
@@ -139,7 +140,8 @@ def _panels(
         layout["annotations"].append({"text": f"Evaluated: {plain(task, 22)}", **place})
     layout["yaxis"]["title"] = {"text": f"{metric_name(result.config['metric'])} left (share)"}
     layout["legend"] = {"title": {"text": f"{capital(SITE_NAMES[result.config['site']])}, with 95% intervals"}}
-    return new_figure(traces, layout, width=width, plot_px=200, top=28, right=20, legend_rows=len(lines) + 2, legend_below=True)
+    margins: dict[str, Any] = {"top": 28, "right": 20, "bottom": 46 + 15 * xaxis["title"]["text"].count("<br>")}
+    return new_figure(traces, layout, width=width, plot_px=200, legend_rows=len(lines) + 2, legend_below=True, **margins)
 
 
 def _line(rows: Any, x: str, label: str, colour: str, axes: Mapping[str, str], shown: bool, task: str, open_: bool) -> go.Scatter:
@@ -201,7 +203,7 @@ def cross_checks_meeting(result: CrossChecks, *, width: Width = "column") -> go.
     point = [found[f"trajectories meet: accuracy on {task}"] for task in result.pair]
     if np.isfinite(point[0]["value"]):
         share = [100 * found[f"trajectories meet: share of {task} neurons"]["value"] for task in result.pair]
-        traces.append(_meeting_point(point, f"they meet at {share[0]:.0f}% and {share[1]:.0f}%"))
+        traces.append(_meeting_point(point, f"they meet with {share[0]:.0f}% and {share[1]:.0f}% of the neurons gone"))
     most = max(1.05, 1.05 * float(np.nanmax(table["relative"])))
     name = metric_name(result.config["metric"]).lower()
     layout = {

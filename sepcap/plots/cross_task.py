@@ -94,6 +94,6 @@ def cross_task_bisection(result: CrossTask, *, width: Width = "column") -> go.Fi
                 "line": {"color": INK, "width": 1, "dash": "dot"},
             }
         ],
-        "legend": {"title": {"text": "Neurons that it takes (filled)"}},
+        "legend": {"title": {"text": f"Neurons gone at {100 * config['target']:.3g}% (filled marker)"}},
     }  # fmt: skip
     return new_figure(traces, layout, width=width, plot_px=220, legend_rows=len(traces) + 1)

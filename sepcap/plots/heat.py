@@ -1,5 +1,6 @@
-"""Small heat maps side by side, rows and columns with names, the number written in every cell."""
+"""Small heat maps beside or below each other, rows and columns with names, the number written in every cell."""
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from sepcap.plots.style import FAINT, GREY, SHARES, TICK_PX, Width, in_lines, ne
 
 CELL_PX = 34
 GAP_PX = 22
+ROW_GAP_PX = 30
 BAR_PX = 74
 LETTER_PX = 6.2
 
@@ -30,6 +32,8 @@ def heat_panels(
 ) -> go.Figure:
     """One panel per entry, all on one colour scale; cells that are not a number are empty and grey.
 
+    Panels stand side by side where their cells are wide enough for a number, else one below the other.
+
     Args:
         panels: title of the panel -> values [row, column].
         rows, columns: names; the first row is at the top.
@@ -42,21 +46,26 @@ def heat_panels(
         width: inches, "column" or "page".
     """
     names, columns_named = [plain(name, 18) for name in rows], [plain(name, 18) for name in columns]
-    left = 34 + LETTER_PX * max(map(len, names))
-    room = width_px(width) - left - BAR_PX - GAP_PX * (len(panels) - 1)
-    cell = room / (len(panels) * len(columns))
-    turned = max(map(len, columns_named)) * LETTER_PX > cell
-    below = 46 + LETTER_PX * max(map(len, columns_named)) * turned
-    height = max(CELL_PX, min(cell, 60)) * len(rows)
-    share = room / len(panels) / (room + GAP_PX * (len(panels) - 1))
-    gap = GAP_PX / (room + GAP_PX * (len(panels) - 1))
+    left = 34 + LETTER_PX * _longest(names)
+    room = width_px(width) - left - BAR_PX
+    across = len(panels)
+    cell = (room - GAP_PX * (across - 1)) / (across * len(columns))
+    if cell < CELL_PX:
+        across, cell = 1, room / len(columns)
+    down = len(panels) // across
+    turned = _longest(columns_named) * LETTER_PX > cell
+    below = 46 + LETTER_PX * _longest(columns_named) * turned
+    each = max(CELL_PX, min(cell, 60 if down == 1 else 40)) * len(rows)
+    height = down * each + (down - 1) * ROW_GAP_PX
+    share, gap = cell * len(columns) / room, GAP_PX / room
     traces: list[Any] = []
     above = {"xref": "paper", "xanchor": "left", "yref": "paper", "yanchor": "bottom"}
     layout: dict[str, Any] = {
         "annotations": [{"text": heading, "x": 0, "xshift": -left + 8, "y": 1, "yshift": 24, "align": "left", **above}]
     }
     for i, (label, values) in enumerate(panels.items()):
-        key, start = "" if i == 0 else str(i + 1), i * (share + gap)
+        key, row, column = "" if i == 0 else str(i + 1), i // across, i % across
+        start, top = column * (share + gap), 1 - row * (each + ROW_GAP_PX) / height
         z = [rounded(line, 4) for line in values]
         axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
         look = {"coloraxis": "coloraxis", "hoverinfo": "text", "hovertext": hovers[label], "hoverongaps": False, "xgap": 1, "ygap": 1}
@@ -67,11 +76,12 @@ def heat_panels(
             for (r, c), value in np.ndenumerate(values)
             if cell >= LETTER_PX * (decimals + 2)
         ]
-        layout["annotations"].append({"text": plain(label), "x": start, "y": 1, "yshift": 3, **above})
+        layout["annotations"].append({"text": plain(label), "x": start, "y": top, "yshift": 3, **above})
         layout[f"xaxis{key}"] = {
             "domain": [start, min(1.0, start + share)],
             "anchor": f"y{key}",
-            "title": {"text": column_title},
+            "title": {"text": column_title if row == down - 1 else ""},
+            "showticklabels": row == down - 1,
             "tickvals": list(range(len(columns))),
             "ticktext": columns_named,
             "tickangle": -90 if turned else 0,
@@ -80,11 +90,12 @@ def heat_panels(
             "showline": False,
         }
         layout[f"yaxis{key}"] = {
+            "domain": [max(0.0, top - each / height), top],
             "anchor": f"x{key}",
-            "title": {"text": row_title if i == 0 else ""},
+            "title": {"text": row_title if column == 0 else ""},
             "tickvals": list(range(len(rows))),
             "ticktext": names,
-            "showticklabels": i == 0,
+            "showticklabels": column == 0,
             "range": [len(rows) - 0.5, -0.5],
             "ticks": "",
             "showline": False,
@@ -101,6 +112,11 @@ def heat_panels(
     return new_figure(
         traces, layout, width=width, plot_px=height, left=left, right=BAR_PX, top=48 + 15 * heading.count("<br>"), bottom=below
     )
+
+
+def _longest(names: Sequence[str]) -> int:
+    """Letters of the longest name, as it is shown."""
+    return max(len(html.unescape(name)) for name in names)
 
 
 def _number(value: float, decimals: int) -> str:

@@ -344,9 +344,9 @@ def _entries(sites: list[Site]) -> list[go.Scatter]:
     if total:
         crowded = ", size: share of the cell" if any(s.crowded for s in sites) else ""
         entries.append(mark(VERMILLION, f"{CHOSEN} ({total:,}){crowded}"))
-    ringed = {"color": "white", "size": 7, "line": {"color": INK, "width": 1}}
-    said = f"ringed: the {NAMED} highest and lowest scores of a layer"
-    entries.append(go.Scatter(x=[None], y=[None], mode="markers", marker=ringed, name=said))
+    dark = {"color": INK, "size": 7}
+    said = f"highest {NAMED}, lowest {NAMED} of a layer{'; ringed: chosen' if total else ''}"
+    entries.append(go.Scatter(x=[None], y=[None], mode="markers", marker=dark, name=said))
     if any(s.threshold is not None for s in sites):
         entries.append(go.Scatter(x=[None], y=[None], mode="lines", line={"color": INK, "width": 1, "dash": "dash"}, name=LOWEST))
     entries.append(go.Scatter(x=[None], y=[None], mode="lines", line={"color": GREY, "width": 1, "dash": "dot"}, name=EQUAL))

@@ -105,6 +105,7 @@ def methods(result: Methods, metric: str = "top1", *, width: Width = "column") -
             "ticks": "",
             "showline": False,
         },
+        "legend": {"title": {"text": "Mean over seeds, with 95% interval<br>small dots: single seeds"}},
         "annotations": [
             {"text": f"<b>{text}</b>", "x": 0, "xref": "paper", "xanchor": "right", "xshift": -4, "y": at, "font": {"size": TICK_PX}}
             for text, at in headings
@@ -115,7 +116,7 @@ def methods(result: Methods, metric: str = "top1", *, width: Width = "column") -
             for _, at in headings[1:]
         ],
     }
-    return new_figure(traces, layout, width=width, plot_px=ROW_PX * (0.1 - y), left=150, legend_rows=2)
+    return new_figure(traces, layout, width=width, plot_px=ROW_PX * (0.1 - y), left=150, legend_rows=4)
 
 
 def _hover(row: dict[str, Any]) -> str:

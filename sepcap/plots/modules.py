@@ -27,7 +27,7 @@ from sepcap.plots.style import (
 
 LOOK = {
     ("trained", "moefied"): ("MoEfication clusters", VERMILLION, SYMBOLS[0], DASHES[0]),
-    ("trained", "index"): ("arbitrary clusters (number mod k)", BLUE, SYMBOLS[1], DASHES[1]),
+    ("trained", "index"): ("arbitrary clusters (neuron index modulo k)", BLUE, SYMBOLS[1], DASHES[1]),
     ("random", "moefied"): ("MoEfication, random weights", GREEN, SYMBOLS[2], DASHES[3]),
 }
 """Weights and clusters -> what a line is called, and its colour, symbol and dash."""
@@ -89,7 +89,7 @@ def concentration_curve(result: Modules, *, fraction: float | None = None, task:
         "legend": {
             "title": {
                 "text": _title(result, fraction, task)
-                + "<br>numbers: area under the line (0.5 even, 1 in one cluster)<br>bands: 95% of single random sets"
+                + "<br>numbers: area under the line (0.5: even, 1: one cluster)<br>bands: 95% of single random sets"
             }
         },
     }
@@ -191,7 +191,7 @@ def _chosen(result: Modules, fraction: float | None, task: str | None) -> tuple[
 def _title(result: Modules, fraction: float, task: str | None) -> str:
     tasks = result.config["tasks"]
     what = task if task is not None else tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
-    how = f"top {100 * fraction:.3g}% of the MLP neurons, k = {result.config['k']}"
+    how = f"top {100 * fraction:.3g}% of the MLP neurons; k = {result.config['k']} clusters per layer"
     return f"{plain(what)} against {plain(result.config['retain'])}<br>{how}"
 
 

@@ -28,9 +28,9 @@ from sepcap.plots.style import (
 ROW_PX = 22
 
 MEASURES = {
-    "share": ("|A∩B| / |A|", 2),
-    "iou": ("|A∩B| / |A∪B|", 2),
-    "ratio": ("|A∩B|, times chance", 1),
+    "share": ("Share of the first task's neurons", 2),
+    "iou": ("Intersection over union", 2),
+    "ratio": ("Shared, times chance", 1),
     "log10_p_corrected": ("−log<sub>10</sub> p, Bonferroni", 1),
 }
 """What a heat map can show: its title and the digits after the point."""
@@ -47,8 +47,8 @@ def overlaps(
 ) -> go.Figure:
     """Task × task, the trained model beside the mean of the randomly initialised ones.
 
-    A is the set of the row, B that of the column; only |A∩B| / |A| depends on which is which, and only where the sets differ in size,
-    as they do within a layer. The diagonal, a set with itself, is left out.
+    "share" is the part of the neurons of the row's task that the column's task shares. It alone depends on which task is first, and
+    only where the sets differ in size, as they do within a layer. The diagonal, a set with itself, is left out.
 
     Args:
         result: what `sepcap.overlaps` returns.
@@ -84,8 +84,8 @@ def overlaps(
     where = f"{capital(SITE_NAMES[site])}, {100 * fraction:.3g}% selected{'' if layer is None else f', layer {layer}'}"
     where += f"; random: mean of {n} seeds" * (n > 1)
     return heat_panels(
-        panels, tasks, tasks, hovers=hovers, heading=where, title=name, row_title="A", column_title="B", limits=(0.0, top),
-        decimals=decimals, width=width,
+        panels, tasks, tasks, hovers=hovers, heading=where, title=name, row_title="First task", column_title="Second task",
+        limits=(0.0, top), decimals=decimals, width=width,
     )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: Wi
     most = max(1.0, float(np.nanmax(totals["ratio"])))
     top = len(keys) - 0.5
     layout = {
-        "xaxis": {"title": {"text": f"Overlap, times chance ({100 * fraction:.3g}% selected)"}, "range": [0, 1.06 * most]},
+        "xaxis": {"title": {"text": f"Shared neurons, times chance ({100 * fraction:.3g}% selected)"}, "range": [0, 1.06 * most]},
         "yaxis": {
             "range": [-0.5, top],
             "tickvals": list(heights.values()),

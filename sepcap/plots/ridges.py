@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.plots.style import FAINT, INK, TICK_PX, VERMILLION, Width, layer_ticks, new_figure, rounded
+from sepcap.plots.style import FAINT, INK, TICK_PX, VERMILLION, Width, in_lines, layer_ticks, new_figure, rounded, width_px
 
+LEFT_PX = 46
 RIDGE = 0.9
 """Height of the highest bin of a panel, in distances between layers: below 1, so that no ridge hides the one above."""
 ALL, SELECTED = "all", "selected"
@@ -101,8 +102,10 @@ def ridges(panels: Sequence[Panel], *, width: Width | None, legend: Sequence[go.
     row_px = 34 if tallest <= 10 else 26 if tallest <= 18 else 17
     traces: list[Any] = []
     layout: dict[str, Any] = {"annotations": [], "shapes": []}
+    width = width or ("column" if len(panels) == 1 else "page")
     gap = 0.09 if len(panels) > 1 else 0.0
     share = (1 - gap * (len(panels) - 1)) / len(panels)
+    headings = [in_lines(panel.heading, (share + gap) * (width_px(width) - LEFT_PX)) for panel in panels]
     for i, panel in enumerate(panels):
         b = panel.binned
         key = "" if i == 0 else str(i + 1)
@@ -113,7 +116,7 @@ def ridges(panels: Sequence[Panel], *, width: Width | None, legend: Sequence[go.
         traces += [*_outlines(panel, key), _ends(panel, key)]
         layout[f"xaxis{key}"] = {
             "domain": [start, end],
-            "title": {"text": panel.title if len(panels) < 3 else panel.title.replace(", ", ",<br>")},
+            "title": {"text": panel.title},
             "range": [b.edges[0], b.edges[-1]],
             "anchor": f"y{key}",
         }
@@ -127,14 +130,14 @@ def ridges(panels: Sequence[Panel], *, width: Width | None, legend: Sequence[go.
         layout["annotations"] += _shares(b, key, end)
         if panel.heading:
             place = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 4}
-            layout["annotations"].append({"text": panel.heading, **place})
+            layout["annotations"].append({"text": headings[i], "align": "left", **place})
         if panel.line is not None:
             x, colour = panel.line
             place = {"xref": f"x{key}", "yref": f"y{key} domain", "x0": x, "x1": x, "y0": 0, "y1": 1}
             layout["shapes"].append({"type": "line", **place, "line": {"color": colour, "width": 1, "dash": "3px,3px"}})
-    width = width or ("column" if len(panels) == 1 else "page")
     plot_px = row_px * (tallest + 0.15)
-    margins: dict[str, Any] = {"left": 46, "top": 30 if any(p.heading for p in panels) else 14, "bottom": 46 if len(panels) < 3 else 62}
+    lines = max(heading.count("<br>") for heading in headings)
+    margins: dict[str, Any] = {"left": LEFT_PX, "top": 30 + 15 * lines if any(headings) else 14}
     entries = [*legend, _strokes()]
     said = _explained(panels)
     layout["legend"] = {"title": {"text": "<br>".join(said)}}
@@ -153,7 +156,7 @@ def _explained(panels: Sequence[Panel]) -> list[str]:
     how = "logarithm of the neurons in a bin" if panels[0].logarithmic else "neurons in a bin"
     said = [f"Height: {how}, at most {' and '.join(f'{n:,}' for n in highest)}"]
     beside = dict.fromkeys(text for p in panels for text in _said(p.binned))
-    return said + ([f"At the right: neurons with {' / '.join(beside)}"] if beside else [])
+    return said + ([f"At the right: share of neurons with {' / '.join(beside)}"] if beside else [])
 
 
 def _said(b: Binned) -> dict[str, np.ndarray]:

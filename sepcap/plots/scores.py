@@ -81,12 +81,13 @@ def score_histograms(
             Panel(
                 said,
                 "log10 score",
-                f"log<sub>10</sub> score, {said}",
+                "log<sub>10</sub> score" if len(shown) > 1 else f"log<sub>10</sub> score, {said}",
                 _log10(flat),
                 tuple(values.shape[1:]),
                 binned,
                 selected,
                 None if threshold is None else (threshold, VERMILLION),
+                heading=capital(said) if len(shown) > 1 else "",
                 logarithmic=log_counts,
                 numbers=numbers,
             )
@@ -131,7 +132,7 @@ def importance_histograms(
     edges = edges_of(np.concatenate([_log10(flat) for flat in flats]), bins)
     panels = []
     for flat, of, role in zip(flats, (forget, retain), ("forget", "retain"), strict=True):
-        logs, none = _log10(flat), {f"{importance} 0": flat <= 0}
+        logs, none = _log10(flat), {f"{importance} = 0": flat <= 0}
         panels.append(
             Panel(
                 SITE_NAMES.get(site, plain(site)),
@@ -166,7 +167,7 @@ def bin_scores(scores: np.ndarray, bins: int | np.ndarray, among: np.ndarray | N
     logs = _log10(scores)
     among = np.ones(scores.shape, bool) if among is None else among
     edges = edges_of(logs, bins) if isinstance(bins, int) else bins
-    without = {"score 0": among & np.isfinite(scores) & (scores <= 0), "not finite": among & ~np.isfinite(scores)}
+    without = {"score = 0": among & np.isfinite(scores) & (scores <= 0), "not finite": among & ~np.isfinite(scores)}
     return bin_layers(np.where(among, logs, np.nan), edges, without)
 
 

@@ -21,6 +21,7 @@ from sepcap.plots.style import (
     new_figure,
     plain,
     rounded,
+    scale_ticks,
     width_px,
 )
 
@@ -81,11 +82,11 @@ def similarity(result: Similarity, *, layers: Sequence[int] | None = None, width
         layout["annotations"].append({"text": f"Layer {layer}", "x": left, "y": top, **place})
     bar = {"title": {"text": f"{kind} similarity", "side": "right"}, "len": 1, "xpad": 6, "ypad": 0}
     bar |= {"x": (columns * (side + GAP_PX) - GAP_PX) / inside}
-    longest = max(len(line) for name in result.config["categories"] for line in _in_lines(name).split("<br>"))
+    longest = max(len(word) for name in result.config["categories"] for word in name.split())
     bottom = 16 + 7 * longest if turned else 46
     drawn = np.stack(list(cells.values()))
     colours = _colours(drawn)
-    layout["coloraxis"] = {**colours, "colorbar": bar | _ticks(drawn, colours["cmin"], colours["cmax"])}
+    layout["coloraxis"] = {**colours, "colorbar": bar | scale_ticks(drawn, colours["cmin"], colours["cmax"])}
     return new_figure(traces, layout, width=width, plot_px=total, left=LEFT_PX, right=RIGHT_PX, top=24, bottom=bottom)
 
 
@@ -124,16 +125,6 @@ def _colours(cells: np.ndarray) -> dict[str, Any]:
     far = max(-low, high)
     below = [[0.5 - at / 2, colour] for at, colour in reversed(BELOW)]
     return {"cmin": -far, "cmax": far, "colorscale": below + [[0.5 + at / 2, colour] for at, colour in SHARES[1:]]}
-
-
-def _ticks(cells: np.ndarray, low: float, high: float) -> dict[str, Any]:
-    """Round numbers on the colour bar, and its ends, marked where there are cells beyond them."""
-    step = 10.0 ** np.floor(np.log10((high - low) / 2))
-    step *= next(times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= 6)
-    between = [float(at) for at in step * np.arange(np.ceil(low / step), high / step) if low + 0.4 * step < at < high - 0.4 * step]
-    under, over = "≤ " * bool(cells.min() < low), "≥ " * bool(cells.max() > high)
-    said = [f"{under}{low:.2g}", *(f"{at:.6g}" for at in between), f"{over}{high:.2g}"]
-    return {"tickvals": [low, *between, high], "ticktext": [text.replace("-", "−") for text in said]}
 
 
 def _axes(

@@ -20,6 +20,7 @@ from sepcap.plots.style import (
     VERMILLION,
     Width,
     axis_break,
+    capital,
     every,
     metric_name,
     new_figure,
@@ -124,7 +125,7 @@ def _panels(tasks: list[str], runs: Mapping[str, Run], against: str, title: str,
         sites = list(dict.fromkeys(SITE_NAMES[site] for run in runs.values() for site in sizes(run)))
         said = sites[0] if len(sites) == 1 else "neurons"
         x = {
-            "title": {"text": f"{said} gone"},
+            "title": {"text": f"{capital(said)} gone"},
             "tickformat": ".0%",
             "dtick": _share_step(furthest, 6 // len(tasks)),
             "range": [0, 1.03 * furthest or 1],

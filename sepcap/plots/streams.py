@@ -63,9 +63,12 @@ def streams(result: Streams, *, width: Width = "page") -> go.Figure:
             "anchor": f"x{key}",
             "nticks": 6,
         }
-        place = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "yshift": 4}
+        # a column's title is as wide as the column
+        place = {"xref": "paper", "yref": "paper", "xanchor": "left", "xshift": 8 - LEFT_PX if columns == 1 else 0, "yanchor": "bottom"}
+        place["yshift"] = 4
         layout["annotations"].append({"text": f"Dimension {dim}{_test(result, i)}", "x": left, "y": top, **place})
-    options = {"left": LEFT_PX, "right": RIGHT_PX, "top": 26, "legend_rows": len(categories), "legend_below": True}
+    layout["legend"] = {"title": {"text": "Thin: one position of one text; thick: mean"}}
+    options = {"left": LEFT_PX, "right": RIGHT_PX, "top": 26, "legend_rows": len(categories) + 1, "legend_below": True}
     return new_figure(thin + thick, layout, width=width, plot_px=total, **options)
 
 

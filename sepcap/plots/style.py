@@ -111,6 +111,16 @@ def layer_ticks(layers: Sequence[int], most: float) -> dict[str, Any]:
     return {"tickvals": list(at), "ticktext": [str(layers[i]) for i in at]}
 
 
+def scale_ticks(values: np.ndarray, low: float, high: float) -> dict[str, Any]:
+    """Round numbers on the colour bar, and its ends, marked where there are cells beyond them."""
+    step = 10.0 ** np.floor(np.log10((high - low) / 2))
+    step *= next(times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= 6)
+    between = [float(at) + 0.0 for at in step * np.arange(np.ceil(low / step), high / step) if low + 0.4 * step < at < high - 0.4 * step]
+    under, over = "≤ " * bool(values.min(initial=low) < low), "≥ " * bool(values.max(initial=high) > high)
+    said = [f"{under}{low:.2g}", *(f"{at:.6g}" for at in between), f"{over}{high:.2g}"]
+    return {"tickvals": [low, *between, high], "ticktext": [text.replace("-", "−") for text in said]}
+
+
 def axis_break(axis: str, at: float, other: str) -> dict[str, Any]:
     """Two strokes across an axis where 0 stands apart from the logarithms; `axis` and `other` are as in "x2" and "y2"."""
     along, across = axis[0], other[0]

@@ -9,12 +9,12 @@ import plotly.graph_objects as go
 from sepcap.errors import unknown
 from sepcap.experiments.tight_pass import RANDOM, TRAINED, TightPass, between
 from sepcap.experiments.tight_pass_config import counted
-from sepcap.plots.style import BLUE, GREY, INK, TICK_PX, VERMILLION, Width, chosen_layers, every, new_figure, plain, power_of_ten, rounded
+from sepcap.plots.style import BLUE, GREY, INK, VERMILLION, Width, chosen_layers, every, new_figure, plain, power_of_ten, rounded
 
 MEASURES = {
     "rank": "Rank",
     "stable_rank": "Stable rank",
-    "participation_ratio": "Participation ratio of σ²",
+    "participation_ratio": "Participation ratio<br>of squared singular values",
     "effective_rank": "Effective rank",
 }
 PARTS = {"attn": "attention", "mlp": "mlp"}
@@ -99,7 +99,7 @@ def tight_pass_ranks(
     if measure == "rank":
         traces.append(_bounds(result, table))
         highest = max(highest, float(table["bound"].to_numpy().max()))
-    title = f"Rank (σ > {c['threshold']:g} σ₁)" if measure == "rank" else MEASURES[measure]
+    title = f"Rank: singular values above<br>{c['threshold']:g} of the largest" if measure == "rank" else MEASURES[measure]
     layout = {
         "xaxis": {
             "title": {"text": "Layer"},
@@ -110,7 +110,7 @@ def tight_pass_ranks(
         "yaxis": {"title": {"text": title}, "range": [0, 1.06 * highest or 1]},
         "legend": {"title": {"text": _said(result)}},
     }
-    return new_figure(traces, layout, width=width, plot_px=210, legend_rows=len(traces) + 2)
+    return new_figure(traces, layout, width=width, plot_px=210, left=76, legend_rows=len(traces) + 2)
 
 
 def _shift(weights: str, config: Any) -> float:
@@ -158,21 +158,20 @@ def tight_pass_spectra(
     bottom = max(-9, int(np.floor(np.log10(lowest))))
     step = max(1, -bottom // 5)
     powers = list(range(0, bottom - 1, -step))
-    at = {"x": 0, "xref": "paper", "xanchor": "left", "xshift": 4, "yshift": -2, "y": float(np.log10(c["threshold"])), "yanchor": "top"}
+    dotted = {"color": INK, "width": 1, "dash": "dot"}
+    traces.append(go.Scatter(x=[None], y=[None], mode="lines", name=f"threshold of the rank, {c['threshold']:g}", line=dotted))
     layout = {
         "xaxis": {"title": {"text": "Number of the singular value"}, "range": [0, float(number[-1])], "nticks": 6},
         "yaxis": {
-            "title": {"text": "σ / σ₁"},
+            "title": {"text": "Singular value (share of the largest)"},
             "type": "log",
             "range": [bottom, 0.15],
             "tickvals": [10.0**power for power in powers],
             "ticktext": [power_of_ten(power) if power else "1" for power in powers],
         },
         "shapes": [
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": c["threshold"], "y1": c["threshold"]}
-            | {"line": {"color": INK, "width": 1, "dash": "dot"}}
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": c["threshold"], "y1": c["threshold"], "line": dotted}
         ],
-        "annotations": [{"text": f"threshold {c['threshold']:g}", "font": {"size": TICK_PX}, "bgcolor": "rgba(255,255,255,0.8)", **at}],
         "legend": {"title": {"text": _said(result)}},
     }
     return new_figure(traces, layout, width=width, plot_px=230, right=24, legend_rows=len(named) + len(traces) - len(layers) + 2)

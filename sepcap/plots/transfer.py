@@ -89,7 +89,7 @@ def transfer_distances(result: Transfer, metric: str = "distance", *, kind: str 
     traces, ticks, notes = [], {}, []
     if rest:
         place = {"x": 0, "xref": "paper", "xanchor": "left", "y": n - 1 - len(names), "yanchor": "middle"}
-        notes.append({"text": "Tokens of the true paragraph given; against its rest:", **place, "font": {"size": TICK_PX}})
+        notes.append({"text": "Its first tokens given, compared with its rest:", **place, "font": {"size": TICK_PX}})
     for name, i in rows.items():
         values = np.sort(per_text.loc[name].to_numpy(float))
         y = n - 1 - i
@@ -219,7 +219,7 @@ def transfer_positions(result: Transfer, *, kind: str = "all", width: Width = "c
         },
         "yaxis": {"title": {"text": "Gain over the break alone<br>(nats per token)"}, "nticks": 7},
         "shapes": [_zero("", -0.5, len(bins) - 0.5)],
-        "legend": {"title": {"text": "Bar: 95% interval"}},
+        "legend": {"title": {"text": f"Bar: 95% interval over {int(table['texts'].max()):,} texts"}},
     }
     return new_figure(traces, layout, width=width, plot_px=220, left=74, legend_rows=len(conditions) + 1)
 

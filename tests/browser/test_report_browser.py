@@ -1,8 +1,6 @@
 """The page about a run in a real browser: drawn, readable at both widths and in both modes, and deaf to scripts in texts."""
 
 import json
-import os
-import shutil
 
 import pytest
 
@@ -65,25 +63,6 @@ PLOTS = """() => [...document.querySelectorAll("div.figure")].map((div) => ({
     .filter((mark) => { const box = mark.getBoundingClientRect(); return box.width + box.height > 0; }).length,
   fits: div.querySelector("svg.main-svg").getBoundingClientRect().width <= div.getBoundingClientRect().width + 1,
 }))"""
-
-
-def find_chromium() -> str | None:
-    """A Chromium or Chrome of this machine."""
-    names = (os.environ.get("BROWSER_PATH", ""), "chromium", "chromium-browser", "google-chrome", "chrome")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'sepcap[dev]'")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no Chromium or Chrome found: install one, or set BROWSER_PATH to it")
-    with playwright.sync_playwright() as running:
-        # root may not use the sandbox
-        opened = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.getuid() == 0 else [])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

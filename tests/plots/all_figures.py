@@ -63,10 +63,10 @@ def runs(folder: Path) -> dict[str, Any]:
     seeds = [make(several[2 * i], RETAIN, seed=i, **options) for i in range(3)]
     seeds += [make(OTHER, OTHER, importance="random", seed=i, **options) for i in range(2)]
     methods = {}
-    for method in ("mlp-abs", "mlp-random"):
+    for method in ("mlp", "random-mlp", "attention-svd", "random-attention"):
         for direction in ("forward", "reverse"):
             for seed in (0, 1):
-                if method.endswith("random"):
+                if method.startswith("random"):
                     run = make(OTHER, OTHER, importance="random", seed=seed, **options)
                 else:
                     run = make(several[seed], RETAIN, seed=seed, **(options if direction == "forward" else back))

@@ -56,7 +56,7 @@ def test_curves_are_the_cumulative_shares_and_the_legend_their_areas():
     expected = {
         "MoEfication clusters: 0.813": cumulative(COUNTS["moefied"]),
         "random sets of neurons: 0.600": np.linspace(0, 1, K + 1) ** 0.5,
-        "arbitrary clusters (number mod k): 0.595": cumulative(COUNTS["index"]),
+        "arbitrary clusters (neuron index modulo k): 0.595": cumulative(COUNTS["index"]),
         "MoEfication, random weights: 0.595": cumulative(COUNTS["index"]),
         "random sets, random weights: 0.600": np.linspace(0, 1, K + 1) ** 0.5,
     }
@@ -96,7 +96,7 @@ def test_the_profile_is_that_of_the_estimates(task):
     result = planted()
     lines = named(plots.concentration_profile(result, task=task))
     table = result.estimates(("layer",) if task is None else ("layer", "task"))
-    assert list(lines) == ["MoEfication clusters", "arbitrary clusters (number mod k)", "MoEfication, random weights"]
+    assert list(lines) == ["MoEfication clusters", "arbitrary clusters (neuron index modulo k)", "MoEfication, random weights"]
     keys = (("trained", "moefied"), ("trained", "index"), ("random", "moefied"))
     for line, (weights, clusters) in zip(lines.values(), keys, strict=True):
         rows = table[(table["weights"] == weights) & (table["clusters"] == clusters)]
@@ -117,14 +117,14 @@ def test_one_seed_has_points_without_intervals():
 def test_without_the_control_there_are_no_lines_of_it():
     result = planted(control=False)
     names = [name.split(":")[0] for name in named(plots.concentration_curve(result))]
-    assert names == ["MoEfication clusters", "random sets of neurons", "arbitrary clusters (number mod k)"]
+    assert names == ["MoEfication clusters", "random sets of neurons", "arbitrary clusters (neuron index modulo k)"]
     assert len(plots.concentration_profile(result).data) == 2
 
 
 def test_names_from_outside_are_shown_letter_by_letter():
     for draw in (plots.concentration_curve, plots.concentration_profile):
         title = draw(planted(), task="<b>b</b>").layout.legend.title.text
-        assert title.startswith("&lt;b&gt;b&lt;/b&gt; against r&#36;x&#36;<br>top 2% of the MLP neurons, k = 4")
+        assert title.startswith("&lt;b&gt;b&lt;/b&gt; against r&#36;x&#36;<br>top 2% of the MLP neurons; k = 4 clusters per layer<br>")
 
 
 @pytest.mark.parametrize("width", ["column", "page"])

@@ -231,7 +231,7 @@ def test_trajectories_begin_at_the_unpruned_model_and_the_point_is_where_they_me
         np.testing.assert_allclose(line.y[1:], rows[rows["evaluated"] == "b"]["relative"], rtol=1e-4)
     point = fig.data[-1]
     assert (point.x[0], point.y[0]) == pytest.approx((0.3, 0.2))
-    assert point.name == "they meet at 80% and 70%"
+    assert point.name == "they meet with 80% and 70% of the neurons gone"
     assert "<i>" not in fig.layout.xaxis.title.text
 
 

@@ -32,7 +32,7 @@ def test_bins_by_hand():
     b = bin_scores(np.array([[1.0, 10.0, 100.0, 0.0], [1.0, 1.0, 99.0, 0.5 * 20]]), 2)
     np.testing.assert_allclose(b.edges, [0, 1, 2])
     assert b.counts.tolist() == [[1, 2], [2, 2]]  # 10 is the left end of the upper bin
-    assert b.beside["score 0"].tolist() == [1, 0]
+    assert b.beside["score = 0"].tolist() == [1, 0]
 
 
 def test_every_neuron_is_drawn_or_said(scores):
@@ -40,10 +40,10 @@ def test_every_neuron_is_drawn_or_said(scores):
     for layer, ridge in ridges(fig).items():
         zero = int((scores["mlp"][layer] == 0).sum())
         assert drawn(ridge).sum() + zero == 200
-        assert f"score 0: {zero} " in ridge.hovertemplate
+        assert f"score = 0: {zero} " in ridge.hovertemplate
         assert f"layer {layer}<" in ridge.hovertemplate
     texts = [a.text for a in fig.layout.annotations]
-    assert texts == ["score 0", "0", "25.0%", "0"]
+    assert texts == ["score = 0", "0", "25.0%", "0"]
 
 
 def test_a_ridge_is_the_histogram_of_its_layer(scores):
@@ -73,7 +73,7 @@ def test_all_layers_have_one_scale():
 
 def test_layers_without_any_logarithm_are_still_there():
     fig = plots.score_histograms(Scores({"mlp": torch.tensor([[0.0, 0.0], [1.0, 2.0]])}))
-    assert [a.text for a in fig.layout.annotations] == ["score 0", "100.0%", "0"]
+    assert [a.text for a in fig.layout.annotations] == ["score = 0", "100.0%", "0"]
     fig = plots.score_histograms(Scores({"mlp": torch.zeros(2, 5)}))
     assert [a.text for a in fig.layout.annotations][1:] == ["100.0%", "100.0%"]
     assert not ridges(fig)
@@ -81,7 +81,7 @@ def test_layers_without_any_logarithm_are_still_there():
 
 def test_infinite_scores_are_said_too():
     fig = plots.score_histograms(Scores({"mlp": torch.tensor([[1.0, 2.0, 3.0, torch.inf], [1.0, 2.0, 0.0, torch.nan]])}))
-    assert [a.text for a in fig.layout.annotations] == ["score 0 / not finite", "0 / 25.0%", "25.0% / 25.0%"]
+    assert [a.text for a in fig.layout.annotations] == ["score = 0 / not finite", "0 / 25.0%", "25.0% / 25.0%"]
     assert "not finite: 1" in ridges(fig)[0].hovertemplate
 
 
@@ -116,8 +116,8 @@ def test_neurons_of_another_model_are_refused(scores):
 def test_one_panel_per_site_or_the_one_asked_for(scores):
     both = Scores({"mlp": scores["mlp"], "attn_pre_out": torch.rand(3, 2, 4) + 0.1})
     fig = plots.score_histograms(both)
-    assert "MLP" in fig.layout.xaxis.title.text
-    assert "attention pre-out" in fig.layout.xaxis2.title.text
+    assert {"MLP neurons", "Attention pre-out neurons"} < {note.text for note in fig.layout.annotations}
+    assert "MLP" in plots.score_histograms(both, "mlp").layout.xaxis.title.text
     assert fig.layout.xaxis.domain[1] < fig.layout.xaxis2.domain[0]
     heads = [t for t in fig.data if t.hovertemplate and t.xaxis == "x2"]
     assert [drawn(t).sum() for t in heads] == [8, 8, 8]

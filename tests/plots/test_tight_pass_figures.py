@@ -118,13 +118,15 @@ def test_spectra_are_shares_of_the_largest_per_layer_and_zeros_are_left_out():
         assert drawn.x[-1] == SIZE
     assert named(fig, "random weights, all layers").y[0] == 1
     assert fig.layout.shapes[0].y0 == 1e-3
-    assert len(study().figure("spectra", control=False).data) == 3
+    shown = [t.name for t in study().figure("spectra", control=False).data]
+    assert shown == ["layer 0", "layer 1", "layer 2", "threshold of the rank, 0.001"]
 
 
 def test_many_layers_get_a_short_legend_and_a_small_file():
     result = study(layers=range(40))
     fig = result.figure("spectra")
-    assert [t.name for t in fig.data if t.showlegend is not False] == ["layer 0", "layer 20", "layer 39", "random weights, all layers"]
+    named_lines = ["layer 0", "layer 20", "layer 39", "random weights, all layers", "threshold of the rank, 0.001"]
+    assert [t.name for t in fig.data if t.showlegend is not False] == named_lines
     assert len(fig.to_json()) < 300_000
     assert len(result.figure("ranks").to_json()) < 60_000
 

@@ -33,6 +33,7 @@ def planted(texts=8, profile=True, scores=True, embedder="TF-IDF (scikit-learn, 
     ]
     positions = [
         {"kind": "all", "condition": name, "first": first, "last": last, "gain": c + first, "low": c + first - 1, "high": c + first + 2}
+        | {"texts": texts}
         for c, name in enumerate(CONDITIONS[:3])
         for first, last in ((0, 0), (1, 1), (2, 4))
     ]
@@ -66,7 +67,7 @@ def test_what_was_given_tokens_stands_apart_under_its_own_heading():
     """It is held against less of the paragraph than the others are."""
     fig = plots.transfer_distances(planted())
     at = [t.y0 for t in fig.data if t.type == "violin"]
-    (heading,) = [note for note in fig.layout.annotations if note.text.startswith("Tokens of the true paragraph given")]
+    (heading,) = [note for note in fig.layout.annotations if note.text.startswith("Its first tokens given")]
     assert at[4] < heading.y < min(at[:4])
     low, high = fig.layout.yaxis.range
     assert low < min(at)
