@@ -59,8 +59,9 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
     marks = [(1, INK), (2, GREY)]
     texts = [_wrapped(label) for label in reversed(found)]
     row_px = TWO_LINES_PX if any("<br>" in text for text in texts) else ROW_PX
+    title = f"Area of {_lower(metric_name(metric))}, with 95% interval<br>(2: fully separable)"
     layout = {
-        "xaxis": {"title": {"text": f"Area of {_lower(metric_name(metric))}, with 95% interval<br>(2: fully separable)"}, "range": [low, high], "dtick": 0.5},
+        "xaxis": {"title": {"text": title}, "range": [low, high], "dtick": 0.5},
         "yaxis": {
             "range": [-0.6, top],
             "tickvals": list(range(n)),
