@@ -1,10 +1,10 @@
 """Figures of the study of modules: what is drawn is what was measured."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.io
 import pytest
 import torch
 
@@ -32,12 +32,13 @@ def planted(tasks=("a", "<b>b</b>"), seeds=(0, 1, 2), control=True, fractions=(0
                         keys = {"weights": weights, "seed": seed, "clusters": clusters, "task": task, "fraction": fraction}
                         curve = cumulative(counts if weights == "trained" else COUNTS["index"])
                         area = np.trapezoid(curve, dx=1 / K)
-                        for layer in (*range(LAYERS), pd.NA):
+                        for layer in (*range(LAYERS), None):
                             # layer 2 holds nothing in the trained model
-                            n = 0 if layer is not pd.NA and layer == 2 and weights == "trained" else 8
-                            here = area + (0.0 if layer is pd.NA else 0.01 * layer) + 0.001 * seed
+                            n = 0 if layer == 2 and weights == "trained" else 8
+                            here = area + 0.01 * (layer or 0) + 0.001 * seed
                             rest = {"chance": 0.6, "chance_low": 0.55, "chance_high": 0.65, "most": 1.0, "p": 0.01}
-                            row = {"layer": layer, "neurons": n, "area": here, "concentration": (here - 0.6) / 0.4} | rest
+                            row = {"layer": pd.NA if layer is None else layer, "neurons": n, "area": here} | rest
+                            row["concentration"] = (here - 0.6) / 0.4
                             rows.append(keys | row)
                         curves.append(curve)
                         chances.append([chance, 0.9 * chance, np.minimum(1, 1.1 * chance)])
@@ -47,7 +48,7 @@ def planted(tasks=("a", "<b>b</b>"), seeds=(0, 1, 2), control=True, fractions=(0
     return Modules(config | {"seeds": list(seeds)}, {"areas": pd.DataFrame(rows).astype({"layer": "Int64"})}, tensors)
 
 
-def named(fig):
+def named(fig) -> dict[str, Any]:
     return {t.name: t for t in fig.data if t.name}
 
 
@@ -67,18 +68,19 @@ def test_curves_are_the_cumulative_shares_and_the_legend_their_areas():
 
 
 def test_bands_go_round_the_random_sets():
-    bands = [t for t in plots.concentration_curve(planted()).data if t.fill == "toself"]
+    fig: Any = plots.concentration_curve(planted())
+    bands = [t for t in fig.data if t.fill == "toself"]
     chance = np.linspace(0, 1, K + 1) ** 0.5
     assert len(bands) == 2
     np.testing.assert_allclose(bands[0].y, 100 * np.concatenate([np.minimum(1, 1.1 * chance), (0.9 * chance)[::-1]]), rtol=1e-4)
 
 
 def test_the_axis_ends_where_all_lines_have_arrived():
-    assert plots.concentration_curve(planted()).layout.xaxis.range == (0, 100)
+    assert planted().figure("curve").layout.xaxis.range == (0, 100)
     result = planted()
     curves, chance = result.tensors["curves"], result.tensors["chance"]
     curves[:, 2:] = chance[:, :, 2:] = 1
-    assert plots.concentration_curve(result).layout.xaxis.range == (0, 50)
+    assert result.figure("curve").layout.xaxis.range == (0, 50)
 
 
 def test_one_task_alone():
@@ -95,7 +97,7 @@ def test_one_task_alone():
 def test_the_profile_is_that_of_the_estimates(task):
     result = planted()
     lines = named(plots.concentration_profile(result, task=task))
-    table = result.estimates(("layer",) if task is None else ("layer", "task"))
+    table: Any = result.estimates(("layer",) if task is None else ("layer", "task"))
     assert list(lines) == ["MoEfication clusters", "arbitrary clusters (neuron index modulo k)", "MoEfication, random weights"]
     keys = (("trained", "moefied"), ("trained", "index"), ("random", "moefied"))
     for line, (weights, clusters) in zip(lines.values(), keys, strict=True):
@@ -118,12 +120,12 @@ def test_without_the_control_there_are_no_lines_of_it():
     result = planted(control=False)
     names = [name.split(":")[0] for name in named(plots.concentration_curve(result))]
     assert names == ["MoEfication clusters", "random sets of neurons", "arbitrary clusters (neuron index modulo k)"]
-    assert len(plots.concentration_profile(result).data) == 2
+    assert len(named(plots.concentration_profile(result))) == 2
 
 
 def test_names_from_outside_are_shown_letter_by_letter():
-    for draw in (plots.concentration_curve, plots.concentration_profile):
-        title = draw(planted(), task="<b>b</b>").layout.legend.title.text
+    for kind in ("curve", "profile"):
+        title = planted().figure(kind, task="<b>b</b>").layout.legend.title.text
         assert title.startswith("&lt;b&gt;b&lt;/b&gt; against r&#36;x&#36;<br>top 2% of the MLP neurons; k = 4 clusters per layer<br>")
 
 
@@ -131,18 +133,18 @@ def test_names_from_outside_are_shown_letter_by_letter():
 def test_the_figures_are_plain_data(width):
     for kind in ("curve", "profile"):
         fig = planted().figure(kind, width=width)
-        assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
+        assert json.loads(fig.to_json())["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
 
 
 def test_the_middle_share_is_drawn_unless_another_is_asked_for():
     result = planted(fractions=(0.01, 0.03, 0.2))
-    for draw in (plots.concentration_curve, plots.concentration_profile):
-        assert "top 3% of" in draw(result).layout.legend.title.text
-        assert "top 20% of" in draw(result, fraction=0.2).layout.legend.title.text
+    for kind in ("curve", "profile"):
+        assert "top 3% of" in result.figure(kind).layout.legend.title.text
+        assert "top 20% of" in result.figure(kind, fraction=0.2).layout.legend.title.text
         with pytest.raises(ValueError, match=r"fraction=0.5: the study has 0.01, 0.03, 0.2"):
-            draw(result, fraction=0.5)
+            result.figure(kind, fraction=0.5)
         with pytest.raises(ValueError, match="task='c' is not known"):
-            draw(result, task="c")
+            result.figure(kind, task="c")
 
 
 def test_an_interval_that_goes_on_beyond_the_axis_is_marked_where_it_is_cut():
@@ -154,7 +156,7 @@ def test_an_interval_that_goes_on_beyond_the_axis_is_marked_where_it_is_cut():
     row = result.estimates(("layer",)).query("weights == 'trained' and clusters == 'moefied' and layer == 0").iloc[0]
     assert row["concentration_low"] < -1
     assert row["concentration_high"] > 1
-    fig = plots.concentration_profile(result)
+    fig: Any = plots.concentration_profile(result)
     main = next(iter(named(fig).values()))
     marks = {t.marker.symbol: t for t in fig.data if t.mode == "markers"}
     assert set(marks) == {"triangle-down", "triangle-up"}
@@ -165,11 +167,11 @@ def test_an_interval_that_goes_on_beyond_the_axis_is_marked_where_it_is_cut():
     assert main.y[0] + main.error_y.array[0] == pytest.approx(1)
     assert main.y[0] - main.error_y.arrayminus[0] == pytest.approx(-1)
     assert "the interval goes on" in fig.layout.legend.title.text
-    whole = plots.concentration_profile(planted())
+    whole: Any = plots.concentration_profile(planted())
     assert len(whole.data) == 3
     assert "goes on" not in whole.layout.legend.title.text
 
 
 def test_one_seed_is_not_said_to_have_intervals():
-    assert plots.concentration_profile(planted(seeds=(3,))).layout.legend.title.text.endswith(f"one seed: no intervals{EMPTY}")
-    assert plots.concentration_profile(planted()).layout.legend.title.text.endswith(f"95% intervals over 3 seeds{EMPTY}")
+    assert planted(seeds=(3,)).figure("profile").layout.legend.title.text.endswith(f"one seed: no intervals{EMPTY}")
+    assert planted().figure("profile").layout.legend.title.text.endswith(f"95% intervals over 3 seeds{EMPTY}")

@@ -2,10 +2,10 @@
 
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.io
 import pytest
 
 from sepcap import plots
@@ -17,7 +17,7 @@ TASKS = ["<b>one</b>", "two", "three"]
 PAIRS = [(TASKS[0], "two"), (TASKS[0], "three"), ("two", "three")]
 
 
-def overlaps(seeds=(0, 1)):
+def overlaps(seeds=(0, 1)) -> Any:
     rng, rows = np.random.default_rng(0), []
     for model in ["trained", *(f"random weights, seed {seed}" for seed in seeds)]:
         for first, second in PAIRS:
@@ -53,7 +53,7 @@ def test_a_map_has_every_pair_both_ways_and_the_mean_of_the_controls(measure, la
 
 
 def test_a_map_without_a_control_is_one_panel_and_names_are_plain_text():
-    fig = plots.overlaps(overlaps(seeds=()))
+    fig: Any = plots.overlaps(overlaps(seeds=()))
     assert len(heats(fig)) == 1
     assert fig.layout.yaxis.ticktext[0] == "&lt;b&gt;one&lt;/b&gt;"
     assert fig.layout.yaxis.range[0] > fig.layout.yaxis.range[1]  # the first task is at the top
@@ -74,18 +74,19 @@ def test_what_the_study_does_not_have_is_refused():
 
 def test_the_lines_per_layer_and_the_points_are_those_of_the_table():
     result = overlaps()
-    fig = plots.overlap_layers(result, "iou")
+    fig: Any = plots.overlap_layers(result, "iou")
     assert len(fig.data) == 2 * len(PAIRS)
     for (first, second), line in zip(PAIRS, fig.data[::2], strict=True):
         trained = result.table.query("model == 'trained'").dropna(subset=["layer"])
         rows = trained[(trained["first"] == first) & (trained["second"] == second)]
         np.testing.assert_allclose(line.y, rows["iou"], rtol=1e-4)
-    points = plots.overlap_ratios(result).data
+    ratios: Any = plots.overlap_ratios(result)
+    points = ratios.data
     assert [len(t.x) for t in points] == [3, 3, 3]
     np.testing.assert_allclose(points[0].x, result.totals().query("model == 'trained'")["ratio"], rtol=1e-4)
 
 
-def cross_task():
+def cross_task() -> Any:
     rows = []
     for i, pruned in enumerate(TASKS):
         for j, evaluated in enumerate(TASKS):
@@ -105,11 +106,13 @@ def test_the_matrix_has_pruned_tasks_in_rows():
     assert pruned[0, 2] == pytest.approx(0.2)
     assert pruned[2, 0] == pytest.approx(0.6)
     np.testing.assert_allclose(random, 1 - pruned, atol=1e-9)
-    assert "0.200 of it left [0.150, 0.250]" in plots.cross_task(cross_task()).data[0].hovertext[0][2]
+    fig: Any = plots.cross_task(cross_task())
+    assert "0.200 of it left [0.150, 0.250]" in fig.data[0].hovertext[0][2]
 
 
 def test_a_bisection_is_drawn_in_order_with_the_found_number_filled():
-    for i, line in enumerate(plots.cross_task_bisection(cross_task()).data):
+    fig: Any = plots.cross_task_bisection(cross_task())
+    for i, line in enumerate(fig.data):
         assert list(line.x) == [0, 0.1, 0.11, 0.12, 0.5, 1]
         filled = [x for x, colour in zip(line.x, line.marker.color, strict=True) if colour != "white"]
         assert filled == [pytest.approx((10 + i) / 100)]
@@ -118,7 +121,7 @@ def test_a_bisection_is_drawn_in_order_with_the_found_number_filled():
 RUNS = ("1 step", "4 steps", "1 step, other texts")
 
 
-def checks():
+def checks() -> Any:
     rng, tables = np.random.default_rng(1), {}
     for name, whose, extra in (
         ("keep_only", "kept", [{"fraction": f} for f in (0.1, 0.5, 1.0)]),
@@ -240,4 +243,4 @@ def test_all_are_plain_data_of_the_width_asked_for(width):
     for result in (overlaps(), cross_task(), checks()):
         for kind in result.FIGURES:
             fig = result.figure(kind, width=width)
-            assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
+            assert json.loads(fig.to_json())["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)

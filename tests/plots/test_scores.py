@@ -1,6 +1,7 @@
 """Histograms of scores: binned before drawing, nothing dropped."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores
 
 
-def ridges(fig, name="all"):
-    return {int(re.search(r"layer (\d+)", t.hovertemplate)[1]): t for t in fig.data if t.hovertemplate and t.name == name}
+def ridges(fig, name="all") -> dict[int, Any]:
+    found = ((re.search(r"layer (\d+)", t.hovertemplate), t) for t in fig.data if t.hovertemplate and t.name == name)
+    return {int(layer[1]): t for layer, t in found if layer}
 
 
 def drawn(trace):
@@ -36,7 +38,7 @@ def test_bins_by_hand():
 
 
 def test_every_neuron_is_drawn_or_said(scores):
-    fig = plots.score_histograms(scores)
+    fig: Any = plots.score_histograms(scores)
     for layer, ridge in ridges(fig).items():
         zero = int((scores["mlp"][layer] == 0).sum())
         assert drawn(ridge).sum() + zero == 200
@@ -47,7 +49,7 @@ def test_every_neuron_is_drawn_or_said(scores):
 
 
 def test_a_ridge_is_the_histogram_of_its_layer(scores):
-    fig = plots.score_histograms(scores, bins=20)
+    fig: Any = plots.score_histograms(scores, bins=20)
     logs = scores["mlp"][scores["mlp"] > 0].log10().numpy()
     edges = np.linspace(logs.min(), logs.max(), 21)
     for layer, ridge in ridges(fig).items():
@@ -72,27 +74,27 @@ def test_all_layers_have_one_scale():
 
 
 def test_layers_without_any_logarithm_are_still_there():
-    fig = plots.score_histograms(Scores({"mlp": torch.tensor([[0.0, 0.0], [1.0, 2.0]])}))
+    fig: Any = plots.score_histograms(Scores({"mlp": torch.tensor([[0.0, 0.0], [1.0, 2.0]])}))
     assert [a.text for a in fig.layout.annotations] == ["score = 0", "100.0%", "0"]
-    fig = plots.score_histograms(Scores({"mlp": torch.zeros(2, 5)}))
+    fig: Any = plots.score_histograms(Scores({"mlp": torch.zeros(2, 5)}))
     assert [a.text for a in fig.layout.annotations][1:] == ["100.0%", "100.0%"]
     assert not ridges(fig)
 
 
 def test_infinite_scores_are_said_too():
-    fig = plots.score_histograms(Scores({"mlp": torch.tensor([[1.0, 2.0, 3.0, torch.inf], [1.0, 2.0, 0.0, torch.nan]])}))
+    fig: Any = plots.score_histograms(Scores({"mlp": torch.tensor([[1.0, 2.0, 3.0, torch.inf], [1.0, 2.0, 0.0, torch.nan]])}))
     assert [a.text for a in fig.layout.annotations] == ["score = 0 / not finite", "0 / 25.0%", "25.0% / 25.0%"]
     assert "not finite: 1" in ridges(fig)[0].hovertemplate
 
 
 def test_equal_scores_fill_one_bin():
-    fig = plots.score_histograms(Scores({"mlp": torch.full((2, 7), 3.0)}))
+    fig: Any = plots.score_histograms(Scores({"mlp": torch.full((2, 7), 3.0)}))
     assert [drawn(t).tolist() for t in ridges(fig).values()] == [[7], [7]]
 
 
 def test_selected_neurons_and_their_threshold(scores):
     neurons = scores.top({"mlp": 0.1})
-    fig = plots.score_histograms(scores, neurons=neurons)
+    fig: Any = plots.score_histograms(scores, neurons=neurons)
     chosen = ridges(fig, "selected")
     assert {layer: drawn(t).sum() for layer, t in chosen.items()} == dict(enumerate(neurons.per_layer("mlp")))
     threshold = float(scores["mlp"][neurons.masks["mlp"]].min())
@@ -102,7 +104,7 @@ def test_selected_neurons_and_their_threshold(scores):
 
 
 def test_a_threshold_per_layer_is_no_single_line(scores):
-    fig = plots.score_histograms(scores, neurons=scores.top({"mlp": 0.1}, per_layer=True))
+    fig: Any = plots.score_histograms(scores, neurons=scores.top({"mlp": 0.1}, per_layer=True))
     assert not fig.layout.shapes
     assert [drawn(t).sum() for t in ridges(fig, "selected").values()] == [20, 20, 20]
 
@@ -115,13 +117,14 @@ def test_neurons_of_another_model_are_refused(scores):
 
 def test_one_panel_per_site_or_the_one_asked_for(scores):
     both = Scores({"mlp": scores["mlp"], "attn_pre_out": torch.rand(3, 2, 4) + 0.1})
-    fig = plots.score_histograms(both)
+    fig: Any = plots.score_histograms(both)
     assert {"MLP neurons", "Attention pre-out neurons"} < {note.text for note in fig.layout.annotations}
-    assert "MLP" in plots.score_histograms(both, "mlp").layout.xaxis.title.text
+    of_site: Any = plots.score_histograms(both, "mlp")
+    assert "MLP" in of_site.layout.xaxis.title.text
     assert fig.layout.xaxis.domain[1] < fig.layout.xaxis2.domain[0]
     heads = [t for t in fig.data if t.hovertemplate and t.xaxis == "x2"]
     assert [drawn(t).sum() for t in heads] == [8, 8, 8]
-    alone = plots.score_histograms(both, "attn_pre_out")
+    alone: Any = plots.score_histograms(both, "attn_pre_out")
     assert [drawn(t).sum() for t in ridges(alone).values()] == [8, 8, 8]
     with pytest.raises(ValueError, match="Did you mean 'mlp'"):
         plots.score_histograms(both, "mpl")

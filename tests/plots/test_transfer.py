@@ -1,10 +1,10 @@
 """Figures of a transfer: what is drawn is what was measured."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.io
 import pytest
 
 from sepcap import plots
@@ -12,9 +12,10 @@ from sepcap.experiments.paragraphs_result import Transfer
 
 CONDITIONS = ("original", "transferred", "mismatched", "neutral", "given 2")
 KINDS = ("prose", "<b>code</b>")
+TFIDF = "TF-IDF (scikit-learn, no sentence embeddings)"
 
 
-def planted(texts=8, profile=True, scores=True, embedder="TF-IDF (scikit-learn, no sentence embeddings)"):
+def planted(texts=8, profile=True, scores=True, embedder: str | None = TFIDF) -> Any:
     """Distance of text i in condition c is 0.1·c + 0.01·i; the gain of layer l is l, minus 0.5 from another's break."""
     kinds = [KINDS[i % 2] for i in range(texts)]
     rows = [
@@ -50,7 +51,7 @@ def planted(texts=8, profile=True, scores=True, embedder="TF-IDF (scikit-learn, 
 
 
 def test_a_violin_per_condition_of_its_own_reference_alone():
-    fig = plots.transfer_distances(planted())
+    fig: Any = plots.transfer_distances(planted())
     violins = [t for t in fig.data if t.type == "violin"]
     assert len(violins) == len(CONDITIONS)
     for c, violin in enumerate(violins):
@@ -59,13 +60,13 @@ def test_a_violin_per_condition_of_its_own_reference_alone():
     np.testing.assert_allclose([t.x[0] for t in medians], 0.1 * np.arange(5) + 0.035, atol=1e-6)
     ticks = dict(zip(fig.layout.yaxis.tickvals, fig.layout.yaxis.ticktext, strict=True))
     assert [ticks[v.y0] for v in violins] == ["Whole context", "Own break", "Another text's break", "Break alone", "First 2 tokens"]
-    assert "TF-IDF (scikit-learn, no sentence embeddings)" in fig.layout.xaxis.title.text
+    assert TFIDF in fig.layout.xaxis.title.text
     assert "median 0.135" in medians[1].hovertext[0]
 
 
 def test_what_was_given_tokens_stands_apart_under_its_own_heading():
     """It is held against less of the paragraph than the others are."""
-    fig = plots.transfer_distances(planted())
+    fig: Any = plots.transfer_distances(planted())
     at = [t.y0 for t in fig.data if t.type == "violin"]
     (heading,) = [note for note in fig.layout.annotations if note.text.startswith("Its first tokens given")]
     assert at[4] < heading.y < min(at[:4])
@@ -74,24 +75,25 @@ def test_what_was_given_tokens_stands_apart_under_its_own_heading():
     assert high > max(at)
     without = planted()
     without.tables["scores"] = without.tables["scores"].query("given == 0")
-    assert not [n for n in plots.transfer_distances(without).layout.annotations if n.text.startswith("Tokens of")]
+    shown: Any = plots.transfer_distances(without)
+    assert not [n for n in shown.layout.annotations if n.text.startswith("Its first tokens")]
 
 
 def test_one_kind_of_text_alone():
-    fig = plots.transfer_distances(planted(), kind="prose")
+    fig: Any = plots.transfer_distances(planted(), kind="prose")
     np.testing.assert_allclose(fig.data[0].x, [0, 0.02, 0.04, 0.06], atol=1e-6)
     with pytest.raises(ValueError, match=r"kind='pros' is not known\. Did you mean 'prose'"):
         plots.transfer_distances(planted(), kind="pros")
 
 
 def test_many_texts_make_a_small_file_of_the_same_shape():
-    fig = plots.transfer_distances(planted(5000))
+    fig: Any = plots.transfer_distances(planted(5000))
     assert len(fig.to_json()) < 60_000
     np.testing.assert_allclose(np.quantile(fig.data[0].x, [0, 0.25, 0.5, 1]), [0, 12.4975, 24.995, 49.99], rtol=1e-2)
 
 
 def test_the_profile_has_a_panel_per_part_and_a_line_per_donor():
-    fig = plots.transfer_layers(planted())
+    fig: Any = plots.transfer_layers(planted())
     lines = [t for t in fig.data if t.hovertext is not None]
     bands = [t for t in fig.data if t.fill == "toself"]
     assert [(t.name, t.xaxis) for t in lines] == [
@@ -110,7 +112,7 @@ def test_the_profile_has_a_panel_per_part_and_a_line_per_donor():
 
 
 def test_positions_are_bins_of_the_paragraph_counted_from_one():
-    fig = plots.transfer_positions(planted())
+    fig: Any = plots.transfer_positions(planted())
     assert list(fig.layout.xaxis.ticktext) == ["1", "2", "3–5"]
     assert [t.name for t in fig.data] == ["Whole context", "Own break", "Another text's break"]
     np.testing.assert_allclose(fig.data[1].y, [1, 2, 3])
@@ -124,7 +126,7 @@ def test_the_figures_are_plain_data(width):
     result = planted()
     for name in result.FIGURES:
         fig = result.figure(name, width=width)
-        assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
+        assert json.loads(fig.to_json())["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
 
 
 def test_what_was_not_measured_is_said():
