@@ -1,0 +1,83 @@
+"""Results do not depend on what is set in torch around the package: default dtype and device, gradients, threads."""
+
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+import sepcap
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def threads(n):
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def default_device(device):
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+SETTINGS = {
+    "default dtype float64": lambda: default_dtype(torch.float64),
+    "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "default device meta": lambda: default_device("meta"),
+    "default device cpu": lambda: default_device("cpu"),
+    "a device around it": lambda: torch.device("meta"),
+    "two threads": lambda: threads(2),
+}
+
+
+def results(folder, forget, retain):
+    """A bit of everything that the package computes, as tensors."""
+    model = sepcap.load_model(folder, device="cpu")
+    options: dict[str, Any] = {"tokens": 150, "context": 16}
+    seen = [sepcap.collect(model, texts, histogram=True, **options) for texts in (forget, retain)]
+    scores = sepcap.score(seen[0], seen[1])
+    neurons = scores.top({"mlp": 0.2, "attn_pre_out": 0.2})
+    found = {f"mean of {site}": stats.mean for site, stats in seen[0].items()} | {f"score of {s}": x for s, x in scores.items()}
+    for kind in ("zero", "mean", "peak", "resample"):
+        with sepcap.ablate(model, neurons, kind, reference=None if kind in ("zero", "resample") else seen[1]):
+            measured = sepcap.evaluate(model, retain, **options)
+            found[kind] = torch.tensor([measured.loss, measured.top1], dtype=torch.float64, device="cpu")
+    ids = torch.arange(20, 36, device="cpu")[None]
+    rotation = sepcap.rotate_values(model)
+    sepcap.delete(model, neurons, {site: seen[1][site].mean for site in neurons.masks})
+    found |= {"singular values": rotation.singular_values, "logits after edits": model(ids)}
+    return {name: value.detach().clone() for name, value in found.items()}
+
+
+@pytest.fixture(scope="module")
+def expected(trained_folder, letters, digits):
+    return results(trained_folder, letters, digits)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_results_are_the_same(trained_folder, letters, digits, expected, name):
+    with SETTINGS[name]():
+        got = results(trained_folder, letters, digits)
+    assert got.keys() == expected.keys()
+    for what, value in expected.items():
+        torch.testing.assert_close(got[what], value, rtol=1e-4, atol=1e-5, msg=lambda said, what=what: f"{what}: {said}")
