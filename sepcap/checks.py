@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from sepcap.errors import unknown
+from sepcap.torch_defaults import torch_defaults
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -310,7 +311,7 @@ def check_fields(config: Any, /, **bounds: Bounds) -> None:
 
 
 def checked(*, stopped: str = "", **bounds: Bounds) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Check the arguments of a public function by their annotations, and say on Ctrl-C what is kept and how to go on.
+    """Check the arguments of a public function, run it under torch's usual defaults, and say on Ctrl-C what is kept and how to go on.
 
     Args:
         stopped: what an interrupt leaves, where it is not told by the argument `out`.
@@ -328,7 +329,8 @@ def checked(*, stopped: str = "", **bounds: Bounds) -> Callable[[Callable[P, R]]
                 return function(*args, **kwargs)  # Python says what is missing or too much
             _conform_all(function, signature, given.arguments, bounds)
             try:
-                return function(*given.args, **given.kwargs)
+                with torch_defaults():
+                    return function(*given.args, **given.kwargs)
             except KeyboardInterrupt as stop:
                 _note(stop, function.__name__, given.arguments, stopped)
                 raise

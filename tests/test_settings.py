@@ -50,10 +50,14 @@ SETTINGS = {
 }
 
 
+EVERY_DAY = ("default dtype bfloat16", "a device around it")
+"""The two of which the package would notice most; the others take as long, and are in the slow tier."""
+
+
 def results(folder, forget, retain):
     """A bit of everything that the package computes, as tensors."""
     model = sepcap.load_model(folder, device="cpu")
-    options: dict[str, Any] = {"tokens": 150, "context": 16}
+    options: dict[str, Any] = {"tokens": 100, "context": 16}
     seen = [sepcap.collect(model, texts, histogram=True, **options) for texts in (forget, retain)]
     scores = sepcap.score(seen[0], seen[1])
     neurons = scores.top({"mlp": 0.2, "attn_pre_out": 0.2})
@@ -74,7 +78,7 @@ def expected(trained_folder, letters, digits):
     return results(trained_folder, letters, digits)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in EVERY_DAY else [pytest.mark.slow]) for name in SETTINGS])
 def test_results_are_the_same(trained_folder, letters, digits, expected, name):
     with SETTINGS[name]():
         got = results(trained_folder, letters, digits)

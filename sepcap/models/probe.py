@@ -123,18 +123,6 @@ def _counted(modules: dict[str, Any]) -> Iterator[set[str]]:
 
 
 @contextmanager
-def torch_defaults() -> Iterator[None]:
-    """What loading is to depend on, whatever is set outside: numbers in float32, made on the CPU, and no inference tensors."""
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float32)
-        with torch.device("cpu"), torch.inference_mode(False):
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
 def taking_apart(hf_model: Any, name: str) -> Iterator[None]:
     """One sentence where a bridge cannot take a model apart, instead of an error from inside it.
 

@@ -1,0 +1,25 @@
+"""What the package computes under, whatever is set in torch around it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Numbers in float32, made on the CPU, and no inference tensors, unless a call inside says otherwise.
+
+    Entered by every public function (`sepcap.checks.checked`); where torch is not imported yet, nothing is set in it either.
+    """
+    torch = sys.modules.get("torch")
+    with ExitStack() as stack:
+        if torch is not None:
+            before = torch.get_default_dtype()
+            if before != torch.float32:
+                stack.callback(torch.set_default_dtype, before)
+                torch.set_default_dtype(torch.float32)
+            if torch.get_default_device().type != "cpu":  # it costs a little at every call of torch
+                stack.enter_context(torch.device("cpu"))
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+        yield
