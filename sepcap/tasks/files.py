@@ -146,7 +146,7 @@ def read_text(file: Path) -> str:
     Raises:
         ValueError: not UTF-8, or larger than `LONGEST_FILE`.
     """
-    with _opened(file, LONGEST_FILE) as stream:
+    with _opened(file) as stream:
         data = stream.read(LONGEST_FILE + 1)
     if len(data) > LONGEST_FILE:
         raise ValueError(f"{file} is larger than {LONGEST_FILE >> 20} MB, and a .txt file is one document; cut it into several")
@@ -241,39 +241,28 @@ class _Bounded(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _opened(file: Path, most: int | None = None) -> Iterator[Any]:
-    packed, size = _kind(file)[1], file.stat().st_size
-    try:
-        with file.open("rb") as raw:
-            if not packed:
-                if most is not None and size > most:
-                    raise ValueError(f"{file} is larger than {most >> 20} MB, and a .txt file is one document; cut it into several")
-                yield raw
-            elif packed == ".gz":
-                yield io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=raw), max(FREE, RATIO * size), file))
-            else:
-                yield io.BufferedReader(_Bounded(_zstandard(raw, file), max(FREE, RATIO * size), file))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{file} cannot be unpacked: {error}. Is it whole?") from error
+def _opened(file: Path) -> Iterator[Any]:
+    packed = _kind(file)[1]
+    with file.open("rb") as raw:
+        if not packed:
+            yield raw
+            return
+        unpacked, errors = _unpacked(raw, packed, file)
+        try:
+            yield io.BufferedReader(_Bounded(unpacked, max(FREE, RATIO * file.stat().st_size), file))
+        except errors as error:
+            raise ValueError(f"{file} cannot be unpacked: {error}. Is it whole?") from error
 
 
-def _zstandard(raw: Any, file: Path) -> Any:
+def _unpacked(raw: Any, packed: str, file: Path) -> tuple[Any, tuple[type[Exception], ...]]:
+    """The stream inside a packed one, and what reading it raises where that is damaged."""
+    if packed == ".gz":
+        return gzip.GzipFile(fileobj=raw), (EOFError, zlib.error, gzip.BadGzipFile)
     try:
         import zstandard
     except ImportError as error:
         raise missing_extra("zstandard", "hub", f"reading {file}") from error
-
-    class Reader:
-        def __init__(self) -> None:
-            self._stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-
-        def read(self, size: int) -> bytes:
-            try:
-                return self._stream.read(size)
-            except zstandard.ZstdError as error:
-                raise ValueError(f"{file} cannot be unpacked: {error}. Is it whole?") from error
-
-    return Reader()
+    return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True), (zstandard.ZstdError,)
 
 
 def _decoded(data: bytes, where: str, encoding: str = "utf-8") -> str:
