@@ -78,6 +78,7 @@ class RunConfig(Folder):
     offset: NotRequired[Text]
     versions: NotRequired[dict[Text, Text]]
     documents: NotRequired[dict[Text, dict[Role, list[Any]]]]
+    prompts: NotRequired[dict[Role, Text]]
 
 
 class TaskRecord(Strict):

@@ -52,16 +52,14 @@ def test_prune_writes_a_run_and_prints_it(trained_folder, two_files, tmp_path, c
 def test_prune_without_out_compares_both_directions_with_random(trained_folder, two_files, tmp_path, capsys, monkeypatch):
     forget, retain = two_files
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sepcap.evaluation.generation.PROMPTS", {"code": "def f", "prose": "The"})  # the context is tiny
-    monkeypatch.setattr("sepcap.experiments.comparison.PROMPTS", {"code": "def f", "prose": "The"})
     arguments = ["prune", "--model", str(trained_folder), "--forget", str(forget), "--retain", str(retain)]
     arguments += ["--fractions", "mlp=0.5", "--steps", "2", "--tokens", "300", "--eval-tokens", "1500"]
     main(arguments)
     printed = capsys.readouterr().out
     for name in ("forget letters", "forget digits", "random"):
         assert name in printed
-    assert "code prompt, before" in printed
-    assert "prose prompt, after" in printed
+    assert "letters prompt, before" in printed
+    assert "digits prompt, after" in printed
     assert (tmp_path / "runs/demo/figures/trajectory.html").exists()
     directions = {name: json.loads((tmp_path / f"runs/demo/{name}/config.json").read_text()) for name in ("forward", "reverse", "random")}
     assert directions["forward"]["forget"] == directions["reverse"]["retain"] == "letters"

@@ -57,9 +57,7 @@ def test_image_classifiers(tmp_path, capsys):
     assert drawn >= PICTURES - {"trajectory", "areas"}  # which an untrained model may have nothing for
 
 
-def test_a_task_that_the_unpruned_model_gets_nothing_of(tmp_path, trained_folder, capsys, monkeypatch):
-    for where in ("sepcap.evaluation.generation.PROMPTS", "sepcap.experiments.comparison.PROMPTS"):
-        monkeypatch.setattr(where, {"code": "ab", "prose": "12"})
+def test_a_task_that_the_unpruned_model_gets_nothing_of(tmp_path, trained_folder, capsys):
     rng = random.Random(0)
     strange = ["".join(rng.choices("QXZJ", k=60)) for _ in range(40)]  # no word of which the model has seen
     letters, unknown = a_file(tmp_path, "letters", words(0)), a_file(tmp_path, "strange", strange)
@@ -72,5 +70,5 @@ def test_a_task_that_the_unpruned_model_gets_nothing_of(tmp_path, trained_folder
     assert f"{top1[0, 'forget']:.3f} → {top1[2, 'forget']:.3f}" in row
     assert "no separability of forget letters: top1 of the unpruned model is 0 on the retain task" in printed
     assert "(no figure 'areas': top1 of the unpruned model is 0" in printed
-    assert "code prompt, after forgetting letters" in printed
+    assert "letters prompt, after forgetting letters" in printed
     assert drawn == PICTURES - {"trajectory", "areas"}

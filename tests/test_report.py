@@ -191,10 +191,8 @@ def test_where_it_is_written(make, tmp_path):
 
 
 @pytest.fixture
-def pruned(trained_folder, letters, digits, tmp_path, monkeypatch):
+def pruned(trained_folder, letters, digits, tmp_path):
     """A run of a model that lies in a folder which the test may take away."""
-    monkeypatch.setitem(generation.PROMPTS, "code", "def f")  # the real prompts are longer than the tiny context
-    monkeypatch.setitem(generation.PROMPTS, "prose", "The")
     model = shutil.copytree(trained_folder, tmp_path / "model")
     config = dataclasses.replace(config_of(letters, digits), model=str(model))
     return sepcap.prune(None, config, out=tmp_path / "run"), model
@@ -206,10 +204,12 @@ def test_generations_are_made_once_and_kept(pruned):
     kept = json.loads((run.folder / "generations.json").read_text())
     step = run.separability("top1").max_drop_step or 2
     model = sepcap.load_model(folder, device="cpu")
+    prompts = [row["prompt"] for row in kept["rows"]]
+    assert prompts == list(run.config["prompts"].values())
     assert kept["step"] == step
-    assert [row["before"] for row in kept["rows"]] == [generation.continuation(model, p) for p in ("def f", "The")]
+    assert [row["before"] for row in kept["rows"]] == [generation.continuation(model, p) for p in prompts]
     run.apply(model, step)
-    assert [row["after"] for row in kept["rows"]] == [generation.continuation(model, p) for p in ("def f", "The")]
+    assert [row["after"] for row in kept["rows"]] == [generation.continuation(model, p) for p in prompts]
     shutil.rmtree(folder)
     assert page_of(run).html == page.html
     # texts of a step that is not the one to show are better than none, and are called what they are
@@ -232,7 +232,7 @@ def test_where_there_are_no_generations_the_page_says_why(pruned, tiny_folders, 
     shutil.copytree(tiny_folders["opt"], folder)
     assert "has other weights here than those the run began with" in page_of(run).text
     assert not (run.folder / "generations.json").exists()
-    assert "Prompt: prose" in page_of(run, model=sepcap.load_model(trained_folder, device="cpu")).text
+    assert f"Prompt: {run.config['retain']}" in page_of(run, model=sepcap.load_model(trained_folder, device="cpu")).text
 
 
 def test_the_scores_show_what_the_first_step_took(pruned, monkeypatch):

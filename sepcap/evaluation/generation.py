@@ -2,16 +2,21 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from sepcap.models.forward import device_of
-from sepcap.tasks.batches import separator_of
+from sepcap.tasks.batches import TokenSample, separator_of
 
-PROMPTS = {
-    "code": "import os\n\n\ndef read_lines(path):\n",
-    "prose": "The function returns the number of",
-}
-"""One prompt per kind of text of the offline tasks, for a look before and after pruning."""
+PROMPT_TOKENS = 16
+
+
+def prompt_of(sample: TokenSample, tokenizer: Any) -> str:
+    """The beginning of a task's first evaluation text: at most 16 tokens, and a quarter of what the row holds of it."""
+    row = sample.rows[0] if sample.bos is None else sample.rows[0][1:]
+    ends = np.flatnonzero(row == sample.bos)
+    text = row[: ends[0]] if len(ends) else row
+    return tokenizer.decode(text[: min(PROMPT_TOKENS, max(1, len(text) // 4))].tolist(), skip_special_tokens=True)
 
 
 def continuation(model: Any, prompt: str, *, tokens: int = 60, temperature: float = 0.5, seed: int = 0) -> str:

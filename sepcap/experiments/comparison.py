@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from sepcap.errors import unknown
-from sepcap.evaluation.generation import PROMPTS, continuation
+from sepcap.evaluation.generation import continuation
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.experiments.check_run import is_left
 from sepcap.experiments.config import PruningConfig
@@ -207,7 +207,7 @@ def tokens_per_second(prepared: Plan) -> float:
 
 
 def continuations(model: Any, run: Run, step: int | None = None) -> pd.DataFrame:
-    """The same prompts continued before pruning and after a step.
+    """Beginnings of evaluation texts of both tasks, continued before pruning and after a step.
 
     Args:
         model: what was pruned; it is given back as it came.
@@ -215,20 +215,24 @@ def continuations(model: Any, run: Run, step: int | None = None) -> pd.DataFrame
         step: default is that of the maximum differential drop; the last one where the unpruned model has nothing to lose.
 
     Raises:
-        ValueError: a model that predicts no next tokens.
+        ValueError: a model that predicts no next tokens, or a run that holds no prompts.
     """
     if (kind := kind_of(model)) != "causal":
         what = "masked tokens" if kind == "masked" else "labels of images"
         raise ValueError(f"{model.cfg.model_name} predicts {what}, so there is no text to go on with")
     step = _widest_step(run) if step is None else step
-    before = {kind: continuation(model, prompt) for kind, prompt in PROMPTS.items()}
+    prompts = run.config.get("prompts")
+    if not prompts:
+        raise ValueError(f"the run in {run.folder} was made by a version that kept no prompts of its tasks: prune again in another folder")
+    before = {role: continuation(model, prompt) for role, prompt in prompts.items()}
     snapshot = WeightSnapshot(model, tuple(run.neurons(step).masks))
     try:
         run.apply(model, step)
-        after = {kind: continuation(model, prompt) for kind, prompt in PROMPTS.items()}
+        after = {role: continuation(model, prompt) for role, prompt in prompts.items()}
     finally:
         snapshot.restore()
-    return pd.DataFrame([{"kind": kind, "prompt": PROMPTS[kind], "before": before[kind], "after": after[kind]} for kind in PROMPTS])
+    rows = [{"kind": run.config[r], "prompt": prompt, "before": before[r], "after": after[r]} for r, prompt in prompts.items()]
+    return pd.DataFrame(rows)
 
 
 def _widest_step(run: Run) -> int:

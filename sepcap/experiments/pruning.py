@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from sepcap.checks import checked, warn
+from sepcap.evaluation.generation import prompt_of
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample
 from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
@@ -23,7 +24,7 @@ from sepcap.experiments.trackers import Tracker, Trackers, are_behind, followed,
 from sepcap.interventions.deletion import check_output_biases, delete
 from sepcap.interventions.rotation import check_rotation, value_rotation
 from sepcap.interventions.trial import check_deletion
-from sepcap.models.kinds import inner
+from sepcap.models.kinds import inner, kind_of
 from sepcap.models.load import load_model
 from sepcap.models.sites import output_biases, site_shape
 from sepcap.models.weights import WeightSnapshot
@@ -166,6 +167,8 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
         "documents": {split: {role: list(s.indices) for role, s in by_role.items()} for split, by_role in samples.items()},
         "tokens_found": {split: {role: s.tokens for role, s in by_role.items()} for split, by_role in samples.items()},
     }
+    if kind_of(model) == "causal":
+        resolved["prompts"] = {role: prompt_of(sample, model.tokenizer) for role, sample in samples["evaluate"].items()}
     return Plan(config, model, samples["collect"], samples["evaluate"], resolved, known)
 
 

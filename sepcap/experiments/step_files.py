@@ -21,7 +21,7 @@ BIASES = "biases.safetensors"
 ROTATION = "rotation.safetensors"
 T = TypeVar("T")
 ROLES: tuple[Literal["forget", "retain"], ...] = ("forget", "retain")
-NOT_DECISIVE = ("versions", "created", "model", "task_fingerprints", "documents", "tokens_found")
+NOT_DECISIVE = ("versions", "created", "model", "task_fingerprints", "documents", "tokens_found", "prompts")
 """Fields that may differ when a run goes on: `samples` says which tokens are used, wherever they were found, and
 `model_fingerprint` which weights, wherever they lay."""
 

@@ -1,11 +1,8 @@
 """The page about a run in a real browser: drawn, readable at both widths and in both modes, and deaf to scripts in texts."""
 
-import json
-
 import pytest
 
 import sepcap
-from sepcap.evaluation import generation
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.ablation_protocol import ablation_protocol
 from sepcap.tasks.task import load_task
@@ -14,7 +11,7 @@ pytestmark = pytest.mark.browser
 
 MARKUP = "<img src=x onerror=window.__pwned=1></script><script>window.__pwned=2</script>"
 NAMES = {"forget": f"code {MARKUP}", "retain": f"prose {MARKUP}"}
-WIDTHS = (380, 1400)
+WIDTHS = (390, 1280)
 LEAST_CONTRAST = 4.5
 
 TEXTS = """() => {
@@ -64,20 +61,26 @@ PLOTS = """() => [...document.querySelectorAll("div.figure")].map((div) => ({
   fits: div.querySelector("svg.main-svg").getBoundingClientRect().width <= div.getBoundingClientRect().width + 1,
 }))"""
 
+CUT = """(width) => [...document.querySelectorAll("div.figure text")].filter((text) => {
+  const box = text.getBoundingClientRect(), figure = text.closest("div.figure").getBoundingClientRect();
+  return box.width && (box.left < -0.5 || box.right > width + 0.5 || box.left < figure.left - 1 || box.right > figure.right + 1);
+}).map((text) => [text.closest("div.figure").id, text.textContent])"""
+"""Texts of figures that stick out of their figure or of the page."""
+
+
+def texts_of(letters, digits) -> dict[str, list[str]]:
+    """Texts of both tasks: every one begins with markup."""
+    return {role: [f"<b>{text}" for text in texts] for role, texts in {"forget": letters, "retain": digits}.items()}
+
 
 @pytest.fixture(scope="module")
 def report(trained_folder, letters, digits, tmp_path_factory):
     """The page of a real run whose tasks and prompts hold markup and script."""
-    tasks = {role: load_task(texts, name=NAMES[role]) for role, texts in {"forget": letters, "retain": digits}.items()}
+    tasks = {role: load_task(texts, name=NAMES[role]) for role, texts in texts_of(letters, digits).items()}
     options = {"fractions": {"mlp": 0.25, "attn_pre_out": 0.25}, "steps": 3, "tokens": 300, "eval_tokens": 900, "batch_size": 4}
     config = sepcap.PruningConfig(model=str(trained_folder), **tasks, **options)
     run = sepcap.prune(None, config, out=tmp_path_factory.mktemp("run"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(generation.PROMPTS, "code", "<s>alert")
-        patch.setitem(generation.PROMPTS, "prose", "a<b>c")
-        path = run.report()
-    assert len(json.loads((run.folder / "generations.json").read_text())["rows"]) == 2
-    return path
+    return run.report()
 
 
 class Opened:
@@ -104,7 +107,7 @@ def open_page(browser, report):
     opened = []
 
     def open_page(**options) -> Opened:
-        opened.append(Opened(browser, report, **{"viewport": {"width": 1400, "height": 900}, **options}))
+        opened.append(Opened(browser, report, **{"viewport": {"width": WIDTHS[1], "height": 900}, **options}))
         return opened[-1]
 
     yield open_page
@@ -131,6 +134,7 @@ def test_it_is_readable_at_both_widths_and_after_a_change_of_width(open_page):
         opened.resize(width)
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
         assert all(plot["fits"] for plot in opened.page.evaluate(PLOTS))
+        assert opened.page.evaluate(CUT, width) == []
         texts = opened.page.evaluate(TEXTS)
         assert min(t["size"] for t in texts if not t["inFigure"]) >= 14
         assert min(t["size"] for t in texts if t["inFigure"]) >= 7  # exponents and indices are the smallest
@@ -163,7 +167,6 @@ def test_script_in_names_and_prompts_is_shown_and_not_run(open_page):
     page = open_page().page
     assert page.evaluate("window.__pwned") is None
     assert page.locator("h1").inner_text() == f"Forget {NAMES['forget']}, retain {NAMES['retain']}"
-    assert [p.split(maxsplit=1)[0] for p in page.locator("pre .prompt").all_inner_texts()] == ["<s>alert"] * 2 + ["a<b>c"] * 2
     assert page.locator("main img, main script, main b, main s").count() == 0
     # plotly shows the ends of a long name letter by letter, as axis title and in the legend
     assert "code <img" in page.locator("#trajectory").text_content()
@@ -171,6 +174,14 @@ def test_script_in_names_and_prompts_is_shown_and_not_run(open_page):
     page.wait_for_selector("#top1 .hoverlayer .hovertext")
     assert "code <img" in page.locator("#top1 .hoverlayer").text_content()
     assert page.evaluate("window.__pwned") is None
+
+
+def test_prompts_begin_texts_of_the_tasks_of_the_run(open_page, letters, digits):
+    prompts = open_page().page.locator("pre .prompt").all_text_contents()
+    assert len(prompts) == 4
+    for prompt, texts in zip(prompts[::2], texts_of(letters, digits).values(), strict=True):
+        assert prompt.strip()
+        assert any(text.startswith(prompt) for text in texts)
 
 
 def test_the_policy_stops_what_got_in_all_the_same(open_page):
@@ -190,6 +201,7 @@ def test_the_policy_stops_what_got_in_all_the_same(open_page):
 
 
 # the page about a study
+
 
 
 @pytest.fixture(scope="module")
@@ -217,11 +229,10 @@ def test_a_study_is_readable_on_a_narrow_screen_in_both_modes(opened_study):
     assert [t for t in texts if t["contrast"] < LEAST_CONTRAST] == []
     assert min(t["size"] for t in texts if not t["inFigure"]) >= 14
     assert min(t["size"] for t in texts if t["inFigure"]) >= 11
-    # drawn as wide as it was made for, in a box that scrolls
+    # the whole figure, drawn for a column: nothing beside it scrolls
     figure = page.locator("#figure-protocol")
-    drawn = float(figure.evaluate("e => e.querySelector('svg.main-svg').getBoundingClientRect().width"))
-    assert drawn >= figure.evaluate("e => parseFloat(e.style.minWidth)") - 1 > WIDTHS[0]
-    assert figure.evaluate("e => e.parentElement.scrollWidth > e.parentElement.clientWidth")
+    assert figure.evaluate("e => e.getBoundingClientRect().right") <= WIDTHS[0]
+    assert figure.evaluate("e => e.parentElement.scrollWidth <= e.parentElement.clientWidth")
     assert opened_study.complaints == []
     assert len(opened_study.requests) == 1
 

@@ -36,15 +36,15 @@ def test_a_comparison_goes_on_where_it_was(trained, letters, digits, tmp_path, m
     assert again.forward.trajectory.equals(first.forward.trajectory)
 
 
-def test_continuations_before_and_after_give_the_model_back(trained, letters, digits, tmp_path, monkeypatch):
-    from sepcap.evaluation import generation
-
-    monkeypatch.setitem(generation.PROMPTS, "code", "def f")  # the real prompts are longer than the tiny context
-    monkeypatch.setitem(generation.PROMPTS, "prose", "The")
+def test_continuations_before_and_after_give_the_model_back(trained, letters, digits, tmp_path):
     config = sepcap.PruningConfig(forget=letters, retain=digits, fractions={"mlp": 1.0}, steps=1, tokens=300, eval_tokens=300)
     run = sepcap.prune(trained, config, out=tmp_path / "run")
     before = trained.blocks[0].mlp.W_out.clone()
     texts = continuations(trained, run, step=1)
+    assert list(texts["kind"]) == [run.config["forget"], run.config["retain"]]
+    for prompt, task in zip(texts["prompt"], (letters, digits), strict=True):
+        assert prompt
+        assert any(text.startswith(prompt) for text in task)
     assert torch.equal(trained.blocks[0].mlp.W_out, before)
     sepcap.delete(trained, run.neurons(1))
     from sepcap.evaluation.generation import continuation

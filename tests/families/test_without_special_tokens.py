@@ -9,7 +9,7 @@ from conftest import tiny_tokenizer, words
 from family_rows import FAMILIES, save_family
 
 import sepcap
-from sepcap.evaluation.generation import PROMPTS, continuation
+from sepcap.evaluation.generation import continuation
 from sepcap.experiments import comparison
 
 LETTERS, DIGITS = words(0, n=24), words(0, n=24, alphabet="0123456789")
@@ -79,9 +79,7 @@ def test_scoring_ablating_deleting_rotating_and_saving(model, tmp_path):
     assert sepcap.evaluate(saved, LETTERS, tokens=60).loss == pytest.approx(sepcap.evaluate(model, LETTERS, tokens=60).loss, rel=1e-5)
 
 
-def test_pruning_in_both_directions_with_continuations(model, tmp_path, monkeypatch):
-    for kind, prompt in {"code": "de", "prose": "Th"}.items():
-        monkeypatch.setitem(PROMPTS, kind, prompt)
+def test_pruning_in_both_directions_with_continuations(model, tmp_path):
     config = sepcap.PruningConfig(forget=LETTERS, retain=DIGITS, fractions={"mlp": 0.25}, steps=2, tokens=60, eval_tokens=60)
     compared = comparison.compare(model, config, tmp_path / "compared")
     assert all(run.finished for run in compared.runs.values())
