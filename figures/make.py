@@ -1,13 +1,15 @@
 """Make the pictures of this folder (`make figures`): the demo's comparison, the comparison of methods, kinds of ablation, activations,
 modules, geometry, paragraph breaks.
 
-Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files hold what they show. From
-nothing it takes about an hour on two cores, most of it the comparison of methods; finished runs are taken up. `--parts` makes some of
-them alone.
+Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files hold what they show. The figures of
+the demo, `numbers.json` and the table of the README are always made together, of the same runs. From nothing it takes about an hour on two
+cores, most of it the comparison of methods; finished runs are taken up. `--parts` makes some of them alone.
 """
 
 import dataclasses
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,9 @@ from sepcap import plots
 from sepcap.experiments.comparison import compare
 from sepcap.experiments.config import PruningConfig
 from sepcap.tasks.passages import draw_passages
+
+DEMO_TABLE = re.compile(r"\| run \| area \[95%\] .*\n(?:\|.*\n)+")
+"""The table of the README that this file writes."""
 
 TASKS = ("local-prose", "local-python", "local-cpp")
 
@@ -40,6 +45,8 @@ class FigureConfig:
     studies: Path = Path("runs/studies")
     """Folder of the studies of modules, geometry and paragraph breaks."""
     out: Path = Path("figures")
+    readme: Path = Path("README.md")
+    """Holds the table of the demo, which is written anew."""
     parts: tuple[Literal["pruning", "attention", "studies"], ...] = ("pruning", "attention", "studies")
     """What is made."""
 
@@ -53,22 +60,42 @@ def pruning(model: Any, config: FigureConfig) -> None:
     """The comparison of the demo."""
     pruning = PruningConfig(fractions={"mlp": config.fraction}, steps=config.steps, tokens=config.tokens, eval_tokens=config.eval_tokens)
     comparison = compare(model, pruning, config.runs, say=print)
+    scores = comparison.forward.scores()
     pictures = {
         "trajectory": plots.trajectory(comparison.runs),
         "metric-over-steps": plots.metric_over_steps(comparison.runs),
         "areas": plots.areas(comparison.runs),
         "neurons-gone": plots.neurons_gone(comparison.forward),
         "thresholds": plots.thresholds(comparison.forward),
-        "score-histograms": plots.score_histograms(comparison.forward.scores()),
+        "score-histograms": plots.score_histograms(scores, neurons=scores.top({"mlp": config.fraction}), log_counts=True),
     }
-    for name, figure in pictures.items():
-        config.save(name, figure, "page" if name == "metric-over-steps" else "column")
     numbers = {}
     for name, run in comparison.runs.items():
         s = run.separability("top1")
         numbers[name] = {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name not in ("forget", "retain")}
+    readme = with_demo_table(config.readme.read_text(encoding="utf-8"), numbers)
+    for name, figure in pictures.items():
+        config.save(name, figure, "page" if name == "metric-over-steps" else "column")
     (config.out / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    config.readme.write_text(readme, encoding="utf-8")
     print(comparison.table().to_string(index=False))
+
+
+def with_demo_table(readme: str, numbers: Mapping[str, Mapping[str, Any]]) -> str:
+    """The README with the table of the demo made of `numbers.json`.
+
+    Raises:
+        ValueError: it does not hold one such table.
+    """
+    lines = ["| run | area [95%] | separability [95%] | maximum differential drop |", "|---|---|---|---|"]
+    for name, s in numbers.items():
+        area, percent = (s["area"], *s["interval"]), (s["percent"], *s["percent_interval"])
+        said = "{:.2f} [{:.2f}, {:.2f}] | {:.0f}% [{:.0f}, {:.0f}]".format(*area, *percent)
+        lines.append(f"| {name} | {said} | {s['max_drop']:.1f} at step {s['max_drop_step']} |")
+    found = DEMO_TABLE.findall(readme)
+    if len(found) != 1:
+        raise ValueError(f"the README holds {len(found)} tables of the demo (one that begins with {lines[0][:20]!r}); it must hold one")
+    return readme.replace(found[0], "\n".join(lines) + "\n")
 
 
 def attention(model: Any, config: FigureConfig) -> None:
@@ -84,18 +111,18 @@ def attention(model: Any, config: FigureConfig) -> None:
 
     protocol = sepcap.ablation_protocol(model, sepcap.AblationProtocol(), out=config.protocol)
     config.save("ablation-protocol", protocol.figure(), "page")
-    protocol.summary.to_csv(config.out / "ablation-protocol.csv", index=False, float_format="%.5f")
+    protocol.by_kind.to_csv(config.out / "ablation-protocol.csv", index=False, float_format="%.5f")
 
     rotation = sepcap.value_rotation(model)
     options: dict[str, Any] = {"tokens": 20_000, "histogram": True}
     forget, retain = (sepcap.collect(model, task, **options) for task in ("local-code", "local-prose"))
-    rotated = tuple(
-        sepcap.collect(model, task, sites="attn_pre_out", rotation=rotation, **options) for task in ("local-code", "local-prose")
-    )
+    in_svd = {"sites": "attn_pre_out", "rotation": rotation, **options}
+    rotated = (sepcap.collect(model, "local-code", **in_svd), sepcap.collect(model, "local-prose", **in_svd))
     scores = sepcap.score(forget, retain)
     config.save("activations", plots.activation_distributions(forget, retain, layer=5, head=1, rotated=rotated), "page")
     config.save("head-scores", plots.head_scores(scores))
     config.save("importance", plots.importance_scatter(forget, retain, neurons=scores.top({"mlp": 0.05}), site="mlp"))
+    config.save("importance-histograms", plots.importance_histograms(forget, retain, log_counts=True), "page")
     config.save("value-norms", plots.value_norms(model))
     config.save("mlp-biases", plots.mlp_biases(model))
 
