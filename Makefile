@@ -26,7 +26,7 @@ demo: $(INSTALLED)          ## prune code, prose and random neurons out of the e
 	$(BIN)/sepcap prune
 
 test: $(INSTALLED)          ## fast tests (fifteen minutes and more on two cores)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # the tests of arithmetic, and instruction sets switched down to what every x86-64 has
 NUMERICAL := tests/statistics tests/selection tests/models/test_forward.py tests/models/test_partial.py \
@@ -35,7 +35,7 @@ NUMERICAL := tests/statistics tests/selection tests/models/test_forward.py tests
 PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1
 
 test-portable: $(INSTALLED) ## tests of arithmetic as another processor would round
-	$(PLAIN) $(BIN)/python -m pytest -n auto $(NUMERICAL)
+	$(PLAIN) $(BIN)/python -m pytest -n auto --dist worksteal $(NUMERICAL)
 
 # transformer-lens 3.9, which SAELens and HookedTransformer need, in an environment of its own
 OLDER := .venv-tl39

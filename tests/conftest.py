@@ -136,11 +136,13 @@ def browser():
         opened.close()
 
 
+# tiny models are slower with two threads than with one, those of fixtures that live for a session too
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models are slower with two threads than with one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def own_settings():
+    """A test may set the number of threads or filter warnings; the next one does not notice."""
     with warnings.catch_warnings():
         yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)

@@ -205,7 +205,7 @@ def small_input(model: Any, rows: int = 1) -> Shaped[Tensor, "rows ..."]:
         height, width = (size, size) if isinstance(size, int) else size
         return torch.zeros(rows, config.num_channels, height, width, device=device_of(model), dtype=model.cfg.dtype)
     tokens = min(TOKENS, model.cfg.n_ctx)
-    return (model.cfg.d_vocab // 2 + torch.arange(tokens, device=device_of(model))).expand(rows, -1)
+    return ((model.cfg.d_vocab // 2 + torch.arange(tokens, device=device_of(model))) % model.cfg.d_vocab).expand(rows, -1)
 
 
 def _strongest(size: Float[Tensor, "*neuron"]) -> Bool[Tensor, "*neuron"]:
