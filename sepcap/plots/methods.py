@@ -105,7 +105,7 @@ def methods(result: Methods, metric: str = "top1", *, width: Width = "column") -
             "ticks": "",
             "showline": False,
         },
-        "legend": {"title": {"text": "Mean over seeds, with 95% interval<br>small dots: single seeds"}},
+        "legend": {"title": {"text": "Mean over seeds, with 95% interval<br>small dots: single seeds; open: random"}},
         "annotations": [
             {"text": f"<b>{text}</b>", "x": 0, "xref": "paper", "xanchor": "right", "xshift": -4, "y": at, "font": {"size": TICK_PX}}
             for text, at in headings

@@ -162,13 +162,16 @@ def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: Wi
             )
         )
     most = max(1.0, float(np.nanmax(totals["ratio"])))
+    what = "neurons" if len(result.config["sites"]) > 1 else SITE_NAMES[result.config["sites"][0]]
+    title = f"Shared {what}, times chance<br>({100 * fraction:.3g}% selected; dotted: chance)"
+    several = len({site for site, _, _ in heights}) > 1
     top = len(keys) - 0.5
     layout = {
-        "xaxis": {"title": {"text": f"Shared neurons, times chance ({100 * fraction:.3g}% selected)"}, "range": [0, 1.06 * most]},
+        "xaxis": {"title": {"text": title}, "range": [0, 1.06 * most]},
         "yaxis": {
             "range": [-0.5, top],
             "tickvals": list(heights.values()),
-            "ticktext": [plain(f"{a}, {b} ({site})") for site, a, b in heights],
+            "ticktext": [plain(f"{a}, {b}" + f" ({site})" * several) for site, a, b in heights],
             "ticks": "",
             "showline": False,
         },
@@ -178,7 +181,7 @@ def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: Wi
             for y in heights.values()
         ],
     }
-    return new_figure(traces, layout, width=width, plot_px=ROW_PX * len(keys) + 10, left=20, legend_rows=len(traces))
+    return new_figure(traces, layout, width=width, plot_px=ROW_PX * len(keys) + 10, left=20, bottom=62, legend_rows=len(traces))
 
 
 def overlap_layers(
