@@ -355,11 +355,10 @@ def _conform_all(
 
 
 def _check_model(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise where a model should be and a plain value or another argument's model came; any other object is for the function to judge."""
-    swapped = [name for name, value in arguments.items() if hasattr(value, "cfg")]
-    plain = model is None or isinstance(model, str | bytes | Real | os.PathLike | list | tuple | set | dict)
-    if hasattr(model, "cfg") or not (plain or swapped):
+    """Raise where a hooked model should be and something came that has nothing of one."""
+    if any(hasattr(model, part) for part in ("cfg", "blocks", "original_model")):
         return
+    swapped = [name for name, value in arguments.items() if hasattr(value, "cfg")]
     hint = f" (and {swapped[0]} is a model: the two are swapped)" if swapped else ""
     raise WrongKind(f"model is a {type(model).__name__}; give what sepcap.load_model returns{hint}")
 
