@@ -49,11 +49,19 @@ def given_constants(neurons: NeuronSet, values: Any) -> Constants:
         tensor = torch.as_tensor(values)
         fits = all(mine in (1, want) for mine, want in zip(tensor.shape[::-1], mask.shape[::-1], strict=False))
         values = {site: tensor.expand(mask.shape) if fits and tensor.dim() <= mask.dim() else tensor}
-    for site, mask in neurons.masks.items():
-        if site not in values or tuple(values[site].shape) != tuple(mask.shape):
-            came = list(values[site].shape) if site in values else "nothing"
-            raise ValueError(f"constants of site {site!r}: {came}, but the neurons are {list(mask.shape)}")
+    check_constants(neurons, values, "constants")
     return values
+
+
+def check_constants(neurons: NeuronSet, constants: Constants, name: str) -> None:
+    """Raise where constants do not fit the masks, or where one of a neuron in the set is NaN or infinite."""
+    for site, mask in neurons.masks.items():
+        if site not in constants or tuple(constants[site].shape) != tuple(mask.shape):
+            came = list(constants[site].shape) if site in constants else "nothing"
+            raise ValueError(f"{name} of site {site!r}: {came}, but the neurons are {list(mask.shape)}")
+        broken = ~torch.isfinite(constants[site]) & mask.to(constants[site].device)
+        if bool(broken.any()):
+            raise ValueError(f"{name} of site {site!r}: those of {int(broken.sum())} of {int(mask.sum())} neurons are NaN or infinite")
 
 
 def constant_hooks(neurons: NeuronSet, constants: Constants) -> list[Hook]:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.checks import checked
+from sepcap.interventions.constants import check_constants
 from sepcap.interventions.trial import check_deletion
 from sepcap.models.kinds import architecture_of
 from sepcap.models.sites import add_offset, delete_weights, get_site, output_bias
@@ -47,7 +47,7 @@ def delete(model: Any, neurons: NeuronSet, offset: Mapping[str, Float[Tensor, "l
     neurons.check(model)
     if offset is not None:
         check_output_biases(model, neurons.masks)
-        _check_offset(neurons, offset)
+        check_constants(neurons, offset, "offset")
     for site in neurons.masks:
         check_deletion(model, site, offset is not None)
     for site, mask in neurons.masks.items():
@@ -64,12 +64,3 @@ def check_output_biases(model: Any, sites: Iterable[str]) -> None:
                 f"offset: {architecture_of(model)} has no {get_site(site).output_bias[1]}, the bias that would take the offset of "
                 f"{site!r} neurons; delete without offset"
             )
-
-
-def _check_offset(neurons: NeuronSet, offset: Mapping[str, Tensor]) -> None:
-    for site, mask in neurons.masks.items():
-        if site not in offset or tuple(offset[site].shape) != tuple(mask.shape):
-            came = list(offset[site].shape) if site in offset else "nothing"
-            raise ValueError(f"offset of site {site!r}: {came}, but the neurons are {list(mask.shape)}")
-        if not bool(torch.isfinite(offset[site][mask.to(offset[site].device)]).all()):
-            raise ValueError(f"offset of site {site!r}: a constant of a neuron to be removed is NaN or infinite")

@@ -129,8 +129,9 @@ def load_model(
     with _as_it_is(tokenizer) as own, _processor_at_hand(processor, known_as) as place, taking_apart(hf_model, name):
         bridge = TransformerBridge.boot_transformers(place, hf_model=hf_model, tokenizer=own, device=at, dtype=dtype)
     bridge.cfg.model_name = name
-    if tokenizer is not None and len(bridge.tokenizer) != len(tokenizer):
-        # where BOS or EOS is missing the bridge invents a token, which the model has never seen (its public setter does so again)
+    if tokenizer is not None and _special(bridge.tokenizer) != _special(tokenizer):
+        # where BOS or EOS is missing the bridge takes <unk> for it, or invents a token that the model has never seen (its public
+        # setter does so again)
         bridge._tokenizer = tokenizer
     bridge.processor = processor
     if dtype.itemsize < 4:
@@ -196,6 +197,11 @@ def _as_it_is(tokenizer: Any) -> Iterator[Any]:
     for key in ("add_bos_token", "name_or_path"):
         del own.init_kwargs[key]
     own.init_kwargs |= had
+
+
+def _special(tokenizer: Any) -> tuple[int | None, ...]:
+    """What decides where rows begin and which tokens count: the size of the vocabulary and the special ids."""
+    return (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -223,7 +223,7 @@ def top_of(
     N is the original size of the site, excluded neurons included. Ties go to the neuron that comes first.
 
     Raises:
-        ValueError: a fraction outside (0, 1], one that selects no neuron, or more than what is left.
+        ValueError: a fraction outside (0, 1], one that selects no neuron, or more than what is left; a score that is NaN.
     """
     masks, thresholds = {}, {}
     for site, fraction in fractions.items():
@@ -233,6 +233,7 @@ def top_of(
             if exclude is not None and site in exclude.masks
             else torch.zeros_like(values, dtype=torch.bool)
         )
+        check_order(values, gone, site)
         masks[site] = torch.zeros_like(gone)
         groups = range(len(values)) if per_layer else [slice(None)]
         lowest = []
@@ -252,6 +253,15 @@ def top_of(
             lowest.append(float(flat[chosen[-1]]))
         thresholds[site] = min(lowest)
     return NeuronSet(masks), thresholds
+
+
+def check_order(values: Tensor, gone: Tensor, site: str) -> None:
+    """Raise where a score of a neuron, or head, that is not gone is NaN."""
+    if undefined := int((values.isnan() & ~gone).sum()):
+        raise ValueError(
+            f"{undefined} of {values.numel()} scores of site {site!r} are NaN, which have no place in an order: find out where they come "
+            "from, or exclude these neurons"
+        )
 
 
 def how_many(amount: float, total: int, name: str, of: str = "") -> int:

@@ -15,7 +15,7 @@ from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.models.sites import get_site, site_shape
 from sepcap.selection.importance import get_importance
-from sepcap.selection.neurons import NeuronSet, how_many, neuron_table, top_of
+from sepcap.selection.neurons import NeuronSet, check_order, how_many, neuron_table, top_of
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import load_tensors, save_tensors
 
@@ -204,6 +204,7 @@ def _gone_heads(exclude: NeuronSet | None, site: str, like: Tensor) -> Tensor:
 
 def _top_heads(heads: Tensor, fraction: float, per_layer: bool, gone: Tensor) -> tuple[Tensor, float]:
     how_many(fraction, heads[0].numel() if per_layer else heads.numel(), "heads", "heads")
+    check_order(heads, gone, "heads")
     # heads are a site of their own with one number per head, selected like mlp neurons
     chosen, threshold = top_of({"mlp": heads}, {"mlp": fraction}, per_layer=per_layer, exclude=NeuronSet({"mlp": gone}))
     return chosen.masks["mlp"], threshold["mlp"]

@@ -168,7 +168,7 @@ def _reduce(
 
 
 def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:
-    # Σz² is NaN or infinite as soon as one activation is; one question per site, because each makes a GPU wait
+    # Σ(z−z̄)² is NaN or infinite as soon as one activation is; one question per site, because each makes a GPU wait
     broken = {}
     for site, layers in accumulators.items():
         device = layers[0].device

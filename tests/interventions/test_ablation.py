@@ -95,6 +95,16 @@ def test_statistics_are_those_of_the_ablated_model(tiny_opt, letters):
     assert (stats.std[~neurons.masks["mlp"]] > 0).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_constants_that_are_not_finite_are_refused_where_they_would_be_used(tiny_opt, value):
+    neurons = sepcap.NeuronSet.random(tiny_opt, {"mlp": 0.3})
+    constants = torch.where(neurons.masks["mlp"], 0.0, value)
+    sepcap.ablate(tiny_opt, neurons, {"mlp": constants})  # of other neurons they say nothing
+    constants[tuple(neurons.masks["mlp"].nonzero()[0])] = value
+    with pytest.raises(ValueError, match=r"constants of site 'mlp': those of 1 of 43 neurons are NaN or infinite"):
+        sepcap.ablate(tiny_opt, neurons, {"mlp": constants})
+
+
 def test_ablation_in_the_models_dtype(tiny_folders):
     model = sepcap.load_model(tiny_folders["llama"], device="cpu", dtype="bfloat16")
     neurons = sepcap.NeuronSet.random(model, {"mlp": 0.3})

@@ -21,6 +21,7 @@ import sepcap
 from sepcap.errors import CorruptFile
 from sepcap.models.hub import must_be_local, reachable
 from sepcap.models.reading import _no_bars
+from sepcap.tasks.samples import sample_task
 
 
 @pytest.fixture
@@ -138,6 +139,21 @@ def test_no_token_is_invented_where_the_tokenizer_has_neither_bos_nor_eos(tiny_f
     assert len(model.tokenizer) == len(tiny_tokenizer())
     stats = sepcap.collect(model, letters, tokens=100)  # rows without BOS: every position counts
     assert stats["mlp"].count == 100
+
+
+def test_unk_is_not_taken_for_bos(tiny_folders):
+    """It would open every row, and neither count nor be a target: with two of three tokens unknown most of the statistics were missing."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>")
+    model = sepcap.load_model(tiny_folders["llama"], tokenizer=tokenizer, device="cpu")
+    assert (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id, model.tokenizer.unk_token_id) == (None, None, 0)
+    rows = sample_task(model, sepcap.load_task(["aäö" * 30 + "b" * i for i in range(60)]), "collect", 100).rows
+    assert rows[0][:3].tolist() == [1, 0, 0]
+    assert sum(map(len, rows)) == 100
 
 
 def test_a_folder_needs_no_network(tiny_folders, no_network, family, offline):

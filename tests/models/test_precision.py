@@ -30,11 +30,12 @@ def test_statistics_are_exact_sums_of_half_precision_activations(tiny_folders, l
         assert {part.dtype for part in parts} == {getattr(torch, dtype)}
         z = torch.cat([part[kept] for part, kept in zip(parts, counted, strict=True)]).flatten(1).double().numpy()
         assert found[site].count == len(z) == 372
-        for name, values in (("total", z), ("absolute", np.abs(z)), ("square", z * z), ("positive", (z > 0).astype(float))):
+        for name, values in (("total", z), ("absolute", np.abs(z)), ("positive", (z > 0).astype(float))):
             exact = np.array([math.fsum(column) for column in values.T])  # rounded once, at the end
             assert np.array_equal(found[site].sums[name][layer].flatten().numpy(), exact), (site, layer, name)
         root = np.sqrt(np.abs(z)).sum(0)
         np.testing.assert_allclose(found[site].sums["root"][layer].flatten().numpy(), root, rtol=1e-6)
+        np.testing.assert_allclose(found[site].std[layer].flatten().numpy(), z.std(0), rtol=1e-6, atol=1e-7 * np.abs(z).max())
         assert np.array_equal(found[site].low[layer].flatten().numpy(), z.min(0).astype(np.float32))
 
 

@@ -18,7 +18,7 @@ def statistics(task, z, site="attn_pre_out", **info):
     grid = grid_of(low, high)
     index = torch.floor(z * 2.0 ** -grid.exponent.double()) - grid.start
     counts = torch.stack([(index == b).sum(0) for b in range(BINS)], dim=-1).int()
-    terms = {"positive": z > 0, "total": z, "absolute": z.abs(), "root": z.abs().sqrt(), "square": z.square()}
+    terms = {"positive": z > 0, "total": z, "absolute": z.abs(), "root": z.abs().sqrt(), "deviation": (z - z.mean(0)).square()}
     sums = {name: terms[name].double().sum(0) for name in SUMS}
     return Statistics({site: NeuronStatistics(site, len(z), sums, low, high, Histogram(counts, *grid, low, high))}, {"task": task, **info})
 

@@ -18,7 +18,7 @@ from sepcap.statistics.moments import NeuronStatistics, Statistics
 def statistics(site: str, activations: list) -> Statistics:
     """Statistics of activations written down as [position][layer][neuron] (or [layer][head][d_head]), summed in plain Python order."""
     z = torch.tensor(activations, dtype=torch.float64)
-    sums = {"positive": (z > 0).double(), "total": z, "absolute": z.abs(), "root": z.abs().sqrt(), "square": z**2}
+    sums = {"positive": (z > 0).double(), "total": z, "absolute": z.abs(), "root": z.abs().sqrt(), "deviation": (z - z.mean(0)) ** 2}
     return Statistics({site: NeuronStatistics(site, len(z), {k: v.sum(0) for k, v in sums.items()}, z.amin(0), z.amax(0))})
 
 
@@ -137,6 +137,26 @@ def test_excluded_neurons_are_not_picked_even_with_the_highest_scores(per_layer)
 
 def test_of_equal_scores_the_first_goes_first():
     assert chosen(scores("mlp", [[1.0, 2.0, 2.0], [2.0, 2.0, 2.0]]).top({"mlp": 0.5})) == [(0, 1), (0, 2), (1, 0)]
+
+
+@pytest.mark.parametrize("fractions", [{"mlp": 0.2}, {"mlp": 3}])
+def test_scores_that_are_nan_are_refused_unless_they_are_excluded(fractions):
+    values = torch.arange(20.0).view(2, 10)
+    values[0, 3] = values[1, 9] = float("nan")
+    with pytest.raises(ValueError, match=r"2 of 20 scores of site 'mlp' are NaN"):
+        sepcap.Scores({"mlp": values}).top(fractions)
+    without = sepcap.Scores({"mlp": values}).top(fractions, exclude=sepcap.NeuronSet({"mlp": values.isnan()}))
+    assert (1, 8) in chosen(without)
+    values[values.isnan()] = float("inf")  # 1/0 has a place in an order: the first
+    assert {(0, 3), (1, 9)} <= set(chosen(sepcap.Scores({"mlp": values}).top(fractions)))
+
+
+def test_heads_with_a_nan_score_are_refused():
+    values = torch.ones(2, 2, 3)
+    values[1, 0, 2] = float("nan")
+    for aggregate in ("mean", "median"):
+        with pytest.raises(ValueError, match="scores of site 'heads' are NaN"):
+            sepcap.Scores({"attn_pre_out": values}).top({"heads": 1}, aggregate=aggregate)
 
 
 def test_sites_are_selected_apart():

@@ -203,8 +203,12 @@ def shards(draw):
 def assert_same(one: NeuronStatistics, other: NeuronStatistics, relative: float) -> None:
     assert one.count == other.count
     assert torch.equal(one.sums["positive"], other.sums["positive"])
-    for name in ("absolute", "root", "square"):
+    for name in ("absolute", "root"):
         torch.testing.assert_close(one.sums[name], other.sums[name], rtol=relative, atol=0)
+    # a constant neuron has no deviation but the rounding of its mean
+    rounding = 1e-14 * other.sums["absolute"].square() / max(1, other.count)
+    deviation = other.sums["deviation"]
+    assert bool(((one.sums["deviation"] - deviation).abs() <= relative * deviation + rounding).all())
     # Σz may cancel: its error is measured against Σ|z|
     assert bool(((one.sums["total"] - other.sums["total"]).abs() <= relative * one.sums["absolute"]).all())
     assert torch.equal(one.low, other.low)
@@ -230,7 +234,8 @@ def test_shards_merged_in_any_order_equal_one_pass(case):
     kept = z[keep]
     assert whole.count == len(kept)
     assert torch.equal(whole.sums["positive"][0], (kept > 0).sum(0).double())
-    torch.testing.assert_close(whole.sums["square"][0], (kept * kept).sum(0), rtol=1e-9, atol=0)
+    about_the_mean = (kept - kept.mean(0)).square().sum(0) if len(kept) else torch.zeros(z.shape[2], dtype=z.dtype)
+    torch.testing.assert_close(whole.sums["deviation"][0], about_the_mean, rtol=1e-9, atol=1e-14 * float(kept.abs().sum()) ** 2)
     torch.testing.assert_close(whole.sums["root"][0], kept.abs().sqrt().sum(0), rtol=1e-9, atol=0)
 
 
@@ -269,21 +274,37 @@ def test_bfloat16_activations_are_added_with_their_full_value():
     z = torch.ones(4, 300, 1, dtype=torch.bfloat16)
     s = accumulate(z, every_position(z))
     assert s.count == 1200
-    assert {name: float(total) for name, total in s.sums.items()} == dict.fromkeys(SUMS, 1200.0)
+    assert {name: float(total) for name, total in s.sums.items()} == {**dict.fromkeys(SUMS, 1200.0), "deviation": 0.0}
     odd = torch.randn(4, 300, 3).to(torch.bfloat16)
     exact = accumulate(odd.double(), every_position(odd))
-    torch.testing.assert_close(accumulate(odd, every_position(odd)).sums["square"], exact.sums["square"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(accumulate(odd, every_position(odd)).std, exact.std, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_std_of_a_constant_neuron(dtype):
-    """Zero up to rounding, never NaN: Σz²/N − z̄² is a difference of equal numbers, and what is left of it is the sums' own error."""
+    """Zero up to the rounding of a difference from the mean, never NaN."""
     z = torch.tensor([0.0, 0.1, -7.3, 1e4], dtype=dtype).expand(5, 333, 4)
     std = accumulate(z, every_position(z)).std[0]
     assert bool(std.isfinite().all())
     assert float(std[0]) == 0
-    relative = 1e-7 if dtype == torch.float64 else math.sqrt(3 * (CHUNK + 2) * 2.0**-24)
-    assert bool((std <= relative * z[0, 0].double().abs()).all())
+    assert bool((std <= 1e-7 * z[0, 0].double().abs()).all())
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "dtype"),
+    [(1e3, 1, torch.float32), (1e4, 1, torch.float32), (1e6, 1, torch.float32), (1e6, 1e-3, torch.float64), (300, 2, torch.bfloat16)],
+)
+def test_std_keeps_its_digits_at_any_mean(mean, spread, dtype):
+    """Against NumPy's two passes in float64 over the same numbers; in one pass and merged from shards of unequal size and mean."""
+    generator = torch.Generator().manual_seed(0)
+    z = (mean + spread * torch.randn(6, 700, 3, generator=generator, dtype=torch.float64)).to(dtype)
+    z[0, 0] = 0  # one value far from all others must not become what the rest is measured from
+    z[4:] += 3 * spread
+    exact = torch.from_numpy(z.double().flatten(0, 1).numpy().std(0))
+    parts = [accumulate(part, every_position(part)) for part in (z[:1], z[1:4], z[4:])]
+    for s in (accumulate(z, every_position(z)), parts[0].merge(parts[1]).merge(parts[2]), parts[2].merge(parts[0].merge(parts[1]))):
+        torch.testing.assert_close(s.std[0], exact, rtol=1e-5, atol=0)
+        torch.testing.assert_close(s.rms[0], z.double().square().mean((0, 1)).sqrt(), rtol=1e-6, atol=0)
 
 
 def test_std_is_about_the_mean_and_rms_about_zero():
