@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 NEEDS = {"beside-saelens": "sae_lens"}
 """Notebook -> a package that only the environment of transformer-lens 3.9 has."""
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 # a picture beside plotly's own data, for readers that run no scripts: GitHub, nbviewer, nbconvert
 os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+png")
@@ -25,11 +26,12 @@ def execute(source: Path) -> Path:
     notebook = jupytext.read(source)
     notebook.metadata.setdefault("kernelspec", {"display_name": "Python 3", "language": "python", "name": "python3"})
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(HERE)}}).execute()
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
-        # times of execution and the progress bars of loading would change at every run and say nothing
+        # times of execution and progress bars would change at every run and say nothing
         cell.metadata.pop("execution", None)
         if "outputs" in cell:
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
     target = source.with_suffix(".ipynb")
     jupytext.write(notebook, target)
     return target

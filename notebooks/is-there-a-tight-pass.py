@@ -17,8 +17,6 @@
 
 # %%
 import sepcap
-from sepcap.experiments.tight_pass_config import TightPassConfig
-from sepcap.experiments.tight_pass_plan import plan_tight_pass
 
 model = sepcap.load_model()
 
@@ -29,7 +27,7 @@ model = sepcap.load_model()
 
 # %%
 options = {"task": "local-prose", "rows": 5}
-plan_tight_pass(model, TightPassConfig(part="attn", tokens=3, **options)).cost()
+sepcap.plan_tight_pass(model, sepcap.TightPassConfig(part="attn", tokens=3, **options)).cost()
 
 # %% [markdown]
 # ## Attention

@@ -1,0 +1,192 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Does a model with an SAE in it lose the same when neurons are ablated?
+#
+# SAELens works on a `HookedSAETransformer`, which needs transformer-lens 3.9: `pip install sae-lens sepcap` installs that line. Here the
+# embedded model is loaded as one, a small SAE is trained on it, and `collect` and `ablate` are used with and without the SAE. Nothing is
+# downloaded.
+
+# %%
+import tempfile
+
+import pandas as pd
+import torch
+from sae_lens import SAE, HookedSAETransformer, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.sae_trainer import SAETrainer
+
+import sepcap
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = sepcap.load_model(backend=HookedSAETransformer)
+type(model).__name__, model.cfg.n_layers, model.cfg.d_model
+
+# %% [markdown]
+# ## Train an SAE
+# TopK, 1,024 features, 32 of them active per token, on the residual stream after layer 2 (of 0 to 5). It sees 300,000 tokens, drawn from
+# the part of code and prose that is for collecting; what follows is measured on the other part.
+
+# %%
+HOOK, CONTEXT, BATCH = "blocks.2.hook_resid_post", 128, 2048
+
+
+def token_rows(task, documents=300):
+    """Rows of one length, each of which begins with BOS."""
+    ids = []
+    for source in sepcap.load_task(task).sources:
+        for text in source.documents("collect")["text"][:documents]:
+            ids += model.tokenizer(text[:4000], add_special_tokens=False)["input_ids"]
+    full = torch.tensor(ids[: len(ids) // (CONTEXT - 1) * (CONTEXT - 1)]).view(-1, CONTEXT - 1)
+    return torch.cat([torch.full((len(full), 1), model.tokenizer.bos_token_id), full], dim=1)
+
+
+def activations(rows):
+    """Batches of activations of random tokens without BOS, for as long as they are asked for."""
+    while True:
+        chosen = rows[torch.randint(len(rows), (BATCH // (CONTEXT - 1) + 1,))]
+        with torch.no_grad():
+            _, cache = model.run_with_cache(chosen, names_filter=HOOK, stop_at_layer=3)
+        yield cache[HOOK][:, 1:].flatten(0, 1)[:BATCH]
+
+
+rows = torch.cat([token_rows("local-code"), token_rows("local-prose")])
+metadata = SAEMetadata(hook_name=HOOK, model_name="default")
+config = TopKTrainingSAEConfig(
+    d_in=model.cfg.d_model, d_sae=1024, k=32, normalize_activations="expected_average_only_in", metadata=metadata
+)
+steps = {"total_training_samples": 150 * BATCH, "train_batch_size_samples": BATCH, "n_batches_for_norm_estimate": 20}
+trained = SAETrainer(SAETrainerConfig(**steps, lr=1e-3, lr_end=1e-4), TopKTrainingSAE(config), activations(rows)).fit()
+
+folder = tempfile.mkdtemp()
+trained.save_inference_model(folder)
+sae = SAE.load_from_disk(folder)
+len(rows), sae.cfg.d_sae, sae.cfg.metadata.hook_name
+
+# %% [markdown]
+# ## What the SAE costs
+# With the SAE in place the later layers read its reconstruction. BOS passes by it. The change of the cross-entropy has a 95% interval,
+# paired over the rows of the evaluation set.
+
+# %%
+TASKS = ("local-code", "local-prose")
+
+
+def evaluated():
+    return {task: sepcap.evaluate(model, task, tokens=10_000) for task in TASKS}
+
+
+def with_sae(work):
+    """The result of a function while the SAE is in the model."""
+    model.add_sae(sae, exclude_special_tokens=True)
+    try:
+        return work()
+    finally:
+        model.reset_saes()
+
+
+def change(after, before):
+    found, (low, high) = after.difference(before, "loss")
+    return f"{found:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+plain, spliced = evaluated(), with_sae(evaluated)
+pd.DataFrame(
+    {
+        task: {"loss without": plain[task].loss, "loss with": spliced[task].loss, "change": change(spliced[task], plain[task])}
+        for task in TASKS
+    }
+).T
+
+# %% [markdown]
+# ## Collect
+# Statistics of the same tokens, with and without. How far the mean absolute activations of a layer's neurons are apart, relative to
+# their size, and how alike the scores of code against prose rank them (Spearman). Layers 0 to 2 come before the SAE.
+
+# %%
+
+
+def collected():
+    return {task: sepcap.collect(model, task, tokens=10_000, sites="mlp") for task in TASKS}
+
+
+without, within = collected(), with_sae(collected)
+scores, scores_within = (sepcap.score(c["local-code"], c["local-prose"], "abs") for c in (without, within))
+
+
+def compared(layer):
+    a, b = (c["local-code"]["mlp"].abs[layer] for c in (without, within))
+    ranks = [pd.Series(s["mlp"][layer].numpy()).rank() for s in (scores, scores_within)]
+    return {"relative difference": float((a - b).norm() / a.norm()), "rank correlation of scores": ranks[0].corr(ranks[1])}
+
+
+pd.DataFrame([compared(layer) for layer in range(model.cfg.n_layers)]).rename_axis("layer").round(3)
+
+# %% [markdown]
+# ## Ablate
+# The fifth of the mlp neurons with the highest scores, and as many at random, set to zero; the neurons are chosen without the SAE.
+
+# %%
+neurons = scores.top({"mlp": 0.2})
+sets = {"code neurons": neurons, "random neurons": sepcap.NeuronSet.random(model, {"mlp": 0.2}, seed=0)}
+
+
+def ablated(chosen):
+    with sepcap.ablate(model, chosen, "zero"):
+        return evaluated()
+
+
+table = {}
+for name, chosen in sets.items():
+    alone, together = ablated(chosen), with_sae(lambda chosen=chosen: ablated(chosen))
+    for task in TASKS:
+        table[name, task] = {"without SAE": change(alone[task], plain[task]), "with SAE": change(together[task], spliced[task])}
+pd.DataFrame(table).T
+
+# %% [markdown]
+# ## What the features say
+# Share of the SAE's active features at a token that stay active there when the neurons are ablated, and the reconstruction error before
+# and after, as a share of the variance of the stream. Neurons of layers 3 to 5 come after the SAE and cannot change it.
+
+# %%
+sample = {task: token_rows(task, documents=20)[:32] for task in TASKS}
+
+
+def features(ids):
+    _, cache = model.run_with_cache(ids, names_filter=HOOK, stop_at_layer=3)
+    stream = cache[HOOK][:, 1:]
+    active = sae.encode(stream)
+    error = (sae.decode(active) - stream).square().sum() / (stream - stream.mean((0, 1))).square().sum()
+    return active > 0, float(error)
+
+
+rows = {}
+with torch.no_grad():
+    for task, ids in sample.items():
+        before, error = features(ids)
+        rows[task] = {"unexplained": error}
+        for name, chosen in sets.items():
+            with sepcap.ablate(model, chosen, "zero"):
+                after, error = features(ids)
+            rows[task] |= {f"{name}: same features": float((before & after).sum() / before.sum()), f"{name}: unexplained": error}
+pd.DataFrame(rows).T.round(3)
+
+# %% [markdown]
+# ## The answer
+# No: with this SAE in the model the same neurons cost about twice as much. Without it, ablating the code neurons raises cross-entropy on
+# code by 0.44 nats [0.40, 0.47], with it by 0.81 [0.72, 0.91]; random neurons cost 0.18 and 0.49. Which task is hurt stays the same: on
+# prose the code neurons cost 0.02 and 0.05, less than random ones do (0.25 and 0.44).
+#
+# The SAE is small and was trained briefly: 18% to 21% of the variance of the stream is lost, and it alone costs 0.9 to 1.0 nats. Neurons
+# right after it act most differently (layer 3: by 0.76 of their size), but the scores rank them nearly as before (0.95 and more). Of its
+# features, 88% stay active on code without the code neurons, and 97% on prose. A better SAE may give another answer.
