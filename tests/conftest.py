@@ -8,10 +8,12 @@ import warnings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from jaxtyping import install_import_hook
+import jaxtyping
+from checker import jaxtyped
 
 # shapes in signatures are enforced while testing, and only then
-install_import_hook("sepcap", "checker.check")
+jaxtyping.jaxtyped = jaxtyped
+jaxtyping.install_import_hook("sepcap", "checker.check")
 
 import pytest
 import torch
@@ -43,6 +45,12 @@ def shared_models_stay_as_they_are(request):
     """Fail the test that leaves a hook or a changed weight on a model that others use."""
     yield
     WATCHED.check(request.fixturenames)
+
+
+@pytest.fixture(autouse=True)
+def no_flushing(monkeypatch):
+    """A flush matters when the power fails, which no test can make happen; it takes a good part of the time of a small run."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ FORMAT = 2
 
 
 @checked()
-def skip50(model: Any, task: Any, *, tokens: int = 100_000, context: int | None = None) -> Any:
+def skip50(model: object, task: Any, *, tokens: int = 100_000, context: int | None = None) -> Any:
     """The 50 most frequent targets of a task's evaluation part: what `evaluate` with the same arguments leaves out as skip50.
 
     Made once per tokenizer, task, `tokens` and `context`, and kept in a file under the cache folder of Hugging Face (`HF_HOME`):
@@ -52,7 +52,7 @@ def skip50(model: Any, task: Any, *, tokens: int = 100_000, context: int | None 
         >>> sepcap.skip50(model, "local-code").head(3)  # doctest: +SKIP
     """
     is_model = hasattr(model, "cfg")
-    tokenizer = model.tokenizer if is_model else model
+    tokenizer: Any = getattr(model, "tokenizer") if is_model else model  # noqa: B009 (of an object, as the type says)
     kind = kind_of(model) if is_model else "causal"
     task = load_task(task)
     if kind == "images" or task.content == "images":

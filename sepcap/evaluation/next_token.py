@@ -62,7 +62,8 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        """Share of predictions whose target has the highest logit (ties count against the model)."""
+        """Share of predictions whose target has the highest logit. A tie counts against the model in float32; in half precision, where
+        rounding makes many, a target that ties with k − 1 others counts 1/k."""
         return self.value("top1")
 
     @property
@@ -276,10 +277,10 @@ def _counts(
     scratch: Float[Tensor, "pos vocab"] | None = None,
 ) -> Float[Tensor, "pos count"]:
     """What every position adds to the sums of `COUNTS`."""
-    ranks, losses = rank_and_loss(logits, answers, scratch)
+    ranks, tied, losses = rank_and_loss(logits, answers, scratch)
     rare = asked & ~torch.isin(answers, skip_ids)
-    first, tenth = ranks == 0, ranks < 10
-    columns = (asked, asked & first, asked & tenth, rare, rare & first, rare & tenth, torch.where(asked, losses, 0))
+    first, tenth = (hits(ranks, tied, k) for k in (1, 10))
+    columns = (asked, asked * first, asked * tenth, rare, rare * first, rare * tenth, torch.where(asked, losses, 0))
     if logits.device.type == "mps":  # which has no float64
         columns = [column.cpu() for column in columns]
     return torch.stack([column.double() for column in columns], dim=1)
@@ -291,20 +292,29 @@ def _wide(logits: Float[Tensor, "..."]) -> torch.dtype:
 
 def rank_and_loss(
     logits: Float[Tensor, "pos vocab"], targets: Int[Tensor, " pos"], scratch: Float[Tensor, "pos vocab"] | None = None
-) -> tuple[Int[Tensor, " pos"], Float[Tensor, " pos"]]:
-    """Rank of every target (0 is best) and its cross-entropy in nats.
+) -> tuple[Int[Tensor, " pos"], Int[Tensor, " pos"], Float[Tensor, " pos"]]:
+    """Rank of every target (0 is best), how many tokens share it, and the target's cross-entropy in nats.
 
-    The rank is the number of other tokens whose logit is at least the target's: ties count against the model, so that
-    a model that gives every token the same logit has no hits, on any device. One comparison gives every top-k. Where the
-    target's logit is not finite or another one is NaN, the rank is `MISS`.
+    The rank is the number of other tokens whose logit is at least the target's. One comparison gives every top-k. Logits of half
+    precision have few digits, so that many are equal: only there are the tokens that tie with the target counted too, itself included.
+    In float32 that number is 1, and ties count against the model: one that gives every token the same logit has no hits.
+    Where the target's logit is not finite or another one is NaN, the rank is `MISS`.
     `scratch` is room for as many logits: taking fresh memory every time would cost more than the arithmetic.
     """
+    half = logits.dtype.itemsize == 2
     logits = logits.to(_wide(logits))
     scratch = torch.empty_like(logits) if scratch is None else scratch
     target_logits = logits.gather(1, targets[:, None])
     # comparing into a float buffer: summing booleans is four times slower on a CPU, and floats count exactly to 2^24
     ranks = torch.ge(logits, target_logits, out=scratch).sum(dim=1).long() - 1
+    tied = torch.eq(logits, target_logits, out=scratch).sum(dim=1).long() if half else torch.ones_like(ranks)
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     # NaN compares false with everything and would rank first
     broken = ~torch.isfinite(target_logits[:, 0]) | losses.isnan()
-    return torch.where(broken, MISS, ranks), losses
+    return torch.where(broken, MISS, ranks), torch.where(broken, 1, tied), losses
+
+
+def hits(ranks: Int[Tensor, " pos"], tied: Int[Tensor, " pos"], k: int) -> Float[Tensor, " pos"]:
+    """Chance that a target is among the k first where tokens that tie stand in random order: two first ones count 1/2 each for k = 1."""
+    better = ranks - tied + 1
+    return (k - better).clamp_min(0).minimum(tied) / tied

@@ -108,34 +108,44 @@ def _delete(model: Any, name: str, masks: Tensor, constants: Tensor) -> None:
 def _try_deletion(model: Any, name: str, offset: bool) -> None:
     what = f"deleting {name!r} neurons{' with an offset' if offset else ''}"
     # values that are zero would hide what W_O does with them; it has rows for query heads
-    _try(model, "attn_pre_out" if name == "attn_value" else name, _zero_rows, what, 0.0)
-    _try(model, name, _delete, what, float(offset))
+    trial = _Trial(model, "attn_pre_out" if name == "attn_value" else name, 0.0)
+    trial.of(_zero_rows, what)
+    (trial if trial.name == name and not offset else _Trial(model, name, float(offset))).of(_delete, what)
 
 
-def _try(model: Any, name: str, edit: Edit, what: str, offset: float) -> None:
-    before = one_pass(model, name)
-    flat = [z.reshape(-1, *site_shape(model, name)[1:]).float() for z in before.neurons]
-    rows = [get_site(name).rows(model, layer).float().cpu() for layer in range(n_layers(model))]
-    masks = torch.stack([_strongest(z.abs().amax(0) * r.norm(dim=-1)) for z, r in zip(flat, rows, strict=True)])
-    constants = torch.stack([z.mean(0) for z in flat]) * offset
+class _Trial:
+    """The strongest neurons of a site, and what holding them at constants by hooks does: what an edit is compared with."""
 
-    def put(layer: int, z: Tensor) -> Tensor:
-        return torch.where(masks[layer].to(z.device), constants[layer].to(z), z)
+    def __init__(self, model: Any, name: str, offset: float) -> None:
+        self.model, self.name = model, name
+        self.before = one_pass(model, name)
+        self.flat = [z.reshape(-1, *site_shape(model, name)[1:]).float() for z in self.before.neurons]
+        self.rows = [get_site(name).rows(model, layer).float().cpu() for layer in range(n_layers(model))]
+        strength = (z.abs().amax(0) * r.norm(dim=-1) for z, r in zip(self.flat, self.rows, strict=True))
+        self.masks = torch.stack([_strongest(one) for one in strength])
+        self.constants = torch.stack([z.mean(0) for z in self.flat]) * offset
 
-    ablated = one_pass(model, name, before.entered, put)
-    with _edited(model, name, edit, masks, constants):
-        deleted = one_pass(model, name, before.entered)
-    check_same(model, deleted, ablated, what, "zeros in them do something else than neurons held constant by hooks")
-    for layer, mask in enumerate(masks):
-        z = flat[layer]
-        written = ((z - constants[layer])[:, mask] @ rows[layer][mask]).norm(dim=-1)
-        left, without = (seen.left[layer].reshape(len(z), -1) for seen in (before, ablated))
-        if bool((written > _same(model) * left.norm(dim=-1)).any()) and torch.equal(left, without):
-            raise _refusal(model, layer, what, "what these neurons write through them does not arrive")
-        silent = deleted.neurons[layer].reshape(z.shape)[:, mask]
-        # a query head's mixture of values stays as long as another head needs the values
-        if edit is _delete and name != "attn_pre_out" and bool((silent - silent[:1]).abs().max() > _same(model) * z.abs().max()):
-            raise _refusal(model, layer, what, "with zeros in those that read the input, neurons still move with it")
+        def put(layer: int, z: Tensor) -> Tensor:
+            return torch.where(self.masks[layer].to(z.device), self.constants[layer].to(z), z)
+
+        self.ablated = one_pass(model, name, self.before.entered, put)
+
+    def of(self, edit: Edit, what: str) -> None:
+        """Raise when an edit does something else."""
+        model, name = self.model, self.name
+        with _edited(model, name, edit, self.masks, self.constants):
+            deleted = one_pass(model, name, self.before.entered)
+        check_same(model, deleted, self.ablated, what, "zeros in them do something else than neurons held constant by hooks")
+        for layer, mask in enumerate(self.masks):
+            z = self.flat[layer]
+            written = ((z - self.constants[layer])[:, mask] @ self.rows[layer][mask]).norm(dim=-1)
+            left, without = (seen.left[layer].reshape(len(z), -1) for seen in (self.before, self.ablated))
+            if bool((written > _same(model) * left.norm(dim=-1)).any()) and torch.equal(left, without):
+                raise _refusal(model, layer, what, "what these neurons write through them does not arrive")
+            silent = deleted.neurons[layer].reshape(z.shape)[:, mask]
+            # a query head's mixture of values stays as long as another head needs the values
+            if edit is _delete and name != "attn_pre_out" and bool((silent - silent[:1]).abs().max() > _same(model) * z.abs().max()):
+                raise _refusal(model, layer, what, "with zeros in those that read the input, neurons still move with it")
 
 
 def one_pass(model: Any, name: str, entered: Sequence[Tensor] | None = None, put: Callable[[int, Tensor], Tensor] | None = None) -> Pass:

@@ -25,7 +25,8 @@ def measuring(model: Any) -> Iterator[None]:
     """What a measurement needs: evaluation mode (no dropout) and fast attention; both as before afterwards."""
     training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
+        if training:  # walking through all modules takes as long as a small model's pass
+            model.eval()
         with fast_attention(model), _without_zero_bias(model), _plain_norms(model):
             yield
     finally:

@@ -3,6 +3,7 @@
 import math
 import weakref
 from collections import Counter
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import sepcap
 from sepcap.evaluation import next_token
-from sepcap.evaluation.next_token import COUNTS, Evaluation, evaluate_sample, most_frequent_targets, rank_and_loss, ratio
+from sepcap.evaluation.next_token import COUNTS, Evaluation, evaluate_sample, hits, most_frequent_targets, rank_and_loss, ratio
 from sepcap.tasks import batches
 from sepcap.tasks.batches import TokenSample, sample_tokens
 
@@ -23,7 +24,7 @@ def sample_of(*rows, bos=0) -> TokenSample:
 
 def test_rank_counts_the_logits_that_are_at_least_as_high():
     logits = torch.tensor([[3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 1.0, 0.0], [5.0, 5.0, 5.0, 5.0], [0.0, 9.0, 0.0, 0.0]])
-    ranks, losses = rank_and_loss(logits, torch.tensor([0, 3, 1, 2, 1]))
+    ranks, _, losses = rank_and_loss(logits, torch.tensor([0, 3, 1, 2, 1]))
     # ties count against the model: three equal logits make rank 2, four make rank 3
     assert ranks.tolist() == [0, 3, 2, 3, 0]
     row = [3.0, 1.0, 2.0, 0.0]
@@ -34,7 +35,7 @@ def test_rank_counts_the_logits_that_are_at_least_as_high():
 def test_logits_that_are_no_numbers_are_misses():
     nan, inf = math.nan, math.inf
     logits = torch.tensor([[nan, 0.0, 1.0], [5.0, nan, 1.0], [nan] * 3, [inf, 0.0, 1.0], [-inf, 2.0, 1.0], [0.0, 2.0, -inf]])
-    ranks, losses = rank_and_loss(logits, torch.tensor([0, 0, 1, 0, 0, 1]))
+    ranks, _, losses = rank_and_loss(logits, torch.tensor([0, 0, 1, 0, 0, 1]))
     assert (ranks[:5] >= 10).all()  # among three classes everything is in the top ten, but what is no number
     assert ranks[5].item() == 0
     assert losses[5].item() == pytest.approx(math.log1p(math.exp(-2)), abs=1e-6)
@@ -45,29 +46,47 @@ def test_rank_against_sorting(dtype):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 40, generator=generator).to(dtype)  # in bfloat16 with ties
     targets = torch.randint(40, (50,), generator=generator)
-    ranks, losses = rank_and_loss(logits, targets)
+    ranks, tied, losses = rank_and_loss(logits, targets)
     for i, target in enumerate(targets.tolist()):
         row = logits[i].double().tolist()
         worst_place = sorted(row, reverse=True).index(row[target]) + Counter(row)[row[target]] - 1
         assert ranks[i].item() == worst_place
+        assert tied[i].item() == (Counter(row)[row[target]] if dtype == torch.bfloat16 else 1)
         assert losses[i].item() == pytest.approx(math.log(sum(map(math.exp, row))) - row[target], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [1, 2, 3, 10])
+def test_half_precision_counts_a_tie_as_often_as_a_draw_would(dtype, k):
+    """Against all orders of six classes: sorted by logit, tokens that tie in every order of theirs."""
+    logits = torch.tensor([[2, 2, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [5, 4, 3, 2, 1, 0], [0, 0, 0, 3, 3, 3]], dtype=dtype)
+    for target in range(6):
+        ranks, tied, _ = rank_and_loss(logits, torch.full((4,), target))
+        for row, share in zip(logits.tolist(), hits(ranks, tied, k).tolist(), strict=True):
+            orders = [order for order in permutations(range(6)) if all(row[a] >= row[b] for a, b in pairwise(order))]
+            assert share == pytest.approx(np.mean([target in order[:k] for order in orders]))
+
+
+def test_logits_without_numbers_are_misses_in_half_precision_too():
+    ranks, tied, _ = rank_and_loss(torch.full((2, 5), math.nan, dtype=torch.bfloat16), torch.tensor([0, 4]))
+    assert hits(ranks, tied, 10).tolist() == [0, 0]
 
 
 def naive(model, sample, skip) -> dict[str, float]:
     """Every prediction of every row alone, one after the other."""
-    hits = {name: [] for name in ("loss", "top1", "top10", "skip50_top1", "skip50_top10")}
+    seen = {name: [] for name in ("loss", "top1", "top10", "skip50_top1", "skip50_top10")}
     for row in sample.rows:
         for i in range(1, len(row)):
             if row[i] == sample.bos:
                 continue
             logits = model(torch.from_numpy(row[None, :i]))[0, -1].tolist()
             better = sum(1 for k, value in enumerate(logits) if value >= logits[row[i]] and k != row[i])
-            hits["loss"].append(-math.log(math.exp(logits[row[i]]) / sum(map(math.exp, logits))))
+            seen["loss"].append(-math.log(math.exp(logits[row[i]]) / sum(map(math.exp, logits))))
             for k in (1, 10):
-                hits[f"top{k}"].append(better < k)
+                seen[f"top{k}"].append(better < k)
                 if row[i] not in skip:
-                    hits[f"skip50_top{k}"].append(better < k)
-    return {name: float(np.mean(values)) for name, values in hits.items()}
+                    seen[f"skip50_top{k}"].append(better < k)
+    return {name: float(np.mean(values)) for name, values in seen.items()}
 
 
 @torch.inference_mode()
@@ -84,6 +103,9 @@ def half_predictable(model, n_rows=14, length=24) -> TokenSample:
     return sample_of(*rows)
 
 
+@pytest.mark.parametrize(
+    "family", ["opt", "mistral", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "neox"))], indirect=True
+)
 def test_metrics_against_a_naive_loop(tiny):
     sample = half_predictable(tiny)
     result = evaluate_sample(tiny, sample, batch_size=5)

@@ -19,8 +19,18 @@ def opt(tiny_folders):
     return lambda: sepcap.load_model(tiny_folders["opt"], device="cpu")
 
 
-@pytest.mark.parametrize("recollect", [True, False])
-@pytest.mark.parametrize(("rotation", "offset"), [("fold", "none"), ("rotate", "mean"), ("none", "mean"), ("fold", "peak")])
+# every rotation, every offset, and both ways of collecting; the rest of the table is in the slow tier
+EVERY_DAY = {("fold", "none", True), ("rotate", "mean", False), ("none", "mean", True), ("fold", "peak", False)}
+
+
+@pytest.mark.parametrize(
+    ("rotation", "offset", "recollect"),
+    [
+        pytest.param(*how, recollect, marks=[] if (*how, recollect) in EVERY_DAY else [pytest.mark.slow])
+        for how in (("fold", "none"), ("rotate", "mean"), ("none", "mean"), ("fold", "peak"))
+        for recollect in (True, False)
+    ],
+)
 def test_steps_are_those_of_a_loop_by_hand(opt, letters, digits, tmp_path, rotation, offset, recollect):
     config = config_of(letters, digits, fractions=BOTH, rotation=rotation, offset=offset, recollect=recollect)
     run = sepcap.prune(opt(), config, out=tmp_path / "run")

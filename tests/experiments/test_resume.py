@@ -20,12 +20,6 @@ from sepcap.experiments.run import Run
 forking = pytest.mark.skipif(sys.platform != "linux", reason="kills forks of this process, which only Linux does safely")
 
 
-@pytest.fixture(autouse=True)
-def no_flushing(monkeypatch):
-    """A flush matters when the power fails, which no test can make happen; it takes most of the time of these runs."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 class Points:
     """Counts the moments of a run at which something can end it, and ends it at one of them.
 

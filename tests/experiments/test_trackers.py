@@ -20,12 +20,6 @@ from sepcap.experiments.run import Run
 from sepcap.experiments.trackers import LINES, WANDB, JsonLines, Tracker, values_of
 
 
-@pytest.fixture(autouse=True)
-def no_flushing(monkeypatch):
-    """As in the tests of resumption: only a power cut would show the difference."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 @pytest.fixture
 def prepared(tiny_opt, letters, digits):
     return pruning.plan(tiny_opt, config_of(letters, digits))

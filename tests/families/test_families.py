@@ -1,6 +1,5 @@
 """Every family, every check; what an architecture cannot do says why; and docs/families.md says the same."""
 
-import os
 import re
 from pathlib import Path
 
@@ -53,12 +52,6 @@ def folders(tmp_path_factory):
         return made[row.name]
 
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_flushing(monkeypatch):
-    """A flush matters when the power fails; it takes a good part of the time of these runs."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.mark.parametrize(("row", "check", "sites"), WORKS, ids=named)

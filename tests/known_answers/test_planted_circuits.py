@@ -162,6 +162,7 @@ def test_a_shared_circuit_is_not_separable(shared_circuit, forget, tmp_path):
     check_trajectory(shared_circuit, run, forget, "mlp")
 
 
+@pytest.mark.slow  # its two ends are the tests above
 def test_area_falls_from_two_to_one_as_more_is_shared(tmp_path):
     """With a share s of the words on shared neurons the trajectory is (1,1) → (s,1) → (0,1−s) → (0,0): A = 2 − s²."""
     areas = []

@@ -122,7 +122,7 @@ def test_numbers_are_compared_in_the_precision_of_their_field(tmp_path):
         return sorted(i for split in ("collect", "evaluate") for i, _ in read(part, split))
 
     for field in ("half", "single", "double", "in.side"):
-        for tenth in range(11):
+        for tenth in (0, 1, 3, 7, 10):
             assert rows(field, "==", tenth / 10) == [i for i in range(66) if i % 11 == tenth], field
         assert rows(field, "<=", 0.2) == [i for i in range(66) if i % 11 <= 2]
         assert rows(field, ">=", 0.8) == [i for i in range(66) if i % 11 >= 8]
