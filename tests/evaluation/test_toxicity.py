@@ -1,6 +1,7 @@
 """Toxicity: continuations against the plain model, scores against classifiers with a planted answer."""
 
 import functools
+import importlib
 import math
 import re
 import shutil
@@ -438,9 +439,13 @@ def test_perplexity_stands_beside_it(tiny_opt, letters):
     assert math.isnan(toxicity(tiny_opt, PROMPTS, vowels, 4, tokens=2).perplexity)
 
 
-def test_perplexity_is_there_without_asking(tiny_opt):
+def test_perplexity_is_there_without_asking(tiny_opt, letters, monkeypatch):
+    """Of local-prose, which other texts stand for here: reading it takes seconds."""
+    module = importlib.import_module("sepcap.evaluation.toxicity")
+    prose = {"local-prose": sepcap.load_task(letters, name="local-prose")}
+    monkeypatch.setattr(module, "evaluate", lambda model, task, **how: sepcap.evaluate(model, prose[task], **how))
     found = sepcap.toxicity(tiny_opt, PROMPTS, vowels, 4, tokens=2, eval_tokens=200)
-    assert found.perplexity == sepcap.evaluate(tiny_opt, "local-prose", tokens=200).perplexity
+    assert found.perplexity == sepcap.evaluate(tiny_opt, letters, tokens=200).perplexity
     assert found.info["task"] == "local-prose"
 
 

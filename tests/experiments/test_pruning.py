@@ -25,8 +25,7 @@ def opt(tiny_folders):
     return lambda: sepcap.load_model(tiny_folders["opt"], device="cpu")
 
 
-@pytest.mark.parametrize("per_layer", [False, True])
-@pytest.mark.parametrize("importance", ["abs", "std", "mean_shift"])
+@pytest.mark.parametrize(("importance", "per_layer"), [("abs", True), ("std", False), ("mean_shift", False)])
 def test_steps_are_those_of_a_loop_by_hand(opt, letters, digits, tmp_path, importance, per_layer):
     run = sepcap.prune(opt(), config_of(letters, digits, importance=importance, per_layer=per_layer), out=tmp_path / "run")
     table = run.trajectory.set_index(["step", "role"])
@@ -131,7 +130,7 @@ def state_of(model) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.parametrize("failing", [None, ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("failing", [None, pytest.param(ValueError, marks=pytest.mark.slow), KeyboardInterrupt])
 def test_the_model_comes_back_bit_for_bit(tiny, letters, digits, tmp_path, monkeypatch, failing):
     def hooks():  # the bridge of an OPT comes with some of its own
         return {name: len(point.fwd_hooks) for name, point in tiny.hook_dict.items()}

@@ -140,7 +140,7 @@ def test_steps_that_are_made_again_are_taken_down_again(prepared, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills forks of this process, which only Linux does safely")
 @pytest.mark.parametrize("where", ["before", "within", "after"])
-@pytest.mark.parametrize("step", range(STEPS + 1))
+@pytest.mark.parametrize("step", [pytest.param(step, marks=pytest.mark.slow if step != 1 else []) for step in range(STEPS + 1)])
 def test_killed_around_a_line_it_goes_on_to_the_same_lines(prepared, tmp_path, step, where):
     whole = bits(pruning.execute(prepared, tmp_path / "whole").folder)
     child = os.fork()

@@ -19,7 +19,10 @@ WORKS = [
     if (sites := tuple(s for s in SITES if not row.refusal(check, s)))
 ]
 REFUSED = [
-    (row, check, site, why)
+    # what loads and has no such neurons says the same in every check: the first is enough for every day
+    pytest.param(
+        row, check, site, why, marks=[pytest.mark.slow] if check not in ("statistics", "sites") and not check.startswith("rotation") else []
+    )
     for row in FAMILIES
     for check in CHECKS
     for site in (SITES[:1] if check.startswith("rotation") else SITES)  # rotation is of the model, not of a site

@@ -9,6 +9,9 @@ from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.histogram import BINS, PEAK_BINS
 from sepcap.tasks.batches import sample_tokens
 
+pytestmark = pytest.mark.slow
+"""Made-up activations are in test_histogram.py; here a tenth of the time of all fast tests goes into reading real prose."""
+
 HOOKS = {"mlp": "mlp.hook_post", "attn_pre_out": "attn.hook_z", "attn_value": "attn.hook_v"}
 LAYERS = (0, 3, 5)
 
