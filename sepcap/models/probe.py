@@ -23,7 +23,7 @@ class Probe:
     """What the plain model makes of a small input, for comparison with the hooked one.
 
     Attributes:
-        inputs: two rows of token ids that differ in the last one, or two images.
+        inputs: four rows of token ids, a, b, b and a, where a and b differ in the last one; or two images.
         logits: of the plain model.
         hooked: modules with torch hooks of the user's.
     """
@@ -35,7 +35,7 @@ class Probe:
 
 @torch.no_grad()
 def probed(hf_model: Any, name: str) -> Probe:
-    """Run two short rows through a Hugging Face model that is not hooked yet, in one pass.
+    """Run a few short rows through a Hugging Face model that is not hooked yet, in one pass.
 
     Raises:
         NotImplementedError: a model without logits of tokens, or one of next tokens that sees what it is to predict.
@@ -54,8 +54,8 @@ def probed(hf_model: Any, name: str) -> Probe:
             "AutoModelForMaskedLM"
         )
     if kind_of(hf_model) == "causal":
-        moved = float((logits[0, :-1].float() - logits[1, :-1].float()).abs().max())
-        if moved > _tolerance(logits):
+        moved, rounding = _moves(logits[:, :-1].float())
+        if moved > 4 * rounding + SAME * float(logits.abs().max()):
             raise NotImplementedError(
                 f"model={name!r} is a {type(hf_model).__name__} that attends to both sides: its logits at earlier positions move by "
                 f"{moved:.2g} with the last token, so that every next token is in the input. Load a causal model (is_decoder=True), or a "
@@ -84,7 +84,7 @@ def check_hooked(bridge: Any, before: Probe, name: str) -> None:
                 passes.append(logits_of(bridge, before.inputs))
             lost |= before.hooked.keys() - called
     largest = max(float((logits.view_as(before.logits) - before.logits).abs().max()) for logits in passes)
-    if before.logits.dtype.itemsize >= 4 and largest > _tolerance(before.logits):
+    if before.logits.dtype.itemsize >= 4 and largest > SAME * float(before.logits.abs().max()):
         why = f": its torch hooks on {', '.join(sorted(lost))} are lost; remove them and hook the bridge" if lost else ""
         raise NotImplementedError(
             f"model={name!r}: TransformerBridge computes other logits than the plain model, by up to {largest:.2g} where the largest "
@@ -103,11 +103,19 @@ def _inputs(hf_model: Any) -> Tensor:
         return pixels.to(device, next(hf_model.parameters()).dtype)
     rows = hf_model.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(TOKENS + 1) + rows // 2) % rows  # from the middle: special tokens are at the ends
-    return torch.stack([ids[:TOKENS], torch.cat([ids[: TOKENS - 1], ids[TOKENS:]])]).to(device)
+    a, b = ids[:TOKENS], torch.cat([ids[: TOKENS - 1], ids[TOKENS:]])
+    return torch.stack([a, b, b, a]).to(device)
 
 
-def _tolerance(logits: Tensor) -> float:
-    return max(SAME, 32 * torch.finfo(logits.dtype).eps) * float(logits.abs().max())
+def _moves(earlier: Tensor) -> tuple[float, float]:
+    """How far logits of earlier positions differ between the two inputs of a probe, and between rows of the same input.
+
+    Rows of the same input measure the rounding, in any precision: a bound on it would be as large as what an untrained bidirectional
+    model in bfloat16 moves by.
+    """
+    a, b, again_b, again_a = earlier
+    between = [float((x - y).abs().max()) for x in (a, again_a) for y in (b, again_b)]
+    return min(between), max(float((a - again_a).abs().max()), float((b - again_b).abs().max()))
 
 
 @contextmanager

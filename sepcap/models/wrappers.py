@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sepcap.checks import warn
-from sepcap.models.kinds import architecture_of
+from sepcap.models.kinds import architecture_of, kind_of
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 """Class that wraps a model without changing what it computes -> attribute that holds it."""
@@ -49,13 +49,15 @@ def check_tokens(tokenizer: Any, hf_model: Any, name: str) -> None:
         ValueError: such a token.
     """
     rows = hf_model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) <= rows:
-        return
-    used = {getattr(tokenizer, f"{which}_token_id", None) for which in ("bos", "eos", "mask", "cls", "sep")}
+    # rows of a masked model are padded with the token for it, those of others with any
+    kinds = ("bos", "eos", "mask", "cls", "sep", *(["pad"] if kind_of(hf_model) == "masked" else []))
+    used = {i: f"{which}_token" for which in kinds if (i := getattr(tokenizer, f"{which}_token_id", None)) is not None}
+    # by their numbers: a vocabulary can have gaps, and be smaller than its largest number
+    beyond = {i: token for i, token in (used | {i: token for token, i in tokenizer.get_vocab().items()}).items() if i >= rows}
     special = set(tokenizer.all_special_ids)
-    for token, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+    for i, token in sorted(beyond.items()):
         added = getattr(tokenizer, "added_tokens_decoder", {}).get(i)
-        if i >= rows and (i in used or not (i in special or getattr(added, "special", False))):
+        if i in used or not (i in special or getattr(added, "special", False)):
             raise ValueError(
                 f"tokenizer: token {i}, {token!r}, but {name!r} has {rows} embeddings; call model.resize_token_embeddings(len(tokenizer)) "
                 "on the Hugging Face model and train them, or give the tokenizer that the model was trained with"

@@ -1,11 +1,26 @@
 """Model objects as they come: what they compute decides, and what cannot be right is refused in one sentence."""
 
+import contextlib
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertLMHeadModel, GPT2LMHeadModel, OPTForCausalLM
+from tokenizers import Tokenizer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    GPT2LMHeadModel,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import sepcap
 from sepcap.models.kinds import kind_of
+from sepcap.models.probe import probed
+from sepcap.models.wrappers import check_tokens
 from tests.conftest import tiny_tokenizer
 
 TINY_BERT = BertConfig(
@@ -31,8 +46,8 @@ def tokenizer(tiny_folders):
     return AutoTokenizer.from_pretrained(tiny_folders["opt"])
 
 
-def load(model, tokenizer):
-    return sepcap.load_model(model, tokenizer=tokenizer, device="cpu")
+def load(model, tokenizer, dtype="float32"):
+    return sepcap.load_model(model, tokenizer=tokenizer, device="cpu", dtype=dtype)
 
 
 @pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
@@ -54,9 +69,31 @@ def test_a_masked_model_of_any_name_is_masked():
     assert kind_of(Odd(TINY_BERT)) == "masked"
 
 
-def test_a_model_that_sees_what_it_is_to_predict_is_refused():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_model_that_sees_what_it_is_to_predict_is_refused(dtype):
+    torch.manual_seed(0)
     with pytest.raises(NotImplementedError, match="attends to both sides"):
-        load(BertLMHeadModel(TINY_BERT), tiny_tokenizer())
+        load(BertLMHeadModel(TINY_BERT), tiny_tokenizer(), dtype)
+    decoder = BertLMHeadModel(BertConfig(**TINY_BERT.to_diff_dict() | {"is_decoder": True}))
+    probed(decoder.to(getattr(torch, dtype)), "the same as a decoder")
+
+
+@pytest.mark.parametrize(("noise", "refused"), [(0.01, True), (0.2, False)])
+def test_rounding_is_no_view_of_later_tokens(noise, refused):
+    class Noisy(torch.nn.Embedding):
+        """Logits that move by 0.1 with the last token, and by the noise from row to row."""
+
+        def get_input_embeddings(self):
+            return self
+
+        def forward(self, ids):
+            logits = torch.ones(*ids.shape, 320)
+            logits[ids[:, -1] == ids[1, -1]] += 0.1
+            logits[::2] += noise
+            return SimpleNamespace(logits=logits)
+
+    with pytest.raises(NotImplementedError, match="both sides") if refused else contextlib.nullcontext():
+        probed(Noisy(320, 1), "noisy")
 
 
 def test_a_hook_that_the_bridge_would_lose_is_named(tiny_folders, tokenizer):
@@ -71,6 +108,29 @@ def test_a_token_without_an_embedding_is_named(plain):
     tokenizer.add_tokens([f"QUUX{i}" for i in range(400)])
     with pytest.raises(ValueError, match="320 embeddings"):
         load(plain, tokenizer)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_vocabulary_with_gaps_is_as_large_as_its_largest_number(plain, special):
+    own = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    if special:
+        del own["model"]["vocab"]["</s>"]
+        next(token for token in own["added_tokens"] if token["content"] == "</s>")["id"] = 5000
+    own["model"]["vocab"].pop("Z")
+    own["model"]["vocab"]["</s>" if special else "Z"] = 5000
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(own)), bos_token="<s>", eos_token="</s>")
+    assert len(tokenizer) <= 320
+    with pytest.raises(ValueError, match=r"token 5000, .* has 320 embeddings"):
+        load(plain, tokenizer)
+
+
+def test_a_padding_beyond_the_embedding_concerns_masked_models(plain):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"QUUX{i}" for i in range(320 - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "<more>"})
+    check_tokens(tokenizer, plain, "causal")
+    with pytest.raises(ValueError, match="token 320, '<more>'"):
+        check_tokens(tokenizer, BertForMaskedLM(TINY_BERT), "masked")
 
 
 @pytest.mark.parametrize("site", ["mlp", "attn_value"])
