@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from sepcap.errors import CorruptFile
 from sepcap.plots.scores import ALL, FILLS
 from sepcap.plots.style import BLUE, FAINT, GREY, INK, SHARES, capital, width_px
 from sepcap.storage import output_path, write_atomically
@@ -20,9 +19,6 @@ DARK_SHARES = ("#1f242a", "#20374d", "#27557c", "#367ab0", "#65a3d4", "#a0cae9",
 DARK = {INK: "#e6e8ea", FAINT: "#4a525b", "white": "#16191d", BLUE: "#4298dd", FILLS[ALL]: "#35607f"}
 DARK |= {light: dark for (_, light), dark in zip(SHARES, DARK_SHARES, strict=True)}
 """What a colour of the figures is on dark paper; colours that are not here suit both."""
-
-CANNOT = (ValueError, CorruptFile)
-"""What functions raise where a result cannot show something: their text stands in the page instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +115,7 @@ def picture(id: str, title: str, make: Callable[[], Any], narrow: Callable[[], A
         figure = make()
         drawn = Picture(id, title, figure, width=float(figure.layout.width or width_px("column")))
         return dataclasses.replace(drawn, narrow=narrow()) if drawn.wide and narrow is not None else drawn
-    except CANNOT as error:
+    except ValueError as error:  # the result has nothing to show; a damaged file ends the page instead
         return Picture(id, title, reason=f"{capital(str(error).rstrip('.'))}.")
 
 

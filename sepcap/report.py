@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sepcap import plots
+from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.generations import generations
 from sepcap.experiments.run import ROLES, Run
@@ -46,6 +47,7 @@ def report(run: Run, path: str | Path | None = None, *, model: Any = None, basel
     Raises:
         ValueError: `model` has other weights than the run began with, or `baseline` was evaluated on other tokens.
         IsADirectoryError: `path` is a folder.
+        CorruptFile: a file of a run is not what was written; no page is written then.
 
     Example:
         >>> sepcap.Run.load("runs/opt").report()  # doctest: +SKIP
@@ -54,7 +56,9 @@ def report(run: Run, path: str | Path | None = None, *, model: Any = None, basel
     Source: METHODS 10 and 11 for what the numbers are.
     """
     path = page_path(run.folder / "report.html" if path is None else path)
+    check_run(run)
     if baseline is not None:
+        check_run(baseline)
         _check_baseline(run, baseline)
     texts = generations(run, model)
     makers = (_trajectory, _metrics, _neurons) if run.steps_done >= 0 else ()

@@ -212,14 +212,13 @@ def seals_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
 
 
-def damage(folder: Path, name: str, seal: Mapping[str, Any], *, whole: bool = True) -> str:
+def damage(folder: Path, name: str, seal: Mapping[str, Any]) -> str:
     """What has become of a file since `seals_of`, in words; empty where it is as it was.
 
     Args:
         folder: that `name` lies in.
         name: of the file.
         seal: what was noted of it.
-        whole: read the file; else only look at its size, which costs nothing.
     """
     path = folder / name
     try:
@@ -230,7 +229,7 @@ def damage(folder: Path, name: str, seal: Mapping[str, Any], *, whole: bool = Tr
         return f"{path} is a {_kind(there.st_mode)} and no regular file"
     if there.st_size != seal["bytes"]:
         return f"{path} is damaged: it has {there.st_size:,} bytes, and had {seal['bytes']:,} when it was written"
-    if whole and sha256_of(path) != seal["sha256"]:
+    if sha256_of(path) != seal["sha256"]:
         return f"{path} is damaged: its content is not what was written (SHA-256)"
     return ""
 

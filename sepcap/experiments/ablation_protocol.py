@@ -27,10 +27,10 @@ from sepcap.experiments.result import (
     Shown,
     finish_study,
     is_finished,
+    listed,
     open_study,
-    read_finished,
-    sealed,
     study_config,
+    whole_study,
     write_tables,
 )
 from sepcap.interventions.ablation import ablate
@@ -179,9 +179,9 @@ class ProtocolResult(Shown):
         if missing and not (folder / FINISHED).exists():
             seed, step = missing[0]
             raise FileNotFoundError(f"{folder} is not finished: {len(missing)} sets are missing, the first is seed {seed}, step {step}")
-        held = read_finished(folder, config)
+        held = whole_study(folder, config)
         for path in (folder / BEFORE, *cells.values()):
-            sealed(folder, held, path.relative_to(folder).as_posix())
+            listed(folder, held, path.relative_to(folder).as_posix())
         result = cls(config, Evaluation.load(folder / BEFORE), {cell: _read_cell(path, cell) for cell, path in cells.items()})
         object.__setattr__(result, "folder", folder)
         return result

@@ -27,10 +27,10 @@ from sepcap.experiments.result import (
     Shown,
     finish_study,
     is_finished,
+    listed,
     open_study,
-    read_finished,
-    sealed,
     study_config,
+    whole_study,
     write_tables,
 )
 from sepcap.interventions.ablation import ablate
@@ -181,8 +181,8 @@ class AblationComparison(Shown):
     def load(cls, folder: str | Path) -> "AblationComparison":
         """Read the folder that `save` or `out=` wrote."""
         folder = Path(folder)
-        held = read_finished(folder, study_config(folder, cls.STUDY))
-        tensors, meta = load_tensors(sealed(folder, held, SUMS), "ablations")
+        held = whole_study(folder, study_config(folder, cls.STUDY))
+        tensors, meta = load_tensors(listed(folder, held, SUMS), "ablations")
         before = Evaluation(meta["task"], tensors["before"].numpy(), tuple(meta["skip_tokens"]), meta["sample"])
         targets = tuple(map(target_in, meta["targets"]))
         result = cls(targets, tuple(meta["kinds"]), before, tensors["per_row"].numpy(), meta["info"], meta["controls"])

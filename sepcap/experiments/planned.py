@@ -58,8 +58,6 @@ def planned_runs(folder: Path, study: str) -> dict[str, Any]:
             continue
         result = found[name]
         if isinstance(result, Run) and not result.finished:
-            if damaged := result.damage(whole=False):
-                raise CorruptFile(damaged[0])
             unfinished.append(name)
         elif identity is not None and identity_of(result.config) != identity:
             raise CorruptFile(f"{folder / name / 'config.json'} is not that of the run {name!r} which {folder / 'config.json'} plans")

@@ -159,9 +159,9 @@ class StudyResult(Shown):
         """
         folder = Path(folder)
         config = study_config(folder, cls.STUDY)
-        held = read_finished(folder, config)
-        tables = {name: _read_table(sealed(folder, held, f"tables/{name}.parquet")) for name in held["tables"]}
-        tensors = load_tensors(sealed(folder, held, "tensors.safetensors"), cls.STUDY)[0] if held["tensors"] else {}
+        held = whole_study(folder, config)
+        tables = {name: _read_table(listed(folder, held, f"tables/{name}.parquet")) for name in held["tables"]}
+        tensors = load_tensors(listed(folder, held, "tensors.safetensors"), cls.STUDY)[0] if held["tensors"] else {}
         result = cls(config, tables, tensors)
         object.__setattr__(result, "folder", folder)
         return result
@@ -245,12 +245,24 @@ def read_finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return held
 
 
-def sealed(folder: Path, held: Mapping[str, Any], name: str) -> Path:
-    """The path of a file of a finished study, after it was compared with what result.json says of it."""
+def whole_study(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What result.json says of a study, after all files that it lists were compared with their SHA-256.
+
+    Raises:
+        FileNotFoundError: the study is not finished.
+        CorruptFile: a file is not what was written, or result.json is damaged or that of another study.
+    """
+    held = read_finished(folder, config)
+    for name, seal in held["files"].items():
+        if found := damage(folder, name, seal):
+            raise CorruptFile(f"{found}. Delete it and {folder / FINISHED}, and the same call makes it again")
+    return held
+
+
+def listed(folder: Path, held: Mapping[str, Any], name: str) -> Path:
+    """The path of a file of a finished study, which `whole_study` compared where result.json lists it."""
     if name not in held["files"]:
         raise CorruptFile(f"{folder / FINISHED} does not list {name}; delete it, and the same call makes it again")
-    if found := damage(folder, name, held["files"][name]):
-        raise CorruptFile(f"{found}. Delete it and {folder / FINISHED}, and the same call makes it again")
     return folder / name
 
 
@@ -270,9 +282,7 @@ def is_finished(pieces: Pieces) -> bool:
     """
     if not os.path.lexists(pieces.folder / FINISHED):
         return False
-    held = read_finished(pieces.folder, read_config(pieces.folder))
-    for name in held["files"]:
-        sealed(pieces.folder, held, name)
+    whole_study(pieces.folder, read_config(pieces.folder))
     return True
 
 
@@ -375,15 +385,22 @@ STUDIES: dict[str, str] = {
 def load_result(folder: str | Path) -> Any:
     """Whatever lies in a folder: the result of a study, or a pruning run.
 
+    Every file is compared with its SHA-256, as `sepcap check` does, before anything is returned.
+
     Raises:
-        FileNotFoundError: there is nothing, or it is not finished.
+        FileNotFoundError: there is nothing, or a study that is not finished.
+        CorruptFile: a file is not what was written; it is named.
 
     Example:
         >>> sepcap.load_result("runs/similarity").figure()  # doctest: +SKIP
     """
+    from sepcap.experiments.check_run import check_run
+
     study = read_config(Path(folder)).get("study")
     if study is None:
-        return Run.load(folder)
+        run = Run.load(folder)
+        check_run(run)
+        return run
     if study not in STUDIES:
         raise unknown("study", study, STUDIES, f"{folder} was written by another version of sepcap.")
     module, name = STUDIES[study].rsplit(".", 1)

@@ -281,7 +281,7 @@ class Run(StepFiles):
     def __repr__(self) -> str:
         c = self.config
         state = "finished" if self.finished else f"{max(0, self.steps_done)} of {c['steps']} steps"
-        if damaged := self.damage(whole=False):
+        if damaged := self.damage():
             state = f"damaged: {damaged[0]}"
         fractions = ", ".join(f"{k} {v}" for k, v in c["fractions"].items())
         return f"Run({str(self.folder)!r}, forget {c['forget']}, retain {c['retain']}, {c['importance']}, {fractions}, {state})"

@@ -52,8 +52,8 @@ class StepFiles:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps asked for are there, none of their files missing or cut."""
-        return self.steps_done >= self.config["steps"] and not self.damage(whole=False)
+        """Whether all steps asked for are there, and all of their files what was written."""
+        return self.steps_done >= self.config["steps"] and not self.damage()
 
     def gap(self) -> str:
         """The first step that is not there while later ones are, in words; empty where there is none."""
@@ -63,11 +63,10 @@ class StepFiles:
             return f"{self.step_folder(first) / 'record.json'} is missing; the command that made the run makes that step again"
         return ""
 
-    def damage(self, *, whole: bool = True) -> list[str]:
+    def damage(self) -> list[str]:
         """What is missing or damaged of the steps on disk, and what to do, one sentence for each file.
 
-        Args:
-            whole: compare every file with its SHA-256, once as long as its size and time stay; else sizes alone.
+        Every file is compared with its SHA-256, once as long as its size and time stay.
         """
         found = []
         for step in range(self.steps_done + 1):
@@ -78,7 +77,7 @@ class StepFiles:
                 continue
             for name in names:
                 try:
-                    self._checked(step, name, whole=whole)
+                    self._checked(step, name)
                 except CorruptFile as error:
                     found.append(str(error))
         return found
@@ -165,7 +164,7 @@ class StepFiles:
             self._seen[str(path)] = now, held
         return held  # pyright: ignore[reportReturnType] (what `look` gave for this very path)
 
-    def _checked(self, step: int, name: str, *, whole: bool = True) -> Path:
+    def _checked(self, step: int, name: str) -> Path:
         """The path of a file of a step, after it was compared with what the record of the step says of it."""
         files = self._record(step)["files"]
 
@@ -173,13 +172,10 @@ class StepFiles:
             with self._way_out(step):
                 if name not in files:
                     raise CorruptFile(f"{self.step_folder(step) / 'record.json'} does not list {name}")
-                if found := damage(self.folder, name, files[name], whole=whole):
+                if found := damage(self.folder, name, files[name]):
                     raise CorruptFile(found)
 
-        if whole:
-            self._once(self.folder / name, look)
-        else:
-            look()
+        self._once(self.folder / name, look)
         return self.folder / name
 
     def _file(self, step: int, name: str) -> Path:

@@ -1,5 +1,6 @@
 """Whatever happens to a file of a folder, reading it gives the same numbers or one error that names the file."""
 
+import re
 import shutil
 import sys
 import warnings
@@ -19,6 +20,7 @@ from sepcap.experiments import pruning, result
 from sepcap.experiments.check import check_folder
 from sepcap.experiments.result import StudyResult, load_result, open_study
 from sepcap.experiments.run import Run
+from sepcap.page import picture
 from sepcap.storage import read_json, seals_of, write_json
 
 HARMLESS = {"run.log", "metrics.jsonl", "trajectory.parquet"}
@@ -84,7 +86,7 @@ def test_a_damaged_run_is_refused_or_made_whole(prepared, whole, tmp_path, damag
 def test_the_error_says_what_to_do_and_that_helps(prepared, whole, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "run")
     DAMAGES["flip"](copy / "steps" / "0001" / "neurons.safetensors")
-    assert not Run.load(copy).damage(whole=False)
+    assert not Run.load(copy).finished
     with pytest.raises(CorruptFile, match=r"0001/neurons\.safetensors is damaged.*Delete .*0001 and the steps after it"):
         pruning.execute(prepared, copy)
     for step in (1, 2):
@@ -94,13 +96,32 @@ def test_the_error_says_what_to_do_and_that_helps(prepared, whole, tmp_path):
     assert check_folder(copy).problems == []
 
 
-def test_a_cut_file_is_seen_without_reading_any(whole, tmp_path):
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_a_damaged_run_is_not_finished_not_loaded_and_not_reported(whole, tmp_path, damage, capsys):
+    from sepcap.cli import main
+
     copy = shutil.copytree(whole, tmp_path / "run")
-    DAMAGES["truncate"](copy / "statistics" / "forget.safetensors")
-    run = Run.load(copy)
+    DAMAGES[damage](copy / "statistics" / "forget.safetensors")
+    run, page = Run.load(copy), tmp_path / "page.html"
     assert not run.finished
-    assert "damaged: " in repr(run)
-    assert "forget.safetensors" in repr(run)
+    assert re.search(r"damaged: .*forget\.safetensors", repr(run))
+    for read in (lambda: load_result(copy), lambda: run.report(page), lambda: Run.load(whole).report(page, baseline=run)):
+        with pytest.raises(CorruptFile, match=r"forget\.safetensors"):
+            read()
+    with pytest.raises(SystemExit) as end:
+        main(["report", str(copy), "--out", str(page)])
+    assert end.value.code == 2
+    assert re.fullmatch(r"sepcap: .*forget\.safetensors is damaged.*\n", capsys.readouterr().err)
+    assert not page.exists()
+
+
+def test_a_file_that_is_damaged_after_it_was_loaded_ends_the_page(whole, tmp_path):
+    copy = shutil.copytree(whole, tmp_path / "run")
+    run = load_result(copy)
+    assert run.finished
+    DAMAGES["flip"](copy / "statistics" / "forget.safetensors")
+    with pytest.raises(CorruptFile, match=r"forget\.safetensors"):
+        picture("scores", "Scores", lambda: run.figure("scores"))
 
 
 def resealed(folder: Path, name: str, record: Path) -> None:
@@ -213,7 +234,7 @@ def test_no_damage_to_a_study_changes_a_number_unseen(tmp_path, monkeypatch):
         if (file.name, damage) == ("result.json", "delete"):
             assert "is not finished" in found
             continue
-        assert found == ("same" if "piece" in file.name else "error"), (where, damage, found)
+        assert found == "error", (where, damage, found)
         assert any(name in problem for problem in checked(copy) for name in named), (where, damage)
         with pytest.raises((CorruptFile, OSError)) as error, open_study(copy, "counted", study.config) as pieces:
             result.is_finished(pieces)

@@ -6,6 +6,7 @@ import torch
 from sepcap.evaluation.next_token import COUNTS, Evaluation
 from sepcap.experiments.run import Run, begin_run, metrics_of
 from sepcap.selection.neurons import NeuronSet
+from sepcap.statistics.moments import SUMS, NeuronStatistics, Statistics
 
 ROW = 200
 
@@ -28,6 +29,16 @@ def rows_of(accuracy: float, rows: int, spread: float) -> np.ndarray:
     return values
 
 
+def statistics_of(sites, seed: int) -> Statistics:
+    """Statistics with random sums, of the shapes that a run has."""
+    draw = torch.Generator().manual_seed(seed)
+    found = {}
+    for site, shape in sites.items():
+        sums = {name: torch.rand(*shape, generator=draw, dtype=torch.float64) for name in SUMS}
+        found[site] = NeuronStatistics(site, 2, sums, torch.zeros(shape), torch.ones(shape))
+    return Statistics(found)
+
+
 def write_run(
     folder, forget, retain, *, tasks=("code", "prose"), importance="abs", sites=None, thresholds=None, rows=40, spread=0.02, **config
 ) -> Run:
@@ -44,6 +55,9 @@ def write_run(
         "samples": {},
     }
     run = begin_run(folder, fields | {"fractions": {site: 1 / max(1, steps) for site in sites}, "eps": None} | config)
+    if importance != "random":
+        for seed, role in enumerate(("forget", "retain")):
+            statistics_of(sites, seed).save(run.folder / "statistics" / f"{role}.safetensors")
     for step in range(steps + 1):
         masks = {}
         for site, shape in sites.items():
@@ -53,9 +67,11 @@ def write_run(
             mask[order[: n * step // max(1, steps)]] = True
             masks[site] = torch.from_numpy(mask.reshape(shape))
         gone = NeuronSet(masks)
-        info = {"sample": "s", "tokens": rows * ROW, "asked": rows * ROW}
+        samples = {"forget": "s", "retain": "s"} | config.get("samples", {}).get("evaluate", {})
         evaluations = {
-            role: Evaluation(tasks[i], rows_of(values[step], rows, spread), (), info)
+            role: Evaluation(
+                tasks[i], rows_of(values[step], rows, spread), (), {"sample": samples[role], "tokens": rows * ROW, "asked": rows * ROW}
+            )
             for i, (role, values) in enumerate({"forget": forget, "retain": retain}.items())
         }
         record = {
