@@ -118,14 +118,24 @@ def load_model(
     check_at_hand(hf_model, f"model={name!r}")
     spread = getattr(hf_model, "hf_device_map", None) is not None
     hf_model, at = (hf_model, None) if spread else (hf_model.to(device), str(device))
-    if backend != "bridge":
-        return hooked_from(backend, hf_model, tokenizer, name, _as_it_is)
-    # the class of the checkpoint decides about the architecture, so that the display name is free; a folder's bare name could be
-    # one of the library's short names of hub models, of which it then says that it loads them
-    known_as = str(Path(name).resolve()) if Path(name).is_dir() else name
     if tokenizer is not None:
         check_tokens(tokenizer, hf_model, name)
     before = probed(hf_model, name)
+    if backend == "bridge":
+        hooked = _bridge_of(hf_model, tokenizer, processor, name, at, dtype)
+    else:
+        hooked = hooked_from(backend, hf_model, tokenizer, name, _as_it_is)
+    check_hooked(hooked, before, name)
+    print(f"{name} on {', '.join(sorted({str(weight.device) for weight in hf_model.parameters()}))} in {str(dtype).removeprefix('torch.')}")
+    return hooked
+
+
+def _bridge_of(hf_model: Any, tokenizer: Any, processor: Any, name: str, at: str | None, dtype: torch.dtype) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    # the class of the checkpoint decides about the architecture, so that the display name is free; a folder's bare name could be
+    # one of the library's short names of hub models, of which it then says that it loads them
+    known_as = str(Path(name).resolve()) if Path(name).is_dir() else name
     with _as_it_is(tokenizer) as own, _processor_at_hand(processor, known_as) as place, taking_apart(hf_model, name):
         bridge = TransformerBridge.boot_transformers(place, hf_model=hf_model, tokenizer=own, device=at, dtype=dtype)
     bridge.cfg.model_name = name
@@ -136,10 +146,7 @@ def load_model(
     bridge.processor = processor
     if dtype.itemsize < 4:
         rotate_in_own_precision(bridge)
-    bridge.eval()
-    check_hooked(bridge, before, name)
-    print(f"{name} on {', '.join(sorted({str(weight.device) for weight in hf_model.parameters()}))} in {str(dtype).removeprefix('torch.')}")
-    return bridge
+    return bridge.eval()
 
 
 def _check_model_object(hf_model: Any, random_weights: bool, device_map: Any) -> None:

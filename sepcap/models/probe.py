@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sepcap.models.forward import is_out_of_memory, logits_of, measuring
-from sepcap.models.kinds import kind_of
+from sepcap.models.kinds import is_hooked_transformer, kind_of
 from sepcap.models.wrappers import hooked_modules, warn_of_lost_hooks
 
 TOKENS = 6
@@ -66,9 +66,10 @@ def probed(hf_model: Any, name: str) -> Probe:
 
 @torch.no_grad()
 def check_hooked(bridge: Any, before: Probe, name: str) -> None:
-    """Compare a bridge's logits with those of the plain model, in both ways in which sepcap runs it.
+    """Compare a hooked model's logits with those of the plain one, in both ways in which sepcap runs it.
 
-    In half precision rounding and the routing of experts leave no bound that would tell errors apart; nothing is compared then.
+    In half precision rounding and the routing of experts leave no bound that would tell errors of a bridge apart; nothing is compared
+    then. A HookedTransformer, which sepcap configures itself, is compared coarsely.
 
     Raises:
         NotImplementedError: logits that differ by more than rounding.
@@ -83,14 +84,18 @@ def check_hooked(bridge: Any, before: Probe, name: str) -> None:
             with measuring(bridge):
                 passes.append(logits_of(bridge, before.inputs))
             lost |= before.hooked.keys() - called
-    largest = max(float((logits.view_as(before.logits) - before.logits).abs().max()) for logits in passes)
-    if before.logits.dtype.itemsize >= 4 and largest > SAME * float(before.logits.abs().max()):
-        why = f": its torch hooks on {', '.join(sorted(lost))} are lost; remove them and hook the bridge" if lost else ""
+    finite = before.logits.isfinite()  # what is no number in the plain model needs not be one here
+    off = max(float(torch.where(finite, (logits.view_as(finite) - before.logits).abs(), 0).max()) for logits in passes)
+    largest = float(torch.where(finite, before.logits.abs(), 0).max())
+    made, whole, own = type(bridge).__name__, before.logits.dtype.itemsize >= 4, is_hooked_transformer(bridge)
+    if (whole or own) and not off <= (SAME if whole else 500 * SAME) * largest:
+        instead = "; leave out backend, or set 'bridge'" if own else ""
+        why = f": its torch hooks on {', '.join(sorted(lost))} are lost; remove them and hook the {made}" if lost else instead
         raise NotImplementedError(
-            f"model={name!r}: TransformerBridge computes other logits than the plain model, by up to {largest:.2g} where the largest "
-            f"is {float(before.logits.abs().max()):.2g}{why}"
+            f"model={name!r}: a {made} computes other logits than the plain model, by up to {off:.2g} where the largest is "
+            f"{largest:.2g}{why}"
         )
-    warn_of_lost_hooks(lost)
+    warn_of_lost_hooks(lost, made)
 
 
 def _inputs(hf_model: Any) -> Tensor:

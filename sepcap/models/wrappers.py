@@ -78,13 +78,13 @@ def _of_a_library(hook: Any) -> bool:
     return module.split(".")[0] in ("accelerate", "peft", "torch", "transformers", "transformer_lens")
 
 
-def warn_of_lost_hooks(lost: Iterable[str]) -> None:
-    """Name the modules whose torch hooks are not called by every pass of a bridge."""
+def warn_of_lost_hooks(lost: Iterable[str], made: str) -> None:
+    """Name the modules whose torch hooks are not called by every pass of a hooked model of a class."""
     names = sorted(lost)
     if names:
         warn(
-            f"torch hooks on {', '.join(names)} are not called in every pass, because TransformerBridge computes in their place. Remove "
-            "them, and give the bridge hooks of its own: model.add_hook('blocks.0.hook_attn_out', function)"
+            f"torch hooks on {', '.join(names)} are not called in every pass, because a {made} computes in their place. Remove "
+            f"them, and give the {made} hooks of its own: model.add_hook('blocks.0.hook_attn_out', function)"
         )
 
 

@@ -354,8 +354,34 @@ def test_other_logits_than_the_plain_models_are_refused(tiny_folders, monkeypatc
     family = hooked_families.HOOKED_FAMILIES["GPT2LMHeadModel"]
     wrong = dataclasses.replace(family, config=lambda config: family.config(config) | {"act_fn": "relu"})
     monkeypatch.setitem(hooked_families.HOOKED_FAMILIES, "GPT2LMHeadModel", wrong)
-    with pytest.raises(NotImplementedError, match="logits of a HookedTransformer differ"):
+    with pytest.raises(NotImplementedError, match=r"HookedTransformer computes other logits .*leave out backend"):
         sepcap.load_model(tiny_folders["gpt2"], device="cpu", backend="hooked")
+
+
+def test_it_is_loaded_with_the_checks_of_a_bridge(tiny_folders, capsys):
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    def load(hf_model, tokens=0, dtype="float32"):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_folders["gpt2"])
+        tokenizer.add_tokens([f"QUUX{i}" for i in range(tokens)])
+        return sepcap.load_model(hf_model, tokenizer=tokenizer, device="cpu", dtype=dtype, backend="hooked")
+
+    def plain(hook=None):
+        hf_model = GPT2LMHeadModel.from_pretrained(tiny_folders["gpt2"])
+        if hook:
+            hf_model.transformer.h[0].attn.register_forward_hook(hook)
+        return hf_model
+
+    load(plain())
+    assert capsys.readouterr().out.endswith(" on cpu in float32\n")
+    with pytest.raises(ValueError, match="320 embeddings"):
+        load(plain(), tokens=400)
+    with pytest.raises(NotImplementedError, match=r"hooks on transformer\.h\.0\.attn are lost.*hook the HookedTransformer"):
+        load(plain(lambda module, args, out: (out[0] * 3, *out[1:])))
+    with pytest.warns(UserWarning, match=r"transformer\.h\.0\.attn are not called.*give the HookedTransformer"):
+        load(plain(lambda module, args, out: None))
+    with pytest.raises(NotImplementedError, match="HookedTransformer computes other logits"):
+        load(plain(lambda module, args, out: (out[0] * 30, *out[1:])), dtype="bfloat16")
 
 
 def test_what_needs_the_hugging_face_model_says_so(model):

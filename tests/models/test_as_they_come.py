@@ -99,7 +99,7 @@ def test_rounding_is_no_view_of_later_tokens(noise, refused):
 def test_a_hook_that_the_bridge_would_lose_is_named(tiny_folders, tokenizer):
     plain = GPT2LMHeadModel.from_pretrained(tiny_folders["gpt2"])
     plain.transformer.h[0].attn.register_forward_hook(lambda module, args, out: (out[0] * 3, *out[1:]))
-    with pytest.raises(NotImplementedError, match="hook the bridge"):
+    with pytest.raises(NotImplementedError, match="hook the TransformerBridge"):
         load(plain, tokenizer)
 
 
