@@ -160,6 +160,8 @@ def _check_model_object(hf_model: Any, random_weights: bool, device_map: Any) ->
         )
     if kind_of(hf_model) != "images" and getattr(hf_model, "get_output_embeddings", lambda: None)() is None:
         raise TypeError(f"model: a {type(hf_model).__name__} predicts no tokens; load it with AutoModelForCausalLM")
+    if getattr(hf_model, "hf_device_map", None) is None and all(weight.is_meta for weight in hf_model.parameters()):
+        raise ValueError(f"model: this {type(hf_model).__name__} is on the meta device, without weights; give its folder")
     if any("_original_component" in name for name, _ in hf_model.named_modules()):
         raise ValueError(f"model: a TransformerBridge wraps this {type(hf_model).__name__} already; give that bridge, or load it anew")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from sepcap.models.forward import is_out_of_memory, logits_of, measuring
 from sepcap.models.kinds import is_hooked_transformer, kind_of
@@ -147,7 +148,17 @@ def taking_apart(hf_model: Any, name: str) -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
         if is_out_of_memory(error):
             raise
-        why = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+        unusual = _unusual_settings(hf_model.config)
+        settings = f"; what it sets otherwise than others of its family is {', '.join(unusual)}" if unusual else ""
         raise NotImplementedError(
-            f"model={name!r}: TransformerBridge cannot take this {type(hf_model).__name__} apart, a layout that it does not support: {why}"
+            f"model={name!r}: TransformerBridge does not support the layout of this {type(hf_model).__name__}{settings}"
         ) from error
+
+
+def _unusual_settings(config: Any) -> list[str]:
+    """Switches of a family's own that are not as its configuration class has them."""
+    if getattr(config, "has_no_defaults_at_init", False):
+        return []
+    usual, common = type(config)().to_dict(), PretrainedConfig().to_dict()
+    found = config.to_dict()
+    return [f"{key}={found[key]}" for key in usual if key not in common and isinstance(found.get(key), bool) and found[key] != usual[key]]

@@ -11,9 +11,14 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     BertLMHeadModel,
+    FalconConfig,
+    FalconForCausalLM,
     GPT2LMHeadModel,
     OPTForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -21,7 +26,10 @@ import sepcap
 from sepcap.models.kinds import kind_of
 from sepcap.models.probe import probed
 from sepcap.models.wrappers import check_tokens
+from sepcap.tasks.samples import sample_task
+from sepcap.tasks.task import load_task
 from tests.conftest import tiny_tokenizer
+from tests.plain import Plain, token_ids
 
 TINY_BERT = BertConfig(
     vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32
@@ -162,6 +170,94 @@ def test_adapters_are_merged_before_an_edit(plain, tokenizer):
         sepcap.delete(model, sepcap.NeuronSet.random(model, {"mlp": 0.5}, seed=0))
     with pytest.raises(ValueError, match="merge the adapters"):
         sepcap.rotate_values(model)
+
+
+SMALL = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "bos_token_id": 0, "eos_token_id": 2}
+
+
+def quantised(plain):
+    return torch.ao.quantization.quantize_dynamic(plain, {torch.nn.Linear})
+
+
+def falcon_40b(plain):
+    return FalconForCausalLM(FalconConfig(new_decoder_architecture=True, num_kv_heads=2, **SMALL))
+
+
+def phi_with_norms(plain):
+    return PhiForCausalLM(PhiConfig(qk_layernorm=True, intermediate_size=64, max_position_embeddings=32, pad_token_id=1, **SMALL))
+
+
+def ordinary_phi_that_breaks(plain):
+    phi = PhiForCausalLM(PhiConfig(intermediate_size=64, max_position_embeddings=32, pad_token_id=1, **SMALL))
+    phi.model.layers[0].self_attn.q_layernorm = torch.nn.Identity()
+    return phi
+
+
+@pytest.mark.filterwarnings("ignore:.*(quantization|quantize_per_tensor|TypedStorage|deprecated).*")
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (quantised, r"k_proj is a quantised Linear, .*load the model before it was quantised"),
+        (falcon_40b, r"does not support the layout of this FalconForCausalLM; .* is new_decoder_architecture=True$"),
+        (phi_with_norms, r"does not support the layout of this PhiForCausalLM; .* is qk_layernorm=True$"),
+        (ordinary_phi_that_breaks, r"does not support the layout of this PhiForCausalLM$"),
+        (lambda plain: BertForPreTraining(TINY_BERT), r"is a BertForPreTraining, .*load it with .*AutoModelForMaskedLM$"),
+        (lambda plain: plain.to("meta"), r"OPTForCausalLM is on the meta device, without weights"),
+    ],
+)
+def test_what_cannot_be_hooked_is_refused_in_words_of_ones_own(plain, tokenizer, make, sentence):
+    with pytest.raises((ValueError, NotImplementedError), match=sentence) as told:
+        load(make(plain), tokenizer)
+    assert "\n" not in str(told.value)
+
+
+def adapted(kind, **options):
+    def change(plain):
+        config = getattr(pytest.importorskip("peft"), kind)
+        plain.add_adapter(config(target_modules=["fc1", "fc2", "v_proj"], **options))
+
+    return change
+
+
+def weight_norm(plain):
+    for layer in plain.model.decoder.layers:
+        torch.nn.utils.weight_norm(layer.fc1)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        adapted("LoraConfig", r=2, init_lora_weights=False),
+        adapted("LoraConfig", r=2, init_lora_weights=False, use_dora=True),
+        adapted("IA3Config", feedforward_modules=["fc2"], init_ia3_weights=False),
+        weight_norm,
+    ],
+    ids=["LoRA", "DoRA", "IA3", "weight_norm"],
+)
+def test_what_computes_with_more_than_its_weight_is_measured_and_ablated(tiny_folders, plain, tokenizer, letters, change):
+    ids, other = token_ids(), Plain("opt", tiny_folders["opt"])
+    before = other.run(ids)
+    for hf_model in (other.hf, plain):
+        torch.manual_seed(0)
+        change(hf_model)
+        with torch.no_grad():
+            for name, parameter in hf_model.named_parameters():
+                if "ia3" in name or name.endswith("weight_g"):
+                    parameter.mul_(1.5)
+    model = load(plain, tokenizer)
+    gone = sepcap.NeuronSet.random(model, {"mlp": 0.3}, seed=0)
+    expected = other.run(ids, zero=gone.masks)
+    assert not torch.allclose(other.run(ids), before, atol=1e-2)
+    with sepcap.ablate(model, gone, "zero"):
+        torch.testing.assert_close(model(ids), expected, rtol=0, atol=1e-4)
+    seen = []
+    batch = next(iter(sample_task(model, load_task(letters), "collect", 50, 32).batches(8)))
+    other.run(batch.inputs, look=lambda site, layer, z: seen.append(z[batch.keep].abs().mean(0)) if site == "mlp" else None)
+    found = sepcap.collect(model, letters, sites="mlp", tokens=50, context=32)["mlp"].abs
+    torch.testing.assert_close(found.float(), torch.stack(seen), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"merge .*What works: sepcap\.ablate$"):
+        sepcap.delete(model, gone)
 
 
 def test_a_peft_model_says_merge(tiny_folders, plain, tokenizer):
