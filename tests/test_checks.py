@@ -5,13 +5,16 @@ import inspect
 import math
 import types
 import typing
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sepcap
+from sepcap import checks, plots
 from sepcap.checks import ANY, BOUNDS, Bounds, WrongKind, checked, number, whole
+from sepcap.experiments.result import STUDIES
 
 NAN, INF = float("nan"), float("inf")
 WRONG = {
@@ -130,17 +133,64 @@ def test_a_task_where_the_model_should_be_is_named_as_that():
         sepcap.collect("local-code", Model())
 
 
-def test_the_home_folder_is_meant_in_every_path(monkeypatch, tmp_path):
+def takes_a_path(kind):
+    return kind is Path or any(map(takes_a_path, typing.get_args(kind)))
+
+
+def public_calls():
+    """Every public function, and every method of the public classes and of those that `load_result` gives, by its name."""
+    studies = [place.rsplit(".", 1) for place in STUDIES.values()]
+    classes = [getattr(import_module(f"sepcap.{module}"), name) for module, name in studies]
+    things = {name: getattr(sepcap, name) for name in sepcap.__all__} | {f"plots.{name}": getattr(plots, name) for name in plots.__all__}
+    for name, thing in (things | {kind.__name__: kind for kind in classes}).items():
+        if not inspect.isclass(thing):
+            yield name, thing
+            continue
+        for method, function in inspect.getmembers(thing, inspect.isroutine):
+            if not method.startswith("_") and (inspect.isfunction(function) or inspect.ismethod(function)):
+                yield f"{name}.{method}", function
+
+
+def path_arguments():
+    for name, function in public_calls():
+        hints = typing.get_type_hints(getattr(function, "__func__", function))
+        for argument, kind in hints.items():
+            if argument != "return" and takes_a_path(kind):
+                yield pytest.param(function, argument, kind, id=f"{name}-{argument}")
+
+
+PATHS = sorted(path_arguments(), key=lambda param: param.id)
+
+
+@pytest.mark.parametrize(("function", "argument", "kind"), PATHS)
+def test_the_home_folder_is_meant_in_every_path(function, argument, kind, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
+    plain = getattr(function, "__func__", function)
+    seen = {}
 
-    @checked()
-    def where(out: Path | None = None, other: str | Path = "x") -> list[str]:
-        return [str(out), str(other)]
+    def instead(function, signature, arguments, bounds):
+        conform_all(function, signature, arguments, bounds)
+        seen.update(arguments)
+        raise InterruptedError
 
-    assert where(Path("~/a"), "~/b") == [f"{tmp_path}/a", f"{tmp_path}/b"]
-    assert where(Path("a~"), "./~") == ["a~", "./~"]
-    with pytest.raises(WrongKind, match="other=3: give a text or a path"):
-        where(other=3)
+    conform_all = checks._conform_all
+    monkeypatch.setattr(checks, "_conform_all", instead)
+    hints = typing.get_type_hints(plain)
+    needed = [p for p in inspect.signature(plain).parameters.values() if p.default is p.empty and "VAR" not in p.kind.name]
+    for given, meant in (("~/a", f"{tmp_path}/a"), (Path("~/a"), tmp_path / "a"), ("./~", "./~"), ("a~", "a~")):
+        rest = {p.name: right(p.name, hints.get(p.name, typing.Any)) for p in needed if p.name not in ("self", "cls")} | {argument: given}
+        rest |= {p.name: None for p in needed if p.name == "self"} | {p.name: type for p in needed if p.name == "cls"}
+        with pytest.raises(InterruptedError):
+            plain(**rest)
+        assert seen[argument] == meant
+    if typing.Any not in typing.get_args(kind):
+        with pytest.raises(WrongKind, match=f"^{argument}=5: give "):
+            plain(**rest | {argument: 5})
+
+
+def test_methods_with_paths_were_found():
+    found = {param.id for param in PATHS}
+    assert {"plots.save-path", "Evaluation.load-path", "Comparison.report-path", "toxicity-prompts", "StudyResult.save-folder"} <= found
 
 
 def test_bounds_say_what_would_be_right():

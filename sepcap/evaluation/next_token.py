@@ -120,12 +120,14 @@ class Evaluation:
         """The target tokens that the skip50 metrics leave out, the most frequent first: a DataFrame of token, text and count."""
         return frequent_table(tokenizer, dict(zip(self.skip_tokens, self.info["skip_counts"], strict=True)))
 
+    @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         meta = {"kind": "evaluation", "task": self.task, "skip_tokens": list(self.skip_tokens), "info": self.info}
         save_tensors(path, {"per_row": torch.from_numpy(self.per_row)}, meta)
 
     @classmethod
+    @checked()
     def load(cls, path: str | Path) -> "Evaluation":
         """Read what `save` wrote."""
         tensors, meta = load_tensors(path, "evaluation")

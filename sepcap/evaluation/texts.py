@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from sepcap.checks import checked
 from sepcap.errors import missing_extra
 
 Embedder = Callable[[list[str]], Any]
@@ -31,6 +32,7 @@ PROBES = ("The fox ran over the hill. It was late, and nobody saw it.", "def add
 """Texts whose distances tell embedders apart."""
 
 
+@checked()
 def get_embedder(embedder: str | Path | Embedder | None) -> tuple[Fit | None, str | None]:
     """What makes an embedder of the texts that are to be compared, and the name that results give it.
 

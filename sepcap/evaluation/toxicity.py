@@ -112,6 +112,7 @@ class Toxicity:
         scores = self.table["score"].to_numpy(np.float64)
         return (scores > self.threshold).astype(np.float64) if summary == "fraction" else scores
 
+    @checked()
     def save(self, path: str | Path) -> None:
         """Write one parquet file, everything but the table as JSON in its header, atomically."""
         import pyarrow as pa
@@ -124,6 +125,7 @@ class Toxicity:
         write_atomically(path, buffer.getvalue())
 
     @classmethod
+    @checked()
     def load(cls, path: str | Path) -> "Toxicity":
         """Read what `save` wrote."""
         import pyarrow as pa
@@ -168,7 +170,7 @@ def _bootstrap(values: Float[np.ndarray, " n"], seed: int) -> tuple[float, float
 @checked()
 def toxicity(
     model: Any,
-    prompts: Any = None,
+    prompts: str | Path | Any = None,
     scorer: str | Path | Scorer = "detoxify",
     n: int = 1000,
     *,

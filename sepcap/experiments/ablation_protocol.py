@@ -147,6 +147,7 @@ class ProtocolResult(Shown):
             f"[{low:+.4f}, {high:+.4f}]{'' if low > 0 or high < 0 else ', which holds 0'}."
         )
 
+    @checked()
     def save(self, folder: str | Path) -> Path:
         """Write the folder that `ablation_protocol(out=…)` writes.
 
@@ -166,6 +167,7 @@ class ProtocolResult(Shown):
         object.__setattr__(self, "folder", pieces.folder)
 
     @classmethod
+    @checked()
     def load(cls, folder: str | Path) -> "ProtocolResult":
         """Read a finished folder.
 

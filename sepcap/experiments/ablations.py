@@ -157,6 +157,7 @@ class AblationComparison(Shown):
 
         return plots.ablations(self, kind or "loss", **options)
 
+    @checked()
     def save(self, folder: str | Path) -> Path:
         """Write a folder: config.json, comparison.safetensors, and the table as parquet.
 
@@ -178,6 +179,7 @@ class AblationComparison(Shown):
         object.__setattr__(self, "folder", folder)
 
     @classmethod
+    @checked()
     def load(cls, folder: str | Path) -> "AblationComparison":
         """Read the folder that `save` or `out=` wrote."""
         folder = Path(folder)

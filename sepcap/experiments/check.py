@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sepcap.checks import checked
 from sepcap.errors import CorruptFile
 from sepcap.experiments.check_run import problems
 from sepcap.experiments.generations import FILE, texts_kept
@@ -32,6 +33,7 @@ class Checked:
     notes: list[str] = field(default_factory=list)
 
 
+@checked()
 def check_folder(folder: str | Path) -> Checked:
     """Compare every file of a run, a study or a comparison with what was noted when it was written.
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.evaluation.generation import continuation
 from sepcap.evaluation.next_token import evaluate_sample
@@ -61,6 +62,7 @@ class Comparison(Shown):
         }
 
     @classmethod
+    @checked()
     def load(cls, folder: str | Path) -> "Comparison":
         """Read the three runs.
 

@@ -50,6 +50,7 @@ class Methods(Shown):
     runs: dict[tuple[str, Direction, int], Run]
 
     @classmethod
+    @checked()
     def load(cls, folder: str | Path) -> "Methods":
         """All runs that were planned in a folder.
 

@@ -112,7 +112,7 @@ def transfer(
     sites: str | Sequence[str] = TRANSFERRED,
     scale: float = 1.0,
     *,
-    embedder: Any = "auto",
+    embedder: str | Path | Any = "auto",
     out: str | Path | None = None,
     **options: Any,
 ) -> Transfer:

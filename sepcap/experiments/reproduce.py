@@ -124,6 +124,7 @@ class Reproduction(Shown):
         return said
 
     @classmethod
+    @checked()
     def load(cls, folder: str | Path) -> "Reproduction":
         """Read a study of which all runs are finished.
 
@@ -146,6 +147,7 @@ class Reproduction(Shown):
             return plots.ablation_protocol(self.results["protocol"], **options)
         return plots.overlap_ratios(self.results["overlaps"], **options)
 
+    @checked()
     def save(self, path: str | Path | None = None) -> Path:
         """Write the table as CSV; default is table.csv in the folder of the runs."""
         path = self.folder / "table.csv" if path is None else Path(path)

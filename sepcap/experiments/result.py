@@ -98,6 +98,7 @@ class Shown:
             raise unknown("table", name, self.tables)
         return latex_table(self.tables[name], **options)
 
+    @checked()
     def report(self, path: str | Path | None = None) -> Path:
         """One HTML page about the result that needs nothing else; see `sepcap.report_study.study_report`."""
         from sepcap.report_study import study_report
@@ -135,6 +136,7 @@ class StudyResult(Shown):
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", {"study": self.STUDY, **self.config})
 
+    @checked()
     def save(self, folder: str | Path) -> Path:
         """Write a folder: config.json, tables/*.parquet, tensors.safetensors, and a list of them last.
 
@@ -150,6 +152,7 @@ class StudyResult(Shown):
         return Path(folder)
 
     @classmethod
+    @checked()
     def load(cls: type[Result], folder: str | Path) -> Result:
         """Read what `save` wrote.
 

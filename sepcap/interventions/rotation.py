@@ -135,12 +135,14 @@ class Rotation:
             raise ValueError("model: its value and output weights are not as rotate_values left them (another model, or edited since)")
         _write_circuit(model, self.original)
 
+    @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically; it holds the weights for `undo` where there are any."""
         tensors = self._tensors() | {f"original.{name}": weight for name, weight in self.original.items()}
         save_tensors(path, tensors, {"kind": "rotation", "bias": self.bias, "source": self.source, "rotated": self.rotated})
 
     @classmethod
+    @checked()
     def load(cls, path: str | Path) -> "Rotation":
         """Read what `save` wrote."""
         tensors, meta = load_tensors(path, "rotation")

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.basedatatypes import BaseFigure
 
+from sepcap.checks import checked
 from sepcap.errors import missing_extra, unknown
 from sepcap.plots.style import PX_PER_INCH, Width, lay_out, without_slider
 from sepcap.storage import write_atomically
@@ -27,7 +29,8 @@ PRINTED = "@page { margin: 0 } html, body { margin: 0; padding: 0 } img { displa
 figure to the width that is left, and cuts off what does not fit the height."""
 
 
-def save(fig: go.Figure, path: str | Path, width: Width | None = None) -> Path:
+@checked()
+def save(fig: BaseFigure, path: str | Path, width: Width | None = None) -> Path:
     """Write a figure as .pdf, .svg, .png (300 dpi) or .html (one file that needs nothing else).
 
     The first three need the extra `export` (kaleido) and a Chrome or Chromium, .html neither. Sliders stay in .html only: the

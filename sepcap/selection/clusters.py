@@ -112,12 +112,14 @@ class Clusters:
             mask[layer] |= self.labels[layer] == cluster
         return NeuronSet({"mlp": mask})
 
+    @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         meta = {"kind": "clusters", "k": self.k, "fingerprint": self.fingerprint, "info": dict(self.info)}
         save_tensors(path, {"labels": self.labels}, meta)
 
     @classmethod
+    @checked()
     def load(cls, path: str | Path) -> "Clusters":
         """Read what `save` wrote."""
         tensors, meta = load_tensors(path, "clusters")

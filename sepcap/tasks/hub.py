@@ -90,7 +90,7 @@ class HubSource:
     @property
     def folder(self) -> Path | None:
         """The repository as a folder, where it is one."""
-        path = Path(self.row.repository)
+        path = Path(self.row.repository).expanduser()
         return path if path.is_dir() else None
 
     @functools.cached_property
@@ -206,7 +206,8 @@ class HubSource:
         row = self.row
         revision = row.revision if self.folder else self.commit or row.revision
         if row.files is None:
-            dataset = datasets.load_dataset(row.repository, row.configuration, split=row.split, revision=revision, streaming=True)
+            name = str(self.folder or row.repository)
+            dataset = datasets.load_dataset(name, row.configuration, split=row.split, revision=revision, streaming=True)
         else:
             base = self.folder or f"hf://datasets/{row.repository}@{quote(revision or 'main', safe='')}"
             kind = READERS[Path(row.files).suffix]

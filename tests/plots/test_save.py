@@ -145,3 +145,11 @@ def test_names_come_out_letter_by_letter(make_run, tmp_path):
     svg = plots.save(plots.trajectory({name: run}), tmp_path / "t.svg").read_text(encoding="utf-8")
     texts = [html.unescape(re.sub("<[^>]+>", "", text)) for text in re.findall(r"<text[^>]*>.*?</text>", svg)]
     assert sum(name in text for text in texts) == 2  # the legend and the x axis
+
+
+def test_the_home_folder_is_meant(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    plots.save(go.Figure(), "~/page.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert (tmp_path / "home" / "page.html").exists()
