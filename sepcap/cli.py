@@ -226,6 +226,8 @@ class Report(Command):
     """The page; default is report.html in that folder."""
     baseline: Path | None = None
     """Folder of a random run to compare a run with."""
+    device: str | None = None
+    """Where the model is that writes the texts, such as cpu or cuda:1; default is the GPU when there is one. Its precision is the run's."""
 
     def run(self) -> None:
         """Carry out the command."""
@@ -234,7 +236,8 @@ class Report(Command):
 
         result = load_result(self.folder)
         if isinstance(result, Run):
-            print(result.report(self.out, baseline=None if self.baseline is None else Run.load(self.baseline)))
+            baseline = None if self.baseline is None else Run.load(self.baseline)
+            print(result.report(self.out, baseline=baseline, device=self.device))
         elif self.baseline is None:
             print(result.report(self.out))
         else:
@@ -347,7 +350,7 @@ def main(args: Sequence[str] | None = None, *, stopped: Sequence[Any] = ()) -> N
         return
     command = None
     try:
-        command = parsed(partial(_parse, words), " ".join(["sepcap", *(word for word in words[:1] if word in COMMANDS)]))
+        command = parsed(partial(_parse, words), " ".join(["sepcap", *(word for word in words[:1] if word in COMMANDS)]), words)
         command.run()
     except (KeyboardInterrupt, Exception) as error:
         ended(error, command, stopped, debug=debug)

@@ -11,6 +11,9 @@ import tyro
 from sepcap.cli_options import Loading, OnDevice, config_in, show, write_figure
 from sepcap.experiments.tight_pass_config import TightPassConfig
 
+MOST_BYTES = 64 * 2**20
+"""Of a table of `find-dims` that is read."""
+
 
 @dataclass(frozen=True)
 class _Texts(Loading):
@@ -115,12 +118,10 @@ class Streams(_Texts):
 
         if self.dims and self.found:
             raise ValueError(f"dims={self.dims} and found={self.found}: give one of them")
+        dims: Any = _read(self.found).head(self.n) if self.found else self.dims
         model = self.loaded()
         texts = self.texts(model)
-        dims: Any = self.dims
-        if self.found:
-            dims = _read(self.found).head(self.n)
-        elif not dims:
+        if not len(dims):
             dims = sepcap.find_dims(model, texts, n=self.n, **self.options())
             _print_search(dims)
         found = sepcap.streams(model, texts, dims, **self.options())
@@ -157,9 +158,21 @@ class FindDims(_Texts):
 def _read(path: Path) -> Any:
     import pandas as pd
 
+    from sepcap.storage import open_regular
+
+    made = f"`sepcap geometry find-dims --out {path}` makes one"
     if not path.exists():
-        raise FileNotFoundError(f"found={path} does not exist; `sepcap geometry find-dims --out {path}` makes it")
-    return pd.read_csv(path)
+        raise FileNotFoundError(f"found={path} does not exist; {made}")
+    if path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"found={path} has {path.stat().st_size:,} bytes, too many for a table of find-dims; {made}")
+    with open_regular(path, "table of find-dims") as file:
+        try:
+            table = pd.read_csv(file)
+        except ValueError as error:  # also what pandas and the decoder of its text raise
+            raise ValueError(f"found={path} is no table ({' '.join(str(error).split())}); {made}") from error
+    if not {"dim", "stage", "p"} <= set(table) or not len(table) or not pd.api.types.is_integer_dtype(table["dim"]):
+        raise ValueError(f"found={path} is no table of find-dims, with whole numbers in the column dim; {made}")
+    return table
 
 
 def _print_search(table: Any) -> None:

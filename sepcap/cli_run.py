@@ -13,7 +13,7 @@ EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingP
 """What wrong input, a full disk or a missing package raises; any other error is a fault of the package."""
 
 
-def parsed(parser: Callable[[], Any], asked: str) -> Any:
+def parsed(parser: Callable[[], Any], asked: str, words: Sequence[str] = ()) -> Any:
     """What a parser of tyro makes of the words after `asked`; what is wrong with them is said in one line, without a box around it.
 
     Raises:
@@ -25,8 +25,19 @@ def parsed(parser: Callable[[], Any], asked: str) -> Any:
             return parser()
     except SystemExit as end:
         if end.code:
-            print(f"sepcap: {unboxed(said.getvalue())}. What there is: {asked} --help", file=sys.stderr)
+            print(f"sepcap: {unboxed(said.getvalue())}.{_dashed(words)} What there is: {asked} --help", file=sys.stderr)
         raise
+
+
+def _dashed(words: Sequence[str]) -> str:
+    """How a value that begins with a dash is given, where one was taken for an option; else nothing."""
+    option = ""
+    for word in words:
+        if word.startswith("--"):
+            option = word.partition("=")[0]
+        elif option and re.match(r"-[^-]", word):
+            return f" A value that begins with a dash is given as {option}={word}, or a file as ./{word}."
+    return ""
 
 
 def unboxed(text: str) -> str:

@@ -25,7 +25,7 @@ DROP = 80
 """Relative drop of the forget task in percent at which the cost is given, as in [SP]."""
 
 
-def report(run: Run, path: str | Path | None = None, *, model: Any = None, baseline: Run | None = None) -> Path:
+def report(run: Run, path: str | Path | None = None, *, model: Any = None, baseline: Run | None = None, device: str | None = None) -> Path:
     """Write one HTML page about a run that opens anywhere and needs nothing else.
 
     Summary in words, trajectory, areas with intervals, metrics over steps, histograms of scores, neurons gone, thresholds,
@@ -40,6 +40,7 @@ def report(run: Run, path: str | Path | None = None, *, model: Any = None, basel
         path: the file to write; default `report.html` in the folder of the run.
         model: the unpruned model of the run, as `load_model` takes or returns it; it is given back unchanged.
         baseline: a random run over the same tasks, to compare with.
+        device: where the model is loaded, if none is given; default is the GPU when there is one.
 
     Returns:
         The path.
@@ -60,7 +61,7 @@ def report(run: Run, path: str | Path | None = None, *, model: Any = None, basel
     if baseline is not None:
         check_run(baseline)
         _check_baseline(run, baseline)
-    texts = generations(run, model)
+    texts = generations(run, model, device)
     makers = (_trajectory, _metrics, _neurons) if run.steps_done >= 0 else ()
     c = run.config
     aim = f"forget {c['forget']}, retain {c['retain']}"

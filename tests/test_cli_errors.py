@@ -1,9 +1,11 @@
 """What the command line says when something is wrong or stops it: one line, a status, and never a traceback."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass
 
 import pytest
@@ -104,14 +106,43 @@ def test_a_signal_while_it_begins_is_a_line_and_a_status(name, status, by, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_every_command_that_loads_a_model_takes_where_how_and_how_much_at_once():
-    from sepcap import cli_ablations, cli_geometry, cli_modules, cli_paragraphs
+def commands_of(kind):
+    """A command, or the studies that it offers."""
+    study = typing.get_type_hints(kind).get("study")
+    inner = [one for one in typing.get_args(study) if dataclasses.is_dataclass(one)]
+    return [found for one in inner for found in commands_of(one)] or [kind]
 
-    loading = [cli.Prune, cli.Score, cli.Evaluate, cli.CompareMethods, cli.Reproduce, cli_ablations.Ablate, cli_ablations.CompareAblations]
-    loading += [cli_modules.Concentration, cli_modules.Overlaps, cli_modules.CrossTask, cli_modules.CrossChecks, cli_paragraphs.Transfer]
-    loading += [cli_geometry.Similarity, cli_geometry.Streams, cli_geometry.FindDims]
-    for command in loading:
-        assert {"model", "device", "dtype", "batch_size"} <= set(command.__dataclass_fields__), command
+
+def test_every_command_that_loads_a_model_takes_where_how_and_how_much_at_once():
+    plain = {"Check", "Models", "Tasks"}
+    without = {"Report": {"dtype", "batch_size", "model"}, "TightPass": {"batch_size"}}  # said in the README
+    found = {one.__name__: one for kind in cli.COMMANDS.values() for one in commands_of(kind)}
+    assert len(found) == len(cli.COMMANDS) - 2 + 8
+    assert plain <= set(found)
+    for name in set(found) - plain:
+        wanted = {"model", "device", "dtype", "batch_size"}
+        assert wanted & set(found[name].__dataclass_fields__) == wanted - without.get(name, set()), name
+
+
+def test_a_value_with_a_dash_is_told_the_way_that_works(capsys):
+    status, line = ended_with(["evaluate", "--tasks", "-x.jsonl"], capsys)
+    assert status == 2
+    assert "--tasks=-x.jsonl, or a file as ./-x.jsonl" in line
+    status, line = ended_with(["evaluate", "--tasks=-x.jsonl", "--tokens", "0"], capsys)
+    assert "tokens=0" in line
+
+
+def test_a_file_of_found_dimensions_is_read_only_where_it_is_one(tmp_path, capsys):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name, content in (("words", b"a,b\n1,2\n"), ("half", b"dim,stage,p\n1.5,1,0.1\n"), ("empty", b""), ("bytes", b"\xff\xfe\x00")):
+        (tmp_path / name).write_bytes(content)
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(2**31)
+    for name in ("fifo", "folder", "words", "half", "empty", "bytes", "huge"):
+        status, line = ended_with(["geometry", "streams", "--found", str(tmp_path / name)], capsys)
+        assert (status, line.count("\n")) == (2, 1)
+        assert str(tmp_path / name) in line
 
 
 @pytest.mark.slow

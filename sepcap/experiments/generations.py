@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 FILE = "generations.json"
 
 
-def generations(run: Run, model: Any = None) -> dict[str, Any]:
+def generations(run: Run, model: Any = None, device: str | None = None) -> dict[str, Any]:
     """Continuations of the same prompts before pruning and after the step where the tasks are furthest apart.
 
     Those kept in the folder where there are any of that step. Else they are made and kept there, with the model given or the
@@ -27,6 +27,7 @@ def generations(run: Run, model: Any = None) -> dict[str, Any]:
     Args:
         run: finished or not.
         model: the unpruned model of the run, as `load_model` takes or returns it; it is given back unchanged.
+        device: where the model is loaded, if none is given.
 
     Returns:
         `rows` (kind, prompt, before, after), their `step`, and the `reason` where there are none or those of another step.
@@ -53,7 +54,7 @@ def generations(run: Run, model: Any = None) -> dict[str, Any]:
         return kept | {"reason": ""}
     try:
         made = {"step": step, "model_fingerprint": expected}
-        made["rows"] = continuations(_model_of(run) if model is None else model, run, step).to_dict("records")
+        made["rows"] = continuations(_model_of(run, device) if model is None else model, run, step).to_dict("records")
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:  # the page is worth having without them
         if kept is not None:
             return kept | {"reason": f"The run has gone on since, but texts after step {step} could not be made: {error}"}
@@ -89,7 +90,7 @@ def texts_kept(run: Run) -> dict[str, Any] | None:
     return kept if kept["model_fingerprint"] == run.config.get("model_fingerprint") else None
 
 
-def _model_of(run: Run) -> Any:
+def _model_of(run: Run, device: str | None) -> Any:
     """The model that the configuration names, from this machine alone."""
     from huggingface_hub import snapshot_download
 
@@ -101,7 +102,7 @@ def _model_of(run: Run) -> Any:
             raise FileNotFoundError(
                 f"{name!r} is neither a folder that can be found from here nor in the local Hugging Face cache"
             ) from error
-    model = load_model(source, dtype=str(run.config.get("dtype", "float32")).removeprefix("torch."))
+    model = load_model(source, dtype=str(run.config.get("dtype", "float32")).removeprefix("torch."), device=device)
     if fingerprint(model) != run.config.get("model_fingerprint"):
         raise ValueError(f"{name!r} has other weights here than those the run began with")
     return model

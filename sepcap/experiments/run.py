@@ -272,11 +272,13 @@ class Run(StepFiles):
         return kinds[kind]()
 
     @checked()
-    def report(self, path: str | Path | None = None, *, model: Any = None, baseline: "Run | None" = None) -> Path:
+    def report(
+        self, path: str | Path | None = None, *, model: Any = None, baseline: "Run | None" = None, device: str | None = None
+    ) -> Path:
         """One HTML page about the run that needs nothing else; see `sepcap.report.report`."""
         from sepcap.report import report
 
-        return report(self, path, model=model, baseline=baseline)
+        return report(self, path, model=model, baseline=baseline, device=device)
 
     def __repr__(self) -> str:
         c = self.config
