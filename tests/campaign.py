@@ -269,7 +269,7 @@ def damaged(folders: list[Path], count: int, seed: int, place: Path) -> Iterator
     names = sorted(DAMAGES)
     for number in range(count):
         folder = rng.choice(folders)
-        copy = shutil.copytree(folder, place / f"{number}")
+        copy = shutil.copytree(folder, place / "copies" / f"{number}")  # alone: a swap takes its sibling from beside the folder
         said, named = [], set()
         for _ in range(rng.choice((1, 1, 2))):
             file = rng.choice(files_of(copy))
@@ -311,6 +311,7 @@ def main() -> int:
     from conftest import save_tiny, words
 
     import sepcap
+    from sepcap.experiments.comparison import compare
 
     torch.set_num_threads(1)
     started = time.time()
@@ -325,6 +326,9 @@ def main() -> int:
         quick = {"forget": texts, "retain": other, "tokens": 150, "eval_tokens": 150, "context": 16, "fractions": {"mlp": 0.2}, "steps": 2}
         run = sepcap.prune(model, sepcap.PruningConfig(**quick), out=place / "run").folder
         sepcap.compare_ablations(model, texts, layer=0, head=1, kinds=("zero", "mean"), tokens=100, context=16, out=place / "ablations")
+        compare(model, sepcap.PruningConfig(**quick), place / "comparison", say=lambda text: None)
+        sepcap.tight_pass(model, layer=0, tokens=2, task=texts, rows=2, out=place / "tight-pass")
+        folders = [run, *(place / name for name in ("ablations", "comparison", "tight-pass"))]
         before = {name: value.clone() for name, value in model.state_dict().items()}
         work = place / "work"
         work.mkdir()
@@ -349,7 +353,7 @@ def main() -> int:
             wrong.append(("files left behind", str(left)))
         if any(not torch.equal(value, before[name]) for name, value in model.state_dict().items()):
             wrong.append(("the model", "has other weights than before"))
-        for text, found in damaged([run, place / "ablations"], asked.folders, asked.seed, place):
+        for text, found in damaged(folders, asked.folders, asked.seed, place):
             tried["folders"] += 1
             if found:
                 wrong.append((text, found))
