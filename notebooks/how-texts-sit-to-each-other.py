@@ -24,12 +24,10 @@ texts = sepcap.labelled_texts(model)
 texts
 
 # %% [markdown]
-# None of them was in the training of the model:
+# They come from the parts for collecting and for evaluating, which the model was not trained on:
 
 # %%
-from sepcap.tasks.local import split_of
-
-texts.table["name"].map(split_of).value_counts()
+texts.table
 
 # %% [markdown]
 # ## What attention adds

@@ -1,6 +1,7 @@
 """Notebooks run from top to bottom, and what is stored is what their sources give."""
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -36,14 +37,8 @@ def modules_of(tree):
             yield node.module or ""
 
 
-NOT_YET = ("how-texts-sit-to-each-other", "masked-lm")
-"""Notebooks that still import what no installation has, or what is not public."""
-
-
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
-def test_a_notebook_runs_from_a_pip_install_with_public_names(source, request):
-    if source.stem in NOT_YET:
-        request.applymarker(pytest.mark.xfail(raises=AssertionError, strict=True))
+def test_a_notebook_runs_from_a_pip_install_with_public_names(source):
     tree = ast.parse(source.read_text())
     imported = set(modules_of(tree))
     assert {name for name in imported if name.startswith("sepcap")} == {"sepcap"}
@@ -56,6 +51,16 @@ def test_a_notebook_runs_from_a_pip_install_with_public_names(source, request):
     assert names.get("sepcap.plots", set()) <= set(sepcap.plots.__all__)
     assert "path" not in names.get("sys", set())
     assert not [node.attr for node in attributes if re.match(r"_[^_]", node.attr)]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_stored_figures_are_seen_without_scripts(source):
+    """GitHub, nbviewer and nbconvert show the PNG that stands beside plotly's own data."""
+    if source.stem == "ablation-types-on-a-head":
+        pytest.xfail("not executed again yet: it takes ten minutes")
+    cells = json.loads(source.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    assert all("image/png" in data for data in shown if "application/vnd.plotly.v1+json" in data)
 
 
 @pytest.mark.slow
