@@ -10,43 +10,24 @@ import sepcap
 
 
 @contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+def setting(change, value, before):
+    """Something that torch keeps for the whole process, changed and put back."""
+    change(value)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
-def threads(n):
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def default_device(device):
-    torch.set_default_device(device)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
+        change(before)
 
 
 SETTINGS = {
-    "default dtype float64": lambda: default_dtype(torch.float64),
-    "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
+    "default dtype float64": lambda: setting(torch.set_default_dtype, torch.float64, torch.float32),
+    "default dtype bfloat16": lambda: setting(torch.set_default_dtype, torch.bfloat16, torch.float32),
     "no gradients": torch.no_grad,
     "inference": torch.inference_mode,
-    "default device meta": lambda: default_device("meta"),
-    "default device cpu": lambda: default_device("cpu"),
+    "default device meta": lambda: setting(torch.set_default_device, "meta", None),
+    "default device cpu": lambda: setting(torch.set_default_device, "cpu", None),
     "a device around it": lambda: torch.device("meta"),
-    "two threads": lambda: threads(2),
+    "two threads": lambda: setting(torch.set_num_threads, 2, 1),
 }
 
 

@@ -51,8 +51,9 @@ def skip50(model: object, task: Any, *, tokens: int = 100_000, context: int | No
     Example:
         >>> sepcap.skip50(model, "local-code").head(3)  # doctest: +SKIP
     """
-    is_model = hasattr(model, "cfg")
-    tokenizer: Any = getattr(model, "tokenizer") if is_model else model  # noqa: B009 (of an object, as the type says)
+    owner: Any = model
+    is_model = hasattr(owner, "cfg")
+    tokenizer = owner.tokenizer if is_model else owner
     kind = kind_of(model) if is_model else "causal"
     task = load_task(task)
     if kind == "images" or task.content == "images":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sepcap.checks import checked
@@ -255,7 +256,7 @@ def top_of(
     return NeuronSet(masks), thresholds
 
 
-def check_order(values: Tensor, gone: Tensor, site: str) -> None:
+def check_order(values: Float[Tensor, "*neuron"], gone: Bool[Tensor, "*neuron"], site: str) -> None:
     """Raise where a score of a neuron, or head, that is not gone is NaN."""
     if undefined := int((values.isnan() & ~gone).sum()):
         raise ValueError(
