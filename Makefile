@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements.txt
 	$(PIP) check
 	touch $@
 
-demo: $(INSTALLED)          ## prune code, prose and random neurons out of the embedded model (under 6 minutes)
+demo: $(INSTALLED)          ## prune code, prose and random neurons out of the embedded model (about 6 minutes)
 	$(BIN)/sepcap prune
 
 test: $(INSTALLED)          ## fast tests (under five minutes on two cores)
