@@ -177,7 +177,7 @@ def conform(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> A
     if isinstance(origin, type) and issubclass(origin, Iterable):
         return _iterable(name, value, inner[0], bounds)
     asked = origin or kind
-    if isinstance(asked, type) and asked not in (object, Any) and not _of_arrays(asked) and not isinstance(value, asked):
+    if _is_class(asked) and asked not in (object, Any) and not _of_arrays(asked) and not isinstance(value, asked):
         raise wrong(name, value, _words(kind, bounds))
     return value
 
@@ -190,6 +190,11 @@ _PLAIN: dict[Any, tuple[Callable[[str, Any, Bounds], Any], str]] = {
     Path: (lambda name, value, bounds: path(name, value), "a path"),
 }
 """Annotations that stand for one kind: its check, and the words for it."""
+
+
+def _is_class(kind: Any) -> bool:
+    """Whether `isinstance` takes it: in Python 3.10 list[int] is a type too, and is none that it takes."""
+    return isinstance(kind, type) and typing.get_origin(kind) is None
 
 
 def _one_of_kinds(name: str, value: Any, kinds: tuple[Any, ...], bounds: Bounds) -> Any:
@@ -208,7 +213,7 @@ def _one_of_kinds(name: str, value: Any, kinds: tuple[Any, ...], bounds: Bounds)
             if typing.get_origin(kind) is Literal and type(value) not in map(type, typing.get_args(kind)):
                 last = error
                 continue
-            if not any(isinstance(value, other) for other in kinds if isinstance(other, type) and other is not kind):
+            if not any(isinstance(value, other) for other in kinds if _is_class(other) and other is not kind):
                 raise
             last = error
     if len(kinds) == 1 and last is not None:

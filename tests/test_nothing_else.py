@@ -45,12 +45,12 @@ class Watch:
 
     @staticmethod
     def writes(args: tuple) -> bool:
-        path, mode, flags = args
-        if not isinstance(path, str | bytes | os.PathLike):  # an open file, by its number
-            return False
+        _, mode, flags = args
         return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)) or bool(set(mode or "") & set("wax+"))
 
-    def check(self, event: str, path: str | bytes | os.PathLike) -> None:
+    def check(self, event: str, path: str | bytes | os.PathLike | int) -> None:
+        if isinstance(path, int):  # an open file, by its number: its opening was looked at
+            return
         at = Path(os.path.abspath(os.fsdecode(path)))
         compiled = at.suffix == ".pyc" or ".pyc." in at.name or at.name == "__pycache__" or at.is_relative_to(sys.pycache_prefix or "/none")
         if not (compiled or str(at) == os.devnull or any(at.is_relative_to(folder) for folder in self.allowed or ())):

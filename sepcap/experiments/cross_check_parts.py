@@ -309,8 +309,8 @@ def where_paths_meet(
     with np.errstate(divide="ignore", invalid="ignore"):
         det = _cross(d, e)
         s, t = _cross(q - p, e) / det, _cross(q - p, d) / det
-    i, j = np.indices(s.shape)
-    apart = np.isfinite(s) & np.isfinite(t) & (np.minimum(s, t) > -1e-12) & (np.maximum(s, t) < 1 + 1e-12) & (i + s + j + t > 1e-9)
+        i, j = np.indices(s.shape)
+        apart = np.isfinite(s) & np.isfinite(t) & (np.minimum(s, t) > -1e-12) & (np.maximum(s, t) < 1 + 1e-12) & (i + s + j + t > 1e-9)
     candidates = list(zip((i + s)[apart], (j + t)[apart], strict=True))
     candidates += [(float(k), place) for k in range(1, len(first)) for place in _places(first[k], second)]
     candidates += [(place, float(k)) for k in range(1, len(second)) for place in _places(second[k], first)]
