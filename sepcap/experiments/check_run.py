@@ -7,6 +7,7 @@ import numpy as np
 
 from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import COUNTS, Evaluation
+from sepcap.experiments.baselines import counts_differ, found_again
 from sepcap.experiments.run import ROLES, Run, find_run
 from sepcap.experiments.step_files import ROTATION
 from sepcap.storage import load_tensors
@@ -46,6 +47,7 @@ def problems(run: Run) -> list[str]:
     if found:
         return found  # of files that are not what they were nothing else can be said
     gone: Any = None
+    matched = found_again(run) if "matched" in run.config else None
     for step in range(run.steps_done + 1):
         wrong: list[str] = []
         try:
@@ -57,6 +59,8 @@ def problems(run: Run) -> list[str]:
             if gone is not None and len(gone - now):
                 wrong.append(f"neurons.safetensors lacks neurons that were gone after step {step - 1}")
             gone = now
+            if matched is not None:
+                wrong += counts_differ(run, step, matched)
             if step == 0:
                 wrong += _statistics(run)
         except (CorruptFile, ValueError, KeyError, IndexError) as error:
@@ -92,7 +96,7 @@ def _statistics(run: Run) -> list[str]:
         wrong.append(f"record.json does not list {ROTATION}")
     samples = run.config["samples"].get("collect", {})
     for role in ROLES:
-        if not samples:
+        if role not in samples:
             continue
         name, statistics = f"statistics/{role}.safetensors", run.statistics(role)
         if (sample := statistics.info.get("sample")) != samples[role]:

@@ -27,7 +27,12 @@ class PruningConfig:
     steps: int = 50
     """Number of pruning steps."""
     importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift", "kl", "js", "wasserstein", "random"] = "abs"
-    """Importance function, or "random" for the baseline."""
+    """Importance function, or "random" for a baseline."""
+    baseline: Literal["uniform", "per_layer", "activity"] = "uniform"
+    """Of "random": neurons drawn uniformly over the model; as many of every layer as another run took at the same step; or as many of every
+    layer and of every tenth of it by activity on the retain task as that run took."""
+    matched: str | None = None
+    """Folder of the run that "per_layer" and "activity" are matched with; it must be finished."""
     rotation: Literal["none", "fold", "rotate"] = "none"
     """Prune attention in the singular basis of its value/output circuits; the value bias is folded into b_O or rotated along."""
     offset: Literal["none", "mean", "peak"] = "none"
@@ -82,6 +87,15 @@ class PruningConfig:
                 f"importance='freq' is undefined for {attention[0]!r}: attention has no activation function, so a positive activation "
                 "means nothing ([SP] appendix B). Use 'abs', 'sqrt', 'rms' or 'std'."
             )
+        if self.baseline != "uniform" and self.importance != "random":
+            raise ValueError(
+                f"baseline={self.baseline!r} is a way of drawing random neurons, and importance={self.importance!r}; use 'random'"
+            )
+        if (self.baseline == "uniform") != (self.matched is None):
+            raise ValueError(
+                f"baseline={self.baseline!r} with matched={self.matched!r}: 'per_layer' and 'activity' need the folder of the run that "
+                "they are matched with, and 'uniform' has none"
+            )
         if self.rotation != "none" and not attention:
             raise ValueError(f"rotation={self.rotation!r} turns attention neurons, and fractions has none; give one of {FRACTION_KEYS[1:]}")
 
@@ -93,6 +107,11 @@ class PruningConfig:
     def histogram(self, role: str) -> bool:
         """Whether the statistics of a role need histograms."""
         return self.importance in DIVERGENCES or (self.offset == "peak" and role == "retain")
+
+    @property
+    def unpruned_roles(self) -> tuple[Literal["forget", "retain"], ...]:
+        """Whose statistics of the unpruned model are kept: neurons drawn like those of another run need those of their offset alone."""
+        return ("forget", "retain") if self.matched is None else self.collected_roles
 
     @property
     def collected_roles(self) -> tuple[Literal["forget", "retain"], ...]:

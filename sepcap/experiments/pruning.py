@@ -15,6 +15,7 @@ from torch import Tensor
 from sepcap.checks import checked, warn
 from sepcap.evaluation.generation import prompt_of
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample
+from sepcap.experiments.baselines import Matched, matched_with
 from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.provenance import made_with
@@ -59,6 +60,8 @@ class Plan:
     collect: dict[str, TokenSample]
     evaluate: dict[str, TokenSample]
     resolved: dict[str, Any]
+    matched: Matched | None = None
+    """The run whose neurons a baseline is matched with."""
     known: dict[Any, Any] = dataclasses.field(default_factory=dict)
     """What the runs of a comparison have in common and compute once: samples, and what is measured on the unpruned model."""
 
@@ -82,7 +85,8 @@ class Plan:
         neurons = {site: int(np.prod(site_shape(m, site))) for site in c.sites}
         parameters = sum(p.numel() for p in inner(m).parameters())
         extras = {"rotation": c.rotation, "offset": c.offset}
-        how = ", ".join([f"by {c.importance}", *(f"{name} {value}" for name, value in extras.items() if value != "none")])
+        drawn = f"{c.importance}, matched {c.baseline} with {c.matched}" if self.matched else c.importance
+        how = ", ".join([f"by {drawn}", *(f"{name} {value}" for name, value in extras.items() if value != "none")])
         each = ", ".join(amount_in_words(v, k) for k, v in c.fractions.items())
         return (
             f"{m.cfg.model_name} ({parameters / 1e6:.3g} M parameters, {', '.join(f'{n:,} {s} neurons' for s, n in neurons.items())}): "
@@ -121,7 +125,8 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
     Args:
         model: what `load_model` returns.
         config: what to do.
-        known: of the plan of a run that differs in direction and importance alone, so that nothing is sampled or measured twice.
+        known: of the plan of a run that differs in direction, importance, baseline and seed alone, so that nothing is sampled or measured
+            twice.
     """
     known = {} if known is None else known
     if not isinstance(config, PruningConfig):
@@ -149,16 +154,27 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
         check_rotation(model, config.rotation)
     if config.offset != "none":
         check_output_biases(model, config.sites)
+    matched = None
+    if config.matched is not None:
+        matched = matched_with(config)
+        check_run(matched.run)
     context = check_context(model, config.context)
     budgets: dict[Split, int] = {"collect": config.tokens, "evaluate": config.eval_tokens}
     samples: dict[Split, dict[str, TokenSample]] = {split: {} for split in budgets}
     for split, budget in budgets.items():
-        for role, task in tasks.items():
-            key = ("sample", split, task.name, task.fingerprint)
+        for role in config.unpruned_roles if split == "collect" else tasks:
+            task, seed = tasks[role], config.seed if split == "collect" else 0
+            key = ("sample", split, task.name, task.fingerprint, seed)
             if key not in known:
-                known[key] = sample_task(model, task, split, budget, context, seed=config.seed if split == "collect" else 0)
+                known[key] = sample_task(model, task, split, budget, context, seed=seed)
             samples[split][role] = known[key]
     resolved = dataclasses.asdict(dataclasses.replace(config, forget=tasks["forget"].name, retain=tasks["retain"].name))
+    if config.importance != "random":
+        del resolved["baseline"]  # no other way of choosing has one
+    if matched is None:
+        del resolved["matched"]
+    else:
+        resolved["matched_neurons"] = matched.digest
     resolved |= {
         "context": context,
         **made_with(model),
@@ -169,7 +185,9 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
     }
     if kind_of(model) == "causal":
         resolved["prompts"] = {role: prompt_of(sample, model.tokenizer) for role, sample in samples["evaluate"].items()}
-    return Plan(config, model, samples["collect"], samples["evaluate"], resolved, known)
+    if matched is not None and matched.run.config["model_fingerprint"] != resolved["model_fingerprint"]:
+        raise ValueError(f"matched={config.matched!r}: that run was made with a model of other weights than {model.cfg.model_name} has")
+    return Plan(config, model, samples["collect"], samples["evaluate"], resolved, matched, known)
 
 
 @checked()
@@ -309,16 +327,10 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
     thresholds: dict[str, float] = {}
     if step:
         statistics, tokens = _statistics(prepared, run, step)
-        scores = _scores(prepared, statistics, step)
-        fractions = config.fractions
-        if config.recollect:
-            chosen = scores.top(fractions, per_layer=config.per_layer, exclude=gone, aggregate=config.aggregate)
+        if prepared.matched is not None:
+            new = prepared.matched.draw(step, gone, config.seed)
         else:
-            # the base scores never change, so the first `step` shares of them are taken at once
-            grown = {site: amount * step if isinstance(amount, int) else min(1.0, amount * step) for site, amount in fractions.items()}
-            chosen = scores.top(grown, per_layer=config.per_layer, aggregate=config.aggregate)
-        thresholds = chosen.info["threshold"]
-        new = NeuronSet(chosen.masks) - gone
+            new, thresholds = _selected(prepared, statistics, step, gone)
         gone = gone | new
         delete(model, new, _offset(config, statistics))
     evaluations = {}
@@ -342,6 +354,18 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
     biases = output_biases(model, config.sites) if config.offset != "none" else None
     run.write_step(step, record, evaluations, gone, biases)
     log.info("step %d: %s; %s neurons gone", step, _progress(run, step), f"{len(gone):,}")
+
+
+def _selected(prepared: Plan, statistics: dict[str, Statistics], step: int, gone: NeuronSet) -> tuple[NeuronSet, dict[str, float]]:
+    """What a step takes by its scores, and the lowest of them per site."""
+    config, scores, fractions = prepared.config, _scores(prepared, statistics, step), prepared.config.fractions
+    if config.recollect:
+        chosen = scores.top(fractions, per_layer=config.per_layer, exclude=gone, aggregate=config.aggregate)
+    else:
+        # the base scores never change, so the first `step` shares of them are taken at once
+        grown = {site: amount * step if isinstance(amount, int) else min(1.0, amount * step) for site, amount in fractions.items()}
+        chosen = scores.top(grown, per_layer=config.per_layer, aggregate=config.aggregate)
+    return NeuronSet(chosen.masks) - gone, chosen.info["threshold"]
 
 
 def _collect(prepared: Plan, roles: Iterable[str]) -> dict[str, Statistics]:

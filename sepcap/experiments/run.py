@@ -202,6 +202,8 @@ class Run(StepFiles):
         """Statistics of the unpruned model on one of the two tasks, in the rotated basis where the run prunes in it."""
         if role not in ROLES:
             raise unknown("role", role, ROLES)
+        if "matched" in self.config and role not in self.config["samples"]["collect"]:
+            raise ValueError(f"role={role!r}: a baseline matched with another run collects none; take those of {self.config['matched']}")
         with self._way_out(0):
             return Statistics.load(self._checked(0, f"statistics/{role}.safetensors"))
 
