@@ -32,10 +32,10 @@ TASKS = ("local-python", "local-cpp", "local-code")
 
 # %%
 sets = sepcap.overlaps(
-    model, sepcap.OverlapConfig(tasks=TASKS, sites=("mlp",), fractions=(0.02, 0.05), control_seeds=(0, 1), tokens=10_000)
+    model, sepcap.OverlapConfig(tasks=TASKS, sites=("mlp",), fractions=(0.02, 0.05), tokens=10_000)
 )
-columns = ["model", "fraction", "first", "second", "share", "iou", "ratio", "ratio_in_layers", "log10_p_corrected"]
-sets.totals()[columns].round(3)
+columns = ["weights", "fraction", "first", "second", "share", "ratio", "ratio_low", "ratio_high", "ratio_matched", "log10_p_corrected"]
+sets.estimates()[columns].round(3)
 
 # %%
 sets.figure("ratios")

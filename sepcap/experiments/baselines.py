@@ -6,19 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.run import Run
+from sepcap.selection.matching import quantile_bins
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import digest_of
-
-BINS = 10
-"""Quantile bins of activity per layer."""
-
-LEAST_PER_BIN = 10
-"""Neurons, or heads, of a bin; layers that have fewer than ten times as many get fewer bins, so that a draw from a bin has a choice."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +77,6 @@ class Matched:
     def _units(self, site: str, mask: Bool[Tensor, "layer *unit"]) -> Bool[Tensor, "layer unit"]:
         """What is drawn: whole heads where heads go, else neurons."""
         return mask.all(dim=-1) if self._by_head(site) else mask.flatten(1)
-
-
-def quantile_bins(activity: Float[Tensor, "layer unit"]) -> Int[Tensor, "layer unit"]:
-    """Bin of every neuron within its layer, 0 for the least active ones: ten equally large ones, fewer where a layer is small.
-
-    Equal values are put in their order, so that bins differ in size by one at most.
-    """
-    units = activity.shape[1]
-    rank = activity.argsort(dim=1, stable=True).argsort(dim=1)
-    return rank * max(1, min(BINS, units // LEAST_PER_BIN)) // units
 
 
 def draw_like(

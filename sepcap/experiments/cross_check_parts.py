@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.neuron_sets_config import CrossChecksConfig
-from sepcap.experiments.overlaps import bonferroni
+from sepcap.experiments.overlaps_result import bonferroni
 from sepcap.experiments.pruning import execute, plan
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.several_tasks import WHOLE, Interval, Lesions, NamedTasks, Relative, interval_of, n_highest, n_random

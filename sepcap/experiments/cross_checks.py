@@ -11,7 +11,7 @@ import pandas as pd
 from sepcap.checks import checked
 from sepcap.experiments.cross_check_parts import OTHER_TEXTS, Bench, Tables, equal_number, keep_only, layers, meeting, step_size
 from sepcap.experiments.neuron_sets_config import OTHERS, CrossChecksConfig
-from sepcap.experiments.overlaps import told_p
+from sepcap.experiments.overlaps_result import told_p
 from sepcap.experiments.result import Figures, StudyResult, as_json, is_finished
 from sepcap.experiments.several_tasks import LesionPlan, Lesions, NamedTasks, resolved, scores_of, statistics_of, study_folder
 from sepcap.interventions.trial import check_deletion

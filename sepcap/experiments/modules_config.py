@@ -11,7 +11,7 @@ from sepcap.experiments.config import PruningConfig
 class ModulesConfig:
     """Whether the neurons selected for tasks lie together in clusters of neurons that read alike ([MOE], [MOD]; METHODS 12)."""
 
-    tasks: tuple[Any, ...] = ("local-python", "local-cpp", "local-code")
+    tasks: tuple[Any, ...] = ("local-python", "local-cpp")
     """Whose neurons are selected: names or paths (in Python anything that `load_task` takes; a Task has a name of its own)."""
     retain: Any = "local-prose"
     """The task that all of them are scored against."""

@@ -16,22 +16,25 @@ class OverlapConfig:
 
     tasks: tuple[Any, ...] = ("local-python", "local-cpp")
     """Whose neurons are selected: names or paths (in Python anything that `load_task` takes; a Task has a name of its own). Of two tasks
-    of which one holds the other, as local-code does local-python, the sets overlap by construction."""
+    of which one holds the other, as local-code does local-python, the sets overlap by construction: a warning says so."""
     retain: Any = "local-prose"
-    """The task that all of them are scored against, or "others": each against the tokens of all other tasks together, which makes
-    the sets of two tasks differ by construction."""
+    """The task that all of them are scored against, each against documents of its own, so that no two share the noise of the same
+    documents; or "others": each against the tokens of all other tasks together, which makes the sets of two tasks differ by
+    construction."""
     model: str = "default"
     """"default", a folder, or a hub name."""
     sites: tuple[Literal["mlp", "attn_pre_out", "attn_value", "heads"], ...] = ("mlp", "attn_pre_out")
     """Populations, each selected by itself; of "heads" whole heads are selected and counted."""
     fractions: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     """Shares of each site that are selected, the highest scores over all layers; all are cut from the same scores."""
-    control_seeds: tuple[int, ...] = (0,)
-    """Seeds of randomly initialised models of the same configuration, the control; none in an empty tuple."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every seed is one repetition: other documents, other random weights. Intervals are over seeds."""
+    control: bool = True
+    """The same in a randomly initialised model of the same configuration. Without it half of the time is saved."""
     importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
     """Importance function."""
     tokens: int = 100_000
-    """Token positions per task from which statistics are collected."""
+    """Token positions per task and seed from which statistics are collected, and as many of the retain task for every task."""
     batch_size: int = 16
     """Rows per forward pass."""
     context: int | None = None
@@ -42,7 +45,7 @@ class OverlapConfig:
         _check_tasks(self.tasks, "an overlap is of a pair")
         distinct("sites", self.sites)
         distinct("fractions", self.fractions)
-        distinct("control_seeds", self.control_seeds, fewest=0)
+        distinct("seeds", self.seeds)
         _check_shares(self, self.sites, self.fractions)
 
 

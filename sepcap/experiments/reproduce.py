@@ -14,7 +14,7 @@ from sepcap.checks import checked
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.experiments.ablation_protocol import ProtocolResult, ablation_protocol
 from sepcap.experiments.check_run import is_left
-from sepcap.experiments.overlaps import TRAINED, OverlapPlan, Overlaps, run_overlaps
+from sepcap.experiments.overlaps import OverlapPlan, Overlaps, run_overlaps
 from sepcap.experiments.planned import name_study, planned_runs
 from sepcap.experiments.pruning import execute, plan
 from sepcap.experiments.reproduce_config import ReproduceConfig, Study, studies
@@ -69,8 +69,8 @@ class Reproduction(Shown):
         """One row per quantity of this model, then one per published value of the paper's other models.
 
         Columns: study, model, quantity, measured, low, high, published, source. `low` and `high` are a 95% bootstrap interval over the
-        texts of the evaluation for pruning runs, and the lowest and highest of the seeds for random neurons; an overlap has none.
-        `published` is a number, or words where the paper gives a range; it is missing where nothing is published.
+        texts of the evaluation for pruning runs, the lowest and highest of the seeds for random neurons, and one of Student's t over seeds
+        for overlaps. `published` is a number, or words where the paper gives a range; it is missing where nothing is published.
         """
         rows = list(ROWS[self.study.kind](self))
         rows += [
@@ -272,7 +272,8 @@ def _overlap(
 ) -> dict[str, Overlaps]:
     def announce(prepared: OverlapPlan, model: Any, left: int) -> None:
         say(prepared.cost())
-        _say_minutes(say, model, [left] * (left > 0), next(iter(prepared.samples.values())))
+        first = next(iter(prepared.samples.values()))
+        _say_minutes(say, model, [left] * (left > 0), next(iter(first.values())))
 
     return {name: run_overlaps(load, config, folder / name, announce) for name, config in configs.items()}
 
@@ -378,12 +379,13 @@ PERCENT = {"share": 100.0, "iou": 100.0}
 
 def _of_pairs(result: Reproduction) -> Iterator[dict[str, Any]]:
     for overlaps in result.results.values():
-        for pair in overlaps.totals().to_dict("records"):
-            model = result.asked.model if pair["model"] == TRAINED else f"{result.asked.model}, {pair['model']}"
+        for pair in overlaps.estimates().to_dict("records"):
+            model = result.asked.model if pair["weights"] == "trained" else f"{result.asked.model}, random weights"
             for quantity in result.study.quantities:
-                value = float(pair[quantity["measure"]]) * PERCENT.get(quantity["measure"], 1.0)
+                measure, unit = quantity["measure"], PERCENT.get(quantity["measure"], 1.0)
+                value, low, high = (unit * float(pair.get(name, NOTHING)) for name in (measure, f"{measure}_low", f"{measure}_high"))
                 words = f"{quantity['quantity']}, {pair['fraction']:.3g} of {pair['site']}, {pair['first']} and {pair['second']}"
-                yield result._row(model, words, (value, *NO_INTERVAL))
+                yield result._row(model, words, (value, low, high))
 
 
 ROWS: dict[str, Callable[[Reproduction], Iterator[dict[str, Any]]]] = {"prune": _of_runs, "ablate": _of_runs, "overlap": _of_pairs}

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from sepcap.checks import warn
 from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import COUNTS, evaluate_sample, ratio
 from sepcap.experiments.neuron_sets_config import OTHERS
@@ -58,10 +59,16 @@ class NamedTasks:
         every = [*loaded, *([] if common is None else [common])]
         for i, one in enumerate(every):
             for other in every[:i]:
+                shared = {source.fingerprint for source in one.sources} & {source.fingerprint for source in other.sources}
                 if one.fingerprint == other.fingerprint:
                     raise ValueError(f"tasks: {other.name!r} and {one.name!r} are the same data: there is nothing to tell apart")
                 if one.name == other.name:
                     raise ValueError(f"tasks: two are called {one.name!r}; give one another name, load_task(..., name=...)")
+                if shared:
+                    warn(
+                        f"tasks: {other.name!r} and {one.name!r} are made of the same documents in part, so that what their neurons have "
+                        "in common is no finding; leave out the mixture or its parts"
+                    )
         return cls({task.name: task for task in loaded}, common)
 
     @property
@@ -78,6 +85,46 @@ class NamedTasks:
         """Name -> sample; of the retain task too where something is collected."""
         tasks = self.by_name | ({self.retain.name: self.retain} if self.retain is not None and split == "collect" else {})
         return {name: sample_task(model, task, split, budget, context) for name, task in tasks.items()}
+
+    def against(self, name: str) -> str:
+        """What the retain sample of one task alone is called."""
+        return f"{self.retain_name} for {name}"
+
+    def disjoint_samples(self, model: Any, budget: int, context: int, seed: int) -> dict[str, TokenSample]:
+        """Name -> sample to collect from, where every task is scored against documents of the retain task of its own.
+
+        Were two tasks scored against the same documents, the noise of those would be in both scores, and the sets would share more
+        neurons than random ones without anything in common.
+        """
+        samples = {name: sample_task(model, task, "collect", budget, context, seed) for name, task in self.by_name.items()}
+        if self.retain is None:
+            return samples
+        whole = sample_task(model, self.retain, "collect", budget * len(samples), context, seed)
+        parts = disjoint_parts(whole, len(samples))
+        return samples | {self.against(name): part for name, part in zip(samples, parts, strict=True)}
+
+
+def disjoint_parts(sample: TokenSample, n: int) -> list[TokenSample]:
+    """A sample cut into consecutive parts of about as many tokens, no two of which share a document.
+
+    Args:
+        sample: what is cut.
+        n: number of parts.
+
+    Raises:
+        ValueError: fewer documents than parts.
+    """
+    clusters = getattr(sample, "clusters", np.arange(len(sample.rows)))
+    of_cluster = np.bincount(clusters, weights=[len(row) for row in sample.rows])
+    # a cluster is in the part in which its middle token is
+    part = ((of_cluster.cumsum() - of_cluster / 2) * n // of_cluster.sum()).astype(int)
+    rows = [np.flatnonzero(part[clusters] == i).tolist() for i in range(n)]
+    if not all(rows):
+        raise ValueError(
+            f"task {sample.task!r}: {len(of_cluster)} documents in {sample.tokens:,} tokens cannot be cut into {n} parts that share none, "
+            "one for every task scored against it. Give it more documents, more tokens= or a smaller context="
+        )
+    return [dataclasses.replace(sample.take(chosen), fingerprint=f"{sample.fingerprint}-{i + 1}-of-{n}") for i, chosen in enumerate(rows)]
 
 
 def resolved(model: Any, config: Any, names: Mapping[str, Any], samples: Mapping[str, Mapping[str, TokenSample]]) -> dict[str, Any]:
@@ -114,11 +161,14 @@ def statistics_of(
 
 
 def scores_of(statistics: Mapping[str, Statistics], tasks: NamedTasks, importance: str) -> dict[str, Scores]:
-    """The scores of every task, against the common retain task or against the tokens of all other tasks together (METHODS 5)."""
+    """The scores of every task, against the common retain task or against the tokens of all other tasks together (METHODS 5).
+
+    Of the retain task, documents of the task's own are used where there are some, see `NamedTasks.disjoint_samples`.
+    """
     scores = {}
     for name in tasks.names:
         if tasks.retain is not None:
-            against = statistics[tasks.retain.name]
+            against = statistics.get(tasks.against(name)) or statistics[tasks.retain.name]
         else:
             against = reduce(Statistics.merge, (statistics[other] for other in tasks.names if other != name))
         scores[name] = score(statistics[name], against, importance)

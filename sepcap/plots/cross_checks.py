@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sepcap.experiments.cross_check_parts import OTHER_TEXTS
 from sepcap.experiments.cross_checks import CrossChecks
-from sepcap.experiments.overlaps import told_p
+from sepcap.experiments.overlaps_result import told_p
 from sepcap.plots.heat import heat_panels
 from sepcap.plots.style import (
     BLUE,

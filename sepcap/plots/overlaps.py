@@ -7,7 +7,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.errors import unknown
-from sepcap.experiments.overlaps import TRAINED, Overlaps, told_p
+from sepcap.experiments.overlaps_result import Overlaps, told_p
+from sepcap.experiments.seeds import with_ends
 from sepcap.plots.heat import heat_panels
 from sepcap.plots.style import (
     DASHES,
@@ -25,15 +26,32 @@ from sepcap.plots.style import (
     rounded,
 )
 
-ROW_PX = 22
+ROW_PX = 26
+
+CLEAR = "rgba(0,0,0,0)"
+"""Filling of open symbols: not white, for they may lie on others."""
 
 MEASURES = {
     "share": ("Share of the first task's neurons", 2),
     "iou": ("Intersection over union", 2),
-    "ratio": ("Shared, times chance", 1),
+    "ratio": ("Shared, over random sets of the same layers", 1),
+    "ratio_matched": ("Shared, over random sets of the same layers and activity", 1),
     "log10_p_corrected": ("−log<sub>10</sub> p, Bonferroni", 1),
 }
 """What a heat map can show: its title and the digits after the point."""
+
+NAMES = {"trained": "Trained", "random": "Random weights"}
+
+SERIES = {
+    ("trained", "ratio"): ("trained, over random sets of the same layers", PALETTE[0], PALETTE[0], SYMBOLS[0]),
+    ("trained", "ratio_matched"): ("trained, over random sets of the same layers and activity", PALETTE[0], CLEAR, SYMBOLS[0]),
+    ("random", "ratio"): ("random weights, over random sets of the same layers", PALETTE[1], PALETTE[1], SYMBOLS[1]),
+    ("random", "ratio_matched"): ("random weights, over random sets of the same layers and activity", PALETTE[1], CLEAR, SYMBOLS[1]),
+}
+"""Weights and ratio -> name in the legend, colour, filling and symbol."""
+
+SHIFT = 0.17
+"""Rows between the points of one pair, so that their intervals stand beside each other."""
 
 
 def overlaps(
@@ -45,14 +63,14 @@ def overlaps(
     layer: int | None = None,
     width: Width = "column",
 ) -> go.Figure:
-    """Task × task, the trained model beside the mean of the randomly initialised ones.
+    """Task × task, the trained model beside the randomly initialised one, each the mean over seeds.
 
     "share" is the part of the neurons of the row's task that the column's task shares. It alone depends on which task is first, and
     only where the sets differ in size, as they do within a layer. The diagonal, a set with itself, is left out.
 
     Args:
         result: what `sepcap.overlaps` returns.
-        measure: "share", "iou", "ratio" or "log10_p_corrected".
+        measure: "share", "iou", "ratio", "ratio_matched" or "log10_p_corrected".
         site: default the first one of the study.
         fraction: one of the shares of the study; default the smallest.
         layer: default all layers together.
@@ -71,18 +89,15 @@ def overlaps(
     if not len(here):
         raise ValueError(f"layer={layer}: this study has layers 0 to {table['layer'].max()}, or None for all together")
     tasks = list(result.config["tasks"])
-    controls = here[here["model"] != TRAINED]
-    n = controls["model"].nunique()
-    groups = {"Trained": here[here["model"] == TRAINED]}
-    if n:
-        groups["Random weights"] = controls
+    n = here["seed"].nunique()
+    groups = {label: here[here["weights"] == weights] for weights, label in NAMES.items() if (here["weights"] == weights).any()}
     panels = {label: _matrix(rows, tasks, measure) for label, rows in groups.items()}
     hovers = {label: _cells(label, rows, tasks) for label, rows in groups.items()}
     name, decimals = MEASURES[measure]
     values = np.concatenate([panel[np.isfinite(panel)] for panel in panels.values()])
     top = 1.0 if measure in ("share", "iou") else max(1.0, float(values.max(initial=0)))
     where = f"{capital(SITE_NAMES[site])}, {100 * fraction:.3g}% selected{'' if layer is None else f', layer {layer}'}"
-    where += f"; random: mean of {n} seeds" * (n > 1)
+    where += f"; mean of {n} seeds" * (n > 1)
     return heat_panels(
         panels, tasks, tasks, hovers=hovers, heading=where, title=name, row_title="First task", column_title="Second task",
         limits=(0.0, top), decimals=decimals, width=width,
@@ -116,7 +131,8 @@ def _cells(label: str, rows: Any, tasks: list[str]) -> list[list[str]]:
         row = of_pair.mean(numeric_only=True)
         said = (
             f"<b>{plain(label)}</b><br>{plain(first)} ({row['a']:,.0f}) and {plain(second)} ({row['b']:,.0f}): {row['both']:,.1f} in both"
-            f"<br>{row['ratio']:.3g} times chance, IoU {row['iou']:.3g}"
+            f"<br>{row['ratio']:.3g} times random sets of the same layers, {row['ratio_matched']:.3g} times those of the same activity too"
+            f"<br>IoU {row['iou']:.3g}"
             f"<br>p {told_p(row['log10_p'])}, corrected {told_p(row['log10_p_corrected'])}"
         )
         texts[tasks.index(first)][tasks.index(second)] = texts[tasks.index(second)][tasks.index(first)] = said
@@ -124,7 +140,9 @@ def _cells(label: str, rows: Any, tasks: list[str]) -> list[list[str]]:
 
 
 def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: Width = "column") -> go.Figure:
-    """Ratio of the overlap to chance for every pair of tasks and site, randomly initialised models as open symbols.
+    """Ratio of the overlap to that of random sets for every pair of tasks and site, with 95% intervals over seeds.
+
+    Filled symbols: random sets with as many neurons in every layer; open ones: matched on the activity on the retain task too.
 
     Args:
         result: what `sepcap.overlaps` returns.
@@ -134,40 +152,46 @@ def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: Wi
     Source: [MOD].
     """
     _, fraction = chosen(result, None, fraction)
-    totals: Any = result.totals()
-    totals = totals[totals["fraction"] == fraction]
-    keys = list(dict.fromkeys(zip(totals["site"], totals["first"], totals["second"], strict=True)))
+    estimates: Any = result.estimates()
+    estimates = estimates[estimates["fraction"] == fraction]
+    keys = list(dict.fromkeys(zip(estimates["site"], estimates["first"], estimates["second"], strict=True)))
     heights = {key: len(keys) - 1 - i for i, key in enumerate(keys)}
+    shown = {key: look for key, look in SERIES.items() if key[0] in set(estimates["weights"])}
     traces = []
-    for i, label in enumerate(result.models):
-        rows = totals[totals["model"] == label].to_dict("records")
-        colour, symbol = PALETTE[min(i, 1)], SYMBOLS[i % len(SYMBOLS)]
-        # open, not white: it may lie on the model's own
-        fill = colour if label == TRAINED else "rgba(0,0,0,0)"
+    for i, ((weights, measure), (label, colour, fill, symbol)) in enumerate(shown.items()):
+        rows = estimates[estimates["weights"] == weights].to_dict("records")
+        value, low, high = (np.array([row[f"{measure}{end}"] for row in rows]) for end in ("", "_low", "_high"))
+        bars = {"type": "data", "symmetric": False, "array": rounded(high - value), "arrayminus": rounded(value - low)}
+        shift = SHIFT * ((len(shown) - 1) / 2 - i)
         traces.append(
             go.Scatter(
-                x=rounded([row["ratio"] for row in rows]),
-                y=[heights[row["site"], row["first"], row["second"]] for row in rows],
+                x=rounded(value),
+                y=[heights[row["site"], row["first"], row["second"]] + shift for row in rows],
+                error_x={**bars, "thickness": 1, "width": 2, "color": colour},
                 mode="markers",
-                name=plain(label),
-                marker={"symbol": symbol, "size": 7, "color": fill, "line": {"color": colour, "width": 1.3}},
+                name=label,
+                marker={"symbol": symbol, "size": 6, "color": fill, "line": {"color": colour, "width": 1.3}},
                 hovertext=[
-                    f"<b>{plain(label)}</b><br>{SITE_NAMES[row['site']]}, {plain(row['first'])} and {plain(row['second'])}"
-                    f"<br>{row['both']:,} of {row['a']:,} and {row['b']:,} in both: {100 * row['share']:.1f}%"
-                    f"<br>{row['ratio']:.3g} times chance, p = 10^{row['log10_p']:.3g}"
+                    f"<b>{label}</b><br>{SITE_NAMES[row['site']]}, {plain(row['first'])} and {plain(row['second'])}"
+                    f"<br>{row['both']:,.4g} of {row['a']:,.4g} in both: {100 * row['share']:.1f}%"
+                    f"<br>ratio {with_ends(row, measure)}"
                     for row in rows
                 ],
                 hoverinfo="text",
                 cliponaxis=False,
             )
         )
-    most = max(1.0, float(np.nanmax(totals["ratio"])))
+    ends = estimates[[f"{measure}{end}" for measure in ("ratio", "ratio_matched") for end in ("", "_high", "_low")]].to_numpy(dtype=float)
+    least, most = min(0.0, float(np.nanmin(ends))), max(1.0, float(np.nanmax(ends)))
     what = "neurons" if len(result.config["sites"]) > 1 else SITE_NAMES[result.config["sites"][0]]
-    title = f"Shared {what}, times chance<br>({100 * fraction:.3g}% selected; dotted: chance)"
+    title = f"Shared {what} over those of random sets<br>({100 * fraction:.3g}% selected; dotted: as many)"
     several = len({site for site, _, _ in heights}) > 1
     top = len(keys) - 0.5
+    seeds = len(result.config["seeds"])
+    told = f"95% intervals over {seeds} seeds" if seeds > 1 else "one seed: no intervals"
     layout = {
-        "xaxis": {"title": {"text": title}, "range": [0, 1.06 * most]},
+        "legend": {"title": {"text": told}},
+        "xaxis": {"title": {"text": title}, "range": [1.06 * least, 1.06 * most]},
         "yaxis": {
             "range": [-0.5, top],
             "tickvals": list(heights.values()),
@@ -181,7 +205,7 @@ def overlap_ratios(result: Overlaps, *, fraction: float | None = None, width: Wi
             for y in heights.values()
         ],
     }
-    return new_figure(traces, layout, width=width, plot_px=ROW_PX * len(keys) + 10, left=20, bottom=62, legend_rows=len(traces))
+    return new_figure(traces, layout, width=width, plot_px=ROW_PX * len(keys) + 10, left=20, bottom=62, legend_rows=len(traces) + 1)
 
 
 def overlap_layers(
@@ -193,11 +217,11 @@ def overlap_layers(
     layers: Sequence[int] | None = None,
     width: Width = "column",
 ) -> go.Figure:
-    """A measure per layer, one line per pair of tasks; randomly initialised models dotted, the mean over seeds.
+    """A measure per layer, one line per pair of tasks; randomly initialised models dotted; means over seeds.
 
     Args:
         result: what `sepcap.overlaps` returns.
-        measure: "share", "iou", "ratio" or "log10_p_corrected".
+        measure: "share", "iou", "ratio", "ratio_matched" or "log10_p_corrected".
         site: default the first one of the study.
         fraction: one of the shares of the study; default the smallest.
         layers: layers to draw; default all.
@@ -211,7 +235,7 @@ def overlap_layers(
     traces: list[Any] = []
     for i, ((first, second), of_pair) in enumerate(table.groupby(["first", "second"], sort=False)):
         for trained in (True, False):
-            rows = of_pair[(of_pair["model"] == TRAINED) == trained]
+            rows = of_pair[(of_pair["weights"] == "trained") == trained]
             if not len(rows):
                 continue
             values = rows.groupby("layer")[measure].mean().reindex(shown).to_numpy(dtype=float)
@@ -242,7 +266,7 @@ def overlap_layers(
         "yaxis": {"title": {"text": name}, "rangemode": "tozero", "nticks": 6},
         "legend": {"title": {"text": f"{SITE_NAMES[site]}, {100 * fraction:.3g}% selected<br>solid: trained, dotted: random weights"}},
     }
-    if measure == "ratio":
+    if measure.startswith("ratio"):
         dotted = {"color": INK, "width": 0.8, "dash": "dash"}
         layout["shapes"] = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1, "line": dotted, "layer": "below"}]
     pairs = len(set(zip(table["first"], table["second"], strict=True)))

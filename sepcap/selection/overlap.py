@@ -1,30 +1,43 @@
-"""How much two neuron sets have in common, and how much of that is chance (METHODS 12)."""
+"""How many neurons two sets share, and how many random sets would share (METHODS 12)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
+from jaxtyping import Float, Int
 
+from sepcap.selection.matching import activity_of, quantile_bins
 from sepcap.selection.neurons import NeuronSet
+from sepcap.statistics.moments import Statistics
 
 
-def overlap(a: NeuronSet, b: NeuronSet) -> Any:
-    """Overlap of two neuron sets of the same model, per site: in total and layer by layer.
+def overlap(a: NeuronSet, b: NeuronSet, *, matched: Statistics | Mapping[str, Any] | None = None) -> Any:
+    """Overlap of two neuron sets of the same model, per site: in total and layer by layer, against random sets.
+
+    The random sets have as many neurons in every layer as the two sets, drawn uniformly within the layer and independently of each
+    other: sets that only lie in the same layers share no more than they do. The number that two such sets share is a sum of independent
+    hypergeometric numbers, one per layer, and its distribution is computed exactly.
 
     Args:
         a, b: sets over the same sites.
+        matched: statistics of the retain task, or site -> activity [layer, neuron]: columns for random sets that have as many neurons
+            in every tenth of a layer's neurons by mean absolute activation are added. Two sets of neurons that are hardly active on
+            retain share more than their layers explain, without anything else in common.
 
     Returns:
         A pandas DataFrame, one row per site and layer, and one per site whose `layer` is missing: the total. Columns: neurons (of
-        the site or layer), a, b, both (numbers of neurons), share |A∩B|/|A|, iou |A∩B|/|A∪B|, ratio of both to what chance gives,
-        |A|·|B|/N, and log10_p, the logarithm of the hypergeometric probability of as many or more in both. Not a number where a set
-        is empty.
+        the site or layer), a, b, both (numbers of neurons), share |A∩B|/|A|, iou |A∩B|/|A∪B|, expected (mean number that random sets
+        share, Σ over layers of |A|·|B|/N), ratio both/expected, and log10_p, the logarithm of the probability that random sets share
+        as many or more. With `matched` also expected_matched, ratio_matched and log10_p_matched. Not a number where a set is empty,
+        and no ratio where nothing can be shared.
 
     Raises:
-        ValueError: sets over different sites or of different models.
+        ValueError: sets over different sites or of different models; statistics without one of the sites.
 
     Source: METHODS section 12; [MOD].
 
     Example:
+        >>> import torch
         >>> a, b = (NeuronSet({"mlp": torch.tensor([row])}) for row in ([True, True, False, False], [True, False, False, False]))
         >>> float(overlap(a, b)["share"].iloc[0]), float(overlap(a, b)["ratio"].iloc[0])
         (0.5, 2.0)
@@ -36,37 +49,100 @@ def overlap(a: NeuronSet, b: NeuronSet) -> Any:
     both = a & b
     rows = []
     for site, mask in a.masks.items():
-        total, of_a, of_b, of_both = mask.numel(), a.per_layer(site), b.per_layer(site), both.per_layer(site)
-        rows.append({"site": site, "layer": pd.NA} | _compared(total, sum(of_a), sum(of_b), sum(of_both)))
-        for layer, counts in enumerate(zip(of_a, of_b, of_both, strict=True)):
-            rows.append({"site": site, "layer": layer} | _compared(total // len(mask), *counts))
+        sides = [side.masks[site].flatten(1).cpu().numpy() for side in (a, b, both)]
+        layer = np.repeat(np.arange(len(mask))[:, None], sides[0].shape[1], axis=1)
+        classes = {"": layer}
+        if matched is not None:
+            activity = activity_of(matched, site)
+            if activity.shape != mask.shape:
+                raise ValueError(f"matched: activity of site {site!r} is {list(activity.shape)}, and the sets' masks {list(mask.shape)}")
+            bins = quantile_bins(activity.flatten(1)).cpu().numpy()
+            classes["_matched"] = layer * (1 + bins.max()) + bins
+        for at in (None, *range(len(mask))):
+            of = slice(None) if at is None else slice(at, at + 1)
+            where = {"site": site, "layer": pd.NA if at is None else at}
+            rows.append(where | _compared([side[of] for side in sides], {name: found[of] for name, found in classes.items()}))
     return pd.DataFrame(rows).astype({"layer": "Int64"})
 
 
-def _compared(total: int, a: int, b: int, both: int) -> dict[str, float]:
+def _compared(sides: Sequence[np.ndarray], classes: Mapping[str, Int[np.ndarray, "layer unit"]]) -> dict[str, float]:
     empty = float("nan")
-    return {
-        "neurons": total,
-        "a": a,
-        "b": b,
+    a, b, _ = sides
+    of_a, of_b, both = (int(side.sum()) for side in sides)
+    row: dict[str, float] = {
+        "neurons": a.size,
+        "a": of_a,
+        "b": of_b,
         "both": both,
-        "share": both / a if a else empty,
-        "iou": both / (a + b - both) if a + b else empty,
-        "ratio": both * total / (a * b) if a * b else empty,
-        "log10_p": log10_tail(total, a, b, both) if a * b else empty,
+        "share": both / of_a if of_a else empty,
+        "iou": both / (of_a + of_b - both) if of_a + of_b else empty,
     }
+    for name, found in classes.items():
+        totals, in_a, in_b = (np.bincount(found.ravel(), weights=x.ravel()).astype(int) for x in (np.ones_like(a), a, b))
+        expected = float((in_a * in_b / np.maximum(totals, 1)).sum())
+        row[f"expected{name}"] = expected
+        row[f"ratio{name}"] = both / expected if expected else empty
+        row[f"log10_p{name}"] = log10_tail(totals, in_a, in_b, both) if of_a and of_b else empty
+    return row
 
 
-def log10_tail(total: int, a: int, b: int, both: int) -> float:
-    """log10 of P(X ≥ both), X the number of marked ones among b drawn without replacement from `total`, of which a are marked.
+def log10_tail(totals: Sequence[int] | Any, a: Sequence[int] | Any, b: Sequence[int] | Any, both: int) -> float:
+    """log10 of P(Σ X_l ≥ both), X_l independent: how many of b_l neurons, drawn without replacement from N_l, are among a_l marked ones.
 
-    In logarithms, because it is far below the smallest number of double precision in a large model.
+    The distribution of a sum is the convolution of those of its terms. Probabilities far below the smallest number of double precision
+    are reached by weighting every distribution with e^(θk), θ such that the mean of the sum is `both`: there the convolution loses no
+    digits, and the weights are taken out of the tail afterwards.
+
+    Args:
+        totals, a, b: N_l, a_l and b_l of every class of neurons.
+        both: at least so many.
+
+    Source: Feller, An Introduction to Probability Theory and Its Applications, volume 2, section XVI.7 (associated distributions).
+
+    >>> 10 ** log10_tail([4], [2], [2], 2)  # one of six pairs
+    0.16666666666666666
     """
-    k = torch.arange(both, min(a, b) + 1, dtype=torch.float64)
-    terms = _log_choose(a, k) + _log_choose(total - a, b - k) - _log_choose(total, torch.tensor(float(b), dtype=torch.float64))
-    return min(0.0, float(terms.logsumexp(0) / torch.log(torch.tensor(10.0, dtype=torch.float64))))
+    from scipy.stats import hypergeom
+
+    totals, a, b = (np.asarray(x, dtype=int) for x in (totals, a, b))
+    least, most = np.maximum(0, a + b - totals), np.minimum(a, b)
+    if both <= least.sum():
+        return 0.0
+    if both > most.sum():
+        return -np.inf
+    logs = [hypergeom.logpmf(np.arange(most[i] - least[i] + 1) + least[i], totals[i], a[i], b[i]) for i in np.flatnonzero(most > least)]
+    # from here on every X_l counts from its least value
+    wanted = both - int(least.sum())
+    theta = _tilt(logs, min(wanted, sum(len(log) - 1 for log in logs) - 0.5))
+    whole, shift = np.ones(1), 0.0
+    for log in logs:
+        tilted, norm = _tilted(log, theta)
+        whole, shift = np.convolve(whole, tilted), shift + norm
+    k = np.arange(wanted, len(whole))
+    tail = float((whole[wanted:] * np.exp(-theta * (k - wanted))).sum())
+    return min(0.0, float((np.log(tail) + shift - theta * wanted) / np.log(10)))
 
 
-def _log_choose(n: int, k: torch.Tensor) -> torch.Tensor:
-    n_ = torch.tensor(float(n), dtype=torch.float64)
-    return torch.lgamma(n_ + 1) - torch.lgamma(k + 1) - torch.lgamma(n_ - k + 1)
+def _tilted(log: Float[np.ndarray, " k"], theta: float) -> tuple[Float[np.ndarray, " k"], float]:
+    """A distribution weighted by e^(θk), and the logarithm of the sum that it is divided by."""
+    weighted = log + theta * np.arange(len(log))
+    highest = weighted.max()
+    values = np.exp(weighted - highest)
+    return values / values.sum(), float(highest + np.log(values.sum()))
+
+
+def _tilt(logs: Sequence[np.ndarray], mean: float) -> float:
+    """θ ≥ 0 at which the mean of the sum is as large as asked for; 0 where it is larger already."""
+
+    def reached(theta: float) -> bool:
+        return sum(float(_tilted(log, theta)[0] @ np.arange(len(log))) for log in logs) >= mean
+
+    low, high = 0.0, 1.0
+    if reached(low):
+        return low
+    while not reached(high):
+        low, high = high, 2 * high
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high

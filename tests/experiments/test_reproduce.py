@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import sepcap
 from sepcap.evaluation.next_token import COUNTS
@@ -19,9 +18,11 @@ from sepcap.experiments.reproduce import MEASURES, ROWS, RUNNERS, Reproduction, 
 from sepcap.experiments.reproduce_config import KINDS, OverlapConfig, ReproduceConfig, studies
 from sepcap.experiments.run import Run
 from sepcap.experiments.separability import separability
-from sepcap.selection.neurons import NeuronSet
-from sepcap.selection.overlap import log10_tail, overlap
+from sepcap.experiments.several_tasks import disjoint_parts
+from sepcap.selection.overlap import overlap
+from sepcap.statistics.collect import collect_sample
 from sepcap.tasks.registry import TASKS
+from sepcap.tasks.samples import sample_task
 
 METHODS = re.sub(r"\s+", " ", (Path(__file__).parents[2] / "docs" / "METHODS.md").read_text(encoding="utf-8"))
 FOUR = ["facebook/opt-1.3b", "facebook/galactica-1.3b", "EleutherAI/pythia-1.4b", "FacebookAI/roberta-large"]
@@ -122,7 +123,7 @@ def test_protocols_are_those_of_the_papers():
     assert all((c.steps, c.fractions) == (20, {"mlp": 0.05}) for c in runs("sep-areas").values())
     protocol = runs("peak-ablation")["protocol"]
     assert (protocol.steps, len(protocol.seeds), protocol.site) == (10, 3, "attn_pre_out")
-    assert [c.control_seeds for c in runs("modularity-overlap").values()] == [(0,)]
+    assert [c.seeds for c in runs("modularity-overlap").values()] == [(0, 1, 2)]
 
 
 def test_the_words_about_a_protocol_are_those_of_the_configuration_that_is_run():
@@ -393,7 +394,7 @@ def test_peak_ablation_on_a_tiny_model(trained_folder, letters, tmp_path, counte
     assert result.figure().data
 
 
-THREE = {"tokens": 300, "fractions": (0.25,)}
+THREE = {"tokens": 100, "fractions": (0.25,), "seeds": (0,)}
 
 
 def test_overlaps_on_a_tiny_model(trained_folder, letters, digits, tmp_path, counted):
@@ -402,83 +403,47 @@ def test_overlaps_on_a_tiny_model(trained_folder, letters, digits, tmp_path, cou
     options = ("modularity-overlap", trained_folder, tasks, tmp_path, THREE)
     said = []
     result = tiny_study(*options, said)
-    assert counted == ["collect_sample"] * 14  # a pass for each of seven tasks, and again for random weights
-    assert any("with 1 randomly initialised controls" in line for line in said)
+    assert counted == ["collect_sample"] * 24  # a pass for each of six tasks and for its retain texts, and again for random weights
+    assert any("and as many in randomly initialised models" in line for line in said)
     # the sets, selected by hand: statistics, score, top
-    found, labels = result.results["overlaps"], {"trained": str(trained_folder)}
-    labels["random weights, seed 0"] = f"{trained_folder}, random weights, seed 0"
+    found, labels = result.results["overlaps"], {"trained": str(trained_folder), "random": f"{trained_folder}, random weights"}
     shares = {"mlp": 0.25, "attn_pre_out": 0.25}
-    for name, label in labels.items():
-        model = sepcap.load_model(trained_folder, device="cpu", random_weights=name != "trained", seed=0)
-        retain = sepcap.collect(model, digits, tokens=300)
-        sets = [sepcap.score(sepcap.collect(model, tasks[role], tokens=300), retain).top(shares) for role in ("code", "python")]
-        assert found.neurons("code", shares, name) == sets[0]
-        a, b = (set(torch.nonzero(one.masks["mlp"].flatten())[:, 0].tolist()) for one in sets)
-        assert len(a) == len(b) == 36  # a quarter of 2 × 72
+    retained = sample_task(sepcap.load_model(trained_folder, device="cpu"), sepcap.load_task(digits), "collect", 600)
+    parts = disjoint_parts(retained, 6)
+    for weights, label in labels.items():
+        model = sepcap.load_model(trained_folder, device="cpu", random_weights=weights == "random", seed=0)
+        sets = [
+            sepcap.score(sepcap.collect(model, tasks[role], tokens=100), collect_sample(model, part, tuple(shares))).top(shares)
+            for role, part in zip(("code", "python"), parts, strict=False)
+        ]
+        assert found.neurons("code", shares, weights) == sets[0]
+        row = overlap(*sets).query("layer.isna() and site == 'mlp'").iloc[0]
+        assert row["a"] == row["b"] == 36  # a quarter of 2 × 72
+        tests = int(found.table.query("weights == @weights")["log10_p"].count())
         for quantity, expected in (
-            ("neurons of one that are the other's too (%)", 100 * len(a & b) / 36),
-            ("intersection over union (%)", 100 * len(a & b) / len(a | b)),
-            ("ratio to chance", len(a & b) / 9),
-            ("log10 of the p-value", math.log10(tail(144, 36, 36, len(a & b)))),
+            ("neurons of one that are the other's too (%)", 100 * row["both"] / 36),
+            ("intersection over union (%)", 100 * row["both"] / (72 - row["both"])),
+            ("ratio to random sets of the same layers", row["ratio"]),
+            ("log10 of the largest corrected p-value of the seeds", min(0, row["log10_p"] + math.log10(tests))),
         ):
             assert measured(result, f"{quantity}, 0.25 of mlp, code and python", label)[0] == pytest.approx(expected)
-    assert found.neurons("code", shares) != found.neurons("code", shares, "random weights, seed 0")
-    assert len(result.table) == 2 * 15 * 2 * 4  # models, pairs of six tasks, sites, quantities
+    assert found.neurons("code", shares) != found.neurons("code", shares, "random")
+    assert len(result.table) == 2 * 15 * 2 * 5  # models, pairs of six tasks, sites, quantities
     assert result.table["published"].isna().all()
     figure = result.figure()
-    assert len(figure.data) == 2
+    assert len(figure.data) == 4
     at = dict(zip(figure.layout.yaxis.ticktext, figure.layout.yaxis.tickvals, strict=True))
-    for trace, label in zip(figure.data, labels.values(), strict=True):
-        shown = dict(zip(trace.y, trace.x, strict=True))
+    for trace, label in zip(figure.data[::2], labels.values(), strict=True):
+        shown = dict(zip(np.round(trace.y), trace.x, strict=True))
         for pair, site in itertools.product(("code and python", "python and law"), ("mlp", "attn_pre_out")):
-            value = measured(result, f"ratio to chance, 0.25 of {site}, {pair}", label)[0]
+            value = measured(result, f"ratio to random sets of the same layers, 0.25 of {site}, {pair}", label)[0]
             assert shown[at[f"{pair.replace(' and', ',')} ({site})"]] == pytest.approx(value, rel=1e-4)
     # taken up again: one task was not collected
     folder = tmp_path / "modularity-overlap" / f"{trained_folder.name}-own-budget" / "overlaps"
     (folder / "result.json").unlink()
-    (folder / "statistics" / "trained" / "3.safetensors").unlink()
+    (folder / "statistics" / "trained-0" / "3.safetensors").unlink()
     counted.clear()
     assert tiny_study(*options).table.equals(result.table)
     assert counted == ["collect_sample"]
-    with pytest.raises(FileExistsError, match="tokens: 300 there, 200 asked for"):
+    with pytest.raises(FileExistsError, match="tokens: 100 there, 200 asked for"):
         tiny_study(*options[:-1], THREE | {"tokens": 200})
-
-
-# overlap, by hand
-
-
-def tail(total, a, b, both):
-    """P(X ≥ both), counted."""
-    ways = sum(math.comb(a, k) * math.comb(total - a, b - k) for k in range(both, min(a, b) + 1))
-    return ways / math.comb(total, b)
-
-
-def test_overlap_by_hand():
-    first, second = torch.zeros(2, 5, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.bool)
-    first[0, :4] = True  # four, all in the first layer
-    second[0, 2:5] = True  # three of the first layer, two of them shared
-    second[1, 0] = True
-    table = overlap(NeuronSet({"mlp": first}), NeuronSet({"mlp": second}))
-    assert list(table["layer"].fillna(-1)) == [-1, 0, 1]
-    total, top, bottom = table.to_dict("records")
-    assert (total["a"], total["b"], total["both"], total["neurons"]) == (4, 4, 2, 10)
-    assert (total["share"], total["iou"], total["ratio"]) == (0.5, pytest.approx(2 / 6), pytest.approx(2 / 1.6))
-    # P(X ≥ 2) of 4 marked among 10, 4 drawn: (C(4,2)C(6,2) + C(4,3)C(6,1) + C(4,4)) / C(10,4) = (90 + 24 + 1) / 210
-    assert 10 ** total["log10_p"] == pytest.approx(115 / 210)
-    assert (top["share"], top["ratio"]) == (0.5, pytest.approx(2 / 2.4))
-    assert top["log10_p"] == pytest.approx(0, abs=1e-12)  # three of five always hold two of any four
-    assert bottom["iou"] == 0
-    assert math.isnan(bottom["share"])
-    assert math.isnan(bottom["log10_p"])
-    with pytest.raises(ValueError, match="different sites: mlp and attn_value"):
-        overlap(NeuronSet({"mlp": first}), NeuronSet({"attn_value": second[..., None]}))
-
-
-def test_hypergeometric_tail_is_the_counted_one():
-    for total, a, b in ((12, 5, 4), (30, 20, 15), (9, 9, 3)):
-        for both in range(max(0, a + b - total), min(a, b) + 1):
-            assert 10 ** log10_tail(total, a, b, both) == pytest.approx(tail(total, a, b, both), rel=1e-9)
-    # exact arithmetic where a float would be zero
-    counted = sum(math.comb(9000, k) * math.comb(450_000 - 9000, 9000 - k) for k in range(8990, 9001))
-    exact = math.log10(counted) - math.log10(math.comb(450_000, 9000))
-    assert log10_tail(450_000, 9000, 9000, 8990) == pytest.approx(exact, rel=1e-9)

@@ -11,24 +11,25 @@ import pytest
 from sepcap import plots
 from sepcap.experiments.cross_checks import CrossChecks
 from sepcap.experiments.cross_task import CrossTask
-from sepcap.experiments.overlaps import Overlaps
+from sepcap.experiments.overlaps_result import Overlaps
 
 TASKS = ["<b>one</b>", "two", "three"]
 PAIRS = [(TASKS[0], "two"), (TASKS[0], "three"), ("two", "three")]
 
 
-def overlaps(seeds=(0, 1)) -> Any:
+def overlaps(seeds=(0, 1), control=True) -> Any:
     rng, rows = np.random.default_rng(0), []
-    for model in ["trained", *(f"random weights, seed {seed}" for seed in seeds)]:
+    for weights, seed in itertools.product(("trained", "random") if control else ("trained",), seeds):
         for first, second in PAIRS:
             for layer in (None, 0, 1):
                 share, other = rng.random(2)
-                numbers = {"share": share, "share_of_second": other, "iou": share / 2, "ratio": 9 * share}
+                numbers = {"share": share, "share_of_second": other, "iou": share / 2, "ratio": 9 * share, "ratio_matched": 3 * other}
                 counts = {"neurons": 100, "a": 10, "b": 20, "both": 5, "log10_p": -50 * share, "log10_p_corrected": -40 * share}
-                where = {"model": model, "site": "mlp", "fraction": 0.1, "first": first, "second": second, "layer": layer}
+                counts["log10_p_matched_corrected"] = -share
+                where = {"weights": weights, "seed": seed, "site": "mlp", "fraction": 0.1, "first": first, "second": second, "layer": layer}
                 rows.append(where | numbers | counts)
     table = pd.DataFrame(rows).astype({"layer": "Int64"})
-    return Overlaps({"tasks": TASKS, "sites": ["mlp"], "fractions": [0.1], "model": "m"}, {"overlaps": table})
+    return Overlaps({"tasks": TASKS, "sites": ["mlp"], "fractions": [0.1], "seeds": list(seeds), "model": "m"}, {"overlaps": table})
 
 
 def heats(fig):
@@ -36,13 +37,13 @@ def heats(fig):
 
 
 @pytest.mark.parametrize("layer", [None, 1])
-@pytest.mark.parametrize("measure", ["share", "iou", "ratio", "log10_p_corrected"])
-def test_a_map_has_every_pair_both_ways_and_the_mean_of_the_controls(measure, layer):
+@pytest.mark.parametrize("measure", ["share", "iou", "ratio", "ratio_matched", "log10_p_corrected"])
+def test_a_map_has_every_pair_both_ways_and_the_mean_over_seeds(measure, layer):
     result = overlaps()
     maps = heats(plots.overlaps(result, measure, layer=layer))
     table = result.table[result.table["layer"].isna() if layer is None else result.table["layer"] == layer]
     sign = -1 if measure == "log10_p_corrected" else 1
-    for shown, of_model in zip(maps, (table[table["model"] == "trained"], table[table["model"] != "trained"]), strict=True):
+    for shown, of_model in zip(maps, (table[table["weights"] == "trained"], table[table["weights"] == "random"]), strict=True):
         assert np.isnan(np.diag(shown)).all()
         for first, second in PAIRS:
             rows = of_model[(of_model["first"] == first) & (of_model["second"] == second)]
@@ -53,7 +54,7 @@ def test_a_map_has_every_pair_both_ways_and_the_mean_of_the_controls(measure, la
 
 
 def test_a_map_without_a_control_is_one_panel_and_names_are_plain_text():
-    fig: Any = plots.overlaps(overlaps(seeds=()))
+    fig: Any = plots.overlaps(overlaps(control=False))
     assert len(heats(fig)) == 1
     assert fig.layout.yaxis.ticktext[0] == "&lt;b&gt;one&lt;/b&gt;"
     assert fig.layout.yaxis.range[0] > fig.layout.yaxis.range[1]  # the first task is at the top
@@ -77,13 +78,18 @@ def test_the_lines_per_layer_and_the_points_are_those_of_the_table():
     fig: Any = plots.overlap_layers(result, "iou")
     assert len(fig.data) == 2 * len(PAIRS)
     for (first, second), line in zip(PAIRS, fig.data[::2], strict=True):
-        trained = result.table.query("model == 'trained'").dropna(subset=["layer"])
+        trained = result.table.query("weights == 'trained'").dropna(subset=["layer"])
         rows = trained[(trained["first"] == first) & (trained["second"] == second)]
-        np.testing.assert_allclose(line.y, rows["iou"], rtol=1e-4)
+        np.testing.assert_allclose(line.y, rows.groupby("layer")["iou"].mean(), rtol=1e-4)
     ratios: Any = plots.overlap_ratios(result)
-    points = ratios.data
-    assert [len(t.x) for t in points] == [3, 3, 3]
-    np.testing.assert_allclose(points[0].x, result.totals().query("model == 'trained'")["ratio"], rtol=1e-4)
+    points, estimates = ratios.data, result.estimates()
+    assert [len(t.x) for t in points] == [3, 3, 3, 3]
+    for t, (weights, measure) in zip(points, itertools.product(("trained", "random"), ("ratio", "ratio_matched")), strict=True):
+        rows = estimates[estimates["weights"] == weights]
+        np.testing.assert_allclose(t.x, rows[measure], rtol=1e-4)
+        np.testing.assert_allclose(t.error_x.array, rows[f"{measure}_high"] - rows[measure], rtol=1e-3)
+    assert ratios.layout.legend.title.text == "95% intervals over 2 seeds"
+    assert plots.overlap_ratios(overlaps(seeds=(4,))).layout.legend.title.text == "one seed: no intervals"
 
 
 def cross_task() -> Any:

@@ -1,0 +1,42 @@
+"""Classes of neurons that are alike in layer and activity: what a control set is matched on (METHODS 12)."""
+
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BINS = 10
+"""Quantile bins of activity per layer."""
+
+LEAST_PER_BIN = 10
+"""Neurons, or heads, of a bin; layers that have fewer than ten times as many get fewer bins, so that a draw from a bin has a choice."""
+
+
+def quantile_bins(activity: Float[Tensor, "layer unit"]) -> Int[Tensor, "layer unit"]:
+    """Bin of every neuron within its layer, 0 for the least active ones: ten equally large ones, fewer where a layer is small.
+
+    Equal values are put in their order, so that bins differ in size by one at most.
+
+    >>> import torch
+    >>> quantile_bins(torch.arange(40.0)[None])[0, ::10].tolist()
+    [0, 1, 2, 3]
+    """
+    units = activity.shape[1]
+    rank = activity.argsort(dim=1, stable=True).argsort(dim=1)
+    return rank * max(1, min(BINS, units // LEAST_PER_BIN)) // units
+
+
+def activity_of(matched: Any, site: str) -> Float[Tensor, "layer *neuron"]:
+    """Mean absolute activation of every neuron of a site.
+
+    Args:
+        matched: what `collect` gives, or site -> activity.
+        site: whose neurons.
+
+    Raises:
+        ValueError: the site was not collected.
+    """
+    if site not in matched:
+        raise ValueError(f"matched has no site {site!r}; it has {', '.join(matched)}. Collect it: collect(model, task, sites={site!r})")
+    found = matched[site]
+    return found if isinstance(found, Tensor) else found.abs
