@@ -72,7 +72,7 @@ def pruning(model: Any, config: FigureConfig) -> None:
     numbers = {}
     for name, run in comparison.runs.items():
         s = run.separability("top1")
-        numbers[name] = {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name not in ("forget", "retain")}
+        numbers[name] = {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name not in ("forget", "retain", "replicas")}
     readme = with_demo_table(config.readme.read_text(encoding="utf-8"), numbers)
     for name, figure in pictures.items():
         config.save(name, figure, "page" if name == "metric-over-steps" else "column")

@@ -136,7 +136,9 @@ def _separability_in_words(s: Separability, forget: str, retain: str) -> list[st
     low, high = s.percent_interval
     known = np.isfinite(low)
     interval = (
-        f"95% bootstrap interval {low:.0f}% to {high:.0f}%" if known else "its interval is unknown, for there is but one row of evaluation"
+        f"95% bootstrap interval {low:.0f}% to {high:.0f}%, of {s.n_documents[0]:,} and {s.n_documents[1]:,} evaluated documents"
+        if known
+        else "its interval is unknown, for there is but one document of evaluation"
     )
     said = [
         f"Separability is {s.percent:.0f}% ({interval}), over the whole run and top-1 accuracy: 0% would be both tasks falling together, "
@@ -146,11 +148,12 @@ def _separability_in_words(s: Separability, forget: str, retain: str) -> list[st
         said[0] += " The interval includes 0%: that the tasks can be separated does not follow from this run."
     if s.area < 1:
         said[0] += f" It is the wrong way round: {retain}, which was to stay, fell faster than {forget}."
-    if s.max_drop > 0:
+    if s.max_drop_step > 0:
         lost = [100 * (1 - v[s.max_drop_step] / v[0]) for v in (s.forget, s.retain)]
         said.append(
             f"The tasks were furthest apart after step {s.max_drop_step}: {forget} had {_lost(lost[0])} of its accuracy and {retain} "
-            f"{_lost(lost[1])}, a differential drop of {s.max_drop:.1f} percentage points."
+            f"{_lost(lost[1])}. With the step chosen on one half of the documents and measured on the other, the differential drop is "
+            f"{s.max_drop:.1f} percentage points {_brackets(s.max_drop_interval, 1)}."
         )
     else:
         said.append(f"At no step had {forget} lost a larger share of its accuracy than {retain}.")
@@ -159,10 +162,16 @@ def _separability_in_words(s: Separability, forget: str, retain: str) -> list[st
         most = 100 * (1 - s.forget.min() / s.forget[0])
         said.append(f"What {retain} loses where {forget} has lost {DROP}% is not known: it lost {most:.1f}% at most.")
     else:
-        said.append(f"Where {forget} had lost {DROP}% of its accuracy, {retain} had {_lost(cost)} (between steps by linear interpolation).")
+        said.append(
+            f"Where {forget} had lost {DROP}% of its accuracy, {retain} had {_lost(cost)} "
+            f"{_brackets(s.retain_cost_interval(DROP), 1)} (between steps by linear interpolation)."
+        )
     if s.above_random is not None:
         side = "above" if s.above_random >= 0 else "below"
-        said.append(f"The area under the trajectory is {s.area:.2f}, {abs(s.above_random):.2f} {side} that of the random run.")
+        said.append(
+            f"The area under the trajectory is {s.area:.2f}, {abs(s.above_random):.2f} {side} that of the random run (difference "
+            f"{s.above_random:+.2f} {_brackets(s.above_random_interval, 2)})."
+        )
     return said
 
 
@@ -182,7 +191,7 @@ def _trajectory(run: Run, baseline: Run | None) -> Section:
         "The trajectory shows top-1 accuracy on both tasks, relative to the unpruned model, from step to step. On the dotted diagonal both "
         "fall together; the higher above it, the more of the retain task is left when the forget task goes. The area under it is 1 where "
         "both fall together and 2 where the retain task is whole until the forget task is gone; separability is 100·|area − 1|. "
-        "In brackets: 95% bootstrap intervals."
+        "In brackets: 95% bootstrap intervals over documents."
     )
     title = f"Trajectory: accuracy on {run.config['forget']} and {run.config['retain']}"
     runs = [run] if baseline is None else [run, baseline]
@@ -211,16 +220,21 @@ def _areas(run: Run, baseline: Run | None) -> tuple[Table, ...]:
             "Separability": f"{s.percent:.0f}% {_brackets(s.percent_interval, 0)}",
             "Forget task, first → last step": f"{s.forget[0]:.3f} → {s.forget[-1]:.3f}",
             "Retain task, first → last step": f"{s.retain[0]:.3f} → {s.retain[-1]:.3f}",
-            "Largest differential drop": f"{s.max_drop:.1f} points, step {s.max_drop_step}",
-            f"Retain cost of {DROP}% forget drop": "not reached" if cost is None else f"{cost:.1f}%",
+            "Largest differential drop": f"{s.max_drop:.1f} {_brackets(s.max_drop_interval, 1)} points, step {s.max_drop_step}",
+            f"Retain cost of {DROP}% forget drop": (
+                "not reached" if cost is None else f"{cost:.1f}% {_brackets(s.retain_cost_interval(DROP), 1)}"
+            ),
         }
-        rows.append(row | ({} if s.above_random is None else {"Area above random": f"{s.above_random:+.3f}"}))
+        if s.above_random is not None:
+            row["Area above random"] = f"{s.above_random:+.3f} {_brackets(s.above_random_interval, 3)}"
+        rows.append(row)
     return (Table(pd.DataFrame(rows).fillna("–"), "Areas"),)
 
 
 def _brackets(interval: tuple[float, float], digits: int) -> str:
     low, high = interval
-    return f"[{low:.{digits}f}, {high:.{digits}f}]" if np.isfinite(low) else "[unknown]"
+    end = f"{high:.{digits}f}" if np.isfinite(high) else "not reached"
+    return f"[{low:.{digits}f}, {end}]" if np.isfinite(low) else "[unknown]"
 
 
 def _metrics(run: Run, baseline: Run | None) -> Section:
@@ -236,7 +250,7 @@ def _metrics(run: Run, baseline: Run | None) -> Section:
         for role in ROLES:
             column = [with_error(value, error) for value, error in zip(*series(run, role, metric), strict=True)]
             table[f"{METRIC_NAMES[metric]}, {run.config[role]}"] = column
-    words = "With one standard error; cross-entropy is in nats per token."
+    words = "With one standard error over documents; cross-entropy is in nats per token."
     return Section("Metrics over steps", words, tuple(pictures), (Table(pd.DataFrame(table), "Steps"),))
 
 

@@ -65,13 +65,17 @@ def page_of(run, **options) -> Page:
 
 
 def test_the_summary_says_the_numbers_worked_out_by_hand(make):
-    page = page_of(make(FORGET, RETAIN))
+    run = make(FORGET, RETAIN)
+    page = page_of(run)
     assert "After step 2, 60 of 60 MLP neurons (100.0%) were gone." in page.text
     assert "on code from 0.800 to 0.000 (0.0% of it remained) and on prose from 0.500 to 0.250 (50.0% of it remained)" in page.text
     # trapezoids over x = 1, ½, 0 with y = 1, 0.9, 0.5, divided by ½: (0.475 + 0.35) / 0.5 = 1.65
     assert "Separability is 65%" in page.text
     # 50 − 10 in step 1, 100 − 50 in step 2
-    assert "apart after step 2: code had lost 100.0% of its accuracy and prose lost 50.0%, a differential drop of 50.0" in page.text
+    assert "apart after step 2: code had lost 100.0% of its accuracy and prose lost 50.0%. With the step chosen on one half" in page.text
+    found = run.separability("top1")
+    low, high = found.max_drop_interval
+    assert f"the differential drop is {found.max_drop:.1f} percentage points [{low:.1f}, {high:.1f}]." in page.text
     # 80 lies 0.6 of the way from 50 to 100: 10 + 0.6 · 40
     assert "Where code had lost 80% of its accuracy, prose had lost 34.0%" in page.text
     assert "not finished" not in page.text
@@ -172,8 +176,8 @@ def test_a_random_run_to_compare_with(make):
     run = make(FORGET, RETAIN, samples=SAMPLES)
     random = make((0.8, 0.4, 0.0), (0.5, 0.25, 0.0), importance="random", samples=SAMPLES)
     page = page_of(run, baseline=random)
-    assert "The area under the trajectory is 1.65, 0.65 above that of the random run." in page.text
-    assert "+0.650" in page.cells
+    assert "The area under the trajectory is 1.65, 0.65 above that of the random run (difference +0.65 [" in page.text
+    assert any(cell.startswith("+0.650 [") for cell in page.cells)
     assert {trace.get("name", "") for trace in page.figures["areas"]["data"]} >= {"abs", "random"}
     other = make(FORGET, RETAIN, importance="random", samples={"evaluate": {"forget": "f", "retain": "other"}})
     with pytest.raises(ValueError, match="evaluated on other tokens"):

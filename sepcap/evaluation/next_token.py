@@ -1,7 +1,8 @@
 """Evaluation: top-k accuracies, cross-entropy and perplexity of next tokens, masked tokens or labels of images (METHODS 9)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,18 @@ from sepcap.checks import checked
 from sepcap.models.forward import device_of, logits_of, measuring, output_in_place
 from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE, halving_batches
+from sepcap.statistics.intervals import (
+    CLUSTERS,
+    Cluster,
+    Ends,
+    bootstrap_interval,
+    bootstrap_weights,
+    cluster_sums,
+    connected,
+    ratio_se,
+    t_factor,
+    t_interval,
+)
 from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.samples import sample_task
@@ -32,33 +45,71 @@ class Evaluation:
 
     Attributes:
         task: name of the task.
-        per_row: sums per row of the sample, float64 [row, count] in the order of `COUNTS`. Rows are the unit of
-            resampling: tokens of one row depend on each other.
+        per_row: sums per row of the sample, float64 [row, count] in the order of `COUNTS`.
         skip_tokens: the 50 most frequent target tokens of the sample, left out by the skip50 metrics.
         info: sample and model.
+        clusters: number of the document that each row is of; rows that hold parts of the same documents have the same one. Documents
+            are what is drawn: tokens of one document depend on each other. Default is a document per row.
+        groups: the package that each row is of, where it is known.
     """
 
     task: str
     per_row: np.ndarray
     skip_tokens: tuple[int, ...]
     info: dict[str, Any]
+    clusters: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    groups: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.clusters):
+            object.__setattr__(self, "clusters", np.arange(len(self.per_row)))
+        for name, labels in (("clusters", self.clusters), ("groups", self.groups)):
+            if labels is not None and len(labels) != len(self.per_row):
+                raise ValueError(f"{name} has {len(labels)} entries for {len(self.per_row)} rows: give one for each row")
 
     @property
     def n(self) -> int:
         """Number of predictions."""
         return int(self.per_row[:, 0].sum())
 
+    @property
+    def n_documents(self) -> int:
+        """Number of documents, or of clusters of them where rows join several; of images for an image classifier."""
+        return len(self.per_cluster)
+
+    @cached_property
+    def per_cluster(self) -> Float[np.ndarray, "cluster count"]:
+        """Sums of `per_row` over the rows of every cluster, in the order of `COUNTS`."""
+        return cluster_sums(self.per_row, self.clusters)
+
+    def sums(self, cluster: Cluster = "document") -> Float[np.ndarray, "cluster count"]:
+        """Sums per document or per package, in the order of `COUNTS`.
+
+        Args:
+            cluster: "document", or "package": what documents of one package share makes them alike, and then packages are what is drawn.
+
+        Raises:
+            ValueError: the packages are not known.
+        """
+        if cluster == "document":
+            return self.per_cluster
+        return cluster_sums(self.per_row, clusters_by(cluster, self.clusters, self.groups, self.task))
+
     def value(self, metric: str) -> float:
         """Mean of a metric over its predictions; cross-entropy in nats."""
         return float(ratio(self.per_row, metric))
 
-    def se(self, metric: str) -> float:
-        """Standard error of the mean, with rows as clusters (ratio estimator)."""
-        hits, n = _columns(self.per_row, metric)
-        if len(n) < 2 or n.sum() == 0:
-            return float("nan")
-        residual = hits - hits.sum() / n.sum() * n
-        return float(np.sqrt(len(n) / (len(n) - 1) * (residual**2).sum()) / n.sum())
+    def se(self, metric: str, cluster: Cluster = "document") -> float:
+        """Standard error of the mean, with documents as clusters (ratio estimator), or packages: see `sums`."""
+        return ratio_se(*columns_of(self.sums(cluster), metric))
+
+    def interval(self, metric: str, cluster: Cluster = "document") -> Ends:
+        """95% interval of the mean: Student's t with one degree of freedom less than there are documents, or packages.
+
+        >>> evaluation.interval("top1")  # doctest: +SKIP
+        (0.412, 0.437)
+        """
+        return t_interval(self.value(metric), self.se(metric, cluster), len(self.sums(cluster)))
 
     @property
     def top1(self) -> float:
@@ -97,24 +148,25 @@ class Evaluation:
         """Standard error of the perplexity: to first order the perplexity times that of the loss (delta method)."""
         return self.perplexity * self.se("loss")
 
-    def difference(self, before: "Evaluation", metric: str = "top1", *, seed: int = 0) -> tuple[float, tuple[float, float]]:
-        """Change of a metric since `before`, with a 95% bootstrap interval over the rows both were evaluated on.
+    def difference(self, before: "Evaluation", metric: str = "top1", *, seed: int = 0, cluster: Cluster = "document") -> tuple[float, Ends]:
+        """Change of a metric since `before`, with a 95% bootstrap interval over the documents both were evaluated on.
 
         Args:
             before: evaluation of the other model on the same tokens.
             metric: one of `METRICS`.
             seed: of the bootstrap.
+            cluster: what is drawn, "document" or "package"; see `sums`.
 
         Returns:
-            self − before, and the ends of its interval; rows are drawn for both together, so what they share cancels.
+            self − before, and the ends of its interval; documents are drawn for both together, so what they share cancels.
         """
         if self.info.get("sample") != before.info.get("sample"):
             raise ValueError(f"before was evaluated on other tokens ({before.task!r}) than this ({self.task!r}): they cannot be paired")
-        n = len(self.per_row)
-        weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=1000).astype(np.float64)
-        replicas = np.diff([ratio((weights @ e.per_row)[:, None], metric) for e in (before, self)], axis=0)[0]
-        low, high = np.nanpercentile(replicas, [2.5, 97.5]) if n > 1 else (np.nan, np.nan)
-        return self.value(metric) - before.value(metric), (float(low), float(high))
+        n = len(self.sums(cluster))
+        weights = bootstrap_weights(n, np.random.default_rng(seed))
+        old, new = (ratio((weights @ e.sums(cluster))[:, None], metric) for e in (before, self))
+        with np.errstate(invalid="ignore"):  # a ruined model can have an infinite loss
+            return self.value(metric) - before.value(metric), bootstrap_interval(new - old, n)
 
     def skip50(self, tokenizer: Any) -> Any:
         """The target tokens that the skip50 metrics leave out, the most frequent first: a DataFrame of token, text and count."""
@@ -123,38 +175,43 @@ class Evaluation:
     @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        meta = {"kind": "evaluation", "task": self.task, "skip_tokens": list(self.skip_tokens), "info": self.info}
-        save_tensors(path, {"per_row": torch.from_numpy(self.per_row)}, meta)
+        meta = {"kind": "evaluation", "task": self.task, "skip_tokens": list(self.skip_tokens), "info": self.info, "groups": self.groups}
+        tensors = {"per_row": torch.from_numpy(self.per_row), "clusters": torch.from_numpy(self.clusters)}
+        save_tensors(path, tensors, meta)
 
     @classmethod
     @checked()
     def load(cls, path: str | Path) -> "Evaluation":
         """Read what `save` wrote."""
         tensors, meta = load_tensors(path, "evaluation")
-        return cls(meta["task"], tensors["per_row"].numpy(), tuple(meta["skip_tokens"]), meta["info"])
+        known = {"clusters": tensors["clusters"].numpy()} if "clusters" in tensors else {}
+        groups = None if meta.get("groups") is None else tuple(meta["groups"])
+        return cls(meta["task"], tensors["per_row"].numpy(), tuple(meta["skip_tokens"]), meta["info"], **known, groups=groups)
 
     def as_row(self) -> dict[str, float]:
-        """n, every metric and perplexity, each with its standard error."""
-        row: dict[str, float] = {"n": float(self.n)}
+        """n, n_documents, every metric and perplexity, each with its standard error over documents."""
+        row: dict[str, float] = {"n": float(self.n), "n_documents": float(self.n_documents)}
         for metric in METRICS:
             row |= {metric: self.value(metric), f"{metric}_se": self.se(metric)}
         return row | {"perplexity": self.perplexity, "perplexity_se": self.perplexity_se}
 
     def to_latex(self, **options: Any) -> str:
-        """Every metric with its 95% interval (1.96 standard errors to either side), for a paper; see `sepcap.latex.latex_table`."""
+        """Every metric with its 95% interval (Student's t over documents), for a paper; see `sepcap.latex.latex_table`."""
         import pandas as pd
 
         from sepcap.latex import latex_table
 
         row = self.as_row()
         metrics = [name for name in row if f"{name}_se" in row]
-        ends = {f"{self.task}{end}": [row[m] + sign * 1.96 * row[f"{m}_se"] for m in metrics] for end, sign in (("_low", -1), ("_high", 1))}
+        t = t_factor(self.n_documents)
+        ends = {f"{self.task}{end}": [row[m] + sign * t * row[f"{m}_se"] for m in metrics] for end, sign in (("_low", -1), ("_high", 1))}
         return latex_table(pd.DataFrame({"metric": metrics, self.task: [row[m] for m in metrics], **ends}), **options)
 
     def __repr__(self) -> str:
+        top1, loss = (f"{self.value(m):.4f} [{low:.4f}, {high:.4f}]" for m in ("top1", "loss") for low, high in [self.interval(m)])
         return (
-            f"Evaluation({self.task!r}, n={self.n:,}, top1={self.top1:.4f} ± {self.se('top1'):.4f}, top10={self.top10:.4f}, "
-            f"loss={self.loss:.4f} ± {self.se('loss'):.4f}, perplexity={self.perplexity:.2f})"
+            f"Evaluation({self.task!r}, n={self.n:,} in {self.n_documents:,} documents, top1={top1}, top10={self.top10:.4f}, loss={loss}, "
+            f"perplexity={self.perplexity:.2f})"
         )
 
     def _repr_html_(self) -> str:
@@ -164,22 +221,44 @@ class Evaluation:
 
         rows = [{"metric": m, "mean": self.value(m), "standard error": self.se(m)} for m in METRICS]
         rows.append({"metric": "perplexity", "mean": self.perplexity, "standard error": self.perplexity_se})
-        how = {"task": self.task, "predictions": f"{self.n:,}", "model": self.info.get("model", "")}
+        for row in rows:
+            row["95% from"], row["to"] = t_interval(row["mean"], row["standard error"], self.n_documents)
+        how = {"task": self.task, "predictions": f"{self.n:,}", "documents": f"{self.n_documents:,}", "model": self.info.get("model", "")}
         return html_card("Evaluation", how, pd.DataFrame(rows))
 
 
-def _columns(per_row: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def columns_of(
+    sums: Float[np.ndarray, "*leading count"], metric: str
+) -> tuple[Float[np.ndarray, "*leading"], Float[np.ndarray, "*leading"]]:
+    """The sums of a metric and of the predictions that it is over."""
     n = "skip50_n" if metric.startswith("skip50") else "n"
-    return per_row[..., COUNTS.index(metric)], per_row[..., COUNTS.index(n)]
+    return sums[..., COUNTS.index(metric)], sums[..., COUNTS.index(n)]
+
+
+def clusters_by(cluster: Cluster, clusters: Int[np.ndarray, " row"], groups: Sequence[str] | None, task: str) -> Int[np.ndarray, " row"]:
+    """The documents of rows, or the clusters of rows that share a document or a package.
+
+    Raises:
+        ValueError: another word, or the packages are not known.
+    """
+    if cluster not in CLUSTERS:
+        from sepcap.errors import unknown
+
+        raise unknown("cluster", cluster, CLUSTERS)
+    if cluster == "document":
+        return clusters
+    if groups is None:
+        raise ValueError(f"cluster='package': the packages of {task!r} are not known; local tasks have them. Give cluster='document'")
+    return connected(clusters, groups)
 
 
 def ratio(per_row: np.ndarray, metric: str) -> np.ndarray:
-    """Mean of a metric from sums per row; the last two axes are [row, count]."""
+    """Mean of a metric from sums per row or cluster; the last two axes are [row, count]."""
     if metric not in METRICS:
         from sepcap.errors import unknown
 
         raise unknown("metric", metric, METRICS)
-    hits, n = _columns(per_row, metric)
+    hits, n = columns_of(per_row, metric)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(hits.sum(-1) / n.sum(-1))
 
@@ -236,7 +315,12 @@ def evaluate_sample(model: Any, sample: TokenSample, *, batch_size: int = BATCH_
         "sample": sample.fingerprint,
         "documents": list(sample.indices),
     }
-    return Evaluation(sample.task, halving_batches(one_pass, batch_size), skip, info)
+    return Evaluation(sample.task, halving_batches(one_pass, batch_size), skip, info, **clusters_of(sample))
+
+
+def clusters_of(sample: TokenSample) -> dict[str, Any]:
+    """The document of every row of a sample and its package, as `Evaluation` takes them."""
+    return {name: getattr(sample, name) for name in ("clusters", "groups") if hasattr(sample, name)}
 
 
 def most_frequent_targets(sample: TokenSample, k: int = 50) -> dict[int, int]:

@@ -25,6 +25,7 @@ from sepcap.evaluation.scorers import Scorer, checked_scores, get_scorer
 from sepcap.models.forward import device_of
 from sepcap.models.kinds import check_wraps, kind_of
 from sepcap.statistics.collect import BATCH_SIZE
+from sepcap.statistics.intervals import Ends, bootstrap_interval, bootstrap_weights
 from sepcap.storage import html_card, open_regular, write_atomically
 from sepcap.tasks.batches import separator_of
 from sepcap.tasks.files import read_files, read_text
@@ -158,13 +159,9 @@ class Toxicity:
         return html_card("Toxicity", how, pd.DataFrame(rows)) + html_card("Highest scores", {}, worst)
 
 
-def _bootstrap(values: Float[np.ndarray, " n"], seed: int) -> tuple[float, float]:
+def _bootstrap(values: Float[np.ndarray, " n"], seed: int) -> Ends:
     n = len(values)
-    if n < 2:
-        return float("nan"), float("nan")
-    replicas = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=1000) @ values / n
-    low, high = np.percentile(replicas, [2.5, 97.5])
-    return float(low), float(high)
+    return bootstrap_interval(bootstrap_weights(n, np.random.default_rng(seed)) @ values / n, n)
 
 
 @checked()

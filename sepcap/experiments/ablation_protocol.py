@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile
-from sepcap.evaluation.next_token import Evaluation, evaluate_sample
+from sepcap.evaluation.next_token import Evaluation, evaluate_sample, ratio
 from sepcap.experiments.ablation_config import AblationProtocol
 from sepcap.experiments.ablations import balanced
 from sepcap.experiments.ablations_fit import fit_constants, spread
@@ -33,12 +34,14 @@ from sepcap.experiments.result import (
     whole_study,
     write_tables,
 )
+from sepcap.experiments.separability import resampled
 from sepcap.interventions.ablation import ablate
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
 from sepcap.progress import progress, tell
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.statistics.collect import collect_sample
+from sepcap.statistics.intervals import Interval, bootstrap_interval, cluster_sums
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import TokenSample
@@ -49,6 +52,28 @@ BEFORE = "before.safetensors"
 
 Cell = tuple[int, int]
 """Seed and step."""
+
+Curve = Float[np.ndarray, "*replica step"]
+
+
+def _at_half(values: Curve) -> Float[np.ndarray, "*replica"]:
+    """Between steps on a straight line, where half of the neurons are gone."""
+    middle = (values.shape[-1] - 1) / 2
+    below, above = math.floor(middle), math.ceil(middle)
+    return (values[..., below] + values[..., above]) / 2
+
+
+def _share_left(top1: Curve) -> Float[np.ndarray, "*replica"]:
+    with np.errstate(invalid="ignore", divide="ignore"):  # a model without any hit has nothing to lose
+        return np.trapezoid(top1, dx=1 / (top1.shape[-1] - 1)) / top1[..., 0]
+
+
+AT_HALF: dict[str, tuple[str, Callable[[Curve], np.ndarray]]] = {
+    "top1_at_50": ("top1", _at_half),
+    "loss_at_50": ("loss", _at_half),
+    "area": ("top1", _share_left),
+}
+"""What `ProtocolResult.by_kind` has of a kind: metric, and what is computed from it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +101,8 @@ class ProtocolResult(Shown):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per seed, step and kind: fraction and number of neurons gone, top1, loss, n; fraction 0 is the model as it is."""
+        """One row per seed, step and kind: fraction and number of neurons gone, top1, loss, n, n_documents; fraction 0 is the model as
+        it is."""
         rows = []
         for seed in self.config["seeds"]:
             for step in range(self.config["steps"] + 1):
@@ -84,27 +110,32 @@ class ProtocolResult(Shown):
                     after = dataclasses.replace(self.before, per_row=self.per_row[seed, step][j]) if step else self.before
                     fraction = step / self.config["steps"]
                     row = {"fraction": fraction, "neurons": int(fraction * self.config["neurons"] + 1e-9), "seed": seed, "kind": kind}
-                    rows.append(row | {"top1": after.top1, "loss": after.loss, "n": after.n})
+                    rows.append(row | {"top1": after.top1, "loss": after.loss, "n": after.n, "n_documents": after.n_documents})
         return pd.DataFrame(rows)
 
     @cached_property
     def by_kind(self) -> pd.DataFrame:
-        """One row per kind: mean and standard deviation over the seeds (n − 1 in the denominator) of top-1 and loss with half of the
-        neurons gone, and of the area under top-1 as a share of the unablated model's (1: nothing is lost, 0: all at once)."""
+        """One row per kind: top-1 and loss with half of the neurons gone, and the area under top-1 as a share of the unablated model's (1:
+        nothing is lost, 0: all at once), each the mean over seeds with the ends `_low` and `_high` of its 95% bootstrap interval, and its
+        standard deviation over seeds, `_seeds_sd` (n − 1 in the denominator). The interval is over the documents of the evaluation, for
+        the seeds that were run."""
         rows = []
-        for kind, of_kind in self.table.groupby("kind", sort=False):
-            values: dict[str, list[float]] = {"top1_at_50": [], "loss_at_50": [], "area": []}
-            for _, line in of_kind.groupby("seed", sort=False):
-                gone, top1 = line["fraction"].to_numpy(), line["top1"].to_numpy()
-                values["top1_at_50"].append(float(np.interp(0.5, gone, top1)))
-                values["loss_at_50"].append(float(np.interp(0.5, gone, line["loss"].to_numpy())))
-                with np.errstate(invalid="ignore", divide="ignore"):  # a model without any hit has nothing to lose
-                    values["area"].append(float(np.trapezoid(top1, gone) / top1[0]))
+        for j, kind in enumerate(self.config["kinds"]):
+            sums = self._sums(j)
             row: dict[str, Any] = {"kind": kind}
-            for name, of_seeds in values.items():
-                row |= {name: np.mean(of_seeds), f"{name}_sd": np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else np.nan}
-            rows.append(row)
+            for name, (metric, measure) in AT_HALF.items():
+                of_seeds = measure(ratio(sums, metric))
+                drawn = [measure(resampled(of_seed, metric, np.random.default_rng(0))) for of_seed in sums]
+                found = Interval(float(of_seeds.mean()), *bootstrap_interval(np.mean(drawn, axis=0), self.before.n_documents))
+                row |= found.columns(name) | {f"{name}_seeds_sd": np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else np.nan}
+            rows.append(row | {"seeds": len(sums), "n_documents": self.before.n_documents})
         return pd.DataFrame(rows)
+
+    def _sums(self, kind: int) -> Float[np.ndarray, "seed step cluster count"]:
+        """Sums per document with more and more neurons gone, those of the model as it is first."""
+        steps = range(1, self.config["steps"] + 1)
+        by_seed = [[self.before.per_row, *(self.per_row[seed, step][kind] for step in steps)] for seed in self.config["seeds"]]
+        return cluster_sums(np.array(by_seed), self.before.clusters)
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -117,18 +148,20 @@ class ProtocolResult(Shown):
         ranked = self.by_kind.sort_values("top1_at_50", ascending=False).to_dict("records")
         said = [
             f"Random {c['site']} neurons of {c['model']} were ablated in {c['steps']} equal steps up to all {c['neurons']:,}, in {seeds} "
-            f"random order{'s' * (seeds > 1)}, every kind on the same ones; measured on {c['task']} ({self.before.n:,} predictions), where "
+            f"random order{'s' * (seeds > 1)}, every kind on the same ones; measured on {c['task']} ({self.before.n:,} predictions in "
+            f"{self.before.n_documents:,} documents), where "
             f"the model as it is has a top-1 accuracy of {self.before.top1:.3f} and a cross-entropy of {self.before.loss:.3f} nats."
         ]
         for row in ranked:
-            spread = f" (standard deviation over seeds {row['top1_at_50_sd']:.3f})" if seeds > 1 else ""
+            spread = f"95% interval over texts {row['top1_at_50_low']:.3f} to {row['top1_at_50_high']:.3f}"
+            spread += f", standard deviation over seeds {row['top1_at_50_seeds_sd']:.3f}" if seeds > 1 else ""
             area = (
                 f"the area under top-1 was {row['area']:.2f} of what nothing lost would be"
                 if np.isfinite(row["area"])
                 else "there is no area under top-1, because the model as it is has no hit to lose"
             )
             said.append(
-                f"{row['kind']}: with half of them gone, top-1 was {row['top1_at_50']:.3f}{spread} and cross-entropy "
+                f"{row['kind']}: with half of them gone, top-1 was {row['top1_at_50']:.3f} ({spread}) and cross-entropy "
                 f"{row['loss_at_50']:.3f}; {area}."
             )
         if len(ranked) > 1:
@@ -137,7 +170,7 @@ class ProtocolResult(Shown):
 
     def _ahead(self, first: str, second: str) -> str:
         step = max(1, round(self.config["steps"] / 2))
-        # sums over seeds, so that the rows that are resampled stay the texts
+        # sums over seeds, so that what is resampled are texts
         rows = np.sum([self.per_row[seed, step] for seed in self.config["seeds"]], axis=0)
         one, other = (dataclasses.replace(self.before, per_row=rows[self.config["kinds"].index(kind)]) for kind in (first, second))
         difference, (low, high) = one.difference(other, "top1")

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from sepcap.checks import checked
 from sepcap.errors import unknown
-from sepcap.evaluation.next_token import Evaluation, evaluate_batch, most_frequent_targets
+from sepcap.evaluation.next_token import Evaluation, clusters_of, evaluate_batch, most_frequent_targets
 from sepcap.experiments.ablation_config import COMPARED
 from sepcap.experiments.ablation_targets import Head, Target, controls_of, target_in, target_name, targets_of
 from sepcap.experiments.ablations_fit import first_layer, fit_constants, spread
@@ -97,8 +97,8 @@ class AblationComparison(Shown):
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per target and kind: target (in words), layer and head (of one head), control (whether it is a random other one), kind,
-        loss and top1 (each with `delta_`, and the ends `_low` and `_high` of its 95% bootstrap interval over rows that both evaluations
-        share), and n, the number of predictions."""
+        loss and top1 (each with `delta_`, and the ends `_low` and `_high` of its 95% bootstrap interval over documents, the same
+        for both evaluations), n, the number of predictions, and n_documents."""
         rows = []
         for i, target in enumerate(self.targets):
             for j, kind in enumerate(self.kinds):
@@ -110,7 +110,7 @@ class AblationComparison(Shown):
                     delta, (low, high) = after.difference(self.before, metric)
                     row |= {metric: after.value(metric), f"delta_{metric}": delta}
                     row |= {f"delta_{metric}_low": low, f"delta_{metric}_high": high}
-                rows.append(row | {"n": after.n})
+                rows.append(row | {"n": after.n, "n_documents": after.n_documents})
         return pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
 
     @property
@@ -128,7 +128,8 @@ class AblationComparison(Shown):
         asked = self.targets[: len(self.targets) - self.controls]
         what = f"{target_name(asked[0])} was ablated" if len(asked) == 1 else f"{len(asked)} heads were ablated one at a time"
         said = [
-            f"{what[:1].upper()}{what[1:]}, in {len(self.kinds)} ways on the same {self.before.n:,} predictions of {self.before.task}; "
+            f"{what[:1].upper()}{what[1:]}, in {len(self.kinds)} ways on the same {self.before.n:,} predictions in "
+            f"{self.before.n_documents:,} documents of {self.before.task}; "
             f"without ablation the model has a cross-entropy of {self.before.loss:.3f} nats and a top-1 of {self.before.top1:.3f}."
         ]
         table, beside = self.table[~self.table["control"]], self.table[self.table["control"]]
@@ -172,7 +173,9 @@ class AblationComparison(Shown):
         folder = pieces.folder
         meta = {"kind": "ablations", "targets": self.targets, "controls": self.controls, "kinds": self.kinds, "info": self.info}
         meta |= {"task": self.before.task, "skip_tokens": self.before.skip_tokens, "sample": self.before.info}
+        meta |= {"groups": self.before.groups}
         tensors = {"before": torch.from_numpy(self.before.per_row), "per_row": torch.from_numpy(self.per_row)}
+        tensors |= {"clusters": torch.from_numpy(self.before.clusters)}
         save_tensors(folder / SUMS, tensors, meta)
         write_tables(folder, self.tables)
         finish_study(pieces, self.tables)
@@ -185,7 +188,9 @@ class AblationComparison(Shown):
         folder = Path(folder)
         held = whole_study(folder, study_config(folder, cls.STUDY))
         tensors, meta = load_tensors(listed(folder, held, SUMS), "ablations")
-        before = Evaluation(meta["task"], tensors["before"].numpy(), tuple(meta["skip_tokens"]), meta["sample"])
+        known = {"clusters": tensors["clusters"].numpy()} if "clusters" in tensors else {}
+        groups = None if meta.get("groups") is None else tuple(meta["groups"])
+        before = Evaluation(meta["task"], tensors["before"].numpy(), tuple(meta["skip_tokens"]), meta["sample"], **known, groups=groups)
         targets = tuple(map(target_in, meta["targets"]))
         result = cls(targets, tuple(meta["kinds"]), before, tensors["per_row"].numpy(), meta["info"], meta["controls"])
         object.__setattr__(result, "folder", folder)
@@ -298,7 +303,7 @@ def compare_ablations(
             f"first layer on; {collecting:,} tokens to collect" + (f"; fits on {fit_tokens:,}" if "optimal" in kinds else "")
         )
         before, per_row = _computed(model, sample, collected, targets, kinds, reference, fit_tokens, seed, batch_size)
-        evaluation = Evaluation(sample.task, before, tuple(frequent), info)
+        evaluation = Evaluation(sample.task, before, tuple(frequent), info, **clusters_of(sample))
         return AblationComparison(tuple(targets), kinds, evaluation, per_row, measured, controls)
 
     if out is None:

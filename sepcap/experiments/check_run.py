@@ -9,7 +9,7 @@ from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import COUNTS, Evaluation
 from sepcap.experiments.baselines import counts_differ, found_again
 from sepcap.experiments.run import ROLES, Run, find_run
-from sepcap.experiments.step_files import ROTATION
+from sepcap.experiments.step_files import ROTATION, clusters_name
 from sepcap.storage import load_tensors
 
 LISTED = 5
@@ -73,11 +73,12 @@ def problems(run: Run) -> list[str]:
 def _against_rows(run: Run, step: int) -> list[str]:
     """The metrics of a step against its sums per row, and what it was evaluated on against the configuration."""
     tensors, meta = load_tensors(run.step_folder(step) / "rows.safetensors", "rows")
-    if list(meta.get("columns", [])) != list(COUNTS) or set(tensors) != set(ROLES):
+    if list(meta.get("columns", [])) != list(COUNTS) or set(tensors) != {*ROLES, *map(clusters_name, ROLES)}:
         return ["rows.safetensors has not the columns and roles of a run"]
     wrong = []
     for role, task in run.record(step)["tasks"].items():
-        again = Evaluation(task["task"], tensors[role].numpy(), tuple(task["skip_tokens"]), {}).as_row()
+        rows, clusters = (tensors[name].numpy() for name in (role, clusters_name(role)))
+        again = Evaluation(task["task"], rows, tuple(task["skip_tokens"]), {}, clusters).as_row()
         same = {"rtol": 1e-9, "atol": 1e-12, "equal_nan": True}  # in another order of adding
         differ = [name for name, value in task["metrics"].items() if not np.isclose(value, again.get(name, 0.0), **same)]
         if differ:

@@ -97,11 +97,13 @@ class Comparison(Shown):
                 continue
             s = run.separability("top1", baseline=self.random)
             drops = [100 * (1 - values[s.max_drop_step] / values[0]) for values in (s.forget, s.retain)]
-            low, high = s.percent_interval
+            (low, high), (below, above), (least, most) = s.percent_interval, s.above_random_interval, s.max_drop_interval
             said.append(
                 f"To forget {run.config['forget']} and retain {run.config['retain']}: separability of top-1 is {s.percent:.0f}% (95% "
-                f"bootstrap interval {low:.0f}% to {high:.0f}%), the area {s.above_random:+.2f} from that of random neurons. They were "
-                f"furthest apart after step {s.max_drop_step}: {drops[0]:.1f}% of accuracy lost on the one, {drops[1]:.1f}% on the other."
+                f"bootstrap interval {low:.0f}% to {high:.0f}%), the area {s.above_random:+.2f} from that of random neurons "
+                f"({below:+.2f} to {above:+.2f}). They were furthest apart after step {s.max_drop_step}: {drops[0]:.1f}% of accuracy "
+                f"lost on the one, {drops[1]:.1f}% on the other; the maximum differential drop, with its step chosen on the other half of "
+                f"the documents, is {s.max_drop:.1f} points ({least:.1f} to {most:.1f})."
             )
         return said
 
@@ -137,7 +139,7 @@ class Comparison(Shown):
                     f"forget {metric}": f"{s.forget[0]:.3f} → {s.forget[gone]:.3f}",
                     f"retain {metric}": f"{s.retain[0]:.3f} → {s.retain[gone]:.3f}",
                     "at step": gone,
-                    "differential drop": f"{s.max_drop:.1f}",
+                    "differential drop": f"{s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}]",
                     "area": f"{s.area:.2f} [{s.interval[0]:.2f}, {s.interval[1]:.2f}]",
                     "separability": f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]",
                 }

@@ -17,10 +17,11 @@ from sepcap.experiments.neuron_sets_config import CrossChecksConfig
 from sepcap.experiments.overlaps_result import bonferroni
 from sepcap.experiments.pruning import execute, plan
 from sepcap.experiments.run import ROLES, Run
-from sepcap.experiments.several_tasks import WHOLE, Interval, Lesions, NamedTasks, Relative, interval_of, n_highest, n_random
+from sepcap.experiments.several_tasks import WHOLE, Lesions, NamedTasks, Relative, n_highest, n_random
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.overlap import overlap
 from sepcap.selection.score import Scores, random_scores
+from sepcap.statistics.intervals import Interval, bootstrap_interval
 
 OTHER_TEXTS = "1 step, other texts"
 """The run of "step-size" that says what other documents alone change."""
@@ -50,7 +51,7 @@ class Bench:
     bar: Any
 
     def rows(self, sets: Mapping[str, NeuronSet]) -> Rows:
-        """Task -> name of the set -> sums per row, that of the whole model among them."""
+        """Task -> name of the set -> sums per document, that of the whole model among them."""
         whole = self.lesions.whole()
         rows: Rows = {task: {WHOLE: whole[task]} for task in self.tasks.names}
         for name, neurons in sets.items():
@@ -142,7 +143,7 @@ def step_size(bench: Bench) -> Tables:
         runs = {f"{k} step{'s' * (k > 1)}": _run(bench, pruned, n, k) for k in config.steps}
         runs[OTHER_TEXTS] = _run(bench, pruned, n, 1, seed=1 + max(config.seeds))
         roles = zip(ROLES, (pruned, retain), strict=True)
-        rows = {task: of_random[task] | {label: run.rows(role)[-1] for label, run in runs.items()} for role, task in roles}
+        rows = {task: of_random[task] | {label: run.per_cluster(role)[-1] for label, run in runs.items()} for role, task in roles}
         first = next(iter(runs))
         table += [
             {"pruned": pruned, "run": label, "steps": run.config["steps"], "n": n, "fraction": n / bench.neurons, "evaluated": task}
@@ -260,14 +261,15 @@ def _where_curves_meet(bench: Bench, relative: Mapping[str, Relative], numbers: 
     for j, task in enumerate(names):
         own, other = path[j][j], path[1 - j][j]
         replicas = np.array([crossing(at, x, y) for x, y in zip(own[1], other[1], strict=True)])
-        rows.append(_found(f"accuracy on {task}: curves cross", interval_of(crossing(at, own[0], other[0]), replicas)))
+        rows.append(_found(f"accuracy on {task}: curves cross", relative[task].interval(crossing(at, own[0], other[0]), replicas)))
     first, second = (np.stack([values for values, _ in of_direction], axis=1) for of_direction in path)
     drawn = (np.stack([replicas for _, replicas in of_direction], axis=2) for of_direction in path)
+    fewest = min(of_task.n_documents for of_task in relative.values())
     replicas = np.array([where_paths_meet(at, one, other) for one, other in zip(*drawn, strict=True)])
     words = [f"trajectories meet: share of {names[0]} neurons", f"trajectories meet: share of {names[1]} neurons"]
     words += [f"trajectories meet: accuracy on {task}" for task in names]
     for k, value in enumerate(where_paths_meet(at, first, second)):
-        rows.append(_found(words[k], interval_of(value, replicas[:, k])))
+        rows.append(_found(words[k], Interval(value, *bootstrap_interval(replicas[:, k], fewest))))
     return rows
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,16 +21,18 @@ from sepcap.experiments.planned import name_study, planned_runs
 from sepcap.experiments.pruning import Plan, execute, plan
 from sepcap.experiments.result import Figures, Shown
 from sepcap.experiments.run import ROLES, Run
-from sepcap.experiments.separability import ACCURACIES, Separability, area_replicas, separability
+from sepcap.experiments.separability import ACCURACIES, Separability, costs_at, separability
 from sepcap.experiments.step_files import identity_of
 from sepcap.interventions.deletion import check_output_biases
 from sepcap.interventions.rotation import check_rotation
 from sepcap.progress import progress, tell
+from sepcap.statistics.intervals import REPLICAS, Interval, bootstrap_interval
 from sepcap.storage import make_folder, sole_writer
 from sepcap.tasks.task import load_task
 
-MEASURED = ("separability", "sd", "low", "high", "minus_random", "minus_random_low", "minus_random_high")
-MEASURED += ("minus_plain", "minus_plain_low", "minus_plain_high", "max_drop", "max_drop_sd", "max_drop_step", "retain_cost")
+MEASURED = ("separability", "low", "high", "seeds_sd", "minus_random", "minus_random_low", "minus_random_high")
+MEASURED += ("minus_plain", "minus_plain_low", "minus_plain_high", "max_drop", "max_drop_low", "max_drop_high", "max_drop_seeds_sd")
+MEASURED += ("max_drop_step", "retain_cost", "retain_cost_low", "retain_cost_high")
 """Columns of `Methods.table` that are measured."""
 
 
@@ -89,7 +92,7 @@ class Methods(Shown):
             best = max(chosen, key=lambda row: row["separability"])
             words = (
                 f"To {direction}, {best['method']} is highest of {len(chosen)} with {best['separability']:.1f}% (95% bootstrap "
-                f"interval over texts {best['low']:.1f} to {best['high']:.1f}, mean of {best['seeds']} seeds)"
+                f"interval over texts {best['low']:.1f} to {best['high']:.1f}, mean of {best['seeds']} seeds{_between_seeds(best)})"
             )
             if np.isfinite(best["minus_random"]):
                 words += (
@@ -110,17 +113,14 @@ class Methods(Shown):
         first = next(key for key in self.runs)[1]
         return run.config["forget" if first == direction else "retain"]
 
-    def _rows(self, method: str, direction: Direction) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Evaluation rows of the task to forget and of the one to retain, per seed."""
+    def separabilities(self, method: str, direction: Direction, metric: str = "top1") -> list[Separability]:
+        """Separability per seed, the task to forget of that direction on the x axis; random neurons have no direction."""
+        found = []
         for (name, forward, _), run in self.runs.items():
             if name == method and (forward == direction or METHODS[method].random):
-                rows = [run.rows(role) for role in ROLES]
-                forget, retain = rows if forward == direction else rows[::-1]
-                yield forget, retain
-
-    def separabilities(self, method: str, direction: Direction, metric: str = "top1") -> list[Separability]:
-        """Separability per seed."""
-        return [separability(forget, retain, metric) for forget, retain in self._rows(method, direction)]
+                forget, retain = ROLES if forward == direction else ROLES[::-1]
+                found.append(separability(run.per_cluster(forget), run.per_cluster(retain), metric))
+        return found
 
     def inseparable(self, metric: str = "top1") -> str:
         """Why no run has an area: the unpruned model, which all of them share, has nothing to lose; empty where they have."""
@@ -142,22 +142,22 @@ class Methods(Shown):
             raise ValueError(f"there is no separability to show: {why}")
         return super().figure(kind, **options)
 
-    def replicas(self, method: str, direction: Direction, metric: str = "top1") -> np.ndarray:
-        """100·(A − 1) of bootstrap samples of the evaluation rows, mean over seeds; sample by sample the same rows for every method."""
-        by_seed = [area_replicas(forget, retain, metric) for forget, retain in self._rows(method, direction)]
-        return 100 * (np.mean(by_seed, axis=0) - 1) if by_seed else np.array([])
-
     def table(self, metric: str = "top1", *, forget_drop: float = 50.0) -> pd.DataFrame:
         """One row per method and direction.
 
+        Every `low` and `high` are the ends of a 95% bootstrap interval over the documents of the evaluation, the same ones drawn for all
+        methods and seeds: it covers the spread over texts for the seeds that were run. What other seeds would change is beside it: every
+        `seeds_sd` is a standard deviation over seeds.
+
         Columns: `separability` is 100·(A − 1), mean over seeds: its sign is kept, negative where the task to be retained went first,
-        because a mean of absolute values would not be zero where nothing separates. `sd` is its standard deviation over seeds, `low` and
-        `high` its 95% bootstrap interval over the texts of the evaluation. `minus_random` with its interval is the difference to random
-        neurons of the same site on the same texts (pruned without offset or rotation); `minus_plain` that to the site's first method,
-        which has neither: what an offset, a rotation or another importance changes. `max_drop` is the maximum differential drop in
-        percentage points with its `max_drop_sd` over seeds and the mean `max_drop_step`. `retain_cost` is the relative drop of the retain
-        task in percent where the forget task has dropped by `forget_drop` percent; missing where a seed never came so far. Where the
-        unpruned model has nothing to lose (`inseparable` says so), everything measured is missing.
+        because a mean of absolute values would not be zero where nothing separates; with `low`, `high` and `seeds_sd`. `minus_random` with
+        its interval is the difference to random neurons of the same site on the same texts (pruned without offset or rotation);
+        `minus_plain` that to the site's first method, which has neither: what an offset, a rotation or another importance changes.
+        `max_drop` is the cross-fitted maximum differential drop in percentage points (`Separability.max_drop`) with its interval and
+        `max_drop_seeds_sd`, and `max_drop_step` the mean over seeds. `retain_cost` with its interval is the relative drop of the retain
+        task in percent where the forget task has dropped by `forget_drop` percent; missing where a seed never came so far, its upper end
+        infinite where too many samples of the texts did not. `n_documents` is the number for the task that has fewer. Where the unpruned
+        model has nothing to lose (`inseparable` says so), everything measured is missing.
 
         Args:
             metric: "top1", "top10", "skip50_top1" or "skip50_top10".
@@ -167,40 +167,28 @@ class Methods(Shown):
         nothing_to_lose = bool(self.inseparable(metric))
         for name in self.methods:
             for direction in DIRECTIONS:
-                seeds = len(list(self._rows(name, direction)))
-                what = {"method": name, "site": METHODS[name].site, "direction": f"forget {self.task(direction)}", "seeds": seeds}
-                if not seeds or nothing_to_lose:
-                    rows += [what | dict.fromkeys(MEASURED, np.nan)] if seeds else []
+                site, is_random = METHODS[name].site, METHODS[name].random
+                seeds = sum(key[0] == name and (key[1] == direction or is_random) for key in self.runs)
+                what = {"method": name, "site": site, "direction": f"forget {self.task(direction)}", "seeds": seeds}
+                if not seeds:
+                    continue
+                if nothing_to_lose:
+                    rows.append(what | dict.fromkeys(MEASURED, np.nan))
                     continue
                 found = self.separabilities(name, direction, metric)
-                percents, drops = np.array([100 * (s.area - 1) for s in found]), np.array([s.max_drop for s in found])
-                replicas = self.replicas(name, direction, metric)
-                site, is_random = METHODS[name].site, METHODS[name].random
-                random = self.replicas(f"random-{site}", direction, metric) if not is_random else np.array([])
-                baseline = [100 * (s.area - 1) for s in self.separabilities(f"random-{site}", direction, metric)] if len(random) else []
-                low, high = _interval(replicas)
-                below, above = _interval(replicas - random) if baseline else (np.nan, np.nan)
-                plain = [100 * (s.area - 1) for s in self.separabilities(PLAIN[site], direction, metric)]
-                other = name != PLAIN[site] and not is_random and bool(plain)
-                worse, better = _interval(replicas - self.replicas(PLAIN[site], direction, metric)) if other else (np.nan, np.nan)
+                random = [] if is_random else self.separabilities(f"random-{site}", direction, metric)
+                plain = [] if is_random or name == PLAIN[site] else self.separabilities(PLAIN[site], direction, metric)
+                percent, random_percent, plain_percent = (_over_seeds(several, _percent) for several in (found, random, plain))
+                drop, cost = _over_seeds(found, _drop), _over_seeds(found, partial(_cost, forget_drop=forget_drop))
                 rows.append(
                     what
-                    | {
-                        "separability": percents.mean(),
-                        "sd": _spread(percents),
-                        "low": low,
-                        "high": high,
-                        "minus_random": percents.mean() - np.mean(baseline) if baseline else np.nan,
-                        "minus_random_low": below,
-                        "minus_random_high": above,
-                        "minus_plain": percents.mean() - np.mean(plain) if other else np.nan,
-                        "minus_plain_low": worse,
-                        "minus_plain_high": better,
-                        "max_drop": drops.mean(),
-                        "max_drop_sd": _spread(drops),
-                        "max_drop_step": np.mean([s.max_drop_step for s in found]),
-                        "retain_cost": np.mean([_cost(s, forget_drop) for s in found]),
-                    }
+                    | {"n_documents": min(found[0].n_documents), "separability": percent.value, "low": percent.low, "high": percent.high}
+                    | {"seeds_sd": percent.seeds_sd}
+                    | percent.minus(random_percent).columns("minus_random")
+                    | percent.minus(plain_percent).columns("minus_plain")
+                    | drop.columns("max_drop")
+                    | {"max_drop_seeds_sd": drop.seeds_sd, "max_drop_step": np.mean([s.max_drop_step for s in found])}
+                    | cost.columns("retain_cost")
                 )
         return pd.DataFrame(rows)
 
@@ -213,20 +201,50 @@ class Methods(Shown):
         return html_card("Methods", {"folder": self.folder, "runs": len(self.runs)}, self.table())
 
 
-def _spread(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+Measure = Callable[[Separability], tuple[float, np.ndarray, int]]
+"""Of one run: a value, its bootstrap replicas, and the parts that documents were drawn within."""
 
 
-def _interval(replicas: np.ndarray) -> tuple[float, float]:
-    finite = replicas[np.isfinite(replicas)]
-    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
-    return float(low), float(high)
+@dataclass(frozen=True)
+class _Mean(Interval):
+    """The mean over seeds of something measured, with its interval over texts and its spread over seeds."""
+
+    replicas: np.ndarray
+    clusters: int
+    seeds_sd: float
+
+    def minus(self, other: "_Mean") -> Interval:
+        """The difference, sample by sample on the same documents."""
+        difference = self.replicas - other.replicas
+        return Interval(self.value - other.value, *bootstrap_interval(difference, min(self.clusters, other.clusters)))
 
 
-def _cost(found: Separability, forget_drop: float) -> float:
-    if 100 * (1 - found.forget / found.forget[0]).max() < forget_drop:
-        return float("nan")
-    return found.retain_cost(forget_drop)
+def _over_seeds(found: list[Separability], measure: Measure) -> _Mean:
+    if not found:
+        return _Mean(np.nan, np.nan, np.nan, np.array([np.nan]), 0, np.nan)
+    values, drawn, strata = zip(*map(measure, found), strict=True)
+    replicas, clusters = np.mean(drawn, axis=0), found[0].replicas.clusters
+    seeds_sd = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+    return _Mean(float(np.mean(values)), *bootstrap_interval(replicas, clusters, strata[0]), replicas, clusters, seeds_sd)
+
+
+def _percent(found: Separability) -> tuple[float, np.ndarray, int]:
+    return 100 * (found.area - 1), 100 * (found.replicas.area - 1), 1
+
+
+def _drop(found: Separability) -> tuple[float, np.ndarray, int]:
+    return found.max_drop, found.replicas.max_drop, 2
+
+
+def _cost(found: Separability, forget_drop: float) -> tuple[float, np.ndarray, int]:
+    value = float(costs_at(found.forget, found.retain, forget_drop))
+    if not np.isfinite(value):
+        return np.nan, np.full(REPLICAS, np.nan), 1
+    return value, costs_at(found.replicas.forget, found.replicas.retain, forget_drop), 1
+
+
+def _between_seeds(row: dict[str, Any]) -> str:
+    return f", whose standard deviation is {row['seeds_sd']:.1f}" if np.isfinite(row["seeds_sd"]) else ""
 
 
 @checked()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,8 @@ from sepcap.experiments.planned import name_study, planned_runs
 from sepcap.experiments.pruning import execute, plan
 from sepcap.experiments.reproduce_config import ReproduceConfig, Study, studies
 from sepcap.experiments.result import Figures, Shown, study_config
-from sepcap.experiments.run import ROLES, Run
-from sepcap.experiments.separability import Separability, cost_at, resampled
+from sepcap.experiments.run import Run
+from sepcap.experiments.separability import Separability, costs_at
 from sepcap.experiments.step_files import identity_of
 from sepcap.models.load import load_model
 from sepcap.progress import tell
@@ -34,11 +34,16 @@ METRIC = "top1"
 MADE = ("model_fingerprint", "dtype", "device", "versions", "created")
 """What is said of a run's making in the configuration of a study."""
 
-Measured = tuple[float, float, float]
-"""A value and its interval; not a number where there is none."""
-
 NOTHING = float("nan")
-NO_INTERVAL = (NOTHING, NOTHING)
+
+
+class Measured(NamedTuple):
+    """A value, its interval over texts and its standard deviation over seeds; not a number where there is none."""
+
+    value: float = NOTHING
+    low: float = NOTHING
+    high: float = NOTHING
+    seeds_sd: float = NOTHING
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +73,14 @@ class Reproduction(Shown):
     def table(self) -> pd.DataFrame:
         """One row per quantity of this model, then one per published value of the paper's other models.
 
-        Columns: study, model, quantity, measured, low, high, published, source. `low` and `high` are a 95% bootstrap interval over the
-        texts of the evaluation for pruning runs, the lowest and highest of the seeds for random neurons, and one of Student's t over seeds
-        for overlaps. `published` is a number, or words where the paper gives a range; it is missing where nothing is published.
+        Columns: study, model, quantity, measured, low, high, seeds_sd, published, source. `low` and `high` are a 95% bootstrap interval
+        over the documents of the evaluation, for the seeds that were run; for overlaps one of Student's t over seeds. `seeds_sd` is the
+        standard deviation over seeds, where there are several. `published` is a number, or words where the paper gives a range; it is
+        missing where nothing is published.
         """
         rows = list(ROWS[self.study.kind](self))
         rows += [
-            self._row(model, quantity["quantity"], (NOTHING, *NO_INTERVAL), published)
+            self._row(model, quantity["quantity"], Measured(), published)
             for model in self.study.models
             if model != self.asked.model
             for quantity in self.study.quantities
@@ -94,8 +100,8 @@ class Reproduction(Shown):
         return found
 
     def _row(self, model: str, quantity: str, measured: Measured, published: Any = NOTHING) -> dict[str, Any]:
-        value, low, high = measured
-        row = {"study": self.study.name, "model": model, "quantity": quantity, "measured": value, "low": low, "high": high}
+        row = {"study": self.study.name, "model": model, "quantity": quantity, "measured": measured.value}
+        row |= {"low": measured.low, "high": measured.high, "seeds_sd": measured.seeds_sd}
         return row | {"published": published, "source": self.study.source}
 
     @property
@@ -117,7 +123,9 @@ class Reproduction(Shown):
             if row["model"] == self.asked.model and isinstance(why := self.measured.get(row["quantity"]), str):
                 said.append(f"{row['quantity'][0].upper()}{row['quantity'][1:]}: not measured, because {why}.")
             elif np.isfinite(row["measured"]):
-                interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if np.isfinite(row["low"]) else ""
+                over = "seeds" if self.study.kind == "overlap" else "texts"
+                interval = f" (95% interval over {over} {row['low']:.1f} to {row['high']:.1f})" if np.isfinite(row["low"]) else ""
+                interval += f" (standard deviation over seeds {row['seeds_sd']:.1f})" if np.isfinite(row["seeds_sd"]) else ""
                 published = "" if row["published"] != row["published"] else f"; published {row['published']}"
                 of = "" if row["model"] == self.asked.model else f" ({row['model']})"
                 said.append(f"{row['quantity'][0].upper()}{row['quantity'][1:]}{of}: measured {row['measured']:.1f}{interval}{published}.")
@@ -297,63 +305,34 @@ RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {"prune": _prune, "ablate": 
 
 def _max_drop(run: Run, quantity: Mapping[str, Any]) -> Measured:
     found = run.separability(METRIC)
-    forget, retain = _replicas(run)
-    drops = 100 * (retain / retain[:, :1] - forget / forget[:, :1])
-    low, high = _interval(found, drops.max(axis=1))
-    return found.max_drop, low, high
+    return Measured(found.max_drop, *found.max_drop_interval)
 
 
 def _retain_cost(run: Run, quantity: Mapping[str, Any]) -> Measured:
     found = run.separability(METRIC)
-    costs = [_cost_at(f, r, quantity["at"]) for f, r in zip(*_replicas(run), strict=True)]
-    value = _cost_at(found.forget, found.retain, quantity["at"])
-    # not a number where some samples of the texts never come so far: the others alone are no interval
-    low, high = _interval(found, np.array(costs)) if np.isfinite(value) else NO_INTERVAL
-    return value, low, high
-
-
-def _cost_at(forget: np.ndarray, retain: np.ndarray, drop: float) -> float:
-    """Drop of the retain task where the forget task has dropped by so much; not a number where it never does."""
-    return cost_at(forget, retain, drop, "drop") if 100 * (1 - forget / forget[0]).max() >= drop else NOTHING
+    if not np.isfinite(costs_at(found.forget, found.retain, quantity["at"])):
+        return Measured()
+    return Measured(found.retain_cost(quantity["at"]), *found.retain_cost_interval(quantity["at"]))
 
 
 def _percent(run: Run, quantity: Mapping[str, Any]) -> Measured:
     found = _separability(run, quantity)
-    return found.percent, *found.percent_interval
+    return Measured(found.percent, *found.percent_interval)
 
 
 def _area(run: Run, quantity: Mapping[str, Any]) -> Measured:
     found = _separability(run, quantity)
-    return found.area, *found.interval
+    return Measured(found.area, *found.interval)
 
 
 def _separability(run: Run, quantity: Mapping[str, Any]) -> Separability:
     return run.separability(METRIC, specific=quantity.get("specific", "forget"))
 
 
-def _replicas(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Top-1 of both tasks per [replicate, step], the same texts drawn at every step; as in `area_replicas`, the same for every run."""
-    rng = np.random.default_rng(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        forget, retain = (resampled(run.rows(role), METRIC, rng) for role in ROLES)
-    some = (forget[:, 0] > 0) & (retain[:, 0] > 0)
-    return forget[some], retain[some]
-
-
-def _interval(found: Separability, replicas: np.ndarray) -> tuple[float, float]:
-    if np.isnan(found.interval[0]):
-        return NO_INTERVAL  # a single text says nothing about the spread
-    low, high = np.percentile(replicas, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def _top1_at_half(result: ProtocolResult, quantity: Mapping[str, Any]) -> Measured:
-    of_kind = result.table[result.table["kind"] == quantity["of"]]
-    by_seed = [100 * float(np.interp(0.5, seed["fraction"], seed["top1"])) for _, seed in of_kind.groupby("seed")]
-    if not by_seed:
-        return NOTHING, *NO_INTERVAL  # a kind that the budget leaves out
-    low, high = (min(by_seed), max(by_seed)) if len(by_seed) > 1 else NO_INTERVAL
-    return float(np.mean(by_seed)), low, high
+    of_kind = result.by_kind.query("kind == @quantity['of']").to_dict("records")
+    # a kind that the budget leaves out has none
+    return Measured(*(100 * of_kind[0][f"top1_at_50{end}"] for end in ("", "_low", "_high", "_seeds_sd"))) if of_kind else Measured()
 
 
 MEASURES: dict[str, Callable[[Any, Mapping[str, Any]], Measured]] = {
@@ -369,7 +348,7 @@ MEASURES: dict[str, Callable[[Any, Mapping[str, Any]], Measured]] = {
 def _of_runs(result: Reproduction) -> Iterator[dict[str, Any]]:
     for quantity in result.study.quantities:
         name = quantity["quantity"]
-        measured = (NOTHING, *NO_INTERVAL) if isinstance(found := result.measured[name], str) else found
+        measured = Measured() if isinstance(found := result.measured[name], str) else found
         yield result._row(result.asked.model, name, measured, quantity["published"].get(result.asked.model, NOTHING))
 
 
@@ -385,7 +364,7 @@ def _of_pairs(result: Reproduction) -> Iterator[dict[str, Any]]:
                 measure, unit = quantity["measure"], PERCENT.get(quantity["measure"], 1.0)
                 value, low, high = (unit * float(pair.get(name, NOTHING)) for name in (measure, f"{measure}_low", f"{measure}_high"))
                 words = f"{quantity['quantity']}, {pair['fraction']:.3g} of {pair['site']}, {pair['first']} and {pair['second']}"
-                yield result._row(model, words, (value, low, high))
+                yield result._row(model, words, Measured(value, low, high))
 
 
 ROWS: dict[str, Callable[[Reproduction], Iterator[dict[str, Any]]]] = {"prune": _of_runs, "ablate": _of_runs, "overlap": _of_pairs}

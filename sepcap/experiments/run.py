@@ -10,12 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
-from sepcap.evaluation.next_token import Evaluation
+from sepcap.evaluation.next_token import Evaluation, clusters_by
 from sepcap.experiments.separability import Separability, separability
-from sepcap.experiments.step_files import BIASES, NOT_DECISIVE, ROLES, ROTATION, StepFiles
+from sepcap.experiments.step_files import BIASES, NOT_DECISIVE, ROLES, ROTATION, StepFiles, clusters_name
 from sepcap.experiments.tables import read_table, same_table
 from sepcap.interventions.deletion import delete
 from sepcap.interventions.rotation import Rotation
@@ -23,6 +24,7 @@ from sepcap.models.sites import write_output_biases
 from sepcap.models.weights import fingerprint
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
+from sepcap.statistics.intervals import Cluster, cluster_sums, t_factor
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import (
     FORMAT,
@@ -40,7 +42,7 @@ class Run(StepFiles):
     Attributes:
         folder: where it lies.
         config: the resolved configuration, with versions, seeds and fingerprints.
-        trajectory: one row per step and task: step, task, role, n, every metric with its standard error, perplexity,
+        trajectory: one row per step and task: step, task, role, n, n_documents, every metric with its standard error, perplexity,
             perplexity_ratio (relative to the unpruned model's), neurons gone per site, threshold per site, seconds and tokens of the step.
 
     Example:
@@ -91,7 +93,7 @@ class Run(StepFiles):
         for step, record in enumerate(records):
             for role in ROLES:
                 row = {"step": step, "task": record["tasks"][role]["task"], "role": role, **record["tasks"][role]["metrics"]}
-                row["n"] = int(row["n"])
+                row |= {name: int(row[name]) for name in ("n", "n_documents")}
                 with np.errstate(over="ignore", invalid="ignore"):  # a ruined model can have an infinite one
                     row["perplexity_ratio"] = float(np.exp(row["loss"] - np.float64(records[0]["tasks"][role]["metrics"]["loss"])))
                 row |= {f"gone_{site}": sum(layers) for site, layers in record["gone_per_layer"].items()}
@@ -123,7 +125,7 @@ class Run(StepFiles):
         return self._table()
 
     def to_latex(self, metric: str = "top1", **options: Any) -> str:
-        """A metric of both tasks at every step with its 95% interval (1.96 standard errors to either side), for a paper.
+        """A metric of both tasks at every step with its 95% interval (Student's t over documents), for a paper.
 
         Args:
             metric: a column of `.trajectory` that has a standard error beside it.
@@ -140,8 +142,9 @@ class Run(StepFiles):
         for role, rows in long.groupby("role", sort=False):
             rows = rows.set_index("step")
             table[str(role)] = rows[metric]
+            t = t_factor(int(rows["n_documents"].iloc[0]))
             for end, sign in (("low", -1), ("high", 1)):
-                table[f"{role}_{end}"] = rows[metric] + sign * 1.96 * rows[f"{metric}_se"]
+                table[f"{role}_{end}"] = rows[metric] + sign * t * rows[f"{metric}_se"]
         return latex_table(table.reset_index(), **options)
 
     @property
@@ -214,23 +217,47 @@ class Run(StepFiles):
             raise ValueError("a random run has no scores")
         return score(self.statistics("forget"), self.statistics("retain"), importance, eps=self.config["eps"])
 
-    def rows(self, role: str) -> np.ndarray:
-        """Evaluation sums per row, [step, row, count] in the order of `sepcap.evaluation.next_token.COUNTS`."""
+    def rows(self, role: str) -> Float[np.ndarray, "step row count"]:
+        """Evaluation sums per row, in the order of `sepcap.evaluation.next_token.COUNTS`."""
         if role not in ROLES:
             raise unknown("role", role, ROLES)
-        by_step = []
-        for step in range(self.steps_done + 1):
-            with self._way_out(step):
-                path = self._file(step, "rows.safetensors")
-                tensors, _ = load_tensors(path, "rows")
-                if role not in tensors:
-                    raise CorruptFile(f"{path}: tensor {role!r} is missing")
-            by_step.append(tensors[role].numpy())
-        return np.stack(by_step)
+        return np.stack([self._rows(step, role)[0] for step in range(self.steps_done + 1)])
+
+    def clusters(self, role: str, cluster: Cluster = "document") -> Int[np.ndarray, " row"]:
+        """The document of every row of `rows`, or the cluster of rows that share a document or a package.
+
+        Raises:
+            ValueError: the packages are not known.
+        """
+        if role not in ROLES:
+            raise unknown("role", role, ROLES)
+        self._check_step(0)
+        _, clusters, groups = self._rows(0, role)
+        return clusters_by(cluster, clusters, groups, self.config[role])
+
+    def per_cluster(self, role: str, cluster: Cluster = "document") -> Float[np.ndarray, "step cluster count"]:
+        """Evaluation sums per document or per package, of every step."""
+        return cluster_sums(self.rows(role), self.clusters(role, cluster))
+
+    def _rows(self, step: int, role: str) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+        """Sums per row of one step, the document of each, and the package of each where it is known."""
+        with self._way_out(step):
+            path = self._file(step, "rows.safetensors")
+            tensors, meta = load_tensors(path, "rows")
+            for name in (role, clusters_name(role)):
+                if name not in tensors:
+                    raise CorruptFile(f"{path}: tensor {name!r} is missing")
+        return tensors[role].numpy(), tensors[clusters_name(role)].numpy(), meta.get("groups", {}).get(role)
 
     @checked()
     def separability(
-        self, metric: str = "top1", *, specific: Literal["forget", "retain"] = "forget", baseline: "Run | None" = None, seed: int = 0
+        self,
+        metric: str = "top1",
+        *,
+        specific: Literal["forget", "retain"] = "forget",
+        baseline: "Run | None" = None,
+        seed: int = 0,
+        cluster: Cluster = "document",
     ) -> Separability:
         """How separable the two tasks are along this run (METHODS 11).
 
@@ -239,12 +266,17 @@ class Run(StepFiles):
             specific: the role on the x axis; "forget" makes 2 the perfect area, "retain" makes it 0.
             baseline: a random run over the same tasks, either way round, to say how far above it the area is.
             seed: of the bootstrap.
+            cluster: what is drawn for intervals, "document" or "package" with all documents of it.
+
+        Raises:
+            ValueError: no step yet, a baseline over other texts, or packages that are not known.
         """
         import dataclasses
 
         if self.steps_done < 1:
             raise ValueError(f"the run in {self.folder} has no pruning step yet")
-        result = separability(self.rows("forget"), self.rows("retain"), metric, specific=specific, seed=seed)
+        forget, retain = (self.per_cluster(role, cluster) for role in ROLES)
+        result = separability(forget, retain, metric, specific=specific, seed=seed)
         if baseline is None:
             return result
         # random neurons have no direction: one baseline serves a pair of tasks both ways round
@@ -252,9 +284,10 @@ class Run(StepFiles):
         role_of = {sample: role for role, sample in theirs.items()}
         if set(role_of) != set(mine.values()):
             raise ValueError(f"baseline: {baseline.folder} was evaluated on other tokens than {self.folder}: areas cannot be compared")
-        forget, retain = (baseline.rows(role_of[mine[role]]) for role in ROLES)
+        forget, retain = (baseline.per_cluster(role_of[mine[role]], cluster) for role in ROLES)
         random = separability(forget, retain, metric, specific=specific, seed=seed)
-        return dataclasses.replace(result, above_random=result.area - random.area)
+        above, interval = result.minus(random)
+        return dataclasses.replace(result, above_random=above, above_random_interval=interval)
 
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:
         """A figure of the run: "trajectory", "drops", "perplexity", "metric", "gone", "threshold" or "scores"."""

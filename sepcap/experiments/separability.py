@@ -1,16 +1,17 @@
 """How separable two capabilities are, from the shape of a pruning trajectory (METHODS 11)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from sepcap.errors import unknown
-from sepcap.evaluation.next_token import ratio
+from sepcap.evaluation.next_token import columns_of, ratio
+from sepcap.statistics.intervals import REPLICAS, UNKNOWN, Ends, bootstrap_interval, bootstrap_weights
 
 ACCURACIES = ("top1", "top10", "skip50_top1", "skip50_top10")
-BOOTSTRAP = 1000
 
 
 def area(specific: Float[np.ndarray, "*replicate step"], general: Float[np.ndarray, "*replicate step"]) -> Float[np.ndarray, "*replicate"]:
@@ -36,6 +37,26 @@ def area(specific: Float[np.ndarray, "*replicate step"], general: Float[np.ndarr
 
 
 @dataclass(frozen=True, eq=False)
+class Replicas:
+    """Bootstrap samples of the documents of both tasks, of each the same documents at every step.
+
+    The same seed draws the same documents for every run over the same texts, sample by sample: differences between runs are paired.
+
+    Attributes:
+        forget, retain: accuracy per step.
+        area: normalised area; not a number, where a sample has no hit of the unpruned model.
+        max_drop: cross-fitted maximum differential drop, its steps held.
+        clusters: documents of the task that has fewer.
+    """
+
+    forget: Float[np.ndarray, "replica step"]
+    retain: Float[np.ndarray, "replica step"]
+    area: Float[np.ndarray, " replica"]
+    max_drop: Float[np.ndarray, " replica"]
+    clusters: int
+
+
+@dataclass(frozen=True, eq=False)
 class Separability:
     """Areas and drops of one pruning run.
 
@@ -45,12 +66,21 @@ class Separability:
         forget, retain: the metric per step, step 0 first.
         area: normalised area; 1 not separable. That of a run which ends early is the area so far (see `left`): it grows while the run goes
             on, and compares only with runs that go as far.
-        interval: 95% bootstrap interval of the area: the rows of both evaluation sets are resampled, the same ones at every step.
+        interval: 95% bootstrap interval of the area: the documents of both evaluation sets are resampled, the same ones at every step.
         percent: separability 100·|A − 1|.
-        percent_interval: its 95% bootstrap interval.
-        max_drop: maximum differential drop in percentage points, max of 100·[(1 − f_i/f_0) − (1 − r_i/r_0)].
-        max_drop_step: the step where it is.
+        percent_interval: its 95% bootstrap interval, that of the area folded at 1.
+        max_drop: maximum differential drop in percentage points, 100·[(1 − f_i/f_0) − (1 − r_i/r_0)] at the step where it is highest.
+            The step is chosen on one half of the documents of both tasks and the drop measured on the other half, and the reverse; this
+            is the mean of the two. The plain maximum over steps, `differential_drop.max()`, takes what is high by chance: it is too high.
+        max_drop_step: the step where the differential drop of all documents together is highest.
+        max_drop_interval: 95% bootstrap interval of `max_drop`, the documents resampled within the halves and the two steps held. It covers
+            the drop at the steps that were chosen.
+        n_documents: documents of the forget and of the retain task, or packages.
+        replicas: the bootstrap samples.
         above_random: area minus that of the random baseline, when one was given.
+        above_random_interval: its 95% bootstrap interval, the same documents drawn for both runs.
+
+    With fewer than two documents of a task there are no halves and no intervals: `max_drop` is then the plain maximum.
     """
 
     metric: str
@@ -58,17 +88,26 @@ class Separability:
     forget: np.ndarray
     retain: np.ndarray
     area: float
-    interval: tuple[float, float]
+    interval: Ends
     percent: float
-    percent_interval: tuple[float, float]
+    percent_interval: Ends
     max_drop: float
     max_drop_step: int
+    max_drop_interval: Ends
+    n_documents: tuple[int, int]
+    replicas: Replicas
     above_random: float | None = None
+    above_random_interval: Ends = UNKNOWN
 
     @property
     def left(self) -> tuple[float, float]:
         """Accuracy at the last step relative to the unpruned model's, of the forget and the retain task."""
         return float(self.forget[-1] / self.forget[0]), float(self.retain[-1] / self.retain[0])
+
+    @property
+    def differential_drop(self) -> Float[np.ndarray, " step"]:
+        """100·[(1 − f_i/f_0) − (1 − r_i/r_0)] at every step, in percentage points, on all documents."""
+        return differential_drop(self.forget, self.retain)
 
     def retain_cost(self, forget_drop: float) -> float:
         """Relative drop of the retain task in percent where the forget task has first dropped by `forget_drop` percent.
@@ -77,104 +116,167 @@ class Separability:
         """
         return cost_at(self.forget, self.retain, forget_drop, "forget_drop")
 
+    def retain_cost_interval(self, forget_drop: float) -> Ends:
+        """95% bootstrap interval of `retain_cost(forget_drop)`; its upper end is infinite where too many samples never drop so far."""
+        self.retain_cost(forget_drop)  # says what is wrong with the drop
+        return bootstrap_interval(costs_at(self.replicas.forget, self.replicas.retain, forget_drop), self.replicas.clusters)
+
     def forget_drop(self, retain_cost: float) -> float:
         """Relative drop of the forget task in percent where the retain task has first dropped by `retain_cost` percent."""
         return cost_at(self.retain, self.forget, retain_cost, "retain_cost")
 
+    def forget_drop_interval(self, retain_cost: float) -> Ends:
+        """95% bootstrap interval of `forget_drop(retain_cost)`; its upper end is infinite where too many samples never drop so far."""
+        self.forget_drop(retain_cost)
+        return bootstrap_interval(costs_at(self.replicas.retain, self.replicas.forget, retain_cost), self.replicas.clusters)
+
+    def minus(self, other: "Separability") -> tuple[float, Ends]:
+        """Area minus that of another run over the same documents, with its paired 95% bootstrap interval."""
+        return self.area - other.area, bootstrap_interval(self.replicas.area - other.replicas.area, self.replicas.clusters)
+
     def __repr__(self) -> str:
-        low, high = self.interval
-        random = "" if self.above_random is None else f", above random {self.above_random:+.3f}"
+        def ends(interval: Ends, digits: int) -> str:
+            return "[{:.{d}f}, {:.{d}f}]".format(*interval, d=digits)
+
+        random = "" if self.above_random is None else f", above random {self.above_random:+.3f} {ends(self.above_random_interval, 3)}"
         return (
-            f"Separability({self.metric}: area={self.area:.3f} [{low:.3f}, {high:.3f}], {self.percent:.0f}% "
-            f"[{self.percent_interval[0]:.0f}, {self.percent_interval[1]:.0f}], "
-            f"max_drop={self.max_drop:.1f} at step {self.max_drop_step}{random}; at the last step forget {self.left[0]:.0%} and "
-            f"retain {self.left[1]:.0%} left)"
+            f"Separability({self.metric}: area={self.area:.3f} {ends(self.interval, 3)}, {self.percent:.0f}% "
+            f"{ends(self.percent_interval, 0)}, max_drop={self.max_drop:.1f} {ends(self.max_drop_interval, 1)} at step "
+            f"{self.max_drop_step}{random}; at the last step forget {self.left[0]:.0%} and retain {self.left[1]:.0%} left; "
+            f"{self.n_documents[0]:,} and {self.n_documents[1]:,} documents)"
         )
+
+
+def differential_drop(
+    forget: Float[np.ndarray, "*replica step"], retain: Float[np.ndarray, "*replica step"]
+) -> Float[np.ndarray, "*replica step"]:
+    """100·[(1 − f_i/f_0) − (1 − r_i/r_0)] in percentage points, from accuracies per step, step 0 first."""
+    return 100 * (relative(retain) - relative(forget))
+
+
+def relative(values: Float[np.ndarray, "*replica step"]) -> Float[np.ndarray, "*replica step"]:
+    """Accuracies per step as shares of the first, that of the unpruned model; not a number where that is 0."""
+    first = np.broadcast_to(values[..., :1], values.shape)
+    return np.divide(values, first, out=np.full(values.shape, np.nan), where=first != 0)
 
 
 def cost_at(of: np.ndarray, other: np.ndarray, drop: float, name: str) -> float:
     """Relative drop of `other` in percent where `of` has first dropped by `drop` percent, between steps on a straight line."""
     if not 1 < drop <= 100:
         raise ValueError(f"{name}={drop}: give a relative drop in percent, above 1 and up to 100 (80 for 80%)")
-    drops, costs = 100 * (1 - of / of[0]), 100 * (1 - other / other[0])
-    reached = np.flatnonzero(drops >= drop)
-    if not len(reached):
-        raise ValueError(f"{name}={drop}: the largest drop of this run is {drops.max():.1f}%; prune further to reach {drop}%")
-    i = int(reached[0])
-    share = (drop - drops[i - 1]) / (drops[i] - drops[i - 1])
-    return float(costs[i - 1] + share * (costs[i] - costs[i - 1]))
+    cost = float(costs_at(of, other, drop))
+    if math.isinf(cost):
+        most = (100 * (1 - of / of[0])).max()
+        raise ValueError(f"{name}={drop}: the largest drop of this run is {most:.1f}%; prune further to reach {drop}%")
+    return cost
+
+
+def costs_at(
+    of: Float[np.ndarray, "*replica step"], other: Float[np.ndarray, "*replica step"], drop: float
+) -> Float[np.ndarray, "*replica"]:
+    """`cost_at` of many trajectories; infinite where a drop is never reached, not a number where the unpruned model has no hit."""
+    drops, costs = (100 * (1 - relative(values)) for values in (of, other))
+    reached = drops >= drop
+    after = np.maximum(reached.argmax(-1), 1)[..., None]  # the first drop is 0, so that none is reached there
+    (d0, d1), (c0, c1) = ([np.take_along_axis(values, at, -1)[..., 0] for at in (after - 1, after)] for values in (drops, costs))
+    with np.errstate(divide="ignore", invalid="ignore"):  # where it is not reached
+        found = np.where(reached.any(-1), c0 + (drop - d0) / (d1 - d0) * (c1 - c0), np.inf)
+    return np.where(np.isnan(drops[..., 0] + costs[..., 0]), np.nan, found)
 
 
 def separability(
-    forget_rows: Float[np.ndarray, "step row count"],
-    retain_rows: Float[np.ndarray, "step row2 count"],
+    forget: Float[np.ndarray, "step cluster count"],
+    retain: Float[np.ndarray, "step cluster2 count"],
     metric: str = "top1",
     *,
     specific: Literal["forget", "retain"] = "forget",
     seed: int = 0,
 ) -> Separability:
-    """`Separability` from the evaluation sums per row of every step, step 0 first.
+    """`Separability` from the evaluation sums per document of every step, step 0 first.
 
     Args:
-        forget_rows, retain_rows: `Evaluation.per_row` of every step, stacked.
+        forget, retain: `Evaluation.per_cluster` of every step, stacked.
         metric: one of the accuracies "top1", "top10", "skip50_top1", "skip50_top10".
         specific: role on the x axis. "forget" gives 2 for perfect separation; "retain" ([SEP]'s specific focus) gives 0.
-        seed: of the bootstrap.
+        seed: of the bootstrap, and of the halves that the step of `max_drop` is chosen on.
     """
     if metric not in ACCURACIES:
         raise unknown("metric", metric, ACCURACIES, "Areas are made of accuracies.")
     if specific not in ("forget", "retain"):
         raise unknown("specific", specific, ("forget", "retain"))
-    f, r = ratio(forget_rows, metric), ratio(retain_rows, metric)
+    f, r = ratio(forget, metric), ratio(retain, metric)
     if f[0] == 0 or r[0] == 0:
         raise ValueError(f"{metric} of the unpruned model is 0 on the {'forget' if f[0] == 0 else 'retain'} task: there is nothing to lose")
 
-    replicas = area_replicas(forget_rows, retain_rows, metric, specific=specific, seed=seed)
-    replicas = replicas[np.isfinite(replicas)]
+    max_drop, drops = cross_fitted_drop(forget, retain, metric, seed=seed)
+    replicas = _replicas(forget, retain, metric, specific, drops, seed)
     value = float(area(f, r) if specific == "forget" else area(r, f))
-    differential = 100 * ((1 - f / f[0]) - (1 - r / r[0]))
-    low, high = np.percentile(replicas, [2.5, 97.5])
-    low_percent, high_percent = np.percentile(100 * np.abs(replicas - 1), [2.5, 97.5])
-    if low <= 1 <= high:
-        low_percent = 0.0  # folding at 1 hides that no separability at all is among what is likely
-    if min(forget_rows.shape[1], retain_rows.shape[1]) < 2:
-        low = high = low_percent = high_percent = float("nan")  # one row says nothing about its spread
+    interval = bootstrap_interval(replicas.area, replicas.clusters)
     return Separability(
         metric,
         specific,
         f,
         r,
         value,
-        (float(low), float(high)),
+        interval,
         100 * abs(value - 1),
-        (float(low_percent), float(high_percent)),
-        float(differential.max()),
-        int(differential.argmax()),
+        _folded(interval),
+        max_drop,
+        int(differential_drop(f, r).argmax()),
+        bootstrap_interval(drops, replicas.clusters, strata=2),
+        (forget.shape[1], retain.shape[1]),
+        replicas,
     )
 
 
-def area_replicas(
-    forget_rows: Float[np.ndarray, "step row count"],
-    retain_rows: Float[np.ndarray, "step row2 count"],
-    metric: str = "top1",
-    *,
-    specific: Literal["forget", "retain"] = "forget",
-    seed: int = 0,
-) -> Float[np.ndarray, " replicate"]:
-    """Areas of 1000 bootstrap samples of the rows, the same ones at every step.
+def _folded(interval: Ends) -> Ends:
+    """Interval of 100·|A − 1| from that of A; from 0 where A = 1 lies in it."""
+    ends = sorted(100 * abs(end - 1) for end in interval)
+    return (0.0 if interval[0] <= 1 <= interval[1] else ends[0]), ends[1]
 
-    The same seed draws the same rows for every run over the same tokens: differences between runs are paired. Not a number, where a
-    sample has no hit of the unpruned model.
-    """
+
+def _replicas(
+    forget: np.ndarray, retain: np.ndarray, metric: str, specific: Literal["forget", "retain"], drops: np.ndarray, seed: int
+) -> Replicas:
     rng = np.random.default_rng(seed)
-    forget, retain = resampled(forget_rows, metric, rng), resampled(retain_rows, metric, rng)
+    f, r = resampled(forget, metric, rng), resampled(retain, metric, rng)
+    x, y = (relative(f), relative(r)) if specific == "forget" else (relative(r), relative(f))
+    return Replicas(f, r, area(x, y), drops, min(forget.shape[1], retain.shape[1]))
+
+
+def resampled(sums: Float[np.ndarray, "step cluster count"], metric: str, rng: np.random.Generator) -> Float[np.ndarray, "replica step"]:
+    """The metric in 1000 bootstrap samples of the documents, the same ones for every step of a sample."""
+    weights = bootstrap_weights(sums.shape[1], rng)
+    hits, n = columns_of(sums, metric)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return area(forget, retain) if specific == "forget" else area(retain, forget)
+        return (weights @ hits.T) / (weights @ n.T)
 
 
-def resampled(rows: np.ndarray, metric: str, rng: np.random.Generator) -> np.ndarray:
-    """The metric per [replicate, step], the same rows drawn for every step of a replicate."""
-    n = rows.shape[1]
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP).astype(np.float64)
-    sums = np.einsum("br,src->bsc", weights, rows)
-    return ratio(sums[:, :, None, :], metric)
+def cross_fitted_drop(
+    forget: Float[np.ndarray, "step cluster count"], retain: Float[np.ndarray, "step cluster2 count"], metric: str, *, seed: int = 0
+) -> tuple[float, Float[np.ndarray, " replica"]]:
+    """Differential drop at the step where it is highest, chosen on one half of the documents and measured on the other, see `Separability`.
+
+    Returns:
+        The mean over both ways round, and its bootstrap replicas: documents drawn within the halves, the two steps held. With fewer than
+        two documents of a task, or no hit of the unpruned model in a half, the plain maximum, and replicas that are no numbers.
+    """
+    rng = np.random.default_rng([seed, 1])
+    halves = list(zip(_halves(forget.shape[1], rng), _halves(retain.shape[1], rng), strict=True))
+    parts = [(forget[:, mine], retain[:, theirs]) for mine, theirs in halves]
+    drops = [differential_drop(ratio(f, metric), ratio(r, metric)) for f, r in parts]
+    if not np.isfinite(drops).all():
+        plain = differential_drop(ratio(forget, metric), ratio(retain, metric)).max()
+        return float(plain), np.full(REPLICAS, np.nan)
+    steps = [int(of_other.argmax()) for of_other in reversed(drops)]
+    value = np.mean([of_half[step] for of_half, step in zip(drops, steps, strict=True)])
+    drawn = []
+    for (f, r), step in zip(parts, steps, strict=True):
+        f, r = (resampled(sums[[0, step]], metric, rng) for sums in (f, r))
+        drawn.append(differential_drop(f, r)[:, 1])
+    return float(value), np.mean(drawn, axis=0)
+
+
+def _halves(clusters: int, rng: np.random.Generator) -> list[Int[np.ndarray, " cluster"]]:
+    order = rng.permutation(clusters)
+    return [order[: clusters // 2], order[clusters // 2 :]]

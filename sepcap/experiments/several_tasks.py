@@ -19,13 +19,14 @@ from sepcap.evaluation.next_token import COUNTS, evaluate_sample, ratio
 from sepcap.experiments.neuron_sets_config import OTHERS
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import Pieces, StudyResult, open_study
-from sepcap.experiments.separability import BOOTSTRAP, resampled
+from sepcap.experiments.separability import resampled
 from sepcap.interventions.deletion import delete
 from sepcap.models.sites import site_shape
 from sepcap.models.weights import WeightSnapshot
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.collect import collect_sample
+from sepcap.statistics.intervals import REPLICAS, Interval, bootstrap_interval
 from sepcap.statistics.moments import Statistics
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context, sample_task
@@ -208,12 +209,12 @@ class Lesions:
         self.evaluated = 0
         self._snapshot = WeightSnapshot(model, sites)
 
-    def whole(self) -> dict[str, Float[np.ndarray, "row count"]]:
-        """Sums per row of the unpruned model, by task."""
+    def whole(self) -> dict[str, Float[np.ndarray, "cluster count"]]:
+        """Sums per document of the unpruned model, by task."""
         return self.without(WHOLE, NeuronSet.empty(self.model, self.sites))
 
-    def without(self, name: str, neurons: NeuronSet, tasks: Sequence[str] | None = None) -> dict[str, Float[np.ndarray, "row count"]]:
-        """Sums per row without some neurons, by task.
+    def without(self, name: str, neurons: NeuronSet, tasks: Sequence[str] | None = None) -> dict[str, Float[np.ndarray, "cluster count"]]:
+        """Sums per document without some neurons, by task.
 
         Args:
             name: of the piece; the same name stands for the same set.
@@ -222,56 +223,41 @@ class Lesions:
         """
         asked = tuple(self.samples if tasks is None else tasks)
         numbers = [list(self.samples).index(task) for task in asked]
-        held = {i: self.pieces.get(f"rows/{name}-{i}") for i in numbers}
+        held = {i: self.pieces.get(f"sums/{name}-{i}") for i in numbers}
         left = [i for i, piece in held.items() if piece is None]
         try:
             if left and neurons:
                 delete(self.model, neurons)
             for i in left:
                 sample = self.samples[list(self.samples)[i]]
-                rows = evaluate_sample(self.model, sample, batch_size=self.batch_size).per_row
-                self.pieces.put(f"rows/{name}-{i}", {"rows": torch.from_numpy(rows)}, list(COUNTS))
-                held[i] = self.pieces.get(f"rows/{name}-{i}")
+                sums = evaluate_sample(self.model, sample, batch_size=self.batch_size).per_cluster
+                self.pieces.put(f"sums/{name}-{i}", {"sums": torch.from_numpy(sums)}, list(COUNTS))
+                held[i] = self.pieces.get(f"sums/{name}-{i}")
                 self.evaluated += 1
         finally:
             self._snapshot.restore()
         found = {task: held[i] for task, i in zip(asked, numbers, strict=True)}
-        return {task: piece[0]["rows"].numpy() for task, piece in found.items() if piece is not None}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with the ends of its 95% bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def columns(self, name: str) -> dict[str, float]:
-        """The value and both ends as columns of a table."""
-        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return {task: piece[0]["sums"].numpy() for task, piece in found.items() if piece is not None}
 
 
 class Relative:
     """Accuracies on one task without several sets of neurons, each divided by that of the unpruned model.
 
-    The rows of the sample are drawn with replacement, the same ones for every set and for the unpruned model, so that what they share
-    cancels (METHODS 9). The mean over seeds has its seeds drawn too.
+    The documents of the sample are drawn with replacement, the same ones for every set and for the unpruned model, so that what they
+    share cancels (METHODS 9). Of a mean over seeds the seeds are drawn too: its interval covers the spread over texts and over seeds.
 
     Args:
-        rows: name of the set -> sums per row; `WHOLE` among them.
+        sums: name of the set -> sums per document; `WHOLE` among them.
         metric: an accuracy.
 
     Raises:
         ValueError: an unpruned accuracy of 0.
     """
 
-    def __init__(self, rows: Mapping[str, Float[np.ndarray, "row count"]], metric: str) -> None:
-        stacked = np.stack(list(rows.values()))
-        self.index = {name: i for i, name in enumerate(rows)}
+    def __init__(self, sums: Mapping[str, Float[np.ndarray, "cluster count"]], metric: str) -> None:
+        stacked = np.stack(list(sums.values()))
+        self.index = {name: i for i, name in enumerate(sums)}
+        self.n_documents = stacked.shape[1]
         self.values = ratio(stacked, metric)
         whole = self.index[WHOLE]
         if not self.values[whole] > 0:
@@ -279,45 +265,49 @@ class Relative:
         drawn = resampled(stacked, metric, np.random.default_rng(0))
         with np.errstate(divide="ignore", invalid="ignore"):
             self.replicas = drawn / drawn[:, [whole]]
-        if stacked.shape[1] < 2:
-            self.replicas = np.full_like(self.replicas, np.nan)  # one row says nothing about its spread
         self.values = self.values / self.values[whole]
 
     def of(self, name: str) -> Interval:
         """The relative accuracy without one set."""
-        return interval_of(self.values[self.index[name]], self.replicas[:, self.index[name]])
+        return self.interval(self.values[self.index[name]], self.replicas[:, self.index[name]])
 
     def mean(self, names: Sequence[str]) -> Interval:
         """The mean over several sets, those of the seeds of a control."""
-        return interval_of(*self._mean(names))
+        return self.interval(*self._mean(names))
 
     def difference(self, name: str, others: Sequence[str]) -> Interval:
         """The relative accuracy without one set, minus the mean over several."""
         value, replicas = self._mean(others)
-        return interval_of(self.values[self.index[name]] - value, self.replicas[:, self.index[name]] - replicas)
+        return self.interval(self.values[self.index[name]] - value, self.replicas[:, self.index[name]] - replicas)
 
     def _mean(self, names: Sequence[str]) -> tuple[float, np.ndarray]:
         at = np.array([self.index[name] for name in names])
+        mean, k = self.replicas[:, at].mean(axis=1), len(at)
         # a generator of its own: the same seeds are drawn whatever was asked for before
-        draw = at[np.random.default_rng(1).integers(len(at), size=(BOOTSTRAP, len(at)))]
-        return float(self.values[at].mean()), np.take_along_axis(self.replicas, draw, axis=1).mean(axis=1)
+        draw = at[np.random.default_rng(1).integers(k, size=(REPLICAS, k))]
+        drawn = np.take_along_axis(self.replicas, draw, axis=1).mean(axis=1) - mean
+        # drawn from k seeds, their mean varies by (k − 1)/k of what it does over other seeds
+        return float(self.values[at].mean()), mean + drawn * np.sqrt(k / max(1, k - 1))
 
     def columns(self, name: str, randoms: Sequence[str]) -> dict[str, float]:
-        """The relative accuracy without one set, the mean without random ones and their difference, as columns of a table."""
-        found = {"relative": self.of(name), "random": self.mean(randoms), "minus_random": self.difference(name, randoms)}
-        return {key: value for column, interval in found.items() for key, value in interval.columns(column).items()}
+        """The relative accuracy without one set, the mean without random ones and their difference, as columns of a table.
 
-    def along(self, names: Sequence[str]) -> tuple[Float[np.ndarray, " set"], Float[np.ndarray, "replicate set"]]:
+        The interval of `relative` covers texts, those of `random` and `minus_random` texts and seeds; `random_seeds_sd` is the standard
+        deviation over seeds alone.
+        """
+        found = {"relative": self.of(name), "random": self.mean(randoms), "minus_random": self.difference(name, randoms)}
+        columns = {key: value for column, interval in found.items() for key, value in interval.columns(column).items()}
+        of_seeds = self.values[[self.index[random] for random in randoms]]
+        return columns | {"random_seeds_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else float("nan")}
+
+    def interval(self, value: float, replicas: Float[np.ndarray, " replica"]) -> Interval:
+        """Anything computed from the relative accuracies, with its 95% bootstrap interval."""
+        return Interval(float(value), *bootstrap_interval(replicas, self.n_documents))
+
+    def along(self, names: Sequence[str]) -> tuple[Float[np.ndarray, " set"], Float[np.ndarray, "replica set"]]:
         """The relative accuracies without several sets, and their bootstrap replicas."""
         at = [self.index[name] for name in names]
         return self.values[at], self.replicas[:, at]
-
-
-def interval_of(value: float, replicas: Float[np.ndarray, " replicate"]) -> Interval:
-    """A value and its 95% bootstrap interval, over those replicas that are a number."""
-    finite = replicas[np.isfinite(replicas)]
-    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
-    return Interval(float(value), float(low), float(high))
 
 
 def n_highest(scores: Scores, site: str, n: int) -> NeuronSet:

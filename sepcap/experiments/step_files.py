@@ -119,11 +119,10 @@ class StepFiles:
         biases: Mapping[str, torch.Tensor] | None,
     ) -> None:
         make_folder(temporary)
-        save_tensors(
-            temporary / "rows.safetensors",
-            {role: torch.from_numpy(e.per_row) for role, e in evaluations.items()},
-            {"kind": "rows", "columns": list(COUNTS)},
-        )
+        rows = {role: torch.from_numpy(e.per_row) for role, e in evaluations.items()}
+        rows |= {clusters_name(role): torch.from_numpy(e.clusters) for role, e in evaluations.items()}
+        groups = {role: e.groups for role, e in evaluations.items()}
+        save_tensors(temporary / "rows.safetensors", rows, {"kind": "rows", "columns": list(COUNTS), "groups": groups})
         gone.save(temporary / "neurons.safetensors")
         if biases is not None:
             save_tensors(temporary / BIASES, biases, {"kind": "biases"})
@@ -195,6 +194,11 @@ class StepFiles:
             yield
         except (CorruptFile, FileNotFoundError, IsADirectoryError) as error:
             raise CorruptFile(str(error) if way in str(error) else f"{error}. {way}") from error
+
+
+def clusters_name(role: str) -> str:
+    """Name of the tensor of documents beside that of the sums per row."""
+    return f"{role}_clusters"
 
 
 def identity_of(config: Mapping[str, Any]) -> str:

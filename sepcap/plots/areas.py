@@ -38,7 +38,8 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
         hover = (
             f"<b>{label}</b><br>forget {plain(run.config['forget'])}, retain {plain(run.config['retain'])}"
             f"<br>area {s.area:.3f} [{s.interval[0]:.3f}, {s.interval[1]:.3f}]<br>separability {said}"
-            f"<br>largest differential drop {s.max_drop:.1f} points at step {s.max_drop_step}"
+            f"<br>largest differential drop {s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}] points, step "
+            f"{s.max_drop_step}<br>intervals over {s.n_documents[0]:,} and {s.n_documents[1]:,} documents"
         )
         common = {"showlegend": False, "cliponaxis": False}
         # not error bars of the point: a percentile interval need not contain it

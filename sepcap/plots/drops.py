@@ -28,7 +28,7 @@ def drop_against_drop(runs: Any, metric: str = "top1", *, width: Width = "column
     Raises:
         ValueError: an unpruned accuracy of 0.
 
-    Source: [SP] figure 1. The legend gives the maximum differential drop (METHODS 11), as [SP] table 2 does.
+    Source: [SP] figure 1. The legend gives the maximum differential drop with its 95% interval (METHODS 11).
     """
     if metric not in ACCURACIES:
         raise unknown("metric", metric, ACCURACIES, "A drop is one of accuracies.")
@@ -37,8 +37,7 @@ def drop_against_drop(runs: Any, metric: str = "top1", *, width: Width = "column
     names, hovers = {}, {}
     for label, run in by_label.items():
         forget, retain = (drops[label][role] for role in ROLES)
-        step = int(np.argmax(forget - retain))
-        names[label] = f"{label}: {forget[step] - retain[step]:.1f} at step {step}" if len(forget) > 1 else label
+        names[label] = f"{label}: {_max_drop(run, metric)}" if len(forget) > 1 else label
         hovers[label] = [
             f"{said}<br>dropped by {f:.1f}% (forget) and {r:.1f}% (retain): {f - r:+.1f} points"
             for said, f, r in zip(step_hovers(label, run, metric), forget, retain, strict=True)
@@ -94,6 +93,13 @@ def perplexity_against_perplexity(runs: Any, *, relative: bool = False, width: W
     layout = _axes(by_label, lambda of_task: f"{of_what}, {of_task}", [_log_axis(*limit) for limit in limits])
     lines = _lines(by_label, values, {label: label for label in by_label}, hovers)
     return new_figure([guide, *lines], layout, width=width, square=True, left=58, legend_rows=len(lines) + 1)
+
+
+def _max_drop(run: Run, metric: str) -> str:
+    s = run.separability(metric)
+    low, high = s.max_drop_interval
+    interval = f" [{low:.1f}, {high:.1f}]" if np.isfinite(low) else ""
+    return f"{s.max_drop:.1f}{interval} at step {s.max_drop_step}"
 
 
 def _drop(run: Run, role: str, metric: str) -> np.ndarray:

@@ -20,7 +20,6 @@ from sepcap.plots.style import (
     new_figure,
     plain,
     rounded,
-    with_error,
 )
 
 ROW_PX = 24
@@ -29,7 +28,7 @@ TITLES = {"mlp": "MLP neurons", "attention": "Attention pre-out neurons", "heads
 
 
 def methods(result: Methods, metric: str = "top1", *, width: Width = "column") -> go.Figure:
-    """Separability 100·(A − 1) of every method, mean over seeds, with its 95% bootstrap interval; single seeds are small dots.
+    """Separability 100·(A − 1) of every method, mean over seeds, with its 95% bootstrap interval over texts; single seeds are small dots.
 
     0 means that both tasks go together, 100 that the retain task is kept to the end. Random neurons are open symbols.
 
@@ -105,7 +104,7 @@ def methods(result: Methods, metric: str = "top1", *, width: Width = "column") -
             "ticks": "",
             "showline": False,
         },
-        "legend": {"title": {"text": "Mean over seeds, with 95% interval<br>small dots: single seeds; open: random"}},
+        "legend": {"title": {"text": "Mean over seeds, with 95% interval over texts<br>small dots: single seeds; open: random"}},
         "annotations": [
             {"text": f"<b>{text}</b>", "x": 0, "xref": "paper", "xanchor": "right", "xshift": -4, "y": at, "font": {"size": TICK_PX}}
             for text, at in headings
@@ -124,8 +123,12 @@ def _hover(row: dict[str, Any]) -> str:
         f"<b>{METHODS[row['method']].label}</b>, {TITLES[row['site']]}",
         plain(row["direction"]),
         f"separability {row['separability']:.1f}% [{row['low']:.1f}, {row['high']:.1f}]",
-        f"largest differential drop {with_error(row['max_drop'], row['max_drop_sd'], 3)} points, step {row['max_drop_step']:.1f}",
+        f"largest differential drop {row['max_drop']:.1f} [{row['max_drop_low']:.1f}, {row['max_drop_high']:.1f}] points, "
+        f"step {row['max_drop_step']:.1f}",
+        f"intervals over {row['n_documents']:,.0f} documents",
     ]
+    if np.isfinite(row["seeds_sd"]):
+        lines.append(f"standard deviation over {row['seeds']} seeds {row['seeds_sd']:.1f}")
     if np.isfinite(row["minus_random"]):
         lines.append(f"minus random {row['minus_random']:.1f} [{row['minus_random_low']:.1f}, {row['minus_random_high']:.1f}]")
     return "<br>".join(lines)

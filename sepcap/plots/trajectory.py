@@ -18,8 +18,8 @@ def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, widt
 
     Where all runs forget the same task it is on the x axis, and the retain task on the y axis. Where runs go in both
     directions, each task keeps its axis, the first run's forget task the x axis. The legend gives the separability of
-    every run in percent with its 95% bootstrap interval. Runs in a list that differ in their seed alone are one line, the mean over
-    seeds, with a band from the lowest to the highest; give a mapping to draw each by itself.
+    every run in percent with its 95% bootstrap interval over texts. Runs in a list that differ in their seed alone are one line, the
+    mean over seeds, with a band from the lowest to the highest; give a mapping to draw each by itself.
 
     Args:
         runs: a Run, several, or a mapping from label to Run.
@@ -64,7 +64,7 @@ def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, widt
         layout[name] |= {"dtick": 0.2, "tickformat": ".1f"} if normalised else {"nticks": 6}
     said = any(run.steps_done for run in by_label.values())
     if said:
-        title = "Separability, with 95% interval"
+        title = "Separability, with 95% interval over texts"
         if bands:
             title += "<br>(seeds: mean; band: lowest to highest)"
         layout["legend"] = {"title": {"text": title}}

@@ -169,10 +169,10 @@ def test_the_summary_is_that_of_the_planted_lines():
     # seed 0 falls in a straight line from 0.8 to 0, seed 1 falls to half of it in the same steps
     summary = planted(lambda kind, seed, gone: 0.8 * (1 - gone / (1 + seed))).by_kind.iloc[0]
     assert summary["top1_at_50"] == pytest.approx((0.4 + 0.6) / 2)
-    assert summary["top1_at_50_sd"] == pytest.approx(np.std([0.4, 0.6], ddof=1))
+    assert summary["top1_at_50_seeds_sd"] == pytest.approx(np.std([0.4, 0.6], ddof=1))
     assert summary["loss_at_50"] == pytest.approx(4 - 2 * 0.5)
     assert summary["area"] == pytest.approx((0.5 + 0.75) / 2)
-    assert summary["area_sd"] == pytest.approx(np.std([0.5, 0.75], ddof=1))
+    assert summary["area_seeds_sd"] == pytest.approx(np.std([0.5, 0.75], ddof=1))
 
 
 def test_half_is_interpolated_where_no_step_is_there():

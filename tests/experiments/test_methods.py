@@ -8,6 +8,7 @@ from sepcap import plots
 from sepcap.experiments import pruning
 from sepcap.experiments.methods import METHODS, Methods, MethodsConfig, compare_methods
 from sepcap.experiments.separability import separability
+from sepcap.statistics.intervals import bootstrap_interval
 
 CHOSEN = ("mlp", "mlp-offset-mean", "random-mlp", "attention-svd", "heads-median")
 SHARES = {"mlp": {"mlp": 0.4}, "attention": {"attn_pre_out": 0.5}, "heads": {"heads": 0.5}}
@@ -55,13 +56,15 @@ def test_table_is_made_of_the_areas_of_the_runs(compared):
             else:
                 runs = [compared.runs[method, direction, seed] for seed in (0, 1)]
                 roles = ("forget", "retain")
-            found = [separability(*(run.rows(role) for role in roles)) for run in runs]
+            found = [separability(*(run.per_cluster(role) for role in roles)) for run in runs]
             percents = [100 * (s.area - 1) for s in found]
             assert row["separability"] == pytest.approx(np.mean(percents))
-            assert row["sd"] == pytest.approx(abs(percents[0] - percents[1]) / 2**0.5)  # of two values
-            np.testing.assert_allclose([row["low"], row["high"]], np.percentile(compared.replicas(method, direction), [2.5, 97.5]))
-            assert row["low"] < row["high"] or row["sd"] == 0  # pruning attention can leave every single hit as it was
+            assert row["seeds_sd"] == pytest.approx(abs(percents[0] - percents[1]) / 2**0.5)  # of two values
+            replicas = 100 * (np.mean([s.replicas.area for s in found], axis=0) - 1)
+            assert (row["low"], row["high"]) == pytest.approx(bootstrap_interval(replicas, min(found[0].n_documents)))
+            assert row["low"] < row["high"] or row["seeds_sd"] == 0  # pruning attention can leave every single hit as it was
             assert row["max_drop"] == pytest.approx(np.mean([s.max_drop for s in found]))
+            assert row["max_drop_low"] <= row["max_drop_high"]
             if method == "mlp-offset-mean":
                 base = table.loc[("random-mlp", f"forget {compared.task(direction)}"), "separability"]
                 assert row["minus_random"] == pytest.approx(row["separability"] - base)
@@ -80,10 +83,11 @@ def test_table_is_made_of_the_areas_of_the_runs(compared):
 
 
 def test_differences_are_paired_on_the_same_texts(compared):
-    """A method minus itself has no interval: the same rows are drawn for both."""
-    one, again = (compared.replicas("mlp-offset-mean", "forward") for _ in range(2))
-    np.testing.assert_array_equal(one, again)
-    assert one.std() > 0
+    """A method minus itself has no interval: the same documents are drawn for both."""
+    one, again = (compared.separabilities("mlp", "forward")[0] for _ in range(2))
+    np.testing.assert_array_equal(one.replicas.area, again.replicas.area)
+    assert one.replicas.area.std() > 0
+    assert one.minus(again) == (0, (0, 0))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from run_folders import STEPS, bits, config_of
@@ -11,6 +12,7 @@ import sepcap
 from sepcap.errors import CorruptFile
 from sepcap.experiments import provenance, pruning
 from sepcap.experiments.run import Run
+from sepcap.statistics.intervals import cluster_sums
 from sepcap.storage import write_json
 
 
@@ -148,6 +150,8 @@ def test_reading_a_run(prepared, tmp_path):
             run.neurons(step)
     with pytest.raises(ValueError, match=r"role='forgot' is not known. Did you mean 'forget'"):
         run.rows("forgot")
+    for role in ("forget", "retain"):
+        np.testing.assert_array_equal(run.per_cluster(role), cluster_sums(run.rows(role), run.clusters(role)))
     with pytest.raises(ValueError, match="figure='nothing' is not known"):
         run.figure("nothing")
     assert "finished" in repr(run)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sepcap.evaluation.next_token import COUNTS
-from sepcap.experiments.separability import Separability, area, separability
+from sepcap.experiments.separability import Separability, area, costs_at, separability
 
 TOKENS_PER_ROW = 100
+FORGET, RETAIN = [0.6, 0.4, 0.2, 0.05], [0.5, 0.48, 0.4, 0.2]
 
 
 def rows(accuracy: list[float], n: int = 20) -> np.ndarray:
@@ -124,6 +125,73 @@ def test_maximum_differential_drop_and_its_step():
     assert result.max_drop_step == 2
 
 
+def counted(hits_per_step: list[list[float]]) -> np.ndarray:
+    """Sums [step, document, count] of top-1 hits, of 100 predictions each."""
+    sums = np.zeros((*np.shape(hits_per_step), len(COUNTS)))
+    sums[..., COUNTS.index("n")], sums[..., COUNTS.index("top1")] = 100, hits_per_step
+    return sums
+
+
+def test_the_step_is_chosen_on_one_half_and_the_drop_measured_on_the_other():
+    """One document is best at step 1, the other at step 2: chosen on either and measured on the other, both drops are the low ones."""
+    forget = counted([[80, 80], [20, 60], [40, 24]])  # relative drops 75 and 25, then 50 and 70
+    retain = counted([[50, 50], [50, 50], [50, 50]])
+    result = separability(forget, retain)
+    assert result.max_drop == pytest.approx((50 + 25) / 2)
+    np.testing.assert_allclose(result.differential_drop, [0, 50, 60])
+    assert result.max_drop_step == 2
+    assert np.isnan(result.max_drop_interval).all()  # of one document in each half
+    # four of each kind: whichever halves are drawn, the mean is of two drops between the lowest and the highest
+    many = separability(np.tile(forget, (1, 4, 1)), np.tile(retain, (1, 4, 1)))
+    assert many.max_drop <= 60 + 1e-9
+    assert many.max_drop_interval[0] <= many.max_drop <= many.max_drop_interval[1]
+    with_one = separability(forget[:, :1], retain)
+    assert with_one.max_drop == pytest.approx(75)  # no halves: the plain maximum
+    assert np.isnan(with_one.max_drop_interval).all()
+
+
+def test_halves_are_their_seed_and_documents_that_are_alike_need_none():
+    forget, retain = noisy_rows(FORGET, 20, 1), noisy_rows(RETAIN, 20, 2)
+    first, again, other = (separability(forget, retain, seed=seed) for seed in (0, 0, 1))
+    assert (first.max_drop, first.max_drop_interval) == (again.max_drop, again.max_drop_interval)
+    assert first.max_drop_interval != other.max_drop_interval
+    alike = of([0.8, 0.6, 0.2, 0.0], [0.5, 0.5, 0.45, 0.25])
+    assert alike.max_drop_interval == pytest.approx((65, 65))
+
+
+def test_costs_have_intervals_and_an_open_end_where_samples_never_drop_so_far():
+    forget, retain = noisy_rows(FORGET, 40, 1), noisy_rows(RETAIN, 40, 2)
+    result = separability(forget, retain)
+    low, high = result.retain_cost_interval(50)
+    assert low < result.retain_cost(50) < high
+    least, most = result.forget_drop_interval(20)
+    assert least < result.forget_drop(20) < most
+    # replica by replica the cost of its own trajectory
+    one = Separability.retain_cost(dataclasses.replace(result, forget=result.replicas.forget[7], retain=result.replicas.retain[7]), 50)
+    assert costs_at(result.replicas.forget, result.replicas.retain, 50)[7] == pytest.approx(one)
+    furthest = 100 * (1 - result.forget[-1] / result.forget[0])
+    assert math.isinf(result.retain_cost_interval(furthest)[1])
+    with pytest.raises(ValueError, match="prune further"):
+        result.retain_cost_interval(furthest + 1)
+
+
+def test_a_difference_between_runs_is_paired():
+    """Two runs over the same documents that keep the same share of every one more or less: their difference has no spread."""
+    forget, retain = noisy_rows([0.6], 30, 5), noisy_rows([0.5], 30, 6)
+    top1 = COUNTS.index("top1")
+
+    def run(shares_f, shares_r):
+        f, r = (np.concatenate([base] * len(shares_f)) for base in (forget, retain))
+        f[:, :, top1] *= np.array(shares_f)[:, None]
+        r[:, :, top1] *= np.array(shares_r)[:, None]
+        return separability(f, r)
+
+    one, other = run([1, 0.5, 0.0], [1, 0.8, 0.0]), run([1, 0.5, 0.0], [1, 0.6, 0.0])
+    difference, interval = one.minus(other)
+    assert difference == pytest.approx(0.2)
+    assert interval == pytest.approx((0.2, 0.2))
+
+
 def test_a_run_that_only_hurts_what_was_to_stay_has_no_differential_drop():
     result = of([0.8, 0.8], [0.5, 0.1])
     assert (result.max_drop, result.max_drop_step) == (0, 0)
@@ -167,8 +235,6 @@ def test_costs_that_cannot_be_given():
 
 
 # Intervals
-
-FORGET, RETAIN = [0.6, 0.4, 0.2, 0.05], [0.5, 0.48, 0.4, 0.2]
 
 
 def width(result: Separability) -> float:
@@ -248,8 +314,16 @@ def test_a_model_that_never_could_has_nothing_to_lose(forget, retain, role):
 
 
 def test_the_summary_says_what_the_numbers_are():
-    result = dataclasses.replace(of([1.0, 0.5, 0.0], [1.0, 0.8, 0.0]), above_random=0.25)
-    for part in ("top1", "area=1.300", "30%", "max_drop=30.0 at step 1", "above random +0.250", "at the last step forget"):
+    result = dataclasses.replace(of([1.0, 0.5, 0.0], [1.0, 0.8, 0.0]), above_random=0.25, above_random_interval=(0.1, 0.4))
+    parts = (
+        "top1",
+        "area=1.300",
+        "30%",
+        "max_drop=30.0 [30.0, 30.0] at step 1",
+        "above random +0.250 [0.100, 0.400]",
+        "20 and 20 documents",
+    )
+    for part in (*parts, "at the last step forget"):
         assert part in repr(result)
 
 

@@ -1,0 +1,144 @@
+"""Standard errors and 95% intervals where the documents are the sample: of means, and of all that is computed from them (METHODS 9).
+
+Tokens of a document depend on each other, so that documents are drawn and not tokens: sums are taken per document first. Numbers of
+documents are often small. A percentile bootstrap of 10 documents covers the truth in 88 to 90% of draws and one of 8 in 86%; with the
+correction of `bootstrap_interval` it is 93 to 95% and 92 to 93% (tests/statistics/test_coverage.py).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+REPLICAS = 1000
+"""Bootstrap samples."""
+
+LEVEL = 0.95
+"""Of every interval in this package."""
+
+Cluster = Literal["document", "package"]
+"""What is drawn: documents, or packages with all of their documents."""
+
+CLUSTERS: tuple[Cluster, ...] = get_args(Cluster)
+
+Ends = tuple[float, float]
+"""The ends of an interval; not a number where it is unknown."""
+
+UNKNOWN: Ends = (math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def columns(self, name: str) -> dict[str, float]:
+        """The value and both ends as columns of a table."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def cluster_sums(
+    rows: Float[np.ndarray, "*leading row count"], clusters: Int[np.ndarray, " row"]
+) -> Float[np.ndarray, "*leading cluster count"]:
+    """Sums per cluster from sums per row.
+
+    >>> cluster_sums(np.array([[1.0], [2.0], [4.0]]), np.array([0, 1, 0]))[:, 0].tolist()
+    [5.0, 2.0]
+    """
+    order = np.argsort(clusters, kind="stable")
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
+    return np.add.reduceat(rows[..., order, :], starts, axis=-2) if len(starts) else rows
+
+
+def connected(*labels: Sequence[object] | Shaped[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
+    """Clusters of rows that are joined by a shared label of any kind, numbered in the order of their first row.
+
+    Args:
+        labels: one sequence per kind, a label for every row: its document, its package.
+
+    >>> connected([0, 1, 2, 3], ["a", "b", "a", "c"]).tolist()
+    [0, 1, 0, 2]
+    """
+    parent = list(range(len(labels[0])))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for of_kind in labels:
+        first: dict[object, int] = {}
+        for i, label in enumerate(of_kind):
+            one, other = sorted((root(i), root(first.setdefault(label, i))))
+            parent[other] = one
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(root(i), len(numbers)) for i in range(len(parent))], dtype=np.int64)
+
+
+def ratio_se(sums: Float[np.ndarray, " cluster"], weights: Float[np.ndarray, " cluster"]) -> float:
+    """Standard error of Σ sums / Σ weights, clusters drawn independently: linearised, with the factor G / (G − 1) for G clusters.
+
+    Not a number for fewer than two clusters, or where all weights are 0.
+    """
+    n, total = len(sums), weights.sum()
+    if n < 2 or total == 0:
+        return math.nan
+    residual = sums - sums.sum() / total * weights
+    return float(np.sqrt(n / (n - 1) * (residual**2).sum()) / total)
+
+
+def t_factor(clusters: int) -> float:
+    """Standard errors to either side in a 95% interval of Student's t with `clusters` − 1 degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(clusters - 1, (1 + LEVEL) / 2)) if clusters > 1 else math.nan
+
+
+def t_interval(value: float, error: float, clusters: int) -> Ends:
+    """95% interval of Student's t with `clusters` − 1 degrees of freedom around a value with its standard error."""
+    half = t_factor(clusters) * error
+    return value - half, value + half
+
+
+def bootstrap_weights(clusters: int, rng: np.random.Generator) -> Float[np.ndarray, "replica cluster"]:
+    """How often each cluster is in each bootstrap sample."""
+    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=REPLICAS).astype(np.float64)
+
+
+def bootstrap_interval(replicas: Float[np.ndarray, " replica"], clusters: int, strata: int = 1) -> Ends:
+    """95% interval from bootstrap replicas: percentiles, expanded for few clusters.
+
+    A bootstrap of G clusters has G − 1 instead of G in its variance, and takes that variance for known. So the lower percentile is not
+    Φ(−1.96) but Φ(−√(G/(G−1)) · t), with t the 97.5% point of Student's t with G − 1 degrees of freedom; the upper one is its mirror
+    image. Replicas that are no numbers are left out; infinite ones count, and an end can be infinite.
+
+    Args:
+        replicas: the statistic of every bootstrap sample.
+        clusters: number that each sample draws; of two independent sets of clusters the smaller one.
+        strata: number of parts that the clusters were resampled within; each has `clusters` // `strata`.
+
+    Returns:
+        Both ends; not a number where a part has fewer than two clusters, or no replica is a number.
+
+    Source: Hesterberg 2015, What teachers should know about the bootstrap, section 3.3 (expanded percentile interval). In simulations
+    (tests/statistics/test_coverage.py) it covers as often as a t interval with the bootstrap's standard error, and keeps the asymmetry
+    of ratios; BCa intervals of 10 documents covered the truth in 87% of draws, less than plain percentiles.
+    """
+    from scipy.special import ndtr
+
+    known, each = np.sort(replicas[~np.isnan(replicas)]), clusters // strata
+    if each < 2 or not len(known):
+        return UNKNOWN
+    lower = ndtr(-math.sqrt(each / (each - 1)) * t_factor(strata * (each - 1) + 1))
+    # the next replica outwards: between a finite and an infinite one there is nothing to interpolate
+    low, high = np.quantile(known, lower, method="lower"), np.quantile(known, 1 - lower, method="higher")
+    return float(low), float(high)
