@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.errors import unknown
-from sepcap.experiments.modules import Modules
+from sepcap.experiments.modules_result import ACTIVITY, LAYER, LEAST, MOST, SCORE, Modules
 from sepcap.plots.style import (
     BLUE,
     DASHES,
@@ -15,6 +15,8 @@ from sepcap.plots.style import (
     GREY,
     INK,
     ORANGE,
+    PURPLE,
+    SKY,
     SYMBOLS,
     VERMILLION,
     Width,
@@ -24,15 +26,23 @@ from sepcap.plots.style import (
     plain,
     rounded,
 )
+from sepcap.selection.concentration import Null
 
 LOOK = {
-    ("trained", "moefied"): ("MoEfication clusters", VERMILLION, SYMBOLS[0], DASHES[0]),
-    ("trained", "index"): ("arbitrary clusters (neuron index modulo k)", BLUE, SYMBOLS[1], DASHES[1]),
-    ("random", "moefied"): ("MoEfication, random weights", GREEN, SYMBOLS[2], DASHES[3]),
+    ("trained", "moefied", SCORE): ("MoEfication clusters", VERMILLION, SYMBOLS[0], DASHES[0]),
+    ("trained", "index", SCORE): ("arbitrary clusters (neuron index modulo k)", BLUE, SYMBOLS[1], DASHES[1]),
+    ("random", "moefied", SCORE): ("MoEfication, random weights", GREEN, SYMBOLS[2], DASHES[3]),
+    ("trained", "moefied", LEAST): ("the least active on retain instead", PURPLE, SYMBOLS[3], DASHES[4]),
+    ("trained", "moefied", MOST): ("the most active on retain instead", SKY, SYMBOLS[4], DASHES[5]),
 }
-"""Weights and clusters -> what a line is called, and its colour, symbol and dash."""
+"""Weights, clusters and choice of neurons -> what a line is called, and its colour, symbol and dash."""
 
-CHANCE = {"trained": ("random sets of neurons", GREY), "random": ("random sets, random weights", ORANGE)}
+CHANCE = {
+    ("trained", LAYER): ("random sets, as many per layer", GREY),
+    ("trained", ACTIVITY): ("random sets, matched on activity too", INK),
+    ("random", LAYER): ("random sets per layer, random weights", ORANGE),
+}
+"""Weights and what random sets are matched on -> what their line is called, and its colour."""
 
 SHIFT = 0.16
 """Layers between the points of one layer, so that their intervals stand beside each other."""
@@ -41,9 +51,10 @@ SHIFT = 0.16
 def concentration_curve(result: Modules, *, fraction: float | None = None, task: str | None = None, width: Width = "column") -> go.Figure:
     """Cumulative share of the task neurons over clusters, those with the most of them first, mean over seeds, tasks and layers.
 
-    Dotted lines are means of random sets with as many neurons in every layer, their bands 95% of single ones: the model with random
-    weights has random sets of its own, because its task neurons lie in other layers. The area under each line is in the legend; the
-    axis ends where all lines have arrived.
+    Beside them stand sets of as many neurons in every layer that are chosen by their activity on the retain task alone. Dotted lines are
+    means of random sets with as many neurons in every layer, or in every bin of activity too, their bands 95% of single ones: the model
+    with random weights has random sets of its own, because its task neurons are in other layers. The area under each line is in the
+    legend; the axis ends where all lines have arrived.
 
     Args:
         result: what `sepcap.modules` returns.
@@ -62,15 +73,18 @@ def concentration_curve(result: Modules, *, fraction: float | None = None, task:
     x = rounded(points)
     lines: list[Any] = []
     bands: list[Any] = []
-    for (weights, clusters), (name, colour, _, dash) in LOOK.items():
-        rows = mine & (totals["weights"] == weights).to_numpy() & (totals["clusters"] == clusters).to_numpy()
+    for (weights, clusters, how), (name, colour, _, dash) in LOOK.items():
+        of = (totals["weights"] == weights) & (totals["clusters"] == clusters) & (totals["chosen"] == how)
+        rows = mine & of.to_numpy() & (totals["null"] == LAYER).to_numpy()
         if not rows.any():
             continue
         lines.append(
             (name, 100 * curves[rows].mean(axis=0), totals.loc[rows, "area"].mean(), {"color": colour, "width": 1.8, "dash": dash})
         )
-        if clusters == "moefied":
-            said, tint = CHANCE[weights]
+        for (of_weights, null), (said, tint) in CHANCE.items():
+            rows = mine & of.to_numpy() & (totals["null"] == null).to_numpy()
+            if of_weights != weights or (clusters, how) != ("moefied", SCORE) or not rows.any():
+                continue
             mean, low, high = 100 * chance[rows].mean(axis=0)
             band = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": _see_through(tint)}
             bands.append(go.Scatter(x=[*x, *x[::-1]], y=rounded([*high, *low[::-1]]), **band, hoverinfo="skip", showlegend=False))
@@ -102,11 +116,12 @@ def concentration_profile(
     fraction: float | None = None,
     task: str | None = None,
     layers: Sequence[int] | None = None,
+    null: Null = ACTIVITY,
     width: Width = "column",
 ) -> go.Figure:
     """Concentration of the task neurons layer by layer: mean over seeds, pooled over tasks, with 95% intervals over seeds.
 
-    0 is what random sets of the same size have, 1 the most that so many neurons can have. Intervals are drawn between −1 and 1; a
+    0 is what random sets have, 1 the most that so many neurons can have. Intervals are drawn between −1 and 1; a
     triangle at that end marks one that goes on.
 
     Args:
@@ -114,13 +129,16 @@ def concentration_profile(
         fraction: share of the mlp that is selected; default is the middle one of the configuration.
         task: one task alone; default is all, pooled.
         layers: layers to draw; default all.
+        null: what the random sets are matched on: "layer and activity", or "layer", with sets chosen by activity alone.
         width: inches, "column" or "page".
 
     Source: [MOD]; METHODS section 12.
     """
+    if null not in (LAYER, ACTIVITY):
+        raise unknown("null", null, (LAYER, ACTIVITY))
     fraction, _ = _chosen(result, fraction, task)
     table: Any = result.estimates(("layer",) if task is None else ("task", "layer"))
-    table = table[(table["fraction"] == fraction) & np.isfinite(table["concentration"])]
+    table = table[(table["fraction"] == fraction) & (table["null"] == null) & np.isfinite(table["concentration"])]
     if task is not None:
         table = table[table["task"] == task]
     shown_layers = chosen_layers(layers, range(result.tensors[f"labels-trained-{result.config['seeds'][0]}"].shape[0]))
@@ -129,8 +147,8 @@ def concentration_profile(
     traces: list[Any] = []
     cut: list[Any] = []
     ends: list[float] = [-0.1, 0.1]
-    bounds = (min(-1.0, float(table["concentration"].min())), 1.0)
-    there = dict(iter(table.groupby(["weights", "clusters"], sort=False)))
+    bounds = (min(-1.0, *table["concentration"]), 1.0)
+    there = dict(iter(table.groupby(["weights", "clusters", "chosen"], sort=False)))
     shown = [key for key in LOOK if key in there]
     for i, key in enumerate(shown):
         name, colour, symbol, dash = LOOK[key]
@@ -158,18 +176,19 @@ def concentration_profile(
         )
     pad = 0.05 * (max(ends) - min(ends))
     seeds = len(result.config["seeds"])
-    told = f"<br>95% intervals over {seeds} seeds" if seeds > 1 else "<br>one seed: no intervals"
+    told = "<br>random sets matched on " + null
+    told += f"<br>95% intervals over {seeds} seeds" if seeds > 1 else "<br>one seed: no intervals"
     told += "<br>triangles: the interval goes on" if cut else ""
     empty = [str(n) for n in shown_layers if n not in set(table.loc[table["weights"] == "trained", "layer"])]
     told += f"<br>no selected neurons in layer {', '.join(empty[:6])}{', …' * (len(empty) > 6)}" if empty else ""
     zero = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": INK, "width": 1, "dash": "dot"}}
     layout = {
         "xaxis": {"title": {"text": "Layer"}, "range": [first - 0.5, last + 0.5], "tick0": 0, "dtick": every(last - first + 1, 12)},
-        "yaxis": {"title": {"text": "Concentration (0 chance, 1 most)"}, "range": [min(ends) - pad, max(ends) + pad], "dtick": 0.25},
+        "yaxis": {"title": {"text": "Concentration (0 random sets, 1 most)"}, "range": [min(ends) - pad, max(ends) + pad], "dtick": 0.25},
         "shapes": [zero | {"layer": "below"}],
         "legend": {"title": {"text": _title(result, fraction, task) + told}},
     }
-    return new_figure([*traces, *cut], layout, width=width, plot_px=230, legend_rows=len(traces) + 3 + bool(cut) + bool(empty))
+    return new_figure([*traces, *cut], layout, width=width, plot_px=230, legend_rows=len(traces) + 4 + bool(cut) + bool(empty))
 
 
 def _goes_on(x: np.ndarray, bound: float, triangle: str, colour: str) -> go.Scatter:

@@ -1,8 +1,10 @@
 """Classes of neurons that are alike in layer and activity: what a control set is matched on (METHODS 12)."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 BINS = 10
@@ -24,6 +26,17 @@ def quantile_bins(activity: Float[Tensor, "layer unit"]) -> Int[Tensor, "layer u
     units = activity.shape[1]
     rank = activity.argsort(dim=1, stable=True).argsort(dim=1)
     return rank * max(1, min(BINS, units // LEAST_PER_BIN)) // units
+
+
+def chosen_by_activity(activity: Float[Tensor, "layer unit"], per_layer: Sequence[int], *, most: bool) -> Bool[Tensor, "layer unit"]:
+    """The least or the most active neurons, so many of every layer: a set chosen by activity alone.
+
+    >>> import torch
+    >>> chosen_by_activity(torch.tensor([[0.3, 0.1, 0.4], [3.0, 2.0, 1.0]]), [1, 2], most=False).tolist()
+    [[False, True, False], [False, True, True]]
+    """
+    rank = activity.argsort(dim=1, descending=most, stable=True).argsort(dim=1)
+    return rank < torch.tensor(list(per_layer), device=rank.device)[:, None]
 
 
 def activity_of(matched: Any, site: str) -> Float[Tensor, "layer *neuron"]:

@@ -12,6 +12,7 @@ from scipy import stats
 import sepcap
 from sepcap.experiments import modules as study
 from sepcap.experiments.modules import Modules, ModulesConfig
+from sepcap.selection.clusters import Clusters
 from sepcap.statistics.collect import collect_sample
 from sepcap.tasks.samples import sample_task
 
@@ -43,12 +44,13 @@ def same(one, other):
 
 def test_there_is_a_row_for_everything(found):
     areas = found.tables["areas"]
-    assert len(areas) == 2 * 2 * 2 * 2 * 2 * (2 + 1)
-    keys = ["weights", "seed", "clusters", "task", "fraction", "layer"]
+    # weights, seeds, tasks, fractions; both clusters under both nulls and two sets chosen by activity; two layers and the total
+    assert len(areas) == 2 * 2 * 2 * 2 * 6 * (2 + 1)
+    keys = ["weights", "seed", "clusters", "chosen", "null", "task", "fraction", "layer"]
     assert not areas.duplicated(keys).any()
     assert set(areas["task"]) == set(TASKS)
-    assert found.tensors["curves"].shape == (32, K + 1)
-    assert found.tensors["chance"].shape == (32, 3, K + 1)
+    assert found.tensors["curves"].shape == (96, K + 1)
+    assert found.tensors["chance"].shape == (96, 3, K + 1)
     totals = areas[areas["layer"].isna()]
     assert (totals["neurons"] == np.floor(totals["fraction"] * 144)).all()
     # the stored curves belong to the rows of all layers, in their order
@@ -70,10 +72,26 @@ def test_every_area_is_that_of_its_parts(found, trained_folder, digits, weights,
     areas = found.tables["areas"]
     rows = areas[(areas["weights"] == weights) & (areas["seed"] == seed) & (areas["task"] == task) & (areas["fraction"] == fraction)]
     labels = {"moefied": found.clusters(seed, weights).labels.numpy(), "index": np.stack([np.arange(72) % K] * 2)}
-    for kind, of_kind in labels.items():
-        mine = rows[(rows["clusters"] == kind) & rows["layer"].notna()].sort_values("layer")
+    masks, activity = {"score": mask}, retain["mlp"].abs
+    for name, sign in (("least active", 1), ("most active", -1)):
+        masks[name] = np.zeros_like(mask)
+        for layer, n in enumerate(mask.sum(axis=1)):
+            masks[name][layer, np.argsort(sign * activity[layer].numpy(), kind="stable")[:n]] = True
+    sets = [("moefied", how, "layer") for how in masks] + [("index", "score", "layer"), ("moefied", "score", "layer and activity")]
+    for kind, how, null in sets:
+        of_kind = labels[kind]
+        mine = rows[(rows["clusters"] == kind) & (rows["chosen"] == how) & (rows["null"] == null)]
+        again = sepcap.experiments.modules.concentration(
+            sepcap.NeuronSet({"mlp": torch.as_tensor(masks[how])}),
+            Clusters(torch.as_tensor(of_kind), K, "made up"),
+            draws=60,
+            seed=seed,
+            matched=retain if null == "layer and activity" else None,
+        )
+        np.testing.assert_allclose(mine["chance"], again.table["chance"])
+        mine = mine[mine["layer"].notna()].sort_values("layer")
         for layer, row in enumerate(mine.to_dict("records")):
-            counts = np.sort(np.bincount(of_kind[layer][mask[layer]], minlength=K))[::-1]
+            counts = np.sort(np.bincount(of_kind[layer][masks[how][layer]], minlength=K))[::-1]
             n = counts.sum()
             assert row["neurons"] == n
             if n:
@@ -124,18 +142,28 @@ def test_an_interrupted_study_goes_on_and_gives_the_same(found, trained, digits,
     same(Modules.load(tmp_path / "study"), found)
 
 
+SETS = [(w, c, "score", null) for w in ("trained", "random") for null in ("layer", "layer and activity") for c in ("moefied", "index")]
+SETS += [(weights, "moefied", how, "layer") for weights in ("trained", "random") for how in ("least active", "most active")]
+
+
 def planted(values, neurons=10, control=True, draws=1000):
-    """A study with these areas of MoEfication clusters, (task, seed) -> area; by index 0.6, random weights 0.7; chance 0.6, most 1."""
+    """A study with these areas of MoEfication clusters, (task, seed) -> area; chance 0.6, matched on activity 0.65, most 1.
+
+    By index 0.6, random weights 0.7, the least active 0.9, the most active 0.5.
+    """
     rows = []
-    for weights, clusters in (("trained", "moefied"), ("trained", "index"), ("random", "moefied"), ("random", "index")):
+    for weights, clusters, how, null in SETS:
         for (task, seed), value in values.items():
-            area = value if (weights, clusters) == ("trained", "moefied") else 0.7 if clusters == "moefied" else 0.6
+            area = {"index": 0.6, "moefied": value if weights == "trained" else 0.7}[clusters]
+            area = {"score": area, "least active": 0.9, "most active": 0.5}[how]
             n = neurons[task] if isinstance(neurons, dict) else neurons
-            rest = {"chance": 0.6, "chance_low": 0.5, "chance_high": 0.7, "most": 1.0, "p": 0.001 if area > 0.7 else 0.5}
-            row = {"weights": weights, "seed": seed, "clusters": clusters, "task": task, "fraction": 0.02, "layer": pd.NA, "neurons": n}
-            rows.append(row | {"area": area, "concentration": (area - 0.6) / 0.4} | rest)
+            chance = 0.6 if null == "layer" else 0.65
+            rest = {"chance": chance, "chance_low": 0.5, "chance_high": 0.7, "most": 1.0, "p": 0.001 if area > 0.7 else 0.5}
+            row = {"weights": weights, "seed": seed, "clusters": clusters, "chosen": how, "null": null, "task": task, "fraction": 0.02}
+            row |= {"layer": pd.NA, "neurons": n}
+            rows.append(row | {"area": area, "concentration": (area - chance) / (1 - chance)} | rest)
     table = pd.DataFrame(rows).astype({"layer": "Int64"})
-    table = table if control else table[table["weights"] == "trained"]
+    table = table if control else table[table["weights"] == "trained"].reset_index(drop=True)
     config = {"model": "m", "tasks": sorted({t for t, _ in values}), "retain": "r", "k": 4, "fractions": [0.02], "control": control}
     return Modules(config | {"seeds": sorted({s for _, s in values}), "n_init": 1, "draws": draws}, {"areas": table}, {})
 
@@ -143,7 +171,7 @@ def planted(values, neurons=10, control=True, draws=1000):
 def test_estimates_are_means_over_seeds_with_students_intervals():
     values = {("a", 0): 0.8, ("a", 1): 0.9, ("a", 2): 0.7, ("b", 0): 0.6, ("b", 1): 0.8, ("b", 2): 1.0}
     result = planted(values)
-    table = result.estimates(("task",)).set_index(["weights", "clusters", "task"])
+    table = result.estimates(("task",)).query("chosen == 'score' and null == 'layer'").set_index(["weights", "clusters", "task"])
     for task in "ab":
         areas = [value for (name, _), value in values.items() if name == task]
         row = table.loc[("trained", "moefied", task)]
@@ -151,7 +179,9 @@ def test_estimates_are_means_over_seeds_with_students_intervals():
         assert (row["area"], row["area_low"], row["area_high"]) == pytest.approx((np.mean(areas), low, high))
         assert row["concentration"] == pytest.approx((np.mean(areas) - 0.6) / 0.4)
         assert row["seeds"] == 3
-    pooled = result.estimates().set_index(["weights", "clusters"]).loc[("trained", "moefied")]
+    pooled = (
+        result.estimates().query("chosen == 'score' and null == 'layer'").set_index(["weights", "clusters"]).loc[("trained", "moefied")]
+    )
     means = [np.mean([values["a", seed], values["b", seed]]) for seed in range(3)]
     low, high = stats.ttest_1samp(means, 0).confidence_interval(0.95)
     assert (pooled["area"], pooled["area_low"], pooled["area_high"]) == pytest.approx((np.mean(means), low, high))
@@ -159,7 +189,9 @@ def test_estimates_are_means_over_seeds_with_students_intervals():
 
 def test_tasks_are_pooled_by_their_neurons():
     result = planted({("a", 0): 0.9, ("b", 0): 0.6}, neurons={"a": 10, "b": 30})
-    pooled = result.estimates().set_index(["weights", "clusters"]).loc[("trained", "moefied")]
+    pooled = (
+        result.estimates().query("chosen == 'score' and null == 'layer'").set_index(["weights", "clusters"]).loc[("trained", "moefied")]
+    )
     assert pooled["area"] == pytest.approx((10 * 0.9 + 30 * 0.6) / 40)
     assert np.isnan(pooled["area_low"])  # one seed says nothing about others
     assert "area 0.675, random sets 0.600" in result.summary()[1]
@@ -167,10 +199,10 @@ def test_tasks_are_pooled_by_their_neurons():
 
 def test_differences_are_seed_by_seed():
     result = planted({("a", 0): 0.8, ("a", 1): 0.9, ("a", 2): 0.7})
-    table = result.differences().set_index("minus")
-    for name, control in (("index, trained weights", 0.6), ("moefied, random weights", 0.7)):
-        gaps = [(area - control) / 0.4 for area in (0.8, 0.9, 0.7)]
-        row = table.loc[name]
+    table = result.differences().set_index(["minus", "null"]).sort_index()
+    controls = {"index mod k": 0.6, "random weights": 0.7, "the least active": 0.9, "the most active": 0.5}
+    for (name, null), row in table.iterrows():
+        gaps = [(area - controls[name]) / (0.4 if null == "layer" else 0.35) for area in (0.8, 0.9, 0.7)]
         low, high = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
         assert (row["difference"], row["difference_low"], row["difference_high"]) == pytest.approx((np.mean(gaps), low, high))
 
@@ -180,8 +212,21 @@ def test_the_summary_says_numbers_intervals_and_controls():
     assert "intervals over 3 seeds" in said[0]
     for part in ("area 0.800 [0.552, 1.048], random sets 0.600", "concentration 0.500 [", "by index mod k 0.000 [0.000, 0.000]"):
         assert part in said[1]
-    for part in ("random weights in clusters of their own 0.250", "to index mod k and 0.250 [", "2 of 3 sets, by index 0 of 3"):
+    assert "random weights in clusters of their own 0.250" in said[1]
+    assert "matched on activity on r too 0.429 [" in said[1]
+    assert "chosen by that activity alone: the least active 0.750 [0.750, 0.750], the most active −0.250 [" in said[1]
+    # each minus its control: 0.5 and 0, 0.25, 0.75, −0.25
+    for part in (
+        "0.500 [",
+        "to index mod k, ",
+        "0.250 [",
+        "to random weights, ",
+        "−0.250 [",
+        "to the least active, ",
+        "to the most active.",
+    ):
         assert part in said[1]
+    assert said[1].endswith("99% of random sets: 2 of 3 sets, when matched on activity too 2, by index 0.")
     assert "random weights in clusters" not in planted({("a", 0): 0.8}, control=False).summary()[1]
 
 
@@ -189,13 +234,13 @@ def test_with_few_draws_it_is_said_that_none_of_them_is_as_concentrated():
     # two sets beat all 20 draws (p = 1/21) and one beats 19 of them
     result = planted({("a", 0): 0.8, ("a", 1): 0.9, ("a", 2): 0.7}, draws=20)
     areas = result.tables["areas"]
-    areas["p"] = [1 / 21, 1 / 21, 2 / 21] + [0.5] * (len(areas) - 3)
+    areas["p"] = [1 / 21, 1 / 21, 2 / 21] + [0.5] * (len(areas) - 3)  # the first three are those of the layer null
     said = result.summary()[1]
-    assert said.endswith("More concentrated than every one of 20 random sets: 2 of 3 sets, by index 0 of 3.")
+    assert said.endswith("More concentrated than every one of 20 random sets: 2 of 3 sets, when matched on activity too 0, by index 0.")
     # from 99 on the smallest p is one in a hundred
     for draws, p, n in ((98, 1 / 99, 3), (99, 1 / 100, 3), (99, 2 / 100, 0), (1000, 10 / 1001, 3), (1000, 11 / 1001, 0)):
         again = planted({("a", 0): 0.8, ("a", 1): 0.9, ("a", 2): 0.75}, draws=draws)
-        again.tables["areas"]["p"] = [p] * 3 + [0.5] * 9
+        again.tables["areas"]["p"] = [p] * 3 + [0.5] * (len(areas) - 3)
         than = "99% of random sets" if draws >= 99 else "every one of 98 random sets"
         assert f"More concentrated than {than}: {n} of 3 sets" in again.summary()[1]
 
@@ -206,7 +251,8 @@ def test_one_seed_has_no_intervals_and_what_is_undefined_is_said_to_be():
     assert "[" not in "".join(result.summary())
     result.tables["areas"]["most"] = result.tables["areas"]["chance"]  # all neurons: no set of that size is more concentrated
     said = result.summary()[1]
-    assert "concentration undefined, in clusters by index mod k undefined" in said
+    assert "concentration undefined; relative to random sets matched on activity on r too undefined" in said
+    assert "In clusters by index mod k undefined" in said
     assert "nan" not in said.lower()
 
 
@@ -217,7 +263,7 @@ def test_unknown_names(found):
         found.clusters(7)
     with pytest.raises(ValueError, match=r"figure='curves' is not known. Did you mean 'curve'"):
         found.figure("curves")
-    assert "areas 96 rows" in repr(found)
+    assert "areas 288 rows" in repr(found)
     assert f"<li>{html.escape(found.summary()[0])}</li>" in found._repr_html_()
 
 

@@ -55,9 +55,10 @@ def study(planted):
     return sepcap.modules(planted.model, ModulesConfig(tasks=tasks, retain=retain, **options))
 
 
-def totals(result, clusters):
+def totals(result, clusters, chosen="score", null="layer"):
     table = result.tables["areas"]
-    return table[table["layer"].isna() & (table["clusters"] == clusters)]
+    same = (table["clusters"] == clusters) & (table["chosen"] == chosen) & (table["null"] == null)
+    return table[table["layer"].isna() & same]
 
 
 def test_task_neurons_that_are_whole_clusters_have_the_greatest_area(tmp_path):
@@ -68,6 +69,10 @@ def test_task_neurons_that_are_whole_clusters_have_the_greatest_area(tmp_path):
     assert moefied["area"].tolist() == pytest.approx([0.75, 0.75])
     assert moefied["concentration"].tolist() == pytest.approx([1, 1])
     assert (moefied["p"] == 1 / 201).all()
+    # they are never active on b: as many of the least active ones are the same neurons, and nothing is left when matched on activity
+    assert totals(result, "moefied", "least active")["concentration"].tolist() == pytest.approx([1, 1])
+    matched = totals(result, "moefied", null="layer and activity")
+    assert matched["chance"].tolist() == pytest.approx([0.75, 0.75], abs=0.02)
     # the neurons stand in random places
     assert totals(result, "index")["concentration"].abs().max() < 0.5
 

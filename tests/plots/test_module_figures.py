@@ -14,6 +14,8 @@ from sepcap.experiments.modules import Modules
 K, LAYERS = 4, 3
 EMPTY = "<br>no selected neurons in layer 2"
 COUNTS = {"moefied": [6, 2, 0, 0], "index": [3, 2, 2, 1]}
+SETS = [(clusters, "score", null) for clusters in COUNTS for null in ("layer", "layer and activity")]
+SETS += [("moefied", how, "layer") for how in ("least active", "most active")]
 
 
 def cumulative(counts):
@@ -26,22 +28,31 @@ def planted(tasks=("a", "<b>b</b>"), seeds=(0, 1, 2), control=True, fractions=(0
     chance = np.linspace(0, 1, K + 1) ** 0.5
     for weights in ("trained", "random") if control else ("trained",):
         for seed in seeds:
-            for clusters, counts in COUNTS.items():
+            for clusters, how, null in SETS:
+                counts = COUNTS[clusters]
                 for task in tasks:
                     for fraction in fractions:
-                        keys = {"weights": weights, "seed": seed, "clusters": clusters, "task": task, "fraction": fraction}
+                        keys = {"weights": weights, "seed": seed, "clusters": clusters, "chosen": how, "null": null}
+                        keys |= {"task": task, "fraction": fraction}
                         curve = cumulative(counts if weights == "trained" else COUNTS["index"])
                         area = np.trapezoid(curve, dx=1 / K)
                         for layer in (*range(LAYERS), None):
                             # layer 2 holds nothing in the trained model
                             n = 0 if layer == 2 and weights == "trained" else 8
                             here = area + 0.01 * (layer or 0) + 0.001 * seed
-                            rest = {"chance": 0.6, "chance_low": 0.55, "chance_high": 0.65, "most": 1.0, "p": 0.01}
+                            rest = {
+                                "chance": 0.6 if null == "layer" else 0.62,
+                                "chance_low": 0.55,
+                                "chance_high": 0.65,
+                                "most": 1.0,
+                                "p": 0.01,
+                            }
                             row = {"layer": pd.NA if layer is None else layer, "neurons": n, "area": here} | rest
                             row["concentration"] = (here - 0.6) / 0.4
                             rows.append(keys | row)
                         curves.append(curve)
-                        chances.append([chance, 0.9 * chance, np.minimum(1, 1.1 * chance)])
+                        mean = chance if null == "layer" else chance**0.9
+                        chances.append([mean, 0.9 * mean, np.minimum(1, 1.1 * mean)])
     tensors = {"curves": torch.tensor(np.array(curves)), "chance": torch.tensor(np.array(chances))}
     tensors |= {f"labels-trained-{seed}": torch.zeros(LAYERS, 8, dtype=torch.int32) for seed in seeds}
     config = {"model": "m", "tasks": list(tasks), "retain": "r$x$", "k": K, "fractions": list(fractions), "control": control}
@@ -56,10 +67,13 @@ def test_curves_are_the_cumulative_shares_and_the_legend_their_areas():
     lines = named(plots.concentration_curve(planted()))
     expected = {
         "MoEfication clusters: 0.813": cumulative(COUNTS["moefied"]),
-        "random sets of neurons: 0.600": np.linspace(0, 1, K + 1) ** 0.5,
+        "random sets, as many per layer: 0.600": np.linspace(0, 1, K + 1) ** 0.5,
+        "random sets, matched on activity too: 0.620": np.linspace(0, 1, K + 1) ** 0.45,
         "arbitrary clusters (neuron index modulo k): 0.595": cumulative(COUNTS["index"]),
         "MoEfication, random weights: 0.595": cumulative(COUNTS["index"]),
-        "random sets, random weights: 0.600": np.linspace(0, 1, K + 1) ** 0.5,
+        "random sets per layer, random weights: 0.600": np.linspace(0, 1, K + 1) ** 0.5,
+        "the least active on retain instead: 0.813": cumulative(COUNTS["moefied"]),
+        "the most active on retain instead: 0.813": cumulative(COUNTS["moefied"]),
     }
     assert list(lines) == list(expected)
     for name, curve in expected.items():
@@ -71,7 +85,7 @@ def test_bands_go_round_the_random_sets():
     fig: Any = plots.concentration_curve(planted())
     bands = [t for t in fig.data if t.fill == "toself"]
     chance = np.linspace(0, 1, K + 1) ** 0.5
-    assert len(bands) == 2
+    assert len(bands) == 3
     np.testing.assert_allclose(bands[0].y, 100 * np.concatenate([np.minimum(1, 1.1 * chance), (0.9 * chance)[::-1]]), rtol=1e-4)
 
 
@@ -93,12 +107,17 @@ def test_one_task_alone():
     assert heights == {"a": 75, "b": 90, None: 82.5}
 
 
+@pytest.mark.parametrize("null", ["layer", "layer and activity"])
 @pytest.mark.parametrize("task", [None, "a"])
-def test_the_profile_is_that_of_the_estimates(task):
+def test_the_profile_is_that_of_the_estimates(task, null):
     result = planted()
-    lines = named(plots.concentration_profile(result, task=task))
+    lines = named(plots.concentration_profile(result, task=task, null=null))
     table: Any = result.estimates(("layer",) if task is None else ("layer", "task"))
-    assert list(lines) == ["MoEfication clusters", "arbitrary clusters (neuron index modulo k)", "MoEfication, random weights"]
+    table = table[(table["null"] == null) & (table["chosen"] == "score")]
+    names = ["MoEfication clusters", "arbitrary clusters (neuron index modulo k)", "MoEfication, random weights"]
+    by_activity = ["the least active on retain instead", "the most active on retain instead"]
+    assert list(lines) == names + by_activity * (null == "layer")
+    lines = {name: lines[name] for name in names}
     keys = (("trained", "moefied"), ("trained", "index"), ("random", "moefied"))
     for line, (weights, clusters) in zip(lines.values(), keys, strict=True):
         rows = table[(table["weights"] == weights) & (table["clusters"] == clusters)]
@@ -119,7 +138,9 @@ def test_one_seed_has_points_without_intervals():
 def test_without_the_control_there_are_no_lines_of_it():
     result = planted(control=False)
     names = [name.split(":")[0] for name in named(plots.concentration_curve(result))]
-    assert names == ["MoEfication clusters", "random sets of neurons", "arbitrary clusters (neuron index modulo k)"]
+    random = ["random sets, as many per layer", "random sets, matched on activity too"]
+    by_activity = ["the least active on retain instead", "the most active on retain instead"]
+    assert names == ["MoEfication clusters", *random, "arbitrary clusters (neuron index modulo k)", *by_activity]
     assert len(named(plots.concentration_profile(result))) == 2
 
 
@@ -153,7 +174,7 @@ def test_an_interval_that_goes_on_beyond_the_axis_is_marked_where_it_is_cut():
     spread = (areas["layer"] == 0) & (areas["weights"] == "trained") & (areas["clusters"] == "moefied")
     # three seeds: 0.64 ± 0.4 in units of the area is 0.1 ± 2.5 in concentration
     areas.loc[spread, "area"] = areas.loc[spread, "seed"].map({0: 0.24, 1: 0.64, 2: 1.04})
-    row = result.estimates(("layer",)).query("weights == 'trained' and clusters == 'moefied' and layer == 0").iloc[0]
+    row = result.estimates(("layer",)).query("weights == 'trained' and clusters == 'moefied' and chosen == 'score' and layer == 0").iloc[0]
     assert row["concentration_low"] < -1
     assert row["concentration_high"] > 1
     fig: Any = plots.concentration_profile(result)
@@ -164,8 +185,8 @@ def test_an_interval_that_goes_on_beyond_the_axis_is_marked_where_it_is_cut():
         assert list(marks[symbol].x) == [main.x[0]]  # layer 0 of that line alone
         assert list(marks[symbol].y) == [end]
         assert marks[symbol].marker.color == main.line.color
-    assert main.y[0] + main.error_y.array[0] == pytest.approx(1)
-    assert main.y[0] - main.error_y.arrayminus[0] == pytest.approx(-1)
+    assert main.y[0] + main.error_y.array[0] == pytest.approx(1, abs=1e-3)
+    assert main.y[0] - main.error_y.arrayminus[0] == pytest.approx(-1, abs=1e-3)
     assert "the interval goes on" in fig.layout.legend.title.text
     whole: Any = plots.concentration_profile(planted())
     assert len(whole.data) == 3

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import sepcap
 from sepcap.selection.clusters import Clusters
 from sepcap.selection.concentration import area, concentration, cumulative_share, fullest
+from sepcap.selection.matching import chosen_by_activity
 
 
 def clusters_of(*layers, k=None):
@@ -163,3 +164,79 @@ def test_the_fullest_curve_fills_the_largest_clusters_first():
 def test_fewer_than_one_draw_is_refused():
     with pytest.raises(ValueError, match="draws=0: give at least 1"):
         concentration(set_of((1, 4), (0, 0)), clusters_of([0, 0, 1, 1]), draws=0)
+
+
+def activity_of_bins(*bins):
+    """Activity [1, neuron] by which neuron i is in bin bins[i], of ten neurons each."""
+    return torch.tensor([[float(b) for b in bins]]) + torch.linspace(0, 0.5, len(bins))
+
+
+def test_matched_chance_is_that_of_all_sets_with_as_many_neurons_in_every_bin():
+    """20 neurons in two bins of activity, and every set of one of the first and three of the second."""
+    labels = [i % 4 for i in range(10)] + [0] * 8 + [1, 2]
+    every = [
+        plain_area(np.bincount([labels[i] for i in (one, *two)], minlength=4))
+        for one in range(10)
+        for two in combinations(range(10, 20), 3)
+    ]
+    neurons, activity = set_of((1, 20), (0, 1), (0, 10), (0, 16), (0, 19)), activity_of_bins(*[0] * 10, *[1] * 10)
+    found = concentration(neurons, clusters_of(labels), draws=20_000, matched={"mlp": activity})
+    assert found.null == "layer and activity"
+    assert found.total["chance"] == pytest.approx(np.mean(every), abs=4 * np.std(every) / np.sqrt(20_000))
+    as_large = np.mean(np.array(every) >= found.total["area"] - 1e-12)
+    assert found.total["p"] == pytest.approx(as_large, abs=4 * np.sqrt(0.25 / 20_000) + 1e-4)
+    alone = concentration(neurons, clusters_of(labels), draws=20_000)
+    assert alone.null == "layer"
+    # the second bin is nearly one cluster, so that sets with three of it are more concentrated than uniform ones
+    assert found.total["chance"] > alone.total["chance"] + 0.01
+    assert (found.total["area"], found.total["most"]) == (alone.total["area"], alone.total["most"])
+
+
+def test_a_set_that_is_a_whole_bin_is_as_concentrated_as_its_matched_random_sets():
+    """A set chosen by activity alone, in clusters that follow activity: far above random sets of the layer, exactly at matched ones."""
+    rng = np.random.default_rng(0)
+    rank = rng.permutation(200)
+    labels = torch.as_tensor(rank // 10 % 20)[None]
+    activity = torch.as_tensor(rank, dtype=torch.float64)[None]
+    for bins in ((0,), (9,), (0, 1, 2)):
+        members = torch.as_tensor(np.isin(rank // 20, bins))[None]
+        neurons, clusters = sepcap.NeuronSet({"mlp": members}), Clusters(labels, 20, "made up")
+        assert concentration(neurons, clusters, draws=200).total["concentration"] == pytest.approx(1)
+        matched = concentration(neurons, clusters, draws=200, matched={"mlp": activity}).total
+        assert matched["chance"] == pytest.approx(matched["area"])
+        assert np.isnan(matched["concentration"])  # these sets fill clusters, so that nothing is above them
+        # clusters that know nothing of activity leave room above it
+        other = Clusters(torch.as_tensor(np.arange(200) % 20)[None], 20, "made up")
+        plain = concentration(neurons, other, draws=200, matched={"mlp": activity}).total
+        assert (plain["concentration"], plain["p"]) == (pytest.approx(0, abs=1e-9), 1)
+
+
+def test_sets_of_random_neurons_of_a_bin_are_not_concentrated_when_matched():
+    rng = np.random.default_rng(1)
+    rank = rng.permutation(400)
+    clusters, activity = Clusters(torch.as_tensor(rank // 20)[None], 20, "made up"), torch.as_tensor(rank, dtype=torch.float64)[None]
+    found = {"layer": [], "matched": []}
+    for _ in range(200):
+        mask = torch.zeros(1, 400, dtype=torch.bool)
+        mask[0, torch.as_tensor(rng.choice(np.flatnonzero(rank < 80), 16, replace=False))] = True
+        for name, matched in (("layer", None), ("matched", {"mlp": activity})):
+            found[name].append(concentration(sepcap.NeuronSet({"mlp": mask}), clusters, draws=200, matched=matched).total["p"])
+    assert np.mean(np.array(found["layer"]) <= 0.05) > 0.95
+    assert np.mean(np.array(found["matched"]) <= 0.05) <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 200)
+
+
+def test_activity_chooses_as_many_of_every_layer():
+    activity = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
+    for most in (False, True):
+        mask = chosen_by_activity(activity, [4, 0, 50], most=most)
+        assert mask.sum(dim=1).tolist() == [4, 0, 50]
+        inside, outside = activity[0][mask[0]], activity[0][~mask[0]]
+        assert inside.min() > outside.max() if most else inside.max() < outside.min()
+
+
+def test_activity_of_another_model_is_refused():
+    neurons, clusters = set_of((1, 4), (0, 0)), clusters_of([0, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"matched: activity is \[1, 5\], and the clusters are of \[1, 4\]"):
+        concentration(neurons, clusters, matched={"mlp": torch.zeros(1, 5)})
+    with pytest.raises(ValueError, match="matched has no site 'mlp'"):
+        concentration(neurons, clusters, matched={"attn_value": torch.zeros(1, 4)})

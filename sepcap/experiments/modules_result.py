@@ -1,0 +1,179 @@
+"""What a study of modules found (METHODS 12)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import pandas as pd
+
+from sepcap.errors import unknown
+from sepcap.experiments.result import Figures, StudyResult
+from sepcap.experiments.seeds import paired_differences, seed_interval, with_ends
+from sepcap.selection.clusters import Clusters
+from sepcap.selection.concentration import Null
+
+Weights = Literal["trained", "random"]
+SCORE, LEAST, MOST = "score", "least active", "most active"
+CHOSEN = (SCORE, LEAST, MOST)
+"""How the neurons of a set are chosen: by their scores, or by activity on the retain task alone, as many of every layer."""
+LAYER, ACTIVITY = get_args(Null)
+MEASURES = ("area", "chance", "most")
+SURE = 0.01
+"""p up to which `Modules.summary` counts a set as more concentrated than random sets."""
+KEYS = ("weights", "clusters", "chosen", "null", "fraction")
+CONTROLS = {
+    "index mod k": ("trained", "index", SCORE),
+    "random weights": ("random", "moefied", SCORE),
+    "the least active": ("trained", "moefied", LEAST),
+    "the most active": ("trained", "moefied", MOST),
+}
+"""Name of a control -> its weights, clusters and choice of neurons."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Modules(StudyResult):
+    """Concentration of task neurons in clusters: MoEfication and index mod k, trained and random weights.
+
+    `tables["areas"]` has one row per weights ("trained", "random"), seed, clusters ("moefied", "index"), chosen ("score": the neurons
+    of the task; "least active", "most active": as many of every layer, chosen by their activity on the retain task alone), null (what
+    the random sets of `chance`, `concentration` and p are matched on: "layer", or "layer and activity"), task, fraction and layer
+    (missing: all layers), with the columns of `sepcap.selection.concentration.Concentration.table`. `tensors["curves"]`
+    [row, point] and `tensors["chance"]` [row, 3, point] are the curves of its rows of all layers, in their order.
+    `tables["estimates"]` and `tables["differences"]` hold what those two methods give task by task.
+    `tensors["labels-{weights}-{seed}"]` are the MoEfication clusters, and `tables["clusters"]` has the sum of squared distances
+    to their centres (`inertia`) per layer, and the fingerprint of the weights.
+
+    Source: METHODS section 12; [MOE], [MOD].
+    """
+
+    STUDY: ClassVar[str] = "modules"
+    TITLE: ClassVar[str] = "Do task neurons form modules?"
+    FIGURES: ClassVar[Figures] = {
+        "curve": ("Share of the task neurons over clusters", "concentration_curve"),
+        "profile": ("Concentration by layer", "concentration_profile"),
+    }
+
+    def clusters(self, seed: int = 0, weights: Weights = "trained") -> Clusters:
+        """The MoEfication clusters of one repetition."""
+        name = f"labels-{weights}-{seed}"
+        if name not in self.tensors:
+            raise unknown("clusters", name, [n for n in self.tensors if n.startswith("labels")])
+        table = self.tables["clusters"]
+        row = table[(table["weights"] == weights) & (table["seed"] == seed)].iloc[0]
+        how = {"method": "moefied", "model": self.config["model"], "seed": seed, "n_init": self.config["n_init"]}
+        return Clusters(self.tensors[name].long(), self.config["k"], row["fingerprint"], how)
+
+    def by_seed(self, by: Sequence[str] = ()) -> pd.DataFrame:
+        """Area, chance, most and concentration per weights, clusters, chosen, null, fraction and seed, pooled over tasks and layers.
+
+        Args:
+            by: "task" or "layer" or both: what is not pooled.
+        """
+        for name in by:
+            if name not in ("task", "layer"):
+                raise unknown("by", name, ("task", "layer"))
+        table: Any = self.tables["areas"]
+        table = table[(table["layer"].notna() if "layer" in by else table["layer"].isna()) & (table["neurons"] > 0)]
+        keys = [*KEYS, *by, "seed"]
+        # sums of n·x, and then over n: the mean weighted by the neurons of each set
+        weighted = table[keys].assign(neurons=table["neurons"], **{name: table[name] * table["neurons"] for name in MEASURES})
+        sums = weighted.groupby(keys, sort=False).sum().reset_index()
+        for name in MEASURES:
+            sums[name] /= sums["neurons"]
+        room = sums["most"] - sums["chance"]
+        sums["concentration"] = ((sums["area"] - sums["chance"]) / room).where(room > 1e-12)
+        return sums
+
+    def estimates(self, by: Sequence[str] = ()) -> pd.DataFrame:
+        """Means over seeds with 95% intervals (Student's t over seeds).
+
+        Args:
+            by: "task" or "layer" or both: what is not pooled.
+
+        Returns:
+            One row per weights, clusters, chosen, null, fraction and what `by` names: area and concentration, each with `_low` and `_high`,
+            chance, most, neurons (mean), and seeds. Intervals are missing where there is one seed.
+        """
+        keys = [*KEYS, *by]
+        rows = []
+        by_seed: Any = self.by_seed(by)
+        for key, line in by_seed.groupby(keys, sort=False):
+            row = dict(zip(keys, key, strict=True)) | {name: line[name].mean() for name in ("chance", "most", "neurons")}
+            for name in ("area", "concentration"):
+                row |= seed_interval(name, line[name].to_numpy())
+            rows.append(row | {"seeds": len(line)})
+        return pd.DataFrame(rows)
+
+    def differences(self, by: Sequence[str] = ()) -> pd.DataFrame:
+        """Concentration of the task neurons in MoEfication clusters minus that of each control, seed by seed.
+
+        Args:
+            by: "task" or "layer" or both: what is not pooled.
+
+        Returns:
+            One row per control (`minus`), null, fraction and what `by` names: the mean difference with its 95% interval as in
+            `estimates`. Sets chosen by activity are compared under the null "layer" alone: under the other they are random sets.
+        """
+        keys = ["null", "fraction", *by]
+        found: dict[Any, Any] = dict(iter(self.by_seed(by).groupby(["weights", "clusters", "chosen"], sort=False)))
+        rows = []
+        for minus, control in CONTROLS.items():
+            if control in found:
+                main, other = (
+                    found[key].rename(columns={"concentration": "difference"}) for key in (("trained", "moefied", SCORE), control)
+                )
+                rows.append(paired_differences(main, other, keys, ["difference"]).assign(minus=minus))
+        table = pd.concat(rows, ignore_index=True)
+        return table.reindex(columns=["minus", *table.columns.drop("minus")])
+
+    def summary(self) -> list[str]:
+        """What was found, in sentences."""
+        c = self.config
+        estimates = self.estimates().set_index(list(KEYS)).sort_index()
+        differences = self.differences().set_index(["minus", "null", "fraction"]).sort_index()
+        totals: Any = self.tables["areas"][self.tables["areas"]["layer"].isna()]
+        said = [
+            f"{c['model']}: mlp neurons with the highest scores for {', '.join(c['tasks'])} against {c['retain']}, in {c['k']} clusters "
+            "per layer. Area under the cumulative share of a set over clusters, and concentration: 0 as in a random set with as many "
+            f"neurons in every layer, 1 as concentrated as possible. {_over_seeds(len(c['seeds']))}, pooled over tasks and layers."
+        ]
+        for fraction in c["fractions"]:
+
+            def of(weights: str, clusters: str, chosen: str = SCORE, null: str = LAYER, share: float = fraction) -> Any:
+                return estimates.loc[(weights, clusters, chosen, null, share)]
+
+            def told(row: Any, name: str = "concentration") -> str:
+                return with_ends(row, name, 3)
+
+            main = of("trained", "moefied")
+            text = (
+                f"Top {fraction:.3g} of the mlp: area {told(main, 'area')}, random sets {main['chance']:.3f}; concentration {told(main)}; "
+                f"relative to random sets matched on activity on {c['retain']} too {told(of('trained', 'moefied', null=ACTIVITY))}. As "
+                f"many neurons of every layer chosen by that activity alone: the least active {told(of('trained', 'moefied', LEAST))}, "
+                f"the most active {told(of('trained', 'moefied', MOST))}. In clusters by index mod k {told(of('trained', 'index'))}"
+            )
+            if c["control"]:
+                text += f", with random weights in clusters of their own {told(of('random', 'moefied'))}"
+            gaps = [(minus, null) for minus, null, share in differences.index if share == fraction]
+            gap = ", ".join(
+                f"{told(differences.loc[(minus, null, fraction)], 'difference')} to {minus}{' (matched on activity)' * (null == ACTIVITY)}"
+                for minus, null in sorted(gaps, key=lambda pair: (list(CONTROLS).index(pair[0]), pair[1]))
+            )
+            sets = totals[(totals["weights"] == "trained") & (totals["fraction"] == fraction) & (totals["chosen"] == SCORE)]
+            # with few draws no p is as small as that: it can only be said that none of them is as concentrated
+            smallest = 1 / (c["draws"] + 1)
+            than = f"{1 - SURE:.0%} of random sets" if smallest <= SURE else f"every one of {c['draws']} random sets"
+            sure = {key: f"{int((line['p'] <= max(SURE, smallest)).sum())}" for key, line in sets.groupby(["clusters", "null"])}
+            n = len(sets[(sets["clusters"] == "moefied") & (sets["null"] == LAYER)])
+            said.append(
+                f"{text}. Difference {gap}. More concentrated than {than}: {sure['moefied', LAYER]} of {n} sets, when matched on activity "
+                f"too {sure['moefied', ACTIVITY]}, by index {sure['index', LAYER]}."
+            )
+        return said
+
+
+def _over_seeds(seeds: int) -> str:
+    what = "other documents, starts of k-means and random weights"
+    if seeds > 1:
+        return f"In brackets 95% intervals over {seeds} seeds ({what})"
+    return f"No intervals: they are over seeds ({what}), of which there is one"
