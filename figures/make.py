@@ -9,7 +9,7 @@ cores, most of it the comparison of methods; finished runs are taken up. `--part
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,8 @@ import tyro
 
 import sepcap
 from sepcap import plots
-from sepcap.experiments.comparison import compare
+from sepcap.experiments.above_random import over_seeds
+from sepcap.experiments.comparison import Comparison, compare
 from sepcap.experiments.config import PruningConfig
 from sepcap.tasks.passages import draw_passages
 
@@ -32,8 +33,8 @@ TASKS = ("local-prose", "local-python", "local-cpp")
 class FigureConfig:
     """Budgets of the runs behind the figures."""
 
-    steps: int = 20
-    fraction: float = 0.05
+    steps: int = 10
+    fraction: float = 0.1
     tokens: int = 10_000
     eval_tokens: int = 15_000
     runs: Path = Path("runs/demo")
@@ -62,17 +63,14 @@ def pruning(model: Any, config: FigureConfig) -> None:
     comparison = compare(model, pruning, config.runs, say=print)
     scores = comparison.forward.scores()
     pictures = {
-        "trajectory": plots.trajectory(comparison.runs),
-        "metric-over-steps": plots.metric_over_steps(comparison.runs),
-        "areas": plots.areas(comparison.runs),
+        "trajectory": comparison.figure("trajectory"),
+        "metric-over-steps": comparison.figure("metric"),
+        "areas": comparison.figure("areas"),
         "neurons-gone": plots.neurons_gone(comparison.forward),
         "thresholds": plots.thresholds(comparison.forward),
         "score-histograms": plots.score_histograms(scores, neurons=scores.top({"mlp": config.fraction}), log_counts=True),
     }
-    numbers = {}
-    for name, run in comparison.runs.items():
-        s = run.separability("top1")
-        numbers[name] = {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name not in ("forget", "retain", "replicas")}
+    numbers = {name: demo_numbers(comparison, runs) for name, runs in comparison.groups.items()}
     readme = with_demo_table(config.readme.read_text(encoding="utf-8"), numbers)
     for name, figure in pictures.items():
         config.save(name, figure, "page" if name == "metric-over-steps" else "column")
@@ -81,17 +79,38 @@ def pruning(model: Any, config: FigureConfig) -> None:
     print(comparison.table().to_string(index=False))
 
 
+def demo_numbers(comparison: Comparison, runs: Sequence[sepcap.Run]) -> dict[str, Any]:
+    """What is published of a run that selects, or of the seeds of a random baseline."""
+    for direction, run in comparison.selective.items():
+        if run is runs[0]:
+            (baseline, *_) = comparison.baselines.values()
+            s = run.separability("top1", baseline=baseline[direction])
+            return {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name not in ("forget", "retain", "replicas")}
+    found = over_seeds(runs)
+    percent, *ends = (100 * (area - 1) for area in (found.mean, *found.interval))
+    seeds = {"seeds": len(runs), "seeds_sd": found.sd}
+    return {"area": found.mean, "interval": found.interval, "percent": percent, "percent_interval": ends, **seeds}
+
+
 def with_demo_table(readme: str, numbers: Mapping[str, Mapping[str, Any]]) -> str:
     """The README with the table of the demo made of `numbers.json`.
 
     Raises:
         ValueError: it does not hold one such table.
     """
-    lines = ["| run | area [95%] | separability [95%] | maximum differential drop |", "|---|---|---|---|"]
+    above = any(s.get("above_random") is not None for s in numbers.values())
+    columns = ["run", "area [95%]", "separability [95%]", "maximum differential drop", *["above random [95%]"] * above]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, s in numbers.items():
         area, percent = (s["area"], *s["interval"]), (s["percent"], *s["percent_interval"])
-        said = "{:.2f} [{:.2f}, {:.2f}] | {:.0f}% [{:.0f}, {:.0f}]".format(*area, *percent)
-        lines.append(f"| {name} | {said} | {s['max_drop']:.1f} at step {s['max_drop_step']} |")
+        cells = [name, "{:.2f} [{:.2f}, {:.2f}]".format(*area), "{:.0f}% [{:.0f}, {:.0f}]".format(*percent)]
+        cells.append(
+            f"{s['max_drop']:.1f} at step {s['max_drop_step']}" if "max_drop" in s else f"{s['seeds']} seeds, sd {s['seeds_sd']:.2f}"
+        )
+        if above:
+            known = s.get("above_random") is not None
+            cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(s["above_random"], *s["above_random_interval"]) if known else "–")
+        lines.append(f"| {' | '.join(cells)} |")
     found = DEMO_TABLE.findall(readme)
     if len(found) != 1:
         raise ValueError(f"the README holds {len(found)} tables of the demo (one that begins with {lines[0][:20]!r}); it must hold one")

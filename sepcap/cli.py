@@ -28,8 +28,8 @@ from sepcap.experiments.methods_config import MethodsConfig
 class Prune(PruningConfig, Loading):
     """Prune one capability out of a model and keep the other.
 
-    With --out, one run in that folder. Without it, the whole comparison: this run, the random baseline and the
-    other direction, with table, pictures and continuations, in the folder --comparison.
+    With --out, one run in that folder. Without it, the whole comparison: this run, the other direction, and random
+    neurons drawn like those of each, with table, pictures and continuations, in the folder --comparison.
     """
 
     RESUMES = True
@@ -38,9 +38,9 @@ class Prune(PruningConfig, Loading):
     """Task whose capability is to go: a name (see `sepcap tasks`) or the path of a .txt, .jsonl or .parquet file or folder."""
     retain: str = "local-prose"
     """Task whose capability is to stay."""
-    fractions: Fractions = field(default_factory=lambda: {"mlp": 0.05})
+    fractions: Fractions = field(default_factory=lambda: {"mlp": 0.1})
     """Share of each site's original neurons that goes at every step; sites are mlp, attn_pre_out, attn_value, heads."""
-    steps: int = 20
+    steps: int = 10
     """Number of pruning steps."""
     tokens: int = 10_000
     """Token positions per task and step from which statistics are collected."""
@@ -50,6 +50,13 @@ class Prune(PruningConfig, Loading):
     """Folder of one single run."""
     comparison: Path = Path("runs/demo")
     """Folder of the whole comparison."""
+    baselines: tuple[Literal["uniform", "per_layer", "activity"], ...] = ("per_layer",)
+    """Random neurons that stand beside a comparison: as many of every layer as each run took, as many of every layer and tenth of it by
+    activity on the retain task, or uniform over the model."""
+    baseline_seeds: int = 5
+    """Draws of each baseline of a comparison."""
+    baseline_steps: int | None = None
+    """At how many steps baselines are evaluated, a divisor of --steps; default is from 3 to 5, or all steps where there is no such one."""
     tracker: tuple[Literal["jsonl", "wandb", "none"], ...] = ("jsonl",)
     """Who follows a run step by step: a file of JSON lines in its folder, Weights & Biases (WANDB_MODE=offline keeps it to this machine),
     both, or none."""
@@ -66,7 +73,8 @@ class Prune(PruningConfig, Loading):
 
         config, trackers = self.config(), trackers_of(self.tracker)
         if self.out is None:
-            _compare(self.load, config, self.comparison, trackers)
+            how = {"baselines": self.baselines, "baseline_seeds": self.baseline_seeds, "baseline_steps": self.baseline_steps}
+            _compare(self.load, config, self.comparison, tracker=trackers, **how)
             return
         prepared = plan(self.load(), config)
         print(prepared.cost() if is_left(self.out, prepared.resolved) else "This run is finished; nothing is computed again.")
@@ -225,7 +233,7 @@ class Report(Command):
     out: Path | None = None
     """The page; default is report.html in that folder."""
     baseline: Path | None = None
-    """Folder of a random run to compare a run with."""
+    """Folder of a random run to compare a run with, or uniform, per_layer or activity for those of its comparison."""
     device: str | None = None
     """Where the model is that writes the texts, such as cpu or cuda:1; default is the GPU when there is one. Its precision is the run's."""
 
@@ -233,10 +241,12 @@ class Report(Command):
         """Carry out the command."""
         from sepcap.experiments.result import load_result
         from sepcap.experiments.run import Run
+        from sepcap.experiments.separability import BASELINES
 
         result = load_result(self.folder)
         if isinstance(result, Run):
-            baseline = None if self.baseline is None else Run.load(self.baseline)
+            beside = str(self.baseline) in BASELINES
+            baseline = str(self.baseline) if beside else None if self.baseline is None else Run.load(self.baseline)
             print(result.report(self.out, baseline=baseline, device=self.device))
         elif self.baseline is None:
             print(result.report(self.out))
@@ -277,25 +287,23 @@ class Tasks(Command):
         print("Or a PATH: a .txt, .jsonl or .parquet file, or a folder of them, with a text column.")
 
 
-def _compare(load: Callable[[], Any], config: PruningConfig, folder: Path, trackers: Sequence[Any]) -> None:
+def _compare(load: Callable[[], Any], config: PruningConfig, folder: Path, **how: Any) -> None:
     print("Loading the model and the tasks; the first time, the texts of this Python installation are read (about a minute).", flush=True)
     from sepcap import plots
     from sepcap.experiments.comparison import compare, continuations
 
     model = load()
-    comparison = compare(model, config, folder, tracker=trackers, say=lambda text: print(text, flush=True))
+    comparison = compare(model, config, folder, say=lambda text: print(text, flush=True), **how)
     print("\n" + comparison.table().to_string(index=False))
     print(
         "\narea: 1 = the two go together, 2 = the retain task is kept to the end; separability = 100·|area − 1|; "
-        "in brackets 95% bootstrap intervals."
+        "in brackets 95% bootstrap intervals over texts, ± one standard deviation over seeds."
     )
     for name, why in comparison.inseparable().items():
         print(f"no separability of {name}: {why}")
     _say_continuations(lambda: continuations(model, comparison.forward), comparison.forward.config["forget"])
     pictures = {
-        "trajectory": lambda: plots.trajectory(comparison.runs),
-        "metric": lambda: plots.metric_over_steps(comparison.runs),
-        "areas": lambda: plots.areas(comparison.runs),
+        **{kind: partial(comparison.figure, kind) for kind in comparison.FIGURES},
         "gone": lambda: plots.neurons_gone(comparison.forward),
         "threshold": lambda: plots.thresholds(comparison.forward),
     }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sepcap import plots
+from sepcap.experiments.above_random import baselines_of
 from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.generations import generations
@@ -25,7 +26,14 @@ DROP = 80
 """Relative drop of the forget task in percent at which the cost is given, as in [SP]."""
 
 
-def report(run: Run, path: str | Path | None = None, *, model: Any = None, baseline: Run | None = None, device: str | None = None) -> Path:
+def report(
+    run: Run,
+    path: str | Path | None = None,
+    *,
+    model: Any = None,
+    baseline: Run | Sequence[Run] | str | None = None,
+    device: str | None = None,
+) -> Path:
     """Write one HTML page about a run that opens anywhere and needs nothing else.
 
     Summary in words, trajectory, areas with intervals, metrics over steps, histograms of scores, neurons gone, thresholds,
@@ -39,7 +47,8 @@ def report(run: Run, path: str | Path | None = None, *, model: Any = None, basel
         run: a run, finished or not.
         path: the file to write; default `report.html` in the folder of the run.
         model: the unpruned model of the run, as `load_model` takes or returns it; it is given back unchanged.
-        baseline: a random run over the same tasks, to compare with.
+        baseline: random neurons to compare with, as in `run.separability`: runs that differ in their seed, or the name of those of the
+            comparison that the run belongs to.
         device: where the model is loaded, if none is given; default is the GPU when there is one.
 
     Returns:
@@ -58,9 +67,10 @@ def report(run: Run, path: str | Path | None = None, *, model: Any = None, basel
     """
     path = page_path(run.folder / "report.html" if path is None else path)
     check_run(run)
-    if baseline is not None:
-        check_run(baseline)
-        _check_baseline(run, baseline)
+    baselines = [] if baseline is None else baselines_of(run, baseline)
+    for one in baselines:
+        check_run(one)
+        _check_baseline(run, one)
     texts = generations(run, model, device)
     makers = (_trajectory, _metrics, _neurons) if run.steps_done >= 0 else ()
     c = run.config
@@ -68,8 +78,8 @@ def report(run: Run, path: str | Path | None = None, *, model: Any = None, basel
     page = Page(
         title=f"Random baseline: {aim}" if is_random(run) else capital(aim),
         subtitle=f"{c.get('model')}, {max(0, run.steps_done)} of {c['steps']} pruning steps, {run.folder}",
-        summary=_summary(run, baseline),
-        sections=[make(run, baseline) for make in progress(makers, desc="report", unit="section", leave=True)],
+        summary=_summary(run, baselines),
+        sections=[make(run, baselines) for make in progress(makers, desc="report", unit="section", leave=True)],
         generations=texts,
         configuration=c,
         again="How to make this run again",
@@ -88,7 +98,7 @@ def _check_baseline(run: Run, baseline: Run) -> None:
         raise ValueError(f"baseline: {baseline.folder} was evaluated on other tokens than {run.folder}: they cannot be compared")
 
 
-def _summary(run: Run, baseline: Run | None) -> list[str]:
+def _summary(run: Run, baselines: Sequence[Run]) -> list[str]:
     """The run in sentences."""
     c = run.config
     forget, retain, done = c["forget"], c["retain"], run.steps_done
@@ -127,7 +137,7 @@ def _summary(run: Run, baseline: Run | None) -> list[str]:
     )
     said.append(f"After step {done}, {' and '.join(parts)} were gone. Top-1 accuracy went {remained}.")
     try:
-        return [*said, *_separability_in_words(run.separability("top1", baseline=baseline), forget, retain)]
+        return [*said, *_separability_in_words(run.separability("top1", baseline=baselines or None), forget, retain)]
     except ValueError as error:
         return [*said, f"How separable the two tasks are cannot be said: {error}."]
 
@@ -167,11 +177,7 @@ def _separability_in_words(s: Separability, forget: str, retain: str) -> list[st
             f"{_brackets(s.retain_cost_interval(DROP), 1)} (between steps by linear interpolation)."
         )
     if s.above_random is not None:
-        side = "above" if s.above_random >= 0 else "below"
-        said.append(
-            f"The area under the trajectory is {s.area:.2f}, {abs(s.above_random):.2f} {side} that of the random run (difference "
-            f"{s.above_random:+.2f} {_brackets(s.above_random_interval, 2)})."
-        )
+        said.append(f"The area under the trajectory is {s.area:.2f}: {s.above_random_in_words()}.")
     return said
 
 
@@ -186,7 +192,7 @@ def _cost(s: Separability) -> float | None:
         return None
 
 
-def _trajectory(run: Run, baseline: Run | None) -> Section:
+def _trajectory(run: Run, baselines: Sequence[Run]) -> Section:
     words = (
         "The trajectory shows top-1 accuracy on both tasks, relative to the unpruned model, from step to step. On the dotted diagonal both "
         "fall together; the higher above it, the more of the retain task is left when the forget task goes. The area under it is 1 where "
@@ -194,15 +200,15 @@ def _trajectory(run: Run, baseline: Run | None) -> Section:
         "In brackets: 95% bootstrap intervals over documents."
     )
     title = f"Trajectory: accuracy on {run.config['forget']} and {run.config['retain']}"
-    runs = [run] if baseline is None else [run, baseline]
+    runs = [run, *baselines]
     pictures = (
         picture("trajectory", title, lambda: plots.trajectory(runs)),
         picture("areas", "Area under the trajectory, with its interval", lambda: plots.areas(runs)),
     )
-    return Section("Trajectory and areas", words, pictures, _areas(run, baseline))
+    return Section("Trajectory and areas", words, pictures, _areas(run, baselines))
 
 
-def _areas(run: Run, baseline: Run | None) -> tuple[Table, ...]:
+def _areas(run: Run, baselines: Sequence[Run]) -> tuple[Table, ...]:
     """One row per accuracy, where something was pruned."""
     rows = []
     if run.steps_done < 1:
@@ -213,7 +219,7 @@ def _areas(run: Run, baseline: Run | None) -> tuple[Table, ...]:
         if not all(series(run, role, metric)[0][0] > 0 for role in ROLES):
             rows.append(row | {"Area": "none: no unpruned accuracy"})
             continue
-        s = run.separability(metric, baseline=baseline)
+        s = run.separability(metric, baseline=baselines or None)
         cost = _cost(s)
         row |= {
             "Area": f"{s.area:.3f} {_brackets(s.interval, 3)}",
@@ -237,7 +243,7 @@ def _brackets(interval: tuple[float, float], digits: int) -> str:
     return f"[{low:.{digits}f}, {end}]" if np.isfinite(low) else "[unknown]"
 
 
-def _metrics(run: Run, baseline: Run | None) -> Section:
+def _metrics(run: Run, baselines: Sequence[Run]) -> Section:
     pictures = [
         picture(
             metric, f"{METRIC_NAMES[metric]} on both tasks while neurons go", lambda metric=metric: plots.metric_over_steps(run, metric)
@@ -254,7 +260,7 @@ def _metrics(run: Run, baseline: Run | None) -> Section:
     return Section("Metrics over steps", words, tuple(pictures), (Table(pd.DataFrame(table), "Steps"),))
 
 
-def _neurons(run: Run, baseline: Run | None) -> Section:
+def _neurons(run: Run, baselines: Sequence[Run]) -> Section:
     words = "Histograms: scores of all neurons of the unpruned model, layer by layer"
     words += "; coloured are those that the first step took." if run.steps_done >= 1 else "."
 

@@ -53,17 +53,20 @@ def test_prune_without_out_compares_both_directions_with_random(trained_folder, 
     forget, retain = two_files
     monkeypatch.chdir(tmp_path)
     arguments = ["prune", "--model", str(trained_folder), "--forget", str(forget), "--retain", str(retain)]
-    arguments += ["--fractions", "mlp=0.5", "--steps", "2", "--tokens", "300", "--eval-tokens", "1500"]
+    arguments += ["--fractions", "mlp=0.5", "--steps", "2", "--tokens", "300", "--eval-tokens", "1500", "--baseline-seeds", "2"]
     main(arguments)
     printed = capsys.readouterr().out
-    for name in ("forget letters", "forget digits", "random"):
+    for name in ("forget letters", "forget digits", "random per layer, letters", "random per layer, digits", "2 seeds"):
         assert name in printed
     assert "letters prompt, before" in printed
     assert "digits prompt, after" in printed
     assert (tmp_path / "runs/demo/figures/trajectory.html").exists()
-    directions = {name: json.loads((tmp_path / f"runs/demo/{name}/config.json").read_text()) for name in ("forward", "reverse", "random")}
+    names = ("forward", "reverse", "random-per_layer-reverse-1")
+    directions = {name: json.loads((tmp_path / f"runs/demo/{name}/config.json").read_text()) for name in names}
     assert directions["forward"]["forget"] == directions["reverse"]["retain"] == "letters"
-    assert directions["random"]["importance"] == "random"
+    random = directions["random-per_layer-reverse-1"]
+    assert (random["importance"], random["baseline"], random["seed"]) == ("random", "per_layer", 1)
+    assert random["forget"] == "digits"
 
 
 @pytest.mark.slow

@@ -58,7 +58,9 @@ def test_code_and_prose_are_separable_and_random_pruning_separates_nothing(model
 
     torch.set_num_threads(2)
     config = sepcap.PruningConfig(fractions={"mlp": 0.1}, steps=10, tokens=20_000, eval_tokens=20_000)
-    comparison = compare(model, config, tmp_path)
+    comparison = compare(model, config, tmp_path, baselines=("uniform", "per_layer"), baseline_seeds=1)
     assert comparison.forward.separability("top1").percent >= 50
     assert comparison.reverse.separability("top1").percent >= 50
-    assert comparison.random.separability("top1").percent <= 10
+    assert comparison.baselines["uniform"]["forward"][0].separability("top1").percent <= 10
+    for run in comparison.selective.values():
+        assert run.separability("top1", baseline="per_layer").above_random >= 0.4

@@ -176,7 +176,8 @@ def test_a_random_run_to_compare_with(make):
     run = make(FORGET, RETAIN, samples=SAMPLES)
     random = make((0.8, 0.4, 0.0), (0.5, 0.25, 0.0), importance="random", samples=SAMPLES)
     page = page_of(run, baseline=random)
-    assert "The area under the trajectory is 1.65, 0.65 above that of the random run (difference +0.65 [" in page.text
+    assert "The area under the trajectory is 1.65: +0.65 [" in page.text
+    assert "above random neurons (1 seed)" in page.text
     assert any(cell.startswith("+0.650 [") for cell in page.cells)
     assert {trace.get("name", "") for trace in page.figures["areas"]["data"]} >= {"abs", "random"}
     other = make(FORGET, RETAIN, importance="random", samples={"evaluate": {"forget": "f", "retain": "other"}})

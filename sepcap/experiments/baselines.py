@@ -135,17 +135,21 @@ def matched_with(config: PruningConfig) -> Matched:
 
 
 def found_again(run: Run) -> Matched | None:
-    """The run that a finished or unfinished baseline is matched with, where it still lies there or beside the baseline; else nothing."""
-    c = run.config
-    there = Path(c["matched"]).expanduser()
+    """The run that a baseline is matched with, where it still lies there or beside the baseline; else nothing."""
+    there = Path(run.config["matched"]).expanduser()
     for folder in (there, run.folder.parent / there.name):
-        if not (folder / "config.json").exists():
-            continue
-        selected = Run.load(folder)
-        found = Matched(selected, max(1, selected.config["steps"] // c["steps"]), c["baseline"] == "activity", "heads" in c["fractions"])
-        if selected.finished and found.digest == c["matched_neurons"]:
+        if (folder / "config.json").exists() and (found := matched_again(run, Run.load(folder))) is not None:
             return found
     return None
+
+
+def matched_again(baseline: Run, run: Run) -> Matched | None:
+    """How a baseline is matched with a run; nothing where it is matched with another one."""
+    b, c = baseline.config, run.config
+    if not run.finished or c["steps"] % b["steps"]:
+        return None
+    found = Matched(run, c["steps"] // b["steps"], b["baseline"] == "activity", "heads" in c["fractions"])
+    return found if found.digest == b["matched_neurons"] else None
 
 
 def counts_differ(run: Run, step: int, matched: Matched) -> list[str]:

@@ -1,24 +1,28 @@
-"""The main job: one pair of tasks pruned in both directions, against the random baseline."""
+"""The main job: one pair of tasks pruned in both directions, against random baselines."""
 
 import dataclasses
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
 from sepcap.checks import checked
-from sepcap.errors import unknown
+from sepcap.errors import CorruptFile, unknown
 from sepcap.evaluation.generation import continuation
 from sepcap.evaluation.next_token import evaluate_sample
+from sepcap.experiments.above_random import few_steps, folder_of, over_seeds
+from sepcap.experiments.baselines import baseline_config
 from sepcap.experiments.check_run import is_left
 from sepcap.experiments.config import PruningConfig
+from sepcap.experiments.methods_config import DIRECTIONS, Direction
 from sepcap.experiments.planned import name_study, planned_runs
 from sepcap.experiments.pruning import Plan, execute, plan
 from sepcap.experiments.result import Figures, Shown
 from sepcap.experiments.run import Run
-from sepcap.experiments.separability import Separability
+from sepcap.experiments.separability import BASELINES, Separability
 from sepcap.experiments.step_files import identity_of
 from sepcap.experiments.trackers import Trackers, trackers_of
 from sepcap.models.kinds import kind_of
@@ -27,16 +31,19 @@ from sepcap.progress import tell
 from sepcap.storage import make_folder, sole_writer
 from sepcap.tasks.task import load_task
 
+Baseline = Literal["uniform", "per_layer", "activity"]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison(Shown):
-    """Selective pruning of a pair of tasks in both directions, and the random baseline of both.
+    """Selective pruning of a pair of tasks in both directions, and random baselines beside each.
 
     Attributes:
-        folder: holds the runs `forward`, `reverse` and `random`.
+        folder: holds the runs `forward` and `reverse`, and the baselines as `random-KIND-DIRECTION-SEED`.
         forward: forgets the configuration's forget task.
         reverse: forgets its retain task.
-        random: removes as many random neurons; the baseline of both directions.
+        baselines: kind ("uniform", "per_layer", "activity") -> direction -> random runs that differ in their seed. Those drawn uniformly
+            have no direction: the same runs stand beside both.
     """
 
     STUDY = "compare-directions"
@@ -50,26 +57,56 @@ class Comparison(Shown):
     folder: Path
     forward: Run
     reverse: Run
-    random: Run
+    baselines: Mapping[str, Mapping[Direction, Sequence[Run]]]
+
+    @property
+    def selective(self) -> dict[Direction, Run]:
+        """The two runs that select, by direction."""
+        return {"forward": self.forward, "reverse": self.reverse}
+
+    @property
+    def groups(self) -> dict[str, list[Run]]:
+        """The two runs that select, and the seeds of each baseline together, under the names that figures call them."""
+        groups = {f"forget {run.config['forget']}": [run] for run in self.selective.values()}
+        for kind, of_kind in self.baselines.items():
+            for direction, runs in of_kind.items():
+                if kind != "uniform":
+                    groups[f"random {BASELINES[kind]}, {self.selective[direction].config['forget']}"] = list(runs)
+                elif direction == "forward":
+                    groups["random"] = list(runs)
+        return groups
 
     @property
     def runs(self) -> dict[str, Run]:
-        """The runs under the names that figures call them."""
+        """All runs, each seed of a baseline by itself."""
+        selective = self.selective.values()
         return {
-            f"forget {self.forward.config['forget']}": self.forward,
-            f"forget {self.reverse.config['forget']}": self.reverse,
-            "random": self.random,
+            name if run in selective else f"{name}, seed {run.config['seed']}": run for name, runs in self.groups.items() for run in runs
         }
 
     @classmethod
     @checked()
     def load(cls, folder: str | Path) -> "Comparison":
-        """Read the three runs.
+        """Read the runs.
 
         Raises:
             FileNotFoundError: there is no comparison, or one of its runs is not finished.
         """
-        return cls(Path(folder), **planned_runs(Path(folder), cls.STUDY))
+        return cls._of(Path(folder), planned_runs(Path(folder), cls.STUDY))
+
+    @classmethod
+    def _of(cls, folder: Path, runs: Mapping[str, Run]) -> "Comparison":
+        baselines: dict[str, dict[Direction, list[Run]]] = {}
+        for name, run in runs.items():
+            if name in DIRECTIONS:
+                continue
+            if (named := re.fullmatch(rf"random-({'|'.join(BASELINES)})-(?:({'|'.join(DIRECTIONS)})-)?\d+", name)) is None:
+                raise CorruptFile(f"{name!r} is no run of a comparison of directions")
+            of_kind = baselines.setdefault(named[1], {direction: [] for direction in DIRECTIONS})
+            for direction in DIRECTIONS:
+                if named[2] in (None, direction):
+                    of_kind[direction].append(run)
+        return cls(folder, runs["forward"], runs["reverse"], baselines)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -88,70 +125,82 @@ class Comparison(Shown):
             "the other, in both directions, and as many at random."
         ]
         without = self.inseparable("top1")
-        for name, run in self.runs.items():
-            if run is self.random:
-                continue
+        for (name, _), (direction, run) in zip(self.groups.items(), self.selective.items(), strict=False):
+            what = f"To forget {run.config['forget']} and retain {run.config['retain']}"
             if name in without:
-                what = f"To forget {run.config['forget']} and retain {run.config['retain']}"
                 said.append(f"{what}: separability is not known, because {without[name]}.")
                 continue
-            s = run.separability("top1", baseline=self.random)
+            s = run.separability("top1")
             drops = [100 * (1 - values[s.max_drop_step] / values[0]) for values in (s.forget, s.retain)]
-            (low, high), (below, above), (least, most) = s.percent_interval, s.above_random_interval, s.max_drop_interval
+            (low, high), (least, most) = s.percent_interval, s.max_drop_interval
             said.append(
-                f"To forget {run.config['forget']} and retain {run.config['retain']}: separability of top-1 is {s.percent:.0f}% (95% "
-                f"bootstrap interval {low:.0f}% to {high:.0f}%), the area {s.above_random:+.2f} from that of random neurons "
-                f"({below:+.2f} to {above:+.2f}). They were furthest apart after step {s.max_drop_step}: {drops[0]:.1f}% of accuracy "
-                f"lost on the one, {drops[1]:.1f}% on the other; the maximum differential drop, with its step chosen on the other half of "
-                f"the documents, is {s.max_drop:.1f} points ({least:.1f} to {most:.1f})."
+                f"{what}: separability of top-1 is {s.percent:.0f}% (95% bootstrap interval {low:.0f}% to {high:.0f}%). They were "
+                f"furthest apart after step {s.max_drop_step}: {drops[0]:.1f}% of accuracy lost on the one, {drops[1]:.1f}% on the other; "
+                f"the maximum differential drop, with its step chosen on the other half of the documents, is {s.max_drop:.1f} points "
+                f"({least:.1f} to {most:.1f})."
             )
+            for of_kind in self.baselines.values():
+                said.append(f"The area is {run.separability('top1', baseline=of_kind[direction]).above_random_in_words()}.")
         return said
 
     def figure(self, kind: str | None = None, **options: Any) -> Any:
-        """ "trajectory", "areas" or "metric", of all three runs."""
+        """ "trajectory", "areas" or "metric", of all runs; the seeds of a baseline are drawn together."""
         from sepcap import plots
 
         kind = kind or "trajectory"
         if kind not in self.FIGURES:
             raise unknown("figure", kind, self.FIGURES)
-        return getattr(plots, self.FIGURES[kind][1])(self.runs, **options)
+        return getattr(plots, self.FIGURES[kind][1])(self.groups, **options)
 
     def separabilities(self, metric: str = "top1") -> dict[str, Separability]:
-        """Separability per run, the specific task being the one to forget; for random, `forward`'s."""
+        """Separability per run, the specific task being the one to forget; for neurons drawn uniformly, `forward`'s."""
         return {name: run.separability(metric) for name, run in self.runs.items()}
 
     def table(self, metric: str = "top1") -> pd.DataFrame:
-        """One row per run: the metric of both tasks unpruned and at the maximum differential drop, area, separability.
+        """One row per direction: the metric of both tasks unpruned and at the maximum differential drop, area, separability, and the area
+        above that of each baseline; one row per baseline and direction: the mean area over its seeds.
 
-        Where the unpruned metric is 0 there are no areas (`inseparable` says so): the metric is then of the last step.
+        In brackets are 95% bootstrap intervals over texts; ± is a standard deviation over seeds. Where the unpruned metric is 0 there are
+        no areas (`inseparable` says so): the metric is then of the last step.
         """
         rows = []
         without = self.inseparable(metric)
-        for name, run in self.runs.items():
+        for name, runs in self.groups.items():
+            run = runs[0]
             if name in without:
                 rows.append({"run": name, **_first_and_last(run, metric), "at step": run.steps_done, "area": "–", "separability": "–"})
-                continue
-            s = run.separability(metric)
-            gone = int(run.record(s.max_drop_step)["step"])
-            rows.append(
-                {
-                    "run": name,
-                    f"forget {metric}": f"{s.forget[0]:.3f} → {s.forget[gone]:.3f}",
-                    f"retain {metric}": f"{s.retain[0]:.3f} → {s.retain[gone]:.3f}",
-                    "at step": gone,
-                    "differential drop": f"{s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}]",
-                    "area": f"{s.area:.2f} [{s.interval[0]:.2f}, {s.interval[1]:.2f}]",
-                    "separability": f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]",
-                }
-            )
-        return pd.DataFrame(rows).fillna("–")
+            elif run not in self.selective.values():
+                found = over_seeds(runs, metric)
+                percent, (low, high) = 100 * (found.mean - 1), (100 * (end - 1) for end in found.interval)
+                area = f"{found.mean:.2f} [{found.interval[0]:.2f}, {found.interval[1]:.2f}]"
+                spread = f" ± {found.sd:.2f}, {len(runs)} seeds" if len(runs) > 1 else ""
+                rows.append({"run": name, "area": area + spread, "separability": f"{percent:.0f}% [{low:.0f}, {high:.0f}]"})
+            else:
+                rows.append({"run": name, **self._selective_row(run, metric)})
+        return pd.DataFrame(rows, dtype=object).fillna("–")
+
+    def _selective_row(self, run: Run, metric: str) -> dict[str, Any]:
+        s = run.separability(metric)
+        row = {
+            f"forget {metric}": f"{s.forget[0]:.3f} → {s.forget[s.max_drop_step]:.3f}",
+            f"retain {metric}": f"{s.retain[0]:.3f} → {s.retain[s.max_drop_step]:.3f}",
+            "at step": s.max_drop_step,
+            "differential drop": f"{s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}]",
+            "area": f"{s.area:.2f} [{s.interval[0]:.2f}, {s.interval[1]:.2f}]",
+            "separability": f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]",
+        }
+        for kind, of_kind in self.baselines.items():
+            found = run.separability(metric, baseline=of_kind["forward" if run is self.forward else "reverse"])
+            low, high = found.above_random_interval
+            row[f"above random {BASELINES[kind]}".rstrip()] = f"{found.above_random:+.2f} [{low:+.2f}, {high:+.2f}]"
+        return row
 
     def inseparable(self, metric: str = "top1") -> dict[str, str]:
         """Runs that have no areas, and why: an unpruned model that has nothing to lose."""
         reasons = {}
-        for name, run in self.runs.items():
+        for name, runs in self.groups.items():
             try:
-                run.separability(metric)
+                runs[0].separability(metric)
             except ValueError as error:
                 reasons[name] = str(error)
         return reasons
@@ -162,42 +211,77 @@ def _first_and_last(run: Run, metric: str) -> dict[str, str]:
     return {f"{role} {metric}": f"{values[role].iloc[0]:.3f} → {values[role].iloc[-1]:.3f}" for role in ("forget", "retain")}
 
 
+@checked(stopped="what is finished is kept in its folder; the same call goes on from there")
 def compare(
-    model: Any, config: PruningConfig, folder: str | Path, *, tracker: Trackers = "jsonl", say: Callable[[str], None] = tell
+    model: Any,
+    config: PruningConfig,
+    folder: str | Path,
+    *,
+    baselines: Sequence[Baseline] = ("per_layer",),
+    baseline_seeds: int = 5,
+    baseline_steps: int | None = None,
+    tracker: Trackers = "jsonl",
+    say: Callable[[str], None] = tell,
 ) -> Comparison:
-    """Prune both directions of a pair of tasks and the random baseline, each run in a folder of its own.
+    """Prune both directions of a pair of tasks, and random baselines of each, every run in a folder of its own.
 
     Args:
         model: what `load_model` returns; it is given back unchanged.
-        config: the forward run; the other two differ in direction and importance alone.
-        folder: gets the subfolders `forward`, `reverse` and `random`; interrupted or finished runs in it are taken up.
+        config: the forward run; the reverse one differs in direction alone.
+        folder: gets the subfolders `forward`, `reverse` and `random-…`; interrupted or finished runs in it are taken up.
+        baselines: which random neurons stand beside the two: "per_layer" takes as many of every layer as the run at the same step,
+            "activity" also as many of every tenth of a layer by activity on the retain task, "uniform" is drawn over the whole model.
+        baseline_seeds: number of draws of each.
+        baseline_steps: at how many steps baselines are evaluated, a divisor of `config.steps`; default is from 3 to 5, or all where there
+            is no such divisor.
         tracker: who follows every run, as in `sepcap.prune`.
         say: receives what is about to happen and cost, before it does.
+
+    Raises:
+        ValueError: an unknown baseline, or steps that do not divide those of the run.
+
+    Example:
+        >>> compare(model, sepcap.PruningConfig(steps=10, fractions={"mlp": 0.1}), "runs/demo").table()  # doctest: +SKIP
     """
     folder, trackers = Path(folder), trackers_of(tracker)
-    # read, sampled, and measured before anything is pruned, once for the three
+    steps = few_steps(config.steps) if baseline_steps is None else baseline_steps
+    if config.steps % steps:
+        raise ValueError(f"baseline_steps={steps}: give a divisor of the {config.steps} steps of the run")
+    # read, sampled, and measured before anything is pruned, once for all
     config = dataclasses.replace(config, forget=load_task(config.forget), retain=load_task(config.retain))
     known: dict[Any, Any] = {}
-    configs = {
-        "forward": config,
-        "reverse": dataclasses.replace(config, forget=config.retain, retain=config.forget),
-        "random": dataclasses.replace(config, importance="random"),
-    }
-    plans = {name: plan(model, c, known) for name, c in configs.items()}
+    directions = {"forward": config, "reverse": dataclasses.replace(config, forget=config.retain, retain=config.forget)}
+    plans = {name: plan(model, c, known) for name, c in directions.items()}
     for name, prepared in plans.items():
         is_left(folder / name, prepared.resolved)  # refuses one that is damaged or another, before any is computed
         say(f"{name}: {prepared.cost()}")
+    drawn = {
+        folder_of(kind, direction, seed): (kind, direction, seed)
+        for kind in baselines
+        for direction in (DIRECTIONS if kind != "uniform" else DIRECTIONS[:1])
+        for seed in range(baseline_seeds)
+    }
+    # the unpruned model is evaluated once for all
+    each = sum(sample.tokens for sample in plans["forward"].evaluate.values())
+    total = sum(p.tokens() - each for p in plans.values()) + each * (1 + steps * len(drawn))
     speed = tokens_per_second(plans["forward"])
-    total = sum(p.tokens() for p in plans.values())
     say(
-        f"About {total / speed / 60:.1f} minutes at the {speed:,.0f} tokens per second just measured here; "
-        f"finished steps in {folder} are not computed again."
+        f"{len(drawn)} random baselines ({', '.join(baselines)}; {baseline_seeds} seeds) are evaluated at {steps} steps. All of it: "
+        f"{total / 1e6:.3g} M tokens through the model, about {total / speed / 60:.1f} minutes at the {speed:,.0f} tokens per second just "
+        f"measured here; finished steps in {folder} are not computed again."
     )
     make_folder(folder)
     with sole_writer(folder):
-        name_study(folder, Comparison.STUDY, {name: identity_of(prepared.resolved) for name, prepared in plans.items()})
+        # what tells a matched baseline from others is known when the run that it is matched with is finished
+        planned = {name: identity_of(prepared.resolved) for name, prepared in plans.items()}
+        name_study(folder, Comparison.STUDY, {**planned, **dict.fromkeys(drawn)})
         runs = {name: execute(prepared, folder / name, trackers, say) for name, prepared in plans.items()}
-    return Comparison(folder, **runs)
+        for name, (kind, direction, seed) in drawn.items():
+            at = None if kind == "uniform" else folder / direction
+            plans[name] = plan(model, baseline_config(directions[direction], kind, seed, steps, at), known)
+        name_study(folder, Comparison.STUDY, {name: identity_of(plans[name].resolved) for name in drawn})
+        runs |= {name: execute(plans[name], folder / name, trackers, say) for name in drawn}
+    return Comparison._of(folder, runs)
 
 
 def tokens_per_second(prepared: Plan) -> float:

@@ -110,8 +110,8 @@ class PruningConfig:
 
     @property
     def unpruned_roles(self) -> tuple[Literal["forget", "retain"], ...]:
-        """Whose statistics of the unpruned model are kept: neurons drawn like those of another run need those of their offset alone."""
-        return ("forget", "retain") if self.matched is None else self.collected_roles
+        """Whose statistics of the unpruned model are kept."""
+        return self.collected_roles if self.importance == "random" else ("forget", "retain")
 
     @property
     def collected_roles(self) -> tuple[Literal["forget", "retain"], ...]:

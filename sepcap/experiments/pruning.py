@@ -74,7 +74,7 @@ class Plan:
     def tokens(self) -> int:
         """Tokens that go through the model in the whole run, BOS and padding not counted.
 
-        Step 0 collects in any case, and its statistics serve step 1; with `recollect`, every later step collects its own.
+        The statistics of step 0 serve step 1; with `recollect`, every later step collects its own.
         """
         again = (self.config.steps - 1) * self.recollected if self.config.recollect else 0
         return self.collected + again + sum(s.tokens for s in self.evaluate.values()) * (self.config.steps + 1)

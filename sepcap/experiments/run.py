@@ -3,7 +3,7 @@
 import json
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,8 +205,10 @@ class Run(StepFiles):
         """Statistics of the unpruned model on one of the two tasks, in the rotated basis where the run prunes in it."""
         if role not in ROLES:
             raise unknown("role", role, ROLES)
-        if "matched" in self.config and role not in self.config["samples"]["collect"]:
-            raise ValueError(f"role={role!r}: a baseline matched with another run collects none; take those of {self.config['matched']}")
+        if self.config["importance"] == "random" and role not in self.config["samples"].get("collect", {}):
+            raise ValueError(
+                f"role={role!r}: random neurons are drawn without statistics, and this run has none; take those of another run"
+            )
         with self._way_out(0):
             return Statistics.load(self._checked(0, f"statistics/{role}.safetensors"))
 
@@ -255,7 +257,7 @@ class Run(StepFiles):
         metric: str = "top1",
         *,
         specific: Literal["forget", "retain"] = "forget",
-        baseline: "Run | None" = None,
+        baseline: "Run | Sequence[Run] | str | None" = None,
         seed: int = 0,
         cluster: Cluster = "document",
     ) -> Separability:
@@ -264,14 +266,18 @@ class Run(StepFiles):
         Args:
             metric: "top1", "top10", "skip50_top1" or "skip50_top10".
             specific: the role on the x axis; "forget" makes 2 the perfect area, "retain" makes it 0.
-            baseline: a random run over the same tasks, either way round, to say how far above it the area is.
+            baseline: what random neurons to say how far above them the area is: random runs that differ in their seed, or "uniform",
+                "per_layer" or "activity" for those of the comparison that this run belongs to.
             seed: of the bootstrap.
             cluster: what is drawn for intervals, "document" or "package" with all documents of it.
 
         Raises:
-            ValueError: no step yet, a baseline over other texts, or packages that are not known.
+            ValueError: no step yet, an unpruned accuracy of 0, no such baseline or one over other texts, or packages that are not known.
+
+        Example:
+            >>> run.separability("top1", baseline="per_layer").above_random  # doctest: +SKIP
         """
-        import dataclasses
+        from sepcap.experiments.above_random import baselines_of, with_above_random
 
         if self.steps_done < 1:
             raise ValueError(f"the run in {self.folder} has no pruning step yet")
@@ -279,15 +285,7 @@ class Run(StepFiles):
         result = separability(forget, retain, metric, specific=specific, seed=seed)
         if baseline is None:
             return result
-        # random neurons have no direction: one baseline serves a pair of tasks both ways round
-        mine, theirs = self.config["samples"]["evaluate"], baseline.config["samples"]["evaluate"]
-        role_of = {sample: role for role, sample in theirs.items()}
-        if set(role_of) != set(mine.values()):
-            raise ValueError(f"baseline: {baseline.folder} was evaluated on other tokens than {self.folder}: areas cannot be compared")
-        forget, retain = (baseline.per_cluster(role_of[mine[role]], cluster) for role in ROLES)
-        random = separability(forget, retain, metric, specific=specific, seed=seed)
-        above, interval = result.minus(random)
-        return dataclasses.replace(result, above_random=above, above_random_interval=interval)
+        return with_above_random(result, self, baselines_of(self, baseline), seed=seed, cluster=cluster)
 
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:
         """A figure of the run: "trajectory", "drops", "perplexity", "metric", "gone", "threshold" or "scores"."""
@@ -308,7 +306,12 @@ class Run(StepFiles):
 
     @checked()
     def report(
-        self, path: str | Path | None = None, *, model: Any = None, baseline: "Run | None" = None, device: str | None = None
+        self,
+        path: str | Path | None = None,
+        *,
+        model: Any = None,
+        baseline: "Run | Sequence[Run] | str | None" = None,
+        device: str | None = None,
     ) -> Path:
         """One HTML page about the run that needs nothing else; see `sepcap.report.report`."""
         from sepcap.report import report

@@ -13,6 +13,9 @@ from sepcap.statistics.intervals import REPLICAS, UNKNOWN, Ends, bootstrap_inter
 
 ACCURACIES = ("top1", "top10", "skip50_top1", "skip50_top10")
 
+BASELINES = {"uniform": "", "per_layer": "per layer", "activity": "per layer and activity"}
+"""Kind of random neurons -> how they are matched with those of a run."""
+
 
 def area(specific: Float[np.ndarray, "*replicate step"], general: Float[np.ndarray, "*replicate step"]) -> Float[np.ndarray, "*replicate"]:
     """Normalised area under the trajectory in the plane x = specific, y = general.
@@ -77,8 +80,12 @@ class Separability:
             the drop at the steps that were chosen.
         n_documents: documents of the forget and of the retain task, or packages.
         replicas: the bootstrap samples.
-        above_random: area minus that of the random baseline, when one was given.
-        above_random_interval: its 95% bootstrap interval, the same documents drawn for both runs.
+        above_random: area minus that of random neurons, the mean over their seeds, when a baseline was given. Both are taken at the steps
+            at which the baseline was evaluated, so that `area` itself can have more.
+        above_random_interval: its 95% bootstrap interval over documents, the same ones drawn for both, for the seeds that were run.
+        baseline: which random neurons they were, "uniform", "per_layer" or "activity".
+        seeds: how many seeds of them.
+        seeds_sd: standard deviation of their area over seeds; not a number for one seed.
 
     With fewer than two documents of a task there are no halves and no intervals: `max_drop` is then the plain maximum.
     """
@@ -98,6 +105,9 @@ class Separability:
     replicas: Replicas
     above_random: float | None = None
     above_random_interval: Ends = UNKNOWN
+    baseline: str = ""
+    seeds: int = 0
+    seeds_sd: float = math.nan
 
     @property
     def left(self) -> tuple[float, float]:
@@ -108,6 +118,15 @@ class Separability:
     def differential_drop(self) -> Float[np.ndarray, " step"]:
         """100·[(1 − f_i/f_0) − (1 − r_i/r_0)] at every step, in percentage points, on all documents."""
         return differential_drop(self.forget, self.retain)
+
+    def above_random_in_words(self, digits: int = 2) -> str:
+        """What the area is above random neurons: interval over texts, which neurons, and the spread over seeds."""
+        (low, high), matched = self.above_random_interval, BASELINES.get(self.baseline, "")
+        spread = f", standard deviation over seeds {self.seeds_sd:.{digits}f}" if self.seeds > 1 else ""
+        return (
+            f"{self.above_random:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] above random neurons{' matched ' * bool(matched)}"
+            f"{matched} ({self.seeds} seed{'s' * (self.seeds > 1)}{spread})"
+        )
 
     def retain_cost(self, forget_drop: float) -> float:
         """Relative drop of the retain task in percent where the forget task has first dropped by `forget_drop` percent.
@@ -138,7 +157,7 @@ class Separability:
         def ends(interval: Ends, digits: int) -> str:
             return "[{:.{d}f}, {:.{d}f}]".format(*interval, d=digits)
 
-        random = "" if self.above_random is None else f", above random {self.above_random:+.3f} {ends(self.above_random_interval, 3)}"
+        random = "" if self.above_random is None else f", {self.above_random_in_words(3)}"
         return (
             f"Separability({self.metric}: area={self.area:.3f} {ends(self.interval, 3)}, {self.percent:.0f}% "
             f"{ends(self.percent_interval, 0)}, max_drop={self.max_drop:.1f} {ends(self.max_drop_interval, 1)} at step "

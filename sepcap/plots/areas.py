@@ -2,11 +2,14 @@
 
 import html
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from sepcap.plots.runs import colours, is_random, named
+from sepcap.experiments.above_random import OverSeeds, over_seeds
+from sepcap.experiments.run import Run
+from sepcap.plots.runs import colours, is_random, seeds_together
 from sepcap.plots.style import GREY, INK, TICK_PX, Width, metric_name, new_figure, plain, rounded
 
 ROW_PX = 26
@@ -18,28 +21,31 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
 
     The task that a run forgets is its x axis: 1 means that both tasks go together, 2 that the retain task is kept to the end.
 
+    Of several seeds it is the mean with its interval over texts, and the seeds are small dots.
+
     Args:
-        runs: a Run, several, or a mapping from label to Run; they need not be over the same tasks.
+        runs: a Run, several, or a mapping from label to a Run or to a list of runs that differ in their seed; they need not be over the
+            same tasks.
         metric: "top1", "top10", "skip50_top1" or "skip50_top10".
         width: inches, "column" or "page".
     """
-    by_label = named(runs)
-    found = {label: run.separability(metric) for label, run in by_label.items()}
+    groups = seeds_together(runs)
+    by_label = {label: members[0] for label, members in groups.items()}
+    found = {label: over_seeds(members, metric) for label, members in groups.items()}
     n = len(found)
-    low = min(0.92, *(min(s.area, s.interval[0]) - 0.05 for s in found.values()))
-    high = max(2.03, *(max(s.area, s.interval[1]) + 0.05 for s in found.values()))
+    low = min(0.92, *(min(*s.areas, s.interval[0]) - 0.05 for s in found.values()))
+    high = max(2.03, *(max(*s.areas, s.interval[1]) + 0.05 for s in found.values()))
     top = n - 0.45
     traces: list[Any] = []
     notes: list[dict[str, Any]] = []
     small = {"size": TICK_PX}
     for row, ((label, s), colour) in enumerate(zip(found.items(), colours(by_label), strict=True)):
         run, y = by_label[label], n - 1 - row
-        said = f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]"
+        said, drop = _said(groups[label], s, metric)
         hover = (
             f"<b>{label}</b><br>forget {plain(run.config['forget'])}, retain {plain(run.config['retain'])}"
-            f"<br>area {s.area:.3f} [{s.interval[0]:.3f}, {s.interval[1]:.3f}]<br>separability {said}"
-            f"<br>largest differential drop {s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}] points, step "
-            f"{s.max_drop_step}<br>intervals over {s.n_documents[0]:,} and {s.n_documents[1]:,} documents"
+            f"<br>area {s.mean:.3f} [{s.interval[0]:.3f}, {s.interval[1]:.3f}]<br>separability {said}<br>{drop}"
+            f"<br>intervals over {s.n_documents[0]:,} and {s.n_documents[1]:,} documents"
         )
         common = {"showlegend": False, "cliponaxis": False}
         # not error bars of the point: a percentile interval need not contain it
@@ -48,7 +54,10 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
         traces.append(go.Scatter(x=rounded(s.interval), y=[y, y], mode="lines+markers", line=line, marker=ends, hoverinfo="skip", **common))
         marker = {"color": "white" if is_random(run) else colour, "size": 6, "line": {"color": colour, "width": 1.2}}
         point = {"mode": "markers", "name": label, "marker": marker, "hovertext": [hover], "hoverinfo": "text"}
-        traces.append(go.Scatter(x=rounded([s.area]), y=[y], **point, **common))
+        traces.append(go.Scatter(x=rounded([s.mean]), y=[y], **point, **common))
+        if len(s.areas) > 1:
+            dots = {"mode": "markers", "marker": {"color": colour, "size": 3, "opacity": 0.6}, "hoverinfo": "skip"}
+            traces.append(go.Scatter(x=rounded(s.areas), y=[y] * len(s.areas), **dots, **common))
         beside = {"x": 1.0, "xref": "paper", "xanchor": "left", "xshift": 10, "y": y, "yref": "y"}
         notes.append({"text": said, **beside, "font": small})
     for text, x, ref, anchor, shift in (
@@ -77,6 +86,17 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
         ],
     }
     return new_figure(traces, layout, width=width, plot_px=row_px * n + 10, left=20, right=96, top=26, bottom=62)
+
+
+def _said(members: Sequence[Run], found: OverSeeds, metric: str) -> tuple[str, str]:
+    """Separability in percent with its interval, and what else there is to say."""
+    if len(members) > 1:  # signed: absolute values of what separates nothing would not have the mean 0
+        low, high = (100 * (end - 1) for end in found.interval)
+        return f"{100 * (found.mean - 1):.0f}% [{low:.0f}, {high:.0f}]", f"{len(members)} seeds, standard deviation {found.sd:.3f}"
+    s = members[0].separability(metric)
+    low, high = s.percent_interval
+    drop = f"largest differential drop {s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}] points, step"
+    return f"{s.percent:.0f}% [{low:.0f}, {high:.0f}]", f"{drop} {s.max_drop_step}"
 
 
 def _lower(name: str) -> str:

@@ -83,10 +83,19 @@ def symbols(runs: Mapping[str, Run]) -> list[str]:
 
 
 def seeds_together(runs: Any) -> dict[str, list[Run]]:
-    """Runs of one configuration but for its seed, by label; runs that came with labels of their own stay by themselves."""
-    by_label = named(runs)
+    """Runs of one configuration but for its seed, by label.
+
+    In a mapping, the runs of a list stand together under its label; a run that came with a label of its own stays by itself.
+    """
     if isinstance(runs, Mapping):
-        return {label: [run] for label, run in by_label.items()}
+        lists = {label: [value] if isinstance(value, Run) else value for label, value in runs.items()}
+        if any(not isinstance(members, Sequence) or isinstance(members, str) or not members for members in lists.values()):
+            raise TypeError(
+                f"runs holds {list(lists.values())!r}; every entry is a sepcap.Run, or a list of runs that differ in their seed"
+            )
+        firsts = named({label: members[0] for label, members in lists.items()})
+        return {label: list(named(list(members)).values()) for label, members in zip(firsts, lists.values(), strict=True)}
+    by_label = named(runs)
     groups: dict[str, list[Run]] = {}
     for run in by_label.values():
         told = {field: run.config.get(field) for field in TELLING if field != "seed"}

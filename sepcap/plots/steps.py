@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from sepcap.errors import unknown
 from sepcap.experiments.run import ROLES, Run
-from sepcap.plots.runs import colours, gone_total, is_random, named, series, sizes, step_hovers, symbols
+from sepcap.plots.runs import colours, gone_total, is_random, named, seeds_together, series, sizes, step_hovers, symbols
 from sepcap.plots.style import (
     BLUE,
     INK,
@@ -35,10 +35,10 @@ def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone",
     """A metric on both tasks while neurons go, with bands of ± one standard error.
 
     One run gives one panel with a line per task. Several runs give a panel per task with a line per run, in the
-    colours of `trajectory`.
+    colours of `trajectory`. Of several seeds it is the mean with a band from the lowest to the highest.
 
     Args:
-        runs: a Run, several, or a mapping from label to Run.
+        runs: a Run, several, or a mapping from label to a Run or to a list of runs that differ in their seed.
         metric: "top1", "top10", "skip50_top1", "skip50_top10" or "loss".
         against: x axis, "gone" for the share of neurons gone, "step" for the number of the step.
         width: inches, "column" or "page".
@@ -46,7 +46,8 @@ def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone",
     title = metric_name(metric) + METRIC_UNITS.get(metric, "")
     if against not in AGAINST:
         raise unknown("against", against, AGAINST)
-    by_label = named(runs)
+    groups = seeds_together(runs)
+    by_label = {label: members[0] for label, members in groups.items()}
     alone = len(by_label) == 1
     tasks = [""] if alone else list(dict.fromkeys(run.config[role] for run in by_label.values() for role in ROLES))
     bands: list[Any] = []
@@ -60,14 +61,14 @@ def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone",
         for n, role in enumerate(ROLES):
             task = run.config[role]
             panel = 0 if alone else tasks.index(task)
-            values, errors = series(run, role, metric)
-            known = np.isfinite(errors).all()
-            highest = max(highest, float(np.nanmax(values + errors if known else values)))
+            values, low, high = _middle(groups[label], role, metric)
+            known = np.isfinite(low).all() and np.isfinite(high).all()
+            highest = max(highest, float(np.nanmax(high if known else values)))
             colour = (VERMILLION, BLUE)[n] if alone else of_run
             key = "" if panel == 0 else str(panel + 1)
             common = {"xaxis": f"x{key}", "yaxis": f"y{key}", "legendgroup": f"{i} {role}" if alone else str(i)}
             if known:
-                bands.append(_band(rounded(positions), values, errors, colour, common))
+                bands.append(_band(rounded(positions), low, high, colour, common))
             lines.append(
                 go.Scatter(
                     x=rounded(positions),
@@ -86,7 +87,8 @@ def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone",
             )
     layout = _panels(tasks, by_label, against, title, 1.05 * highest, furthest)
     if bands:
-        layout["legend"] = {"title": {"text": "Band: ± 1 standard error"}}
+        seeds = "; of seeds: lowest to highest" if any(len(members) > 1 for members in groups.values()) else ""
+        layout["legend"] = {"title": {"text": f"Band: ± 1 standard error{seeds}"}}
     rows = (len(lines) if alone else len(by_label)) + bool(bands)
     return new_figure(
         [*bands, *lines], layout, width=width, plot_px=220 if alone else 190, right=22, top=12 if alone else 30, legend_rows=rows
@@ -98,8 +100,18 @@ def _marker(colour: str, symbol: str, hollow: bool, shown: int = 0) -> dict[str,
     return {"color": "white" if hollow else colour, "size": 5, "symbol": symbol, "line": line, "maxdisplayed": shown}
 
 
-def _band(x: list[float | None], values: np.ndarray, errors: np.ndarray, colour: str, common: dict[str, str]) -> go.Scatter:
-    edge = rounded(np.concatenate([values + errors, (values - errors)[::-1]]))
+def _middle(members: list[Run], role: str, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The metric per step with both edges of its band."""
+    of_seeds = [series(run, role, metric) for run in members]
+    if len(of_seeds) == 1:
+        values, errors = of_seeds[0]
+        return values, values - errors, values + errors
+    every = np.stack([values for values, _ in of_seeds])
+    return every.mean(axis=0), every.min(axis=0), every.max(axis=0)
+
+
+def _band(x: list[float | None], low: np.ndarray, high: np.ndarray, colour: str, common: dict[str, str]) -> go.Scatter:
+    edge = rounded(np.concatenate([high, low[::-1]]))
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return go.Scatter(
         x=[*x, *x[::-1]],

@@ -22,7 +22,7 @@ def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, widt
     mean over seeds, with a band from the lowest to the highest; give a mapping to draw each by itself.
 
     Args:
-        runs: a Run, several, or a mapping from label to Run.
+        runs: a Run, several, or a mapping from label to a Run or to a list of runs that differ in their seed.
         metric: "top1", "top10", "skip50_top1" or "skip50_top10".
         normalised: performance relative to the unpruned model, a_i/a_0; else the accuracy itself.
         width: inches, "column" or "page".
@@ -78,7 +78,8 @@ def _separability(members: Sequence[Run], metric: str) -> str:
         return separability_said(members[0], metric)
     if any(run.steps_done < 1 for run in members):
         return ""
-    percents = [run.separability(metric).percent for run in members]
+    # signed: absolute values of what separates nothing would not have the mean 0
+    percents = [100 * (run.separability(metric).area - 1) for run in members]
     return f"{np.mean(percents):.0f}% (seeds {min(percents):.0f} to {max(percents):.0f})"
 
 

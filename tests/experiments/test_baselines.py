@@ -108,7 +108,7 @@ def test_nothing_is_collected_and_what_was_said_beforehand_went_through_the_mode
     prepared = pruning.plan(model, baseline_config(config, baseline.config["baseline"], 0, STEPS, selective.folder))
     assert prepared.tokens() == sum(baseline.record(step)["tokens"] for step in range(STEPS + 1)) == (STEPS + 1) * 2 * config.eval_tokens
     assert not (baseline.folder / "statistics").exists()
-    with pytest.raises(ValueError, match=r"role='retain': a baseline matched with another run collects none"):
+    with pytest.raises(ValueError, match=r"role='retain': random neurons are drawn without statistics"):
         baseline.statistics("retain")
     assert check_folder(baseline.folder).problems == []
 

@@ -43,7 +43,7 @@ def studies(trained_folder, letters, digits, tmp_path_factory):
         ProtocolResult: ablation_protocol(model, protocol, out=folder / "protocol"),
         AblationComparison: ablations,
         Methods: compare_methods(model, methods, folder / "methods"),
-        Comparison: compare(model, sepcap.PruningConfig(**pair, **small, fractions={"mlp": 0.4}), folder / "demo"),
+        Comparison: compare(model, sepcap.PruningConfig(**pair, **small, fractions={"mlp": 0.4}), folder / "demo", baseline_seeds=2),
         Reproduction: reproduce(
             "sp-figure1",
             trained_folder,
@@ -108,12 +108,12 @@ def test_a_result_in_memory_is_saved_like_one_that_was_made_in_a_folder(studies,
         ProtocolResult({**made.config, "steps": 9}, made.before, made.per_row).save(tmp_path / "p")
 
 
-@pytest.mark.parametrize("kind", [Comparison, Reproduction])
-def test_one_that_is_not_finished_says_which_run(studies, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "run"), [(Comparison, "random-per_layer-reverse-1"), (Reproduction, "random")])
+def test_one_that_is_not_finished_says_which_run(studies, tmp_path, kind, run):
     folder = shutil.copytree(studies[kind].folder, tmp_path / "study")
-    last = max((folder / "random" / "steps").iterdir())
+    last = max((folder / run / "steps").iterdir())
     shutil.rmtree(last)
-    with pytest.raises(FileNotFoundError, match=r"is not finished \(1 of . runs missing or not finished: random\)"):
+    with pytest.raises(FileNotFoundError, match=rf"is not finished \(1 of . runs missing or not finished: {run}\)"):
         load_result(folder)
 
 
@@ -163,9 +163,11 @@ def test_the_sentences_state_the_numbers_of_the_tables(studies):
     for row in studies[Methods].table().query("method == 'mlp'").to_dict("records"):
         assert any(row["direction"] in s and f"with {row['separability']:.1f}%" in s for s in studies[Methods].summary())
     forward = studies[Comparison].forward
-    s = forward.separability("top1", baseline=studies[Comparison].random)
+    s = forward.separability("top1", baseline="per_layer")
     assert f"separability of top-1 is {s.percent:.0f}%" in studies[Comparison].summary()[1]
-    assert f"the area {s.above_random:+.2f} from that of random neurons" in studies[Comparison].summary()[1]
+    (low, high), said = s.above_random_interval, studies[Comparison].summary()[2]
+    assert f"The area is {s.above_random:+.2f} [{low:+.2f}, {high:+.2f}] above random neurons matched per layer (2 seeds" in said
+    assert f"standard deviation over seeds {s.seeds_sd:.2f}" in said
     measured = studies[Reproduction].table.dropna(subset="measured")
     assert len(studies[Reproduction].summary()) == 1 + np.isfinite(measured["measured"]).sum()
 
@@ -189,7 +191,7 @@ def never_right(tmp_path):
 def test_what_a_model_that_is_never_right_has_not_is_said_in_words(never_right, tmp_path):
     forward, reverse, random = never_right
     methods = Methods(tmp_path, {("mlp", "forward", 0): forward, ("mlp", "reverse", 0): reverse, ("random-mlp", "forward", 0): random})
-    demo = Comparison(tmp_path, forward, reverse, random)
+    demo = Comparison(tmp_path, forward, reverse, {"uniform": {"forward": [random], "reverse": [random]}})
     reproduced = Reproduction(ReproduceConfig("sp-table2", "planted"), tmp_path, {"mlp": forward, "attention": reverse})
     why = "because top1 of the unpruned model is 0 on the forget task: there is nothing to lose."
     assert methods.summary()[1:] == [f"It is not known for any of them, {why}"]

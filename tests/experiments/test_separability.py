@@ -314,13 +314,13 @@ def test_a_model_that_never_could_has_nothing_to_lose(forget, retain, role):
 
 
 def test_the_summary_says_what_the_numbers_are():
-    result = dataclasses.replace(of([1.0, 0.5, 0.0], [1.0, 0.8, 0.0]), above_random=0.25, above_random_interval=(0.1, 0.4))
+    result = dataclasses.replace(of([1.0, 0.5, 0.0], [1.0, 0.8, 0.0]), above_random=0.25, above_random_interval=(0.1, 0.4), seeds=1)
     parts = (
         "top1",
         "area=1.300",
         "30%",
         "max_drop=30.0 [30.0, 30.0] at step 1",
-        "above random +0.250 [0.100, 0.400]",
+        "+0.250 [+0.100, +0.400] above random neurons (1 seed)",
         "20 and 20 documents",
     )
     for part in (*parts, "at the last step forget"):

@@ -159,6 +159,29 @@ def test_seeds_of_one_method_are_their_mean_in_a_band(make_run):
     assert len(lines_with_hover(plots.trajectory({str(i): run for i, run in enumerate(runs)}))) == 3
 
 
+def test_a_list_in_a_mapping_is_one_line_one_row_and_one_curve(make_run, forward):
+    seeds = [make_run([0.5, a, 0.0], [0.4, b, 0.2], importance="random", seed=i) for i, (a, b) in enumerate([(0.3, 0.4), (0.1, 0.32)])]
+    runs = {"selective": forward, "random": seeds}
+    drawn = {t.name.split(":")[0]: t for t in lines_with_hover(plots.trajectory(runs))}
+    assert sorted(drawn) == ["random", "selective"]
+    np.testing.assert_allclose(numbers(drawn["random"].y), [1, 0.9, 0.5], atol=1e-5)
+    of_seeds = [run.separability("top1").area for run in seeds]
+    percents = [100 * (value - 1) for value in of_seeds]
+    assert f"random: {np.mean(percents):.0f}% (seeds {min(percents):.0f} to {max(percents):.0f})" in drawn["random"].name
+    rows = plots.areas(runs)
+    (point,) = [t for t in lines_with_hover(rows) if t.name == "random"]
+    assert point.x[0] == pytest.approx(np.mean(of_seeds), abs=1e-3)
+    (dots,) = [t for t in rows.data if t.mode == "markers" and len(t.x) == 2]
+    np.testing.assert_allclose(dots.x, of_seeds, atol=1e-3)
+    curves = plots.metric_over_steps(runs, against="step")
+    (curve,) = [t for t in lines_with_hover(curves) if t.name == "random" and t.yaxis == "y"]
+    np.testing.assert_allclose(numbers(curve.y), [0.5, 0.2, 0.0], atol=1e-5)
+    (band,) = [t for t in traces(curves, fill="toself", yaxis="y") if len(t.x) == 6]
+    np.testing.assert_allclose(numbers(band.y), [0.5, 0.3, 0, 0, 0.1, 0.5], atol=1e-5)
+    with pytest.raises(TypeError, match=r"every entry is a sepcap\.Run, or a list of runs"):
+        plots.trajectory({"a": []})
+
+
 def test_no_two_of_twelve_runs_look_alike(make_run):
     fig = plots.trajectory({f"m{i}": make_run([0.5, 0.1], [0.4, 0.3]) for i in range(12)})
     assert len({(t.line.color, t.marker.symbol) for t in lines_with_hover(fig)}) == 12
