@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from sepcap.statistics.histogram import Histogram
     from sepcap.statistics.moments import NeuronStatistics, Statistics
     from sepcap.tasks.labelled import LabelledTexts, labelled_texts
+    from sepcap.tasks.overlap import TextOverlap, check_overlap
     from sepcap.tasks.passages import draw_passages
     from sepcap.tasks.registry import register_task
     from sepcap.tasks.task import Task, load_task
@@ -92,6 +93,7 @@ _HOME = {
     "Streams": "experiments.streams",
     "StudyResult": "experiments.result",
     "Task": "tasks.task",
+    "TextOverlap": "tasks.overlap",
     "TightPass": "experiments.tight_pass",
     "TightPassConfig": "experiments.tight_pass_config",
     "Toxicity": "evaluation.toxicity",
@@ -100,6 +102,7 @@ _HOME = {
     "TransferConfig": "experiments.paragraphs_config",
     "ablate": "interventions.ablation",
     "ablation_protocol": "experiments.ablation_protocol",
+    "check_overlap": "tasks.overlap",
     "collect": "statistics.collect",
     "compare_ablations": "experiments.ablations",
     "compare_methods": "experiments.methods",
@@ -170,6 +173,7 @@ __all__ = [
     "Streams",
     "StudyResult",
     "Task",
+    "TextOverlap",
     "TightPass",
     "TightPassConfig",
     "Toxicity",
@@ -178,6 +182,7 @@ __all__ = [
     "TransferConfig",
     "ablate",
     "ablation_protocol",
+    "check_overlap",
     "collect",
     "compare_ablations",
     "compare_methods",

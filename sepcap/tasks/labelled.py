@@ -19,7 +19,7 @@ from sepcap.tasks import local
 from sepcap.tasks.batches import Spelling, separator_of
 from sepcap.tasks.hub import Streamed
 from sepcap.tasks.samples import check_content, check_context
-from sepcap.tasks.task import LocalSource, Source, Split, load_task
+from sepcap.tasks.task import LocalSource, Source, Split, Task, load_task
 
 REFERENCE = "stdlib:pydoc_data/topics.py"
 """Where the language reference lies, as offline prose names it; the chapter follows after a #."""
@@ -297,10 +297,13 @@ def _fitting(documents: Iterable[Named], category: str, start: int, stop: int, t
 def _of_task(model: Any, category: str, source: Any) -> Iterator[Named]:
     task = load_task(source)
     check_content(model, task)
-    for split in HELD_OUT:
-        # of a mixture, one document of each in turn
-        turns = itertools.zip_longest(*(_documents(part, split) for part in task.sources))
-        yield from (document for turn in turns for document in turn if document is not None)
+    yield from itertools.chain.from_iterable(documents_in_turn(task, split) for split in HELD_OUT)
+
+
+def documents_in_turn(task: Task, split: Split) -> Iterator[Named]:
+    """The documents of a split; of a mixture, one of each of its sources in turn."""
+    turns = itertools.zip_longest(*(_documents(source, split) for source in task.sources))
+    return (document for turn in turns for document in turn if document is not None)
 
 
 def _documents(source: Source, split: Split) -> Iterator[Named]:

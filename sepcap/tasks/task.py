@@ -82,10 +82,11 @@ class LocalSource:
         """Cleaned documents in path-hash order; read once, then taken from the cache of `datasets`."""
         import datasets
 
+        earlier = [text for part in local.before(split) for text in self.documents(part)["text"]]
         return quietly(
             datasets.Dataset.from_generator,
             local.documents,
-            gen_kwargs={"kind": self.kind, "split": split},
+            gen_kwargs={"kind": self.kind, "split": split, "earlier": earlier},
             features=datasets.Features({"text": datasets.Value("string"), "name": datasets.Value("string")}),
             fingerprint=hashlib.sha256(f"{local.VERSION}{self.fingerprint}{split}".encode()).hexdigest()[:16],
         )

@@ -5,10 +5,12 @@ import itertools
 import os
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 
-from sepcap.tasks import local
+from sepcap.tasks import cleaning, local
+from sepcap.tasks.ngrams import among, runs, united
 
 KINDS = ("prose", "python", "cpp")
 WORDS = ["the", "model", "reads", "text", "slowly", "while", "every", "small", "number", "of", "rows", "keeps", "its"]
@@ -57,6 +59,8 @@ def installation(tmp_path, monkeypatch):
         write(purelib / f"dist{i}-1.0.dist-info" / "METADATA", f"Name: dist{i}\nVersion: 1.0\n\n{paragraph(rng)}\n\n{paragraph(rng)}\n")
     monkeypatch.setattr(local.sysconfig, "get_path", lambda name: str({"stdlib": stdlib}.get(name, purelib)))
     monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: None)  # the real torch is not part of it
+    made = {"torch", "odd", "copies", "documented", "vendored", *(f"other{i}" for i in range(5)), *(f"dist{i}" for i in range(60))}
+    monkeypatch.setattr(local, "PACKAGES", frozenset(made))
     return tmp_path / "lib"
 
 
@@ -99,9 +103,9 @@ def test_bucket_is_the_hash_of_the_name_and_nothing_else():
     for name in ("stdlib:os.py", "torch/include/ATen/ATen.h", "ü"):
         assert local.bucket(name) == int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) % 100
     shares = [local.split_of(f"package/module{i}.py") for i in range(20_000)]
-    assert shares.count("train") / 20_000 == pytest.approx(0.90, abs=0.01)
-    assert shares.count("collect") / 20_000 == pytest.approx(0.05, abs=0.01)
-    assert shares.count("evaluate") / 20_000 == pytest.approx(0.05, abs=0.01)
+    assert shares.count("train") / 20_000 == pytest.approx(0.80, abs=0.01)
+    assert shares.count("collect") / 20_000 == pytest.approx(0.10, abs=0.01)
+    assert shares.count("evaluate") / 20_000 == pytest.approx(0.10, abs=0.01)
 
 
 def test_upgrade_moves_nothing_to_another_split(installation):
@@ -165,16 +169,54 @@ def test_what_evaluate_has_stays_and_train_loses_it(installation):
     assert train.name not in by_split["train"]
 
 
-def test_near_duplicates_share_four_fifths_and_not_less():
-    rng = random.Random(0)
-    lines = [f"line {rng.random()}" for _ in range(400)]
-    near = local.NearDuplicates()
-    assert not near.seen("\n".join(lines))
-    assert near.seen("\n".join(lines))
-    assert near.seen("\n".join(reversed(lines)))
-    assert near.seen("\n".join(lines[:395]))
-    assert not near.seen("\n".join(lines[:200] + [f"other {rng.random()}" for _ in range(200)]))
-    assert not near.seen("\n".join(f"third {rng.random()}" for _ in range(400)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_line_of_the_evaluation_part_leaves_the_others(installation, kind):
+    """Every file of the first package quotes its own line of a held-out file; the other lines stay."""
+    rng, site = random.Random(8), installation / "site-packages"
+    suffix, folder = {"python": (".py", "other0"), "cpp": (".h", "torch/include/ATen"), "prose": (".py", "other0")}[kind]
+    held = next(f for f in local.find_files(kind) if local.split_of(f.name) == "evaluate" and f.name.endswith(suffix))
+    lines = [sentence(rng, 16)[:-1] for _ in range(200)]
+
+    def said(line: str) -> str:
+        return {"python": f"text = '{line}'", "cpp": f'const char* text = "{line}";', "prose": f'def quoting():\n    """{line}."""'}[kind]
+
+    write(Path(held.path), Path(held.path).read_text() + "\n" + "\n".join(map(said, lines)) + "\n")
+    for path, line in zip(sorted((site / folder).glob(f"*{suffix}")), lines, strict=False):
+        if str(path) != held.path:
+            write(path, path.read_text() + "\n" + said(line) + "\n")
+    by_split = read(kind)
+    assert all(line in by_split["evaluate"][held.name] for line in lines)
+    texts = [text for split in ("collect", "train") for text in by_split[split].values()]
+    assert len(texts) > 100
+    assert not any(line in text for text in texts for line in lines)
+    found = {split: united([runs(text) for text in rows.values()]) for split, rows in by_split.items()}
+    assert not among(found["train"], found["evaluate"]).any()
+    assert not among(found["train"], found["collect"]).any()
+    assert not among(found["collect"], found["evaluate"]).any()
+
+
+def test_what_is_installed_beside_the_list_changes_nothing(installation):
+    before = {kind: (read(kind), local.fingerprint(local.find_files(kind))) for kind in KINDS}
+    rng, site = random.Random(9), installation / "site-packages"
+    for i in range(20):
+        write(site / "another" / f"m{i}.py", module(rng))
+        write(site / f"single{i}.py", module(rng))
+        write(site / f"more{i}-2.0.dist-info" / "METADATA", f"Name: more{i}\n\n{paragraph(rng)}\n")
+        write(installation / "test" / f"test_{i}.py", module(rng))
+    assert {kind: (read(kind), local.fingerprint(local.find_files(kind))) for kind in KINDS} == before
+    # but for training all of a package can be asked for
+    more = {row["name"] for row in local.documents("python", "train", more=("another",))}
+    assert more - set(before["python"][0]["train"]) == {f"another/m{i}.py" for i in range(20)}
+
+
+def test_what_a_program_wrote_is_left_out(installation):
+    site, rng = installation / "site-packages", random.Random(10)
+    write(site / "torch/include/ATen/made.h", "#pragma once\n\n// @generated by gen.py from Ops.h\n" + header(rng))
+    write(site / "odd" / "made.py", "# This file was automatically generated from schema.json.\n" + module(rng))
+    write(site / "odd" / "says.py", module(rng) + "\n# what is automatically generated stands elsewhere\n")
+    names = {name for kind in ("python", "cpp") for rows in read(kind).values() for name in rows}
+    assert "odd/says.py" in names
+    assert not {"torch/include/ATen/made.h", "odd/made.py"} & names
 
 
 def test_paragraphs_that_repeat_are_given_once(installation):
@@ -229,13 +271,13 @@ def test_files_that_cannot_be_used_are_left_out(installation):
     ],
 )
 def test_strip_python(source, left):
-    assert local.strip_python(source) == left
+    assert cleaning.strip_python(source) == left
 
 
 def test_docstrings_in_reading_order():
     source = '"""One."""\nclass A:\n    """Two."""\n    def f(self):\n        """Three."""\n\ndef g():\n    "Four."\n    x = "no"'
-    assert local.docstrings(source) == ["One.", "Two.", "Three.", "Four."]
-    assert local.docstrings("def (") == []
+    assert cleaning.docstrings(source) == ["One.", "Two.", "Three.", "Four."]
+    assert cleaning.docstrings("def (") == []
 
 
 @pytest.mark.parametrize(
@@ -250,7 +292,7 @@ def test_docstrings_in_reading_order():
     ],
 )
 def test_strip_cpp(source, left):
-    assert local.strip_cpp_comments(source) == left
+    assert cleaning.strip_cpp_comments(source) == left
 
 
 GOOD = "This function reads the whole file and gives back the lines that it found there."
@@ -283,7 +325,7 @@ CODE = "this is code that looks like a sentence of many words, is it not."
     ],
 )
 def test_clean_prose(text, left):
-    assert local.clean_prose(text) == left
+    assert cleaning.clean_prose(text) == left
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -303,7 +345,7 @@ def test_the_installation_that_runs_this(kind):
         assert "\n//" not in texts
     if kind == "python":
         assert "import " in texts
-        assert all(local.docstrings(row["text"]) == [] for row in rows)
+        assert all(cleaning.docstrings(row["text"]) == [] for row in rows)
 
 
 def test_a_linked_library_folder_is_read_once(tmp_path, monkeypatch):
@@ -316,6 +358,7 @@ def test_a_linked_library_folder_is_read_once(tmp_path, monkeypatch):
     paths = {"stdlib": tmp_path / "stdlib", "purelib": tmp_path / "lib", "platlib": tmp_path / "lib64"}
     monkeypatch.setattr(local.sysconfig, "get_path", lambda name: str(paths[name]))
     monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(local, "PACKAGES", frozenset({"package", "gone"}))
     files = local.find_files("python")
     assert [f.name for f in files] == ["package.py"]
     assert local.fingerprint(files)

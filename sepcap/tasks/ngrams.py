@@ -1,0 +1,112 @@
+"""Runs of 13 words that texts share, and texts without those that other texts have (METHODS 9).
+
+A word is a run of letters, digits and underscores, or one other character that is no space. Where two texts share 13 of them in a row,
+one was usually copied from the other ([GPT-3] appendix C cleans its training text by the same rule). Runs that 20 or more documents
+share are idiom, such as licences and the beginnings of files; they are counted apart.
+"""
+
+import functools
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, UInt64
+
+LENGTH = 13
+"""Words of a run."""
+
+COMMON = 20
+"""Documents that share a run from which on it is idiom."""
+
+SAME = 0.5
+"""Share of a document's runs above which it is a copy of what has them."""
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_POWERS = np.array([pow(0x9E3779B97F4A7C15, k, 2**64) for k in range(LENGTH)], dtype=np.uint64)
+
+
+@functools.lru_cache(maxsize=2**18)
+def _word_hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+def runs(text: str) -> UInt64[np.ndarray, " run"]:
+    """A 64-bit hash of every 13 consecutive words, in reading order; none where there are fewer words. The same on every machine.
+
+    >>> len(runs("one two three four five six seven eight nine ten eleven twelve thirteen fourteen"))
+    2
+    """
+    words = _WORD.findall(text)
+    hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
+    found = np.zeros(max(0, len(words) - LENGTH + 1), np.uint64)
+    for k, power in enumerate(_POWERS):
+        found += hashes[k : k + len(found)] * power
+    # a sum of products alone would keep patterns of its terms in the low bits
+    found ^= found >> np.uint64(31)
+    found *= np.uint64(0xBF58476D1CE4E5B9)
+    return found ^ (found >> np.uint64(29))
+
+
+def words_in(shared: Bool[np.ndarray, " run"]) -> Bool[np.ndarray, " word"]:
+    """The words that stand inside of at least one of the runs.
+
+    >>> int(words_in(np.array([True, False, False])).sum())
+    13
+    """
+    words = np.zeros(len(shared) + LENGTH - 1 if len(shared) else 0, dtype=bool)
+    for k in range(LENGTH):
+        words[k : k + len(shared)] |= shared
+    return words
+
+
+def among(found: UInt64[np.ndarray, " run"], held: UInt64[np.ndarray, " other"]) -> Bool[np.ndarray, " run"]:
+    """Which runs are among others, which are sorted."""
+    if not len(held):
+        return np.zeros(len(found), dtype=bool)
+    return held[np.searchsorted(held, found).clip(max=len(held) - 1)] == found
+
+
+def united(documents: Sequence[UInt64[np.ndarray, " _"]]) -> UInt64[np.ndarray, " distinct"]:
+    """All runs of some documents, sorted, each once."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *documents]))
+
+
+def common_runs(documents: Sequence[UInt64[np.ndarray, " _"]]) -> UInt64[np.ndarray, " common"]:
+    """The runs that at least 20 of the documents have, sorted; of each document its distinct ones are given."""
+    found, count = np.unique(np.concatenate([np.empty(0, np.uint64), *documents]), return_counts=True)
+    return found[count >= COMMON]
+
+
+def copies(documents: Sequence[UInt64[np.ndarray, " _"]], common: UInt64[np.ndarray, " common"]) -> Bool[np.ndarray, " document"]:
+    """Documents of whose runs, idiom apart, more than half stand in documents before them."""
+    own = [runs[~among(runs, common)] for runs in documents]
+    owner = np.repeat(np.arange(len(own)), [len(runs) for runs in own])
+    _, first, inverse = np.unique(np.concatenate([np.empty(0, np.uint64), *own]), return_index=True, return_inverse=True)
+    earlier = np.bincount(owner, weights=owner[first][inverse] < owner, minlength=len(own))
+    return earlier > SAME * np.array([len(runs) for runs in own])
+
+
+def without(text: str, shared: Bool[np.ndarray, " run"], shortest: int) -> str:
+    """A text without the lines that have a word in one of the runs.
+
+    Args:
+        text: any text.
+        shared: which of `runs(text)` are to go.
+        shortest: characters; what is left between two cuts stays only if it has as many.
+
+    Returns:
+        The pieces that are left, with an empty line between them.
+    """
+    if not shared.any():
+        return text
+    gone = np.flatnonzero(words_in(shared))
+    starts = np.array([match.start() for match in _WORD.finditer(text)])
+    lines = text.split("\n")
+    line_starts = np.cumsum([0, *(len(line) + 1 for line in lines[:-1])])
+    hit = np.zeros(len(lines), dtype=bool)
+    hit[np.searchsorted(line_starts, starts[gone], side="right") - 1] = True
+    groups = itertools.groupby(zip(lines, hit, strict=True), key=lambda item: item[1])
+    pieces = ("\n".join(line for line, _ in group).strip("\n") for cut, group in groups if not cut)
+    return "\n\n".join(piece for piece in pieces if len(piece) >= shortest)

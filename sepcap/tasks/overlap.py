@@ -1,0 +1,109 @@
+"""How much of a task's texts stands in others of them: copies within a part, and what its two parts share (METHODS 9)."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt64
+
+from sepcap.checks import checked, warn
+from sepcap.tasks.labelled import documents_in_turn
+from sepcap.tasks.ngrams import among, common_runs, copies, runs, united, words_in
+from sepcap.tasks.task import PARTS, load_task
+
+TOLERATED = 0.05
+"""Share of words, or of documents, above which a task is warned of."""
+
+
+@dataclass(frozen=True)
+class TextOverlap:
+    """What the documents of a task share.
+
+    Attributes:
+        task: its name.
+        documents: how many were read, per part ("collect" and "evaluate").
+        copies: documents of whose 13-grams more than half stand in documents before them in the same part.
+        shared: share of the words of the evaluation documents that stand inside of 13-grams of a collection document, idiom apart.
+        idiom: share of those words inside of 13-grams that at least 20 of all documents have: licences, beginnings of files.
+    """
+
+    task: str
+    documents: dict[str, int]
+    copies: dict[str, int]
+    shared: float
+    idiom: float
+
+    @property
+    def table(self) -> Any:
+        """A DataFrame with a row per part: documents, copies, shared and idiom (of evaluation documents)."""
+        import pandas as pd
+
+        rows = [{"part": part, "documents": n, "copies": self.copies[part]} for part, n in self.documents.items()]
+        rows[-1] |= {"shared": self.shared, "idiom": self.idiom}
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        from sepcap.storage import html_card
+
+        return html_card("Overlap of texts", {"task": self.task}, self.table)
+
+
+@checked()
+def check_overlap(task: Any, *, documents: int = 5_000) -> TextOverlap:
+    """Measure the overlap within the texts of a task and between its two parts, and warn where it is above 5%.
+
+    A text that was collected from says nothing new when it is evaluated on, and two copies of a text are one document, however
+    many rows they fill. 13-grams are hashed; nothing but the hashes is kept.
+
+    Args:
+        task: a task name, a path, a `datasets.Dataset`, a list of strings, or a Task; of texts, not of images.
+        documents: of each part that are read at most, in the order in which samples take them.
+
+    Returns:
+        TextOverlap with the number of documents and copies of each part, and the share of words that the parts share.
+
+    Raises:
+        ValueError: a task of images.
+
+    Example:
+        >>> texts = [f"Text {i} has words of its own, and there are enough of them to be read: {i * 7}." for i in range(40)]
+        >>> check_overlap(texts).shared
+        0.0
+    """
+    loaded = load_task(task)
+    if loaded.content != "text":
+        raise ValueError(f"task={loaded.name!r} is made of {loaded.content}; the overlap of 13-grams is one of texts")
+    found = {part: [runs(text) for _, text in itertools.islice(documents_in_turn(loaded, part), documents)] for part in PARTS}
+    result = measured(loaded.name, found["evaluate"], {"collect": found["collect"]})
+    found_shares = {"words to evaluate on stand in documents to collect from": result.shared}
+    for part, n in result.documents.items():
+        found_shares[f"documents to {part} are copies of others of them"] = result.copies[part] / max(1, n)
+    for what, share in found_shares.items():
+        if share > TOLERATED:
+            warn(f"task {loaded.name!r}: {share:.0%} of the {what}; numbers on it rest on less text than they seem to")
+    return result
+
+
+def measured(
+    name: str, evaluated: Sequence[UInt64[np.ndarray, " _"]], others: dict[str, Sequence[UInt64[np.ndarray, " _"]]]
+) -> TextOverlap:
+    """The overlap of evaluation documents with all documents of other parts, from their 13-grams."""
+    parts = {**others, "evaluate": evaluated}
+    distinct = {part: [united([each]) for each in found] for part, found in parts.items()}
+    common = common_runs([each for found in distinct.values() for each in found])
+    held = united([each for part in others for each in distinct[part]])
+    words = shared = idiom = 0
+    for each in evaluated:
+        usual = among(each, common)
+        words += len(words_in(usual))
+        idiom += int(words_in(usual).sum())
+        shared += int(words_in(among(each, held) & ~usual).sum())
+    return TextOverlap(
+        name,
+        {part: len(found) for part, found in parts.items()},
+        {part: int(copies(found, common).sum()) for part, found in distinct.items()},
+        shared / max(1, words),
+        idiom / max(1, words),
+    )

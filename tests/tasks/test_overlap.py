@@ -1,0 +1,81 @@
+"""What the documents of a task share, on texts whose overlap is planted."""
+
+import random
+
+import pytest
+
+import sepcap
+from sepcap.tasks.task import load_task
+
+
+def words(rng, n: int) -> str:
+    return " ".join(f"w{rng.randrange(10**9)}" for _ in range(n))
+
+
+def parts(texts):
+    source = load_task(texts).sources[0]
+    return {part: list(source.documents(part)["text"]) for part in ("collect", "evaluate")}
+
+
+def test_texts_with_nothing_in_common_share_nothing(recwarn):
+    rng = random.Random(0)
+    found = sepcap.check_overlap([words(rng, 50) for _ in range(40)])
+    assert found.shared == found.idiom == 0
+    assert set(found.copies.values()) == {0}
+    assert sum(found.documents.values()) == 40
+    assert not recwarn.list
+
+
+def test_the_share_of_words_is_the_planted_one():
+    """A tenth of the words of every evaluation document stands in a document to collect from."""
+    rng = random.Random(1)
+    texts = [words(rng, 200) for _ in range(40)]
+    by_part = parts(texts)
+    quoted = [text.split()[10:30] for text in by_part["collect"]]
+    # words of its own keep a text in its part: only what is put between them changes, so the split is asked for again
+    changed = [f"{text} {' '.join(quoted[i % len(quoted)])}" for i, text in enumerate(by_part["evaluate"])]
+    again = parts([*by_part["collect"], *changed])
+    with pytest.warns(UserWarning, match="of the words to evaluate on stand in documents to collect from"):
+        found = sepcap.check_overlap([*by_part["collect"], *changed])
+    evaluated, collected = again["evaluate"], again["collect"]
+    runs = {part: [{tuple(t.split()[i : i + 13]) for i in range(len(t.split()) - 12)} for t in again[part]] for part in again}
+    held = set().union(*runs["collect"])
+    inside = total = 0
+    for text in evaluated:
+        split = text.split()
+        marked = [False] * len(split)
+        for i in range(len(split) - 12):
+            if tuple(split[i : i + 13]) in held:
+                marked[i : i + 13] = [True] * 13
+        inside, total = inside + sum(marked), total + len(split)
+    assert found.documents == {"collect": len(collected), "evaluate": len(evaluated)}
+    assert found.shared == pytest.approx(inside / total)
+    assert found.shared > 0.05
+
+
+def test_copies_within_a_part_count_and_are_warned_of():
+    rng = random.Random(2)
+    texts = [words(rng, 100) for _ in range(30)]
+    copied = parts(texts)["evaluate"][0]
+    variants, wanted = [], 6
+    while len(variants) < wanted:  # the hash of a text decides about its part
+        variant = f"{copied} {rng.random()}"
+        if variant in parts([*texts, variant])["evaluate"]:
+            variants.append(variant)
+    with pytest.warns(UserWarning, match="of the documents to evaluate are copies of others"):
+        found = sepcap.check_overlap([*texts, *variants])
+    assert found.copies["evaluate"] == wanted
+    assert found.table.set_index("part").loc["evaluate", "copies"] == wanted
+
+
+def test_idiom_stands_apart():
+    rng = random.Random(3)
+    licence = words(rng, 30)
+    found = sepcap.check_overlap([f"{licence} {words(rng, 70)}" for _ in range(60)])
+    assert found.shared == 0
+    assert found.idiom == pytest.approx(0.3)
+
+
+def test_images_are_refused():
+    with pytest.raises(ValueError, match=r"local-digits.*images"):
+        sepcap.check_overlap("local-digits")
