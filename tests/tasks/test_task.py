@@ -205,8 +205,9 @@ def test_names_of_the_local_tasks(monkeypatch):
 def test_local_documents_are_read_once(monkeypatch):
     reads = []
 
-    def documents(kind, split):
+    def documents(kind, split, earlier):
         reads.append(split)
+        assert earlier == ([] if split == "evaluate" else [f"{kind} evaluate"])
         yield {"text": f"{kind} {split}", "name": "a"}
 
     monkeypatch.setattr(local, "find_files", lambda kind: [])
@@ -214,10 +215,10 @@ def test_local_documents_are_read_once(monkeypatch):
     for _ in range(2):
         for split in ("collect", "evaluate"):
             assert LocalSource("cpp").documents(split)["text"][0] == f"cpp {split}"
-    assert reads == ["collect", "evaluate"]
+    assert reads == ["evaluate", "collect"]
     monkeypatch.setattr(local, "VERSION", local.VERSION + 1)  # another cleaning: the cache must not give the old text
     LocalSource("cpp").documents("collect")
-    assert reads == ["collect", "evaluate", "collect"]
+    assert reads == 2 * ["evaluate", "collect"]
     assert LocalSource("cpp").indices("collect", 7) == "0:7"
 
 
