@@ -67,7 +67,7 @@ BOUNDS: dict[str, Bounds] = {
     **dict.fromkeys(
         ("tokens", "eval_tokens", "reference_tokens", "fit_tokens", "prompt_tokens", "paragraph_tokens", "batch_size", "steps", "n",
          "n_init", "max_iter", "draws", "k", "rows", "samples", "per_category", "following", "permutations", "tolerance", "limit",
-         "bins", "differ_within", "baseline_seeds", "baseline_steps"),
+         "bins", "differ_within", "per_document", "baseline_seeds", "baseline_steps"),
         FROM_1,
     ),
     "context": FROM_2,

@@ -101,6 +101,8 @@ class Score(Loading):
     """Share of each site that is selected."""
     tokens: int = 100_000
     """Token positions per task."""
+    per_document: int | Literal["row"] | None = "row"
+    """Most tokens of one document: "row" for what fits one row, a number, or None for whole documents as they come."""
     out: Path = Path("runs/scores")
     """Folder for neurons.safetensors, the statistics and the figure."""
 
@@ -110,9 +112,9 @@ class Score(Loading):
 
         model = self.load()
         sites = PruningConfig(fractions=self.fractions, steps=1).sites
-        histogram = self.importance in DIVERGENCES
-        forget = sepcap.collect(model, self.forget, tokens=self.tokens, sites=sites, histogram=histogram, batch_size=self.batch_size)
-        retain = sepcap.collect(model, self.retain, tokens=self.tokens, sites=sites, histogram=histogram, batch_size=self.batch_size)
+        how = {"tokens": self.tokens, "per_document": self.per_document, "batch_size": self.batch_size}
+        how |= {"sites": sites, "histogram": self.importance in DIVERGENCES}
+        forget, retain = (sepcap.collect(model, task, **how) for task in (self.forget, self.retain))
         scores = sepcap.score(forget, retain, self.importance)
         neurons = scores.top(self.fractions)
         forget.save(self.out / "forget.safetensors")
@@ -134,6 +136,8 @@ class Evaluate(Loading):
     """Tasks to evaluate on."""
     tokens: int = 100_000
     """Predictions per task."""
+    per_document: int | Literal["row"] | None = "row"
+    """Most tokens of one document: "row" for what fits one row, a number, or None for whole documents as they come."""
     neurons: Path | None = None
     """A neuron set (.safetensors) to delete first."""
 
@@ -150,7 +154,8 @@ class Evaluate(Loading):
         model = self.load()
         if self.neurons is not None:
             sepcap.delete(model, sepcap.NeuronSet.load(self.neurons))
-        rows = {task: sepcap.evaluate(model, task, tokens=self.tokens, batch_size=self.batch_size).as_row() for task in self.tasks}
+        how = {"tokens": self.tokens, "per_document": self.per_document, "batch_size": self.batch_size}
+        rows = {task: sepcap.evaluate(model, task, **how).as_row() for task in self.tasks}
         print(pd.DataFrame(rows).to_string(float_format=lambda x: f"{x:.4f}"))
 
 

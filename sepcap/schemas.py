@@ -81,6 +81,7 @@ class RunConfig(Folder):
     offset: NotRequired[Text]
     versions: NotRequired[dict[Text, Text]]
     documents: NotRequired[dict[Text, dict[Role, list[Any]]]]
+    n_documents: NotRequired[dict[Literal["collect", "evaluate"], dict[Role, Count]]]
     prompts: NotRequired[dict[Role, Text]]
 
 

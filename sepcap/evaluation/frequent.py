@@ -15,19 +15,20 @@ from sepcap.evaluation.next_token import frequent_table, most_frequent_targets
 from sepcap.models.kinds import kind_of
 from sepcap.storage import write_atomically
 from sepcap.tasks import local
-from sepcap.tasks.batches import sample_tokens, tokenizer_text
+from sepcap.tasks.batches import sample_tokens
+from sepcap.tasks.documents import PerDocument, tokenizer_text
 from sepcap.tasks.hub import VERSION as HUB_VERSION
 from sepcap.tasks.samples import DEFAULT_CONTEXT, check_context, sample_task
 from sepcap.tasks.task import Task, load_task
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised when lists are made in another way, so that no old one is taken."""
 
 
 @checked()
-def skip50(model: object, task: Any, *, tokens: int = 100_000, context: int | None = None) -> Any:
+def skip50(model: object, task: Any, *, tokens: int = 100_000, context: int | None = None, per_document: PerDocument = "row") -> Any:
     """The 50 most frequent targets of a task's evaluation part: what `evaluate` with the same arguments leaves out as skip50.
 
     Made once per tokenizer, task, `tokens` and `context`, and kept in a file under the cache folder of Hugging Face (`HF_HOME`):
@@ -39,6 +40,7 @@ def skip50(model: object, task: Any, *, tokens: int = 100_000, context: int | No
         task: a task name, a path, a `datasets.Dataset`, a list of strings, or a Task.
         tokens: size of the evaluation sample, in predictions.
         context: tokens per row; default is the model's context, at most 512.
+        per_document: most tokens of one document: "row" for what fits one row, a number, or None for whole documents.
 
     Returns:
         DataFrame of token (id), text and count, the most frequent first; of two equal ones the smaller id first.
@@ -61,13 +63,13 @@ def skip50(model: object, task: Any, *, tokens: int = 100_000, context: int | No
     if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
         raise TypeError(f"model is a {type(model).__name__}; give what sepcap.load_model returns, or a tokenizer")
     context = check_context(model, context) if is_model else context or DEFAULT_CONTEXT
-    path = _path(tokenizer, kind, task, tokens, context)
+    path = _path(tokenizer, kind, task, (tokens, context, per_document))
     counts = None if path is None else _read(path)
     if counts is None:
         sample = (
-            sample_task(model, task, "evaluate", tokens, context)
+            sample_task(model, task, "evaluate", tokens, context, per_document=per_document)
             if is_model
-            else sample_tokens(task, "evaluate", tokenizer, tokens, context)
+            else sample_tokens(task, "evaluate", tokenizer, tokens, context, per_document=per_document)
         )
         counts = most_frequent_targets(sample)
         if path is not None:
@@ -82,13 +84,13 @@ def cache_folder() -> Path:
     return Path(constants.HF_HOME) / "sepcap" / "skip50"
 
 
-def _path(tokenizer: Any, kind: str, task: Task, tokens: int, context: int) -> Path | None:
+def _path(tokenizer: Any, kind: str, task: Task, size: tuple[int, int, PerDocument]) -> Path | None:
     """The file of a list, named after all that decides about it; None where the state of the data cannot be known."""
     if any(getattr(source, "commit", "") is None for source in task.sources):
         return None
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, sorted(tokenizer.all_special_ids)]
     versions = [FORMAT, local.VERSION, HUB_VERSION]
-    what = [hashlib.sha256(tokenizer_text(tokenizer)).hexdigest(), special, kind, task.fingerprint, "evaluate", tokens, context, versions]
+    what = [hashlib.sha256(tokenizer_text(tokenizer)).hexdigest(), special, kind, task.fingerprint, "evaluate", *size, versions]
     return cache_folder() / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}.json"
 
 

@@ -29,6 +29,7 @@ from sepcap.statistics.intervals import (
 )
 from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import Batch, TokenSample
+from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import load_task
 
@@ -265,7 +266,14 @@ def ratio(per_row: np.ndarray, metric: str) -> np.ndarray:
 
 @checked()
 def evaluate(
-    model: Any, task: Any, *, tokens: int = 100_000, batch_size: int = BATCH_SIZE, context: int | None = None, seed: int = 0
+    model: Any,
+    task: Any,
+    *,
+    tokens: int = 100_000,
+    batch_size: int = BATCH_SIZE,
+    context: int | None = None,
+    seed: int = 0,
+    per_document: PerDocument = "row",
 ) -> Evaluation:
     """Measure prediction on the evaluation part of a task (METHODS 9).
 
@@ -279,7 +287,9 @@ def evaluate(
         tokens: number of targets; of tokens for a masked language model, of images for an image classifier.
         batch_size: rows per forward pass; halved, with a warning, when memory runs out.
         context: tokens per row; default is the model's context, at most 512.
-        seed: order of the documents, and for a masked language model which tokens are hidden; 0 takes documents as they come.
+        seed: order of the documents and places in long ones, and for a masked language model which tokens are hidden; 0 takes documents
+            as they come.
+        per_document: most tokens of one document: "row" for what fits one row, a number, or None for whole documents.
 
     Returns:
         Evaluation with `top1`, `top10`, `skip50_top1`, `skip50_top10`, `loss`, `perplexity`, and `se(metric)`.
@@ -287,7 +297,7 @@ def evaluate(
     Example:
         >>> sepcap.evaluate(model, "local-prose", tokens=20_000).top1  # doctest: +SKIP
     """
-    sample = sample_task(model, load_task(task), "evaluate", tokens, context, seed)
+    sample = sample_task(model, load_task(task), "evaluate", tokens, context, seed, per_document)
     return evaluate_sample(model, sample, batch_size=batch_size)
 
 
@@ -314,13 +324,14 @@ def evaluate_sample(model: Any, sample: TokenSample, *, batch_size: int = BATCH_
         "tokens": sample.tokens,
         "sample": sample.fingerprint,
         "documents": list(sample.indices),
+        "n_documents": sample.n_documents,
     }
     return Evaluation(sample.task, halving_batches(one_pass, batch_size), skip, info, **clusters_of(sample))
 
 
 def clusters_of(sample: TokenSample) -> dict[str, Any]:
     """The document of every row of a sample and its package, as `Evaluation` takes them."""
-    return {name: getattr(sample, name) for name in ("clusters", "groups") if hasattr(sample, name)}
+    return {"clusters": sample.clusters, "groups": sample.groups}
 
 
 def most_frequent_targets(sample: TokenSample, k: int = 50) -> dict[int, int]:

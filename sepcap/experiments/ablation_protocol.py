@@ -266,14 +266,15 @@ def ablation_protocol(model: Any = None, config: AblationProtocol | None = None,
     how_many(1 / config.steps, total, config.site)
     task = load_task(config.task)
     context = check_context(model, config.context)
-    sample = sample_task(model, task, "evaluate", config.tokens, context)
-    collected = sample_task(model, task, "collect", config.reference_tokens, context)
+    sample = sample_task(model, task, "evaluate", config.tokens, context, per_document=config.per_document)
+    collected = sample_task(model, task, "collect", config.reference_tokens, context, per_document=config.per_document)
     resolved = dataclasses.asdict(dataclasses.replace(config, task=task.name)) | {
         "context": context,
         **made_with(model),
         "neurons": total,
         "samples": {"collect": collected.fingerprint, "evaluate": sample.fingerprint},
         "documents": {"collect": list(collected.indices), "evaluate": list(sample.indices)},
+        "n_documents": {"collect": collected.n_documents, "evaluate": sample.n_documents},
     }
     with nullcontext() if out is None else open_study(out, ProtocolResult.STUDY, resolved) as pieces:
         return _Protocol(model, config, sample, collected, pieces, resolved).run()

@@ -42,6 +42,7 @@ from sepcap.statistics.collect import BATCH_SIZE, collect_sample, halving_batche
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import TokenSample
+from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import load_task
 
@@ -229,6 +230,7 @@ def compare_ablations(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     context: int | None = None,
+    per_document: PerDocument = "row",
     out: str | Path | None = None,
 ) -> AblationComparison:
     """Ablate heads one at a time in several ways, and measure what each does to loss and top-1.
@@ -253,6 +255,7 @@ def compare_ablations(
         seed: of resampling.
         batch_size: rows per pass, and the rows among which "resample" draws; halved, with a warning, when memory runs out.
         context: tokens per row; default is the model's context, at most 512.
+        per_document: most tokens of one document: "row" for what fits one row, a number, or None for whole documents.
         out: folder that the result is saved in when it is there; a finished one of the same call is read, and nothing is computed.
 
     Returns:
@@ -272,9 +275,9 @@ def compare_ablations(
     kinds = _checked(kinds)
     targets = targets_of(model, layer, head, neurons, together)
     targets |= controls_of(model, targets, controls, seed)
-    sample, collected = sample_task(model, task, "evaluate", tokens, context), None
+    sample, collected = sample_task(model, task, "evaluate", tokens, context, per_document=per_document), None
     if set(kinds) - {"zero", "resample"} and (reference is None or "optimal" in kinds):
-        collected = sample_task(model, task, "collect", reference_tokens, context)
+        collected = sample_task(model, task, "collect", reference_tokens, context, per_document=per_document)
     if reference is not None:
         for kind in kinds:  # refuses one without histograms before anything is begun; fits start from a peak
             ablate(model, next(iter(targets.values())), "peak" if kind == "optimal" else kind, reference=reference, seed=seed)
@@ -285,6 +288,7 @@ def compare_ablations(
         "tokens": sample.tokens,
         "sample": sample.fingerprint,
         "documents": list(sample.indices),
+        "n_documents": sample.n_documents,
         "skip_counts": list(frequent.values()),
     }
     measured: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "fit_tokens": fit_tokens, "collected": None, "reference": None}

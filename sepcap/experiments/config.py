@@ -56,6 +56,8 @@ class PruningConfig:
     """Rows per forward pass."""
     context: int | None = None
     """Tokens per row; default is the model's context, at most 512."""
+    per_document: int | Literal["row"] | None = "row"
+    """Most tokens of one document: "row" for what fits one row, a number, or None for whole documents as they come."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -179,7 +179,7 @@ def _run(bench: Bench, pruned: str, n: int, steps: int, seed: int = 0) -> Run:
     config, names = bench.config, bench.tasks.names
     side = names.index(pruned)
     forget, retain = (replace(bench.tasks.by_name[name], name=name) for name in (names[side], names[1 - side]))
-    same = {name: getattr(config, name) for name in ("importance", "tokens", "eval_tokens", "batch_size", "context")}
+    same = {name: getattr(config, name) for name in ("importance", "tokens", "eval_tokens", "batch_size", "context", "per_document")}
     pruning = PruningConfig(
         forget=forget, retain=retain, fractions={config.site: n / steps / bench.neurons}, steps=steps, seed=seed, **same
     )

@@ -19,7 +19,6 @@ from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
 from sepcap.progress import progress, tell
 from sepcap.selection.neurons import how_many
-from sepcap.tasks.samples import check_context
 
 PARTS: dict[str, Callable[[Bench], Tables]] = {"keep-only": keep_only, "step-size": step_size, "layers": layers, "meeting": meeting}
 """Every check by its name in the configuration."""
@@ -192,9 +191,9 @@ def plan_cross_checks(model: Any, config: CrossChecksConfig) -> CrossChecksPlan:
         how_many(config.layer_fraction, neurons // shape[0], config.site, "of a layer")
     if "step-size" in config.checks:
         equal_number(config, neurons)
-    tasks, context = NamedTasks.of((config.forget, config.retain), OTHERS), check_context(model, config.context)
-    collect = tasks.samples(model, "collect", config.tokens, context)
-    evaluate = tasks.samples(model, "evaluate", config.eval_tokens, context)
+    tasks = NamedTasks.of((config.forget, config.retain), OTHERS)
+    collect = tasks.samples(model, "collect", config.tokens, config)
+    evaluate = tasks.samples(model, "evaluate", config.eval_tokens, config)
     names = {"forget": tasks.names[0], "retain": tasks.names[1]}
     made = resolved(model, config, names, {"collect": collect, "evaluate": evaluate})
     return CrossChecksPlan(config, model, tasks, collect, evaluate, made)

@@ -29,7 +29,6 @@ from sepcap.interventions.trial import check_deletion
 from sepcap.models.load import load_model
 from sepcap.progress import progress, tell
 from sepcap.selection.score import Scores
-from sepcap.tasks.samples import check_context
 
 
 class CrossTask(StudyResult):
@@ -167,9 +166,9 @@ def plan_cross_task(model: Any, config: CrossTaskConfig) -> CrossTaskPlan:
     if not isinstance(config, CrossTaskConfig):
         raise TypeError(f"config is a {type(config).__name__}; give a sepcap.CrossTaskConfig")
     check_deletion(model, config.site)
-    tasks, context = NamedTasks.of(config.tasks, config.retain), check_context(model, config.context)
-    collect = tasks.samples(model, "collect", config.tokens, context)
-    evaluate = tasks.samples(model, "evaluate", config.eval_tokens, context)
+    tasks = NamedTasks.of(config.tasks, config.retain)
+    collect = tasks.samples(model, "collect", config.tokens, config)
+    evaluate = tasks.samples(model, "evaluate", config.eval_tokens, config)
     names = {"tasks": tasks.names, "retain": tasks.retain_name}
     made = resolved(model, config, names, {"collect": collect, "evaluate": evaluate})
     return CrossTaskPlan(config, model, tasks, collect, evaluate, made)

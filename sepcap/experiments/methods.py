@@ -66,7 +66,7 @@ class Methods(Shown):
     @property
     def config(self) -> dict[str, Any]:
         """What all runs share, and what was compared."""
-        own = ("importance", "fractions", "rotation", "offset", "aggregate", "seed", "samples", "documents", "tokens_found")
+        own = ("importance", "fractions", "rotation", "offset", "aggregate", "seed", "samples", "documents", "n_documents", "tokens_found")
         shared = {name: value for name, value in next(iter(self.runs.values())).config.items() if name not in own}
         shared |= {"forget": self.task("forward"), "retain": self.task("reverse")}
         return {"methods": self.methods, "seeds": sorted({seed for _, _, seed in self.runs}), **shared}

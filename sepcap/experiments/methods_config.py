@@ -86,6 +86,8 @@ class MethodsConfig:
     """Rows per forward pass."""
     context: int | None = None
     """Tokens per row; default is the model's context, at most 512."""
+    per_document: int | Literal["row"] | None = "row"
+    """Most tokens of one document: "row" for what fits one row, a number, or None for whole documents as they come."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -99,7 +101,8 @@ class MethodsConfig:
     def pruning(self, method: str, direction: Direction, seed: int) -> PruningConfig:
         """The configuration of one run."""
         forward = direction == "forward"
-        common = {name: getattr(self, name) for name in ("model", "steps", "tokens", "eval_tokens", "batch_size", "context")}
+        shared = ("model", "steps", "tokens", "eval_tokens", "batch_size", "context", "per_document")
+        common = {name: getattr(self, name) for name in shared}
         return PruningConfig(
             forget=self.forget if forward else self.retain,
             retain=self.retain if forward else self.forget,

@@ -87,7 +87,7 @@ def plan_modules(model: Any, config: ModulesConfig) -> ModulesPlan:
     retain = load_task(config.retain)
     named = NamedTasks.of(config.tasks, retain)
     samples = {
-        (name, seed): sample_task(model, task, "collect", config.tokens, context, seed)
+        (name, seed): sample_task(model, task, "collect", config.tokens, context, seed, config.per_document)
         for seed in config.seeds
         for name, task in {retain.name: retain, **named.by_name}.items()
     }
@@ -96,6 +96,7 @@ def plan_modules(model: Any, config: ModulesConfig) -> ModulesPlan:
         **made_with(model),
         "samples": {f"{name}-{seed}": sample.fingerprint for (name, seed), sample in samples.items()},
         "documents": {f"{name}-{seed}": list(sample.indices) for (name, seed), sample in samples.items()},
+        "n_documents": {f"{name}-{seed}": sample.n_documents for (name, seed), sample in samples.items()},
     }
     return ModulesPlan(config, model, named.names, samples, resolved)
 

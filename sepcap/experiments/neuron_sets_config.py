@@ -39,6 +39,8 @@ class OverlapConfig:
     """Rows per forward pass."""
     context: int | None = None
     """Tokens per row; default is the model's context, at most 512."""
+    per_document: int | Literal["row"] | None = "row"
+    """Most tokens of one document: "row" for what fits one row, a number, or None for whole documents as they come."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -79,6 +81,8 @@ class CrossTaskConfig:
     """Rows per forward pass."""
     context: int | None = None
     """Tokens per row; default is the model's context, at most 512."""
+    per_document: int | Literal["row"] | None = "row"
+    """Most tokens of one document: "row" for what fits one row, a number, or None for whole documents as they come."""
 
     def __post_init__(self) -> None:
         check_fields(self, target=BETWEEN_0_AND_1)
@@ -125,6 +129,8 @@ class CrossChecksConfig:
     """Rows per forward pass."""
     context: int | None = None
     """Tokens per row; default is the model's context, at most 512."""
+    per_document: int | Literal["row"] | None = "row"
+    """Most tokens of one document: "row" for what fits one row, a number, or None for whole documents as they come."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -28,7 +28,6 @@ from sepcap.selection.overlap import overlap
 from sepcap.selection.score import Scores
 from sepcap.statistics.moments import Statistics
 from sepcap.tasks.batches import TokenSample
-from sepcap.tasks.samples import check_context
 
 __all__ = ["OverlapPlan", "Overlaps", "overlaps", "plan_overlaps", "run_overlaps", "selected"]
 
@@ -97,8 +96,7 @@ def plan_overlaps(model: Any, config: OverlapConfig) -> OverlapPlan:
         units = shapes[HEADS_AT][:2] if site == "heads" else shapes[site]
         for fraction in config.fractions:
             how_many(fraction, int(np.prod(units)), site)
-    context = check_context(model, config.context)
-    samples = {seed: tasks.disjoint_samples(model, config.tokens, context, seed) for seed in config.seeds}
+    samples = {seed: tasks.disjoint_samples(model, config, seed) for seed in config.seeds}
     names = {"tasks": tasks.names, "retain": tasks.retain_name}
     made = resolved(model, config, names, {f"collect, seed {seed}": of_seed for seed, of_seed in samples.items()})
     return OverlapPlan(config, tasks, samples, made, shapes, untrained(model))

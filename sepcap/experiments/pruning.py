@@ -166,7 +166,7 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
             task, seed = tasks[role], config.seed if split == "collect" else 0
             key = ("sample", split, task.name, task.fingerprint, seed)
             if key not in known:
-                known[key] = sample_task(model, task, split, budget, context, seed=seed)
+                known[key] = sample_task(model, task, split, budget, context, seed, config.per_document)
             samples[split][role] = known[key]
     resolved = dataclasses.asdict(dataclasses.replace(config, forget=tasks["forget"].name, retain=tasks["retain"].name))
     if config.importance != "random":
@@ -181,6 +181,7 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
         "task_fingerprints": {role: task.fingerprint for role, task in tasks.items()},
         "samples": {split: {role: s.fingerprint for role, s in by_role.items()} for split, by_role in samples.items()},
         "documents": {split: {role: list(s.indices) for role, s in by_role.items()} for split, by_role in samples.items()},
+        "n_documents": {split: {role: s.n_documents for role, s in by_role.items()} for split, by_role in samples.items()},
         "tokens_found": {split: {role: s.tokens for role, s in by_role.items()} for split, by_role in samples.items()},
     }
     if kind_of(model) == "causal":

@@ -82,25 +82,27 @@ class NamedTasks:
         """Name of the retain task, or "others"."""
         return OTHERS if self.retain is None else self.retain.name
 
-    def samples(self, model: Any, split: Split, budget: int, context: int) -> dict[str, TokenSample]:
-        """Name -> sample; of the retain task too where something is collected."""
+    def samples(self, model: Any, split: Split, budget: int, config: Any) -> dict[str, TokenSample]:
+        """Name -> sample as the configuration of a study wants it; of the retain task too where something is collected."""
         tasks = self.by_name | ({self.retain.name: self.retain} if self.retain is not None and split == "collect" else {})
-        return {name: sample_task(model, task, split, budget, context) for name, task in tasks.items()}
+        how = {"context": config.context, "per_document": config.per_document}
+        return {name: sample_task(model, task, split, budget, **how) for name, task in tasks.items()}
 
     def against(self, name: str) -> str:
         """What the retain sample of one task alone is called."""
         return f"{self.retain_name} for {name}"
 
-    def disjoint_samples(self, model: Any, budget: int, context: int, seed: int) -> dict[str, TokenSample]:
+    def disjoint_samples(self, model: Any, config: Any, seed: int) -> dict[str, TokenSample]:
         """Name -> sample to collect from, where every task is scored against documents of the retain task of its own.
 
         Were two tasks scored against the same documents, the noise of those would be in both scores, and the sets would share more
         neurons than random ones without anything in common.
         """
-        samples = {name: sample_task(model, task, "collect", budget, context, seed) for name, task in self.by_name.items()}
+        how = {"context": config.context, "seed": seed, "per_document": config.per_document}
+        samples = {name: sample_task(model, task, "collect", config.tokens, **how) for name, task in self.by_name.items()}
         if self.retain is None:
             return samples
-        whole = sample_task(model, self.retain, "collect", budget * len(samples), context, seed)
+        whole = sample_task(model, self.retain, "collect", config.tokens * len(samples), **how)
         parts = disjoint_parts(whole, len(samples))
         return samples | {self.against(name): part for name, part in zip(samples, parts, strict=True)}
 
@@ -115,7 +117,7 @@ def disjoint_parts(sample: TokenSample, n: int) -> list[TokenSample]:
     Raises:
         ValueError: fewer documents than parts.
     """
-    clusters = getattr(sample, "clusters", np.arange(len(sample.rows)))
+    clusters = sample.clusters
     of_cluster = np.bincount(clusters, weights=[len(row) for row in sample.rows])
     # a cluster is in the part in which its middle token is
     part = ((of_cluster.cumsum() - of_cluster / 2) * n // of_cluster.sum()).astype(int)
@@ -135,6 +137,7 @@ def resolved(model: Any, config: Any, names: Mapping[str, Any], samples: Mapping
         **made_with(model),
         "samples": {split: {name: s.fingerprint for name, s in by_name.items()} for split, by_name in samples.items()},
         "documents": {split: {name: list(s.indices) for name, s in by_name.items()} for split, by_name in samples.items()},
+        "n_documents": {split: {name: s.n_documents for name, s in by_name.items()} for split, by_name in samples.items()},
     }
 
 

@@ -21,7 +21,7 @@ BIASES = "biases.safetensors"
 ROTATION = "rotation.safetensors"
 T = TypeVar("T")
 ROLES: tuple[Literal["forget", "retain"], ...] = ("forget", "retain")
-NOT_DECISIVE = ("versions", "created", "model", "task_fingerprints", "documents", "tokens_found", "prompts", "matched")
+NOT_DECISIVE = ("versions", "created", "model", "task_fingerprints", "documents", "n_documents", "tokens_found", "prompts", "matched")
 """Fields that may differ when a run goes on: `samples` says which tokens are used, wherever they were found,
 `model_fingerprint` which weights, and `matched_neurons` which neurons a baseline is matched with, wherever they lay."""
 

@@ -15,6 +15,7 @@ from sepcap.models.sites import get_site, n_layers, resolve_sites
 from sepcap.progress import progress
 from sepcap.statistics.moments import Accumulator, Statistics, gather
 from sepcap.tasks.batches import Batch, TokenSample
+from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import load_task
 
@@ -36,6 +37,7 @@ def collect(
     histogram: bool = False,
     rotation: Any = None,
     seed: int = 0,
+    per_document: PerDocument = "row",
 ) -> Statistics:
     """Measure what every neuron of the sites does on a task (METHODS 3).
 
@@ -54,7 +56,9 @@ def collect(
         histogram: also count how the activations of every neuron are distributed, for `.peak`, `.median`, `.quantile(q)` and the
             importances "kl", "js" and "wasserstein": 4 kB more per neuron, and up to 1.6 times the time.
         rotation: the `Rotation` in whose basis attention neurons are measured; the model itself stays as it is.
-        seed: order of the documents, and for a masked language model which tokens are hidden; 0 takes documents as they come.
+        seed: order of the documents and places in long ones, and for a masked language model which tokens are hidden; 0 takes documents
+            as they come.
+        per_document: most tokens of one document: "row" for what fits one row, a number, or None for whole documents.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
@@ -70,7 +74,7 @@ def collect(
         >>> forget["mlp"].abs.shape  # doctest: +SKIP
         torch.Size([6, 1024])
     """
-    sample = sample_task(model, load_task(task), "collect", tokens, context, seed)
+    sample = sample_task(model, load_task(task), "collect", tokens, context, seed, per_document)
     return collect_sample(
         model,
         sample,
@@ -195,5 +199,6 @@ def _info(model: Any, sample: TokenSample, include_bos: bool) -> dict[str, Any]:
         "tokens": sample.tokens,
         "rows": len(sample.rows),
         "documents": list(sample.indices),
+        "n_documents": sample.n_documents,
         "sample": sample.fingerprint,
     }

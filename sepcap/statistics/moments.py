@@ -200,6 +200,16 @@ class Statistics(Mapping[str, NeuronStatistics]):
     def __len__(self) -> int:
         return len(self._by_site)
 
+    @property
+    def n_documents(self) -> int | None:
+        """Number of documents, those of merged parts added; None where it is not known."""
+        parts = [self.info]
+        for part in parts:  # which grows on the way
+            parts.extend(part.get("merged", ()))
+        counts = [part.get("n_documents") for part in parts if "merged" not in part]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
     def merge(self, other: "Statistics") -> "Statistics":
         """Statistics of both datasets together, site by site; both must hold the same sites."""
         if set(self) != set(other):
@@ -250,7 +260,8 @@ class Statistics(Mapping[str, NeuronStatistics]):
     def __repr__(self) -> str:
         sites = ", ".join(f"{s} {list(v.shape)}" for s, v in self.items())
         count = next(iter(self.values())).count if self else 0
-        return f"Statistics({self.info.get('task', 'merged')!r}, {count:,} positions: {sites})"
+        of = "" if self.n_documents is None else f" of {self.n_documents:,} documents"
+        return f"Statistics({self.info.get('task', 'merged')!r}, {count:,} positions{of}: {sites})"
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -270,7 +281,7 @@ class Statistics(Mapping[str, NeuronStatistics]):
             }
             for site, v in self.items()
         ]
-        how = {k: self.info.get(k) for k in ("model", "task", "split", "context", "rotation")}
+        how = {k: self.info.get(k) for k in ("model", "task", "split", "context", "rotation")} | {"documents": self.n_documents}
         if self.info.get("include_bos"):
             how["BOS"] = "counted"
         if "merged" in self.info:

@@ -1,16 +1,15 @@
 """Token sequences packed into rows of one context length.
 
-A row is BOS followed by `context - 1` tokens of the stream of documents; where one document ends and
-the next begins inside a row, another BOS stands between them. The tokens that count (towards a
-budget, in statistics and as prediction targets) are those that are neither BOS nor padding. Where a
-tokenizer has no BOS, the first token of a row follows nothing: it counts in statistics, but it is no target.
+A row is BOS followed by at most `context - 1` tokens: a part of one document, or several whole short documents with another BOS
+between any two. The tokens that count (towards a budget, in statistics and as prediction targets) are those that are neither BOS
+nor padding. Where a tokenizer has no BOS, the first token of a row follows nothing: it counts in statistics, but it is no target.
 """
 
 import dataclasses
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,12 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from sepcap.checks import warn
-from sepcap.tasks.hub import Streamed, read_from
-from sepcap.tasks.quiet import quietly
-from sepcap.tasks.task import Source, Split, Task
+from sepcap.tasks.documents import Document, Documents, PerDocument, Spelling, in_rounds
+from sepcap.tasks.hub import read_from
+from sepcap.tasks.task import Split, Task
+
+FEW = 50
+"""A sample of fewer documents says so: what documents share then decides much of a number."""
 
 
 def pack(documents: Iterable[list[int]], context: int, bos: int | None) -> Iterator[np.ndarray]:
@@ -71,8 +73,10 @@ class TokenSample:
         asked: tokens asked for.
         tokens: tokens there are, BOS and padding not counted (in "evaluate": prediction targets); fewer than asked for
             where the task has no more.
-        indices: documents read to fill the rows, per source.
+        indices: documents that the tokens are of, per source.
         fingerprint: hash of all rows.
+        row_documents: documents of every row, numbered over the sample; by default every row is of one of its own.
+        groups: package of every row, where the documents have names and no row mixes packages; else None.
     """
 
     task: str
@@ -81,8 +85,24 @@ class TokenSample:
     bos: int | None
     asked: int
     tokens: int
-    indices: tuple[list[int] | str, ...]
+    indices: tuple[list[int], ...]
     fingerprint: str
+    row_documents: tuple[tuple[int, ...], ...] | None = field(default=None, kw_only=True)
+    groups: tuple[str, ...] | None = field(default=None, kw_only=True)
+
+    @property
+    def n_documents(self) -> int:
+        """Documents that have tokens in the rows."""
+        return len(self.rows) if self.row_documents is None else len(set(itertools.chain.from_iterable(self.row_documents)))
+
+    @property
+    def clusters(self) -> Int[np.ndarray, " row"]:
+        """The cluster of every row, numbered in the order of their first rows.
+
+        Rows that share a document are in one cluster, and so are those that are linked by a chain of such rows: the connected
+        components of rows and documents. Nothing ties the rows of one cluster to those of another.
+        """
+        return np.arange(len(self.rows)) if self.row_documents is None else components(self.row_documents)
 
     def batches(self, batch_size: int) -> Iterator["Batch"]:
         """The rows in order, `batch_size` at a time; only the last batch can be smaller or padded."""
@@ -96,8 +116,16 @@ class TokenSample:
 
     def take(self, rows: Sequence[int]) -> "TokenSample":
         """Some of the rows, by number."""
-        chosen = tuple(self.rows[i] for i in rows)
-        return dataclasses.replace(self, rows=chosen, tokens=sum(int((row != self.bos).sum()) for row in chosen))
+        chosen: dict[str, Any] = {
+            name: None if values is None else tuple(values[i] for i in rows)
+            for name in ("rows", "row_documents", "groups")
+            for values in [getattr(self, name)]
+        }
+        return dataclasses.replace(self, **chosen, tokens=sum(map(self._size, chosen["rows"])))
+
+    def _size(self, row: Int[np.ndarray, " pos"]) -> int:
+        """Tokens of a row that count."""
+        return int((row != self.bos).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +178,79 @@ def make_batch(rows: Sequence[np.ndarray], bos: int | None) -> Batch:
     return Batch(ids, keep, real, asked, ids.roll(-1, dims=1))
 
 
+def components(row_documents: Sequence[Sequence[int]]) -> Int[np.ndarray, " row"]:
+    """Connected components of rows and documents, numbered in the order of their first rows.
+
+    >>> components([(0,), (1, 2), (3,), (2, 3)]).tolist()
+    [0, 1, 1, 1]
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(row_documents)
+    links = [(row, n + document) for row, documents in enumerate(row_documents) for document in documents]
+    if not links:
+        return np.arange(n)
+    ends = np.array(links)
+    size = int(ends.max()) + 1
+    _, labels = connected_components(coo_array((np.ones(len(ends)), tuple(ends.T)), shape=(size, size)), directed=False)
+    _, first, numbers = np.unique(labels[:n], return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[numbers]
+
+
+NOBODY = -1
+"""Stands in place of a document's number where a row has BOS."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """Token ids, the number of the document that each is of, and the package of the documents."""
+
+    ids: np.ndarray
+    owners: np.ndarray
+    package: str | None
+
+
+def _rows(documents: Documents, context: int, bos: int | None) -> Iterator[_Row]:
+    """Rows of one source: of documents with a limit, one row of each package after another."""
+    streams = [_rows_of(read, context, bos, package, documents.limit is None) for package, read in documents.by_package()]
+    return itertools.chain.from_iterable(in_rounds(streams))
+
+
+def _rows_of(documents: Iterator[Document], context: int, bos: int | None, package: str | None, across: bool) -> Iterator[Iterator[_Row]]:
+    """The rows of documents that share rows with each other and with none else."""
+    for bundle in [documents] if across else bundles(documents, context, bos):
+        ids, numbers = itertools.tee(bundle)
+        packed = pack((document.ids for document in ids), context, bos)
+        owners = pack(([document.number] * len(document.ids) for document in numbers), context, None if bos is None else NOBODY)
+        yield (_Row(*pair, package) for pair in zip(packed, owners, strict=True))
+
+
+def bundles(documents: Iterable[Document], context: int, bos: int | None) -> Iterator[list[Document]]:
+    """Documents that go into the same rows: several whole ones that fit one row, or one that is cut or longer than a row.
+
+    Args:
+        documents: in the order in which they are to be used.
+        context: tokens per row, BOS included.
+        bos: id that stands before every document; None where the tokenizer has none.
+    """
+    mark = int(bos is not None)
+    together: list[Document] = []
+    length = 0
+    for document in documents:
+        size = mark + len(document.ids)
+        if document.cut or size > context:
+            yield [document]
+            continue
+        if length + size > context:
+            yield together
+            together, length = [], 0
+        together.append(document)
+        length += size
+    if together:
+        yield together
+
+
 def sample_tokens(
     task: Task,
     split: Split,
@@ -158,6 +259,7 @@ def sample_tokens(
     context: int,
     seed: int = 0,
     *,
+    per_document: PerDocument = "row",
     bos: int | None = None,
     uncounted: Sequence[int] | None = None,
 ) -> TokenSample:
@@ -172,7 +274,9 @@ def sample_tokens(
         tokenizer: a Hugging Face tokenizer.
         tokens: budget, BOS and padding not counted; in "evaluate", the number of prediction targets.
         context: tokens per row, BOS included.
-        seed: order of the documents; 0 takes them as they come, any other shuffles those of the split.
+        seed: order of the documents and places in long ones; 0 takes them as they come, any other shuffles those of the split.
+        per_document: most tokens of one document: "row" for what fits one row, or a number. A document that has more gives so many
+            from a place in it; documents come from all packages in turn. None takes whole documents as they come, each to its end.
         bos: id that opens rows and documents; default is the tokenizer's BOS, else its end-of-text token, else none.
         uncounted: ids that do not count towards the budget, wherever they stand; default is `bos` alone.
 
@@ -184,10 +288,14 @@ def sample_tokens(
     if context < 2:
         raise ValueError(f"context={context}: a prediction needs at least 2 tokens")
     bos = separator_of(tokenizer) if bos is None else bos
+    room = context - (bos is not None)
+    limit = room if per_document == "row" else per_document
     # where a row's first token does not count, as few as half of those that are read may do so
-    spelling = Spelling(tokenizer, task.special_tokens)
-    streams = [_Stream(source, split, spelling, 2 * tokens, context, bos, seed) for source in task.sources]
-    rows: list[np.ndarray] = []
+    documents = [Documents(source, split, Spelling(tokenizer, task.special_tokens), limit, 2 * tokens, seed) for source in task.sources]
+    streams = [_rows(each, context, bos) for each in documents]
+    rows: list[_Row] = []
+    numbers: dict[tuple[int, int], int] = {}
+    row_documents: list[tuple[int, ...]] = []
     given = [0] * len(streams)
     while (missing := tokens - sum(given)) > 0:
         turn = given.index(min(given))
@@ -195,165 +303,44 @@ def sample_tokens(
         if row is None:
             break
         if uncounted is not None:
-            counted = np.cumsum(~np.isin(row, uncounted))
+            counted = np.cumsum(~np.isin(row.ids, uncounted))
         else:
-            counted = np.cumsum(row != bos) if bos is not None else np.arange(len(row)) + (split != "evaluate")
-        row = row[: int(np.searchsorted(counted, missing)) + 1]
-        if counted[len(row) - 1]:
-            rows.append(row)
-            given[turn] += int(counted[len(row) - 1])
+            counted = np.cumsum(row.ids != bos) if bos is not None else np.arange(len(row.ids)) + (split != "evaluate")
+        length = min(len(row.ids), int(np.searchsorted(counted, missing)) + 1)
+        if counted[length - 1]:
+            owners = row.owners[:length]
+            rows.append(_Row(row.ids[:length], owners, row.package))
+            of = [(turn, int(number)) for number in dict.fromkeys(owners[owners != NOBODY].tolist())]
+            row_documents.append(tuple(numbers.setdefault(each, len(numbers)) for each in of))
+            given[turn] += int(counted[length - 1])
     have = sum(given)
-    found = f"{sum(s.documents_used for s in streams)} documents with {have:,} tokens"
-    if have < tokens and (min(given) == 0 or max(map(len, rows)) < context):
+    found = f"{len(numbers)} documents with {have:,} tokens"
+    if have < tokens and (min(given) == 0 or have < room):
         raise ValueError(
             f"task {task.name!r} has too little text to {split}: {found}, less than one context of {context} tokens{read_from(task)}. "
             "A task is cut into a part to collect from and one to evaluate on. Give more text or a smaller context."
         )
     if have < tokens:
-        warn(f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}; going on with those")
-    digest = hashlib.sha256(b"".join(row.tobytes() for row in rows)).hexdigest()[:16]
-    indices = tuple(stream.indices() for stream in streams)
-    return TokenSample(task.name, split, tuple(rows), bos, tokens, have, indices, digest)
+        most = "" if limit is None else f", at most {limit:,} of each (per_document=None takes whole documents)"
+        warn(f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}{most}; going on with those")
+    elif len(numbers) < FEW:
+        warn(f"task {task.name!r}: {have:,} tokens to {split} are of {len(numbers)} documents; intervals over fewer than {FEW} are wide")
+    ids = tuple(row.ids for row in rows)
+    packages = tuple(row.package for row in rows if row.package is not None)
+    return TokenSample(
+        task.name,
+        split,
+        ids,
+        bos,
+        tokens,
+        have,
+        tuple([number for source, number in numbers if source == i] for i in range(len(streams))),
+        hashlib.sha256(b"".join(row.tobytes() for row in ids)).hexdigest()[:16],
+        row_documents=tuple(row_documents),
+        groups=packages if len(packages) == len(rows) else None,
+    )
 
 
 def separator_of(tokenizer: Any) -> int | None:
     """The token that opens rows and documents: BOS, else end-of-text, else none."""
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-
-
-AT_ONCE = 2**16
-"""Characters of a document that are tokenised first; four times as many each time that more of it is needed."""
-
-MARGIN = 64
-"""Tokens before a cut that are not used: those directly before it can be others than in the whole text."""
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """How a text becomes tokens: without special tokens of its own, and no further into a long one than is needed (METHODS 9).
-
-    Attributes:
-        tokenizer: a Hugging Face tokenizer.
-        special_tokens: whether what is spelled like a special token becomes one, or is text like any other.
-    """
-
-    tokenizer: Any
-    special_tokens: bool = False
-
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of whole texts."""
-        options = {} if self.special_tokens else {"split_special_tokens": True}
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False, **options)["input_ids"]
-
-    def beginning(self, text: str, needed: int, known: list[int] | None = None) -> list[int]:
-        """The first tokens of a text: all, or at least `needed`, the same as those of the whole text.
-
-        Args:
-            text: of any length; of a long one at most 4·(`AT_ONCE` + characters of the tokens needed) are read in the last attempt.
-            needed: tokens.
-            known: those of its first `AT_ONCE` characters, where they are known.
-        """
-        characters = AT_ONCE
-        ids = self.ids([text[:characters]])[0] if known is None else known
-        while characters < len(text) and len(ids) - MARGIN < needed:
-            characters *= 4
-            ids = self.ids([text[:characters]])[0]
-        return ids if characters >= len(text) else ids[: max(0, len(ids) - MARGIN)]
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with all that decides about the tokens."""
-        return hashlib.sha256(tokenizer_text(self.tokenizer) + f"{AT_ONCE} {self.special_tokens}".encode()).hexdigest()
-
-
-def tokens_folder() -> str:
-    """Where tokenised documents are kept: in the cache of `datasets`, never beside the data they are of."""
-    from datasets import config
-
-    return os.path.join(config.HF_DATASETS_CACHE, "sepcap-tokens")
-
-
-class _Stream:
-    """Packed rows of one source, tokenised a few hundred documents at a time; kept in a cache where the documents are files."""
-
-    SLICE = 256
-
-    def __init__(self, source: Source, split: Split, spelling: Spelling, needed: int, context: int, bos: int | None, seed: int) -> None:
-        self._source, self._spelling, self._needed, self._seed = source, spelling, needed, seed
-        self._split: Split = split
-        self._order: list[int] | None = None
-        self._streamed: list[int] = []
-        self.documents_used = 0
-        self._rows = pack(self._documents(), context, bos)
-
-    def _slices(self) -> Iterator[Any]:
-        if isinstance(self._source, Streamed):
-            for part in self._source.slices(self._split, self._seed):
-                self._streamed.extend(part["row"])
-                yield part
-            return
-        dataset = self._source.documents(self._split)
-        if self._seed:
-            self._order = np.random.default_rng(self._seed).permutation(len(dataset)).tolist()
-            key = hashlib.sha256(f"{dataset._fingerprint}order{self._seed}".encode()).hexdigest()[:16]
-            dataset = dataset.select(self._order, new_fingerprint=key)
-        for start in range(0, len(dataset), self.SLICE):
-            yield dataset.select(range(start, min(start + self.SLICE, len(dataset))))
-
-    def _documents(self) -> Iterator[list[int]]:
-        for part in self._slices():
-            texts = part["text"]
-            for i, row in enumerate(self._encoded(part)):
-                self.documents_used += 1
-                ids = row["input_ids"]
-                if row["cut"]:
-                    ids = self._spelling.beginning(texts[i], self._needed, ids)
-                self._needed = max(0, self._needed - len(ids))
-                yield ids
-
-    def _encoded(self, part: Any) -> Any:
-        """Tokens of the first characters of every document, and whether it has more of them.
-
-        Named after the texts themselves: `datasets` takes the fingerprint of saved data from a file beside them, whatever they hold.
-        """
-        if not part.cache_files:  # nothing on disk: no copy there either
-            file, key = None, "in-memory"
-        else:
-            key = self._key(part)
-            os.makedirs(tokens_folder(), exist_ok=True)
-            file = os.path.join(tokens_folder(), f"{key}.arrow")
-        options = {"batched": True, "batch_size": 64, "remove_columns": part.column_names}
-        return quietly(part.map, self._encode, cache_file_name=file, new_fingerprint=key, **options)
-
-    def _key(self, part: Any) -> str:
-        digest = hashlib.sha256(self._spelling.fingerprint.encode())
-        for text in part["text"]:
-            digest.update(hashlib.sha256(text[: AT_ONCE + 1].encode()).digest())
-        return digest.hexdigest()[:32]
-
-    def _encode(self, rows: Mapping[str, Any]) -> dict[str, Any]:
-        cut = [text[:AT_ONCE] for text in rows["text"]]
-        return {"input_ids": self._spelling.ids(cut), "cut": [len(text) > AT_ONCE for text in rows["text"]]}
-
-    def __next__(self) -> np.ndarray:
-        return next(self._rows)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self
-
-    def indices(self) -> list[int] | str:
-        if self._streamed:
-            return self._streamed[: self.documents_used]
-        if self._order is None:
-            return self._source.indices(self._split, self.documents_used)
-        used = self._order[: self.documents_used]
-        rows = self._source.indices(self._split, len(self._order))
-        return used if isinstance(rows, str) else [rows[i] for i in used]
-
-
-def tokenizer_text(tokenizer: Any) -> bytes:
-    """All that decides about how a tokenizer cuts texts, special tokens apart."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return backend.to_str().encode()
-    return repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()))).encode()

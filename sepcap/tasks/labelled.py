@@ -16,7 +16,8 @@ from sepcap.models.forward import positions_of
 from sepcap.models.kinds import architecture_of, kind_of
 from sepcap.storage import html_card
 from sepcap.tasks import local
-from sepcap.tasks.batches import Spelling, separator_of
+from sepcap.tasks.batches import separator_of
+from sepcap.tasks.documents import Spelling
 from sepcap.tasks.hub import Streamed
 from sepcap.tasks.samples import check_content, check_context
 from sepcap.tasks.task import LocalSource, Source, Split, Task, load_task

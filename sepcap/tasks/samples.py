@@ -4,9 +4,10 @@ Next-token models take rows of tokens (`TokenSample`), masked language models th
 (`MaskedSample`), image classifiers images (`ImageSample`). All give `Batch`es, so that nothing after this asks which it was.
 """
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sepcap.checks import warn
 from sepcap.models.forward import positions_of
 from sepcap.models.kinds import kind_of
 from sepcap.tasks.batches import Batch, TokenSample, pad, sample_tokens
+from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.task import Split, Task
 
 DEFAULT_CONTEXT = 512
@@ -37,7 +39,15 @@ def check_context(model: Any, context: int | None) -> int:
     return context
 
 
-def sample_task(model: Any, task: Task, split: Split, budget: int, context: int | None = None, seed: int = 0) -> TokenSample:
+def sample_task(
+    model: Any,
+    task: Task,
+    split: Split,
+    budget: int,
+    context: int | None = None,
+    seed: int = 0,
+    per_document: PerDocument = "row",
+) -> TokenSample:
     """The first part of a task, in the form that the model takes: the same call always gives the same.
 
     Args:
@@ -46,7 +56,9 @@ def sample_task(model: Any, task: Task, split: Split, budget: int, context: int 
         split: "collect" or "evaluate".
         budget: tokens, or images for an image classifier.
         context: tokens per row; default is what the model sees, at most 512.
-        seed: order of the documents; 0 takes them as they come. For a masked language model also which tokens are hidden.
+        seed: order of the documents and places in long ones; 0 takes them as they come. For a masked language model also which tokens
+            are hidden.
+        per_document: most tokens of one document: "row" for what fits one row, a number, or None for whole documents. An image is one.
 
     Raises:
         ValueError: too little data, or a task of images for a language model and the reverse.
@@ -60,8 +72,8 @@ def sample_task(model: Any, task: Task, split: Split, budget: int, context: int 
         config = model.original_model.config
         return sample_images(task, split, model.processor, budget, seed, channels=config.num_channels, classes=config.num_labels)
     if kind == "masked":
-        return sample_masked(task, split, model.tokenizer, budget, context, seed)
-    return sample_tokens(task, split, model.tokenizer, budget, context, seed)
+        return sample_masked(task, split, model.tokenizer, budget, context, seed, per_document)
+    return sample_tokens(task, split, model.tokenizer, budget, context, seed, per_document=per_document)
 
 
 def check_content(model: Any, task: Task) -> None:
@@ -126,13 +138,13 @@ class MaskedSample(TokenSample):
         """All tokens that are asked for."""
         return np.concatenate([row[self.hidden(row)[1]] for row in self.rows])
 
-    def take(self, rows: Sequence[int]) -> "MaskedSample":
-        """Some of the rows, by number."""
-        chosen = tuple(self.rows[i] for i in rows)
-        return replace(self, rows=chosen, tokens=sum(int((~np.isin(row, self.special)).sum()) for row in chosen))
+    def _size(self, row: Int[np.ndarray, " pos"]) -> int:
+        return int((~np.isin(row, self.special)).sum())
 
 
-def sample_masked(task: Task, split: Split, tokenizer: Any, tokens: int, context: int, seed: int = 0) -> MaskedSample:
+def sample_masked(
+    task: Task, split: Split, tokenizer: Any, tokens: int, context: int, seed: int = 0, per_document: PerDocument = "row"
+) -> MaskedSample:
     """`sample_tokens` for a masked language model.
 
     Args:
@@ -141,7 +153,8 @@ def sample_masked(task: Task, split: Split, tokenizer: Any, tokens: int, context
         tokenizer: a Hugging Face tokenizer with a mask token.
         tokens: budget, special tokens not counted; in "evaluate" too, where 15% of them are predicted.
         context: tokens per row, beginning and end token included.
-        seed: order of the documents, and which tokens are hidden.
+        seed: order of the documents, places in long ones, and which tokens are hidden.
+        per_document: most tokens of one document: "row" for what fits one row, a number, or None for whole documents.
     """
     begin, end = (first if first is not None else second for first, second in _ends(tokenizer))
     if begin is None or end is None or tokenizer.mask_token_id is None:
@@ -149,7 +162,8 @@ def sample_masked(task: Task, split: Split, tokenizer: Any, tokens: int, context
     if context < 4:
         raise ValueError(f"context={context}: a row of a masked language model needs at least 4 tokens")
     special = tuple(sorted({*tokenizer.all_special_ids, begin, end}))
-    plain = sample_tokens(task, split, tokenizer, tokens, context - 1, seed, bos=begin, uncounted=special)
+    options: dict[str, Any] = {"per_document": per_document, "bos": begin, "uncounted": special}
+    plain = sample_tokens(task, split, tokenizer, tokens, context - 1, seed, **options)
 
     def closed(row: Int[np.ndarray, " pos"]) -> Int[np.ndarray, " longer"]:
         row = np.append(row, end)
@@ -158,12 +172,11 @@ def sample_masked(task: Task, split: Split, tokenizer: Any, tokens: int, context
 
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
     padding = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    rows = tuple(row for row in map(closed, plain.rows) if not np.isin(row, special).all())
-    fields = {name: getattr(plain, name) for name in ("task", "split", "asked", "tokens", "indices", "fingerprint")}
+    fields = {part.name: getattr(plain, part.name) for part in dataclasses.fields(plain)} | {"rows": tuple(map(closed, plain.rows))}
     if seed:  # the same rows with others of their tokens hidden are another sample
         fields["fingerprint"] = hashlib.sha256(f"{plain.fingerprint} {seed}".encode()).hexdigest()[:16]
     ids = {"special": special, "mask": tokenizer.mask_token_id, "padding": padding, "ordinary": ordinary}
-    return MaskedSample(**fields, rows=rows, bos=begin, **ids, seed=seed)
+    return MaskedSample(**fields, **ids, seed=seed)
 
 
 def _ends(tokenizer: Any) -> tuple[tuple[int | None, int | None], tuple[int | None, int | None]]:

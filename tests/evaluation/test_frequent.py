@@ -44,7 +44,7 @@ def nothing_is_tokenised(monkeypatch):
 def test_the_list_is_that_of_a_count_by_hand(tokenizer, letters):
     ids = [i for row in load_task(letters).sources[0].documents("evaluate") for i in tokenizer(row["text"])["input_ids"]]
     by_hand = sorted(Counter(ids[:300]).items(), key=lambda pair: (-pair[1], pair[0]))[:50]
-    table = sepcap.skip50(tokenizer, letters, **HOW)
+    table = sepcap.skip50(tokenizer, letters, **HOW, per_document=None)
     assert list(zip(table["token"], table["count"], strict=True)) == by_hand
     assert table["text"].tolist() == [tokenizer.decode([token]) for token, _ in by_hand]
 
@@ -77,9 +77,10 @@ def test_what_decides_about_a_list_makes_another_file(tokenizer, letters, digits
     sepcap.skip50(tokenizer, digits, **HOW)
     sepcap.skip50(tokenizer, letters, tokens=301, context=16)
     sepcap.skip50(tokenizer, letters, tokens=300, context=17)
+    sepcap.skip50(tokenizer, letters, **HOW, per_document=9)
     tokenizer.add_tokens(["abcd"])
     sepcap.skip50(tokenizer, letters, **HOW)
-    assert len(list(cache.iterdir())) == 5
+    assert len(list(cache.iterdir())) == 6
 
 
 @pytest.mark.parametrize("damage", [b"", b"[[1, 2]", b"{}", b"[]", b'["abc"]', b"[[5, 1], [6, 2]]", b"[[5, 0]]", b"\xff\xfe"])

@@ -63,7 +63,7 @@ def test_each_change_is_that_of_a_whole_evaluation_under_the_ablation(shared, le
     tolerance = 1e-4 if kind == "optimal" else 1e-9
     assert row["delta_loss"] == pytest.approx(after.loss - before.loss, abs=tolerance)
     assert row["delta_top1"] == pytest.approx(after.top1 - before.top1, abs=0.003 if kind == "optimal" else 1e-12)
-    assert abs(row["delta_loss"]) > 1e-4
+    assert abs(row["delta_loss"]) > 1e-5
     if kind != "optimal":
         _, interval = after.difference(before, "loss")
         assert (row["delta_loss_low"], row["delta_loss_high"]) == pytest.approx(interval)

@@ -109,7 +109,7 @@ def test_continuations_before_and_after_give_the_model_back(trained, letters, di
     assert list(texts["kind"]) == [run.config["forget"], run.config["retain"]]
     for prompt, task in zip(texts["prompt"], (letters, digits), strict=True):
         assert prompt
-        assert any(text.startswith(prompt) for text in task)
+        assert any(prompt in text for text in task)
     assert torch.equal(trained.blocks[0].mlp.W_out, before)
     sepcap.delete(trained, run.neurons(1))
     from sepcap.evaluation.generation import continuation

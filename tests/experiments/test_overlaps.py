@@ -30,9 +30,9 @@ FRACTIONS = (0.125, 0.25, 0.5)
 
 
 def config_of(letters, digits, **changes):
-    tasks = (load_task(letters[:20], name="one"), load_task(letters[20:], name="two"), load_task(digits[:20], name="three"))
+    tasks = (load_task(letters[:80], name="one"), load_task(letters[80:], name="two"), load_task(digits[:80], name="three"))
     options = {
-        "retain": load_task(digits[20:], name="base"),
+        "retain": load_task(digits[80:], name="base"),
         "sites": SITES,
         "fractions": FRACTIONS,
         "tokens": 150,

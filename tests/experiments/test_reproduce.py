@@ -337,7 +337,7 @@ def test_top1_at_half_has_its_interval_over_texts_and_its_spread_over_seeds():
 
 def test_areas_on_a_tiny_model(trained_folder, letters, digits, tmp_path):
     budget = {"tokens": 300, "eval_tokens": 600, "steps": 3, "fractions": {"mlp": 0.2}}
-    tasks = {"pile": digits, "code": letters, "python": letters[:20], "other-code": digits[:20]}
+    tasks = {"pile": digits, "code": letters, "python": letters[:80], "other-code": digits[:80]}
     result = tiny_study("sep-areas", trained_folder, tasks, tmp_path, budget)
     names = {name: (run.config["forget"], run.config["retain"]) for name, run in result.results.items()}
     assert names["forget-code-keep-pile"] == names["forget-pile-keep-code"][::-1] == names["random-pile-code"]
@@ -389,7 +389,7 @@ THREE = {"tokens": 100, "fractions": (0.25,), "seeds": (0,)}
 
 
 def test_overlaps_on_a_tiny_model(trained_folder, letters, digits, tmp_path, counted):
-    tasks = {"retain": digits, "code": letters[:20], "python": letters[20:], "law": digits[:20] + letters[:20]}
+    tasks = {"retain": digits, "code": letters[:80], "python": letters[80:], "law": digits[:80] + letters[:80]}
     tasks |= {role: digits[5 * i :] + letters[5 * i : 5 * i + 5] for i, role in enumerate(("medicine", "mathematics", "patents"))}
     options = ("modularity-overlap", trained_folder, tasks, tmp_path, THREE)
     said = []

@@ -53,7 +53,7 @@ def test_never_worse_than_what_it_could_start_from(trained, trained_folder, samp
     assert fitted.history[0] == pytest.approx(min(others.values()), abs=1e-5)
     assert len(fitted.history) == 9
     if lr == 0.3:
-        assert fitted.loss < min(fitted.starts.values()) - 0.001
+        assert fitted.loss < min(fitted.starts.values()) - 3e-4
     else:
         assert max(fitted.history) > fitted.history[0]  # steps that long do harm, and are not kept
 

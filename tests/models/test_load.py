@@ -151,7 +151,7 @@ def test_unk_is_not_taken_for_bos(tiny_folders):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>")
     model = sepcap.load_model(tiny_folders["llama"], tokenizer=tokenizer, device="cpu")
     assert (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id, model.tokenizer.unk_token_id) == (None, None, 0)
-    rows = sample_task(model, sepcap.load_task(["aäö" * 30 + "b" * i for i in range(60)]), "collect", 100).rows
+    rows = sample_task(model, sepcap.load_task(["aäö" * 30 + "b" * i for i in range(60)]), "collect", 100, per_document=None).rows
     assert rows[0][:3].tolist() == [1, 0, 0]
     assert sum(map(len, rows)) == 100
 

@@ -56,10 +56,11 @@ def same(stats, z):
 
 @pytest.mark.parametrize("include_bos", [False, True])
 def test_equals_the_plain_model(tiny, tiny_folders, family, letters, include_bos):
-    sample = sample_of(tiny, letters)
-    assert len({len(row) for row in sample.rows}) == 2  # the last row is short, so the last batch is padded
+    short = [text[:12] for text in letters]
+    sample = sample_of(tiny, short)
+    assert len({len(row) for row in sample.rows}) > 1  # so batches are padded
     assert sum(int((row == sample.bos).sum()) for row in sample.rows) > len(sample.rows)  # BOS stands inside rows too
-    stats = sepcap.collect(tiny, letters, tokens=TOKENS, sites=tuple(SITES), context=32, include_bos=include_bos)
+    stats = sepcap.collect(tiny, short, tokens=TOKENS, sites=tuple(SITES), context=32, include_bos=include_bos)
     expected = kept_activations(Plain(family, tiny_folders[family]), sample.rows, sample.bos, include_bos)
     assert expected["mlp"].shape[1] == (sum(map(len, sample.rows)) if include_bos else TOKENS)
     for site in SITES:

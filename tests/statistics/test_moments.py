@@ -89,7 +89,7 @@ def close(got: torch.Tensor, want: list) -> None:
 
 def test_every_number_of_the_mlp_statistics(by_hand):
     # rows of 4: <s> a a b | <s> c <s> a
-    s = sepcap.collect(by_hand, task("a a b c", "a"), tokens=5, context=4, sites="mlp")["mlp"]
+    s = sepcap.collect(by_hand, task("a a b c", "a"), tokens=5, context=4, per_document=None, sites="mlp")["mlp"]
     # five positions: a ×3, b ×1, c ×1. First neuron: 1 1 1 4 0; second: 2 2 2 2 0; third: always 5
     assert s.count == 5
     assert s.shape == (1, 3)
@@ -106,7 +106,7 @@ def test_every_number_of_the_mlp_statistics(by_hand):
 
 
 def test_every_number_of_the_value_statistics(by_hand):
-    s = sepcap.collect(by_hand, task("a a b c", "a"), tokens=5, context=4, sites="attn_value")["attn_value"]
+    s = sepcap.collect(by_hand, task("a a b c", "a"), tokens=5, context=4, per_document=None, sites="attn_value")["attn_value"]
     # a ×3, b, c. First neuron: 1 1 1 −2 3; second 0; third −1; fourth 4 4 4 0 −4. The other six heads are idle
     assert s.shape == (1, 8, 2)
     assert not bool(torch.stack([s.sums[name][:, 2:] for name in SUMS]).any())
@@ -358,7 +358,7 @@ def test_nothing_counted_has_no_mean():
 
 
 def test_save_and_load(by_hand, tmp_path):
-    s = sepcap.collect(by_hand, task("a a b c", "a"), tokens=5, context=4, sites=("mlp", "attn_pre_out", "attn_value"))
+    s = sepcap.collect(by_hand, task("a a b c", "a"), tokens=5, context=4, per_document=None, sites=("mlp", "attn_pre_out", "attn_value"))
     s.save(tmp_path / "s.safetensors")
     back = Statistics.load(tmp_path / "s.safetensors")
     assert list(back) == ["mlp", "attn_pre_out", "attn_value"]

@@ -85,7 +85,7 @@ def test_the_seed_reaches_evaluate_and_collect(tmp_path, letters):
 
 
 def test_special_tokens_stand_between_documents_only_and_do_not_count(tokenizer):
-    texts = [f"<mask> <pad></s> {i} " for i in range(400)]
+    texts = [f"{special}{i}" for i in range(200) for special in ("<pad>", "</s>")]
     for tokens in (1, 50, 333):
         sample = sample_masked(sepcap.load_task(texts), "evaluate", tokenizer, tokens, CONTEXT)
         assert sample.tokens == tokens == sum(int((~np.isin(row, sample.special)).sum()) for row in sample.rows)
@@ -143,7 +143,7 @@ def test_rows_are_opened_closed_and_divided(tokenizer):
             return list(range(n))
 
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    sample = sample_masked(Task("fixed", (Fixed(),)), "evaluate", tokenizer, 40, 16)
+    sample = sample_masked(Task("fixed", (Fixed(),)), "evaluate", tokenizer, 40, 16, per_document=None)
     stream = [i for document in ids for i in (*document, END)]
     assert all(row[0] == BEGIN and row[-1] == END and len(row) <= 16 for row in sample.rows)
     assert [len(row) for row in sample.rows[:-1]] == [16] * (len(sample.rows) - 1)
