@@ -95,25 +95,24 @@ heads.sort_values("gap", ascending=False)[["layer", "head", "gap", "low", "high"
 
 # %% [markdown]
 # ## Are there single dimensions that tell the kinds apart?
-# The search goes through all dimensions of the stream at all layers. Its p-value is the share of relabellings under which any
-# dimension anywhere does as well. Stage 0 is the embedding, stage 6 what leaves the last layer. The last columns keep on which texts,
-# in which weights and at which positions it searched: `streams` reads from them what a p-value is worth elsewhere.
+# The search goes through all dimensions of the stream at all layers, on one half of the texts; what it finds is tested on the other
+# half. The p-value is the share of relabellings of those texts under which any of the six dimensions does as well. Stage 0 is the
+# embedding, stage 6 what leaves the last layer.
 
 # %%
-found = sepcap.find_dims(model, texts, n=6)
+more = sepcap.labelled_texts(model, per_category=10)
+found = sepcap.find_dims(model, more, n=6)
 found
 
 # %%
-sepcap.find_dims(untrained, texts, n=6)
+sepcap.find_dims(untrained, more, n=6)
 
 # %% [markdown]
-# What was found on some texts is tested on others. (Those of the language reference were in the training of the model: there are not
-# enough chapters that were not.)
+# The first four, on the texts that were not searched. (Some texts of the language reference were in the training of the model: there
+# are not enough chapters that were not.)
 
 # %%
-others = sepcap.labelled_texts(model, skip=5)
-assert not {text for held in texts.texts.values() for text in held} & {text for held in others.texts.values() for text in held}
-followed = sepcap.streams(model, others, found[found["p"] <= 0.05].head(4))
+followed = sepcap.streams(model, more, found.head(4))
 followed.figure()
 
 # %%

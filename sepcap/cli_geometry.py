@@ -34,7 +34,7 @@ class _Texts(Loading):
     permutations: int = 20_000
     """Relabellings of the texts at most, for the test."""
     seed: int = 0
-    """Of the relabellings and of random weights."""
+    """Of the relabellings, of the halves of the texts and of random weights."""
 
     def loaded(self, *, random_weights: bool = False) -> Any:
         """The model."""
@@ -104,9 +104,11 @@ class Streams(_Texts):
     """Which residual dimensions tell kinds of text apart, and how do they run through the layers?"""
 
     dims: tuple[int, ...] = ()
-    """Dimensions to follow; default is those that separate the categories best."""
+    """Dimensions to follow; default is those that separate the categories best in one half of the texts, shown on the other half."""
     found: Path | None = None
-    """Follow the dimensions in this file of `find-dims` instead: the result says what its search makes of their p-values here."""
+    """Follow the dimensions in this file of `find-dims` instead: of the same texts and seed, the half that was not searched is shown."""
+    per_category: int = 10
+    """Texts per category."""
     n: int = 4
     """How many are searched for, where none are given."""
     out: Path = Path("runs/geometry/streams")
@@ -131,8 +133,10 @@ class Streams(_Texts):
 
 @dataclass(frozen=True)
 class FindDims(_Texts):
-    """Which residual dimensions separate the categories best, with a test that knows how many were tried?"""
+    """Which residual dimensions separate the categories best: searched in one half of the texts, tested on the other?"""
 
+    per_category: int = 10
+    """Texts per category."""
     n: int = 10
     """Dimensions to give back."""
     stages: tuple[int, ...] = ()
@@ -176,9 +180,9 @@ def _read(path: Path) -> Any:
 
 
 def _print_search(table: Any) -> None:
-    shown = table[["dim", "stage", "eta2", "p", "p_uncorrected"]]
+    shown = table[["dim", "stage", "eta2_searched", "eta2", "p", "p_uncorrected"]]
     print(shown.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-    print(f"Searched through {table['found_among'][0]}; p is corrected for that.\n", flush=True)
+    print("Ranked on one half of the texts (eta2_searched); eta2 and p are of the other half, p corrected for these.\n", flush=True)
 
 
 @dataclass(frozen=True)

@@ -78,23 +78,26 @@ def test_the_control_is_printed_paired_and_drawn(files, trained_folder, tmp_path
 
 
 def test_dimensions_that_were_found_are_printed_and_followed_elsewhere(files, trained_folder, tmp_path, capsys):
-    """The file carries where they were found: on the same texts p is the search's, on others it is a test."""
-    common = [*TINY, "--tasks", *files, "--model", str(trained_folder)]
+    """The file names the half that was searched: of the same texts the other half is shown, of others all."""
+    common = ["--per-category", "6", *TINY[2:], "--tasks", *files, "--model", str(trained_folder)]
     csv = tmp_path / "new" / "dims.csv"
     main(["geometry", "find-dims", "--n", "3", "--stages", "1", "2", *common, "--out", str(csv)])
     table = pd.read_csv(csv)
     printed = capsys.readouterr().out
     assert len(table) == 3
     assert all(str(dim) in printed for dim in table["dim"])
-    assert "dimensions at stages 1, 2; p is corrected for that" in printed
-    for name, skip, origin in (("same", "0", "here"), ("others", "3", "other texts")):
+    assert "eta2 and p are of the other half" in printed
+    texts = {}
+    for name, skip in (("same", "0"), ("others", "6")):
         main(["geometry", "streams", "--found", str(csv), "--skip", skip, *common, "--out", str(tmp_path / name)])
-        tests = sepcap.load_result(tmp_path / name).tests
-        assert tests["dim"].tolist() == table["dim"].tolist()
-        assert set(tests["origin"]) == {origin}
+        found = sepcap.load_result(tmp_path / name)
+        assert found.config["dims"] == table["dim"].tolist()
+        texts[name] = (found.config["searched"], len(found.tables["texts"]))
+    n = 6 * len(files)
+    assert texts == {"same": (n // 2, n // 2), "others": (None, n)}
     main(["geometry", "streams", "--n", "2", *common, "--out", str(tmp_path / "searched")])
-    assert set(sepcap.load_result(tmp_path / "searched").tests["origin"]) == {"here"}
-    assert "Searched through" in capsys.readouterr().out
+    assert sepcap.load_result(tmp_path / "searched").config["searched"] == n // 2
+    assert "Ranked on one half" in capsys.readouterr().out
     for wrong, says in (
         (["find-dims", *common, "--out", str(csv)], "is there already"),
         (["streams", "--found", str(csv), "--dims", "3"], "give one of them"),

@@ -13,14 +13,12 @@ from sepcap.checks import checked
 from sepcap.experiments.permutations import PERMUTATIONS, TIES, Relabellings, relabel
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import Figures, StudyResult
-from sepcap.experiments.search_origin import ORIGINS, origin, relation
 from sepcap.models.forward import Hook
 from sepcap.models.places import Look, all_layers, place_hooks
-from sepcap.models.weights import fingerprint
 from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.vectors import vectors_at
-from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions, labelled_texts
+from sepcap.tasks.labelled import FEWEST, PER_CATEGORY_HALVED, LabelledTexts, check_positions, labelled_texts
 
 Values = Float[Tensor, "stage text position dim"]
 
@@ -34,14 +32,14 @@ class Streams(StudyResult):
         config: dimensions, positions, the texts and the relabellings; with the model and versions.
         tables: `values`, one row per dim, stage, text and position, with category and value; `means`, per dim, stage and category the
             mean over texts with the ends of its 95% interval (`low`, `high`; t over the texts, each the mean of its positions);
-            `separation`, per dim and stage `eta2`, the share of the variance between texts that categories explain, with `p`,
-            corrected for all dims and stages here, and `p_uncorrected`; `texts`; and `search`, the rows of `find_dims` that the
-            dimensions came from, empty where they were given as numbers.
-        tests: the p-value of every dimension, and where the dimension was found, which decides what it is worth.
+            `tests`, one row per dim: `eta2`, the share of the variance between texts that categories explain, and `p` at one stage; of a
+            dimension that `find_dims` found on the other half of the texts that is the stage found there, and p is corrected for the dims
+            here; of any other one it is the stage where it separates most, and p is corrected for all dims and stages here.
+            `separation`, the same per dim and stage, with `p` corrected for all of them, and `p_uncorrected`; and `texts`.
     """
 
     STUDY: ClassVar[str] = "streams"
-    PAGE_TABLES = ("means", "separation", "search", "texts")
+    PAGE_TABLES = ("tests", "means", "separation", "texts")
     TITLE: ClassVar[str] = "How do residual dimensions that tell kinds of text apart change over the layers?"
     FIGURES: ClassVar[Figures] = {"streams": ("Value of residual dimensions across layers", "streams")}
 
@@ -54,48 +52,26 @@ class Streams(StudyResult):
             f"Residual dimension{'s' * several} {', '.join(map(str, config['dims']))} over {config['stages']} stages, at {places} "
             f"position{'s' * (places > 1)} of {len(self.tables['texts'])} texts ({of_categories})."
         ]
-        for row in self.tests.to_dict("records"):
+        for row in self.tables["tests"].to_dict("records"):
             at = self.tables["means"].query("dim == @row['dim'] and stage == @row['stage']").sort_values("mean").to_dict("records")
             ends = " to ".join(f"{m['mean']:.3g} [{m['low']:.3g}, {m['high']:.3g}] ({m['category']})" for m in (at[0], at[-1]))
             told.append(
-                f"Dimension {row['dim']}: categories explain most of the variance between texts {stage_name(row['stage'])}: "
+                f"Dimension {row['dim']}: {stage_name(row['stage'])} categories explain of the variance between texts "
                 f"η² = {row['eta2']:.3f}, p = {row['p']:.2g}; means from {ends}."
             )
         return [*told, self._what_p_means()]
 
-    @property
-    def tests(self) -> pd.DataFrame:
-        """One row per dimension, where it separates most: dim, stage, eta2, `p`, and `origin`, which says what p is corrected for.
-
-        On what was searched, at the searched stages, p is that of the search, else that for all dimensions and stages shown; see
-        `ORIGINS` for what origins there are.
-        """
-        separation, search = self.tables["separation"], self.tables["search"]
-        rows = []
-        for i, (dim, source) in enumerate(zip(self.config["dims"], self._origins, strict=True)):
-            own = separation.query("dim == @dim")
-            eta2, alone = own["eta2"].to_numpy(), own["p"].to_numpy()
-            known = source == "here"
-            stage = int(search["stage"].to_numpy()[i]) if known else int(eta2.argmax())
-            p = search["p"].to_numpy()[i] if known else alone[stage]
-            rows.append({"dim": dim, "stage": stage, "eta2": eta2[stage], "p": p, "origin": source})
-        return pd.DataFrame(rows)
-
-    @property
-    def _origins(self) -> list[str]:
-        # a result of before origins were kept has none
-        return self.config.get("origins") or ["unknown"] * len(self.config["dims"])
-
     def _what_p_means(self) -> str:
-        told = [f"Control: {self.config['relabellings']}."]
-        if set(self._origins) != {"here"}:
-            told.append("Where nothing else is said, p is corrected for all dimensions and stages shown.")
-        for source, rows in self.tests.groupby("origin", sort=False):
-            dims = rows["dim"].tolist()
-            several = len(dims) > 1
-            named = f"Dimension{'s' * several} {', '.join(map(str, dims))} {'were' if several else 'was'}"
-            told.append(f"{named} {ORIGINS[str(source)].told.format(them='them' if several else 'it')}.")
-        return " ".join(told)
+        config = self.config
+        told = f"Control: {config['relabellings']}."
+        n = len(config["dims"])
+        if config["searched"]:
+            several = f"the {n} dimensions" if n > 1 else "the dimension"
+            return (
+                f"{told} The search for {several} was on {config['searched']} other texts of the same categories: each is tested here at "
+                f"the stage where it separated most there, and p is corrected for {several}."
+            )
+        return f"{told} p is corrected for all dimensions and stages shown; it holds where they were not chosen by looking at these texts."
 
 
 def stage_name(stage: int) -> str:
@@ -110,7 +86,7 @@ def streams(
     dims: int | Iterable[int] | pd.DataFrame | None = None,
     positions: Iterable[int] | None = None,
     *,
-    per_category: int = PER_CATEGORY,
+    per_category: int = PER_CATEGORY_HALVED,
     context: int | None = None,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
@@ -121,20 +97,22 @@ def streams(
     Args:
         model: what `load_model` returns.
         texts: `LabelledTexts`, category -> list of texts, category -> task, or nothing for the offline texts; see `labelled_texts`.
-        dims: a dimension, several, or rows of the table of `find_dims`; default is the four that `find_dims` puts first on these texts.
-            Of bare numbers nobody knows where they were found, and the result says so.
+        dims: a dimension, several, or rows of the table of `find_dims`; default is the four that `find_dims` puts first. Of a table that
+            was found in one half of these very texts, with this seed, the other half alone is shown and tested. Any other dimensions
+            are shown on all texts: their p-values hold where they were not chosen by looking at these.
         positions: token positions; default is every fourth up to the end of the context, ten of them.
         per_category: texts per category, where they are taken from a task.
         context: tokens that the default positions end at; default is the model's context, at most 512.
         permutations: relabellings of the texts at most; all there are where they are no more, else drawn.
-        seed: of those that are drawn.
+        seed: of those that are drawn, and of the halves of the texts.
         batch_size: texts per pass; halved, with a warning, when memory runs out.
 
     Returns:
         Streams with `.tables["values"]`, `.tables["separation"]` and `.figure()`.
 
     Raises:
-        ValueError: no dimension, one that does not exist or is there twice; texts too short or too few.
+        ValueError: no dimension, one that does not exist or is there twice; texts too short or too few, without dims fewer than six of
+            a category.
         NotImplementedError: an image classifier.
 
     Source: [OPT]; METHODS section 13.
@@ -147,33 +125,48 @@ def streams(
     texts = labelled_texts(model, texts, per_category=per_category, context=context, differ_within=length)
     if dims is None:
         dims = find_dims(model, texts, positions, n=4, context=context, permutations=permutations, seed=seed, batch_size=batch_size)
-    chosen = _check_dims(dims)
+    chosen, stages, searched = _check_dims(dims), None, None
+    if isinstance(dims, pd.DataFrame) and (half := _other_half(texts, dims, seed)) is not None:
+        searched, texts = half
+        stages = [int(stage) for stage in dims["stage"]]
     rows = texts.rows(model, length)
     relabellings = relabel(texts.labels, permutations, seed)
     values = vectors_at(model, rows, lambda look: stage_hooks(model, look), at, dims=_within(model, chosen), batch_size=batch_size)
-    made = made_with(model)
-    search = dims if isinstance(dims, pd.DataFrame) else pd.DataFrame({"dim": [], "p": []})
-    here = origin(texts, made["model_fingerprint"], at, int(model.cfg.d_model), range(len(values)))
+    means = values.double().mean(dim=2).numpy()
+    separated = _separation_table(means, chosen, relabellings)
     config = {
-        **made,
+        **made_with(model),
         "dims": chosen,
         "stages": len(values),
         "positions": list(at),
         "texts": texts.fingerprint,
+        "searched": searched,
         "categories": {category: len(held) for category, held in texts.texts.items()},
         "permutations": permutations,
         "relabellings": relabellings.said,
         "seed": seed,
-        "origins": [relation(row, here, texts) for row in search.to_dict("records")] or ["unknown"] * len(chosen),
     }
     tables = {
+        "tests": _tests_found(means, chosen, stages, relabellings) if stages else _tests_given(separated, chosen),
         "values": _value_table(values, chosen, texts, at),
         "means": _mean_table(values, chosen, texts),
-        "separation": _separation_table(values, chosen, relabellings),
+        "separation": separated,
         "texts": texts.table,
-        "search": search.reset_index(drop=True),
     }
     return Streams(config, tables)
+
+
+def _other_half(texts: LabelledTexts, table: pd.DataFrame, seed: int) -> tuple[int, LabelledTexts] | None:
+    """How many texts a search had, and those that it left for the test; None where it did not search in a half of these texts."""
+    if not {"stage", "searched"} <= set(table) or min(map(len, texts.texts.values())) < 2 * FEWEST:
+        return None
+    first, second = texts.halves(seed)
+    return (len(first.labels), second) if set(table["searched"]) == {_name_of(first)} else None
+
+
+def _name_of(texts: LabelledTexts) -> str:
+    """The texts of a search, in a column of its table: a word and no number, also after a CSV was written and read."""
+    return f"texts {texts.fingerprint}"
 
 
 @checked()
@@ -184,17 +177,18 @@ def find_dims(
     *,
     n: int = 10,
     stages: Iterable[int] | None = None,
-    per_category: int = PER_CATEGORY,
+    per_category: int = PER_CATEGORY_HALVED,
     context: int | None = None,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
-    """Rank residual dimensions by how well they tell categories of text apart, with a test that knows how many were tried.
+    """Rank residual dimensions by how well they tell categories of text apart on one half of the texts, and test them on the other half.
 
     A text counts once, with the mean over its positions. A dimension is measured at every stage by η², the share of the variance
     between texts that their categories explain (a growing function of the F ratio of between to within), and ranked by its
-    highest. Its p-value is the share of relabellings under which any dimension at any stage reaches as much (Westfall and Young).
+    highest on the first half. On the other half it is measured at that stage; its p-value is the share of relabellings under which any
+    of the n dimensions reaches as much (Westfall and Young).
 
     Args:
         model: what `load_model` returns.
@@ -205,13 +199,12 @@ def find_dims(
         per_category, context, permutations, seed, batch_size: as in `streams`.
 
     Returns:
-        One row per dimension, the best first: dim, stage (where it separates most), eta2, `p` corrected for the search, and
-        `p_uncorrected`, of that dimension at that stage alone; and `found_on`, `found_in`, `found_at` and `found_among`: texts, weights,
-        positions, and what was searched through. Give it, or some of its rows, to `streams` as `dims`: by these columns, which a CSV
-        keeps, it knows whether p there is corrected for the search, a test on something else, or too small.
+        One row per dimension, the best of the searched half first: dim, stage (where it separates most there), `eta2_searched` (there),
+        and of the other half `eta2`, `p` corrected for the n dimensions, and `p_uncorrected`; `searched` names the half that was
+        searched. Give it to `streams` as `dims`, which then shows the other half of the texts.
 
     Raises:
-        ValueError: as `streams`; a stage that does not exist.
+        ValueError: as `streams`; fewer than six texts of a category; a stage that does not exist.
 
     Source: METHODS section 13; Westfall and Young 1993.
 
@@ -223,21 +216,32 @@ def find_dims(
     at, length = check_positions(model, positions, context)
     texts = labelled_texts(model, texts, per_category=per_category, context=context, differ_within=length)
     chosen = _check_stages(model, stages)
-    relabellings = relabel(texts.labels, permutations, seed)
-    values = vectors_at(model, texts.rows(model, length), lambda look: stage_hooks(model, look, chosen), at, batch_size=batch_size)
-    means = values.double().mean(dim=2).numpy()  # stage, text, dim
-    table = search_dims(means, relabellings).head(n)
-    table["stage"] = [chosen[stage] for stage in table["stage"]]
-    return table.assign(**origin(texts, fingerprint(model), at, means.shape[2], chosen))
+    texts.rows(model, length)  # a text of one half that begins like one of the other is refused here
+
+    def means(half: LabelledTexts, dims: list[int] | None = None) -> Float[np.ndarray, "stage text dim"]:
+        rows = half.rows(model, length)
+        values = vectors_at(model, rows, lambda look: stage_hooks(model, look, chosen), at, dims=dims, batch_size=batch_size)
+        return values.double().mean(dim=2).numpy()
+
+    first, second = texts.halves(seed)
+    found = search_dims(means(first), first.labels).head(n)
+    dims, places = found["dim"].tolist(), found["stage"].tolist()
+    tested = _tests_found(means(second, dims), dims, places, relabel(second.labels, permutations, seed))
+    return tested.assign(stage=[chosen[place] for place in places], eta2_searched=found["eta2"], searched=_name_of(first))
 
 
-def search_dims(means: Float[np.ndarray, "stage text dim"], relabellings: Relabellings) -> pd.DataFrame:
-    """The table of `find_dims` for all dimensions, from the mean over positions of every text; stages are numbered as they come."""
-    eta2, p, alone = separation(means, relabellings)
-    best = eta2.argmax(axis=0)
-    dims = np.arange(means.shape[2])
-    columns = {"dim": dims, "stage": best, "eta2": eta2[best, dims], "p": p[best, dims], "p_uncorrected": alone[best, dims]}
-    return pd.DataFrame(columns).sort_values("eta2", ascending=False, kind="stable", ignore_index=True)
+def search_dims(means: Float[np.ndarray, "stage text dim"], labels: Int[np.ndarray, " text"]) -> pd.DataFrame:
+    """All dimensions, the best first, at the stage where they separate most: dim, stage (numbered as they come) and eta2.
+
+    Args:
+        means: mean over positions of every text.
+        labels: number of the category of every text.
+    """
+    stages, texts, dims = means.shape
+    eta2 = _explained(_scaled(means.transpose(1, 0, 2).reshape(texts, stages * dims)), labels[None])[0].reshape(stages, dims)
+    best, every = eta2.argmax(axis=0), np.arange(dims)
+    table = pd.DataFrame({"dim": every, "stage": best, "eta2": eta2[best, every]})
+    return table.sort_values("eta2", ascending=False, kind="stable", ignore_index=True)
 
 
 def separation(
@@ -248,16 +252,11 @@ def separation(
     η² = Σ over categories of n (mean of the category − mean)² / Σ over texts of (value − mean)²; 0 where all texts are equal.
     """
     stages, texts, dims = means.shape
-    cells = means.transpose(1, 0, 2).reshape(texts, stages * dims)
-    centred = cells - cells.mean(axis=0)
-    total = (centred**2).sum(axis=0)
-    # differences of the size of float32 rounding are no differences
-    flat = total <= 1e-12 * (cells**2).sum(axis=0)
-    scaled = np.where(flat, 0.0, centred / np.sqrt(np.where(flat, 1.0, total)))
+    scaled = _scaled(means.transpose(1, 0, 2).reshape(texts, stages * dims))
     labels = relabellings.labels
     found = _explained(scaled, labels[:1])[0]
     highest, as_high = [], np.zeros(stages * dims)
-    step = max(1, 4_000_000 // (cells.shape[1] * (labels.max() + 1)))
+    step = max(1, 4_000_000 // (scaled.shape[1] * (labels.max() + 1)))
     for start in progress(range(0, len(labels), step), desc="relabel texts"):
         explained = _explained(scaled, labels[start : start + step])
         highest.append(explained.max(axis=1))
@@ -266,6 +265,15 @@ def separation(
     reached = len(ordered) - np.searchsorted(ordered, found - TIES)
     shape = (stages, dims)
     return found.reshape(shape), (reached / len(labels)).reshape(shape), (as_high / len(labels)).reshape(shape)
+
+
+def _scaled(cells: Float[np.ndarray, "text cell"]) -> Float[np.ndarray, "text cell"]:
+    """Every cell about its mean, with sum of squares 1; 0 where all texts are equal."""
+    centred = cells - cells.mean(axis=0)
+    total = (centred**2).sum(axis=0)
+    # differences of the size of float32 rounding are no differences
+    flat = total <= 1e-12 * (cells**2).sum(axis=0)
+    return np.where(flat, 0.0, centred / np.sqrt(np.where(flat, 1.0, total)))
 
 
 def _explained(
@@ -333,7 +341,22 @@ def _mean_table(values: Values, dims: list[int], texts: LabelledTexts) -> pd.Dat
     return pd.concat(rows, ignore_index=True)
 
 
-def _separation_table(values: Values, dims: list[int], relabellings: Relabellings) -> pd.DataFrame:
-    eta2, p, alone = separation(values.double().mean(dim=2).numpy(), relabellings)
+def _separation_table(means: Float[np.ndarray, "stage text dim"], dims: list[int], relabellings: Relabellings) -> pd.DataFrame:
+    eta2, p, alone = separation(means, relabellings)
     columns = {"eta2": eta2.T.ravel(), "p": p.T.ravel(), "p_uncorrected": alone.T.ravel()}
     return pd.DataFrame({"dim": np.repeat(dims, len(eta2)), "stage": np.tile(np.arange(len(eta2)), len(dims)), **columns})
+
+
+def _tests_found(
+    means: Float[np.ndarray, "stage text dim"], dims: list[int], stages: list[int], relabellings: Relabellings
+) -> pd.DataFrame:
+    """Every dimension at the stage where a search in other texts found it, corrected for these dimensions."""
+    at_stages = np.stack([means[stage, :, i] for i, stage in enumerate(stages)], axis=1)
+    eta2, p, alone = (values[0] for values in separation(at_stages[None], relabellings))
+    return pd.DataFrame({"dim": dims, "stage": stages, "eta2": eta2, "p": p, "p_uncorrected": alone})
+
+
+def _tests_given(separated: pd.DataFrame, dims: list[int]) -> pd.DataFrame:
+    """Every dimension at the stage where it separates most, corrected for all dimensions and stages."""
+    rows = [separated.loc[separated.loc[separated["dim"] == dim, "eta2"].idxmax()] for dim in dims]
+    return pd.DataFrame(rows).astype({"dim": int, "stage": int}).reset_index(drop=True)

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.experiments.search_origin import ORIGINS
 from sepcap.experiments.streams import Streams, stage_name
 from sepcap.plots.style import PALETTE, SYMBOLS, Width, every, is_wide, new_figure, plain, rounded, width_px
 
@@ -94,6 +93,6 @@ def _mean(own: Any, dim: int, category: str, look: dict[str, str], axes: dict[st
 
 
 def _test(result: Streams, i: int) -> str:
-    """What a title says of a dimension: the p-value, and what it is worth."""
-    test = result.tests.iloc[i]
-    return f": p = {test['p']:.2g} ({ORIGINS[test['origin']].title})"
+    """What a title says of a dimension: the p-value, and whether the search had other texts."""
+    p = result.tables["tests"]["p"].iloc[i]
+    return f": p = {p:.2g}{' (other texts searched)' * bool(result.config['searched'])}"

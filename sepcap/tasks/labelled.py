@@ -34,6 +34,9 @@ FEWEST = 3
 PER_CATEGORY = 5
 """Texts per category where nobody says otherwise. With 3 every relabelling can be tried, but single dimensions hardly leave chance."""
 
+PER_CATEGORY_HALVED = 2 * PER_CATEGORY
+"""Texts per category where one half is searched and the other tests what was found."""
+
 HELD_OUT: tuple[Split, ...] = ("evaluate", "collect")
 
 OFFLINE_KINDS: dict[str, tuple[local.Kind, int, tuple[Split, ...]]] = {
@@ -108,6 +111,41 @@ class LabelledTexts:
             names = self.names[category] if self.names else [f"{category} {i + 1}" for i in range(len(texts))]
             rows += [{"category": category, "name": name, "characters": len(text)} for name, text in zip(names, texts, strict=True)]
         return pd.DataFrame(rows).reset_index(names="text")
+
+    def halves(self, seed: int = 0) -> tuple["LabelledTexts", "LabelledTexts"]:
+        """Two halves without a common text, each with half of the texts of every category: one to search in, one to test what was found.
+
+        Args:
+            seed: which text is in which half; the same seed gives the same halves.
+
+        Raises:
+            ValueError: a category with so few texts that a half would be too small.
+
+        Example:
+            >>> texts = LabelledTexts({name: tuple(f"{name} {i}" for i in range(6)) for name in "ab"})
+            >>> [half.labels.tolist() for half in texts.halves()]
+            [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1]]
+        """
+        rng, names = np.random.default_rng(seed), self.table["name"].to_numpy()
+        halves: list[dict[str, list[tuple[str, str]]]] = [{}, {}]
+        for number, (category, texts) in enumerate(self.texts.items()):
+            if len(texts) < 2 * FEWEST:
+                raise ValueError(
+                    f"texts: category {category!r} has {len(texts)}; one half is searched and the other tests what was found, which takes "
+                    f"{2 * FEWEST} or more. Give more texts, or per_category={2 * FEWEST} or more where they are taken from a task"
+                )
+            named = list(zip(names[self.labels == number], texts, strict=True))
+            order = rng.permutation(len(named))
+            for half, chosen in zip(halves, (order[: len(named) // 2], order[len(named) // 2 :]), strict=True):
+                half[category] = [named[i] for i in sorted(chosen)]
+        first, second = (
+            LabelledTexts(
+                {category: tuple(text for _, text in named) for category, named in half.items()},
+                {category: tuple(name for name, _ in named) for category, named in half.items()},
+            )
+            for half in halves
+        )
+        return first, second
 
     def rows(self, model: Any, length: int) -> Int[np.ndarray, "text pos"]:
         """Token ids of every text: the opening token where the model has one, and the first tokens up to `length`.

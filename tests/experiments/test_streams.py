@@ -11,16 +11,17 @@ from scipy import stats
 import sepcap
 from sepcap.experiments.permutations import relabel
 from sepcap.experiments.result import load_result
-from sepcap.experiments.search_origin import ORIGINS
 from sepcap.experiments.streams import search_dims, separation
 from sepcap.models.forward import logits_of
 from sepcap.tasks.labelled import LabelledTexts
 
-ALIKE = words(5, n=9)
-TEXTS = LabelledTexts({"one": tuple(ALIKE[:3]), "two": tuple(ALIKE[3:6]), "three": tuple(ALIKE[6:])})
+ALIKE = words(5, n=18)
+WHOLE = LabelledTexts({"one": tuple(ALIKE[:6]), "two": tuple(ALIKE[6:12]), "three": tuple(ALIKE[12:])})
 """Three categories of the same kind of text: nothing but chance tells them apart."""
+SEARCHED, TEXTS = WHOLE.halves()
 POSITIONS = (5, 9, 20)
 LABELS = TEXTS.labels
+"""Both halves have three texts of every category, in this order."""
 
 
 def test_values_are_the_hidden_states_of_the_plain_model(tiny, family, tiny_folders):
@@ -58,93 +59,84 @@ def plant(dim, values):
 def test_a_planted_dimension_comes_first_and_it_alone_is_significant(tiny_opt):
     values = torch.from_numpy(LABELS * 10.0) + torch.tensor([-0.1, 0, 0.1] * 3)
     with tiny_opt.hooks(fwd_hooks=plant(7, values)):
-        table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=32)
-        shown = sepcap.streams(tiny_opt, TEXTS, table.head(2), POSITIONS)
+        table = sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=32)
+        shown = sepcap.streams(tiny_opt, WHOLE, table.head(2), POSITIONS)
     best = table.iloc[0]
     assert (best["dim"], best["stage"], best["p"], best["p_uncorrected"]) == (7, 2, pytest.approx(1 / 280), pytest.approx(1 / 280))
     assert best["eta2"] == pytest.approx(600 / 600.06)  # Σ n·(mean − 10)² = 600 of a total with 9 · 0.02/3 more
     assert (table["p"][1:] > 0.05).all()
     assert sorted(table["dim"]) == list(range(32))
-    assert table["eta2"].is_monotonic_decreasing
+    assert table["eta2_searched"].is_monotonic_decreasing
     assert shown.config["dims"] == table["dim"].tolist()[:2]
     means = shown.tables["means"].query("dim == 7 and stage == 2").set_index("category")
     half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
     for category, mean in {"one": 0, "two": 10, "three": 20}.items():
         assert means.loc[category, ["low", "mean", "high"]].tolist() == pytest.approx([mean - half, mean, mean + half], abs=1e-5)
-    assert "Dimension 7: categories explain most of the variance between texts after layer 1: η² = 1.000" in shown.summary()[1]
-    assert "η² = 1.000, p = 0.0036;" in shown.summary()[1]
-    assert "were found on these very texts: p is corrected for that search." in shown.summary()[-1]
+    assert "Dimension 7: after layer 1 categories explain of the variance between texts η² = 1.000, p = 0.0036;" in shown.summary()[1]
+    assert "The search for the 2 dimensions was on 9 other texts of the same categories" in shown.summary()[-1]
 
 
-def test_the_test_on_other_texts_knows_that_they_are_others(tiny_opt):
-    table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=2)
-    others = LabelledTexts({name: tuple(words(seed, n=3)) for seed, name in enumerate(("one", "two", "three"), start=20)})
-    tested = sepcap.streams(tiny_opt, others, table, POSITIONS)
-    assert tested.summary()[-1].endswith("were found on other texts, so that these are a test of them.")
-    assert "p is corrected for all dimensions and stages shown" in tested.summary()[-1]
-    separation = tested.tables["separation"]
-    assert tested.tests["p"].tolist() == [separation.loc[separation["dim"] == dim, "p"].min() for dim in table["dim"]]
+def test_the_searched_half_alone_decides_and_the_other_half_alone_tests(tiny_opt):
+    """A dimension that is planted in the searched texts only comes first and is not significant in the others, and the reverse."""
+    values = torch.from_numpy(LABELS * 10.0)
+    for searched in (True, False):
+        halves = iter([True, False])
+
+        def put(out, hook, halves=halves, searched=searched):
+            if next(halves) == searched:
+                out = out.clone()
+                out[..., 7] = values.to(out)[:, None]
+            return out
+
+        with tiny_opt.hooks(fwd_hooks=[("blocks.1.hook_out", put)]):
+            table = sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=32, stages=[2])
+        row = table.set_index("dim").loc[7]
+        assert (table["dim"][0] == 7) == searched
+        assert (row["eta2_searched"] > 0.999) == searched
+        assert (row["p_uncorrected"] < 0.01) != searched
 
 
-def origins(model, texts, dims, positions=POSITIONS):
-    """What a result says of the origin, having checked that figure and summary say the same and give the same p."""
-    found = sepcap.streams(model, texts, dims, positions)
-    for row, note in zip(found.tests.to_dict("records"), found.figure().layout.annotations, strict=True):
-        assert note.text == f"Dimension {row['dim']}: p = {row['p']:.2g} ({ORIGINS[row['origin']].title})"
-        assert any(f"Dimension {row['dim']}: " in line and f"p = {row['p']:.2g};" in line for line in found.summary())
-        assert ORIGINS[row["origin"]].told.split("{")[0] in found.summary()[-1]
-    return found.tests["origin"].tolist(), found.tests["p"].tolist()
+def test_a_search_in_noise_gives_uniform_p_values():
+    """Twelve texts per half without categories, 40 dimensions at 3 stages: the best of one half, tested on the other."""
+    labels = np.repeat([0, 1], 6)
+    relabelled, p, naive = relabel(labels), [], []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        first, second = (np.cumsum(rng.normal(size=(3, 12, 40)), axis=0) for _ in range(2))
+        best = search_dims(first, labels).iloc[0]
+        p.append(separation(second[int(best["stage"])][None, :, [int(best["dim"])]], relabelled)[1].item())
+        naive.append(separation(first[int(best["stage"])][None, :, [int(best["dim"])]], relabelled)[1].item())
+    for level in (0.05, 0.1, 0.25, 0.5, 0.75):
+        assert abs(np.mean(np.array(p) <= level) - level) < 4 * np.sqrt(level * (1 - level) / 400) + 1 / 462, level
+    assert np.mean(np.array(naive) <= 0.05) > 0.95  # on the searched texts themselves
 
 
-def test_the_origin_survives_whatever_is_done_to_the_table(tiny_opt, tmp_path):
-    table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=3)
-    assert not table.attrs
+def test_streams_shows_the_half_that_was_not_searched(tiny_opt, tmp_path):
+    table = sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=3)
     table.to_csv(tmp_path / "found.csv", index=False)
-    changed = {
-        "csv": pd.read_csv(tmp_path / "found.csv"),
-        "dict": pd.DataFrame(table.to_dict()),
-        "merge": table.merge(pd.DataFrame({"dim": table["dim"], "note": "x"}), on="dim"),
-        "rows": table.iloc[[2, 0]],
-    }
-    for name, other in changed.items():
-        assert origins(tiny_opt, TEXTS, other) == (["here"] * len(other), pytest.approx(other["p"].tolist())), name
-    one = sepcap.find_dims(tiny_opt, TEXTS, (9,), n=1)
-    one.to_csv(tmp_path / "one.csv")
-    assert origins(tiny_opt, TEXTS, pd.read_csv(tmp_path / "one.csv"), (9,))[0] == ["here"]
+    for again in (table, pd.read_csv(tmp_path / "found.csv"), table.iloc[[2, 0]]):
+        found = sepcap.streams(tiny_opt, WHOLE, again, POSITIONS)
+        assert found.config["texts"] == TEXTS.fingerprint
+        assert found.config["searched"] == 9
+        tests = found.tables["tests"]
+        assert tests[["dim", "stage"]].to_numpy().tolist() == again[["dim", "stage"]].to_numpy().tolist()
+        np.testing.assert_allclose(tests["p_uncorrected"], again["p_uncorrected"])
+        for row, note in zip(tests.to_dict("records"), found.figure().layout.annotations, strict=True):
+            assert note.text == f"Dimension {row['dim']}: p = {row['p']:.2g} (other texts searched)"
+    np.testing.assert_allclose(sepcap.streams(tiny_opt, WHOLE, table, POSITIONS).tables["tests"]["p"], table["p"])
 
 
-def test_an_unknown_origin_is_called_unknown(tiny_opt):
-    table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=3)
-    for unknown in (table["dim"].tolist(), table[["dim", "stage", "p"]], table.drop(columns="p"), table.assign(found_in=None)):
-        assert origins(tiny_opt, TEXTS, unknown)[0] == ["unknown"] * 3
-    mixed = pd.concat([table.head(1), table[["dim"]].tail(1)])
-    assert origins(tiny_opt, TEXTS, mixed)[0] == ["here", "unknown"]
-    assert "if on these texts, p is too small" in sepcap.streams(tiny_opt, TEXTS, 3, POSITIONS).summary()[-1]
-
-
-def test_what_was_found_in_one_model_is_not_corrected_in_another(tiny_opt, tiny_folders):
-    """The dimension was planted in one model only: the other has it by number, and its p is its own."""
-    with tiny_opt.hooks(fwd_hooks=plant(7, torch.from_numpy(LABELS * 10.0))):
-        table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=1)
-    other = sepcap.load_model(tiny_folders["gpt2"], device="cpu")
-    said, (p,) = origins(other, TEXTS, table)
-    assert said == ["other model"]
-    assert table["p"][0] == pytest.approx(1 / 280)
-    assert p == sepcap.streams(other, TEXTS, 7, POSITIONS).tables["separation"]["p"].min() != table["p"][0]
-    # the same architecture with one weight changed is another model
-    with torch.no_grad():
-        tiny_opt.blocks[0].attn.W_O[0, 0, 0] += 1
-    assert origins(tiny_opt, TEXTS, table)[0] == ["other model"]
-
-
-def test_other_positions_and_texts_in_part_are_no_test(tiny_opt):
-    table = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=1)
-    assert origins(tiny_opt, TEXTS, table, (5, 9))[0] == ["other positions"]
-    fresh = {name: tuple(words(seed, n=3)) for seed, name in enumerate(("one", "two"), start=40)}
-    in_part = LabelledTexts({**fresh, "three": (TEXTS.texts["three"][0], *words(50, n=2))})
-    relabelled = LabelledTexts(dict(zip(("three", "two", "one"), TEXTS.texts.values(), strict=True)))
-    assert origins(tiny_opt, in_part, table)[0] == origins(tiny_opt, relabelled, table)[0] == ["some texts"]
-    assert origins(tiny_opt, LabelledTexts(fresh), table, (5, 9))[0] == ["other texts"]
+def test_what_was_chosen_before_is_tested_on_all_texts(tiny_opt):
+    table = sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=2)
+    others = LabelledTexts({name: tuple(words(seed, n=6)) for seed, name in enumerate(("one", "two", "three"), start=20)})
+    dims = table["dim"].tolist()
+    for texts, given in ((WHOLE, dims), (others, table), (WHOLE, table[["dim"]]), (WHOLE, table.assign(searched="texts 0"))):
+        found = sepcap.streams(tiny_opt, texts, given, POSITIONS)
+        assert (found.config["texts"], found.config["searched"]) == (texts.fingerprint, None)
+        assert found.summary()[-1].endswith("it holds where they were not chosen by looking at these texts.")
+        separated, tests = found.tables["separation"], found.tables["tests"]
+        assert tests["p"].tolist() == [separated.loc[separated["dim"] == dim, "p"].min() for dim in dims]
+    assert sepcap.streams(tiny_opt, WHOLE, table, POSITIONS, seed=1).config["searched"] is None
 
 
 def test_eta_squared_is_the_f_ratio_and_its_p_values_those_of_scipy():
@@ -176,25 +168,11 @@ def test_scale_and_offset_of_a_dimension_do_not_matter_and_constants_explain_not
     assert (eta2[0, 4], p[0, 4], alone[0, 4]) == (0, 1, 1)
 
 
-def test_the_search_finds_something_by_chance_as_often_as_it_says():
-    """40 dimensions at 3 stages without categories: the best p-value is at most k/35 with probability k/35."""
-    relabelled, best, naive = relabel(np.repeat([0, 1], 4)), [], []
-    for seed in range(400):
-        stages = np.cumsum(np.random.default_rng(seed).normal(size=(3, 8, 40)), axis=0)
-        table = search_dims(stages, relabelled)
-        best.append(table["p"].min())
-        naive.append(table["p_uncorrected"].min())
-    for k in (1, 2, 4, 9, 18):
-        expected = k / 35
-        assert abs(np.mean(np.array(best) <= expected + 1e-9) - expected) < 3.5 * np.sqrt(expected * (1 - expected) / 400), k
-    assert np.mean(np.array(naive) <= 2 / 35) > 0.9  # what a search by hand would have believed
-
-
 def test_only_the_stages_asked_for_are_searched(tiny_opt):
     values = torch.from_numpy(LABELS * 10.0)
     with tiny_opt.hooks(fwd_hooks=plant(7, values)):
-        before = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=32, stages=[1, 0])
-        after = sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, n=1, stages=[2])
+        before = sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=32, stages=[1, 0])
+        after = sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=1, stages=[2])
     assert set(before["stage"]) <= {0, 1}
     assert (before["p"] > 0.05).all()
     assert after[["dim", "stage"]].to_numpy().tolist() == [[7, 2]]
@@ -203,16 +181,18 @@ def test_only_the_stages_asked_for_are_searched(tiny_opt):
 def test_without_dimensions_the_best_four_are_shown_and_the_model_is_left_as_it_was(tiny_opt):
     ids = torch.arange(3, 20)[None]
     logits = logits_of(tiny_opt, ids)
-    found = sepcap.streams(tiny_opt, TEXTS)
-    assert found.config["dims"] == sepcap.find_dims(tiny_opt, TEXTS, n=4)["dim"].tolist()
-    assert found.tests["origin"].tolist() == ["here"] * 4
-    assert found.tests["p"].tolist() == sepcap.find_dims(tiny_opt, TEXTS, n=4)["p"].tolist()
+    found, table = sepcap.streams(tiny_opt, WHOLE), sepcap.find_dims(tiny_opt, WHOLE, n=4)
+    assert found.config["dims"] == table["dim"].tolist()
+    assert found.config["texts"] == TEXTS.fingerprint
+    assert found.tables["tests"]["p"].tolist() == table["p"].tolist()
     assert torch.equal(logits_of(tiny_opt, ids), logits)
+    with pytest.raises(ValueError, match="category 'one' has 3; one half is searched and the other tests what was found, which takes 6"):
+        sepcap.streams(tiny_opt, TEXTS)
 
 
 def test_results_come_back(tiny_opt, tmp_path):
-    for name, dims in {"numbers": 3, "table": sepcap.find_dims(tiny_opt, TEXTS, n=2)}.items():
-        found = sepcap.streams(tiny_opt, TEXTS, dims)
+    for name, dims in {"numbers": 3, "table": sepcap.find_dims(tiny_opt, WHOLE, n=2)}.items():
+        found = sepcap.streams(tiny_opt, WHOLE, dims)
         assert found.config["study"] == "streams"
         back = load_result(found.save(tmp_path / name))
         assert isinstance(back, sepcap.Streams)
@@ -243,4 +223,4 @@ def test_bad_input_is_named(tiny_opt, options, says):
 )
 def test_bad_searches_are_named(tiny_opt, options, says):
     with pytest.raises(ValueError, match=says):
-        sepcap.find_dims(tiny_opt, TEXTS, POSITIONS, **options)
+        sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, **options)

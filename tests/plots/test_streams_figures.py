@@ -8,14 +8,13 @@ import plotly.io
 import pytest
 
 from sepcap import plots
-from sepcap.experiments.search_origin import ORIGINS
 from sepcap.experiments.streams import Streams
 
 CATEGORIES = {"prose": 3, "<b>C++</b>": 3}
 STAGES, POSITIONS = 4, (7, 11)
 
 
-def result(dims=(3, 9), origins=None):
+def result(dims=(3, 9), searched=None):
     """Value = 1000·dim + 100·text + 10·stage + place of the position."""
     names = np.repeat(list(CATEGORIES), 3)
     index = pd.MultiIndex.from_product([dims, range(STAGES), range(6), POSITIONS], names=["dim", "stage", "text", "position"])
@@ -26,9 +25,9 @@ def result(dims=(3, 9), origins=None):
     means = means.assign(low=means["mean"] - 1, high=means["mean"] + 2)
     separation = pd.DataFrame({"dim": np.repeat(dims, STAGES), "stage": list(range(STAGES)) * len(dims), "eta2": 0.5})
     separation["p"] = 0.01 * (1 + separation["stage"]) + 0.001 * separation["dim"]
-    table = pd.DataFrame({"dim": dims, "stage": 2, "p": 0.5}) if origins else pd.DataFrame({"dim": [], "p": []})
-    config = {"dims": list(dims), "stages": STAGES, "categories": CATEGORIES, "positions": list(POSITIONS), "origins": origins}
-    return Streams(config, {"values": values, "means": means, "separation": separation, "search": table})
+    tests = pd.DataFrame({"dim": dims, "stage": 2, "eta2": 0.5, "p": [0.01 + 0.001 * dim for dim in dims]})
+    config = {"dims": list(dims), "stages": STAGES, "categories": CATEGORIES, "positions": list(POSITIONS), "searched": searched}
+    return Streams(config, {"values": values, "means": means, "separation": separation, "tests": tests})
 
 
 def test_every_text_and_position_is_a_line_and_every_category_a_mean():
@@ -53,11 +52,11 @@ def test_every_text_and_position_is_a_line_and_every_category_a_mean():
     assert "mean 3.1e+03, 95% interval over texts [3.1e+03, 3.1e+03]" in thick[0].hovertext[0]
 
 
-def test_titles_give_the_p_value_that_is_right_for_the_texts():
+def test_titles_give_the_p_value_and_whether_other_texts_were_searched():
     titles = [note.text for note in plots.streams(result()).layout.annotations]
-    assert titles == [f"Dimension {dim} ({ORIGINS['unknown'].title})".replace(" (", f": p = {p} (") for dim, p in ((3, 0.013), (9, 0.019))]
-    titles = [note.text for note in plots.streams(result(origins=["other texts", "here"])).layout.annotations]
-    assert titles == ["Dimension 3: p = 0.013 (not the texts searched)", "Dimension 9: p = 0.5 (corrected for the search)"]
+    assert titles == ["Dimension 3: p = 0.013", "Dimension 9: p = 0.019"]
+    titles = [note.text for note in plots.streams(result(searched=6)).layout.annotations]
+    assert titles == ["Dimension 3: p = 0.013 (other texts searched)", "Dimension 9: p = 0.019 (other texts searched)"]
     assert "residual stream" in plots.streams(result()).layout.yaxis.title.text
 
 

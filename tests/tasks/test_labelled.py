@@ -1,6 +1,7 @@
 """Labelled texts: taken from lists, tasks or the running installation, each long enough, none twice."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import words
 
@@ -150,7 +151,7 @@ def test_texts_that_are_too_short_or_begin_alike_are_named(tiny_opt):
 def test_of_texts_that_begin_alike_only_the_first_is_chosen(tiny_opt, monkeypatch):
     """Files of one author begin with the same lines: within a category, across categories, and beside texts that were given."""
     licence = "z" * 15
-    prose, code = words(1, n=6), words(2, n=6)
+    prose, code = words(1, n=9), words(2, n=9)
     held = {
         "prose": [licence + prose[0], licence + prose[1], *prose[2:]],
         "Python": [code[0], licence + code[1], prose[3][:15] + code[2], *code[3:]],
@@ -163,8 +164,8 @@ def test_of_texts_that_begin_alike_only_the_first_is_chosen(tiny_opt, monkeypatc
     assert found.rows(tiny_opt, 16).shape == (6, 16)
     # the same where the positions, and not the context, say how much is read
     assert sepcap.labelled_texts(tiny_opt, per_category=3, differ_within=16).texts == found.texts
-    for study in (sepcap.similarity, sepcap.streams, sepcap.find_dims):
-        study(tiny_opt, positions=(7, 15), per_category=3)
+    for study, per_category in ((sepcap.similarity, 3), (sepcap.streams, 6), (sepcap.find_dims, 6)):
+        study(tiny_opt, positions=(7, 15), per_category=per_category)
     given = sepcap.labelled_texts(
         tiny_opt, {"mine": [licence, *words(7, n=2)], "prose": load_task(held["prose"] * 3)}, per_category=3, context=16
     )
@@ -176,3 +177,20 @@ def test_of_texts_that_begin_alike_only_the_first_is_chosen(tiny_opt, monkeypatc
 def test_something_that_is_no_model_is_named():
     with pytest.raises(TypeError, match="model is a str"):
         sepcap.labelled_texts("gpt2", LISTS)
+
+
+def test_halves_share_no_text_and_have_half_of_every_category():
+    texts = LabelledTexts({"a": tuple(f"a{i}" for i in range(6)), "b": tuple(f"b{i}" for i in range(9))})
+    first, second = texts.halves(3)
+    for category, whole in texts.texts.items():
+        one, two = set(first.texts[category]), set(second.texts[category])
+        assert one | two == set(whole)
+        assert not one & two
+        assert (len(one), len(two)) == (len(whole) // 2, len(whole) - len(whole) // 2)
+        # a text keeps its name
+        table = pd.concat([first.table, second.table]).query("category == @category")
+        assert set(table["name"]) == {f"{category} {i + 1}" for i in range(len(whole))}
+    assert first.names["a"] == tuple(f"a {int(text[1:]) + 1}" for text in first.texts["a"])
+    assert texts.halves(3)[0].fingerprint == first.fingerprint != texts.halves(4)[0].fingerprint
+    with pytest.raises(ValueError, match="category 'a' has 5; one half is searched"):
+        LabelledTexts({"a": tuple(f"a{i}" for i in range(5)), "b": tuple(f"b{i}" for i in range(9))}).halves()
