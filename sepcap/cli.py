@@ -161,7 +161,8 @@ class Evaluate(Loading):
 
 @dataclass(frozen=True)
 class CompareMethods(MethodsConfig, Loading):
-    """Prune by every method, in both directions and with several seeds, and compare: mlp, attention, heads, SVD, offsets, random."""
+    """Prune by every method, in both directions and with several seeds, and compare: mlp, attention, heads, SVD, offsets, and random
+    neurons beside each."""
 
     RESUMES = True
 

@@ -16,7 +16,7 @@ from sepcap.errors import CorruptFile, unknown
 from sepcap.experiments.check_run import is_left
 from sepcap.experiments.comparison import tokens_per_second
 from sepcap.experiments.config import PruningConfig
-from sepcap.experiments.methods_config import DIRECTIONS, METHODS, PLAIN, Direction, MethodsConfig
+from sepcap.experiments.methods_config import DIRECTIONS, METHODS, PLAIN, Direction, MethodsConfig, random_like
 from sepcap.experiments.planned import name_study, planned_runs
 from sepcap.experiments.pruning import Plan, execute, plan
 from sepcap.experiments.result import Figures, Shown
@@ -42,7 +42,7 @@ class Methods(Shown):
 
     Attributes:
         folder: holds them, in `method/direction-seed`.
-        runs: by method, direction and seed; random neurons have no direction, so that their forward runs serve both.
+        runs: by method, direction and seed; random neurons without an offset have no direction, so that their forward runs serve both.
     """
 
     STUDY = "compare-methods"
@@ -77,7 +77,7 @@ class Methods(Shown):
         return {"methods": self.table()}
 
     def summary(self) -> list[str]:
-        """The best method of each direction, against random neurons of its site."""
+        """The best method of each direction, and what selection gains over random neurons with the same offset or basis."""
         table = self.table()
         said = [
             f"{len(self.runs)} runs of {len(self.methods)} methods over {self.task('forward')} and {self.task('reverse')}. Separability is "
@@ -95,11 +95,13 @@ class Methods(Shown):
                 f"interval over texts {best['low']:.1f} to {best['high']:.1f}, mean of {best['seeds']} seeds{_between_seeds(best)})"
             )
             if np.isfinite(best["minus_random"]):
-                words += (
-                    f", {best['minus_random']:+.1f} points from random {best['site']} neurons "
-                    f"({best['minus_random_low']:+.1f} to {best['minus_random_high']:+.1f})"
-                )
+                words += f", {_gain(best)} from {best['random']}"
             said.append(f"{words}.")
+            beside = [row for row in chosen if row["random"] != f"random-{row['site']}" and np.isfinite(row["minus_random"])]
+            for row in beside:
+                plain = next((r for r in chosen if r["method"] == PLAIN[row["site"]] and np.isfinite(r["minus_random"])), None)
+                without = f"; of {plain['method']}, which has neither, {_gain(plain)} from {plain['random']}" if plain else ""
+                said.append(f"To {direction}, the selection of {row['method']} itself gains {_gain(row)} from {row['random']}{without}.")
         return said
 
     @property
@@ -114,10 +116,10 @@ class Methods(Shown):
         return run.config["forget" if first == direction else "retain"]
 
     def separabilities(self, method: str, direction: Direction, metric: str = "top1") -> list[Separability]:
-        """Separability per seed, the task to forget of that direction on the x axis; random neurons have no direction."""
+        """Separability per seed, the task to forget of that direction on the x axis; runs that have no direction serve both."""
         found = []
         for (name, forward, _), run in self.runs.items():
-            if name == method and (forward == direction or METHODS[method].random):
+            if name == method and (forward == direction or len(METHODS[method].directions) == 1):
                 forget, retain = ROLES if forward == direction else ROLES[::-1]
                 found.append(separability(run.per_cluster(forget), run.per_cluster(retain), metric))
         return found
@@ -151,8 +153,10 @@ class Methods(Shown):
 
         Columns: `separability` is 100·(A − 1), mean over seeds: its sign is kept, negative where the task to be retained went first,
         because a mean of absolute values would not be zero where nothing separates; with `low`, `high` and `seeds_sd`. `minus_random` with
-        its interval is the difference to random neurons of the same site on the same texts (pruned without offset or rotation);
-        `minus_plain` that to the site's first method, which has neither: what an offset, a rotation or another importance changes.
+        its interval is the difference to random neurons of the same site with the same offset and in the same basis, on the same texts:
+        what the selection itself gains. `random` names them; where they were not run, it is empty and there is no difference.
+        `minus_plain` is the difference to the site's first method, which has neither: what an offset, a rotation or another importance
+        changes, whether it does so for the neurons selected or for any.
         `max_drop` is the cross-fitted maximum differential drop in percentage points (`Separability.max_drop`) with its interval and
         `max_drop_seeds_sd`, and `max_drop_step` the mean over seeds. `retain_cost` with its interval is the relative drop of the retain
         task in percent where the forget task has dropped by `forget_drop` percent; missing where a seed never came so far, its upper end
@@ -167,16 +171,17 @@ class Methods(Shown):
         nothing_to_lose = bool(self.inseparable(metric))
         for name in self.methods:
             for direction in DIRECTIONS:
-                site, is_random = METHODS[name].site, METHODS[name].random
-                seeds = sum(key[0] == name and (key[1] == direction or is_random) for key in self.runs)
+                site, is_random, both = METHODS[name].site, METHODS[name].random, len(METHODS[name].directions) == 1
+                seeds = sum(key[0] == name and (key[1] == direction or both) for key in self.runs)
                 what = {"method": name, "site": site, "direction": f"forget {self.task(direction)}", "seeds": seeds}
                 if not seeds:
                     continue
+                what["random"] = random_like(name) if not is_random and random_like(name) in self.methods else ""
                 if nothing_to_lose:
                     rows.append(what | dict.fromkeys(MEASURED, np.nan))
                     continue
                 found = self.separabilities(name, direction, metric)
-                random = [] if is_random else self.separabilities(f"random-{site}", direction, metric)
+                random = [] if is_random else self.separabilities(random_like(name), direction, metric)
                 plain = [] if is_random or name == PLAIN[site] else self.separabilities(PLAIN[site], direction, metric)
                 percent, random_percent, plain_percent = (_over_seeds(several, _percent) for several in (found, random, plain))
                 drop, cost = _over_seeds(found, _drop), _over_seeds(found, partial(_cost, forget_drop=forget_drop))
@@ -243,6 +248,10 @@ def _cost(found: Separability, forget_drop: float) -> tuple[float, np.ndarray, i
     return value, costs_at(found.replicas.forget, found.replicas.retain, forget_drop), 1
 
 
+def _gain(row: dict[str, Any]) -> str:
+    return f"{row['minus_random']:+.1f} points ({row['minus_random_low']:+.1f} to {row['minus_random_high']:+.1f})"
+
+
 def _between_seeds(row: dict[str, Any]) -> str:
     return f", whose standard deviation is {row['seeds_sd']:.1f}" if np.isfinite(row["seeds_sd"]) else ""
 
@@ -281,7 +290,7 @@ def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: 
         if not config.methods and (why := _refusal(model, config.pruning(name, "forward", config.seeds[0]))):
             say(f"{name} is left out: {why}")
             continue
-        for direction in DIRECTIONS[: 1 if method.random else 2]:
+        for direction in method.directions:
             for seed in config.seeds:
                 plans[name, direction, seed] = plan(model, config.pruning(name, direction, seed))
     folders = {key: out / _name(*key) for key in plans}

@@ -29,18 +29,28 @@ class Method(NamedTuple):
         """Whether it is a baseline."""
         return self.changes.get("importance") == "random"
 
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """Random neurons have no direction and serve both, unless their offset is made of the retain task."""
+        return DIRECTIONS[:1] if self.random and "offset" not in self.changes else DIRECTIONS
+
 
 METHODS: dict[str, Method] = {
     "mlp": Method("abs", "mlp", {}),
     "mlp-offset-mean": Method("abs, mean offset", "mlp", {"offset": "mean"}),
+    "random-mlp-offset-mean": Method("random, mean offset", "mlp", {"importance": "random", "offset": "mean"}),
     "mlp-offset-peak": Method("abs, peak offset", "mlp", {"offset": "peak"}),
+    "random-mlp-offset-peak": Method("random, peak offset", "mlp", {"importance": "random", "offset": "peak"}),
     "random-mlp": Method("random", "mlp", {"importance": "random"}),
     "attention-abs": Method("abs", "attention", {}),
     "attention-sqrt": Method("sqrt", "attention", {"importance": "sqrt"}),
     "attention-std": Method("std", "attention", {"importance": "std"}),
     "attention-svd": Method("abs, SVD basis", "attention", {"rotation": "fold"}),
+    "random-attention-svd": Method("random, SVD basis", "attention", {"importance": "random", "rotation": "fold"}),
     "attention-offset-mean": Method("abs, mean offset", "attention", {"offset": "mean"}),
+    "random-attention-offset-mean": Method("random, mean offset", "attention", {"importance": "random", "offset": "mean"}),
     "attention-offset-peak": Method("abs, peak offset", "attention", {"offset": "peak"}),
+    "random-attention-offset-peak": Method("random, peak offset", "attention", {"importance": "random", "offset": "peak"}),
     "random-attention": Method("random", "attention", {"importance": "random"}),
     "heads-mean": Method("abs, mean of the head", "heads", {}),
     "heads-median": Method("abs, median of the head", "heads", {"aggregate": "median"}),
@@ -48,10 +58,18 @@ METHODS: dict[str, Method] = {
     "both": Method("abs", "both", {}),
     "random-both": Method("random", "both", {"importance": "random"}),
 }
-"""All methods by name, those of a site together and its random baseline last ([SEP] section 3.1)."""
+"""All methods by name, those of a site together and its random baseline last ([SEP] section 3.1); beside an offset or another basis stand
+random neurons with the same."""
 
 PLAIN = {"mlp": "mlp", "attention": "attention-abs", "heads": "heads-mean", "both": "both"}
 """The method of each site that the others of it are compared with."""
+
+
+def random_like(name: str) -> str:
+    """The method that prunes random neurons of the same site with the same offset and in the same basis."""
+    method = METHODS[name]
+    same = {field: method.changes[field] for field in ("offset", "rotation") if field in method.changes}
+    return next(other for other, m in METHODS.items() if m.site == method.site and m.changes == {"importance": "random", **same})
 
 
 @dataclass(frozen=True)

@@ -130,5 +130,5 @@ def _hover(row: dict[str, Any]) -> str:
     if np.isfinite(row["seeds_sd"]):
         lines.append(f"standard deviation over {row['seeds']} seeds {row['seeds_sd']:.1f}")
     if np.isfinite(row["minus_random"]):
-        lines.append(f"minus random {row['minus_random']:.1f} [{row['minus_random_low']:.1f}, {row['minus_random_high']:.1f}]")
+        lines.append(f"minus {row['random']} {row['minus_random']:.1f} [{row['minus_random_low']:.1f}, {row['minus_random_high']:.1f}]")
     return "<br>".join(lines)

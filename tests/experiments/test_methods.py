@@ -7,10 +7,11 @@ import sepcap
 from sepcap import plots
 from sepcap.experiments import pruning
 from sepcap.experiments.methods import METHODS, Methods, MethodsConfig, compare_methods
+from sepcap.experiments.methods_config import random_like
 from sepcap.experiments.separability import separability
 from sepcap.statistics.intervals import bootstrap_interval
 
-CHOSEN = ("mlp", "mlp-offset-mean", "random-mlp", "attention-svd", "heads-median")
+CHOSEN = ("mlp", "mlp-offset-mean", "random-mlp-offset-mean", "random-mlp", "attention-svd", "heads-median")
 SHARES = {"mlp": {"mlp": 0.4}, "attention": {"attn_pre_out": 0.5}, "heads": {"heads": 0.5}}
 
 
@@ -30,7 +31,7 @@ def compared(trained_folder, letters, digits, tmp_path_factory):
 
 
 def test_every_method_direction_and_seed_is_a_run_of_its_own(compared):
-    assert len(compared.runs) == 4 * 2 * 2 + 2
+    assert len(compared.runs) == 5 * 2 * 2 + 2
     for (method, direction, seed), run in compared.runs.items():
         assert run.finished
         assert run.folder == compared.folder / method / f"{direction}-{seed}"
@@ -46,7 +47,7 @@ def test_every_method_direction_and_seed_is_a_run_of_its_own(compared):
 
 def test_table_is_made_of_the_areas_of_the_runs(compared):
     table = compared.table(forget_drop=10.0).set_index(["method", "direction"])
-    assert len(table) == 5 * 2
+    assert len(table) == 6 * 2
     for method in CHOSEN:
         for direction in ("forward", "reverse"):
             row = table.loc[method, f"forget {compared.task(direction)}"]
@@ -66,9 +67,11 @@ def test_table_is_made_of_the_areas_of_the_runs(compared):
             assert row["max_drop"] == pytest.approx(np.mean([s.max_drop for s in found]))
             assert row["max_drop_low"] <= row["max_drop_high"]
             if method == "mlp-offset-mean":
-                base = table.loc[("random-mlp", f"forget {compared.task(direction)}"), "separability"]
+                # the control has the same offset: what is left is what the selection gains
+                base = table.loc[("random-mlp-offset-mean", f"forget {compared.task(direction)}"), "separability"]
+                assert row["random"] == "random-mlp-offset-mean"
                 assert row["minus_random"] == pytest.approx(row["separability"] - base)
-                assert row["minus_random_low"] < row["minus_random"] < row["minus_random_high"]
+                assert row["minus_random_low"] <= row["minus_random"] <= row["minus_random_high"]
                 plain = table.loc[("mlp", f"forget {compared.task(direction)}"), "separability"]
                 assert row["minus_plain"] == pytest.approx(row["separability"] - plain)
                 assert row["minus_plain_low"] <= row["minus_plain"] <= row["minus_plain_high"]
@@ -80,6 +83,31 @@ def test_table_is_made_of_the_areas_of_the_runs(compared):
             except ValueError:
                 expected = np.nan
             assert row["retain_cost"] == pytest.approx(expected, nan_ok=True)
+
+
+def test_beside_every_method_stand_random_neurons_with_the_same_offset_and_basis():
+    for name, method in METHODS.items():
+        like = METHODS[random_like(name)]
+        assert like.random
+        assert like.site == method.site
+        for field in ("offset", "rotation"):
+            assert like.changes.get(field, "none") == method.changes.get(field, "none")
+        # an offset is made of the task to retain, so that its control has a direction; a basis is the model's
+        assert like.directions == (("forward", "reverse") if "offset" in method.changes else ("forward",))
+
+
+def test_random_neurons_with_an_offset_are_pruned_in_both_directions(compared):
+    for direction in ("forward", "reverse"):
+        runs = [compared.runs["random-mlp-offset-mean", direction, seed] for seed in (0, 1)]
+        found = compared.separabilities("random-mlp-offset-mean", direction)
+        assert [s.area for s in found] == [run.separability("top1").area for run in runs]
+        for run in runs:
+            assert (run.config["importance"], run.config["offset"]) == ("random", "mean")
+            assert run.config["forget"] == compared.task(direction)
+    for row in compared.table().query("method == 'mlp-offset-mean'").to_dict("records"):
+        (said,) = [s for s in compared.summary() if s.startswith(f"To {row['direction']}, the selection of mlp-offset-mean itself gains")]
+        assert f"gains {row['minus_random']:+.1f} points ({row['minus_random_low']:+.1f} to {row['minus_random_high']:+.1f})" in said
+        assert "from random-mlp-offset-mean; of mlp, which has neither, " in said
 
 
 def test_differences_are_paired_on_the_same_texts(compared):
@@ -107,7 +135,7 @@ def test_a_finished_comparison_is_opened_and_an_interrupted_one_goes_on(compared
     again = compare_methods(trained, config_of(letters, digits), compared.folder, say=said.append)
     assert steps == [("heads-median", "reverse-1", 2)]
     assert again.table().equals(expected)
-    assert "18 runs" in said[0]
+    assert "22 runs" in said[0]
     assert "1 of them to do" in said[0]
     with pytest.raises(FileExistsError, match="another configuration"):
         compare_methods(trained, config_of(letters, digits, tokens=200), compared.folder)

@@ -179,7 +179,26 @@ def test_area_falls_from_two_to_one_as_more_is_shared(tmp_path):
     np.testing.assert_allclose(areas, [2 - (shared / WORDS) ** 2 for shared in (0, 3, 6, 9, 12)], atol=0.03)
 
 
-# The random baseline
+# Random baselines
+
+
+@pytest.mark.parametrize("forget", ["a", pytest.param("b", marks=pytest.mark.slow)])
+def test_random_neurons_of_the_same_layers_separate_nothing_where_the_selection_separates_all(two_circuits, forget, tmp_path):
+    """Both tasks have neurons in every layer: what separates is which of them go, not how many of every layer."""
+    fractions = {"mlp": 3 / size(two_circuits, "mlp")}
+    selective = prune(two_circuits, tmp_path, forget, fractions, steps=4)
+    how = {"importance": "random", "baseline": "per_layer", "matched": str(selective.folder)}
+    runs = [prune(two_circuits, tmp_path / str(seed), forget, fractions, steps=4, seed=seed, **how) for seed in range(5)]
+    for run in runs:
+        check_trajectory(two_circuits, run, forget, "mlp")
+        for step in range(5):
+            assert run.neurons(step).per_layer("mlp") == selective.neurons(step).per_layer("mlp")
+    s = selective.separability("top1", baseline=runs)
+    assert s.area >= 1.98
+    areas = np.array([run.separability("top1").area for run in runs])
+    assert s.above_random == pytest.approx(s.area - areas.mean())
+    assert abs(areas.mean() - 1) < 4 * max(s.seeds_sd, 0.05) / np.sqrt(5)
+    assert (areas < 1.6).all()
 
 
 @pytest.mark.slow
