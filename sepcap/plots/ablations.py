@@ -114,7 +114,7 @@ def _points(comparison: AblationComparison, metric: str, width: Width) -> go.Fig
 
 def _measured(comparison: AblationComparison) -> str:
     """On what the changes were measured."""
-    return f"{plain(comparison.before.task, 24)}, n = {comparison.before.n:,}"
+    return f"{plain(comparison.before.task, 24)}, n = {comparison.before.n:,} in {comparison.before.n_documents:,} documents"
 
 
 def _decimals(values: np.ndarray) -> int:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sepcap
+from sepcap.experiments.pruning import plan
 from sepcap.tasks import batches
 from sepcap.tasks.batches import TokenSample, components, sample_tokens
 from sepcap.tasks.documents import Spelling, in_rounds, package_of
@@ -313,3 +314,27 @@ def test_fifteen_thousand_tokens_of_code_are_of_59_documents_or_more():
         python, cpp = (len(indices) for indices in sample.indices)
         assert min(python, cpp) >= 29
         assert len(set(sample.groups)) > 10
+
+
+# What is measured on them
+
+
+def test_statistics_evaluations_and_runs_know_their_documents(tiny_opt, letters, digits):
+    statistics = sepcap.collect(tiny_opt, letters, tokens=200, context=32)
+    assert statistics.n_documents == 7  # 31 of each, the last one 14
+    assert "200 positions of 7 documents" in repr(statistics)
+    assert statistics.merge(statistics.merge(statistics)).n_documents == 21
+    assert statistics.merge(sepcap.Statistics(statistics)).n_documents is None
+    result = sepcap.evaluate(tiny_opt, letters, tokens=200, context=32, per_document=40)
+    assert result.clusters.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert result.n_documents == 5
+    assert result.per_cluster[:, 0].tolist() == [40] * 5
+    budgets = {"tokens": 60, "eval_tokens": 80, "per_document": 10, "steps": 1}
+    resolved = plan(tiny_opt, sepcap.PruningConfig(forget=letters, retain=digits, **budgets)).resolved
+    assert resolved["n_documents"] == {split: dict.fromkeys(("forget", "retain"), n) for split, n in (("collect", 6), ("evaluate", 8))}
+
+
+@pytest.mark.parametrize("wrong", ["rows", 0, -1, 2.5])
+def test_a_limit_that_is_none(tiny_opt, letters, wrong):
+    with pytest.raises(ValueError, match="per_document="):
+        sepcap.evaluate(tiny_opt, letters, tokens=20, per_document=wrong)
