@@ -146,7 +146,7 @@ def _separability_in_words(s: Separability, forget: str, retain: str) -> list[st
     low, high = s.percent_interval
     known = np.isfinite(low)
     interval = (
-        f"95% bootstrap interval {low:.0f}% to {high:.0f}%, of {s.n_documents[0]:,} and {s.n_documents[1]:,} evaluated documents"
+        f"95% bootstrap interval {low:.0f}% to {high:.0f}%, over {s.n_clusters[0]:,} and {s.n_clusters[1]:,} clusters of documents"
         if known
         else "its interval is unknown, for there is but one document of evaluation"
     )

@@ -35,7 +35,7 @@ def main(config: CardConfig) -> None:
         e = sepcap.evaluate(model, task, tokens=config.tokens)
         results[task] = e.as_row()
         rows.append(
-            f"| {task} | {e.n:,} | {e.top1:.3f} ± {e.se('top1'):.3f} | {e.top10:.3f} ± {e.se('top10'):.3f} "
+            f"| {task} | {e.n:,} | {e.n_documents:,} | {e.top1:.3f} ± {e.se('top1'):.3f} | {e.top10:.3f} ± {e.se('top10'):.3f} "
             f"| {e.loss:.3f} ± {e.se('loss'):.3f} |"
         )
     samples = "\n\n".join(f"{kind}:\n\n```\n{prompt}⟶{continuation(model, prompt)}\n```" for kind, prompt in PROMPTS.items())
@@ -58,10 +58,10 @@ comments. A file's split is decided by a hash of its package-relative path; text
 
 ## Evaluation
 
-Made by `python training/card.py` on the `evaluate` split of the installation at hand, mean ± standard error over rows of {training["context"]} tokens.
+Made by `python training/card.py` on the `evaluate` split of the installation at hand, mean ± standard error over documents, of rows of {training["context"]} tokens.
 
-| task | predictions | top-1 | top-10 | loss (nats) |
-|---|---|---|---|---|
+| task | predictions | documents | top-1 | top-10 | loss (nats) |
+|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 ## Samples (temperature 0.5, seed 0)

@@ -75,7 +75,12 @@ class Evaluation:
 
     @property
     def n_documents(self) -> int:
-        """Number of documents, or of clusters of them where rows join several; of images for an image classifier."""
+        """Number of documents; of images for an image classifier."""
+        return int(self.info.get("n_documents") or self.n_clusters)
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters that standard errors and intervals are of: documents, or sets of documents that share rows."""
         return len(self.per_cluster)
 
     @cached_property
@@ -204,7 +209,7 @@ class Evaluation:
 
         row = self.as_row()
         metrics = [name for name in row if f"{name}_se" in row]
-        t = t_factor(self.n_documents)
+        t = t_factor(self.n_clusters)
         ends = {f"{self.task}{end}": [row[m] + sign * t * row[f"{m}_se"] for m in metrics] for end, sign in (("_low", -1), ("_high", 1))}
         return latex_table(pd.DataFrame({"metric": metrics, self.task: [row[m] for m in metrics], **ends}), **options)
 
@@ -223,7 +228,7 @@ class Evaluation:
         rows = [{"metric": m, "mean": self.value(m), "standard error": self.se(m)} for m in METRICS]
         rows.append({"metric": "perplexity", "mean": self.perplexity, "standard error": self.perplexity_se})
         for row in rows:
-            row["95% from"], row["to"] = t_interval(row["mean"], row["standard error"], self.n_documents)
+            row["95% from"], row["to"] = t_interval(row["mean"], row["standard error"], self.n_clusters)
         how = {"task": self.task, "predictions": f"{self.n:,}", "documents": f"{self.n_documents:,}", "model": self.info.get("model", "")}
         return html_card("Evaluation", how, pd.DataFrame(rows))
 

@@ -126,7 +126,7 @@ class ProtocolResult(Shown):
             for name, (metric, measure) in AT_HALF.items():
                 of_seeds = measure(ratio(sums, metric))
                 drawn = [measure(resampled(of_seed, metric, np.random.default_rng(0))) for of_seed in sums]
-                found = Interval(float(of_seeds.mean()), *bootstrap_interval(np.mean(drawn, axis=0), self.before.n_documents))
+                found = Interval(float(of_seeds.mean()), *bootstrap_interval(np.mean(drawn, axis=0), self.before.n_clusters))
                 row |= found.columns(name) | {f"{name}_seeds_sd": np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else np.nan}
             rows.append(row | {"seeds": len(sums), "n_documents": self.before.n_documents})
         return pd.DataFrame(rows)

@@ -25,7 +25,7 @@ class OverSeeds:
         mean: of the areas.
         sd: their standard deviation over seeds; not a number for one seed.
         interval: 95% bootstrap interval of the mean over the documents of the evaluation, for the seeds that were run.
-        n_documents: documents of the forget and of the retain task, or packages.
+        n_clusters: what is drawn of the forget and of the retain task, see `Separability`.
         replicas: the mean in every bootstrap sample of the documents.
     """
 
@@ -33,7 +33,7 @@ class OverSeeds:
     mean: float
     sd: float
     interval: Ends
-    n_documents: tuple[int, int]
+    n_clusters: tuple[int, int]
     replicas: Float[np.ndarray, " replica"]
 
 
@@ -68,7 +68,7 @@ def over_seeds(
     areas = np.array([s.area for s in found])
     replicas, clusters = np.mean([s.replicas.area for s in found], axis=0), found[0].replicas.clusters
     sd = float(areas.std(ddof=1)) if len(areas) > 1 else math.nan
-    return OverSeeds(areas, float(areas.mean()), sd, bootstrap_interval(replicas, clusters), found[0].n_documents, replicas)
+    return OverSeeds(areas, float(areas.mean()), sd, bootstrap_interval(replicas, clusters), found[0].n_clusters, replicas)
 
 
 def with_above_random(
@@ -96,7 +96,7 @@ def with_above_random(
     return dataclasses.replace(
         found,
         above_random=selected.mean - random.mean,
-        above_random_interval=bootstrap_interval(selected.replicas - random.replicas, min(found.n_documents)),
+        above_random_interval=bootstrap_interval(selected.replicas - random.replicas, min(found.n_clusters)),
         baseline=kinds.pop(),
         seeds=len(baselines),
         seeds_sd=random.sd,

@@ -78,7 +78,8 @@ def _against_rows(run: Run, step: int) -> list[str]:
     wrong = []
     for role, task in run.record(step)["tasks"].items():
         rows, clusters = (tensors[name].numpy() for name in (role, clusters_name(role)))
-        again = Evaluation(task["task"], rows, tuple(task["skip_tokens"]), {}, clusters).as_row()
+        counted = {"n_documents": task["metrics"].get("n_documents")}  # rows do not say of how many documents a cluster is
+        again = Evaluation(task["task"], rows, tuple(task["skip_tokens"]), counted, clusters).as_row()
         same = {"rtol": 1e-9, "atol": 1e-12, "equal_nan": True}  # in another order of adding
         differ = [name for name, value in task["metrics"].items() if not np.isclose(value, again.get(name, 0.0), **same)]
         if differ:

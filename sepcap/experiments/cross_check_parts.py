@@ -264,7 +264,7 @@ def _where_curves_meet(bench: Bench, relative: Mapping[str, Relative], numbers: 
         rows.append(_found(f"accuracy on {task}: curves cross", relative[task].interval(crossing(at, own[0], other[0]), replicas)))
     first, second = (np.stack([values for values, _ in of_direction], axis=1) for of_direction in path)
     drawn = (np.stack([replicas for _, replicas in of_direction], axis=2) for of_direction in path)
-    fewest = min(of_task.n_documents for of_task in relative.values())
+    fewest = min(of_task.n_clusters for of_task in relative.values())
     replicas = np.array([where_paths_meet(at, one, other) for one, other in zip(*drawn, strict=True)])
     words = [f"trajectories meet: share of {names[0]} neurons", f"trajectories meet: share of {names[1]} neurons"]
     words += [f"trajectories meet: accuracy on {task}" for task in names]

@@ -30,7 +30,7 @@ from sepcap.statistics.intervals import REPLICAS, Interval, bootstrap_interval
 from sepcap.storage import make_folder, sole_writer
 from sepcap.tasks.task import load_task
 
-MEASURED = ("separability", "low", "high", "seeds_sd", "minus_random", "minus_random_low", "minus_random_high")
+MEASURED = ("n_clusters", "separability", "low", "high", "seeds_sd", "minus_random", "minus_random_low", "minus_random_high")
 MEASURED += ("minus_plain", "minus_plain_low", "minus_plain_high", "max_drop", "max_drop_low", "max_drop_high", "max_drop_seeds_sd")
 MEASURED += ("max_drop_step", "retain_cost", "retain_cost_low", "retain_cost_high")
 """Columns of `Methods.table` that are measured."""
@@ -160,8 +160,8 @@ class Methods(Shown):
         `max_drop` is the cross-fitted maximum differential drop in percentage points (`Separability.max_drop`) with its interval and
         `max_drop_seeds_sd`, and `max_drop_step` the mean over seeds. `retain_cost` with its interval is the relative drop of the retain
         task in percent where the forget task has dropped by `forget_drop` percent; missing where a seed never came so far, its upper end
-        infinite where too many samples of the texts did not. `n_documents` is the number for the task that has fewer. Where the unpruned
-        model has nothing to lose (`inseparable` says so), everything measured is missing.
+        infinite where too many samples of the texts did not. `n_clusters` is the number of clusters of documents of the task that has
+        fewer. Where the unpruned model has nothing to lose (`inseparable` says so), everything measured is missing.
 
         Args:
             metric: "top1", "top10", "skip50_top1" or "skip50_top10".
@@ -187,7 +187,7 @@ class Methods(Shown):
                 drop, cost = _over_seeds(found, _drop), _over_seeds(found, partial(_cost, forget_drop=forget_drop))
                 rows.append(
                     what
-                    | {"n_documents": min(found[0].n_documents), "separability": percent.value, "low": percent.low, "high": percent.high}
+                    | {"n_clusters": min(found[0].n_clusters), "separability": percent.value, "low": percent.low, "high": percent.high}
                     | {"seeds_sd": percent.seeds_sd}
                     | percent.minus(random_percent).columns("minus_random")
                     | percent.minus(plain_percent).columns("minus_plain")

@@ -142,7 +142,7 @@ class Run(StepFiles):
         for role, rows in long.groupby("role", sort=False):
             rows = rows.set_index("step")
             table[str(role)] = rows[metric]
-            t = t_factor(int(rows["n_documents"].iloc[0]))
+            t = t_factor(len(np.unique(self.clusters(str(role)))))
             for end, sign in (("low", -1), ("high", 1)):
                 table[f"{role}_{end}"] = rows[metric] + sign * t * rows[f"{metric}_se"]
         return latex_table(table.reset_index(), **options)

@@ -49,7 +49,7 @@ class Replicas:
         forget, retain: accuracy per step.
         area: normalised area; not a number, where a sample has no hit of the unpruned model.
         max_drop: cross-fitted maximum differential drop, its steps held.
-        clusters: documents of the task that has fewer.
+        clusters: how many are drawn, of the task that has fewer.
     """
 
     forget: Float[np.ndarray, "replica step"]
@@ -78,7 +78,7 @@ class Separability:
         max_drop_step: the step where the differential drop of all documents together is highest.
         max_drop_interval: 95% bootstrap interval of `max_drop`, the documents resampled within the halves and the two steps held. It covers
             the drop at the steps that were chosen.
-        n_documents: documents of the forget and of the retain task, or packages.
+        n_clusters: what is drawn, of the forget and of the retain task: documents, sets of documents that share rows, or packages.
         replicas: the bootstrap samples.
         above_random: area minus that of random neurons, the mean over their seeds, when a baseline was given. Both are taken at the steps
             at which the baseline was evaluated, so that `area` itself can have more.
@@ -101,7 +101,7 @@ class Separability:
     max_drop: float
     max_drop_step: int
     max_drop_interval: Ends
-    n_documents: tuple[int, int]
+    n_clusters: tuple[int, int]
     replicas: Replicas
     above_random: float | None = None
     above_random_interval: Ends = UNKNOWN
@@ -162,7 +162,7 @@ class Separability:
             f"Separability({self.metric}: area={self.area:.3f} {ends(self.interval, 3)}, {self.percent:.0f}% "
             f"{ends(self.percent_interval, 0)}, max_drop={self.max_drop:.1f} {ends(self.max_drop_interval, 1)} at step "
             f"{self.max_drop_step}{random}; at the last step forget {self.left[0]:.0%} and retain {self.left[1]:.0%} left; "
-            f"{self.n_documents[0]:,} and {self.n_documents[1]:,} documents)"
+            f"{self.n_clusters[0]:,} and {self.n_clusters[1]:,} clusters of documents)"
         )
 
 

@@ -260,7 +260,7 @@ class Relative:
     def __init__(self, sums: Mapping[str, Float[np.ndarray, "cluster count"]], metric: str) -> None:
         stacked = np.stack(list(sums.values()))
         self.index = {name: i for i, name in enumerate(sums)}
-        self.n_documents = stacked.shape[1]
+        self.n_clusters = stacked.shape[1]
         self.values = ratio(stacked, metric)
         whole = self.index[WHOLE]
         if not self.values[whole] > 0:
@@ -296,16 +296,17 @@ class Relative:
         """The relative accuracy without one set, the mean without random ones and their difference, as columns of a table.
 
         The interval of `relative` covers texts, those of `random` and `minus_random` texts and seeds; `random_seeds_sd` is the standard
-        deviation over seeds alone.
+        deviation over seeds alone, and `n_clusters` the number of clusters of documents.
         """
         found = {"relative": self.of(name), "random": self.mean(randoms), "minus_random": self.difference(name, randoms)}
         columns = {key: value for column, interval in found.items() for key, value in interval.columns(column).items()}
         of_seeds = self.values[[self.index[random] for random in randoms]]
+        columns |= {"n_clusters": self.n_clusters}
         return columns | {"random_seeds_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else float("nan")}
 
     def interval(self, value: float, replicas: Float[np.ndarray, " replica"]) -> Interval:
         """Anything computed from the relative accuracies, with its 95% bootstrap interval."""
-        return Interval(float(value), *bootstrap_interval(replicas, self.n_documents))
+        return Interval(float(value), *bootstrap_interval(replicas, self.n_clusters))
 
     def along(self, names: Sequence[str]) -> tuple[Float[np.ndarray, " set"], Float[np.ndarray, "replica set"]]:
         """The relative accuracies without several sets, and their bootstrap replicas."""

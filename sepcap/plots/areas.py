@@ -45,7 +45,7 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
         hover = (
             f"<b>{label}</b><br>forget {plain(run.config['forget'])}, retain {plain(run.config['retain'])}"
             f"<br>area {s.mean:.3f} [{s.interval[0]:.3f}, {s.interval[1]:.3f}]<br>separability {said}<br>{drop}"
-            f"<br>intervals over {s.n_documents[0]:,} and {s.n_documents[1]:,} documents"
+            f"<br>intervals over {s.n_clusters[0]:,} and {s.n_clusters[1]:,} clusters of documents"
         )
         common = {"showlegend": False, "cliponaxis": False}
         # not error bars of the point: a percentile interval need not contain it

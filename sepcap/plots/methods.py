@@ -125,7 +125,7 @@ def _hover(row: dict[str, Any]) -> str:
         f"separability {row['separability']:.1f}% [{row['low']:.1f}, {row['high']:.1f}]",
         f"largest differential drop {row['max_drop']:.1f} [{row['max_drop_low']:.1f}, {row['max_drop_high']:.1f}] points, "
         f"step {row['max_drop_step']:.1f}",
-        f"intervals over {row['n_documents']:,.0f} documents",
+        f"intervals over {row['n_clusters']:,.0f} clusters of documents",
     ]
     if np.isfinite(row["seeds_sd"]):
         lines.append(f"standard deviation over {row['seeds']} seeds {row['seeds_sd']:.1f}")

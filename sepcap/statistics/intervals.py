@@ -111,7 +111,8 @@ def t_interval(value: float, error: float, clusters: int) -> Ends:
 
 def bootstrap_weights(clusters: int, rng: np.random.Generator) -> Float[np.ndarray, "replica cluster"]:
     """How often each cluster is in each bootstrap sample."""
-    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=REPLICAS).astype(np.float64)
+    drawn = rng.integers(clusters, size=(REPLICAS, clusters)) + clusters * np.arange(REPLICAS)[:, None]
+    return np.bincount(drawn.ravel(), minlength=REPLICAS * clusters).reshape(REPLICAS, clusters).astype(np.float64)
 
 
 def bootstrap_interval(replicas: Float[np.ndarray, " replica"], clusters: int, strata: int = 1) -> Ends:

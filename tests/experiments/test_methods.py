@@ -62,7 +62,7 @@ def test_table_is_made_of_the_areas_of_the_runs(compared):
             assert row["separability"] == pytest.approx(np.mean(percents))
             assert row["seeds_sd"] == pytest.approx(abs(percents[0] - percents[1]) / 2**0.5)  # of two values
             replicas = 100 * (np.mean([s.replicas.area for s in found], axis=0) - 1)
-            assert (row["low"], row["high"]) == pytest.approx(bootstrap_interval(replicas, min(found[0].n_documents)))
+            assert (row["low"], row["high"]) == pytest.approx(bootstrap_interval(replicas, min(found[0].n_clusters)))
             assert row["low"] < row["high"] or row["seeds_sd"] == 0  # pruning attention can leave every single hit as it was
             assert row["max_drop"] == pytest.approx(np.mean([s.max_drop for s in found]))
             assert row["max_drop_low"] <= row["max_drop_high"]

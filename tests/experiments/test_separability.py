@@ -321,7 +321,7 @@ def test_the_summary_says_what_the_numbers_are():
         "30%",
         "max_drop=30.0 [30.0, 30.0] at step 1",
         "+0.250 [+0.100, +0.400] above random neurons (1 seed)",
-        "20 and 20 documents",
+        "20 and 20 clusters of documents",
     )
     for part in (*parts, "at the last step forget"):
         assert part in repr(result)

@@ -85,7 +85,7 @@ def test_rows_of_one_document_count_once():
     once = evaluation(hits, n)
     twice = evaluation(np.tile(hits, 2), np.tile(n, 2), [0, 1, 2, 3, 0, 1, 2, 3])
     apart = evaluation(np.tile(hits, 2), np.tile(n, 2))
-    assert (once.n_documents, twice.n_documents, apart.n_documents) == (4, 4, 8)
+    assert (once.n_clusters, twice.n_clusters, apart.n_clusters) == (4, 4, 8)
     np.testing.assert_array_equal(twice.per_cluster, 2 * once.per_cluster)
     assert twice.se("top1") == pytest.approx(once.se("top1"))
     assert twice.interval("top1") == pytest.approx(once.interval("top1"))
@@ -122,3 +122,6 @@ def test_documents_and_packages_are_kept(tmp_path):
     assert read.as_row() == pytest.approx(kept.as_row(), nan_ok=True)
     assert read.as_row()["n_documents"] == 2
     assert "n=30 in 2 documents" in repr(read)
+    # a row of several short documents is one cluster of them
+    several = Evaluation("t", kept.per_row, (), {"n_documents": 7}, kept.clusters)
+    assert (several.n_documents, several.n_clusters) == (7, 2)
