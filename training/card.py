@@ -10,10 +10,13 @@ from pathlib import Path
 import tyro
 
 import sepcap
-from sepcap.evaluation.generation import PROMPTS, continuation
+from sepcap.evaluation.generation import continuation, prompt_of
 from sepcap.models.load import default_folder
+from sepcap.tasks.samples import sample_task
 
 TASKS = ("local-prose", "local-code", "local-python", "local-cpp")
+SHOWN = ("local-prose", "local-python", "local-cpp")
+"""Tasks of which a text is continued."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ def main(config: CardConfig) -> None:
             f"| {task} | {e.n:,} | {e.n_documents:,} | {e.top1:.3f} ± {e.se('top1'):.3f} | {e.top10:.3f} ± {e.se('top10'):.3f} "
             f"| {e.loss:.3f} ± {e.se('loss'):.3f} |"
         )
-    samples = "\n\n".join(f"{kind}:\n\n```\n{prompt}⟶{continuation(model, prompt)}\n```" for kind, prompt in PROMPTS.items())
+    prompts = {task: prompt_of(sample_task(model, sepcap.load_task(task), "evaluate", 100), model.tokenizer) for task in SHOWN}
+    samples = "\n\n".join(f"{task}:\n\n```\n{prompt}⟶{continuation(model, prompt)}\n```" for task, prompt in prompts.items())
     corpus = ", ".join(f"{kind} {tokens / 1e6:.1f} M" for kind, tokens in training["corpus_tokens"].items())
     (config.folder / "README.md").write_text(f"""# The embedded model of sepcap
 

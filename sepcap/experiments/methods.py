@@ -207,7 +207,7 @@ class Methods(Shown):
 
 
 Measure = Callable[[Separability], tuple[float, np.ndarray, int]]
-"""Of one run: a value, its bootstrap replicas, and the parts that documents were drawn within."""
+"""Of one run: a value, its bootstrap replicas, and how many clusters of documents each of them drew."""
 
 
 @dataclass(frozen=True)
@@ -227,25 +227,25 @@ class _Mean(Interval):
 def _over_seeds(found: list[Separability], measure: Measure) -> _Mean:
     if not found:
         return _Mean(np.nan, np.nan, np.nan, np.array([np.nan]), 0, np.nan)
-    values, drawn, strata = zip(*map(measure, found), strict=True)
-    replicas, clusters = np.mean(drawn, axis=0), found[0].replicas.clusters
+    values, drawn, clusters = zip(*map(measure, found), strict=True)
+    replicas = np.mean(drawn, axis=0)
     seeds_sd = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    return _Mean(float(np.mean(values)), *bootstrap_interval(replicas, clusters, strata[0]), replicas, clusters, seeds_sd)
+    return _Mean(float(np.mean(values)), *bootstrap_interval(replicas, clusters[0]), replicas, clusters[0], seeds_sd)
 
 
 def _percent(found: Separability) -> tuple[float, np.ndarray, int]:
-    return 100 * (found.area - 1), 100 * (found.replicas.area - 1), 1
+    return 100 * (found.area - 1), 100 * (found.replicas.area - 1), found.replicas.clusters
 
 
 def _drop(found: Separability) -> tuple[float, np.ndarray, int]:
-    return found.max_drop, found.replicas.max_drop, 2
+    return found.max_drop, found.replicas.max_drop, found.replicas.clusters // 2
 
 
 def _cost(found: Separability, forget_drop: float) -> tuple[float, np.ndarray, int]:
     value = float(costs_at(found.forget, found.retain, forget_drop))
     if not np.isfinite(value):
-        return np.nan, np.full(REPLICAS, np.nan), 1
-    return value, costs_at(found.replicas.forget, found.replicas.retain, forget_drop), 1
+        return np.nan, np.full(REPLICAS, np.nan), 0
+    return value, costs_at(found.replicas.forget, found.replicas.retain, forget_drop), found.replicas.clusters
 
 
 def _gain(row: dict[str, Any]) -> str:

@@ -242,7 +242,7 @@ def separability(
         _folded(interval),
         max_drop,
         int(differential_drop(f, r).argmax()),
-        bootstrap_interval(drops, replicas.clusters, strata=2),
+        bootstrap_interval(drops, replicas.clusters // 2),
         (forget.shape[1], retain.shape[1]),
         replicas,
     )

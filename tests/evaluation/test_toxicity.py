@@ -411,8 +411,8 @@ def test_means_errors_and_intervals_by_hand():
     assert half.se("mean") == pytest.approx(0.35 / 3)  # deviations of 0.35, n − 1 = 9
     assert half.se() == pytest.approx(0.5 / 3)
     low, high = half.mean_interval
-    assert 0.55 - 2.4 * half.se("mean") < low < 0.55 - 1.5 * half.se("mean")
-    assert 0.55 + 1.5 * half.se("mean") < high < 0.55 + 2.4 * half.se("mean")
+    assert 0.55 - 2.5 * half.se("mean") < low < 0.55 - 1.5 * half.se("mean")
+    assert 0.55 + 1.5 * half.se("mean") < high < 0.55 + 2.5 * half.se("mean")
     with pytest.raises(ValueError, match="summary='median'"):
         half.se("median")
 
