@@ -5,10 +5,12 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from sepcap.experiments.paragraphs_conditions import ALONE, DONORS, MISMATCHED, NEUTRAL, ORIGINAL, OTHER_KIND, TRANSFERRED
+from sepcap.experiments.paragraphs_conditions import ALONE, DONORS, FIRST, LAST, MISMATCHED, NEUTRAL, ORIGINAL, OTHER_KIND, TRANSFERRED
 from sepcap.experiments.result import Figures, StudyResult
 
 SITES_IN_WORDS = {"mlp": "mlp neurons", "attn_pre_out": "attention pre-out", "resid": "the residual stream"}
+
+PARTS_IN_WORDS = {ALONE: "alone layer {layer}", FIRST: "the first ones up to {layer}", LAST: "the last ones from {layer}"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,8 @@ class Transfer(StudyResult):
             the interval of that gain is not above 0.
             `values`: mean, its interval and median of every metric in every condition. `layers`: gain in nats per token over the break
             alone with each layer alone, the first or the last ones patched; from the own break, from another's, and the difference.
+            `chosen_layers`: for each of these parts the layer that carries most on one half of the texts (half of every kind, by the
+            seed), `gain_searched` there, and its gain on the other half: what is said of a layer that was chosen by looking.
             `positions`: the same gain by where in the paragraph the token stands. `likelihood`: per text (total nats, tokens in
             `weight`). `texts`. Where texts were generated: `generations`, and `scores` per text, condition, sample and `reference`: so
             many tokens of the paragraph were left out of what the text was compared with.
@@ -104,20 +108,15 @@ class Transfer(StudyResult):
         return said
 
     def _best_layer(self) -> list[str]:
-        layers: Any = self.tables["layers"]
-        donor = "difference" if (layers["donor"] == "difference").any() else "own"
-        alone = layers[(layers["kind"] == "all") & (layers["part"] == ALONE) & (layers["donor"] == donor)]
-        if alone.empty:
+        said = []
+        for row in self.tables["chosen_layers"].to_dict("records"):
+            where = PARTS_IN_WORDS[row["part"]].format(layer=row["layer"])
+            what = "own minus another's break" if row["donor"] == "difference" else "over the break alone, without a control"
+            said.append(f"{where} of {row['among']}: {_signed(row | {'difference': row['gain']})} nats per token, {what}")
+        if not said:
             return []
-        what = "own minus another's break" if donor == "difference" else "over the break alone, without a control"
-        sure = alone[alone["low"] > 0]
-        if sure.empty:
-            return [f"No single layer's gain has an interval above 0 ({what})."]
-        best = sure.loc[sure["gain"].idxmax()].rename({"gain": "difference"})
-        return [
-            f"Of single layers, {', '.join(map(str, sure['layer']))} have an interval above 0 (not corrected for {len(alone)} layers); "
-            f"layer {best['layer']} carries most: {_signed(best)} nats per token, {what}."
-        ]
+        searched, tested = (self.tables["chosen_layers"][name].iloc[0] for name in ("searched", "texts"))
+        return [f"Layers that carry most on {searched} of the texts, tested on the other {tested}: {'; '.join(said)}."]
 
     def _distance(self) -> list[str]:
         if not self.config["generate"]:

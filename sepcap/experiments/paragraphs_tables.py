@@ -80,6 +80,7 @@ def make_tables(
         "differences": differences(everything),
         "values": values(everything),
         "layers": _layers(found.likelihood, layers, kinds),
+        "chosen_layers": _chosen_layers(found.likelihood, layers, kinds, config.seed),
         "positions": _positions(found.likelihood, main, kinds),
         "likelihood": measured[0].drop(columns=["metric", "given", "reference"]),
         "texts": _texts(passages, tokenizer, donors),
@@ -204,14 +205,7 @@ def _layers(found: dict[Condition, dict[int, np.ndarray]], parts: dict[tuple[str
     """Gain over the break alone with some layers patched, from the own break, from another's, and the difference of the two."""
     neutral = found[Condition(NEUTRAL)]
     rows = []
-    for part, layer in dict.fromkeys((part, layer) for part, layer, _ in parts):
-        gains = {
-            donor: {i: float(x.sum() - neutral[i].sum()) for i, x in found[parts[part, layer, donor]].items()}
-            for donor in (OWN, ANOTHER)
-            if (part, layer, donor) in parts
-        }
-        if ANOTHER in gains:
-            gains["difference"] = {i: gains[OWN][i] - gain for i, gain in gains[ANOTHER].items()}
+    for (part, layer), gains in _gains(found, parts).items():
         for donor, of_text in gains.items():
             table = pd.DataFrame({"kind": [kinds[i] for i in of_text], "total": list(of_text.values())})
             table["weight"] = [len(neutral[i]) for i in of_text]
@@ -221,6 +215,61 @@ def _layers(found: dict[Condition, dict[int, np.ndarray]], parts: dict[tuple[str
                 rows.append(row | {"texts": len(group)})
     columns = ["kind", "part", "layer", "donor", "gain", "low", "high", "texts"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _gains(
+    found: dict[Condition, dict[int, np.ndarray]], parts: dict[tuple[str, int, str], Condition]
+) -> dict[tuple[str, int], dict[str, dict[int, float]]]:
+    """(part, layer) -> donor, and the difference of the two -> text -> nats gained over the break alone."""
+    neutral, every = found[Condition(NEUTRAL)], {}
+    for part, layer in dict.fromkeys((part, layer) for part, layer, _ in parts):
+        gains = {
+            donor: {i: float(x.sum() - neutral[i].sum()) for i, x in found[parts[part, layer, donor]].items()}
+            for donor in (OWN, ANOTHER)
+            if (part, layer, donor) in parts
+        }
+        if ANOTHER in gains:
+            gains["difference"] = {i: gains[OWN][i] - gain for i, gain in gains[ANOTHER].items()}
+        every[part, layer] = gains
+    return every
+
+
+def _chosen_layers(
+    found: dict[Condition, dict[int, np.ndarray]], parts: dict[tuple[str, int, str], Condition], kinds: list[str], seed: int
+) -> pd.DataFrame:
+    """Of every part of the profile the layer that carries most on one half of the texts, with its gain on the other half.
+
+    What decides is the own break minus another's, or the own break alone where there is no other one.
+    """
+    neutral = found[Condition(NEUTRAL)]
+    by_part: dict[str, dict[int, tuple[str, dict[int, float]]]] = {}
+    for (part, layer), gains in _gains(found, parts).items():
+        donor = "difference" if "difference" in gains else OWN
+        by_part.setdefault(part, {})[layer] = donor, gains[donor]
+    rows = []
+    for part, layers in by_part.items():
+        texts = sorted(set.intersection(*(set(gains) for _, gains in layers.values())))
+        first, second = _halves(texts, kinds, seed)
+        if len(first) < 2 or len(second) < 2:
+            continue
+
+        def gain(layer: int, half: list[int], layers: Any = layers) -> Interval:
+            return interval(np.array([layers[layer][1][i] for i in half]), np.array([len(neutral[i]) for i in half], dtype=float))
+
+        best = max(layers, key=lambda layer: gain(layer, first)[0])
+        row = {"part": part, "layer": best, "among": len(layers), "donor": layers[best][0], "searched": len(first)}
+        row["gain_searched"], _, _ = gain(best, first)
+        rows.append(row | dict(zip(("gain", "low", "high"), gain(best, second), strict=True)) | {"texts": len(second)})
+    return pd.DataFrame(rows, columns=["part", "layer", "among", "donor", "searched", "gain_searched", "gain", "low", "high", "texts"])
+
+
+def _halves(texts: list[int], kinds: list[str], seed: int) -> tuple[list[int], list[int]]:
+    """Two halves of the texts, with half of the texts of every kind in each; of an odd number the second has one more."""
+    rng, first = np.random.default_rng([seed, 1]), set()
+    for kind in dict.fromkeys(kinds[i] for i in texts):
+        of_kind = rng.permutation([i for i in texts if kinds[i] == kind])
+        first |= set(of_kind[: len(of_kind) // 2].tolist())
+    return [i for i in texts if i in first], [i for i in texts if i not in first]
 
 
 def _positions(found: dict[Condition, dict[int, np.ndarray]], main: list[Condition], kinds: list[str]) -> pd.DataFrame:

@@ -45,7 +45,13 @@ def test_every_condition_is_there_with_its_tables(result):
     assert set(result.tables["generations"]["condition"]) == {*result.config["conditions"], "given 1", "given 2"}
     assert len(result.tables["generations"]) == 24
     said = " ".join(result.summary())
-    parts = ("one token in 0 of 4 texts", "'\\n' '\\n' in 4", "TF-IDF", "another text of the same kind", "ingle layer")
+    parts = (
+        "one token in 0 of 4 texts",
+        "'\\n' '\\n' in 4",
+        "TF-IDF",
+        "another text of the same kind",
+        "Layers that carry most on 2 of the texts, tested on the other 2",
+    )
     for part in (*parts, "the last of the breaks"):
         assert part in said
 
@@ -270,16 +276,16 @@ def test_what_cannot_be_done_is_refused_before_anything_is(tiny_opt, tmp_path, s
     assert not (tmp_path / "run").exists()
 
 
-def test_only_layers_with_an_interval_above_zero_are_said_to_carry_something(result):
-    layers = result.tables["layers"].copy()
-    alone = (layers["part"] == "alone") & (layers["donor"] == "difference")
-    layers.loc[alone, ["gain", "low", "high"]] = [[0.9, -0.1, 2.0], [0.5, 0.4, 0.6]]
-    said = " ".join(dataclasses.replace(result, tables={**result.tables, "layers": layers}).summary())
-    assert "Of single layers, 1 have an interval above 0 (not corrected for 2 layers)" in said
-    assert "layer 1 carries most: +0.500 [+0.400, +0.600]" in said
-    layers.loc[alone, "low"] = -1.0
-    said = " ".join(dataclasses.replace(result, tables={**result.tables, "layers": layers}).summary())
-    assert "No single layer's gain has an interval above 0" in said
+def test_the_summary_says_of_chosen_layers_what_they_carry_on_the_other_texts(result):
+    rows = [
+        {"part": "alone", "layer": 1, "among": 2, "donor": "difference", "searched": 3, "gain": 0.5, "low": 0.4, "high": 0.6, "texts": 4},
+        {"part": "last", "layer": 0, "among": 2, "donor": "own", "searched": 3, "gain": -0.5, "low": -0.6, "high": -0.4, "texts": 4},
+    ]
+    said = " ".join(dataclasses.replace(result, tables={**result.tables, "chosen_layers": pd.DataFrame(rows)}).summary())
+    assert "Layers that carry most on 3 of the texts, tested on the other 4: alone layer 1 of 2: +0.500 [+0.400, +0.600] nats per" in said
+    assert "the last ones from 0 of 2: −0.500 [−0.600, −0.400] nats per token, over the break alone, without a control." in said
+    none = dataclasses.replace(result, tables={**result.tables, "chosen_layers": pd.DataFrame(rows).head(0)})
+    assert not any("Layers that carry most" in sentence for sentence in none.summary())
 
 
 @pytest.mark.slow

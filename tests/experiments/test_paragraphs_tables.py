@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 from conftest import tiny_tokenizer
 
-from sepcap.experiments.paragraphs_conditions import Condition
+from sepcap.experiments.paragraphs_conditions import NEUTRAL, Condition, profile
 from sepcap.experiments.paragraphs_config import TransferConfig
-from sepcap.experiments.paragraphs_tables import _scores, differences, interval, share, values
+from sepcap.experiments.paragraphs_tables import _chosen_layers, _halves, _scores, differences, interval, share, values
 from sepcap.tasks.passages import Passage
 
 
@@ -102,3 +102,42 @@ def test_words_that_only_generated_texts_have_count_in_tf_idf():
     quick, alone = math.log(4 / 3) + 1, math.log(4 / 2) + 1
     assert distances[0] == pytest.approx(1 - (1 + quick**2) / (1 + quick**2 + alone**2))
     assert distances[1] == pytest.approx(0)
+
+
+def gains_of(by_layer, lengths):
+    """Likelihoods in which patching layer l alone from the own break gains by_layer[l][text] nats over another's; first and last ones 0."""
+    parts = profile(tuple(range(len(by_layer))), ["own", "another"])
+    found = {Condition(NEUTRAL): {i: np.full(n, -1.0) for i, n in enumerate(lengths)}}
+    for (part, layer, donor), condition in parts.items():
+        nats = by_layer[layer] if (part, donor) == ("alone", "own") else np.zeros(len(lengths))
+        found[condition] = {i: np.full(n, -1.0) + nats[i] / n for i, n in enumerate(lengths)}
+    return found, parts
+
+
+def test_layers_are_chosen_on_one_half_and_measured_on_the_other():
+    lengths, kinds = [4, 5, 4, 5, 4, 5, 4, 5], ["a"] * 4 + ["b"] * 4
+    first, second = _halves(list(range(8)), kinds, 0)
+    assert sorted(first + second) == list(range(8))
+    assert sum(i < 4 for i in first) == sum(i < 4 for i in second) == 2
+    assert _halves(list(range(8)), kinds, 0) == (first, second)
+    assert any(_halves(list(range(8)), kinds, seed) != (first, second) for seed in range(1, 5))
+    # layer 1 gains in the searched texts and loses in the others; layer 2 gains a little everywhere
+    nats = [np.zeros(8), np.array([8.0 if i in first else -3.0 - i for i in range(8)]), np.full(8, 0.5)]
+    row = _chosen_layers(*gains_of(nats, lengths), kinds, 0).set_index("part").loc["alone"]
+    assert (row["layer"], row["among"], row["donor"], row["searched"], row["texts"]) == (1, 3, "difference", 4, 4)
+    totals, weights = nats[1][second], np.array([float(lengths[i]) for i in second])
+    np.testing.assert_allclose((row["gain"], row["low"], row["high"]), interval(totals, weights))
+    assert row["gain_searched"] == pytest.approx(8 * 4 / sum(lengths[i] for i in first))
+    assert not len(_chosen_layers(*gains_of([np.zeros(3)] * 2, [4, 4, 4]), ["a"] * 3, 0))  # no half of three texts has two
+
+
+def test_a_layer_chosen_in_noise_has_an_interval_over_0_in_5_percent_of_draws():
+    rng, above, naive = np.random.default_rng(0), [], []
+    for _ in range(400):
+        nats = list(rng.normal(size=(8, 24)))
+        found, parts = gains_of(nats, [4] * 24)
+        row = _chosen_layers(found, parts, ["a", "b"] * 12, 0).iloc[0]
+        above.append(row["low"] > 0)
+        naive.append(max(interval(values, np.full(24, 4.0))[1] for values in nats) > 0)
+    assert np.mean(above) < 0.025 + 4 * math.sqrt(0.025 * 0.975 / 400)
+    assert np.mean(naive) > 0.1  # the best of eight layers on the same texts
