@@ -217,8 +217,8 @@ def test_cost_stated_is_cost_paid(opt, letters, digits, tmp_path, monkeypatch, c
     monkeypatch.setattr(next_token, "logits_of", counting(next_token.logits_of, 1))
     monkeypatch.setattr(collect_module, "run_hooks", counting(collect_module.run_hooks, 1))
     run = pruning.execute(prepared, tmp_path / "run")
-    # once per step with recollect (the statistics of step 0 serve step 1), else once; and four evaluations of both tasks
-    collections = 3 if config.recollect and config.importance == "abs" else 1
+    # once per step with recollect (the statistics of step 0 serve step 1), else once, for random neurons never; four evaluations of both
+    collections = 0 if config.importance == "random" else 3 if config.recollect else 1
     expected = 2 * 300 * collections + 2 * 170 * 4
     assert prepared.tokens() == expected == sum(seen)
     assert run.trajectory.drop_duplicates("step")["tokens"].sum() == expected
