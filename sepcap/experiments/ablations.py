@@ -226,7 +226,7 @@ def compare_ablations(
     reference: Statistics | None = None,
     tokens: int = 6_000,
     reference_tokens: int = 20_000,
-    fit_tokens: int = 2_000,
+    fit_tokens: int = 10_000,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     context: int | None = None,
@@ -251,7 +251,8 @@ def compare_ablations(
         reference: statistics with histograms that the constants are taken from; default is to collect them.
         tokens: predictions to measure on.
         reference_tokens: positions to collect `reference` from.
-        fit_tokens: predictions whose loss "optimal" minimises, in rows from all over those `reference_tokens`.
+        fit_tokens: tokens that "optimal" is fitted to, from all over those `reference_tokens`; a third of their documents is held out of
+            the fit and says when to stop.
         seed: of resampling.
         batch_size: rows per pass, and the rows among which "resample" draws; halved, with a warning, when memory runs out.
         context: tokens per row; default is the model's context, at most 512.

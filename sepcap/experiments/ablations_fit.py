@@ -7,8 +7,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from sepcap.checks import warn
 from sepcap.interventions.constants import Constants
-from sepcap.interventions.optimal import optimal_constants
+from sepcap.interventions.optimal import apart, optimal_constants
 from sepcap.models.forward import Hook, device_of, measuring
 from sepcap.models.partial import Residual, logits_from, residuals
 from sepcap.progress import progress
@@ -17,8 +18,8 @@ from sepcap.statistics.collect import halving_batches
 from sepcap.statistics.moments import Statistics
 from sepcap.tasks.batches import Batch, TokenSample
 
-FIT = {"steps": 10, "lr": 0.1}
-"""How "optimal" is fitted: short and gentle, because a fit to a few thousand tokens soon suits nothing but them."""
+FIT = {"steps": 12, "lr": 0.1}
+"""How "optimal" is fitted at most: in short steps, because a fit to a few thousand tokens soon suits nothing but them."""
 
 
 def first_layer(neurons: NeuronSet) -> int:
@@ -39,27 +40,33 @@ def fit_constants(
 
     Args:
         model: a hooked model.
-        sample: the fitting data.
+        sample: the fitting data, of which every third document is held out.
         targets: name -> neurons that are ablated together.
         reference: statistics with histograms, whose mean, median and peak a fit can start from.
         batch_size: rows per pass; halved, with a warning, when memory runs out.
     """
 
     def one_pass(size: int) -> dict[Any, Constants]:
-        batches = [batch.to(device_of(model)) for batch in sample.batches(size)]
-        fitted = {}
+        parts = [[batch.to(device_of(model)) for batch in part.batches(size)] for part in samples]
+        fitted, unfinished = {}, 0
         with progress(total=len(targets), desc="fit optimal constants") as bar, measuring(model):
             # the residual streams of one layer are held at a time
             for layer in sorted(set(map(first_layer, targets.values()))):
-                entering = {id(batch.inputs): residuals(model, batch.inputs, [layer], batch.mask)[layer] for batch in batches}
+                both = [*parts[0], *parts[1]]
+                entering = {id(batch.inputs): residuals(model, batch.inputs, [layer], batch.mask)[layer] for batch in both}
                 for name, neurons in targets.items():
                     if first_layer(neurons) == layer:
                         forward = partial(_from_known, model, entering)
-                        fit = optimal_constants(model, neurons, batches, reference=reference, forward=forward, quiet=True, **FIT)
+                        how: dict[str, Any] = {"held_out": parts[1], "reference": reference, "forward": forward, "quiet": True, **FIT}
+                        fit = optimal_constants(model, neurons, parts[0], **how)
                         fitted[name] = fit.constants
+                        unfinished += not fit.converged
                         bar.update()
+        if unfinished:
+            warn(f"{unfinished} of {len(targets)} fits of optimal constants have not converged in {FIT['steps']} steps")
         return fitted
 
+    samples = apart(sample)
     return halving_batches(one_pass, batch_size)
 
 

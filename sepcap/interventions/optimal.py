@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sepcap.checks import checked
+from sepcap.checks import checked, warn
 from sepcap.interventions.constants import CONSTANTS, Constants, constant_hooks
 from sepcap.models.forward import Hook, call, device_of, measuring, with_hooks
 from sepcap.progress import progress
@@ -25,25 +26,38 @@ from sepcap.tasks.task import load_task
 Forward = Callable[[Batch, list[Hook]], Tensor]
 
 
+PATIENCE = 3
+"""Steps without a lower loss on the held-out documents after which a fit ends."""
+
+TOLERANCE = 1e-4
+"""Nats by which the last `PATIENCE` steps of a converged fit may still have lowered the loss."""
+
+HELD_OUT = 3
+"""Every so many-th document of a sample is held out of the fit."""
+
+
 @dataclass(frozen=True, eq=False)
 class Optimal:
     """Constants fitted to a dataset.
 
     Attributes:
         constants: site -> float64 [layer, neuron] or [layer, head, d_head]; only those of the fitted neurons mean anything.
-        loss: mean cross-entropy in nats over the fitting data with these constants.
+        loss: mean cross-entropy in nats with these constants, on the documents held out of the fit.
         starts: the same with each of the constants that the fit could start from.
-        history: the same before every step, and after the last.
+        history: the same before the first step, and after every step.
+        converged: whether the last steps no longer lowered it.
     """
 
     constants: Constants
     loss: float
     starts: dict[str, float]
     history: tuple[float, ...]
+    converged: bool
 
     def __repr__(self) -> str:
         starts = ", ".join(f"{name} {loss:.4f}" for name, loss in self.starts.items())
-        return f"Optimal(loss={self.loss:.4f} after {len(self.history) - 1} steps; {starts})"
+        ended = "" if self.converged else ", not converged"
+        return f"Optimal(loss={self.loss:.4f} held out, after {len(self.history) - 1} steps{ended}; {starts})"
 
 
 @torch.inference_mode(False)
@@ -53,8 +67,9 @@ def optimal_constants(
     neurons: NeuronSet,
     task: Any,
     *,
+    held_out: Sequence[Batch] = (),
     reference: Statistics | None = None,
-    tokens: int = 5_000,
+    tokens: int = 15_000,
     steps: int = 20,
     lr: float = 0.3,
     batch_size: int = 8,
@@ -64,17 +79,20 @@ def optimal_constants(
 ) -> Optimal:
     """The constants for which the mean cross-entropy on a task is lowest, by gradient descent (Adam on the whole sample).
 
-    The fit starts from the best of zero, mean, median and peak, takes steps in units of each neuron's standard deviation,
-    smaller ones towards the end, and gives back the best constants that it met: never worse, on the fitting data, than
-    those four. The weights are not touched. Many constants fitted to few tokens fit these tokens only: judge them on others.
+    A third of the documents is held out of the fit. The fit starts from the best of zero, mean, median and peak, takes steps in units
+    of each neuron's standard deviation, smaller ones towards the end, within the range of the neuron's activations, and ends when the
+    loss on the held-out documents has not fallen for three steps. It returns the constants with the lowest loss there: on these
+    documents they are never worse than those four. The weights are not touched.
 
     Args:
         model: a hooked model. Other ablations and hooks around the call count as part of it.
         neurons: what is set to constants.
         task: the fitting data: a task (its part for collecting is used), a TokenSample, or a list of Batch.
+        held_out: other documents of it, where the fitting data are batches.
         reference: statistics with histograms, of the task whose mean, median and peak the fit may start from; default: of the fitting data.
         tokens: size of the sample, where `task` is a task.
-        steps: number of updates; each costs a forward and a backward pass over the sample.
+        steps: number of updates at most; each costs a forward and a backward pass over the fitting documents, and a forward pass over
+            the held-out ones.
         lr: size of the first step, in standard deviations of the neuron.
         batch_size: rows per pass; halved when memory runs out. It changes the result by rounding only.
         context: tokens per row; default is the model's context, at most 512.
@@ -82,10 +100,11 @@ def optimal_constants(
         quiet: no progress bar.
 
     Returns:
-        Optimal: `.constants`, which `ablate` takes as a kind, `.loss`, `.starts`, `.history`.
+        Optimal: `.constants`, which `ablate` takes as a kind, `.loss`, `.starts`, `.history`, `.converged`. A fit that has not converged
+        is warned of.
 
     Raises:
-        ValueError: no neurons, no targets, or statistics without histograms.
+        ValueError: no neurons, no targets, fewer than two documents, or statistics without histograms.
 
     Source: [OA]; METHODS section 8.
 
@@ -99,88 +118,121 @@ def optimal_constants(
     if steps < 0:
         raise ValueError(f"steps={steps}: give 0 or more")
     if isinstance(task, Sequence) and task and isinstance(task[0], Batch):
-        fixed = [batch.to(device_of(model)) for batch in task]
-        if reference is None:
-            raise ValueError("reference= is needed where the fitting data are batches: statistics from sepcap.collect(..., histogram=True)")
-        return _Fit(model, neurons, fixed, reference, forward, quiet).run(steps, lr)
+        if reference is None or not held_out:
+            raise ValueError(
+                "reference= and held_out= are needed where the fitting data are batches: statistics from sepcap.collect(..., "
+                "histogram=True), and batches of other documents"
+            )
+        parts = [[batch.to(device_of(model)) for batch in part] for part in (task, held_out)]
+        return _told(_Fit(model, neurons, *parts, reference, forward, quiet).run(steps, lr), quiet)
     if not isinstance(task, TokenSample):
         task = sample_task(model, load_task(task), "collect", tokens, context)
-    sample: TokenSample = task
-    reference = reference or collect_sample(model, sample, tuple(neurons.masks), batch_size=batch_size, histogram=True, quiet=quiet)
+    samples = apart(task)
+    reference = reference or collect_sample(model, task, tuple(neurons.masks), batch_size=batch_size, histogram=True, quiet=quiet)
 
     def one_fit(size: int) -> Optimal:
-        batches = [batch.to(device_of(model)) for batch in sample.batches(size)]
-        return _Fit(model, neurons, batches, reference, forward, quiet).run(steps, lr)
+        parts = [[batch.to(device_of(model)) for batch in sample.batches(size)] for sample in samples]
+        return _Fit(model, neurons, *parts, reference, forward, quiet).run(steps, lr)
 
-    return halving_batches(one_fit, batch_size)
+    return _told(halving_batches(one_fit, batch_size), quiet)
+
+
+def apart(sample: TokenSample) -> tuple[TokenSample, TokenSample]:
+    """The rows to fit on, and those held out: every third document.
+
+    Raises:
+        ValueError: fewer than two documents.
+    """
+    held = sample.clusters % HELD_OUT == 1
+    if not held.any():
+        raise ValueError(
+            f"task {sample.task!r}: its sample of {sample.tokens:,} tokens is one document, and constants are fitted on some documents and "
+            "judged on others; give more tokens"
+        )
+    return sample.take(np.flatnonzero(~held).tolist()), sample.take(np.flatnonzero(held).tolist())
+
+
+def _told(fitted: Optimal, quiet: bool) -> Optimal:
+    if not (fitted.converged or quiet):
+        warn(f"the optimal constants have not converged in {len(fitted.history) - 1} steps: give more steps=, or another lr=")
+    return fitted
 
 
 class _Fit:
     """One fit: loss of constants on fixed batches, and its descent."""
 
     def __init__(
-        self, model: Any, neurons: NeuronSet, batches: list[Batch], reference: Statistics, forward: Forward | None, quiet: bool
+        self,
+        model: Any,
+        neurons: NeuronSet,
+        batches: list[Batch],
+        held_out: list[Batch],
+        reference: Statistics,
+        forward: Forward | None,
+        quiet: bool,
     ) -> None:
-        self.model, self.neurons, self.batches, self.reference, self.quiet = model, neurons, batches, reference, quiet
-        self.forward = forward or self._whole_pass
-        self.targets = sum(int(batch.asked.sum()) for batch in batches)
-        if self.targets == 0:
-            raise ValueError("the fitting data have no targets: no row has two tokens that count")
+        self.model, self.neurons, self.reference, self.quiet = model, neurons, reference, quiet
+        self.batches, self.held_out, self.forward = batches, held_out, forward or self._whole_pass
 
     def _whole_pass(self, batch: Batch, hooks: list[Hook]) -> Float[Tensor, "batch ... out"]:
         with with_hooks(self.model, hooks):
             return call(self.model, batch.inputs, batch.mask)
 
-    def _losses(self, constants: Callable[[], Constants]) -> Iterator[Float[Tensor, ""]]:
+    def _losses(self, batches: list[Batch], constants: Callable[[], Constants]) -> Iterator[Float[Tensor, ""]]:
         """Each batch's share of the mean cross-entropy."""
-        for batch in self.batches:
+        targets = sum(int(batch.asked.sum()) for batch in batches)
+        if targets == 0:
+            raise ValueError("the fitting data have no targets: no row has two tokens that count")
+        for batch in batches:
             logits = self.forward(batch, constant_hooks(self.neurons, constants()))
             logits = logits if logits.dim() == 3 else logits[:, None]
-            yield cross_entropy(logits[batch.asked].float(), batch.answers[batch.asked], reduction="sum") / self.targets
+            yield cross_entropy(logits[batch.asked].float(), batch.answers[batch.asked], reduction="sum") / targets
 
     @torch.no_grad()
     def loss_of(self, constants: Constants) -> float:
-        return _sum(float(loss) for loss in self._losses(lambda: constants))
+        """Mean cross-entropy on the held-out documents."""
+        total = sum(float(loss) for loss in self._losses(self.held_out, lambda: constants))
+        return math.inf if math.isnan(total) else total  # NaN compares false with everything and would win
 
     def run(self, steps: int, lr: float) -> Optimal:
         with _weights_frozen(self.model), measuring(self.model):
             candidates = {kind: constants_of(self.neurons, self.reference) for kind, constants_of in CONSTANTS.items()}
             starts = {kind: self.loss_of(constants) for kind, constants in candidates.items()}
-            kind = min(starts, key=lambda name: starts[name])
-            return self._descend(candidates[kind], starts, starts[kind], steps, lr)
+            return self._descend(candidates[min(starts, key=lambda name: starts[name])], starts, steps, lr)
 
-    def _descend(self, start: Constants, starts: dict[str, float], loss: float, steps: int, lr: float) -> Optimal:
-        best, history = start, []
+    def _descend(self, start: Constants, starts: dict[str, float], steps: int, lr: float) -> Optimal:
+        best, history = start, [min(starts.values())]
         # a neuron that never varied on the reference has no scale of its own
         scale = {site: torch.where(self.reference[site].std > 0, self.reference[site].std, 1.0).double().cpu() for site in start}
         origin = {site: value.double().cpu().clone() for site, value in start.items()}
         moved = {site: torch.zeros_like(value, requires_grad=True) for site, value in origin.items()}
+        ends = {
+            site: [(end.double().cpu() - origin[site]) / scale[site] for end in (self.reference[site].min, self.reference[site].max)]
+            for site in origin
+        }
 
         def constants() -> Constants:
             return {site: origin[site] + scale[site] * moved[site] for site in origin}
 
         optimizer = torch.optim.Adam(moved.values(), lr=lr)
-        bar = progress(range(steps + 1), desc="optimal constants", unit="step", quiet=self.quiet)
-        for step in bar:
-            optimizer.param_groups[0]["lr"] = lr * (1 - step / max(steps, 1))
+        lowest = 0
+        for step in progress(range(steps), desc="optimal constants", unit="step", quiet=self.quiet):
+            optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
             optimizer.zero_grad()
-            history.append(_sum(_with_gradient(share, step < steps) for share in self._losses(constants)))
-            if history[-1] < loss:
-                loss, best = history[-1], {site: value.detach() for site, value in constants().items()}
-            if step < steps:
-                optimizer.step()
-        return Optimal(best, loss, starts, tuple(history))
-
-
-def _with_gradient(share: Float[Tensor, ""], wanted: bool) -> float:
-    if wanted:
-        share.backward()
-    return float(share.detach())
-
-
-def _sum(shares: Iterator[float]) -> float:
-    total = sum(shares)
-    return math.inf if math.isnan(total) else total  # NaN compares false with everything and would win
+            for share in self._losses(self.batches, constants):
+                share.backward()
+            optimizer.step()
+            with torch.no_grad():  # a start outside of its neuron's range, such as 0, may stay where it is
+                for site, (low, high) in ends.items():
+                    moved[site].clamp_(low.clamp(max=0), high.clamp(min=0))
+            now = {site: value.detach().clone() for site, value in constants().items()}
+            history.append(self.loss_of(now))
+            if history[-1] < history[lowest]:
+                lowest, best = step + 1, now
+            elif step + 1 - lowest >= PATIENCE:
+                break
+        converged = min(history[:-PATIENCE], default=math.inf) - min(history[-PATIENCE:]) < TOLERANCE
+        return Optimal(best, history[lowest], starts, tuple(history), converged)
 
 
 @contextmanager

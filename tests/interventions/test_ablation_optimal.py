@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 import sepcap
 from sepcap.interventions.constants import CONSTANTS
-from sepcap.interventions.optimal import optimal_constants
+from sepcap.interventions.optimal import PATIENCE, apart, optimal_constants
 from sepcap.models.partial import logits_from, residuals
 from sepcap.tasks.batches import sample_tokens
 
@@ -45,17 +45,55 @@ def loss_of(plain, sample, neurons, constants):
 def test_never_worse_than_what_it_could_start_from(trained, trained_folder, sample, reference, site, lr):
     plain, neurons = Plain("opt", trained_folder), sepcap.NeuronSet.random(trained, {site: 0.6})
     fitted = optimal_constants(trained, neurons, sample, reference=reference, steps=8, lr=lr)
-    others = {kind: loss_of(plain, sample, neurons, CONSTANTS[kind](neurons, reference)) for kind in KINDS}
+    held = apart(sample)[1]  # on documents that no step was taken for
+    others = {kind: loss_of(plain, held, neurons, CONSTANTS[kind](neurons, reference)) for kind in KINDS}
     assert fitted.starts == pytest.approx(others, abs=1e-5)
-    assert fitted.loss == pytest.approx(loss_of(plain, sample, neurons, fitted.constants), abs=1e-5)
+    assert fitted.loss == pytest.approx(loss_of(plain, held, neurons, fitted.constants), abs=1e-5)
     assert fitted.loss <= min(fitted.starts.values())
     assert fitted.loss == min(*fitted.history, *fitted.starts.values())
     assert fitted.history[0] == pytest.approx(min(others.values()), abs=1e-5)
-    assert len(fitted.history) == 9
-    if lr == 0.3:
-        assert fitted.loss < min(fitted.starts.values()) - 3e-4
-    else:
-        assert max(fitted.history) > fitted.history[0]  # steps that long do harm, and are not kept
+    assert len(fitted.history) <= 9
+    mask = neurons.masks[site]
+    low, high = (end[mask].clamp(**zero) for end, zero in ((reference[site].min, {"max": 0}), (reference[site].max, {"min": 0})))
+    assert bool(((fitted.constants[site][mask] >= low - 1e-9) & (fitted.constants[site][mask] <= high + 1e-9)).all())
+
+
+def test_rows_of_one_document_are_on_one_side(trained, letters):
+    task = sepcap.load_task(letters)
+    sample = sample_tokens(task, "collect", trained.tokenizer, 310, 12, per_document=40)
+    fitted, held = apart(sample)
+    assert set(fitted.row_documents).isdisjoint(held.row_documents)
+    assert len(fitted.rows) + len(held.rows) == len(sample.rows)
+    assert held.n_documents == pytest.approx(sample.n_documents / 3, abs=1)
+    with pytest.raises(ValueError, match="one document"):
+        apart(sample.take([0]))
+
+
+def test_a_fit_ends_where_held_out_documents_no_longer_gain_and_says_where_it_does_not(trained, sample, reference):
+    """Fitting documents that want one constant, held-out ones that want another: no step is kept, and few are tried."""
+    neurons = sepcap.NeuronSet.random(trained, {"mlp": 0.5})
+    fit, held = (list(part.batches(64)) for part in apart(sample))
+    mean, std = reference["mlp"].mean[1].float(), reference["mlp"].std[1].clamp_min(1e-3).float()
+
+    def wanting(direction):
+        def forward(batch, hooks):
+            z = hooks[1][1](torch.zeros(1, 1, 72), None)[0, 0]
+            side = 1.0 if batch.inputs.shape == fit[0].inputs.shape else direction
+            wrong = ((z - mean) / std - side)[neurons.masks["mlp"][1]].square().mean()
+            return torch.nn.functional.one_hot(batch.inputs.roll(-1, dims=1), 320).float() * (5 - wrong)
+
+        return optimal_constants(trained, neurons, fit, held_out=held, reference=reference, steps=30, lr=0.01, forward=forward)
+
+    assert fit[0].inputs.shape != held[0].inputs.shape
+    against = wanting(-1.0)
+    assert against.converged
+    assert len(against.history) == 1 + PATIENCE
+    assert against.loss == against.history[0] == min(against.starts.values())
+    with pytest.warns(UserWarning, match="have not converged in 30 steps"):
+        along = wanting(1.0)
+    assert not along.converged
+    assert len(along.history) == 31
+    assert along.loss < along.history[0]
 
 
 def test_one_neuron_against_a_search_over_a_grid(trained, trained_folder, sample, reference):
@@ -68,11 +106,12 @@ def test_one_neuron_against_a_search_over_a_grid(trained, trained_folder, sample
         plain.hf.model.decoder.layers[1].fc2.weight[:, n] *= 30
     neurons = sepcap.NeuronSet.empty(trained, "mlp")
     neurons.masks["mlp"][1, n] = True
-    grid = {u: loss_of(plain, sample, neurons, {"mlp": stats.mean + u * stats.std}) for u in torch.linspace(-8, 8, 41).tolist()}
+    # the same rows on both sides: what is descended is then what is compared with the grid
+    batches, (low, high) = list(sample.batches(64)), (((end - stats.mean) / stats.std)[1, n].item() for end in (stats.min, stats.max))
+    grid = {u: loss_of(plain, sample, neurons, {"mlp": stats.mean + u * stats.std}) for u in torch.linspace(low, high, 41).tolist()}
     best = min(grid, key=grid.get)
-    fitted = optimal_constants(trained, neurons, sample, reference=reference, steps=40)
+    fitted = optimal_constants(trained, neurons, batches, held_out=batches, reference=reference, steps=40)
     (found,) = ((fitted.constants["mlp"] - stats.mean) / stats.std)[neurons.masks["mlp"]].tolist()
-    assert -7 < best < 7
     assert fitted.loss <= grid[best] + 1e-5
     assert found == pytest.approx(best, abs=0.5)
     assert max(grid.values()) > grid[best] + 0.003
@@ -82,7 +121,8 @@ def test_a_planted_optimum(trained, sample, reference):
     """Logits that say how far the constants are from what was planted, and nothing else."""
     neurons = sepcap.NeuronSet.random(trained, {"mlp": 0.5})
     mask = neurons.masks["mlp"]
-    planted = reference["mlp"].mean + torch.sin(torch.arange(144.0)).view(2, 72) * reference["mlp"].std
+    wave = reference["mlp"].mean + torch.sin(torch.arange(144.0)).view(2, 72) * reference["mlp"].std
+    planted = wave.clamp(reference["mlp"].min, reference["mlp"].max)  # constants stay where activations are
     seen = []
 
     def forward(batch, hooks):
@@ -96,7 +136,8 @@ def test_a_planted_optimum(trained, sample, reference):
         targets = torch.nn.functional.one_hot(batch.inputs.roll(-1, dims=1), 320).float()
         return targets * (10 - wrong)
 
-    fitted = optimal_constants(trained, neurons, sample, reference=reference, steps=200, lr=0.2, forward=forward)
+    batches = list(sample.batches(8))
+    fitted = optimal_constants(trained, neurons, batches, held_out=batches, reference=reference, steps=400, lr=0.05, forward=forward)
     varies = mask & (reference["mlp"].std > 0.01)
     away = ((fitted.constants["mlp"] - planted) / reference["mlp"].std)[varies]
     assert away.abs().max() < 0.1
@@ -142,7 +183,7 @@ def test_ablate_with_it(trained, letters, reference):
     assert again.history == fitted.history
     given = optimal_constants(trained, neurons, letters, tokens=310, steps=6, reference=reference)
     assert given.history == pytest.approx(fitted.history, abs=1e-6)
-    assert "after 6 steps; zero" in repr(fitted)
+    assert f"held out, after {len(fitted.history) - 1} steps" in repr(fitted)
 
 
 def test_batches_of_any_size_and_passes_from_a_later_layer(trained, sample, reference):
@@ -151,13 +192,13 @@ def test_batches_of_any_size_and_passes_from_a_later_layer(trained, sample, refe
     whole = optimal_constants(trained, neurons, sample, reference=reference, steps=5)
     small = optimal_constants(trained, neurons, sample, reference=reference, steps=5, batch_size=3)
     assert small.history == pytest.approx(whole.history, abs=1e-5)
-    batches = list(sample.batches(8))
-    known = {batch.inputs.data_ptr(): residuals(trained, batch.inputs, [1])[1] for batch in batches}
+    batches, held = (list(part.batches(8)) for part in apart(sample))
+    known = {batch.inputs.data_ptr(): residuals(trained, batch.inputs, [1])[1] for batch in [*batches, *held]}
 
     def forward(batch, hooks):
         return logits_from(trained, known[batch.inputs.data_ptr()], batch.inputs, hooks)
 
-    part = optimal_constants(trained, neurons, batches, reference=reference, steps=5, forward=forward)
+    part = optimal_constants(trained, neurons, batches, held_out=held, reference=reference, steps=5, forward=forward)
     assert part.history == pytest.approx(whole.history, abs=1e-5)
 
 
@@ -168,7 +209,7 @@ def test_under_another_ablation(trained, sample, reference, trained_folder):
     with sepcap.ablate(trained, outer):
         fitted = optimal_constants(trained, inner, sample, reference=reference, steps=2)
     constants = {"mlp": torch.where(outer.masks["mlp"], 0, reference["mlp"].mean)}
-    expected = loss_of(Plain("opt", trained_folder), sample, outer | inner, constants)
+    expected = loss_of(Plain("opt", trained_folder), apart(sample)[1], outer | inner, constants)
     assert fitted.starts["mean"] == pytest.approx(expected, abs=1e-5)
 
 
@@ -189,5 +230,5 @@ def test_what_cannot_be_fitted(trained, letters, sample, reference):
         optimal_constants(trained, some, letters, steps=-1)
     with pytest.raises(ValueError, match="histogram=True"):
         optimal_constants(trained, some, sample, reference=sepcap.collect(trained, letters, tokens=100))
-    with pytest.raises(ValueError, match="reference= is needed where the fitting data are batches"):
+    with pytest.raises(ValueError, match="reference= and held_out= are needed where the fitting data are batches"):
         optimal_constants(trained, some, list(sample.batches(4)))
