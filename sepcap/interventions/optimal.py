@@ -123,16 +123,16 @@ def optimal_constants(
                 "reference= and held_out= are needed where the fitting data are batches: statistics from sepcap.collect(..., "
                 "histogram=True), and batches of other documents"
             )
-        parts = [[batch.to(device_of(model)) for batch in part] for part in (task, held_out)]
-        return _told(_Fit(model, neurons, *parts, reference, forward, quiet).run(steps, lr), quiet)
+        fit, held = ([batch.to(device_of(model)) for batch in part] for part in (task, held_out))
+        return _told(_Fit(model, neurons, fit, held, reference, forward, quiet).run(steps, lr), quiet)
     if not isinstance(task, TokenSample):
         task = sample_task(model, load_task(task), "collect", tokens, context)
     samples = apart(task)
     reference = reference or collect_sample(model, task, tuple(neurons.masks), batch_size=batch_size, histogram=True, quiet=quiet)
 
     def one_fit(size: int) -> Optimal:
-        parts = [[batch.to(device_of(model)) for batch in sample.batches(size)] for sample in samples]
-        return _Fit(model, neurons, *parts, reference, forward, quiet).run(steps, lr)
+        fit, held = ([batch.to(device_of(model)) for batch in sample.batches(size)] for sample in samples)
+        return _Fit(model, neurons, fit, held, reference, forward, quiet).run(steps, lr)
 
     return _told(halving_batches(one_fit, batch_size), quiet)
 
