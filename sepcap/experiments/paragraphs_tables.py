@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy.special import stdtrit
 from torch import Tensor
 
 from sepcap.evaluation.texts import Fit, bigrams_found, cosine_distance, embed, unigram_f1
@@ -26,6 +25,7 @@ from sepcap.experiments.paragraphs_conditions import (
     profile,
 )
 from sepcap.experiments.paragraphs_config import TransferConfig
+from sepcap.statistics.intervals import t_factor
 from sepcap.tasks.passages import Passage
 
 ALL = "all"
@@ -108,7 +108,7 @@ def interval(total: Float[np.ndarray, " text"], weight: Float[np.ndarray, " text
     ratio = float(total.sum() / weight.sum()) if n else float("nan")
     if n < 2:
         return ratio, float("nan"), float("nan")
-    half = _t(n) * float((total - ratio * weight).std(ddof=1)) / (np.sqrt(n) * float(weight.mean()))
+    half = t_factor(n) * float((total - ratio * weight).std(ddof=1)) / (np.sqrt(n) * float(weight.mean()))
     return ratio, ratio - half, ratio + half
 
 
@@ -121,15 +121,10 @@ def share(part: Float[np.ndarray, " text"], whole: Float[np.ndarray, " text"]) -
     if not interval(whole, np.ones(n))[1] > 0:
         return float("nan"), float("nan"), float("nan")
     x, w = float(part.mean()), float(whole.mean())
-    spread = np.cov(part, whole) * _t(n) ** 2 / n
+    spread = np.cov(part, whole) * t_factor(n) ** 2 / n
     a, b, c = w * w - spread[1, 1], x * w - spread[0, 1], x * x - spread[0, 0]
     root = np.sqrt(max(b * b - a * c, 0.0))
     return x / w, float((b - root) / a), float((b + root) / a)
-
-
-def _t(n: int) -> float:
-    """The 97.5% point of Student's t of n texts."""
-    return float(stdtrit(n - 1, 0.975))
 
 
 def _groups(table: Any) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from sepcap.models.forward import Hook
 from sepcap.models.places import Look, all_layers, place_hooks
 from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE
+from sepcap.statistics.intervals import t_factor
 from sepcap.statistics.vectors import vectors_at
 from sepcap.tasks.labelled import FEWEST, PER_CATEGORY_HALVED, LabelledTexts, check_positions, labelled_texts
 
@@ -333,7 +334,7 @@ def _mean_table(values: Values, dims: list[int], texts: LabelledTexts) -> pd.Dat
     rows = []
     for number, category in enumerate(texts.categories):
         own = of_texts[:, texts.labels == number]
-        half = stats.t.ppf(0.975, own.shape[1] - 1) * stats.sem(own, axis=1)
+        half = t_factor(own.shape[1]) * stats.sem(own, axis=1)
         for i, dim in enumerate(dims):
             means = own[:, :, i].mean(axis=1)
             ends = {"low": means - half[:, i], "high": means + half[:, i]}

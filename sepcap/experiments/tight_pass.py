@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from sepcap.checks import checked
@@ -24,6 +23,7 @@ from sepcap.models.load import DTYPES
 from sepcap.models.parts import block_part, widest
 from sepcap.models.untrained import untrained
 from sepcap.progress import progress, tell
+from sepcap.statistics.intervals import t_factor
 from sepcap.statistics.spectrum import Count, Spectrum, all_values, jacobian, jacobian_blocks, jacobian_products, leading_values
 
 TRAINED, RANDOM = "trained", "random"
@@ -216,7 +216,7 @@ def between(line: Mapping[Any, Any], name: str) -> str:
 def mean_and_interval(values: Any) -> tuple[float, float, float]:
     """Mean with its 95% interval by Student's t; NaN where one value tells nothing about others."""
     x = np.asarray(values, dtype=np.float64)
-    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    half = t_factor(len(x)) * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
