@@ -231,7 +231,7 @@ def meeting(bench: Bench) -> Tables:
             "fraction": config.fractions,
             "n": numbers,
             "both": list(map(len, both)),
-            "both_by_chance": [n * n / bench.neurons for n in numbers],
+            "both_by_chance": [float(overlap(sets[f"cut-0-{n}"], sets[f"cut-1-{n}"])["expected"].iloc[0]) for n in numbers],
             "neither": [bench.neurons - 2 * n + len(common) for n, common in zip(numbers, both, strict=True)],
         }
     )

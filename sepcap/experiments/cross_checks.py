@@ -38,8 +38,9 @@ class CrossChecks(StudyResult):
             difference to the run with the fewest steps. "step_overlaps": pruned, and the sets of every two runs, with the columns of
             `sepcap.selection.overlap.overlap` and `log10_p_corrected` (Bonferroni over all pairs of both tasks).
             "layers": pruned (whose neurons), layers (how many, from the last), first_layer, n.
-            "curves": pruned, fraction, n: accuracies of both tasks along both directions. "shared": neurons in both selections and in
-            neither. "meeting": what, value, low, high, random, random_low, random_high (lowest and highest seed).
+            "curves": pruned, fraction, n: accuracies of both tasks along both directions. "shared": neurons in both selections, as many
+            as random sets of the same layers share (`both_by_chance`), and in neither.
+            "meeting": what, value, low, high, random, random_low, random_high (lowest and highest seed).
 
     Example:
         >>> import sepcap

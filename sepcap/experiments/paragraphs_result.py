@@ -89,7 +89,7 @@ class Transfer(StudyResult):
         if pd.isna(whole["low"]):
             return f"{said}; the whole context: {_signed(whole)}."
         return (
-            f"{said}; the whole context gains nothing here that could be told from 0 ({_signed(whole)}), so that there is no share of it."
+            f"{said}; the interval of what the whole context gains is not above 0 ({_signed(whole)}), so that no share of it is given."
         )
 
     def _control(self) -> str:

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from sepcap.statistics.intervals import ratio_se, t_interval
+
 
 def seed_interval(name: str, values: Float[np.ndarray, " seed"]) -> dict[str, float]:
     """Mean of independent repetitions and the ends of its 95% interval (Student's t with one degree of freedom less than repetitions).
@@ -20,13 +22,10 @@ def seed_interval(name: str, values: Float[np.ndarray, " seed"]) -> dict[str, fl
     >>> {key: round(value, 2) for key, value in seed_interval("x", np.array([1.0, 2.0, 3.0])).items()}
     {'x': 2.0, 'x_low': -0.48, 'x_high': 4.48}
     """
-    from scipy import stats
-
     values = values[np.isfinite(values)]
-    n = len(values)
-    mean = float(values.mean()) if n else float("nan")
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+    mean = float(values.mean()) if len(values) else float("nan")
+    low, high = t_interval(mean, ratio_se(values, np.ones(len(values))), len(values))
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def paired_differences(table: Any, control: Any, keys: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:

@@ -216,7 +216,7 @@ def test_where_the_whole_context_gains_nothing_no_share_is_told(result):
     table.loc[row, ["difference", "low", "high"]] = [-0.006, -0.02, 0.01]
     table.loc[:, ["share", "share_low", "share_high"]] = np.nan
     said = " ".join(dataclasses.replace(result, tables={**result.tables, "differences": table}).summary())
-    assert "the whole context gains nothing here that could be told from 0 (−0.006 [−0.020, +0.010])" in said
+    assert "the interval of what the whole context gains is not above 0 (−0.006 [−0.020, +0.010])" in said
     assert "%" not in said
     assert "nan" not in said
 
