@@ -9,6 +9,7 @@ on from the last checkpoint. `training/card.py` then measures the result and wri
 
 import json
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -17,16 +18,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from jaxtyping import UInt32
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from sepcap.tasks.batches import pack
-from sepcap.tasks.local import documents
+from sepcap.tasks.local import TRAINED_ON, Kind, documents
+from sepcap.tasks.ngrams import common_runs, runs, sampled, united
 
-SHARES = {"prose": 2, "python": 1, "cpp": 1}
+SHARES: dict[Kind, int] = {"prose": 2, "python": 1, "cpp": 1}
 """Rows of each kind of text per four rows of a batch."""
+
+EXTRA = ("astropy", "dask", "distributed", "django", "matplotlib", "nltk", "skimage", "sklearn", "sphinx", "sqlalchemy", "statsmodels",
+         "twisted", "wandb", "xarray")  # fmt: skip
+"""Packages that are read for training alone, those of `training/requirements.txt`: the more there is, the less of it is seen twice."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +105,29 @@ def prepare(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, dict[str, np.
         texts: dict[str, list[str]] = {}
         for kind in SHARES:
             texts[kind], chars = [], 0
-            for row in tqdm(documents(kind, "train"), desc=f"reading {kind}", unit=" documents"):
+            for row in tqdm(documents(kind, "train", more=EXTRA), desc=f"reading {kind}", unit=" documents"):
                 texts[kind].append(row["text"])
                 chars += len(row["text"])
                 if chars > config.max_train_chars:
                     break
         tokenizer = train_tokenizer(texts, config)
         tokenizer.save_pretrained(tokenizer_folder)
+        save_file({"runs": seen(texts)}, config.work / TRAINED_ON.name)
         for kind, file in rows_files.items():
             encoded = (e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts[kind], add_special_tokens=False))
             rows = [r for r in pack(encoded, config.context, tokenizer.bos_token_id) if len(r) == config.context]
             np.save(file, np.stack(rows).astype(np.uint16))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     return tokenizer, {kind: np.load(file) for kind, file in rows_files.items()}
+
+
+def seen(texts: dict[Kind, list[str]]) -> UInt32[np.ndarray, " run"]:
+    """Sampled 13-grams of all texts, idiom apart: documents of another installation that have them are not evaluated on."""
+    parts = []
+    for of_a_kind in texts.values():
+        own = [united([runs(text)]) for text in of_a_kind]
+        parts.append(np.setdiff1d(united(own), common_runs(own), assume_unique=True))
+    return sampled(united(parts))
 
 
 @lru_cache(maxsize=8)
@@ -252,6 +270,7 @@ def main(config: TrainConfig) -> None:
     model.config.dropout = config.dropout
     model.to(torch.bfloat16).save_pretrained(config.out)
     tokenizer.save_pretrained(config.out)
+    shutil.copy(config.work / TRAINED_ON.name, config.out)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     settings["corpus_tokens"] = {kind: int(v.size) for kind, v in rows.items()}
     settings["steps"] = steps

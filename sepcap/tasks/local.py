@@ -9,6 +9,7 @@ on every machine. The embedded model was trained on `train` only.
 """
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import os
@@ -18,9 +19,13 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import UInt32
+from safetensors.numpy import load_file
+
 from sepcap.progress import progress
 from sepcap.tasks.cleaning import clean_prose, docstrings, is_generated, is_table, strip_cpp_comments, strip_python
-from sepcap.tasks.ngrams import SAME, among, common_runs, copies, runs, united, without
+from sepcap.tasks.ngrams import SAME, among, common_runs, copies, runs, sampled, united, without
 
 Kind = Literal["prose", "python", "cpp"]
 Split = Literal["train", "collect", "evaluate"]
@@ -44,6 +49,12 @@ PACKAGES = frozenset({
     "torchgen", "tqdm", "transformer_lens", "transformers", "typing_extensions", "tyro", "urllib3",
 })  # fmt: skip
 """What a plain installation of sepcap brings: folders of site-packages, and distributions where their names differ."""
+
+TRAINED_ON = Path(__file__).parents[1] / "models" / "assets" / "default" / "trained_on.safetensors"
+"""Sampled 13-grams of what the embedded model was trained on, idiom apart: `training/train.py` writes it beside the weights."""
+
+TOLERATED = 0.05
+"""Share of the 13-grams of a held-out document that the training texts may have."""
 
 SKIPPED = frozenset({"__pycache__", "node_modules", "lib2to3", "graph_objs", "_generated", "generated"})
 """Folders that hold no source, or what a program wrote without saying so in every file."""
@@ -135,7 +146,7 @@ def _wanted(kind: Kind, file: str, relative: str) -> bool:
 
 def fingerprint(files: list[SourceFile]) -> str:
     """Hash of names and sizes: changes when a package is upgraded, or one of `PACKAGES` is missing."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(trained_on(TRAINED_ON).tobytes())
     for file in files:
         digest.update(f"{file.name}\0{os.path.getsize(file.path)}\n".encode())
     return digest.hexdigest()[:16]
@@ -172,8 +183,19 @@ def documents(
             if len(text) >= MIN_CHARS:
                 names.append(name)
                 texts.append(text)
+    trained = trained_on(TRAINED_ON)
     for i, text in cleaned(texts, earlier):
-        yield {"text": text, "name": names[i]}
+        if split == "train" or among(own := sampled(runs(text)), trained).sum() <= TOLERATED * len(own):
+            yield {"text": text, "name": names[i]}
+
+
+@functools.cache
+def trained_on(path: Path) -> UInt32[np.ndarray, " run"]:
+    """What `training/train.py` wrote at this path; nothing where there is no such file.
+
+    The training texts are those of one installation. Another one can have the same text under another name, in another split.
+    """
+    return load_file(path)["runs"] if path.exists() else np.empty(0, np.uint32)
 
 
 def before(split: Split) -> tuple[Split, ...]:

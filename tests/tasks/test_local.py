@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from sepcap.tasks import cleaning, local
-from sepcap.tasks.ngrams import among, runs, united
+from sepcap.tasks.ngrams import among, runs, sampled, united
 
 KINDS = ("prose", "python", "cpp")
 WORDS = ["the", "model", "reads", "text", "slowly", "while", "every", "small", "number", "of", "rows", "keeps", "its"]
@@ -207,6 +208,22 @@ def test_what_is_installed_beside_the_list_changes_nothing(installation):
     # but for training all of a package can be asked for
     more = {row["name"] for row in local.documents("python", "train", more=("another",))}
     assert more - set(before["python"][0]["train"]) == {f"another/m{i}.py" for i in range(20)}
+
+
+def test_what_the_embedded_model_was_trained_on_is_not_held_out(installation, monkeypatch, tmp_path):
+    """Training texts with one held-out document of each split, and with a few lines of another one."""
+    before = read("python")
+    evaluated, collected = (dict(before[split]) for split in ("evaluate", "collect"))
+    whole, part = [next(iter(evaluated)), next(iter(collected))], list(evaluated)[1]
+    fingerprint = local.fingerprint(local.find_files("python"))
+    texts = [evaluated[whole[0]], collected[whole[1]], "\n".join(evaluated[part].split("\n")[:2])]
+    monkeypatch.setattr(local, "TRAINED_ON", tmp_path / "trained.safetensors")
+    save_file({"runs": sampled(united([runs(text) for text in texts]))}, local.TRAINED_ON)
+    after = read("python")
+    assert set(evaluated) - set(after["evaluate"]) == {whole[0]}
+    assert set(collected) - set(after["collect"]) == {whole[1]}
+    assert set(after["train"]) >= set(before["train"])
+    assert local.fingerprint(local.find_files("python")) != fingerprint
 
 
 def test_what_a_program_wrote_is_left_out(installation):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from sepcap.tasks.ngrams import COMMON, LENGTH, among, common_runs, copies, runs, united, without, words_in
+from sepcap.tasks.ngrams import COMMON, LENGTH, among, common_runs, copies, runs, sampled, united, without, words_in
 
 
 def tuples(text: str) -> list[tuple[str, ...]]:
@@ -86,3 +86,13 @@ def test_nothing_of_another_text_is_left(seed):
     left = without(text, among(runs(text), united([runs(other)])), 1)
     assert held & set(tuples(text))
     assert not {word for piece in left.split("\n\n") for word in tuples(piece)} & held
+
+
+def test_a_sixteenth_is_sampled_the_same_ones_wherever_they_stand():
+    rng = random.Random(4)
+    texts = [" ".join(f"w{rng.randrange(10**9)}" for _ in range(4000)) for _ in range(8)]
+    parts = [sampled(runs(text)) for text in texts]
+    assert sum(map(len, parts)) / sum(len(runs(text)) for text in texts) == pytest.approx(1 / 16, rel=0.1)
+    everything = sampled(united([runs(text) for text in texts]))
+    assert all(among(part, everything).all() for part in parts)
+    assert len(everything) == sum(map(len, parts))

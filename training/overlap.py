@@ -1,0 +1,49 @@
+"""Measure what the evaluation documents of the local tasks share with the texts that are collected from and trained on.
+
+    python training/overlap.py
+
+In the environment in which the embedded model is trained, so that the train split is that of its corpus. What is measured is written to
+`sepcap/assets/overlap.json`, which `sepcap tasks NAME` reads.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import tyro
+from train import EXTRA, SHARES
+
+from sepcap.tasks.local import Kind, documents
+from sepcap.tasks.ngrams import runs
+from sepcap.tasks.overlap import measured
+
+
+@dataclass(frozen=True)
+class OverlapConfig:
+    """Where the measurement goes."""
+
+    out: Path = Path("sepcap/assets/overlap.json")
+
+
+def main(config: OverlapConfig) -> None:
+    """Measure every kind of text, print and write."""
+    found = {kind: measure(kind) for kind in SHARES}
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens"))
+    config.out.write_text(json.dumps({"measured_with": packages, **found}, indent=2) + "\n")
+
+
+def measure(kind: Kind) -> dict[str, object]:
+    """What the evaluation documents of one kind share, as `TextOverlap` has it."""
+    texts: dict[str, list[str]] = {}
+    for split in ("evaluate", "collect", "train"):
+        earlier = [text for part in texts.values() for text in part]
+        texts[split] = [row["text"] for row in documents(kind, split, more=EXTRA, earlier=earlier)]
+    found = {split: [runs(text) for text in part] for split, part in texts.items()}
+    overlap = measured(f"local-{kind}", found.pop("evaluate"), found)
+    print(overlap, flush=True)
+    return asdict(overlap)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(OverlapConfig))
