@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # where torch keeps its builds without CUDA
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-portable slow lines browser gpu network lint types bench figures families notebooks check lock licences audit campaign
+.PHONY: demo test test-portable slow lines browser gpu network lint types bench figures model families notebooks check lock licences audit campaign
 
 # torch: where plain pip would bring CUDA to a machine without an NVIDIA GPU (several GB), its build without CUDA is taken instead.
 # The rest: hashes are checked where the pins were made (Python 3.11 on Linux). torch has none: its builds differ between machines.
@@ -76,6 +76,23 @@ bench: $(INSTALLED)         ## speed and memory as ratios; run it with nothing e
 
 figures: $(INSTALLED)       ## the pictures in figures/
 	$(BIN)/python figures/make.py
+
+# the packages whose text is trained on beside that of the tasks, in an environment of its own
+TRAINING := .venv-training
+TRAINING_PIP := $(TRAINING)/bin/python -m pip --disable-pip-version-check
+
+$(TRAINING)/installed: $(INSTALLED) training/requirements.txt
+	test -x $(TRAINING)/bin/python || $(PYTHON) -m venv $(TRAINING)
+	@if command -v nvidia-smi >/dev/null || ! $(TRAINING_PIP) install -q --dry-run --report - $(TORCH) | grep -q '"name": "nvidia'; \
+		then index=; else index="--index-url $(CPU_INDEX)"; fi; \
+		set -x; $(TRAINING_PIP) install -q $$index $(TORCH)
+	$(TRAINING_PIP) install -q -c constraints.txt -e . -r training/requirements.txt
+	touch $@
+
+model: $(TRAINING)/installed ## train the embedded model (two hours on two cores; goes on from its checkpoint), measure overlap and card
+	$(TRAINING)/bin/python training/train.py
+	$(TRAINING)/bin/python training/overlap.py
+	$(TRAINING)/bin/python training/card.py
 
 families: $(INSTALLED) $(OLDER)/installed  ## docs/families.md: what works for which family, with both lines of transformer-lens
 	$(BIN)/python docs/families.py

@@ -46,7 +46,9 @@ def test_the_card_states_what_was_measured():
     measured = json.loads((default_folder() / "evaluation.json").read_text())
     assert set(measured) == {"local-prose", "local-code", "local-python", "local-cpp"}
     for task, row in measured.items():
-        assert f"| {task} | {int(row['n']):,} | {row['top1']:.3f}" in card
+        (line,) = [line for line in card.splitlines() if line.startswith(f"| {task} |")]
+        assert f"| {int(row['n']):,} |" in line
+        assert f"| {row['top1']:.3f} ± {row['top1_se']:.3f} |" in line
     assert measured["local-prose"]["top1"] >= 0.30
     assert measured["local-code"]["top1"] >= 0.50
 

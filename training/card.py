@@ -53,19 +53,20 @@ and is of no use for anything else.
 
 ## Training
 
-`python training/train.py` in an environment that holds the packages of `training/requirements.txt`: {training["steps"]:,} steps of
+`make model`, in an environment that holds the packages of `training/requirements.txt`: {training["steps"]:,} steps of
 {training["batch"]} rows ({training["tokens"] / 1e6:.0f} M tokens, half prose, a quarter Python, a quarter C++), AdamW, learning rate {training["learning_rate"]:g} with
 {training["warmup"]} steps of warm-up and a cosine, weight decay {training["weight_decay"]:g}, dropout {training["dropout"]:g} on both residual branches, bf16 autocast, seed {training["seed"]}.
 The data is the `train` split of `local-prose`, `local-python` and `local-cpp` found there ({corpus} distinct tokens): docstrings, package
 descriptions and the language reference; Python sources without docstrings and comments; the C++ headers of torch without
-comments. A file's split is decided by a hash of its package-relative path; texts that also stand in the evaluation or collection split are dropped from training.
+comments. A file's split is decided by a hash of its package-relative path. Lines that share 13 words in a row with a document of the evaluation or
+collection split are cut out of the training text, and `trained_on.safetensors` says what is left, so that another installation holds out nothing else.
 
 ## Evaluation
 
 Made by `python training/card.py` on the `evaluate` split of the installation at hand, mean ± standard error over documents, of rows of {training["context"]} tokens.
 
 | task | predictions | documents | top-1 | top-10 | loss (nats) |
-|---|---|---|---|---|---|
+|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 ## Samples (temperature 0.5, seed 0)
