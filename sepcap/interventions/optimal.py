@@ -146,8 +146,8 @@ def apart(sample: TokenSample) -> tuple[TokenSample, TokenSample]:
     held = sample.clusters % HELD_OUT == 1
     if not held.any():
         raise ValueError(
-            f"task {sample.task!r}: its sample of {sample.tokens:,} tokens is one document, and constants are fitted on some documents and "
-            "judged on others; give more tokens"
+            f"task {sample.task!r}: all {sample.tokens:,} tokens to fit constants to are of one document, or of one row of short ones; "
+            "they are fitted on some and judged on others, so give more tokens"
         )
     return sample.take(np.flatnonzero(~held).tolist()), sample.take(np.flatnonzero(held).tolist())
 
