@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 from sepcap.progress import progress
 from sepcap.tasks.cleaning import clean_prose, docstrings, is_generated, is_table, strip_cpp_comments, strip_python
-from sepcap.tasks.ngrams import SAME, among, common_runs, copies, runs, sampled, united, without
+from sepcap.tasks.ngrams import SAME, among, copies_and_idiom, runs, sampled, united, without
 
 Kind = Literal["prose", "python", "cpp"]
 Split = Literal["train", "collect", "evaluate"]
@@ -33,7 +33,7 @@ Split = Literal["train", "collect", "evaluate"]
 SPLITS: dict[str, range] = {"evaluate": range(90, 100), "collect": range(80, 90), "train": range(0, 80)}
 """Percent ranges of the path hash, the first part first: what documents share stays in the part that comes first and leaves the others."""
 
-VERSION = 2
+VERSION = 3
 """Raised when the documents of a split change, so that no cache gives the old ones."""
 
 MIN_CHARS = 200
@@ -216,8 +216,9 @@ def cleaned(texts: Sequence[str], earlier: Sequence[str]) -> Iterator[tuple[int,
     """
     found = [runs(text) for text in texts]
     own, others = ([united([each]) for each in part] for part in (found, map(runs, earlier)))
-    common, held = common_runs([*others, *own]), united(others)
-    for i, copy in enumerate(copies(own, common)):
+    (copied, _), common = copies_and_idiom(own, others)
+    held = united(others)
+    for i, copy in enumerate(copied):
         text = without(texts[i], among(found[i], held) & ~among(found[i], common), MIN_CHARS)
         if not copy and len(text) >= max(MIN_CHARS, (1 - SAME) * len(texts[i])):
             yield i, text

@@ -1,8 +1,9 @@
 """Runs of 13 words that texts share, and texts without those that other texts have (METHODS 9).
 
 A word is a run of letters, digits and underscores, or one other character that is no space. Where two texts share 13 of them in a row,
-one was usually copied from the other ([GPT-3] appendix C cleans its training text by the same rule). Runs that 20 or more documents
-share are idiom, such as licences and the beginnings of files; they are counted apart.
+one was usually copied from the other ([GPT-3] appendix C cleans its training text by the same rule). Copies are found first, by all of
+their runs. Runs that 20 or more of the documents that are left share are idiom, such as licences and the beginnings of files; they are
+counted apart.
 """
 
 import functools
@@ -79,13 +80,35 @@ def common_runs(documents: Sequence[UInt64[np.ndarray, " _"]]) -> UInt64[np.ndar
     return found[count >= COMMON]
 
 
-def copies(documents: Sequence[UInt64[np.ndarray, " _"]], common: UInt64[np.ndarray, " common"]) -> Bool[np.ndarray, " document"]:
-    """Documents of whose runs, idiom apart, more than half stand in documents before them."""
-    own = [runs[~among(runs, common)] for runs in documents]
-    owner = np.repeat(np.arange(len(own)), [len(runs) for runs in own])
-    _, first, inverse = np.unique(np.concatenate([np.empty(0, np.uint64), *own]), return_index=True, return_inverse=True)
-    earlier = np.bincount(owner, weights=owner[first][inverse] < owner, minlength=len(own))
-    return earlier > SAME * np.array([len(runs) for runs in own])
+def copies(documents: Sequence[UInt64[np.ndarray, " _"]]) -> Bool[np.ndarray, " document"]:
+    """Documents of whose distinct runs more than half stand in documents before them.
+
+    >>> copies([np.array([1, 2, 3], dtype=np.uint64), np.array([2, 3, 4], dtype=np.uint64)]).tolist()
+    [False, True]
+    """
+    sizes = np.array([len(runs) for runs in documents], dtype=np.int64)
+    owner = np.repeat(np.arange(len(documents)), sizes)
+    _, first, inverse = np.unique(np.concatenate([np.empty(0, np.uint64), *documents]), return_index=True, return_inverse=True)
+    earlier = np.bincount(owner, weights=owner[first][inverse] < owner, minlength=len(documents))
+    return earlier > SAME * sizes
+
+
+def copies_and_idiom(
+    *parts: Sequence[UInt64[np.ndarray, " _"]],
+) -> tuple[list[Bool[np.ndarray, " document"]], UInt64[np.ndarray, " common"]]:
+    """The copies within each part, and the runs that 20 or more of all other documents have.
+
+    Copies are no reason to take a text for idiom: one that stands in 60 documents and fills most of each is one document, 59 times copied.
+
+    Args:
+        parts: the distinct runs of every document of each part.
+
+    Returns:
+        Which documents are copies, for every part, and the idiom, sorted.
+    """
+    found = [copies(part) for part in parts]
+    left = [runs for part, copied in zip(parts, found, strict=True) for runs, copy in zip(part, copied, strict=True) if not copy]
+    return found, common_runs(left)
 
 
 def without(text: str, shared: Bool[np.ndarray, " run"], shortest: int) -> str:

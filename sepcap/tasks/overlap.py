@@ -10,7 +10,7 @@ from jaxtyping import UInt64
 
 from sepcap.checks import checked, warn
 from sepcap.tasks.labelled import documents_in_turn
-from sepcap.tasks.ngrams import among, common_runs, copies, runs, united, words_in
+from sepcap.tasks.ngrams import COMMON, among, copies_and_idiom, runs, united, words_in
 from sepcap.tasks.task import PARTS, load_task
 
 TOLERATED = 0.05
@@ -26,7 +26,7 @@ class TextOverlap:
         documents: how many were read, per part ("collect" and "evaluate").
         copies: documents of whose 13-grams more than half stand in documents before them in the same part.
         shared: share of the words of the evaluation documents that stand inside of 13-grams of a collection document, idiom apart.
-        idiom: share of those words inside of 13-grams that at least 20 of all documents have: licences, beginnings of files.
+        idiom: share of those words inside of 13-grams that at least 20 of all documents have, copies apart: licences, beginnings of files.
     """
 
     task: str
@@ -54,15 +54,15 @@ class TextOverlap:
 def check_overlap(task: Any, *, documents: int = 5_000) -> TextOverlap:
     """Measure the overlap within the texts of a task and between its two parts, and warn where it is above 5%.
 
-    A text that was collected from says nothing new when it is evaluated on, and two copies of a text are one document, however
-    many rows they fill. 13-grams are hashed; nothing but the hashes is kept.
+    A text that was collected from says nothing new when it is evaluated on, two copies of a text are one document, however many rows
+    they fill, and what 20 documents begin with is easy to predict in each. 13-grams are hashed; nothing but the hashes is kept.
 
     Args:
         task: a task name, a path, a `datasets.Dataset`, a list of strings, or a Task; of texts, not of images.
         documents: of each part that are read at most, in the order in which samples take them.
 
     Returns:
-        TextOverlap with the number of documents and copies of each part, and the share of words that the parts share.
+        TextOverlap with the number of documents and copies of each part, and the shares of words that the parts share and that are idiom.
 
     Raises:
         ValueError: a task of images.
@@ -77,7 +77,10 @@ def check_overlap(task: Any, *, documents: int = 5_000) -> TextOverlap:
         raise ValueError(f"task={loaded.name!r} is made of {loaded.content}; the overlap of 13-grams is one of texts")
     found = {part: [runs(text) for _, text in itertools.islice(documents_in_turn(loaded, part), documents)] for part in PARTS}
     result = measured(loaded.name, found["evaluate"], {"collect": found["collect"]})
-    found_shares = {"words to evaluate on stand in documents to collect from": result.shared}
+    found_shares = {
+        "words to evaluate on stand in documents to collect from": result.shared,
+        f"words to evaluate on stand in 13-grams that {COMMON} or more documents have": result.idiom,
+    }
     for part, n in result.documents.items():
         found_shares[f"documents to {part} are copies of others of them"] = result.copies[part] / max(1, n)
     for what, share in found_shares.items():
@@ -92,7 +95,7 @@ def measured(
     """The overlap of evaluation documents with all documents of other parts, from their 13-grams."""
     parts = {**others, "evaluate": evaluated}
     distinct = {part: [united([each]) for each in found] for part, found in parts.items()}
-    common = common_runs([each for found in distinct.values() for each in found])
+    copied, common = copies_and_idiom(*distinct.values())
     held = united([each for part in others for each in distinct[part]])
     words = shared = idiom = 0
     for each in evaluated:
@@ -103,7 +106,7 @@ def measured(
     return TextOverlap(
         name,
         {part: len(found) for part, found in parts.items()},
-        {part: int(copies(found, common).sum()) for part, found in distinct.items()},
+        {part: int(found.sum()) for part, found in zip(parts, copied, strict=True)},
         shared / max(1, words),
         idiom / max(1, words),
     )

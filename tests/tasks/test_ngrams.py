@@ -1,12 +1,13 @@
 """13-grams: against a set of tuples of words, and what is left of a text without some of them."""
 
+import itertools
 import random
 import re
 
 import numpy as np
 import pytest
 
-from sepcap.tasks.ngrams import COMMON, LENGTH, among, common_runs, copies, runs, sampled, united, without, words_in
+from sepcap.tasks.ngrams import COMMON, LENGTH, among, common_runs, copies, copies_and_idiom, runs, sampled, united, without, words_in
 
 
 def tuples(text: str) -> list[tuple[str, ...]]:
@@ -54,15 +55,26 @@ def test_idiom_is_what_twenty_documents_have_and_not_nineteen():
     assert common_runs(documents).tolist() == runs(often).tolist()
 
 
-def test_a_copy_has_more_than_half_of_its_runs_in_documents_before_it():
-    def text(*numbers):
-        return united([np.array(numbers, dtype=np.uint64)])
+def numbers(*runs) -> np.ndarray:
+    return united([np.array(runs, dtype=np.uint64)])
 
-    idiom = text(90, 91, 92, 93)
-    documents = [text(1, 2, 3, 4), text(3, 4, 5, 6), text(4, 5, 6, 7), text(90, 91, 92, 93, 8), text(), text(90, 91, 8, 9)]
-    # the second shares two of four, the third three of four; the last one of two beside idiom
-    assert copies(documents, idiom).tolist() == [False, False, True, False, False, False]
-    assert copies([documents[0], documents[0]], idiom).tolist() == [False, True]
+
+def test_a_copy_has_more_than_half_of_its_runs_in_documents_before_it():
+    documents = [numbers(1, 2, 3, 4), numbers(3, 4, 5, 6), numbers(4, 5, 6, 7), numbers(), numbers(8)]
+    # the second shares two of four, the third three of four
+    assert copies(documents).tolist() == [False, False, True, False, False]
+    assert copies([documents[0], documents[0]]).tolist() == [False, True]
+    assert copies([]).tolist() == []
+
+
+@pytest.mark.parametrize("own", [1, 7, 8, 20])
+def test_what_many_documents_have_is_idiom_up_to_half_of_each_and_a_copy_above(own):
+    """Eight runs stand in all documents of two parts; one document of each part is no copy, and two are too few for idiom."""
+    count = itertools.count(100)
+    parts = [[numbers(*range(8), *itertools.islice(count, own)) for _ in range(COMMON)] for _ in range(2)]
+    copied, idiom = copies_and_idiom(*parts)
+    assert [part.tolist() for part in copied] == [[False] + [own < 8] * (COMMON - 1)] * 2
+    assert idiom.tolist() == (list(range(8)) if own >= 8 else [])
 
 
 def test_lines_with_a_word_of_a_shared_run_go_and_long_pieces_stay():

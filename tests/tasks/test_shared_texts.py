@@ -5,6 +5,7 @@ import random
 import pytest
 
 import sepcap
+from sepcap.tasks.local import cleaned
 from sepcap.tasks.task import load_task
 
 
@@ -68,12 +69,39 @@ def test_copies_within_a_part_count_and_are_warned_of():
     assert found.table.set_index("part").loc["evaluate", "copies"] == wanted
 
 
-def test_idiom_stands_apart():
+def test_idiom_stands_apart_and_is_warned_of():
     rng = random.Random(3)
     licence = words(rng, 30)
-    found = sepcap.check_overlap([f"{licence} {words(rng, 70)}" for _ in range(60)])
+    said = "30% of the words to evaluate on stand in 13-grams that 20 or more documents have"
+    with pytest.warns(UserWarning, match=said) as warned:
+        found = sepcap.check_overlap([f"{licence} {words(rng, 70)}" for _ in range(60)])
+    assert len(warned) == 1
     assert found.shared == 0
     assert found.idiom == pytest.approx(0.3)
+    assert set(found.copies.values()) == {0}
+
+
+def test_a_text_that_most_documents_are_copied_from_is_no_idiom():
+    """300 words that 60 documents have, of 312 each: one document of each part, and the words of one stand in the other."""
+    rng = random.Random(4)
+    body = words(rng, 300)
+    with pytest.warns(UserWarning, match="96% of the words to evaluate on stand in documents to collect from") as warned:
+        found = sepcap.check_overlap([f"{body} {words(rng, 12)}" for _ in range(60)])
+    assert found.copies == {part: n - 1 for part, n in found.documents.items()}
+    assert min(found.documents.values()) >= 20
+    assert found.idiom == 0
+    assert found.shared == pytest.approx(300 / 312)
+    assert len(warned) == 3  # copies in both parts, and what they share
+
+
+@pytest.mark.parametrize(("shared", "left"), [(300, 1), (30, 60)])
+def test_local_documents_with_what_many_have_are_one_or_keep_it(shared, left):
+    """60 texts of which each has 100 words of its own: a licence of 30 words stays in all, 300 words make them one document."""
+    rng = random.Random(5)
+    body = words(rng, shared)
+    texts = [f"{body}\n{words(rng, 100)}" for _ in range(60)]
+    assert list(cleaned(texts, [])) == list(enumerate(texts))[:left]
+    assert list(cleaned(texts[40:], texts[:40])) == ([] if left == 1 else list(enumerate(texts[40:])))
 
 
 def test_images_are_refused():
