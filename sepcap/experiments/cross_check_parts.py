@@ -62,7 +62,8 @@ class Bench:
 
     def relative(self, rows: Rows) -> dict[str, Relative]:
         """Task -> accuracies relative to the whole model's."""
-        return {task: Relative(of_task, self.config.metric) for task, of_task in rows.items()}
+        samples = self.lesions.samples
+        return {task: Relative(of_task, self.config.metric, samples[task].fingerprint) for task, of_task in rows.items()}
 
     def random(self, n: int, seed: int) -> NeuronSet:
         """n random neurons of the site."""

@@ -13,7 +13,16 @@ from sepcap.experiments.cross_check_parts import OTHER_TEXTS, Bench, Tables, equ
 from sepcap.experiments.neuron_sets_config import OTHERS, CrossChecksConfig
 from sepcap.experiments.overlaps_result import told_p
 from sepcap.experiments.result import Figures, StudyResult, as_json, is_finished
-from sepcap.experiments.several_tasks import LesionPlan, Lesions, NamedTasks, resolved, scores_of, statistics_of, study_folder
+from sepcap.experiments.several_tasks import (
+    LesionPlan,
+    Lesions,
+    NamedTasks,
+    resolved,
+    scores_of,
+    statistics_of,
+    study_folder,
+    what_intervals_cover,
+)
 from sepcap.interventions.trial import check_deletion
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
@@ -28,7 +37,8 @@ class CrossChecks(StudyResult):
     """The checks of one pair of tasks.
 
     Every table of accuracies has the columns evaluated, relative (accuracy divided by the unpruned model's), random (the same with as
-    many random neurons, mean over seeds) and minus_random, each with the ends `_low` and `_high` of a 95% bootstrap interval.
+    many random neurons, mean over seeds) and minus_random, each with the ends `_low` and `_high` of a 95% interval over documents, and
+    over the seeds of the random neurons too where `random_covers` says so.
 
     Attributes:
         config: the resolved configuration.
@@ -71,7 +81,8 @@ class CrossChecks(StudyResult):
     def summary(self) -> list[str]:
         """What every check found, with intervals and the random control."""
         said = {"keep-only": _said_of_keep, "step-size": _said_of_steps, "layers": _said_of_layers, "meeting": _said_of_meeting}
-        return [sentence for check in self.config["checks"] for sentence in said[check](self)]
+        found = [sentence for check in self.config["checks"] for sentence in said[check](self)]
+        return [*found, what_intervals_cover(len(self.config["seeds"]))]
 
 
 def _with_interval(row: Mapping[Any, Any], name: str) -> str:

@@ -24,6 +24,7 @@ from sepcap.experiments.several_tasks import (
     scores_of,
     statistics_of,
     study_folder,
+    what_intervals_cover,
 )
 from sepcap.interventions.trial import check_deletion
 from sepcap.models.load import load_model
@@ -38,7 +39,8 @@ class CrossTask(StudyResult):
         config: the resolved configuration.
         tables: "matrix", one row per pruned and evaluated task: pruned, evaluated, n (neurons gone), fraction (of the site), before and
             after (accuracies), relative (after/before), random (the same with as many random neurons, mean over seeds) and minus_random,
-            the last three each with the ends `_low` and `_high` of a 95% bootstrap interval over rows that all evaluations share.
+            the last three each with the ends `_low` and `_high` of a 95% interval over the documents that all evaluations share, and over
+            the seeds of the random neurons too where `random_covers` says so.
             "bisection", one row per pruned task: task, target, n, fraction, relative, above (the largest number of neurons found to
             leave more than the target), relative_above, evaluations, reached. "trace", one row per evaluation of a bisection.
 
@@ -80,7 +82,7 @@ class CrossTask(StudyResult):
                 f"{begin} without {found['n']:,} {self.config['site']} neurons ({100 * found['fraction']:.1f}%), with as many random ones "
                 f"to {_interval(own, 'random')}; {others}."
             )
-        return said
+        return [*said, what_intervals_cover(len(self.config["seeds"]))]
 
 
 def _interval(row: Mapping[Any, Any], name: str) -> str:
@@ -236,7 +238,7 @@ def _tables(prepared: CrossTaskPlan, scores: Mapping[str, Scores], lesions: Lesi
                 for task, sums in lesions.without(key, neurons).items():
                     rows[task][key] = sums
                 bar.update()
-    relative = {task: Relative(of_task, config.metric) for task, of_task in rows.items()}
+    relative = {task: Relative(of_task, config.metric, prepared.evaluate[task].fingerprint) for task, of_task in rows.items()}
     return {
         "matrix": _matrix(prepared, found, rows, relative),
         "bisection": _found(prepared, found, relative),

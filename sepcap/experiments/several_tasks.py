@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -15,18 +17,17 @@ from jaxtyping import Float
 
 from sepcap.checks import warn
 from sepcap.errors import CorruptFile
-from sepcap.evaluation.next_token import COUNTS, evaluate_sample, ratio
+from sepcap.evaluation.next_token import COUNTS, columns_of, evaluate_sample, ratio
 from sepcap.experiments.neuron_sets_config import OTHERS
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import Pieces, StudyResult, open_study
-from sepcap.experiments.separability import resampled
 from sepcap.interventions.deletion import delete
 from sepcap.models.sites import site_shape
 from sepcap.models.weights import WeightSnapshot
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.collect import collect_sample
-from sepcap.statistics.intervals import REPLICAS, Interval, bootstrap_interval
+from sepcap.statistics.intervals import Interval, bootstrap_interval, bootstrap_weights, ratio_se, summed_interval
 from sepcap.statistics.moments import Statistics
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.samples import check_context, sample_task
@@ -247,17 +248,20 @@ class Relative:
     """Accuracies on one task without several sets of neurons, each divided by that of the unpruned model.
 
     The documents of the sample are drawn with replacement, the same ones for every set and for the unpruned model, so that what they
-    share cancels (METHODS 9). Of a mean over seeds the seeds are drawn too: its interval covers the spread over texts and over seeds.
+    share cancels (METHODS 9). The interval of a mean over two seeds or more covers the spread over texts and that over seeds: Student's t,
+    the squared standard errors of both added. With one seed it covers texts alone.
 
     Args:
         sums: name of the set -> sums per document; `WHOLE` among them.
         metric: an accuracy.
+        sample: fingerprint of what was evaluated. It seeds the bootstrap: the same documents are drawn together wherever they are
+            evaluated, and those of two samples apart.
 
     Raises:
         ValueError: an unpruned accuracy of 0.
     """
 
-    def __init__(self, sums: Mapping[str, Float[np.ndarray, "cluster count"]], metric: str) -> None:
+    def __init__(self, sums: Mapping[str, Float[np.ndarray, "cluster count"]], metric: str, sample: str) -> None:
         stacked = np.stack(list(sums.values()))
         self.index = {name: i for i, name in enumerate(sums)}
         self.n_clusters = stacked.shape[1]
@@ -265,7 +269,11 @@ class Relative:
         whole = self.index[WHOLE]
         if not self.values[whole] > 0:
             raise ValueError(f"{metric} of the unpruned model is 0: there is nothing to lose")
-        drawn = resampled(stacked, metric, np.random.default_rng(0))
+        # all sets have the same predictions, so that a ratio of accuracies is one of hits
+        self.hits, _ = columns_of(stacked, metric)
+        seed = int.from_bytes(hashlib.sha256(sample.encode()).digest()[:8], "big")
+        self.weights = bootstrap_weights(self.n_clusters, np.random.default_rng(seed))
+        drawn = self.weights @ self.hits.T
         with np.errstate(divide="ignore", invalid="ignore"):
             self.replicas = drawn / drawn[:, [whole]]
         self.values = self.values / self.values[whole]
@@ -276,33 +284,37 @@ class Relative:
 
     def mean(self, names: Sequence[str]) -> Interval:
         """The mean over several sets, those of the seeds of a control."""
-        return self.interval(*self._mean(names))
+        return self._over_seeds(names, self.hits[self._at(names)].mean(axis=0))
 
     def difference(self, name: str, others: Sequence[str]) -> Interval:
         """The relative accuracy without one set, minus the mean over several."""
-        value, replicas = self._mean(others)
-        return self.interval(self.values[self.index[name]] - value, self.replicas[:, self.index[name]] - replicas)
+        return self._over_seeds(others, self.hits[self.index[name]] - self.hits[self._at(others)].mean(axis=0))
 
-    def _mean(self, names: Sequence[str]) -> tuple[float, np.ndarray]:
-        at = np.array([self.index[name] for name in names])
-        mean, k = self.replicas[:, at].mean(axis=1), len(at)
-        # a generator of its own: the same seeds are drawn whatever was asked for before
-        draw = at[np.random.default_rng(1).integers(k, size=(REPLICAS, k))]
-        drawn = np.take_along_axis(self.replicas, draw, axis=1).mean(axis=1) - mean
-        # drawn from k seeds, their mean varies by (k − 1)/k of what it does over other seeds
-        return float(self.values[at].mean()), mean + drawn * np.sqrt(k / max(1, k - 1))
+    def _at(self, names: Sequence[str]) -> list[int]:
+        return [self.index[name] for name in names]
 
-    def columns(self, name: str, randoms: Sequence[str]) -> dict[str, float]:
+    def _over_seeds(self, names: Sequence[str], hits: Float[np.ndarray, " cluster"]) -> Interval:
+        """Σ hits / Σ hits of the unpruned model, where `names` are the seeds that it has the mean of."""
+        whole, of_seeds = self.hits[self.index[WHOLE]], self.values[self._at(names)]
+        value = float(hits.sum() / whole.sum())
+        if len(names) == 1:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return self.interval(value, (self.weights @ hits) / (self.weights @ whole))
+        errors = ratio_se(hits, whole), float(of_seeds.std(ddof=1)) / math.sqrt(len(of_seeds))
+        return Interval(value, *summed_interval(value, errors, (self.n_clusters, len(of_seeds))))
+
+    def columns(self, name: str, randoms: Sequence[str]) -> dict[str, Any]:
         """The relative accuracy without one set, the mean without random ones and their difference, as columns of a table.
 
-        The interval of `relative` covers texts, those of `random` and `minus_random` texts and seeds; `random_seeds_sd` is the standard
-        deviation over seeds alone, and `n_clusters` the number of clusters of documents.
+        The interval of `relative` covers texts; `random_covers` says what those of `random` and `minus_random` cover. `random_seeds` is
+        the number of seeds, `random_seeds_sd` the standard deviation over seeds alone, `n_clusters` the number of clusters of documents.
         """
         found = {"relative": self.of(name), "random": self.mean(randoms), "minus_random": self.difference(name, randoms)}
-        columns = {key: value for column, interval in found.items() for key, value in interval.columns(column).items()}
-        of_seeds = self.values[[self.index[random] for random in randoms]]
-        columns |= {"n_clusters": self.n_clusters}
-        return columns | {"random_seeds_sd": float(of_seeds.std(ddof=1)) if len(of_seeds) > 1 else float("nan")}
+        columns: dict[str, Any] = {key: value for column, interval in found.items() for key, value in interval.columns(column).items()}
+        of_seeds, several = self.values[self._at(randoms)], len(randoms) > 1
+        columns |= {"n_clusters": self.n_clusters, "random_seeds": len(randoms)}
+        columns |= {"random_covers": "texts and seeds" if several else "texts"}
+        return columns | {"random_seeds_sd": float(of_seeds.std(ddof=1)) if several else float("nan")}
 
     def interval(self, value: float, replicas: Float[np.ndarray, " replica"]) -> Interval:
         """Anything computed from the relative accuracies, with its 95% bootstrap interval."""
@@ -312,6 +324,13 @@ class Relative:
         """The relative accuracies without several sets, and their bootstrap replicas."""
         at = [self.index[name] for name in names]
         return self.values[at], self.replicas[:, at]
+
+
+def what_intervals_cover(seeds: int) -> str:
+    """What the intervals of `Relative.columns` cover, for a summary."""
+    if seeds == 1:
+        return "In brackets 95% intervals over texts alone, also with random neurons: of those there is one seed, and others can differ."
+    return f"In brackets 95% intervals: over texts, and with random neurons over texts and {seeds} seeds."
 
 
 def n_highest(scores: Scores, site: str, n: int) -> NeuronSet:

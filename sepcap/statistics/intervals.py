@@ -96,7 +96,7 @@ def ratio_se(sums: Float[np.ndarray, " cluster"], weights: Float[np.ndarray, " c
     return float(np.sqrt(n / (n - 1) * (residual**2).sum()) / total)
 
 
-def t_factor(clusters: int) -> float:
+def t_factor(clusters: float) -> float:
     """Standard errors to either side in a 95% interval of Student's t with `clusters` − 1 degrees of freedom."""
     from scipy.special import stdtrit
 
@@ -107,6 +107,35 @@ def t_interval(value: float, error: float, clusters: int) -> Ends:
     """95% interval of Student's t with `clusters` − 1 degrees of freedom around a value with its standard error."""
     half = t_factor(clusters) * error
     return value - half, value + half
+
+
+def summed_interval(value: float, errors: Sequence[float], clusters: Sequence[int]) -> Ends:
+    """95% interval of Student's t around a value whose variance is a sum of parts, each estimated from clusters of its own.
+
+    Degrees of freedom are Satterthwaite's: (Σ e²)² / Σ e⁴/(G − 1). With one part it is `t_interval`.
+
+    Args:
+        value: the estimate.
+        errors: standard error of every part, such as that over texts and that over seeds.
+        clusters: how many clusters each was estimated from.
+
+    Returns:
+        Both ends; not a number where a part has fewer than two clusters.
+
+    Source: Satterthwaite 1946, An approximate distribution of estimates of variance components.
+
+    >>> low, high = summed_interval(0.0, (3.0, 4.0), (10, 5))
+    >>> round(high, 2)  # 5 standard errors of t with 625 / (81/9 + 256/4) = 8.56 degrees of freedom
+    11.4
+    """
+    variances, df = np.square(errors), np.array(clusters) - 1
+    if (df < 1).any() or not np.isfinite(variances).all():
+        return UNKNOWN
+    total = variances.sum()
+    if total == 0:
+        return value, value
+    half = t_factor(1 + total**2 / (variances**2 / df).sum()) * math.sqrt(total)
+    return float(value - half), float(value + half)
 
 
 def bootstrap_weights(clusters: int, rng: np.random.Generator) -> Float[np.ndarray, "replica cluster"]:

@@ -7,7 +7,16 @@ import pytest
 from scipy import stats
 
 from sepcap.evaluation.next_token import COUNTS, Evaluation
-from sepcap.statistics.intervals import bootstrap_interval, bootstrap_weights, cluster_sums, connected, ratio_se, t_factor, t_interval
+from sepcap.statistics.intervals import (
+    bootstrap_interval,
+    bootstrap_weights,
+    cluster_sums,
+    connected,
+    ratio_se,
+    summed_interval,
+    t_factor,
+    t_interval,
+)
 
 
 def test_rows_of_one_cluster_are_added():
@@ -39,6 +48,18 @@ def test_t_intervals_are_those_of_scipy():
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert t_interval(values.mean(), values.std(ddof=1) / 2, 4) == pytest.approx((low, high))
     assert math.isnan(t_factor(1))
+
+
+def test_parts_of_a_variance_are_added_with_satterthwaites_degrees_of_freedom():
+    assert summed_interval(0.4, (0.1,), (7,)) == pytest.approx(t_interval(0.4, 0.1, 7))
+    # equal parts of G − 1 = 3 degrees of freedom each have 6 together; Welch's test of two means is the case that scipy knows
+    x, y = np.array([0.3, 0.5, 0.1, 0.7]), np.array([1.1, 1.9, 1.4])
+    welch = stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
+    errors = x.std(ddof=1) / 2, y.std(ddof=1) / math.sqrt(3)
+    assert summed_interval(x.mean() - y.mean(), errors, (4, 3)) == pytest.approx((welch.low, welch.high))
+    assert summed_interval(1.0, (0.1, 0.1), (4, 4))[1] == pytest.approx(1 + stats.t.ppf(0.975, 6) * math.sqrt(0.02))
+    assert summed_interval(1.0, (0.0, 0.0), (4, 4)) == (1.0, 1.0)
+    assert np.isnan(summed_interval(1.0, (0.1, 0.1), (4, 1))).all()
 
 
 def test_percentiles_are_expanded_by_the_lost_degree_of_freedom_and_by_t():
