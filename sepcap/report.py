@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sepcap import plots
-from sepcap.experiments.above_random import baselines_of
+from sepcap.experiments.above_random import baselines_of, check_baselines
 from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.generations import generations
@@ -55,7 +55,7 @@ def report(
         The path.
 
     Raises:
-        ValueError: `model` has other weights than the run began with, or `baseline` was evaluated on other tokens.
+        ValueError: `model` has other weights than the run began with, or `baseline` is none of this run.
         IsADirectoryError: `path` is a folder.
         CorruptFile: a file of a run is not what was written; no page is written then.
 
@@ -70,7 +70,8 @@ def report(
     baselines = [] if baseline is None else baselines_of(run, baseline)
     for one in baselines:
         check_run(one)
-        _check_baseline(run, one)
+    if baselines:
+        check_baselines(run, baselines)
     texts = generations(run, model, device)
     makers = (_trajectory, _metrics, _neurons) if run.steps_done >= 0 else ()
     c = run.config
@@ -88,14 +89,6 @@ def report(
     )
     write_page(path, page)
     return path
-
-
-def _check_baseline(run: Run, baseline: Run) -> None:
-    if baseline.steps_done < 1:
-        raise ValueError(f"baseline: the run in {baseline.folder} has no pruning step yet")
-    mine, theirs = (set(r.config["samples"]["evaluate"].values()) for r in (run, baseline))
-    if mine != theirs:
-        raise ValueError(f"baseline: {baseline.folder} was evaluated on other tokens than {run.folder}: they cannot be compared")
 
 
 def _summary(run: Run, baselines: Sequence[Run]) -> list[str]:

@@ -80,36 +80,91 @@ def with_above_random(
     equal steps.
 
     Raises:
-        ValueError: baselines that are no random runs of one kind, or were evaluated on other tokens.
+        ValueError: random runs that are no baselines of this run, or do not differ in their seed alone.
     """
-    kinds = {baseline.config.get("baseline", "uniform") for baseline in baselines}
-    if not baselines or len(kinds) > 1 or any(baseline.config["importance"] != "random" for baseline in baselines):
-        raise ValueError(f"baseline: {len(baselines)} runs of the kinds {sorted(kinds)}; give random runs that differ in their seed alone")
+    check_baselines(run, baselines)
     mine = run.config["samples"]["evaluate"]
-    for baseline in baselines:
-        # drawn uniformly, random neurons have no direction: one baseline serves a pair of tasks both ways round
-        if set(baseline.config["samples"]["evaluate"].values()) != set(mine.values()):
-            raise ValueError(f"baseline: {baseline.folder} was evaluated on other tokens than {run.folder}: areas cannot be compared")
-    steps, theirs = equal_steps(run, baselines[0])
+    equal = equal_steps(run, baselines[0])
+    assert equal is not None  # looked at just now
+    steps, theirs = equal
     how = {"metric": found.metric, "samples": mine, "specific": found.specific, "seed": seed, "cluster": cluster}
     selected, random = over_seeds([run], **how, steps=steps), over_seeds(baselines, **how, steps=theirs)
     return dataclasses.replace(
         found,
         above_random=selected.mean - random.mean,
         above_random_interval=bootstrap_interval(selected.replicas - random.replicas, min(found.n_clusters)),
-        baseline=kinds.pop(),
+        baseline=_kind(baselines[0]),
         seeds=len(baselines),
         seeds_sd=random.sd,
     )
 
 
-def equal_steps(run: Run, baseline: Run) -> tuple[slice, slice]:
-    """Steps of a run and of its baseline at which as many neurons are gone; all of both, where they go at different rates."""
+def check_baselines(run: Run, baselines: Sequence[Run]) -> None:
+    """Refuse random runs that are no baselines of a run, or do not differ in their seed alone.
+
+    Raises:
+        ValueError: what is wrong with which of them.
+    """
+    if not baselines:
+        raise ValueError("baseline is empty; give at least one random run")
+    for baseline in baselines:
+        if why := why_not(run, baseline):
+            raise ValueError(f"baseline: the run in {baseline.folder} {why}")
+    alike = {
+        "kinds": [_kind(baseline) for baseline in baselines],
+        "numbers of steps": [baseline.config["steps"] for baseline in baselines],
+        "numbers of finished steps": [baseline.steps_done for baseline in baselines],
+    }
+    for what, values in alike.items():
+        if len(set(values)) > 1:
+            raise ValueError(f"baseline: {len(baselines)} runs with the {what} {values}; give random runs that differ in their seed alone")
+    seeds = [baseline.config["seed"] for baseline in baselines]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"baseline: {len(seeds)} runs with the seeds {seeds}; each counts once, so give runs of different seeds")
+
+
+def why_not(run: Run, baseline: Run) -> str:
+    """Why one run is no random baseline of another, as the end of a sentence; empty where it is one.
+
+    It took as many random neurons of the same model in the same way, and was evaluated on the same tokens. Random neurons have a direction
+    where they are matched with a run or have an offset: else one baseline serves a pair of tasks both ways round.
+    """
+    c, b = run.config, baseline.config
+    if b["importance"] != "random":
+        return f"selects by {b['importance']!r}; give random runs that differ in their seed alone"
+    mine, theirs = c["samples"]["evaluate"], b["samples"]["evaluate"]
+    if set(theirs.values()) != set(mine.values()):
+        return f"was evaluated on other tokens than {run.folder}: areas cannot be compared"
+    for name, default in (("model_fingerprint", ""), ("rotation", "none"), ("offset", "none")):
+        if c.get(name, default) != b.get(name, default):
+            return f"has {name}={b.get(name, default)!r}, and {run.folder} has {c.get(name, default)!r}; give random runs with the same"
+    if equal_steps(run, baseline) is None:
+        return (
+            f"takes {b['fractions']} in {b['steps']} steps, and {run.folder} {c['fractions']} in {c['steps']}; give random runs "
+            "whose steps take as much, or as several steps of that run together"
+        )
+    if baseline.steps_done < 1:
+        return "has no pruning step yet"
+    kind = _kind(baseline)
+    if (kind != "uniform" or b.get("offset", "none") != "none") and theirs != mine:
+        return f"forgets {b['forget']}, and {run.folder} {c['forget']}; {'an offset' if kind == 'uniform' else repr(kind)} has a direction"
+    if kind != "uniform" and matched_again(baseline, run) is None:
+        return f"is matched with another run than {run.folder}; give {kind!r} runs that were made with matched={str(run.folder)!r}"
+    return ""
+
+
+def _kind(baseline: Run) -> str:
+    return baseline.config.get("baseline", "uniform")
+
+
+def equal_steps(run: Run, baseline: Run) -> tuple[slice, slice] | None:
+    """Steps of a run and of its baseline at which as many neurons are gone; nothing where the steps of the baseline are not made of those
+    of the run."""
     c, b = run.config, baseline.config
     every = c["steps"] // b["steps"] if b["steps"] and c["steps"] % b["steps"] == 0 else 0
     shares, others = c["fractions"], b["fractions"]
     if not every or shares.keys() != others.keys() or not all(math.isclose(shares[s] * every, others[s]) for s in shares):
-        return slice(None), slice(None)
+        return None
     last = min(run.steps_done // every, baseline.steps_done)
     return slice(0, last * every + 1, every), slice(0, last + 1)
 
@@ -132,7 +187,7 @@ def baselines_beside(run: Run, kind: str) -> list[Run]:
     found = {}
     for path in sorted(run.folder.parent.glob("*/config.json")):
         other = Run(path.parent)
-        if other.config["importance"] == "random" and other.config.get("baseline", "uniform") == kind and _is_of(other, run):
+        if other.config["importance"] == "random" and _kind(other) == kind and other.finished and not why_not(run, other):
             found.setdefault(other.config["seed"], other)
     if not found:
         raise ValueError(
@@ -142,19 +197,9 @@ def baselines_beside(run: Run, kind: str) -> list[Run]:
     return list(found.values())
 
 
-def _is_of(baseline: Run, run: Run) -> bool:
-    """Whether a random run is a baseline of a run: pruned as far and in the same way, and evaluated on the same tokens."""
-    if not baseline.finished or set(baseline.config["samples"]["evaluate"].values()) != set(run.config["samples"]["evaluate"].values()):
-        return False
-    if "matched_neurons" in baseline.config:
-        return matched_again(baseline, run) is not None
-    same = all(baseline.config.get(name) == run.config.get(name) for name in ("rotation", "offset", "model_fingerprint"))
-    return same and equal_steps(run, baseline)[0] != slice(None)
-
-
-def folder_of(baseline: str, direction: str, seed: int) -> str:
-    """Name of the folder of a baseline in a comparison; neurons drawn uniformly have no direction."""
-    return f"random-{baseline}-{seed}" if baseline == "uniform" else f"random-{baseline}-{direction}-{seed}"
+def folder_of(baseline: str, direction: str | None, seed: int) -> str:
+    """Name of the folder of a baseline in a comparison, which has no direction where it serves both."""
+    return "-".join(["random", baseline, *([direction] if direction else []), str(seed)])
 
 
 def few_steps(steps: int) -> int:

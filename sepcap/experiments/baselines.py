@@ -58,12 +58,14 @@ class Matched:
         Args:
             step: of the baseline, from 1.
             gone: what the baseline has taken so far; none of it is drawn again.
-            seed: with the step it decides the draw.
+            seed: with the step, the kind of baseline and the two tasks it decides the draw.
 
         Returns:
             As many as the matched run took, of every layer and bin.
         """
-        rng = np.random.default_rng([seed, step])
+        # else both directions and kinds would draw the same neurons wherever their numbers are the same
+        which = {"by_activity": self.by_activity, "tasks": self.run.config["task_fingerprints"]}
+        rng = np.random.default_rng([seed, step, int(digest_of(which), 16)])
         masks = {}
         for site, taken in self.taken(step).masks.items():
             whole = self._units(site, taken)
@@ -107,7 +109,8 @@ def matched_with(config: PruningConfig) -> Matched:
 
     Raises:
         FileNotFoundError: there is none in the folder.
-        ValueError: it is not finished, or it takes other shares of other sites, in steps of which those of the baseline are no multiple.
+        ValueError: it is not finished, it takes other shares of other sites, in steps of which those of the baseline are no multiple, or it
+            has another basis or offset.
     """
     assert config.matched is not None
     run = Run.load(Path(config.matched).expanduser())
@@ -130,6 +133,10 @@ def matched_with(config: PruningConfig) -> Matched:
     if c["rotation"] != config.rotation:
         raise ValueError(
             f"rotation={config.rotation!r}: the run in {run.folder} takes its neurons in the basis {c['rotation']!r}; give that one"
+        )
+    if c["offset"] != config.offset:
+        raise ValueError(
+            f"offset={config.offset!r}: the run in {run.folder} has {c['offset']!r}, which alone moves accuracies; give that one"
         )
     return Matched(run, every, config.baseline == "activity", "heads" in c["fractions"])
 

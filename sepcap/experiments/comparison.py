@@ -43,7 +43,7 @@ class Comparison(Shown):
         forward: forgets the configuration's forget task.
         reverse: forgets its retain task.
         baselines: kind ("uniform", "per_layer", "activity") -> direction -> random runs that differ in their seed. Those drawn uniformly
-            have no direction: the same runs stand beside both.
+            have no direction, unless they have an offset: the same runs stand beside both.
     """
 
     STUDY = "compare-directions"
@@ -69,11 +69,11 @@ class Comparison(Shown):
         """The two runs that select, and the seeds of each baseline together, under the names that figures call them."""
         groups = {f"forget {run.config['forget']}": [run] for run in self.selective.values()}
         for kind, of_kind in self.baselines.items():
-            for direction, runs in of_kind.items():
-                if kind != "uniform":
-                    groups[f"random {BASELINES[kind]}, {self.selective[direction].config['forget']}"] = list(runs)
-                elif direction == "forward":
-                    groups["random"] = list(runs)
+            name = f"random {BASELINES[kind]}".rstrip()
+            if list(of_kind["forward"]) == list(of_kind["reverse"]):  # the same runs stand beside both
+                groups[name] = list(of_kind["forward"])
+            else:
+                groups |= {f"{name}, {self.selective[direction].config['forget']}": list(runs) for direction, runs in of_kind.items()}
         return groups
 
     @property
@@ -256,9 +256,9 @@ def compare(
         is_left(folder / name, prepared.resolved)  # refuses one that is damaged or another, before any is computed
         say(f"{name}: {prepared.cost()}")
     drawn = {
-        folder_of(kind, direction, seed): (kind, direction, seed)
+        folder_of(kind, direction, seed): (kind, direction or "forward", seed)
         for kind in baselines
-        for direction in (DIRECTIONS if kind != "uniform" else DIRECTIONS[:1])
+        for direction in (DIRECTIONS if kind != "uniform" or config.offset != "none" else (None,))
         for seed in range(baseline_seeds)
     }
     # the unpruned model is evaluated once for all

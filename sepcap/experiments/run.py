@@ -272,7 +272,8 @@ class Run(StepFiles):
             cluster: what is drawn for intervals, "document" or "package" with all documents of it.
 
         Raises:
-            ValueError: no step yet, an unpruned accuracy of 0, no such baseline or one over other texts, or packages that are not known.
+            ValueError: no step yet, an unpruned accuracy of 0, random runs that are no baselines of this run, or packages that are not
+                known.
 
         Example:
             >>> run.separability("top1", baseline="per_layer").above_random  # doctest: +SKIP
@@ -282,7 +283,9 @@ class Run(StepFiles):
         if self.steps_done < 1:
             raise ValueError(f"the run in {self.folder} has no pruning step yet")
         forget, retain = (self.per_cluster(role, cluster) for role in ROLES)
-        result = separability(forget, retain, metric, specific=specific, seed=seed)
+        evaluated = self.config.get("samples", {}).get("evaluate")
+        samples = None if evaluated is None else (evaluated["forget"], evaluated["retain"])
+        result = separability(forget, retain, metric, specific=specific, seed=seed, samples=samples, cluster=cluster)
         if baseline is None:
             return result
         return with_above_random(result, self, baselines_of(self, baseline), seed=seed, cluster=cluster)

@@ -1,15 +1,16 @@
 """How separable two capabilities are, from the shape of a pruning trajectory (METHODS 11)."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from sepcap.errors import unknown
 from sepcap.evaluation.next_token import columns_of, ratio
-from sepcap.statistics.intervals import REPLICAS, UNKNOWN, Ends, bootstrap_interval, bootstrap_weights
+from sepcap.statistics.intervals import REPLICAS, UNKNOWN, Cluster, Ends, bootstrap_interval, bootstrap_weights
 
 ACCURACIES = ("top1", "top10", "skip50_top1", "skip50_top10")
 
@@ -50,6 +51,9 @@ class Replicas:
         area: normalised area; not a number, where a sample has no hit of the unpruned model.
         max_drop: cross-fitted maximum differential drop, its steps held.
         clusters: how many are drawn, of the task that has fewer.
+        samples: which evaluation tokens they are drawn from, of the forget and the retain task; nothing where that was not said.
+        cluster: what is drawn.
+        seed: of the draws.
     """
 
     forget: Float[np.ndarray, "replica step"]
@@ -57,6 +61,9 @@ class Replicas:
     area: Float[np.ndarray, " replica"]
     max_drop: Float[np.ndarray, " replica"]
     clusters: int
+    samples: tuple[str, str] | None = None
+    cluster: Cluster = "document"
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +157,22 @@ class Separability:
         return bootstrap_interval(costs_at(self.replicas.retain, self.replicas.forget, retain_cost), self.replicas.clusters)
 
     def minus(self, other: "Separability") -> tuple[float, Ends]:
-        """Area minus that of another run over the same documents, with its paired 95% bootstrap interval."""
+        """Area minus that of another run over the same documents, with its paired 95% bootstrap interval.
+
+        Raises:
+            ValueError: an area of other documents, of another metric, the other way round, or with another draw of the bootstrap.
+        """
+        its = other._paired_by
+        for name, mine in self._paired_by.items():
+            if mine != its[name]:
+                raise ValueError(f"other: {name} is {its[name]!r}, here {mine!r}; only areas of the same metric and documents are paired")
         return self.area - other.area, bootstrap_interval(self.replicas.area - other.replicas.area, self.replicas.clusters)
+
+    @property
+    def _paired_by(self) -> dict[str, Any]:
+        """What areas must have in common to be paired."""
+        drawn = {name: getattr(self.replicas, name) for name in ("samples", "cluster", "seed")}
+        return {"metric": self.metric, "specific": self.specific, "n_clusters": self.n_clusters, **drawn}
 
     def __repr__(self) -> str:
         def ends(interval: Ends, digits: int) -> str:
@@ -210,6 +231,8 @@ def separability(
     *,
     specific: Literal["forget", "retain"] = "forget",
     seed: int = 0,
+    samples: tuple[str, str] | None = None,
+    cluster: Cluster = "document",
 ) -> Separability:
     """`Separability` from the evaluation sums per document of every step, step 0 first.
 
@@ -218,6 +241,8 @@ def separability(
         metric: one of the accuracies "top1", "top10", "skip50_top1", "skip50_top10".
         specific: role on the x axis. "forget" gives 2 for perfect separation; "retain" ([SEP]'s specific focus) gives 0.
         seed: of the bootstrap, and of the halves that the step of `max_drop` is chosen on.
+        samples: which tokens of the forget and the retain task were evaluated, so that areas of other tokens are not paired with these.
+        cluster: what the sums are of, documents or packages.
     """
     if metric not in ACCURACIES:
         raise unknown("metric", metric, ACCURACIES, "Areas are made of accuracies.")
@@ -228,7 +253,7 @@ def separability(
         raise ValueError(f"{metric} of the unpruned model is 0 on the {'forget' if f[0] == 0 else 'retain'} task: there is nothing to lose")
 
     max_drop, drops = cross_fitted_drop(forget, retain, metric, seed=seed)
-    replicas = _replicas(forget, retain, metric, specific, drops, seed)
+    replicas = dataclasses.replace(_replicas(forget, retain, metric, specific, drops, seed), samples=samples, cluster=cluster, seed=seed)
     value = float(area(f, r) if specific == "forget" else area(r, f))
     interval = bootstrap_interval(replicas.area, replicas.clusters)
     return Separability(

@@ -192,6 +192,26 @@ def test_a_difference_between_runs_is_paired():
     assert interval == pytest.approx((0.2, 0.2))
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"metric": "top10"}, "other: metric is 'top10', here 'top1'"),
+        ({"specific": "retain"}, "other: specific is 'retain', here 'forget'"),
+        ({"samples": ("prose", "code")}, r"other: samples is \('prose', 'code'\), here \('code', 'prose'\)"),  # the reverse run
+        ({"cluster": "package"}, "other: cluster is 'package', here 'document'"),
+        ({"seed": 1}, "other: seed is 1, here 0"),
+    ],
+)
+def test_only_areas_over_the_same_documents_are_paired(other, message):
+    how = {"samples": ("code", "prose")}
+    one = of(FORGET, RETAIN, **how)
+    assert one.minus(of(FORGET, RETAIN, **how)) == (0, (0, 0))
+    with pytest.raises(ValueError, match=message):
+        one.minus(of(FORGET, RETAIN, **{**how, **other}))
+    with pytest.raises(ValueError, match=r"other: n_clusters is \(10, 20\), here \(20, 20\)"):
+        one.minus(separability(rows(FORGET, 10), rows(RETAIN), **how))
+
+
 def test_a_run_that_only_hurts_what_was_to_stay_has_no_differential_drop():
     result = of([0.8, 0.8], [0.5, 0.1])
     assert (result.max_drop, result.max_drop_step) == (0, 0)

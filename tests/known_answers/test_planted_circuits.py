@@ -214,7 +214,7 @@ def test_random_pruning_separates_nothing_on_average(two_circuits, tmp_path):
     areas = np.array([run.separability("top1").area for run in runs])
     assert len({run.neurons(1).masks["mlp"].numpy().tobytes() for run in runs}) == 5
     assert abs(areas.mean() - 1) < 4 * max(areas.std(ddof=1), 0.05) / np.sqrt(5)
-    selective = prune(two_circuits, tmp_path, "a", {"mlp": 3 / n}, steps=4)
+    selective = prune(two_circuits, tmp_path, "a", {"mlp": 4 / n}, steps=7)
     above = selective.separability("top1", baseline=runs[0]).above_random
     assert above == pytest.approx(selective.separability("top1").area - areas[0])
 
