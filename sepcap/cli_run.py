@@ -53,6 +53,7 @@ def unboxed(text: str) -> str:
     said = re.sub(r"^Error parsing ([A-Z]\w*: )?", "", first).rstrip(".")
     said = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", said)
     said = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)
+    said = re.sub(r"no type matching .*\{row\}.*?: *('[^']*'|\S+).*", r"give a whole number, row or None", said)
     near = [found[1] for other in others if (found := re.match(r"Perhaps you meant: (--[\w-]+)", other))]
     choices = [other for other in others if other.startswith("Available")]
     return ". ".join([said, *(f"Perhaps you meant {name}" for name in near), *choices])

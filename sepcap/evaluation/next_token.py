@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sepcap.checks import checked
+from sepcap.errors import unknown
 from sepcap.models.forward import device_of, logits_of, measuring, output_in_place
 from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE, halving_batches
@@ -166,7 +167,9 @@ class Evaluation:
         Returns:
             self − before, and the ends of its interval; documents are drawn for both together, so what they share cancels.
         """
-        if self.info.get("sample") != before.info.get("sample"):
+        if not isinstance(before, Evaluation):
+            raise TypeError(f"before is a {type(before).__name__}; give the evaluation of the other model on the same tokens")
+        if self.info.get("sample") is None or self.info["sample"] != before.info.get("sample") or len(self.per_row) != len(before.per_row):
             raise ValueError(f"before was evaluated on other tokens ({before.task!r}) than this ({self.task!r}): they cannot be paired")
         n = len(self.sums(cluster))
         weights = bootstrap_weights(n, np.random.default_rng(seed))
@@ -237,6 +240,8 @@ def columns_of(
     sums: Float[np.ndarray, "*leading count"], metric: str
 ) -> tuple[Float[np.ndarray, "*leading"], Float[np.ndarray, "*leading"]]:
     """The sums of a metric and of the predictions that it is over."""
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
     n = "skip50_n" if metric.startswith("skip50") else "n"
     return sums[..., COUNTS.index(metric)], sums[..., COUNTS.index(n)]
 
@@ -248,8 +253,6 @@ def clusters_by(cluster: Cluster, clusters: Int[np.ndarray, " row"], groups: Seq
         ValueError: another word, or the packages are not known.
     """
     if cluster not in CLUSTERS:
-        from sepcap.errors import unknown
-
         raise unknown("cluster", cluster, CLUSTERS)
     if cluster == "document":
         return clusters
@@ -260,10 +263,6 @@ def clusters_by(cluster: Cluster, clusters: Int[np.ndarray, " row"], groups: Seq
 
 def ratio(per_row: np.ndarray, metric: str) -> np.ndarray:
     """Mean of a metric from sums per row or cluster; the last two axes are [row, count]."""
-    if metric not in METRICS:
-        from sepcap.errors import unknown
-
-        raise unknown("metric", metric, METRICS)
     hits, n = columns_of(per_row, metric)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(hits.sum(-1) / n.sum(-1))

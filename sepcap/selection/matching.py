@@ -1,6 +1,6 @@
 """Classes of neurons that are alike in layer and activity: what a control set is matched on (METHODS 12)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,12 @@ def activity_of(matched: Any, site: str) -> Float[Tensor, "layer *neuron"]:
     Raises:
         ValueError: the site was not collected.
     """
+    if not isinstance(matched, Mapping):
+        raise TypeError(f"matched is a {type(matched).__name__}; give what sepcap.collect returns, or site -> activity [layer, neuron]")
     if site not in matched:
-        raise ValueError(f"matched has no site {site!r}; it has {', '.join(matched)}. Collect it: collect(model, task, sites={site!r})")
-    found = matched[site]
-    return found if isinstance(found, Tensor) else found.abs
+        has = f"it has {', '.join(matched)}" if matched else "it is empty"
+        raise ValueError(f"matched has no site {site!r}; {has}. Collect it: collect(model, task, sites={site!r})")
+    found = matched[site] if isinstance(matched[site], Tensor) else matched[site].abs
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"matched[{site!r}] holds {int((~found.isfinite()).sum())} activities that are NaN or infinite; give finite ones")
+    return found

@@ -211,10 +211,17 @@ class Statistics(Mapping[str, NeuronStatistics]):
         return sum(known) if len(known) == len(counts) else None
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Statistics of both datasets together, site by site; both must hold the same sites."""
+        """Statistics of both datasets together, site by site; both must hold the same sites, of one model in one basis."""
+        if not isinstance(other, Statistics):
+            raise TypeError(f"other is a {type(other).__name__}; give what sepcap.collect returns")
         if set(self) != set(other):
             raise ValueError(f"cannot merge statistics of sites {sorted(other)} into {sorted(self)}")
-        return Statistics({s: self[s].merge(other[s]) for s in self}, {"merged": [self.info, other.info]})
+        kept = {name: self.info[name] for name in ("model", "rotation") if name in self.info}
+        for name in ("model", "rotation"):
+            if self.info.get(name) != other.info.get(name):
+                mine, theirs = (f"{name} {info[name]!r}" if info.get(name) else f"no {name}" for info in (self.info, other.info))
+                raise ValueError(f"cannot merge statistics of {theirs} into those of {mine}: the neurons are not the same")
+        return Statistics({s: self[s].merge(other[s]) for s in self}, kept | {"merged": [self.info, other.info]})
 
     def to(self, device: str | torch.device) -> "Statistics":
         """The same statistics on another device."""
