@@ -1,5 +1,6 @@
 """What a study of overlaps found (METHODS 12)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -57,8 +58,11 @@ class Overlaps(StudyResult):
         """The rows that are of all layers together."""
         return self.table.query("layer.isna()").reset_index(drop=True)
 
-    def estimates(self) -> pd.DataFrame:
+    def estimates(self, intervals: int = 1) -> pd.DataFrame:
         """Means over seeds of the totals with 95% intervals (Student's t over seeds), per weights, site, fraction and pair of tasks.
+
+        Args:
+            intervals: how many intervals are to hold together (Bonferroni): the number of pairs, where one is picked among them.
 
         Returns:
             share, iou, ratio and ratio_matched, each with `_low` and `_high` (missing where there is one seed); `both` and `a` (means);
@@ -70,20 +74,23 @@ class Overlaps(StudyResult):
         for key, line in totals.groupby(keys, sort=False):
             row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {name: line[name].mean() for name in ("both", "a")}
             for name in MEASURES:
-                row |= seed_interval(name, line[name].to_numpy(dtype=float))
+                row |= seed_interval(name, line[name].to_numpy(dtype=float), intervals)
             row |= {name: line[name].max() for name in ("log10_p_corrected", "log10_p_matched_corrected")}
             rows.append(row | {"seeds": len(line)})
         return pd.DataFrame(rows)
 
-    def differences(self) -> pd.DataFrame:
+    def differences(self, intervals: int = 1) -> pd.DataFrame:
         """The trained model's share, iou, ratio and ratio_matched minus the randomly initialised one's, on the same documents.
+
+        Args:
+            intervals: as in `estimates`.
 
         Returns:
             One row per site, fraction and pair of tasks: means over seeds with 95% intervals as in `estimates`; empty without control.
         """
         totals = self.totals()
         trained, random = (totals[totals["weights"] == weights] for weights in ("trained", "random"))
-        return paired_differences(trained, random, PAIR, MEASURES)
+        return paired_differences(trained, random, PAIR, MEASURES, intervals)
 
     def neurons(self, task: str, fractions: Mapping[str, float], weights: str = "trained", seed: int | None = None) -> NeuronSet:
         """The set of a task, cut from the scores of the study.
@@ -103,13 +110,16 @@ class Overlaps(StudyResult):
 
     def summary(self) -> list[str]:
         """Per site, at the smallest and the largest share: the pairs with most and least in common, against random sets and weights."""
-        c, estimates, differences = self.config, self.estimates(), self.differences()
+        c, pairs = self.config, math.comb(len(self.config["tasks"]), 2)
+        # of the pairs two are picked by their values: the intervals of all pairs hold together, so that those of the picked ones do
+        estimates, differences = self.estimates(pairs), self.differences(pairs)
+        picked = f", Bonferroni-corrected for the {pairs} pairs of which two are picked" if pairs > 1 else ""
         tests = self.table.groupby(["weights", "seed"])["log10_p"].count().max()
         seeds = f"over {len(c['seeds'])} seeds (other documents, other random weights)"
         said = [
             f"{len(c['tasks'])} tasks scored against {c['retain']} by {c['importance']}. Ratios are to the number that random sets with as "
             f"many neurons in every layer share, and to that of random sets matched on activity in every layer too. "
-            + (f"In brackets 95% intervals {seeds}. " if len(c["seeds"]) > 1 else "One seed: there are no intervals. ")
+            + (f"In brackets 95% intervals {seeds}{picked}. " if len(c["seeds"]) > 1 else "One seed: there are no intervals. ")
             + f"p is the largest of the seeds, Bonferroni-corrected for the {tests:,} tests of a seed."
         ]
         for site in c["sites"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from sepcap.checks import checked
+from sepcap.checks import checked, warn
 from sepcap.experiments.permutations import PERMUTATIONS, TIES, Relabellings, relabel
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import Figures, StudyResult
@@ -19,7 +19,7 @@ from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.intervals import t_factor
 from sepcap.statistics.vectors import vectors_at
-from sepcap.tasks.labelled import FEWEST, PER_CATEGORY_HALVED, LabelledTexts, check_positions, labelled_texts
+from sepcap.tasks.labelled import PER_CATEGORY_HALVED, LabelledTexts, check_positions, labelled_texts
 
 Values = Float[Tensor, "stage text position dim"]
 
@@ -99,21 +99,21 @@ def streams(
         model: what `load_model` returns.
         texts: `LabelledTexts`, category -> list of texts, category -> task, or nothing for the offline texts; see `labelled_texts`.
         dims: a dimension, several, or rows of the table of `find_dims`; default is the four that `find_dims` puts first. Of a table that
-            was found in one half of these very texts, with this seed, the other half alone is shown and tested. Any other dimensions
-            are shown on all texts: their p-values hold where they were not chosen by looking at these.
+            was found in one half of these very texts, the other half alone is shown and tested. Any other dimensions are shown on all
+            texts: their p-values hold where they were not chosen by looking at these; a table of other texts gives a warning.
         positions: token positions; default is every fourth up to the end of the context, ten of them.
         per_category: texts per category, where they are taken from a task.
         context: tokens that the default positions end at; default is the model's context, at most 512.
         permutations: relabellings of the texts at most; all there are where they are no more, else drawn.
-        seed: of those that are drawn, and of the halves of the texts.
+        seed: of those that are drawn, and of the halves of the texts: that of `find_dims` where `dims` is its table.
         batch_size: texts per pass; halved, with a warning, when memory runs out.
 
     Returns:
         Streams with `.tables["values"]`, `.tables["separation"]` and `.figure()`.
 
     Raises:
-        ValueError: no dimension, one that does not exist or is there twice; texts too short or too few, without dims fewer than six of
-            a category.
+        ValueError: no dimension, one that does not exist or is there twice; a table found in these texts with another seed; texts too
+            short or too few, without dims fewer than six of a category.
         NotImplementedError: an image classifier.
 
     Source: [OPT]; METHODS section 13.
@@ -158,16 +158,29 @@ def streams(
 
 
 def _other_half(texts: LabelledTexts, table: pd.DataFrame, seed: int) -> tuple[int, LabelledTexts] | None:
-    """How many texts a search had, and those that it left for the test; None where it did not search in a half of these texts."""
-    if not {"stage", "searched"} <= set(table) or min(map(len, texts.texts.values())) < 2 * FEWEST:
+    """How many texts a search had, and those that it left for the test; None where it says no half, or one of other texts (a warning)."""
+    if "searched" not in table:
         return None
+    halves = [str(name) for name in dict.fromkeys(table["searched"])]
+    these = [name for name in halves if name.startswith(_half_of(texts, ""))]
+    if not these:
+        warn(
+            f"dims: the table was found in {' and '.join(halves)}, which are other texts than these ({texts.fingerprint}), so that all of "
+            "these are the test. Where the search had some of them, p is too small"
+        )
+        return None
+    if halves != [_half_of(texts, seed)] or "stage" not in table:
+        raise ValueError(
+            f"dims: the table was found in {' and '.join(halves)}, and with seed={seed} these texts are cut into other halves, so that "
+            "searched texts would be tested; give the seed= of find_dims, and its table with the columns dim, stage and searched"
+        )
     first, second = texts.halves(seed)
-    return (len(first.labels), second) if set(table["searched"]) == {_name_of(first)} else None
+    return len(first.labels), second
 
 
-def _name_of(texts: LabelledTexts) -> str:
+def _half_of(texts: LabelledTexts, seed: int | str) -> str:
     """The texts of a search, in a column of its table: a word and no number, also after a CSV was written and read."""
-    return f"texts {texts.fingerprint}"
+    return f"half of texts {texts.fingerprint}, seed {seed}"
 
 
 @checked()
@@ -228,7 +241,7 @@ def find_dims(
     found = search_dims(means(first), first.labels).head(n)
     dims, places = found["dim"].tolist(), found["stage"].tolist()
     tested = _tests_found(means(second, dims), dims, places, relabel(second.labels, permutations, seed))
-    return tested.assign(stage=[chosen[place] for place in places], eta2_searched=found["eta2"], searched=_name_of(first))
+    return tested.assign(stage=[chosen[place] for place in places], eta2_searched=found["eta2"], searched=_half_of(texts, seed))
 
 
 def search_dims(means: Float[np.ndarray, "stage text dim"], labels: Int[np.ndarray, " text"]) -> pd.DataFrame:

@@ -96,16 +96,21 @@ def ratio_se(sums: Float[np.ndarray, " cluster"], weights: Float[np.ndarray, " c
     return float(np.sqrt(n / (n - 1) * (residual**2).sum()) / total)
 
 
-def t_factor(clusters: float) -> float:
-    """Standard errors to either side in a 95% interval of Student's t with `clusters` − 1 degrees of freedom."""
+def t_factor(clusters: float, intervals: int = 1) -> float:
+    """Standard errors to either side in a 95% interval of Student's t with `clusters` − 1 degrees of freedom.
+
+    Args:
+        clusters: how many there are.
+        intervals: how many intervals are to hold together (Bonferroni).
+    """
     from scipy.special import stdtrit
 
-    return float(stdtrit(clusters - 1, (1 + LEVEL) / 2)) if clusters > 1 else math.nan
+    return float(stdtrit(clusters - 1, 1 - (1 - LEVEL) / 2 / intervals)) if clusters > 1 else math.nan
 
 
-def t_interval(value: float, error: float, clusters: int) -> Ends:
-    """95% interval of Student's t with `clusters` − 1 degrees of freedom around a value with its standard error."""
-    half = t_factor(clusters) * error
+def t_interval(value: float, error: float, clusters: int, intervals: int = 1) -> Ends:
+    """95% interval of Student's t with `clusters` − 1 degrees of freedom around a value with its standard error; see `t_factor`."""
+    half = t_factor(clusters, intervals) * error
     return value - half, value + half
 
 

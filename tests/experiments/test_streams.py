@@ -1,5 +1,7 @@
 """Streams: the values are the plain model's, a planted dimension is found, and the search is not fooled by its own size."""
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -130,52 +132,25 @@ def test_what_was_chosen_before_is_tested_on_all_texts(tiny_opt):
     table = sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=2)
     others = LabelledTexts({name: tuple(words(seed, n=6)) for seed, name in enumerate(("one", "two", "three"), start=20)})
     dims = table["dim"].tolist()
-    for texts, given in ((WHOLE, dims), (others, table), (WHOLE, table[["dim"]]), (WHOLE, table.assign(searched="texts 0"))):
-        found = sepcap.streams(tiny_opt, texts, given, POSITIONS)
+    for texts, given in ((WHOLE, dims), (others, table), (WHOLE, table[["dim"]])):
+        warned = pytest.warns(UserWarning, match="which are other texts than these") if given is table else contextlib.nullcontext()
+        with warned:
+            found = sepcap.streams(tiny_opt, texts, given, POSITIONS)
         assert (found.config["texts"], found.config["searched"]) == (texts.fingerprint, None)
         assert found.summary()[-1].endswith("it holds where they were not chosen by looking at these texts.")
         separated, tests = found.tables["separation"], found.tables["tests"]
         assert tests["p"].tolist() == [separated.loc[separated["dim"] == dim, "p"].min() for dim in dims]
-    assert sepcap.streams(tiny_opt, WHOLE, table, POSITIONS, seed=1).config["searched"] is None
 
 
-def test_eta_squared_is_the_f_ratio_and_its_p_values_those_of_scipy():
-    rng = np.random.default_rng(0)
-    means, labels = rng.normal(size=(2, 8, 3)), np.array([0, 0, 0, 1, 1, 1, 1, 1])
-    means[1, :3, 2] += 3
-    eta2, corrected, alone = separation(means, relabel(labels))
-    for stage in range(2):
-        for dim in range(3):
-            groups = [means[stage, labels == g, dim] for g in (0, 1)]
-            f = eta2[stage, dim] / (1 - eta2[stage, dim]) * 6
-            assert f == pytest.approx(stats.f_oneway(*groups).statistic)
-            options = {"permutation_type": "independent", "n_resamples": np.inf, "alternative": "greater"}
-            p = stats.permutation_test(groups, lambda *g: stats.f_oneway(*g).statistic, vectorized=False, **options).pvalue
-            assert alone[stage, dim] == pytest.approx(p)
-    assert (corrected >= alone - 1e-12).all()
-    assert np.unravel_index(corrected.argmin(), corrected.shape) == np.unravel_index(eta2.argmax(), eta2.shape)
-
-
-def test_scale_and_offset_of_a_dimension_do_not_matter_and_constants_explain_nothing():
-    rng = np.random.default_rng(1)
-    means = rng.normal(size=(1, 9, 4))
-    relabelled = relabel(LABELS)
-    changed = means * [1000, 1e-3, -5, 1] + [0, 4, -2, 0]
-    for one, other in zip(separation(means, relabelled), separation(changed, relabelled), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-9)
-    constant = np.full((1, 9, 1), 0.1) + rng.normal(size=(1, 9, 1)) * 1e-9
-    eta2, p, alone = separation(np.concatenate([means, constant], axis=2), relabelled)
-    assert (eta2[0, 4], p[0, 4], alone[0, 4]) == (0, 1, 1)
-
-
-def test_only_the_stages_asked_for_are_searched(tiny_opt):
-    values = torch.from_numpy(LABELS * 10.0)
-    with tiny_opt.hooks(fwd_hooks=plant(7, values)):
-        before = sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=32, stages=[1, 0])
-        after = sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=1, stages=[2])
-    assert set(before["stage"]) <= {0, 1}
-    assert (before["p"] > 0.05).all()
-    assert after[["dim", "stage"]].to_numpy().tolist() == [[7, 2]]
+def test_a_search_with_another_seed_is_no_test_on_the_searched_texts(tiny_opt, tmp_path):
+    """With another seed the texts are cut elsewhere, so that some that were searched would be among those of the test."""
+    table = sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=2, seed=3)
+    table.to_csv(tmp_path / "found.csv", index=False)
+    both = pd.concat([table, sepcap.find_dims(tiny_opt, WHOLE, POSITIONS, n=32).tail(1)])
+    for given in (table, pd.read_csv(tmp_path / "found.csv"), both):
+        with pytest.raises(ValueError, match=r"dims: .* seed 3.*with seed=0 these texts are cut into other.*give the seed="):
+            sepcap.streams(tiny_opt, WHOLE, given, POSITIONS)
+    assert sepcap.streams(tiny_opt, WHOLE, table, POSITIONS, seed=3).config["searched"] == 9
 
 
 def test_without_dimensions_the_best_four_are_shown_and_the_model_is_left_as_it_was(tiny_opt):

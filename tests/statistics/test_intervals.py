@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from sepcap.evaluation.next_token import COUNTS, Evaluation
+from sepcap.experiments.seeds import seed_interval
 from sepcap.statistics.intervals import (
     bootstrap_interval,
     bootstrap_weights,
@@ -48,6 +49,9 @@ def test_t_intervals_are_those_of_scipy():
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert t_interval(values.mean(), values.std(ddof=1) / 2, 4) == pytest.approx((low, high))
     assert math.isnan(t_factor(1))
+    # of three intervals each misses in 5%/3 of draws
+    assert t_factor(4, 3) == pytest.approx(stats.t.ppf(1 - 0.05 / 6, 3))
+    assert seed_interval("x", values, 3)["x_high"] == pytest.approx(stats.ttest_1samp(values, 0).confidence_interval(1 - 0.05 / 3).high)
 
 
 def test_parts_of_a_variance_are_added_with_satterthwaites_degrees_of_freedom():
