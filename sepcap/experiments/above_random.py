@@ -1,5 +1,6 @@
 """How far the area of a run is above that of random neurons, over documents and over seeds (METHODS 11)."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from sepcap.errors import unknown
+from sepcap.errors import CorruptFile, unknown
 from sepcap.experiments.baselines import matched_again
 from sepcap.experiments.run import ROLES, Run
 from sepcap.experiments.separability import BASELINES, Separability, separability
@@ -186,9 +187,10 @@ def baselines_beside(run: Run, kind: str) -> list[Run]:
         raise unknown("baseline", kind, BASELINES)
     found = {}
     for path in sorted(run.folder.parent.glob("*/config.json")):
-        other = Run(path.parent)
-        if other.config["importance"] == "random" and _kind(other) == kind and other.finished and not why_not(run, other):
-            found.setdefault(other.config["seed"], other)
+        with contextlib.suppress(CorruptFile):  # another study, or a run that is damaged: neither is a baseline
+            other = Run(path.parent)
+            if other.config["importance"] == "random" and _kind(other) == kind and other.finished and not why_not(run, other):
+                found.setdefault(other.config["seed"], other)
     if not found:
         raise ValueError(
             f"baseline={kind!r}: {run.folder.parent} holds no finished random run of that kind for {run.folder.name}; `sepcap prune` "

@@ -279,6 +279,7 @@ def compare(
         for name, (kind, direction, seed) in drawn.items():
             at = None if kind == "uniform" else folder / direction
             plans[name] = plan(model, baseline_config(directions[direction], kind, seed, steps, at), known)
+            is_left(folder / name, plans[name].resolved)  # refuses another one before the plan is written
         name_study(folder, Comparison.STUDY, {name: identity_of(plans[name].resolved) for name in drawn})
         runs |= {name: execute(plans[name], folder / name, trackers, say) for name in drawn}
     return Comparison._of(folder, runs)

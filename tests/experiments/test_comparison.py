@@ -1,5 +1,7 @@
 """The main job: both directions and the random baselines, from one configuration."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,18 @@ def test_a_comparison_goes_on_where_it_was(trained, letters, digits, tmp_path, m
     monkeypatch.setattr(pruning, "_step", None)  # nothing is left to do
     again = compare(trained, config, tmp_path / "c")
     assert again.forward.trajectory.equals(first.forward.trajectory)
+    # asked for with baselines of other steps, nothing is changed
+    plan = (tmp_path / "c" / "config.json").read_bytes()
+    with pytest.raises(FileExistsError, match="another configuration"):
+        compare(trained, config, tmp_path / "c", baseline_steps=1)
+    assert (tmp_path / "c" / "config.json").read_bytes() == plan
+    # what lies beside the runs and is none is passed over: a study, and a run that is damaged
+    known = again.forward.separability("top1", baseline="per_layer")
+    shutil.copytree(tmp_path / "c", tmp_path / "c" / "study", ignore=shutil.ignore_patterns("study"))
+    shutil.copytree(tmp_path / "c" / "reverse", tmp_path / "c" / "damaged")
+    (tmp_path / "c" / "damaged" / "config.json").write_text("{")
+    beside = again.forward.separability("top1", baseline="per_layer")
+    assert (beside.above_random, beside.seeds) == (known.above_random, known.seeds)
 
 
 def test_continuations_before_and_after_give_the_model_back(trained, letters, digits, tmp_path):
