@@ -246,8 +246,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[
     write_atomically(path, data[: found.start(1)] + hashlib.sha256(data).hexdigest().encode() + data[found.end(1) :])
 
 
-def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote, checked to be of the kind asked for and unchanged."""
+def load_tensors(path: str | Path, kind: str, needed: Iterable[str] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote, checked to be of the kind asked for, unchanged, and with the tensors that are needed."""
     from safetensors import SafetensorError, safe_open
 
     from sepcap.schemas import HEADERS, Header, validated
@@ -262,6 +262,9 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[s
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator of its own)
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise _damaged(path, str(error)) from error
+    for name in needed:
+        if name not in tensors:
+            raise CorruptFile(f"{path}: tensor {name!r} is missing: it was written by another version, which can read it")
     meta.pop("seal", None)
     return tensors, validated(HEADERS.get(kind, Header), meta, path)
 

@@ -191,11 +191,15 @@ class Evaluation:
     @classmethod
     @checked()
     def load(cls, path: str | Path) -> "Evaluation":
-        """Read what `save` wrote."""
-        tensors, meta = load_tensors(path, "evaluation")
-        known = {"clusters": tensors["clusters"].numpy()} if "clusters" in tensors else {}
+        """Read what `save` wrote.
+
+        Raises:
+            CorruptFile: a file of something else, a damaged one, or one that does not say which rows are of one document.
+        """
+        tensors, meta = load_tensors(path, "evaluation", ("per_row", "clusters"))
+        per_row, clusters = (tensors[name].numpy() for name in ("per_row", "clusters"))
         groups = None if meta.get("groups") is None else tuple(meta["groups"])
-        return cls(meta["task"], tensors["per_row"].numpy(), tuple(meta["skip_tokens"]), meta["info"], **known, groups=groups)
+        return cls(meta["task"], per_row, tuple(meta["skip_tokens"]), meta["info"], clusters, groups)
 
     def as_row(self) -> dict[str, float]:
         """n, n_documents, every metric and perplexity, each with its standard error over documents."""

@@ -188,12 +188,13 @@ class AblationComparison(Shown):
         """Read the folder that `save` or `out=` wrote."""
         folder = Path(folder)
         held = whole_study(folder, study_config(folder, cls.STUDY))
-        tensors, meta = load_tensors(listed(folder, held, SUMS), "ablations")
-        known = {"clusters": tensors["clusters"].numpy()} if "clusters" in tensors else {}
+        names = ("before", "per_row", "clusters")
+        tensors, meta = load_tensors(listed(folder, held, SUMS), "ablations", names)
+        rows, per_row, clusters = (tensors[name].numpy() for name in names)
         groups = None if meta.get("groups") is None else tuple(meta["groups"])
-        before = Evaluation(meta["task"], tensors["before"].numpy(), tuple(meta["skip_tokens"]), meta["sample"], **known, groups=groups)
+        before = Evaluation(meta["task"], rows, tuple(meta["skip_tokens"]), meta["sample"], clusters, groups)
         targets = tuple(map(target_in, meta["targets"]))
-        result = cls(targets, tuple(meta["kinds"]), before, tensors["per_row"].numpy(), meta["info"], meta["controls"])
+        result = cls(targets, tuple(meta["kinds"]), before, per_row, meta["info"], meta["controls"])
         object.__setattr__(result, "folder", folder)
         return result
 

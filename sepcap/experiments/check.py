@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile
+from sepcap.experiments.baselines import found_again
 from sepcap.experiments.check_run import problems
 from sepcap.experiments.generations import FILE, texts_kept
 from sepcap.experiments.result import FINISHED, PAGES, own_files, read_config, study_damage
@@ -80,6 +81,9 @@ def _run(found: Checked) -> None:
     known |= {f"steps/{step:04d}/record.json" for step in range(run.steps_done + 1)}
     known |= {"statistics/forget.safetensors", "statistics/retain.safetensors", "rotation.safetensors"} if run.steps_done < 0 else set()
     _unexpected(found, {name for name in own_files(run.folder) if not name.startswith("wandb/")} - known)
+    if "matched" in run.config and found_again(run) is None:
+        lost = f"the run that it is matched with ({run.config['matched']}) is not there, or is another one now"
+        found.notes.append(f"{run.folder}: {lost}; whether it has as many neurons of every layer could not be compared")
     state = "finished" if run.finished else f"not finished: {max(0, run.steps_done)} of {run.config['steps']} steps"
     found.notes.append(f"{run.folder}: run, {state}")
 

@@ -78,12 +78,17 @@ def _against_rows(run: Run, step: int) -> list[str]:
     wrong = []
     for role, task in run.record(step)["tasks"].items():
         rows, clusters = (tensors[name].numpy() for name in (role, clusters_name(role)))
-        counted = {"n_documents": task["metrics"].get("n_documents")}  # rows do not say of how many documents a cluster is
-        again = Evaluation(task["task"], rows, tuple(task["skip_tokens"]), counted, clusters).as_row()
+        # rows do not say of how many documents a cluster is; the configuration does
+        counted = {"n_documents": run.config.get("n_documents", {}).get("evaluate", {}).get(role)}
+        again = Evaluation(task["task"], rows, tuple(task["skip_tokens"]), counted, clusters)
+        values = again.as_row()
         same = {"rtol": 1e-9, "atol": 1e-12, "equal_nan": True}  # in another order of adding
-        differ = [name for name, value in task["metrics"].items() if not np.isclose(value, again.get(name, 0.0), **same)]
+        differ = [name for name, value in task["metrics"].items() if not np.isclose(value, values.get(name, 0.0), **same)]
         if differ:
-            wrong.append(f"record.json has other values of {role} than rows.safetensors gives: {', '.join(differ)}")
+            wrong.append(f"record.json has other values of {role} than rows.safetensors and config.json give: {', '.join(differ)}")
+        if again.n_clusters > again.n_documents:
+            of = f"{again.n_clusters} clusters of {role}, and config.json names {again.n_documents} documents"
+            wrong.append(f"rows.safetensors has {of}, of which none is in two")
         asked = run.config["samples"].get("evaluate", {}).get(role, task["sample"])
         if task["sample"] != asked:
             wrong.append(f"record.json: {role} was evaluated on other tokens than config.json names")

@@ -244,11 +244,7 @@ class Run(StepFiles):
     def _rows(self, step: int, role: str) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
         """Sums per row of one step, the document of each, and the package of each where it is known."""
         with self._way_out(step):
-            path = self._file(step, "rows.safetensors")
-            tensors, meta = load_tensors(path, "rows")
-            for name in (role, clusters_name(role)):
-                if name not in tensors:
-                    raise CorruptFile(f"{path}: tensor {name!r} is missing")
+            tensors, meta = load_tensors(self._file(step, "rows.safetensors"), "rows", (role, clusters_name(role)))
         return tensors[role].numpy(), tensors[clusters_name(role)].numpy(), meta.get("groups", {}).get(role)
 
     @checked()

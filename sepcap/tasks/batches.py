@@ -23,7 +23,7 @@ from sepcap.tasks.hub import read_from
 from sepcap.tasks.task import Split, Task
 
 FEW = 50
-"""A sample of fewer documents says so: what documents share then decides much of a number."""
+"""A sample of fewer clusters says so: what the texts of each share then decides much of a number."""
 
 
 def pack(documents: Iterable[list[int]], context: int, bos: int | None) -> Iterator[np.ndarray]:
@@ -313,18 +313,21 @@ def sample_tokens(
             of = [(turn, int(number)) for number in dict.fromkeys(owners[owners != NOBODY].tolist())]
             row_documents.append(tuple(numbers.setdefault(each, len(numbers)) for each in of))
             given[turn] += int(counted[length - 1])
-    have = sum(given)
-    found = f"{len(numbers)} documents with {have:,} tokens"
+    have, clusters = sum(given), len(np.unique(components(row_documents)))
+    joined = "" if clusters == len(numbers) else f" in {clusters} cluster{'s' * (clusters != 1)} (documents that share rows)"
+    found = f"{len(numbers)} documents{joined} with {have:,} tokens"
     if have < tokens and (min(given) == 0 or have < room):
         raise ValueError(
             f"task {task.name!r} has too little text to {split}: {found}, less than one context of {context} tokens{read_from(task)}. "
             "A task is cut into a part to collect from and one to evaluate on. Give more text or a smaller context."
         )
+    wide = f"; intervals over fewer than {FEW} are wide" if clusters > 1 else "; one has no standard error and no interval"
+    wide = wide if clusters < FEW else ""
     if have < tokens:
         most = "" if limit is None else f", at most {limit:,} of each (per_document=None takes whole documents)"
-        warn(f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}{most}; going on with those")
-    elif len(numbers) < FEW:
-        warn(f"task {task.name!r}: {have:,} tokens to {split} are of {len(numbers)} documents; intervals over fewer than {FEW} are wide")
+        warn(f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}{most}; going on with those{wide}")
+    elif wide:
+        warn(f"task {task.name!r}: {have:,} tokens to {split} are of {len(numbers)} documents{joined}{wide}")
     ids = tuple(row.ids for row in rows)
     packages = tuple(row.package for row in rows if row.package is not None)
     return TokenSample(

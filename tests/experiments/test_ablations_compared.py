@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sepcap
+from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import COUNTS, Evaluation, evaluate_sample
 from sepcap.experiments import ablations as module
 from sepcap.experiments.ablation_config import COMPARED
@@ -15,6 +16,7 @@ from sepcap.experiments.ablations_fit import FIT, fit_constants, spread
 from sepcap.interventions.optimal import optimal_constants
 from sepcap.models.forward import logits_of
 from sepcap.selection.neurons import NeuronSet
+from sepcap.storage import save_tensors
 from sepcap.tasks.batches import sample_tokens
 from sepcap.tasks.task import load_task
 
@@ -197,6 +199,16 @@ def test_a_comparison_comes_back_from_its_file(shared, tmp_path):
     assert (back.targets, back.kinds, back.info) == (found.targets, found.kinds, found.info)
     assert back.table.equals(found.table)
     assert "zero" in back._repr_html_()
+
+
+def test_a_file_that_does_not_say_which_rows_are_of_one_document_is_refused(tmp_path, monkeypatch):
+    def without_clusters(path, tensors, meta):
+        save_tensors(path, {name: tensor for name, tensor in tensors.items() if name != "clusters"}, meta)
+
+    monkeypatch.setattr(module, "save_tensors", without_clusters)
+    planted([0.1], noise=0.1).save(tmp_path / "c")
+    with pytest.raises(CorruptFile, match=r"tensor 'clusters' is missing: it was written by another version"):
+        AblationComparison.load(tmp_path / "c")
 
 
 def test_a_folder_is_written_when_all_is_there_and_read_by_the_same_call(shared, letters, tmp_path, monkeypatch):

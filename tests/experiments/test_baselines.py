@@ -89,6 +89,7 @@ def test_bins_are_equally_large_and_in_the_order_of_activity():
 
 def test_at_every_step_as_many_neurons_as_the_run_of_every_layer_and_bin(selective, baseline):
     matched, before = found_again(baseline), baseline.neurons(0)
+    assert not any("could not be compared" in note for note in check_folder(baseline.folder).notes)
     assert baseline.config["baseline"] in baseline.folder.name
     for step in range(1, STEPS + 1):
         mine, theirs = baseline.neurons(step), selective.neurons(step)
@@ -211,6 +212,9 @@ def test_another_run_under_the_same_name_is_another_baseline(model, config, tmp_
     with pytest.raises(FileExistsError, match="matched_neurons"):
         sepcap.prune(model, asked, out=tmp_path / "random", tracker="none")
     assert found_again(first) is None
+    checked = check_folder(first.folder)
+    assert not checked.problems
+    assert any("could not be compared" in note and str(folder) in note for note in checked.notes)
 
 
 def test_bad_baselines(model, config, selective, tmp_path):

@@ -154,6 +154,23 @@ def test_what_is_there_twice_is_compared(whole, tmp_path):
     assert any("other tokens than config.json names" in problem for problem in check_folder(copy).problems)
 
 
+def test_the_number_of_documents_is_that_of_the_sample(whole, tmp_path):
+    """It stands in config.json, which names the sample, and in every step; no cluster of rows is less than a document."""
+    copy = shutil.copytree(whole, tmp_path / "step")
+    record = read_json(copy / "steps/0001/record.json", dict)
+    documents = record["tasks"]["forget"]["metrics"]["n_documents"]
+    record["tasks"]["forget"]["metrics"]["n_documents"] = documents + 1
+    write_json(copy / "steps/0001/record.json", record)
+    (found,) = [problem for problem in check_folder(copy).problems if "0001" in problem]
+    assert "other values of forget than rows.safetensors and config.json give: n_documents" in found
+    copy = shutil.copytree(whole, tmp_path / "all")
+    config = read_json(copy / "config.json", dict)
+    assert config["n_documents"]["evaluate"]["forget"] == documents
+    config["n_documents"]["evaluate"]["forget"] = 1
+    write_json(copy / "config.json", config)
+    assert any(f"has {documents:.0f} clusters of forget, and config.json names 1 documents" in p for p in check_folder(copy).problems)
+
+
 def test_unexpected_files_are_named_and_an_unfinished_run_is_none(whole, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "run")
     (copy / "statistics" / "thesis.txt").write_text("mine")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import COUNTS, Evaluation
 from sepcap.experiments.seeds import seed_interval
 from sepcap.statistics.intervals import (
@@ -18,6 +19,7 @@ from sepcap.statistics.intervals import (
     t_factor,
     t_interval,
 )
+from sepcap.storage import load_tensors, save_tensors
 
 
 def test_rows_of_one_cluster_are_added():
@@ -144,6 +146,10 @@ def test_documents_and_packages_are_kept(tmp_path):
     assert read.as_row() == pytest.approx(kept.as_row(), nan_ok=True)
     assert read.as_row()["n_documents"] == 2
     assert "n=30 in 2 documents" in repr(read)
+    tensors, meta = load_tensors(tmp_path / "e.safetensors", "evaluation")
+    save_tensors(tmp_path / "e.safetensors", {"per_row": tensors["per_row"]}, meta)
+    with pytest.raises(CorruptFile, match=r"e.safetensors: tensor 'clusters' is missing: it was written by another version"):
+        Evaluation.load(tmp_path / "e.safetensors")
     # a row of several short documents is one cluster of them
     several = Evaluation("t", kept.per_row, (), {"n_documents": 7}, kept.clusters)
     assert (several.n_documents, several.n_clusters) == (7, 2)

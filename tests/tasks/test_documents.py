@@ -300,6 +300,24 @@ def test_a_sample_of_few_documents_says_how_many_there_are(monkeypatch):
     assert len(caught) == 1
 
 
+def test_what_is_warned_of_is_the_number_of_clusters_that_are_drawn(monkeypatch):
+    monkeypatch.setattr(batches, "FEW", 50)
+    # every document but the last ends within a row, two tokens before its end
+    long = [numbers(1000 * i, 13 if i else 12) for i in range(60)]
+    said = r"60 documents in 1 cluster \(documents that share rows\)"
+    with pytest.warns(UserWarning, match=rf"779 tokens to evaluate are of {said}; one has no standard error") as caught:
+        assert set(sample_of(long, 12 + 59 * 13, per_document=None).clusters.tolist()) == {0}
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=rf"fewer tokens .* {said} with 779 tokens.*; one has no standard error"):
+        sample_of(long, 800, per_document=None)
+    short, names = [numbers(1000 * i, 2) for i in range(100)], [f"one/{i}.py" for i in range(100)]  # two fit one row
+    with pytest.warns(UserWarning, match=r"of 98 documents in 49 clusters \(.*\); intervals over fewer than 50 are wide"):
+        sample_of(short, 2 * 98, names=names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(sample_of(short, 2 * 100, names=names).rows) == 50
+
+
 # The tasks of the package
 
 
