@@ -342,7 +342,8 @@ def test_statistics_evaluations_and_runs_know_their_documents(tiny_opt, letters,
     assert statistics.n_documents == 7  # 31 of each, the last one 14
     assert "200 positions of 7 documents" in repr(statistics)
     assert statistics.merge(statistics.merge(statistics)).n_documents == 21
-    assert statistics.merge(sepcap.Statistics(statistics)).n_documents is None
+    of_unknown = {name: statistics.info[name] for name in ("model", "rotation") if name in statistics.info}
+    assert statistics.merge(sepcap.Statistics(statistics, of_unknown)).n_documents is None
     result = sepcap.evaluate(tiny_opt, letters, tokens=200, context=32, per_document=40)
     assert result.clusters.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert result.n_documents == 5
