@@ -162,7 +162,7 @@ class Evaluate(Loading):
 @dataclass(frozen=True)
 class CompareMethods(MethodsConfig, Loading):
     """Prune by every method, in both directions and with several seeds, and compare: mlp, attention, heads, SVD, offsets, and random
-    neurons beside each."""
+    neurons like those of each beside it."""
 
     RESUMES = True
 

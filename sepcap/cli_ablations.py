@@ -48,7 +48,7 @@ class CompareAblations(Loading):
         "zero", "mean", "median", "peak", "resample", "optimal",
     )  # fmt: skip
     """Kinds of ablation."""
-    tokens: int = 6_000
+    tokens: int = 15_000
     """Predictions on which every ablation is measured."""
     seed: int = 0
     """Seed of resampling."""

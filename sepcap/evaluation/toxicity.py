@@ -178,7 +178,7 @@ def toxicity(
     label: str | None = None,
     prompt_tokens: int = 10,
     task: Any = "local-prose",
-    eval_tokens: int = 10_000,
+    eval_tokens: int = 15_000,
     batch_size: int = BATCH_SIZE,
 ) -> Toxicity:
     """Sample continuations and score how toxic they are (METHODS 9).

@@ -27,7 +27,7 @@ class AblationProtocol:
     kinds: tuple[Literal["zero", "mean", "median", "peak", "resample", "optimal"], ...] = ("zero", "mean", "median", "peak", "resample")
     """Kinds of ablation. "optimal" is left out unless asked for: it is fitted anew for every set, with gradients through all
     layers, and takes many times as long as the others together."""
-    tokens: int = 10_000
+    tokens: int = 15_000
     """Predictions on which every set is evaluated."""
     reference_tokens: int = 50_000
     """Token positions from which constants are collected."""

@@ -225,7 +225,7 @@ def compare_ablations(
     controls: int = 0,
     kinds: Sequence[str] = COMPARED,
     reference: Statistics | None = None,
-    tokens: int = 6_000,
+    tokens: int = 15_000,
     reference_tokens: int = 20_000,
     fit_tokens: int = 10_000,
     seed: int = 0,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,27 +13,36 @@ import pandas as pd
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
+from sepcap.experiments.above_random import equal_steps, few_steps
+from sepcap.experiments.baselines import baseline_config
 from sepcap.experiments.check_run import is_left
 from sepcap.experiments.comparison import tokens_per_second
 from sepcap.experiments.config import PruningConfig
-from sepcap.experiments.methods_config import DIRECTIONS, METHODS, PLAIN, Direction, MethodsConfig, random_like
+from sepcap.experiments.methods_config import DIRECTIONS, METHODS, PLAIN, Direction, MethodsConfig, shared_with_random
+from sepcap.experiments.methods_measured import Measured, cost_of, drop_of, over_seeds, percent_of, separabilities_of
 from sepcap.experiments.planned import name_study, planned_runs
 from sepcap.experiments.pruning import Plan, execute, plan
 from sepcap.experiments.result import Figures, Shown
-from sepcap.experiments.run import ROLES, Run
-from sepcap.experiments.separability import ACCURACIES, Separability, costs_at, separability
+from sepcap.experiments.run import Run
+from sepcap.experiments.separability import ACCURACIES, BASELINES, Separability
 from sepcap.experiments.step_files import identity_of
 from sepcap.interventions.deletion import check_output_biases
 from sepcap.interventions.rotation import check_rotation
 from sepcap.progress import progress, tell
-from sepcap.statistics.intervals import REPLICAS, Interval, bootstrap_interval
 from sepcap.storage import make_folder, sole_writer
 from sepcap.tasks.task import load_task
 
-MEASURED = ("n_clusters", "separability", "low", "high", "seeds_sd", "minus_random", "minus_random_low", "minus_random_high")
+MEASURED = ("n_clusters", "separability", "low", "high", "seeds_sd", "random_separability", "random_low", "random_high")
+MEASURED += ("random_seeds_sd", "minus_random", "minus_random_low", "minus_random_high")
 MEASURED += ("minus_plain", "minus_plain_low", "minus_plain_high", "max_drop", "max_drop_low", "max_drop_high", "max_drop_seeds_sd")
 MEASURED += ("max_drop_step", "retain_cost", "retain_cost_low", "retain_cost_high")
 """Columns of `Methods.table` that are measured."""
+
+Key = tuple[str, Direction, int]
+"""Method, direction and seed of a run."""
+
+LIKE = {"per_layer": "layer as each run took", "activity": "layer and tenth of it by activity on the retain task as each run took"}
+"""Of what random neurons have as many as the runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +50,9 @@ class Methods(Shown):
     """Runs of several methods, both directions and several seeds, over the same evaluation tokens.
 
     Attributes:
-        folder: holds them, in `method/direction-seed`.
-        runs: by method, direction and seed; random neurons without an offset have no direction, so that their forward runs serve both.
+        folder: holds them, in `method/direction-seed` and `method/random-direction-seed`.
+        runs: by method, direction and seed.
+        baselines: random neurons beside them, by method, direction and the seed of the draw.
     """
 
     STUDY = "compare-methods"
@@ -50,7 +60,8 @@ class Methods(Shown):
     FIGURES: ClassVar[Figures] = {"methods": ("Separability of every method", "methods")}
 
     folder: Path
-    runs: dict[tuple[str, Direction, int], Run]
+    runs: dict[Key, Run]
+    baselines: dict[Key, Run] = dataclasses.field(default_factory=dict)
 
     @classmethod
     @checked()
@@ -60,8 +71,12 @@ class Methods(Shown):
         Raises:
             FileNotFoundError: there is no comparison of methods, or some run of it is not finished.
         """
-        runs = planned_runs(Path(folder), cls.STUDY)
-        return cls(Path(folder), {key: runs[_name(*key)] for key in sorted(map(_key, runs), key=lambda key: list(METHODS).index(key[0]))})
+        found: dict[bool, dict[Key, Run]] = {False: {}, True: {}}
+        for name, run in planned_runs(Path(folder), cls.STUDY).items():
+            key, is_random = _key(name)
+            found[is_random][key] = run
+        in_order = ({key: of[key] for key in sorted(of, key=lambda key: list(METHODS).index(key[0]))} for of in found.values())
+        return cls(Path(folder), *in_order)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -69,7 +84,13 @@ class Methods(Shown):
         own = ("importance", "fractions", "rotation", "offset", "aggregate", "seed", "samples", "documents", "n_documents", "tokens_found")
         shared = {name: value for name, value in next(iter(self.runs.values())).config.items() if name not in own}
         shared |= {"forget": self.task("forward"), "retain": self.task("reverse")}
-        return {"methods": self.methods, "seeds": sorted({seed for _, _, seed in self.runs}), **shared}
+        drawn = {"baseline": self.baseline, "baseline_seeds": len({seed for _, _, seed in self.baselines})}
+        return {"methods": self.methods, "seeds": sorted({seed for _, _, seed in self.runs}), **drawn, **shared}
+
+    @property
+    def baseline(self) -> str:
+        """Kind of the random neurons; empty where there are none."""
+        return next((run.config["baseline"] for run in self.baselines.values()), "")
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -77,32 +98,59 @@ class Methods(Shown):
         return {"methods": self.table()}
 
     def summary(self) -> list[str]:
-        """The best method of each direction, and what selection gains over random neurons with the same offset or basis."""
-        table = self.table()
+        """The best method of each direction, chosen on one half of the documents and measured on the other, and what selection gains."""
+        random = ""
+        if self.baselines:
+            matched = f"drawn {'over the whole model' if self.baseline == 'uniform' else f'as many of every {LIKE[self.baseline]}'}"
+            random = f" Beside every method and direction stand random neurons, {matched} ({len(self.baselines)} runs)."
         said = [
             f"{len(self.runs)} runs of {len(self.methods)} methods over {self.task('forward')} and {self.task('reverse')}. Separability is "
             "100·(A − 1) of top-1: 0% where both tasks go together, 100% where the other is whole until the task to forget is gone."
+            f"{random}"
         ]
         if why := self.inseparable():
             return [*said, f"It is not known for any of them, because {why}."]
-        for direction, rows in table.groupby("direction", sort=False):
-            chosen = [row for row in rows.to_dict("records") if not METHODS[row["method"]].random]
-            if not chosen:
-                continue
-            best = max(chosen, key=lambda row: row["separability"])
-            words = (
-                f"To {direction}, {best['method']} is highest of {len(chosen)} with {best['separability']:.1f}% (95% bootstrap "
-                f"interval over texts {best['low']:.1f} to {best['high']:.1f}, mean of {best['seeds']} seeds{_between_seeds(best)})"
-            )
-            if np.isfinite(best["minus_random"]):
-                words += f", {_gain(best)} from {best['random']}"
-            said.append(f"{words}.")
-            beside = [row for row in chosen if row["random"] != f"random-{row['site']}" and np.isfinite(row["minus_random"])]
-            for row in beside:
-                plain = next((r for r in chosen if r["method"] == PLAIN[row["site"]] and np.isfinite(r["minus_random"])), None)
-                without = f"; of {plain['method']}, which has neither, {_gain(plain)} from {plain['random']}" if plain else ""
-                said.append(f"To {direction}, the selection of {row['method']} itself gains {_gain(row)} from {row['random']}{without}.")
+        rows = self.table().to_dict("records")
+        for direction in DIRECTIONS:
+            of_direction = [row for row in rows if row["direction"] == f"forget {self.task(direction)}"]
+            said += [self._best(direction), *self._gains(of_direction)]
         return said
+
+    def _best(self, direction: Direction) -> str:
+        """Which method is highest: what is highest of many on some documents is too high on these, and is measured on others."""
+        names, what = [name for name in self.methods if self._of(self.runs, name, direction)], f"To forget {self.task(direction)}"
+        try:
+            first, second = ([self._measured(name, direction, half=half) for name in names] for half in (0, 1))
+        except ValueError:  # no hit in a half
+            first = second = []
+        if not first or not all(np.isfinite(found.percent.low) for found in (*first, *second)):
+            return f"{what}, there are too few documents to choose a method on one half of them and measure it on the other."
+        name, found = max(zip(names, zip(first, second, strict=True), strict=True), key=lambda named: named[1][0].percent.value)
+        percent, gain = found[1].percent, found[1].gain
+        spread = f", whose standard deviation is {percent.seeds_sd:.1f}" if np.isfinite(percent.seeds_sd) else ""
+        words = (
+            f"{what}, {name} is highest of {len(names)} on one half of the documents; on the other half it has {percent.value:.1f}% (95% "
+            f"bootstrap interval over texts {percent.low:.1f} to {percent.high:.1f}, mean of {found[1].seeds} seeds{spread})"
+        )
+        if np.isfinite(gain.value):
+            words += f", {gain.value:+.1f} points ({gain.low:+.1f} to {gain.high:+.1f}) from {self._random_in_words(name)}"
+        return f"{words}."
+
+    def _gains(self, rows: list[dict[str, Any]]) -> list[str]:
+        """What the selection of every method with an offset or in another basis gains, beside that of its site's first method."""
+        said, known = [], {row["method"]: row for row in rows if np.isfinite(row["minus_random"])}
+        for name, row in known.items():
+            if shared_with_random(name):
+                plain = known.get(PLAIN[row["site"]])
+                without = f"; of {plain['method']}, which has neither, {_gain(plain)}" if plain else ""
+                said.append(
+                    f"To {row['direction']}, the selection of {name} itself gains {_gain(row)} from {self._random_in_words(name)}{without}."
+                )
+        return said
+
+    def _random_in_words(self, method: str) -> str:
+        matched = BASELINES[self.baseline]
+        return f"random neurons{f' matched {matched}' if matched else ''}{shared_with_random(method)}"
 
     @property
     def methods(self) -> list[str]:
@@ -116,13 +164,24 @@ class Methods(Shown):
         return run.config["forget" if first == direction else "retain"]
 
     def separabilities(self, method: str, direction: Direction, metric: str = "top1") -> list[Separability]:
-        """Separability per seed, the task to forget of that direction on the x axis; runs that have no direction serve both."""
-        found = []
-        for (name, forward, _), run in self.runs.items():
-            if name == method and (forward == direction or len(METHODS[method].directions) == 1):
-                forget, retain = ROLES if forward == direction else ROLES[::-1]
-                found.append(separability(run.per_cluster(forget), run.per_cluster(retain), metric))
-        return found
+        """Separability per seed, the task to forget of that direction on the x axis."""
+        return [run.separability(metric) for run in self._of(self.runs, method, direction)]
+
+    def _of(self, runs: Mapping[Key, Run], method: str, direction: Direction) -> list[Run]:
+        return [run for (name, way, _), run in runs.items() if (name, way) == (method, direction)]
+
+    def _measured(self, method: str, direction: Direction, metric: str = "top1", half: int | None = None) -> "Measured":
+        """Areas of a method, and of the random neurons beside it at their steps; on all documents, or on one seeded half of them."""
+        runs, random = (self._of(of, method, direction) for of in (self.runs, self.baselines))
+        found = separabilities_of(runs, metric, half)
+        percent, seeds = over_seeds(found, percent_of), len(runs)
+        if not random:
+            return Measured(found, percent, over_seeds([], percent_of), over_seeds([], percent_of), seeds)
+        equal = equal_steps(runs[0], random[0])
+        assert equal is not None  # their configurations are made for each other
+        there, control = (separabilities_of(of, metric, half, steps) for of, steps in zip((runs, random), equal, strict=True))
+        other = over_seeds(control, percent_of)
+        return Measured(found, percent, other, over_seeds(there, percent_of).minus(other), seeds)
 
     def inseparable(self, metric: str = "top1") -> str:
         """Why no run has an area: the unpruned model, which all of them share, has nothing to lose; empty where they have."""
@@ -152,11 +211,12 @@ class Methods(Shown):
         `seeds_sd` is a standard deviation over seeds.
 
         Columns: `separability` is 100·(A − 1), mean over seeds: its sign is kept, negative where the task to be retained went first,
-        because a mean of absolute values would not be zero where nothing separates; with `low`, `high` and `seeds_sd`. `minus_random` with
-        its interval is the difference to random neurons of the same site with the same offset and in the same basis, on the same texts:
-        what the selection itself gains. `random` names them; where they were not run, it is empty and there is no difference.
-        `minus_plain` is the difference to the site's first method, which has neither: what an offset, a rotation or another importance
-        changes, whether it does so for the neurons selected or for any.
+        because a mean of absolute values would not be zero where nothing separates; with `low`, `high` and `seeds_sd`. `random` names the
+        random neurons beside it, of the same site, with the same offset and in the same basis: "per_layer", "activity" or "uniform";
+        `random_separability` is theirs, the mean over `random_seeds` draws, with its interval and spread. `minus_random` with its interval
+        is the difference to them at the steps at which they were evaluated, on the same texts: what the selection itself gains.
+        `minus_plain` is the difference to the site's first method, which has neither offset nor another basis: what these or another
+        importance change, whether they do so for the neurons selected or for any.
         `max_drop` is the cross-fitted maximum differential drop in percentage points (`Separability.max_drop`) with its interval and
         `max_drop_seeds_sd`, and `max_drop_step` the mean over seeds. `retain_cost` with its interval is the relative drop of the retain
         task in percent where the forget task has dropped by `forget_drop` percent; missing where a seed never came so far, its upper end
@@ -171,26 +231,25 @@ class Methods(Shown):
         nothing_to_lose = bool(self.inseparable(metric))
         for name in self.methods:
             for direction in DIRECTIONS:
-                site, is_random, both = METHODS[name].site, METHODS[name].random, len(METHODS[name].directions) == 1
-                seeds = sum(key[0] == name and (key[1] == direction or both) for key in self.runs)
-                what = {"method": name, "site": site, "direction": f"forget {self.task(direction)}", "seeds": seeds}
+                site, seeds = METHODS[name].site, len(self._of(self.runs, name, direction))
                 if not seeds:
                     continue
-                what["random"] = random_like(name) if not is_random and random_like(name) in self.methods else ""
+                what = {"method": name, "site": site, "direction": f"forget {self.task(direction)}", "seeds": seeds}
+                what |= {"random": self.baseline, "random_seeds": len(self._of(self.baselines, name, direction))}
                 if nothing_to_lose:
                     rows.append(what | dict.fromkeys(MEASURED, np.nan))
                     continue
-                found = self.separabilities(name, direction, metric)
-                random = [] if is_random else self.separabilities(random_like(name), direction, metric)
-                plain = [] if is_random or name == PLAIN[site] else self.separabilities(PLAIN[site], direction, metric)
-                percent, random_percent, plain_percent = (_over_seeds(several, _percent) for several in (found, random, plain))
-                drop, cost = _over_seeds(found, _drop), _over_seeds(found, partial(_cost, forget_drop=forget_drop))
+                measured = self._measured(name, direction, metric)
+                found, percent, random = measured.found, measured.percent, measured.random
+                plain = over_seeds([] if name == PLAIN[site] else self.separabilities(PLAIN[site], direction, metric), percent_of)
+                drop, cost = over_seeds(found, drop_of), over_seeds(found, partial(cost_of, forget_drop=forget_drop))
                 rows.append(
                     what
                     | {"n_clusters": min(found[0].n_clusters), "separability": percent.value, "low": percent.low, "high": percent.high}
-                    | {"seeds_sd": percent.seeds_sd}
-                    | percent.minus(random_percent).columns("minus_random")
-                    | percent.minus(plain_percent).columns("minus_plain")
+                    | {"seeds_sd": percent.seeds_sd, "random_separability": random.value, "random_low": random.low}
+                    | {"random_high": random.high, "random_seeds_sd": random.seeds_sd}
+                    | measured.gain.columns("minus_random")
+                    | percent.minus(plain).columns("minus_plain")
                     | drop.columns("max_drop")
                     | {"max_drop_seeds_sd": drop.seeds_sd, "max_drop_step": np.mean([s.max_drop_step for s in found])}
                     | cost.columns("retain_cost")
@@ -206,54 +265,8 @@ class Methods(Shown):
         return html_card("Methods", {"folder": self.folder, "runs": len(self.runs)}, self.table())
 
 
-Measure = Callable[[Separability], tuple[float, np.ndarray, int]]
-"""Of one run: a value, its bootstrap replicas, and how many clusters of documents each of them drew."""
-
-
-@dataclass(frozen=True)
-class _Mean(Interval):
-    """The mean over seeds of something measured, with its interval over texts and its spread over seeds."""
-
-    replicas: np.ndarray
-    clusters: int
-    seeds_sd: float
-
-    def minus(self, other: "_Mean") -> Interval:
-        """The difference, sample by sample on the same documents."""
-        difference = self.replicas - other.replicas
-        return Interval(self.value - other.value, *bootstrap_interval(difference, min(self.clusters, other.clusters)))
-
-
-def _over_seeds(found: list[Separability], measure: Measure) -> _Mean:
-    if not found:
-        return _Mean(np.nan, np.nan, np.nan, np.array([np.nan]), 0, np.nan)
-    values, drawn, clusters = zip(*map(measure, found), strict=True)
-    replicas = np.mean(drawn, axis=0)
-    seeds_sd = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    return _Mean(float(np.mean(values)), *bootstrap_interval(replicas, clusters[0]), replicas, clusters[0], seeds_sd)
-
-
-def _percent(found: Separability) -> tuple[float, np.ndarray, int]:
-    return 100 * (found.area - 1), 100 * (found.replicas.area - 1), found.replicas.clusters
-
-
-def _drop(found: Separability) -> tuple[float, np.ndarray, int]:
-    return found.max_drop, found.replicas.max_drop, found.replicas.clusters // 2
-
-
-def _cost(found: Separability, forget_drop: float) -> tuple[float, np.ndarray, int]:
-    value = float(costs_at(found.forget, found.retain, forget_drop))
-    if not np.isfinite(value):
-        return np.nan, np.full(REPLICAS, np.nan), 0
-    return value, costs_at(found.replicas.forget, found.replicas.retain, forget_drop), found.replicas.clusters
-
-
 def _gain(row: dict[str, Any]) -> str:
     return f"{row['minus_random']:+.1f} points ({row['minus_random_low']:+.1f} to {row['minus_random_high']:+.1f})"
-
-
-def _between_seeds(row: dict[str, Any]) -> str:
-    return f", whose standard deviation is {row['seeds_sd']:.1f}" if np.isfinite(row["seeds_sd"]) else ""
 
 
 @checked()
@@ -265,7 +278,7 @@ def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: 
     Args:
         model: what `load_model` returns; it is given back unchanged.
         config: what is compared.
-        out: folder that gets `method/direction-seed`.
+        out: folder that gets `method/direction-seed`, and random neurons beside them in `method/random-direction-seed`.
         say: receives what is about to happen and cost, before it does.
 
     Returns:
@@ -279,49 +292,74 @@ def compare_methods(model: Any, config: MethodsConfig, out: str | Path, *, say: 
 
     Example:
         >>> from sepcap.experiments.methods import MethodsConfig, compare_methods
-        >>> compare_methods(model, MethodsConfig(methods=("mlp", "random-mlp")), "runs/methods").table()  # doctest: +SKIP
+        >>> compare_methods(model, MethodsConfig(methods=("mlp", "attention-abs")), "runs/methods").table()  # doctest: +SKIP
     """
     out = Path(out)
     # read once, not once for every run
     config = dataclasses.replace(config, forget=load_task(config.forget), retain=load_task(config.retain))
-    plans: dict[tuple[str, Direction, int], Plan] = {}
+    known: dict[str, dict[Any, Any]] = {name: {} for name in METHODS}  # what is measured on the unpruned model, in the basis of a method
+    plans: dict[Key, Plan] = {}
     for name in config.methods or METHODS:
-        method = METHODS[name]
         if not config.methods and (why := _refusal(model, config.pruning(name, "forward", config.seeds[0]))):
             say(f"{name} is left out: {why}")
             continue
-        for direction in method.directions:
+        for direction in DIRECTIONS:
             for seed in config.seeds:
-                plans[name, direction, seed] = plan(model, config.pruning(name, direction, seed))
-    folders = {key: out / _name(*key) for key in plans}
-    left = [key for key, folder in folders.items() if is_left(folder, plans[key].resolved)]
+                plans[name, direction, seed] = plan(model, config.pruning(name, direction, seed), known[name])
+    kept = dict.fromkeys(name for name, _, _ in plans)
+    drawn: list[Key] = [(name, way, seed) for name in kept for way in DIRECTIONS for seed in range(config.baseline_seeds)]
+    left = [key for key, prepared in plans.items() if is_left(out / _name(key), prepared.resolved)]
+    left_random = [key for key in drawn if not (out / _name(key, True) / "config.json").exists()]
+    steps = few_steps(config.steps) if config.baseline_steps is None else config.baseline_steps
+    first = next(iter(plans.values()))
     total = sum(plans[key].tokens() for key in left)
-    if left:
-        speed = tokens_per_second(plans[left[0]])
+    total += sum(_tokens_of_random(plans[name, way, config.seeds[0]], steps) for name, way, _ in left_random)
+    if left or left_random:
+        speed = tokens_per_second(first)
         say(
-            f"{len(plans)} runs in {out}, {len(left)} of them to do: {total / 1e6:.3g} M tokens through the model, about "
-            f"{total / speed / 60:.0f} minutes at the {speed:,.0f} tokens per second just measured here"
+            f"{len(plans)} runs in {out}, {len(left)} of them to do, and beside them {len(drawn)} of random neurons ({config.baseline}, "
+            f"{config.baseline_seeds} seeds, {steps} steps), {len(left_random)} to do: at most {total / 1e6:.3g} M tokens through the "
+            f"model, about {total / speed / 60:.0f} minutes at the {speed:,.0f} tokens per second just measured here"
         )
     make_folder(out)
-    runs = {}
+    runs, baselines = {}, {}
     with sole_writer(out), progress(total=total, desc="compare methods", unit="tok", unit_scale=True, leave=True, delay=0) as bar:
-        name_study(out, Methods.STUDY, {_name(*key): identity_of(prepared.resolved) for key, prepared in plans.items()})
+        # what tells a matched baseline from others is known when the run that it is matched with is finished
+        planned = {_name(key): identity_of(prepared.resolved) for key, prepared in plans.items()}
+        name_study(out, Methods.STUDY, {**planned, **dict.fromkeys(_name(key, True) for key in drawn)})
         for key, prepared in plans.items():
             bar.set_postfix_str(" ".join(map(str, key)))
-            runs[key] = execute(prepared, folders[key])
+            runs[key] = execute(prepared, out / _name(key))
             bar.update(prepared.tokens() if key in left else 0)
-    return Methods(out, runs)
+        for key in drawn:
+            bar.set_postfix_str(" ".join(map(str, ("random", *key))))
+            name, way, seed = key
+            like: Key = (name, way, config.seeds[seed % len(config.seeds)])
+            at = None if config.baseline == "uniform" else out / _name(like)
+            prepared = plan(model, baseline_config(plans[like].config, config.baseline, seed, steps, at), known[name])
+            name_study(out, Methods.STUDY, {_name(key, True): identity_of(prepared.resolved)})
+            baselines[key] = execute(prepared, out / _name(key, True))
+            bar.update(_tokens_of_random(plans[like], steps) if key in left_random else 0)
+    return Methods(out, runs, baselines)
 
 
-def _name(method: str, direction: str, seed: int) -> str:
-    return f"{method}/{direction}-{seed}"
+def _tokens_of_random(beside: Plan, steps: int) -> int:
+    """Tokens through the model for random neurons beside a run: their evaluation, and the retain task where they have an offset."""
+    collected = 0 if beside.config.offset == "none" else beside.collect["retain"].tokens
+    return steps * (sum(sample.tokens for sample in beside.evaluate.values()) + collected)
 
 
-def _key(name: str) -> tuple[str, Direction, int]:
-    found = re.fullmatch(rf"({'|'.join(METHODS)})/({'|'.join(DIRECTIONS)})-(\d+)", name)
+def _name(key: Key, is_random: bool = False) -> str:
+    method, direction, seed = key
+    return f"{method}/{'random-' * is_random}{direction}-{seed}"
+
+
+def _key(name: str) -> tuple[Key, bool]:
+    """Method, direction and seed of a run by its name, and whether it is of random neurons."""
+    found = re.fullmatch(rf"({'|'.join(METHODS)})/(random-)?({'|'.join(DIRECTIONS)})-(\d+)", name)
     if found is None:
         raise CorruptFile(f"{name!r} is no run of a comparison of methods")
-    return found[1], "forward" if found[2] == "forward" else "reverse", int(found[3])
+    return (found[1], "forward" if found[3] == "forward" else "reverse", int(found[4])), found[2] is not None
 
 
 def _refusal(model: Any, config: PruningConfig) -> str:

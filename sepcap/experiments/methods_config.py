@@ -24,52 +24,30 @@ class Method(NamedTuple):
     site: Literal["mlp", "attention", "heads", "both"]
     changes: dict[str, Any]
 
-    @property
-    def random(self) -> bool:
-        """Whether it is a baseline."""
-        return self.changes.get("importance") == "random"
-
-    @property
-    def directions(self) -> tuple[Direction, ...]:
-        """Random neurons have no direction and serve both, unless their offset is made of the retain task."""
-        return DIRECTIONS[:1] if self.random and "offset" not in self.changes else DIRECTIONS
-
 
 METHODS: dict[str, Method] = {
     "mlp": Method("abs", "mlp", {}),
     "mlp-offset-mean": Method("abs, mean offset", "mlp", {"offset": "mean"}),
-    "random-mlp-offset-mean": Method("random, mean offset", "mlp", {"importance": "random", "offset": "mean"}),
     "mlp-offset-peak": Method("abs, peak offset", "mlp", {"offset": "peak"}),
-    "random-mlp-offset-peak": Method("random, peak offset", "mlp", {"importance": "random", "offset": "peak"}),
-    "random-mlp": Method("random", "mlp", {"importance": "random"}),
     "attention-abs": Method("abs", "attention", {}),
     "attention-sqrt": Method("sqrt", "attention", {"importance": "sqrt"}),
     "attention-std": Method("std", "attention", {"importance": "std"}),
     "attention-svd": Method("abs, SVD basis", "attention", {"rotation": "fold"}),
-    "random-attention-svd": Method("random, SVD basis", "attention", {"importance": "random", "rotation": "fold"}),
     "attention-offset-mean": Method("abs, mean offset", "attention", {"offset": "mean"}),
-    "random-attention-offset-mean": Method("random, mean offset", "attention", {"importance": "random", "offset": "mean"}),
     "attention-offset-peak": Method("abs, peak offset", "attention", {"offset": "peak"}),
-    "random-attention-offset-peak": Method("random, peak offset", "attention", {"importance": "random", "offset": "peak"}),
-    "random-attention": Method("random", "attention", {"importance": "random"}),
     "heads-mean": Method("abs, mean of the head", "heads", {}),
     "heads-median": Method("abs, median of the head", "heads", {"aggregate": "median"}),
-    "random-heads": Method("random", "heads", {"importance": "random"}),
     "both": Method("abs", "both", {}),
-    "random-both": Method("random", "both", {"importance": "random"}),
 }
-"""All methods by name, those of a site together and its random baseline last ([SEP] section 3.1); beside an offset or another basis stand
-random neurons with the same."""
+"""All methods by name ([SEP] section 3.1). Beside each stand random neurons with the same offset and in the same basis."""
 
 PLAIN = {"mlp": "mlp", "attention": "attention-abs", "heads": "heads-mean", "both": "both"}
 """The method of each site that the others of it are compared with."""
 
 
-def random_like(name: str) -> str:
-    """The method that prunes random neurons of the same site with the same offset and in the same basis."""
-    method = METHODS[name]
-    same = {field: method.changes[field] for field in ("offset", "rotation") if field in method.changes}
-    return next(other for other, m in METHODS.items() if m.site == method.site and m.changes == {"importance": "random", **same})
+def shared_with_random(method: str) -> str:
+    """What a method has that random neurons have too, in words: its offset, its basis, or nothing."""
+    return {"offset": " with the same offset", "rotation": " in the same basis"}.get(next(iter(METHODS[method].changes), ""), "")
 
 
 @dataclass(frozen=True)
@@ -83,9 +61,16 @@ class MethodsConfig:
     retain: Any = "local-prose"
     """The other one."""
     methods: tuple[str, ...] = ()
-    """Names of methods, for example mlp attention-svd random-mlp; default all that the model allows."""
+    """Names of methods, for example mlp attention-svd; default all that the model allows."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds: of random selections, and of the documents from which statistics are collected."""
+    """Seeds of the documents from which statistics are collected."""
+    baseline: Literal["uniform", "per_layer", "activity"] = "per_layer"
+    """Random neurons that stand beside every method and direction: as many of every layer as each run took, as many of every layer and
+    tenth of it by activity on the retain task, or uniform over the model."""
+    baseline_seeds: int = 3
+    """Draws of them; they are matched with the runs of the seeds in turn."""
+    baseline_steps: int | None = None
+    """At how many steps they are evaluated, a divisor of `steps`; default is from 3 to 5, or all steps where there is no such one."""
     steps: int = 10
     """Pruning steps of every run."""
     mlp: dict[str, float] = field(default_factory=lambda: {"mlp": 0.05})
@@ -96,9 +81,9 @@ class MethodsConfig:
     """The same for whole heads."""
     both: dict[str, float] = field(default_factory=lambda: {"mlp": 0.05, "attn_pre_out": 0.02})
     """The same for mlp and attention at once."""
-    tokens: int = 4_000
+    tokens: int = 10_000
     """Token positions per task and step from which statistics are collected."""
-    eval_tokens: int = 5_000
+    eval_tokens: int = 15_000
     """Predictions per task and step on which the model is evaluated."""
     batch_size: int = 16
     """Rows per forward pass."""
@@ -113,6 +98,8 @@ class MethodsConfig:
             if name not in METHODS:
                 raise unknown("methods", name, METHODS)
         distinct("seeds", self.seeds)
+        if self.baseline_steps is not None and self.steps % self.baseline_steps:
+            raise ValueError(f"baseline_steps={self.baseline_steps}: give a divisor of the {self.steps} steps of the run")
         for name in METHODS:
             self.pruning(name, "forward", self.seeds[0])  # whatever is wrong with the shares is said here
 

@@ -123,7 +123,7 @@ class CrossChecksConfig:
     """Importance function."""
     tokens: int = 20_000
     """Token positions per task from which statistics are collected."""
-    eval_tokens: int = 10_000
+    eval_tokens: int = 15_000
     """Predictions per task on which every edited model is evaluated."""
     batch_size: int = 16
     """Rows per forward pass."""

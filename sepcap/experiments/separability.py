@@ -306,8 +306,8 @@ def cross_fitted_drop(
         two documents of a task, or no hit of the unpruned model in a half, the plain maximum, and replicas that are no numbers.
     """
     rng = np.random.default_rng([seed, 1])
-    halves = list(zip(_halves(forget.shape[1], rng), _halves(retain.shape[1], rng), strict=True))
-    parts = [(forget[:, mine], retain[:, theirs]) for mine, theirs in halves]
+    pairs = list(zip(halves(forget.shape[1], rng), halves(retain.shape[1], rng), strict=True))
+    parts = [(forget[:, mine], retain[:, theirs]) for mine, theirs in pairs]
     drops = [differential_drop(ratio(f, metric), ratio(r, metric)) for f, r in parts]
     if not np.isfinite(drops).all():
         plain = differential_drop(ratio(forget, metric), ratio(retain, metric)).max()
@@ -321,6 +321,7 @@ def cross_fitted_drop(
     return float(value), np.mean(drawn, axis=0)
 
 
-def _halves(clusters: int, rng: np.random.Generator) -> list[Int[np.ndarray, " cluster"]]:
+def halves(clusters: int, rng: np.random.Generator) -> list[Int[np.ndarray, " cluster"]]:
+    """Two random halves of so many clusters, by their numbers; of an odd number the second has one more."""
     order = rng.permutation(clusters)
     return [order[: clusters // 2], order[clusters // 2 :]]

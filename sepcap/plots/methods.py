@@ -30,7 +30,8 @@ TITLES = {"mlp": "MLP neurons", "attention": "Attention pre-out neurons", "heads
 def methods(result: Methods, metric: str = "top1", *, width: Width = "column") -> go.Figure:
     """Separability 100·(A − 1) of every method, mean over seeds, with its 95% bootstrap interval over texts; single seeds are small dots.
 
-    0 means that both tasks go together, 100 that the retain task is kept to the end. Random neurons are open symbols.
+    0 means that both tasks go together, 100 that the retain task is kept to the end. Open symbols are random neurons beside each method,
+    with the same offset and in the same basis, the mean over their seeds.
 
     Args:
         result: what `compare_methods` returns.
@@ -65,28 +66,16 @@ def methods(result: Methods, metric: str = "top1", *, width: Width = "column") -
         quiet = {"legendgroup": label, "showlegend": False, "hoverinfo": "skip", "cliponaxis": False}
         traces.append(go.Scatter(x=ends[0], y=ends[1], mode="lines", line={"color": colour, "width": 1.3}, **quiet))
         traces.append(go.Scatter(x=dots[0], y=dots[1], mode="markers", marker={"color": colour, "size": 3, "opacity": 0.6}, **quiet))
-        marker = {
-            "symbol": symbol,
-            "size": 6,
-            "color": ["white" if METHODS[row["method"]].random else colour for row in rows],
-            "line": {"color": colour, "width": 1.3},
-        }
-        traces.append(
-            go.Scatter(
-                x=rounded([row["separability"] for row in rows]),
-                y=at,
-                mode="markers",
-                marker=marker,
-                hovertext=[_hover(row) for row in rows],
-                hoverinfo="text",
-                showlegend=False,
-                cliponaxis=False,
-            )
-        )
-        # the legend shows the filled symbol whatever the first row of the table is
+        filled = {"symbol": symbol, "size": 6, "color": colour, "line": {"color": colour, "width": 1.3}}
+        shown: dict[str, Any] = {"y": at, "mode": "markers", "hoverinfo": "text", "showlegend": False, "cliponaxis": False}
+        if any(np.isfinite(row["random_separability"]) for row in rows):
+            values, texts = [row["random_separability"] for row in rows], [_hover_random(row) for row in rows]
+            traces.append(go.Scatter(x=rounded(values), marker=filled | {"color": "white"}, hovertext=texts, **shown))
+        values, texts = [row["separability"] for row in rows], [_hover(row) for row in rows]
+        traces.append(go.Scatter(x=rounded(values), marker=filled, hovertext=texts, **shown))
         key = {"symbol": symbol, "size": 6, "color": colour}
         traces.append(go.Scatter(x=[None], y=[None], mode="markers", marker=key, name=plain(label)))
-    bounds = [row[column] for row in table for column in ("low", "high", "separability")]
+    bounds = [row[column] for row in table for column in ("low", "high", "separability", "random_separability")]
     low, high = np.nanmin([0.0, *bounds]), np.nanmax([10.0, *bounds])
     margin = 0.04 * (high - low)
     layout = {
@@ -104,7 +93,9 @@ def methods(result: Methods, metric: str = "top1", *, width: Width = "column") -
             "ticks": "",
             "showline": False,
         },
-        "legend": {"title": {"text": "Mean over seeds, with 95% interval over texts<br>small dots: single seeds; open: random"}},
+        "legend": {
+            "title": {"text": "Mean over seeds, with 95% interval over texts<br>small dots: single seeds; open: random neurons beside it"}
+        },
         "annotations": [
             {"text": f"<b>{text}</b>", "x": 0, "xref": "paper", "xanchor": "right", "xshift": -4, "y": at, "font": {"size": TICK_PX}}
             for text, at in headings
@@ -130,5 +121,14 @@ def _hover(row: dict[str, Any]) -> str:
     if np.isfinite(row["seeds_sd"]):
         lines.append(f"standard deviation over {row['seeds']} seeds {row['seeds_sd']:.1f}")
     if np.isfinite(row["minus_random"]):
-        lines.append(f"minus {row['random']} {row['minus_random']:.1f} [{row['minus_random_low']:.1f}, {row['minus_random_high']:.1f}]")
+        gain = f"{row['minus_random']:.1f} [{row['minus_random_low']:.1f}, {row['minus_random_high']:.1f}]"
+        lines.append(f"minus random neurons ({row['random']}) {gain}")
     return "<br>".join(lines)
+
+
+def _hover_random(row: dict[str, Any]) -> str:
+    spread = f", standard deviation {row['random_seeds_sd']:.1f}" if np.isfinite(row["random_seeds_sd"]) else ""
+    return (
+        f"<b>random neurons beside {METHODS[row['method']].label}</b> ({row['random']})<br>separability {row['random_separability']:.1f}% "
+        f"[{row['random_low']:.1f}, {row['random_high']:.1f}]<br>{row['random_seeds']} seeds{spread}"
+    )

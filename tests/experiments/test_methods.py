@@ -6,17 +6,18 @@ import pytest
 import sepcap
 from sepcap import plots
 from sepcap.experiments import pruning
+from sepcap.experiments.above_random import check_baselines
 from sepcap.experiments.methods import METHODS, Methods, MethodsConfig, compare_methods
-from sepcap.experiments.methods_config import random_like
-from sepcap.experiments.separability import separability
+from sepcap.experiments.separability import halves, separability
 from sepcap.statistics.intervals import bootstrap_interval
 
-CHOSEN = ("mlp", "mlp-offset-mean", "random-mlp-offset-mean", "random-mlp", "attention-svd", "heads-median")
+CHOSEN = ("mlp", "mlp-offset-mean", "attention-svd", "heads-median")
+WAYS = ("forward", "reverse")
 SHARES = {"mlp": {"mlp": 0.4}, "attention": {"attn_pre_out": 0.5}, "heads": {"heads": 0.5}}
 
 
 def config_of(letters, digits, **changes):
-    options = {"methods": CHOSEN, "seeds": (0, 1), "steps": 2, "tokens": 300, "eval_tokens": 1500, **SHARES}
+    options = {"methods": CHOSEN, "seeds": (0, 1), "steps": 2, "tokens": 300, "eval_tokens": 1500, "baseline_seeds": 3, **SHARES}
     return MethodsConfig(forget=letters, retain=digits, **{**options, **changes})
 
 
@@ -31,7 +32,7 @@ def compared(trained_folder, letters, digits, tmp_path_factory):
 
 
 def test_every_method_direction_and_seed_is_a_run_of_its_own(compared):
-    assert len(compared.runs) == 5 * 2 * 2 + 2
+    assert len(compared.runs) == 4 * 2 * 2
     for (method, direction, seed), run in compared.runs.items():
         assert run.finished
         assert run.folder == compared.folder / method / f"{direction}-{seed}"
@@ -45,39 +46,55 @@ def test_every_method_direction_and_seed_is_a_run_of_its_own(compared):
     assert samples["mlp-offset-mean", "forward", 0]["collect"] != samples["mlp-offset-mean", "forward", 1]["collect"]
 
 
+def test_beside_every_method_and_direction_stand_random_neurons_matched_with_its_runs(compared):
+    """Three draws for two seeds: they are matched with seeds 0, 1 and 0, and take as many of every layer, with the same offset."""
+    assert len(compared.baselines) == 4 * 2 * 3
+    for (method, direction, draw), random in compared.baselines.items():
+        run = compared.runs[method, direction, draw % 2]
+        check_baselines(run, [random])
+        assert random.folder == compared.folder / method / f"random-{direction}-{draw}"
+        assert (random.config["baseline"], random.config["seed"]) == ("per_layer", draw)
+        assert random.config["offset"] == METHODS[method].changes.get("offset", "none")
+        for site in random.neurons(2).masks:
+            assert random.neurons(2).per_layer(site) == run.neurons(2).per_layer(site)
+    config = compared.config
+    assert (config["baseline"], config["baseline_seeds"]) == ("per_layer", 3)
+
+
 def test_table_is_made_of_the_areas_of_the_runs(compared):
     table = compared.table(forget_drop=10.0).set_index(["method", "direction"])
-    assert len(table) == 6 * 2
+    assert len(table) == 4 * 2
     for method in CHOSEN:
-        for direction in ("forward", "reverse"):
+        for direction in WAYS:
             row = table.loc[method, f"forget {compared.task(direction)}"]
-            if method == "random-mlp":  # one run for both directions, the roles exchanged
-                runs = [compared.runs[method, "forward", seed] for seed in (0, 1)]
-                roles = ("forget", "retain") if direction == "forward" else ("retain", "forget")
-            else:
-                runs = [compared.runs[method, direction, seed] for seed in (0, 1)]
-                roles = ("forget", "retain")
-            found = [separability(*(run.per_cluster(role) for role in roles)) for run in runs]
-            percents = [100 * (s.area - 1) for s in found]
+            found, random = (
+                [separability(*(run.per_cluster(role) for role in ("forget", "retain"))) for run in runs]
+                for runs in (
+                    [compared.runs[method, direction, seed] for seed in (0, 1)],
+                    [compared.baselines[method, direction, seed] for seed in range(3)],
+                )
+            )
+            percents, others = ([100 * (s.area - 1) for s in several] for several in (found, random))
             assert row["separability"] == pytest.approx(np.mean(percents))
             assert row["seeds_sd"] == pytest.approx(abs(percents[0] - percents[1]) / 2**0.5)  # of two values
-            replicas = 100 * (np.mean([s.replicas.area for s in found], axis=0) - 1)
+            replicas, drawn = (100 * (np.mean([s.replicas.area for s in several], axis=0) - 1) for several in (found, random))
             assert (row["low"], row["high"]) == pytest.approx(bootstrap_interval(replicas, min(found[0].n_clusters)))
             assert row["low"] < row["high"] or row["seeds_sd"] == 0  # pruning attention can leave every single hit as it was
             assert row["max_drop"] == pytest.approx(np.mean([s.max_drop for s in found]))
             assert row["max_drop_low"] <= row["max_drop_high"]
+            # random neurons are evaluated at both steps here
+            assert (row["random"], row["random_seeds"]) == ("per_layer", 3)
+            assert row["random_separability"] == pytest.approx(np.mean(others))
+            assert row["random_seeds_sd"] == pytest.approx(np.std(others, ddof=1))
+            assert row["minus_random"] == pytest.approx(np.mean(percents) - np.mean(others))
+            ends = bootstrap_interval(replicas - drawn, min(found[0].n_clusters))
+            assert (row["minus_random_low"], row["minus_random_high"]) == pytest.approx(ends)
             if method == "mlp-offset-mean":
-                # the control has the same offset: what is left is what the selection gains
-                base = table.loc[("random-mlp-offset-mean", f"forget {compared.task(direction)}"), "separability"]
-                assert row["random"] == "random-mlp-offset-mean"
-                assert row["minus_random"] == pytest.approx(row["separability"] - base)
-                assert row["minus_random_low"] <= row["minus_random"] <= row["minus_random_high"]
                 plain = table.loc[("mlp", f"forget {compared.task(direction)}"), "separability"]
                 assert row["minus_plain"] == pytest.approx(row["separability"] - plain)
                 assert row["minus_plain_low"] <= row["minus_plain"] <= row["minus_plain_high"]
             else:
                 assert np.isnan(row["minus_plain"])  # nothing plain of its site was run, or it is that itself
-                assert np.isnan(row["minus_random"]) == (method != "mlp")
             try:
                 expected = np.mean([s.retain_cost(10.0) for s in found])
             except ValueError:
@@ -85,29 +102,32 @@ def test_table_is_made_of_the_areas_of_the_runs(compared):
             assert row["retain_cost"] == pytest.approx(expected, nan_ok=True)
 
 
-def test_beside_every_method_stand_random_neurons_with_the_same_offset_and_basis():
-    for name, method in METHODS.items():
-        like = METHODS[random_like(name)]
-        assert like.random
-        assert like.site == method.site
-        for field in ("offset", "rotation"):
-            assert like.changes.get(field, "none") == method.changes.get(field, "none")
-        # an offset is made of the task to retain, so that its control has a direction; a basis is the model's
-        assert like.directions == (("forward", "reverse") if "offset" in method.changes else ("forward",))
+def test_the_summary_says_which_random_neurons_and_what_the_selection_itself_gains(compared):
+    said = compared.summary()
+    assert "Beside every method and direction stand random neurons, drawn as many of every layer as each run took (24 runs)." in said[0]
+    for row in compared.table().query("method in ('mlp-offset-mean', 'attention-svd')").to_dict("records"):
+        (one,) = [s for s in said if s.startswith(f"To {row['direction']}, the selection of {row['method']} itself gains")]
+        assert f"gains {row['minus_random']:+.1f} points ({row['minus_random_low']:+.1f} to {row['minus_random_high']:+.1f})" in one
+        shared = {"mlp-offset-mean": "with the same offset; of mlp, which has neither, ", "attention-svd": "in the same basis."}
+        assert f"from random neurons matched per layer {shared[row['method']]}" in one
 
 
-def test_random_neurons_with_an_offset_are_pruned_in_both_directions(compared):
-    for direction in ("forward", "reverse"):
-        runs = [compared.runs["random-mlp-offset-mean", direction, seed] for seed in (0, 1)]
-        found = compared.separabilities("random-mlp-offset-mean", direction)
-        assert [s.area for s in found] == [run.separability("top1").area for run in runs]
-        for run in runs:
-            assert (run.config["importance"], run.config["offset"]) == ("random", "mean")
-            assert run.config["forget"] == compared.task(direction)
-    for row in compared.table().query("method == 'mlp-offset-mean'").to_dict("records"):
-        (said,) = [s for s in compared.summary() if s.startswith(f"To {row['direction']}, the selection of mlp-offset-mean itself gains")]
-        assert f"gains {row['minus_random']:+.1f} points ({row['minus_random_low']:+.1f} to {row['minus_random_high']:+.1f})" in said
-        assert "from random-mlp-offset-mean; of mlp, which has neither, " in said
+def test_the_best_method_is_chosen_on_one_half_of_the_documents_and_measured_on_the_other(compared):
+    for direction in WAYS:
+        (said,) = [s for s in compared.summary() if f"To forget {compared.task(direction)}, " in s and " is highest of 4 " in s]
+        first, second = {}, {}
+        for method in CHOSEN:
+            runs = [compared.runs[method, direction, seed] for seed in (0, 1)]
+            for half, values in enumerate((first, second)):
+                rng = np.random.default_rng(0)
+                parts = [halves(runs[0].per_cluster(role).shape[1], rng)[half] for role in ("forget", "retain")]
+                areas = [
+                    separability(*(run.per_cluster(role)[:, part] for role, part in zip(("forget", "retain"), parts, strict=True))).area
+                    for run in runs
+                ]
+                values[method] = 100 * (np.mean(areas) - 1)
+        best = max(first, key=lambda name: first[name])
+        assert f"{best} is highest of 4 on one half of the documents; on the other half it has {second[best]:.1f}% (95%" in said
 
 
 def test_differences_are_paired_on_the_same_texts(compared):
@@ -135,8 +155,8 @@ def test_a_finished_comparison_is_opened_and_an_interrupted_one_goes_on(compared
     again = compare_methods(trained, config_of(letters, digits), compared.folder, say=said.append)
     assert steps == [("heads-median", "reverse-1", 2)]
     assert again.table().equals(expected)
-    assert "22 runs" in said[0]
-    assert "1 of them to do" in said[0]
+    assert "16 runs" in said[0]
+    assert "1 of them to do, and beside them 24 of random neurons (per_layer, 3 seeds, 2 steps), 0 to do" in said[0]
     with pytest.raises(FileExistsError, match="another configuration"):
         compare_methods(trained, config_of(letters, digits, tokens=200), compared.folder)
 
@@ -145,12 +165,12 @@ def test_what_a_model_does_not_allow_is_left_out_unless_asked_for(tiny_folders, 
     from sepcap.experiments import methods
 
     model = sepcap.load_model(tiny_folders["llama"], device="cpu")
-    wanted = {name: METHODS[name] for name in ("mlp", "mlp-offset-mean", "random-mlp")}
+    wanted = {name: METHODS[name] for name in ("mlp", "mlp-offset-mean")}
     monkeypatch.setattr(methods, "METHODS", wanted)
     said = []
     config = config_of(letters, digits, methods=(), seeds=(0,), steps=1, tokens=100, eval_tokens=200)
     result = compare_methods(model, config, tmp_path / "m", say=said.append)
-    assert result.methods == ["mlp", "random-mlp"]
+    assert result.methods == ["mlp"]
     assert any("mlp-offset-mean is left out: offset: LlamaForCausalLM has no b_out" in line for line in said)
     with pytest.raises(ValueError, match="has no b_out"):
         compare_methods(model, config_of(letters, digits, methods=("mlp-offset-mean",)), tmp_path / "n")
@@ -164,6 +184,8 @@ def test_bad_configurations(letters, digits, tmp_path):
         config_of(letters, digits, seeds=(1, 1))
     with pytest.raises(ValueError, match=r"fractions\['mlp'\]=0.4 in 4 steps takes 160%"):
         config_of(letters, digits, steps=4)
+    with pytest.raises(ValueError, match=r"baseline_steps=3: give a divisor of the 2 steps"):
+        config_of(letters, digits, baseline_steps=3)
     with pytest.raises(FileNotFoundError, match="holds no study and no run"):
         Methods.load(tmp_path)
 
@@ -172,10 +194,10 @@ def test_figure_shows_the_numbers_of_the_table(compared):
     table = compared.table()
     figure = plots.methods(compared)
     points = [t for t in figure.data if t.mode == "markers" and t.hovertext]
-    assert len(points) == 2
-    for trace, direction in zip(points, ("forward", "reverse"), strict=True):
+    drawn = [(direction, column) for direction in WAYS for column in ("random_separability", "separability")]
+    for trace, (direction, column) in zip(points, drawn, strict=True):
         rows = table[table["direction"] == f"forget {compared.task(direction)}"]
-        np.testing.assert_allclose(trace.x, rows["separability"], rtol=1e-4)
+        np.testing.assert_allclose(trace.x, rows[column], rtol=1e-3, atol=1e-3)
         assert len(set(trace.y)) == len(rows)
     shown = list(figure.layout.yaxis.ticktext)
     assert shown == [METHODS[name].label for name in compared.methods]

@@ -62,16 +62,14 @@ def runs(folder: Path) -> dict[str, Any]:
     many = {f"method {i}": make(values, RETAIN, **options) for i, values in enumerate(several)}
     seeds = [make(several[2 * i], RETAIN, seed=i, **options) for i in range(3)]
     seeds += [make(OTHER, OTHER, importance="random", seed=i, **options) for i in range(2)]
-    methods = {}
-    for method in ("mlp", "random-mlp", "attention-svd", "random-attention"):
-        for direction in ("forward", "reverse"):
+    methods, beside = {}, {}
+    for method in ("mlp", "attention-svd"):
+        for direction, of in (("forward", options), ("reverse", back)):
             for seed in (0, 1):
-                if method.startswith("random"):
-                    run = make(OTHER, OTHER, importance="random", seed=seed, **options)
-                else:
-                    run = make(several[seed], RETAIN, seed=seed, **(options if direction == "forward" else back))
-                methods[method, direction, seed] = run
-    return {"demo": demo, "zero": zero, "many": many, "seeds": seeds, "methods": Methods(folder, methods)}
+                methods[method, direction, seed] = make(several[seed], RETAIN, seed=seed, **of)
+                drawn = {"importance": "random", "baseline": "per_layer", "seed": seed}
+                beside[method, direction, seed] = make(OTHER, OTHER, **drawn, **of)
+    return {"demo": demo, "zero": zero, "many": many, "seeds": seeds, "methods": Methods(folder, methods, beside)}
 
 
 def figures(folder: Path) -> dict[str, Callable[..., Any]]:
