@@ -58,7 +58,8 @@ def _resample(request: Request) -> Begin:
 def _optimal(request: Request) -> Begin:
     if request.source is None:
         raise ValueError("kind='optimal' needs source=: the task that the constants are fitted to")
-    fitted = optimal_constants(request.model, request.neurons, request.source, reference=request.reference, **request.options)
+    how = {"reference": request.reference, "seed": request.seed, **request.options}
+    fitted = optimal_constants(request.model, request.neurons, request.source, **how)
     return _set_to(request.neurons, fitted.constants)
 
 
@@ -137,8 +138,8 @@ def ablate(
             "tokens" (random token ids), "characters" (random ones, tokenised), or a task or list of strings whose part for collecting is
             used. BOS stays where it is. Of an image classifier: "batch", "pixels" (random ones), or a task of images.
             For "optimal": the task to fit to.
-        seed: of "resample"; the same seed gives the same bits.
-        options: of "optimal": tokens, steps, lr, batch_size, context, forward; see `optimal_constants`.
+        seed: of "resample", and of the sample that "optimal" is fitted to; the same seed gives the same bits.
+        options: of "optimal": tokens, steps, lr, batch_size, context, per_document, forward; see `optimal_constants`.
 
     Returns:
         Ablation: use it as `with ablate(...):`, or its `.fwd_hooks` in `model.run_with_hooks`. Ablations nest, in any order. "resample"

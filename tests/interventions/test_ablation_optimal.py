@@ -96,6 +96,41 @@ def test_a_fit_ends_where_held_out_documents_no_longer_gain_and_says_where_it_do
     assert along.loss < along.history[0]
 
 
+@pytest.mark.parametrize(("lr", "steps", "converged"), [(0.001, 20, False), (0.02, 20, False), (0.1, 60, True), (1e4, 20, False)])
+def test_converged_is_what_a_longer_fit_would_not_change(trained, sample, reference, lr, steps, converged):
+    """A loss of a hundredth of a nat, quadratic in the constants: steps of 0.001 gain a millionth each, and never arrive."""
+    neurons = sepcap.NeuronSet.random(trained, {"mlp": 0.5})
+    fit, held = (list(part.batches(64)) for part in apart(sample))
+    stats = reference["mlp"]
+    varies = neurons.masks["mlp"][1] & (stats.std[1] > 0.01)
+    goal = (stats.mean + 0.5 * stats.std).clamp(stats.min, stats.max)[1].float()
+
+    def forward(batch, hooks):
+        z = hooks[1][1](torch.zeros(1, 1, 72), None)[0, 0]
+        wrong = 0.01 * ((z - goal) / stats.std[1].float())[varies].square().mean()
+        # logits whose cross-entropy is this number: the target has the probability exp(-wrong)
+        target = torch.nn.functional.one_hot(batch.inputs.roll(-1, dims=1), 320).bool()
+        return torch.where(target, -wrong, torch.log(-torch.expm1(-wrong - 1e-6) / 319))
+
+    options = {"held_out": held, "reference": reference, "forward": forward, "quiet": True}
+    found = optimal_constants(trained, neurons, fit, lr=lr, steps=steps, **options)
+    least = optimal_constants(trained, neurons, fit, lr=0.05, steps=300, **options).loss
+    assert found.converged == converged
+    assert (found.loss - least < 0.1 * (found.history[0] - least)) == converged
+
+
+def test_a_task_is_sampled_as_asked(trained, letters, reference):
+    neurons, task = sepcap.NeuronSet.random(trained, {"mlp": 0.3}), sepcap.load_task(letters)
+    options = {"reference": reference, "steps": 1, "quiet": True}
+    found = set()
+    for how in ({}, {"seed": 3}, {"per_document": 12}, {"per_document": None, "seed": 3}):
+        sampled = sample_tokens(task, "collect", trained.tokenizer, 310, 32, **how)
+        fitted = optimal_constants(trained, neurons, task, tokens=310, context=32, **how, **options)
+        assert fitted.starts == optimal_constants(trained, neurons, sampled, **options).starts
+        found.add(fitted.loss)
+    assert len(found) == 4
+
+
 def test_one_neuron_against_a_search_over_a_grid(trained, trained_folder, sample, reference):
     """The constant that a search finds, for a neuron made to matter: its write is 30 times as strong."""
     plain, stats = Plain("opt", trained_folder), reference["mlp"]
