@@ -38,7 +38,7 @@ from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.score import score
 from sepcap.statistics.collect import collect_sample
 from sepcap.tasks.batches import TokenSample
-from sepcap.tasks.samples import check_context, sample_task
+from sepcap.tasks.samples import check_context
 from sepcap.tasks.task import load_task
 
 
@@ -86,17 +86,15 @@ def plan_modules(model: Any, config: ModulesConfig) -> ModulesPlan:
     context = check_context(model, config.context)
     retain = load_task(config.retain)
     named = NamedTasks.of(config.tasks, retain)
-    samples = {
-        (name, seed): sample_task(model, task, "collect", config.tokens, context, seed, config.per_document)
-        for seed in config.seeds
-        for name, task in {retain.name: retain, **named.by_name}.items()
-    }
+    by_seed, shared = named.seed_samples(model, config, each_its_own=False)
+    samples = {(name, seed): sample for seed, of_seed in by_seed.items() for name, sample in of_seed.items()}
     resolved = dataclasses.asdict(dataclasses.replace(config, tasks=named.names, retain=retain.name)) | {
         "context": context,
         **made_with(model),
         "samples": {f"{name}-{seed}": sample.fingerprint for (name, seed), sample in samples.items()},
         "documents": {f"{name}-{seed}": list(sample.indices) for (name, seed), sample in samples.items()},
         "n_documents": {f"{name}-{seed}": sample.n_documents for (name, seed), sample in samples.items()},
+        "documents_shared": shared,
     }
     return ModulesPlan(config, model, named.names, samples, resolved)
 

@@ -26,14 +26,16 @@ class ModulesConfig:
     n_init: int = 1
     """Starts of k-means, of which the best one is kept."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Every seed is one repetition: other documents, another start of k-means, other random weights. Intervals are over seeds."""
+    """Every seed is one repetition: other documents, another start of k-means, other random weights. Intervals are over seeds. No two
+    seeds have a document in common where a task has enough for all of them; else a warning and the tables say what they share."""
     control: bool = True
     """The same in a randomly initialised model of the same configuration. Without it half of the time and memory is saved."""
     draws: int = 1000
     """Random sets of neurons that give what chance gives. The smallest p is 1/(draws + 1): that a set is more concentrated than 99%
     of random ones takes 99."""
-    tokens: int = 20_000
-    """Token positions per task and seed from which statistics are collected."""
+    tokens: int = 8_000
+    """Token positions per task and seed from which statistics are collected, to within a document. By default about 32 documents: five
+    seeds leave room in every local task."""
     batch_size: int = 16
     """Rows per forward pass."""
     context: int | None = None

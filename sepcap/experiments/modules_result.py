@@ -8,6 +8,7 @@ import pandas as pd
 
 from sepcap.errors import unknown
 from sepcap.experiments.result import Figures, StudyResult
+from sepcap.experiments.seed_samples import what_seeds_share
 from sepcap.experiments.seeds import paired_differences, seed_interval, with_ends
 from sepcap.selection.clusters import Clusters
 from sepcap.selection.concentration import Null
@@ -92,7 +93,8 @@ class Modules(StudyResult):
 
         Returns:
             One row per weights, clusters, chosen, null, fraction and what `by` names: area and concentration, each with `_low` and `_high`,
-            chance, most, neurons (mean), and seeds. Intervals are missing where there is one seed.
+            chance, most, neurons (mean), seeds, and `documents_shared`, what two seeds have in common of their documents, of the task
+            where that is most. Intervals are missing where there is one seed.
         """
         keys = [*KEYS, *by]
         rows = []
@@ -102,7 +104,7 @@ class Modules(StudyResult):
             for name in ("area", "concentration"):
                 row |= seed_interval(name, line[name].to_numpy())
             rows.append(row | {"seeds": len(line)})
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).assign(documents_shared=max(self.config["documents_shared"].values()))
 
     def differences(self, by: Sequence[str] = ()) -> pd.DataFrame:
         """Concentration of the task neurons in MoEfication clusters minus that of each control, seed by seed.
@@ -135,7 +137,8 @@ class Modules(StudyResult):
         said = [
             f"{c['model']}: mlp neurons with the highest scores for {', '.join(c['tasks'])} against {c['retain']}, in {c['k']} clusters "
             "per layer. Area under the cumulative share of a set over clusters, and concentration: 0 as in a random set with as many "
-            f"neurons in every layer, 1 as concentrated as possible. {_over_seeds(len(c['seeds']))}, pooled over tasks and layers."
+            f"neurons in every layer, 1 as concentrated as possible. {_over_seeds(len(c['seeds']))}, pooled over tasks and layers. "
+            + (what_seeds_share(c["documents_shared"]) if len(c["seeds"]) > 1 else "")
         ]
         for fraction in c["fractions"]:
 

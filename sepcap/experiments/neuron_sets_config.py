@@ -28,13 +28,15 @@ class OverlapConfig:
     fractions: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     """Shares of each site that are selected, the highest scores over all layers; all are cut from the same scores."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Every seed is one repetition: other documents, other random weights. Intervals are over seeds."""
+    """Every seed is one repetition: other documents, other random weights. Intervals are over seeds. No two seeds have a document in
+    common where a task has enough for all of them; else a warning and the tables say what they share."""
     control: bool = True
     """The same in a randomly initialised model of the same configuration. Without it half of the time is saved."""
     importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
     """Importance function."""
-    tokens: int = 100_000
-    """Token positions per task and seed from which statistics are collected, and as many of the retain task for every task."""
+    tokens: int = 10_000
+    """Token positions per task and seed from which statistics are collected, to within a document, and as many of the retain task for
+    every task. By default about 40 documents: three seeds leave room in every local task."""
     batch_size: int = 16
     """Rows per forward pass."""
     context: int | None = None

@@ -96,9 +96,10 @@ def plan_overlaps(model: Any, config: OverlapConfig) -> OverlapPlan:
         units = shapes[HEADS_AT][:2] if site == "heads" else shapes[site]
         for fraction in config.fractions:
             how_many(fraction, int(np.prod(units)), site)
-    samples = {seed: tasks.disjoint_samples(model, config, seed) for seed in config.seeds}
+    samples, shared = tasks.seed_samples(model, config, each_its_own=True)
     names = {"tasks": tasks.names, "retain": tasks.retain_name}
     made = resolved(model, config, names, {f"collect, seed {seed}": of_seed for seed, of_seed in samples.items()})
+    made |= {"documents_shared": shared}
     return OverlapPlan(config, tasks, samples, made, shapes, untrained(model))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sepcap.experiments.result import Figures, StudyResult
+from sepcap.experiments.seed_samples import what_seeds_share
 from sepcap.experiments.seeds import paired_differences, seed_interval, with_ends
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores
@@ -66,17 +67,18 @@ class Overlaps(StudyResult):
 
         Returns:
             share, iou, ratio and ratio_matched, each with `_low` and `_high` (missing where there is one seed); `both` and `a` (means);
-            `log10_p_corrected` and `log10_p_matched_corrected`, the largest of the seeds; and seeds.
+            `log10_p_corrected` and `log10_p_matched_corrected`, the largest of the seeds; seeds; and
+            `documents_shared`, what two seeds have in common of their documents, of the task where that is most.
         """
         keys = ["weights", *PAIR]
-        rows = []
+        rows, shared = [], max(self.config["documents_shared"].values())
         totals: Any = self.totals()
         for key, line in totals.groupby(keys, sort=False):
             row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {name: line[name].mean() for name in ("both", "a")}
             for name in MEASURES:
                 row |= seed_interval(name, line[name].to_numpy(dtype=float), intervals)
             row |= {name: line[name].max() for name in ("log10_p_corrected", "log10_p_matched_corrected")}
-            rows.append(row | {"seeds": len(line)})
+            rows.append(row | {"seeds": len(line), "documents_shared": shared})
         return pd.DataFrame(rows)
 
     def differences(self, intervals: int = 1) -> pd.DataFrame:
@@ -119,7 +121,11 @@ class Overlaps(StudyResult):
         said = [
             f"{len(c['tasks'])} tasks scored against {c['retain']} by {c['importance']}. Ratios are to the number that random sets with as "
             f"many neurons in every layer share, and to that of random sets matched on activity in every layer too. "
-            + (f"In brackets 95% intervals {seeds}{picked}. " if len(c["seeds"]) > 1 else "One seed: there are no intervals. ")
+            + (
+                f"In brackets 95% intervals {seeds}{picked}. {what_seeds_share(c['documents_shared'])} "
+                if len(c["seeds"]) > 1
+                else "One seed: there are no intervals. "
+            )
             + f"p is the largest of the seeds, Bonferroni-corrected for the {tests:,} tests of a seed."
         ]
         for site in c["sites"]:

@@ -21,6 +21,7 @@ from sepcap.evaluation.next_token import COUNTS, columns_of, evaluate_sample, ra
 from sepcap.experiments.neuron_sets_config import OTHERS
 from sepcap.experiments.provenance import made_with
 from sepcap.experiments.result import Pieces, StudyResult, open_study
+from sepcap.experiments.seed_samples import sample_seeds
 from sepcap.interventions.deletion import delete
 from sepcap.models.sites import site_shape
 from sepcap.models.weights import WeightSnapshot
@@ -93,42 +94,30 @@ class NamedTasks:
         """What the retain sample of one task alone is called."""
         return f"{self.retain_name} for {name}"
 
-    def disjoint_samples(self, model: Any, config: Any, seed: int) -> dict[str, TokenSample]:
-        """Name -> sample to collect from, where every task is scored against documents of the retain task of its own.
+    def seed_samples(self, model: Any, config: Any, *, each_its_own: bool) -> tuple[dict[int, dict[str, TokenSample]], dict[str, float]]:
+        """Samples to collect from, for every seed of a study, and what two seeds share of the documents of each task (`sample_seeds`).
 
-        Were two tasks scored against the same documents, the noise of those would be in both scores, and the sets would share more
-        neurons than random ones without anything in common.
+        Args:
+            model: a hooked model.
+            config: of the study.
+            each_its_own: whether every task is scored against documents of the retain task of its own. Were two tasks scored against the
+                same documents, the noise of those would be in both scores, and the sets would share more neurons than random ones
+                without anything in common.
+
+        Returns:
+            Seed -> name -> sample, and name of the task -> share.
         """
-        how = {"context": config.context, "seed": seed, "per_document": config.per_document}
-        samples = {name: sample_task(model, task, "collect", config.tokens, **how) for name, task in self.by_name.items()}
-        if self.retain is None:
-            return samples
-        whole = sample_task(model, self.retain, "collect", config.tokens * len(samples), **how)
-        parts = disjoint_parts(whole, len(samples))
-        return samples | {self.against(name): part for name, part in zip(samples, parts, strict=True)}
-
-
-def disjoint_parts(sample: TokenSample, n: int) -> list[TokenSample]:
-    """A sample cut into consecutive parts of about as many tokens, no two of which share a document.
-
-    Args:
-        sample: what is cut.
-        n: number of parts.
-
-    Raises:
-        ValueError: fewer documents than parts.
-    """
-    clusters = sample.clusters
-    of_cluster = np.bincount(clusters, weights=[len(row) for row in sample.rows])
-    # a cluster is in the part in which its middle token is
-    part = ((of_cluster.cumsum() - of_cluster / 2) * n // of_cluster.sum()).astype(int)
-    rows = [np.flatnonzero(part[clusters] == i).tolist() for i in range(n)]
-    if not all(rows):
-        raise ValueError(
-            f"task {sample.task!r}: {len(of_cluster)} documents in {sample.tokens:,} tokens cannot be cut into {n} parts that share none, "
-            "one for every task scored against it. Give it more documents, more tokens= or a smaller context="
-        )
-    return [dataclasses.replace(sample.take(chosen), fingerprint=f"{sample.fingerprint}-{i + 1}-of-{n}") for i, chosen in enumerate(rows)]
+        samples: dict[int, dict[str, TokenSample]] = {seed: {} for seed in config.seeds}
+        shared: dict[str, float] = {}
+        jobs = [(task, [name]) for name, task in self.by_name.items()]
+        if self.retain is not None:
+            jobs.append((self.retain, [self.against(name) for name in self.names] if each_its_own else [self.retain.name]))
+        for task, names in jobs:
+            found = sample_seeds(model, task, config, len(names))
+            shared[task.name] = found.shared
+            for seed, parts in found.by_seed.items():
+                samples[seed] |= dict(zip(names, parts, strict=True))
+        return samples, shared
 
 
 def resolved(model: Any, config: Any, names: Mapping[str, Any], samples: Mapping[str, Mapping[str, TokenSample]]) -> dict[str, Any]:
@@ -168,7 +157,7 @@ def statistics_of(
 def scores_of(statistics: Mapping[str, Statistics], tasks: NamedTasks, importance: str) -> dict[str, Scores]:
     """The scores of every task, against the common retain task or against the tokens of all other tasks together (METHODS 5).
 
-    Of the retain task, documents of the task's own are used where there are some, see `NamedTasks.disjoint_samples`.
+    Of the retain task, documents of the task's own are used where there are some, see `NamedTasks.seed_samples`.
     """
     scores = {}
     for name in tasks.names:

@@ -12,9 +12,9 @@ from scipy import stats
 import sepcap
 from sepcap.experiments import modules as study
 from sepcap.experiments.modules import Modules, ModulesConfig
+from sepcap.experiments.seed_samples import sample_seeds
 from sepcap.selection.clusters import Clusters
 from sepcap.statistics.collect import collect_sample
-from sepcap.tasks.samples import sample_task
 
 K = 6
 TASKS = {"letters": words(0), "capitals": words(0, alphabet="ABCDEFGH")}
@@ -64,8 +64,9 @@ def test_every_area_is_that_of_its_parts(found, trained_folder, digits, weights,
     model = sepcap.load_model(trained_folder, device="cpu", random_weights=weights == "random", seed=seed)
     assert torch.equal(found.clusters(seed, weights).labels, sepcap.moefy(model, k=K, seed=seed).labels)
     found.clusters(seed, weights).check(model)
+    config = config_of(digits)
     forget, retain = (
-        collect_sample(model, sample_task(model, sepcap.load_task(texts, name=name), "collect", 300, None, seed), ("mlp",))
+        collect_sample(model, sample_seeds(model, sepcap.load_task(texts, name=name), config).by_seed[seed][0], ("mlp",))
         for name, texts in ((task, TASKS[task]), ("digits", digits))
     )
     mask = sepcap.score(forget, retain).top({"mlp": fraction}).masks["mlp"].numpy()
@@ -165,7 +166,8 @@ def planted(values, neurons=10, control=True, draws=1000):
     table = pd.DataFrame(rows).astype({"layer": "Int64"})
     table = table if control else table[table["weights"] == "trained"].reset_index(drop=True)
     config = {"model": "m", "tasks": sorted({t for t, _ in values}), "retain": "r", "k": 4, "fractions": [0.02], "control": control}
-    return Modules(config | {"seeds": sorted({s for _, s in values}), "n_init": 1, "draws": draws}, {"areas": table}, {})
+    config |= {"seeds": sorted({s for _, s in values}), "n_init": 1, "draws": draws, "documents_shared": {"a": 0.0}}
+    return Modules(config, {"areas": table}, {})
 
 
 def test_estimates_are_means_over_seeds_with_students_intervals():

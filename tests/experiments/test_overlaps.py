@@ -1,5 +1,6 @@
 """Overlaps of many sets: every number against sets of Python integers and scipy, on scores that are known."""
 
+import dataclasses
 import html
 import itertools
 import math
@@ -15,8 +16,9 @@ from sepcap.experiments import several_tasks
 from sepcap.experiments.overlaps import Overlaps, selected
 from sepcap.experiments.overlaps_result import HEADS_AT, told_p
 from sepcap.experiments.result import load_result
+from sepcap.experiments.seed_samples import disjoint_parts, sample_seeds, what_seeds_share
 from sepcap.experiments.seeds import with_ends
-from sepcap.experiments.several_tasks import NamedTasks, disjoint_parts
+from sepcap.experiments.several_tasks import NamedTasks
 from sepcap.models.untrained import untrained
 from sepcap.models.weights import fingerprint
 from sepcap.selection.overlap import overlap
@@ -96,14 +98,13 @@ def test_p_values_are_corrected_for_all_tests_of_a_repetition(found):
 def test_every_task_is_scored_against_documents_of_its_own(found, trained, letters, digits):
     """Statistics, scores and random sets of the same activity, made again from the samples by hand."""
     config = config_of(letters, digits)
-    retain = sample_task(trained, config.retain, "collect", 3 * 150, None, 5)
-    parts = disjoint_parts(retain, 3)
+    config = dataclasses.replace(config, seeds=(0, 5))
+    parts = sample_seeds(trained, config.retain, config, parts=3).by_seed[5]
     rows = [{row.tobytes() for row in part.rows} for part in parts]
     assert all(not one & other for one, other in itertools.combinations(rows, 2))
-    assert set.union(*rows) == {row.tobytes() for row in retain.rows}
     against = [collect_sample(trained, part, ("mlp",))["mlp"] for part in parts]
     for task, retained in zip(config.tasks, against, strict=True):
-        forget = collect_sample(trained, sample_task(trained, task, "collect", 150, None, 5), ("mlp",))["mlp"]
+        forget = collect_sample(trained, sample_seeds(trained, task, config).by_seed[5][0], ("mlp",))["mlp"]
         torch.testing.assert_close(found.tensors[f"trained, seed 5 | {task.name} | mlp"], forget.abs / (retained.abs + 1e-3))
     activity = against[0].merge(against[1]).merge(against[2]).abs
     sets = [found.neurons(task.name, {"mlp": 0.25}, seed=5) for task in config.tasks[:2]]
@@ -220,6 +221,9 @@ def test_the_model_is_not_changed_and_the_summary_says_what_was_found(trained, l
     # the pair is picked among three, so that the intervals of all three hold together
     estimates = result.estimates(3).query("fraction == 0.125").set_index(["first", "second"])
     assert "Bonferroni-corrected for the 3 pairs of which two are picked" in said
+    shared = result.config["documents_shared"]
+    assert what_seeds_share(shared) in said
+    assert set(result.estimates()["documents_shared"]) == {max(shared.values())}
     trained_rows, random_rows = (estimates[estimates["weights"] == weights] for weights in ("trained", "random"))
     pair = trained_rows["ratio"].idxmax()
     difference = result.differences(3).query("fraction == 0.125").set_index(["first", "second"]).loc[pair]

@@ -17,8 +17,8 @@ from sepcap.experiments.ablation_protocol import ProtocolResult
 from sepcap.experiments.reproduce import MEASURES, ROWS, RUNNERS, Reproduction, reproduce
 from sepcap.experiments.reproduce_config import KINDS, OverlapConfig, ReproduceConfig, studies
 from sepcap.experiments.run import Run
+from sepcap.experiments.seed_samples import disjoint_parts
 from sepcap.experiments.separability import separability
-from sepcap.experiments.several_tasks import disjoint_parts
 from sepcap.selection.overlap import overlap
 from sepcap.statistics.collect import collect_sample
 from sepcap.tasks.registry import TASKS

@@ -56,7 +56,8 @@ def planted(tasks=("a", "<b>b</b>"), seeds=(0, 1, 2), control=True, fractions=(0
     tensors = {"curves": torch.tensor(np.array(curves)), "chance": torch.tensor(np.array(chances))}
     tensors |= {f"labels-trained-{seed}": torch.zeros(LAYERS, 8, dtype=torch.int32) for seed in seeds}
     config = {"model": "m", "tasks": list(tasks), "retain": "r$x$", "k": K, "fractions": list(fractions), "control": control}
-    return Modules(config | {"seeds": list(seeds)}, {"areas": pd.DataFrame(rows).astype({"layer": "Int64"})}, tensors)
+    config |= {"seeds": list(seeds), "documents_shared": {"a": 0.0}}
+    return Modules(config, {"areas": pd.DataFrame(rows).astype({"layer": "Int64"})}, tensors)
 
 
 def named(fig) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def overlaps(seeds=(0, 1), control=True) -> Any:
                 where = {"weights": weights, "seed": seed, "site": "mlp", "fraction": 0.1, "first": first, "second": second, "layer": layer}
                 rows.append(where | numbers | counts)
     table = pd.DataFrame(rows).astype({"layer": "Int64"})
-    return Overlaps({"tasks": TASKS, "sites": ["mlp"], "fractions": [0.1], "seeds": list(seeds), "model": "m"}, {"overlaps": table})
+    config = {"tasks": TASKS, "sites": ["mlp"], "fractions": [0.1], "seeds": list(seeds), "model": "m", "documents_shared": {"a": 0.0}}
+    return Overlaps(config, {"overlaps": table})
 
 
 def heats(fig):
