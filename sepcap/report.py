@@ -152,11 +152,10 @@ def _separability_in_words(s: Separability, forget: str, retain: str) -> list[st
     if s.area < 1:
         said[0] += f" It is the wrong way round: {retain}, which was to stay, fell faster than {forget}."
     if s.max_drop_step > 0:
-        lost = [100 * (1 - v[s.max_drop_step] / v[0]) for v in (s.forget, s.retain)]
         said.append(
-            f"The tasks were furthest apart after step {s.max_drop_step}: {forget} had {_lost(lost[0])} of its accuracy and {retain} "
-            f"{_lost(lost[1])}. With the step chosen on one half of the documents and measured on the other, the differential drop is "
-            f"{s.max_drop:.1f} percentage points {_brackets(s.max_drop_interval, 1)}."
+            f"At the step where the tasks are furthest apart on one half of the documents (on all of them step {s.max_drop_step}), on the "
+            f"other half {forget} has {_lost(s.max_drop_lost[0])} of its accuracy and {retain} {_lost(s.max_drop_lost[1])}: a differential "
+            f"drop of {s.max_drop:.1f} percentage points {_brackets(s.max_drop_interval, 1)}."
         )
     else:
         said.append(f"At no step had {forget} lost a larger share of its accuracy than {retain}.")

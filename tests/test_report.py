@@ -72,10 +72,10 @@ def test_the_summary_says_the_numbers_worked_out_by_hand(make):
     # trapezoids over x = 1, ½, 0 with y = 1, 0.9, 0.5, divided by ½: (0.475 + 0.35) / 0.5 = 1.65
     assert "Separability is 65%" in page.text
     # 50 − 10 in step 1, 100 − 50 in step 2
-    assert "apart after step 2: code had lost 100.0% of its accuracy and prose lost 50.0%. With the step chosen on one half" in page.text
+    assert "(on all of them step 2), on the other half code has lost 100.0% of its accuracy and prose lost 50.0%: " in page.text
     found = run.separability("top1")
     low, high = found.max_drop_interval
-    assert f"the differential drop is {found.max_drop:.1f} percentage points [{low:.1f}, {high:.1f}]." in page.text
+    assert f"a differential drop of {found.max_drop:.1f} percentage points [{low:.1f}, {high:.1f}]." in page.text
     # 80 lies 0.6 of the way from 50 to 100: 10 + 0.6 · 40
     assert "Where code had lost 80% of its accuracy, prose had lost 34.0%" in page.text
     assert "not finished" not in page.text

@@ -34,7 +34,7 @@ from sepcap.experiments.result import (
     whole_study,
     write_tables,
 )
-from sepcap.experiments.separability import resampled
+from sepcap.experiments.separability import halves, resampled
 from sepcap.interventions.ablation import ablate
 from sepcap.models.load import load_model
 from sepcap.models.sites import site_shape
@@ -143,7 +143,7 @@ class ProtocolResult(Shown):
         return {"by_kind": self.by_kind, "table": self.table}
 
     def summary(self) -> list[str]:
-        """What half of the neurons cost, kind by kind, and whether the first kind is really ahead of the next."""
+        """What half of the neurons cost, kind by kind, and whether what one half of the documents ranks first is ahead on the other."""
         c, seeds = self.config, len(self.config["seeds"])
         ranked = self.by_kind.sort_values("top1_at_50", ascending=False).to_dict("records")
         said = [
@@ -165,18 +165,25 @@ class ProtocolResult(Shown):
                 f"{row['loss_at_50']:.3f}; {area}."
             )
         if len(ranked) > 1:
-            said.append(self._ahead(ranked[0]["kind"], ranked[1]["kind"]))
+            said.append(self._ahead())
         return said
 
-    def _ahead(self, first: str, second: str) -> str:
-        step = max(1, round(self.config["steps"] / 2))
+    def _ahead(self) -> str:
+        """The first two kinds as one half of the documents ranks them, and their difference on the other half: on the documents that rank
+        them, the first is too far ahead."""
+        step, kinds = max(1, round(self.config["steps"] / 2)), self.config["kinds"]
         # sums over seeds, so that what is resampled are texts
-        rows = np.sum([self.per_row[seed, step] for seed in self.config["seeds"]], axis=0)
-        one, other = (dataclasses.replace(self.before, per_row=rows[self.config["kinds"].index(kind)]) for kind in (first, second))
-        difference, (low, high) = one.difference(other, "top1")
-        share = step / self.config["steps"]
+        sums = np.stack([self._sums(kind)[:, step].sum(0) for kind in range(len(kinds))])
+        ranking, other = halves(sums.shape[1], np.random.default_rng(0))
+        if len(ranking) < 2:
+            return "There are too few documents to rank the kinds on one half of them and measure their difference on the other."
+        pair = np.argsort(-ratio(sums[:, ranking], "top1"), kind="stable")[:2]
+        measured = sums[pair][:, other]
+        (first, second), drawn = ratio(measured, "top1"), resampled(measured, "top1", np.random.default_rng(0))
+        low, high = bootstrap_interval(drawn[:, 0] - drawn[:, 1], len(other))
         return (
-            f"{first} minus {second} at {share:.0%} gone: {difference:+.4f} of top-1, 95% bootstrap interval over texts "
+            f"One half of the documents ranks {kinds[pair[0]]} before {kinds[pair[1]]} at {step / self.config['steps']:.0%} gone; on the "
+            f"other half their difference is {first - second:+.4f} of top-1, 95% bootstrap interval over texts "
             f"[{low:+.4f}, {high:+.4f}]{'' if low > 0 or high < 0 else ', which holds 0'}."
         )
 

@@ -131,13 +131,12 @@ class Comparison(Shown):
                 said.append(f"{what}: separability is not known, because {without[name]}.")
                 continue
             s = run.separability("top1")
-            drops = [100 * (1 - values[s.max_drop_step] / values[0]) for values in (s.forget, s.retain)]
             (low, high), (least, most) = s.percent_interval, s.max_drop_interval
             said.append(
-                f"{what}: separability of top-1 is {s.percent:.0f}% (95% bootstrap interval {low:.0f}% to {high:.0f}%). They were "
-                f"furthest apart after step {s.max_drop_step}: {drops[0]:.1f}% of accuracy lost on the one, {drops[1]:.1f}% on the other; "
-                f"the maximum differential drop, with its step chosen on the other half of the documents, is {s.max_drop:.1f} points "
-                f"({least:.1f} to {most:.1f})."
+                f"{what}: separability of top-1 is {s.percent:.0f}% (95% bootstrap interval {low:.0f}% to {high:.0f}%). At the step where "
+                f"they are furthest apart on one half of the documents (on all of them step {s.max_drop_step}), the first has lost "
+                f"{s.max_drop_lost[0]:.1f}% of accuracy and the second {s.max_drop_lost[1]:.1f}%, measured on the other half: a maximum "
+                f"differential drop of {s.max_drop:.1f} points ({least:.1f} to {most:.1f})."
             )
             for of_kind in self.baselines.values():
                 said.append(f"The area is {run.separability('top1', baseline=of_kind[direction]).above_random_in_words()}.")
@@ -157,9 +156,10 @@ class Comparison(Shown):
         return {name: run.separability(metric) for name, run in self.runs.items()}
 
     def table(self, metric: str = "top1") -> pd.DataFrame:
-        """One row per direction: the metric of both tasks unpruned and at the maximum differential drop, area, separability, and the area
-        above that of each baseline; one row per baseline and direction: the mean area over its seeds.
+        """One row per direction: the metric of both tasks unpruned and what of it is lost at the maximum differential drop, area,
+        separability, and the area above that of each baseline; one row per baseline and direction: the mean area over its seeds.
 
+        Losses and drop are measured on other halves of the documents than the step is chosen on; `at step` is that of all documents.
         In brackets are 95% bootstrap intervals over texts; ± is a standard deviation over seeds. Where the unpruned metric is 0 there are
         no areas (`inseparable` says so): the metric is then of the last step.
         """
@@ -182,8 +182,8 @@ class Comparison(Shown):
     def _selective_row(self, run: Run, metric: str) -> dict[str, Any]:
         s = run.separability(metric)
         row = {
-            f"forget {metric}": f"{s.forget[0]:.3f} → {s.forget[s.max_drop_step]:.3f}",
-            f"retain {metric}": f"{s.retain[0]:.3f} → {s.retain[s.max_drop_step]:.3f}",
+            f"forget {metric}": f"{s.forget[0]:.3f}, {s.max_drop_lost[0]:.1f}% lost",
+            f"retain {metric}": f"{s.retain[0]:.3f}, {s.max_drop_lost[1]:.1f}% lost",
             "at step": s.max_drop_step,
             "differential drop": f"{s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}]",
             "area": f"{s.area:.2f} [{s.interval[0]:.2f}, {s.interval[1]:.2f}]",

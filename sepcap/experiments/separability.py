@@ -82,6 +82,8 @@ class Separability:
         max_drop: maximum differential drop in percentage points, 100·[(1 − f_i/f_0) − (1 − r_i/r_0)] at the step where it is highest.
             The step is chosen on one half of the documents of both tasks and the drop measured on the other half, and the reverse; this
             is the mean of the two. The plain maximum over steps, `differential_drop.max()`, takes what is high by chance: it is too high.
+        max_drop_lost: what of their accuracy the forget and the retain task lost there, in percent, measured like `max_drop`, which is
+            their difference.
         max_drop_step: the step where the differential drop of all documents together is highest.
         max_drop_interval: 95% bootstrap interval of `max_drop`, the documents resampled within the halves and the two steps held. It covers
             the drop at the steps that were chosen.
@@ -106,6 +108,7 @@ class Separability:
     percent: float
     percent_interval: Ends
     max_drop: float
+    max_drop_lost: tuple[float, float]
     max_drop_step: int
     max_drop_interval: Ends
     n_clusters: tuple[int, int]
@@ -252,7 +255,7 @@ def separability(
     if f[0] == 0 or r[0] == 0:
         raise ValueError(f"{metric} of the unpruned model is 0 on the {'forget' if f[0] == 0 else 'retain'} task: there is nothing to lose")
 
-    max_drop, drops = cross_fitted_drop(forget, retain, metric, seed=seed)
+    lost, drops = cross_fitted_drop(forget, retain, metric, seed=seed)
     replicas = dataclasses.replace(_replicas(forget, retain, metric, specific, drops, seed), samples=samples, cluster=cluster, seed=seed)
     value = float(area(f, r) if specific == "forget" else area(r, f))
     interval = bootstrap_interval(replicas.area, replicas.clusters)
@@ -265,7 +268,8 @@ def separability(
         interval,
         100 * abs(value - 1),
         _folded(interval),
-        max_drop,
+        lost[0] - lost[1],
+        lost,
         int(differential_drop(f, r).argmax()),
         bootstrap_interval(drops, replicas.clusters // 2),
         (forget.shape[1], retain.shape[1]),
@@ -298,27 +302,36 @@ def resampled(sums: Float[np.ndarray, "step cluster count"], metric: str, rng: n
 
 def cross_fitted_drop(
     forget: Float[np.ndarray, "step cluster count"], retain: Float[np.ndarray, "step cluster2 count"], metric: str, *, seed: int = 0
-) -> tuple[float, Float[np.ndarray, " replica"]]:
+) -> tuple[tuple[float, float], Float[np.ndarray, " replica"]]:
     """Differential drop at the step where it is highest, chosen on one half of the documents and measured on the other, see `Separability`.
 
     Returns:
-        The mean over both ways round, and its bootstrap replicas: documents drawn within the halves, the two steps held. With fewer than
-        two documents of a task, or no hit of the unpruned model in a half, the plain maximum, and replicas that are no numbers.
+        What the forget and the retain task lost there, in percent, the means over both ways round, whose difference is the drop; and
+        bootstrap replicas of the drop: documents drawn within the halves, the two steps held. With fewer than two documents of a task, or
+        no hit of the unpruned model in a half, what is lost at the plain maximum, and replicas that are no numbers.
     """
     rng = np.random.default_rng([seed, 1])
     pairs = list(zip(halves(forget.shape[1], rng), halves(retain.shape[1], rng), strict=True))
     parts = [(forget[:, mine], retain[:, theirs]) for mine, theirs in pairs]
-    drops = [differential_drop(ratio(f, metric), ratio(r, metric)) for f, r in parts]
-    if not np.isfinite(drops).all():
-        plain = differential_drop(ratio(forget, metric), ratio(retain, metric)).max()
-        return float(plain), np.full(REPLICAS, np.nan)
-    steps = [int(of_other.argmax()) for of_other in reversed(drops)]
-    value = np.mean([of_half[step] for of_half, step in zip(drops, steps, strict=True)])
+    lost = [_lost(f, r, metric) for f, r in parts]
+    if not np.isfinite(lost[0]).all() or not np.isfinite(lost[1]).all():
+        (of_forget, of_retain) = _lost(forget, retain, metric)
+        plain = (of_forget - of_retain).argmax()
+        return (float(of_forget[plain]), float(of_retain[plain])), np.full(REPLICAS, np.nan)
+    steps = [int((of_forget - of_retain).argmax()) for of_forget, of_retain in reversed(lost)]
+    of_forget, of_retain = np.mean([of_half[:, step] for of_half, step in zip(lost, steps, strict=True)], axis=0)
     drawn = []
     for (f, r), step in zip(parts, steps, strict=True):
         f, r = (resampled(sums[[0, step]], metric, rng) for sums in (f, r))
         drawn.append(differential_drop(f, r)[:, 1])
-    return float(value), np.mean(drawn, axis=0)
+    return (float(of_forget), float(of_retain)), np.mean(drawn, axis=0)
+
+
+def _lost(
+    forget: Float[np.ndarray, "step cluster count"], retain: Float[np.ndarray, "step cluster2 count"], metric: str
+) -> Float[np.ndarray, "role step"]:
+    """What both tasks have lost of their accuracy at every step, in percent."""
+    return np.stack([100 * (1 - relative(ratio(sums, metric))) for sums in (forget, retain)])
 
 
 def halves(clusters: int, rng: np.random.Generator) -> list[Int[np.ndarray, " cluster"]]:

@@ -92,8 +92,8 @@ class Similarity(StudyResult):
             f"{_in_words(config['what'], config.get('norm'))}, {kind} similarity at {at} of "
             f"{len(self.labels)} texts ({', '.join(f'{name} {n}' for name, n in config['categories'].items())}).",
             f"Within- minus between-category similarity is largest in layer {widest['layer']:.0f}: {widest['gap']:.3f} "
-            f"[{widest['low']:.3f}, {widest['high']:.3f}] (within {widest['within']:.3f}, between {widest['between']:.3f}); relabelled "
-            f"texts give {widest['null_low']:.3f} to {widest['null_high']:.3f}; p = {widest['p']:.2g}, {over}.",
+            f"(within {widest['within']:.3f}, between {widest['between']:.3f}); p = {widest['p']:.2g}, {over}"
+            f"{'; no interval, because the layer was picked for its value' * (len(layers) > 1)}.",
             f"Layers in which texts of a category are more alike than chance makes them (p ≤ 0.05{', corrected' * (len(layers) > 1)}): "
             f"{', '.join(map(str, sure)) or 'none'} of {len(layers)}. Control: {config['relabellings']}.",
         ]

@@ -139,7 +139,8 @@ class TightPass(StudyResult):
         )
 
     def summary(self) -> list[str]:
-        """The narrowest and the widest layer, and both against what is possible and against random weights.
+        """The narrowest and the widest layer, and both against what is possible and against random weights; no interval of a layer that is
+        picked for its value, `by_layer` has those of layers named beforehand.
 
         Ranks that are only lower bounds are said to be that, and not compared.
         """
@@ -176,6 +177,8 @@ class TightPass(StudyResult):
         ends = [("only layer", trained[0])]
         if len(trained) > 1:
             ends = list(zip(ENDS[first], (known[0], known[-1]), strict=True)) if known else []
+        if len(trained) > 1:  # a layer that is picked for its value has no interval of one that is named beforehand
+            ends = [(how, line | {f"{name}_low": math.nan for name in measures}) for how, line in ends]
         said = [f"The {how} is {line['layer']}: {_of_layer(line, measures)}." for how, line in ends]
         return said + [self._against(measure) for measure in measures if self.config["control"]]
 

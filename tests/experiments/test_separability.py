@@ -122,6 +122,7 @@ def test_maximum_differential_drop_and_its_step():
     # relative drops of forget 0, 25, 75, 100%; of retain 0, 0, 10, 50%
     result = of([0.8, 0.6, 0.2, 0.0], [0.5, 0.5, 0.45, 0.25])
     assert result.max_drop == pytest.approx(65)
+    assert result.max_drop_lost == pytest.approx((75, 10))
     assert result.max_drop_step == 2
 
 
@@ -138,6 +139,7 @@ def test_the_step_is_chosen_on_one_half_and_the_drop_measured_on_the_other():
     retain = counted([[50, 50], [50, 50], [50, 50]])
     result = separability(forget, retain)
     assert result.max_drop == pytest.approx((50 + 25) / 2)
+    assert result.max_drop_lost == pytest.approx(((50 + 25) / 2, 0))  # and so are the losses that are printed beside it
     np.testing.assert_allclose(result.differential_drop, [0, 50, 60])
     assert result.max_drop_step == 2
     assert np.isnan(result.max_drop_interval).all()  # of one document in each half

@@ -92,7 +92,7 @@ def test_a_planted_gap_is_found_exactly_and_no_relabelling_reaches_it(tiny_opt):
     assert of_pairs["letters", "xyz"] == pytest.approx(0.2)
     assert len(of_pairs) == 6
     summary = found.summary()
-    assert "largest in layer 1: 0.500 [0.500, 0.500] (within 0.700, between 0.200)" in summary[1]
+    assert "largest in layer 1: 0.500 (within 0.700, between 0.200)" in summary[1]
     assert "1 of 2" in summary[2]
     assert "all 280 relabellings" in summary[2]
 
@@ -104,7 +104,7 @@ def test_one_layer_and_one_position_are_not_several(tiny_opt):
     assert "(p ≤ 0.05):" in told[2]
     told = sepcap.similarity(tiny_opt, TEXTS, (5, 9)).summary()
     assert "at positions 5, 9 of 9 texts" in told[0]
-    assert told[1].endswith("corrected for 2 layers.")
+    assert told[1].endswith("corrected for 2 layers; no interval, because the layer was picked for its value.")
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -233,7 +233,7 @@ def test_the_same_seed_gives_the_same_bits_and_nothing_global_is_touched(opt, le
 def test_the_summary_says_the_numbers(found):
     said = " ".join(found.summary())
     ranks = found.by_layer[found.by_layer["weights"] == "trained"]["rank"]
-    for part in ("96 rows and columns", "0.001 of the largest", f"rank {ranks.min():,.4g} [", "of 93 possible", "With random weights"):
+    for part in ("96 rows and columns", "0.001 of the largest", f"rank {ranks.min():,.4g} of 93 possible", "With random weights"):
         assert part in said
     assert "TightPass" in repr(found)
 
