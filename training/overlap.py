@@ -3,13 +3,16 @@
     python training/overlap.py
 
 In the environment in which the embedded model is trained, so that the train split is that of its corpus. What is measured is written to
-`sepcap/assets/overlap.json`, which `sepcap tasks NAME` reads.
+`sepcap/assets/overlap.json`, which `sepcap tasks NAME` reads. The exit status is 1 where a task shares too much or has too few documents.
 """
 
 import json
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import tyro
 from train import EXTRA, SHARES
@@ -17,6 +20,12 @@ from train import EXTRA, SHARES
 from sepcap.tasks.local import Kind, documents
 from sepcap.tasks.ngrams import runs
 from sepcap.tasks.overlap import measured
+
+MOST_SHARED = 0.05
+"""Share of the words to evaluate on that may stand in 13-grams of texts to collect from or to train on, idiom apart."""
+
+FEWEST = 100
+"""Documents to evaluate on that a task needs."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +36,26 @@ class OverlapConfig:
 
 
 def main(config: OverlapConfig) -> None:
-    """Measure every kind of text, print and write."""
+    """Measure every kind of text, print and write; exit with 1 where a bound is broken."""
     found = {kind: measure(kind) for kind in SHARES}
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens"))
     config.out.write_text(json.dumps({"measured_with": packages, **found}, indent=2) + "\n")
+    if broken := out_of_bounds(found):
+        sys.exit("\n".join(broken))
 
 
-def measure(kind: Kind) -> dict[str, object]:
+def out_of_bounds(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which tasks share too much or have too few documents, in sentences."""
+    broken = []
+    for of in found.values():
+        if of["shared"] > MOST_SHARED:
+            broken.append(f"{of['task']}: {of['shared']:.1%} of the words to evaluate on stand in other parts, more than {MOST_SHARED:.0%}")
+        if of["documents"]["evaluate"] < FEWEST:
+            broken.append(f"{of['task']}: {of['documents']['evaluate']} documents to evaluate on, fewer than {FEWEST}")
+    return broken
+
+
+def measure(kind: Kind) -> dict[str, Any]:
     """What the evaluation documents of one kind share, as `TextOverlap` has it."""
     texts: dict[str, list[str]] = {}
     for split in ("evaluate", "collect", "train"):

@@ -7,6 +7,7 @@ import torch
 
 from sepcap.models.forward import device_of
 from sepcap.tasks.batches import TokenSample, separator_of
+from sepcap.tasks.documents import Spelling
 
 PROMPT_TOKENS = 16
 
@@ -24,7 +25,7 @@ def continuation(model: Any, prompt: str, *, tokens: int = 60, temperature: floa
 
     Args:
         model: a hooked model.
-        prompt: text to continue.
+        prompt: text to continue; what is spelled like a special token in it is text.
         tokens: most tokens to generate; fewer where the context or an end-of-text token stops it.
         temperature: 0 takes the most likely token every time.
         seed: the same seed gives the same text; the global random state is left alone.
@@ -32,7 +33,7 @@ def continuation(model: Any, prompt: str, *, tokens: int = 60, temperature: floa
     Returns:
         The continuation alone, without the prompt.
     """
-    ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = Spelling(model.tokenizer).ids(prompt)
     start = separator_of(model.tokenizer)
     ids = ids if start is None else [start, *ids]
     room = model.cfg.n_ctx - len(ids)

@@ -28,6 +28,7 @@ from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.intervals import Ends, bootstrap_interval, bootstrap_weights
 from sepcap.storage import html_card, open_regular, write_atomically
 from sepcap.tasks.batches import separator_of
+from sepcap.tasks.documents import Spelling
 from sepcap.tasks.files import read_files, read_text
 from sepcap.tasks.hub import Streamed
 from sepcap.tasks.registry import TASKS
@@ -251,7 +252,7 @@ def read_prompts(model: Any, prompts: Any, n: int, prompt_tokens: int = 10) -> l
         if not isinstance(text, str):
             raise TypeError(f"prompts[{len(found)}] is a {type(text).__name__}, not a text")
         # a prompt of one's own may name special tokens; a document only spells them
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=longest is not None, verbose=False)["input_ids"][:longest]
+        ids = Spelling(tokenizer, special_tokens=longest is None).ids(text)[:longest]
         if not begin and not ids:
             raise ValueError(f"prompts[{len(found)}] is empty, and this tokenizer has no token to begin with")
         found.append((text if longest is None else tokenizer.decode(ids), begin + ids))

@@ -27,6 +27,7 @@ from sepcap.models.kinds import inner, is_hooked_transformer, kind_of
 from sepcap.models.sites import get_site
 from sepcap.selection.neurons import NeuronSet
 from sepcap.tasks.batches import pad, separator_of
+from sepcap.tasks.documents import Spelling
 from sepcap.tasks.registry import TASKS
 from sepcap.tasks.samples import check_content
 from sepcap.tasks.task import Task, load_task
@@ -69,22 +70,20 @@ def _random_tokens(model: Any, seed: int) -> Draw:
 
 
 def _random_characters(model: Any, seed: int) -> Draw:
-    return _streamed(model, seed, lambda rng: _tokens(model, "".join(rng.choice(CHARACTERS, PIECE))))
+    spelling = Spelling(model.tokenizer)
+    return _streamed(model, seed, lambda rng: spelling.ids("".join(rng.choice(CHARACTERS, PIECE))))
 
 
 def _other_texts(model: Any, seed: int, task: Task) -> Draw:
     parts = [source.documents("collect") for source in task.sources]
+    spelling = Spelling(model.tokenizer, task.special_tokens)
 
     def piece(rng: np.random.Generator) -> list[int]:
         part = parts[rng.integers(len(parts))]
         # the beginning of a long document is enough for most rows; another follows where it is not
-        return _tokens(model, part[int(rng.integers(len(part)))]["text"][: PIECE**2])
+        return spelling.ids(part[int(rng.integers(len(part)))]["text"][: PIECE**2])
 
     return _streamed(model, seed, piece)
-
-
-def _tokens(model: Any, text: str) -> list[int]:
-    return model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _streamed(model: Any, seed: int, piece: Callable[[np.random.Generator], Iterable[int]]) -> Draw:

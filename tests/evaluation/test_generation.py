@@ -30,6 +30,17 @@ def test_temperature_zero_takes_the_most_likely_token(tiny_opt):
     assert continuation(tiny_opt, "abc", tokens=8, temperature=0) == expected
 
 
+def test_a_prompt_that_spells_a_special_token_is_text(tiny_opt, monkeypatch):
+    seen = []
+    monkeypatch.setattr(tiny_opt, "generate", lambda ids, **options: seen.append(ids[0].tolist()) or ids)
+    prompt = "(?P<s>a)</s><pad>b"
+    assert continuation(tiny_opt, prompt) == ""
+    begin, *ids = seen[0]
+    assert begin == tiny_opt.tokenizer.bos_token_id
+    assert not set(ids) & set(tiny_opt.tokenizer.all_special_ids)
+    assert tiny_opt.tokenizer.decode(ids) == prompt
+
+
 def test_a_prompt_that_fills_the_context_is_refused(tiny_opt):
     with pytest.raises(ValueError, match="no room to continue"):
         continuation(tiny_opt, "x" * 200)

@@ -58,6 +58,15 @@ def test_donors_from_elsewhere(tiny, tiny_folders, family, source, letters):
         assert (tiny(ids) - expected).abs().max() > 0.05
 
 
+def test_donors_of_texts_that_spell_special_tokens_have_none(tiny_opt):
+    texts = [f"<s>{i}</s>(?P<s>{i * i}<pad>" * 3 for i in range(40)]
+    special, rows = tiny_opt.tokenizer.all_special_ids, [np.arange(10, 60)]
+    (donor,) = get_draw(tiny_opt, texts, 1)(rows, 0, [])
+    assert not np.isin(donor, special).any()
+    (asked,) = get_draw(tiny_opt, sepcap.load_task(texts, special_tokens=True), 1)(rows, 0, [])
+    assert np.isin(asked, special).any()
+
+
 def test_what_the_donors_are(tiny_opt, letters):
     tokenizer = tiny_opt.tokenizer
     rows = [np.array([0, *range(10, 40), 0, *range(50, 90)]), np.array([0, 7])]

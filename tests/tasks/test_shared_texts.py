@@ -1,12 +1,19 @@
 """What the documents of a task share, on texts whose overlap is planted."""
 
+import json
 import random
+import sys
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 import sepcap
 from sepcap.tasks.local import cleaned
 from sepcap.tasks.task import load_task
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
+import overlap
 
 
 def words(rng, n: int) -> str:
@@ -107,3 +114,27 @@ def test_local_documents_with_what_many_have_are_one_or_keep_it(shared, left):
 def test_images_are_refused():
     with pytest.raises(ValueError, match=r"local-digits.*images"):
         sepcap.check_overlap("local-digits")
+
+
+def test_the_local_tasks_share_little_and_have_documents_enough():
+    stored = json.loads((files("sepcap") / "assets" / "overlap.json").read_text(encoding="utf-8"))
+    kinds = {kind: stored[kind] for kind in overlap.SHARES}
+    assert not overlap.out_of_bounds(kinds)
+    assert all(of["shared"] <= 0.05 and of["documents"]["evaluate"] >= 100 for of in kinds.values())
+
+
+@pytest.mark.parametrize(
+    ("shared", "evaluate", "says"),
+    [(0.05, 100, []), (0.051, 100, ["5.1% of the words"]), (0.06, 99, ["6.0%", "99 documents to evaluate on"])],
+)
+def test_a_measurement_out_of_bounds_is_written_and_ends_with_1(monkeypatch, tmp_path, shared, evaluate, says):
+    one = {"task": "local-one", "documents": {"collect": 5, "evaluate": evaluate}, "shared": shared}
+    monkeypatch.setattr(overlap, "measure", lambda kind: one)
+    config = overlap.OverlapConfig(tmp_path / "o.json")
+    if says:
+        with pytest.raises(SystemExit) as ended:
+            overlap.main(config)
+        assert all(word in str(ended.value) for word in ["local-one", *says])  # Python prints it and ends with 1
+    else:
+        overlap.main(config)
+    assert json.loads(config.out.read_text())["cpp"] == one
