@@ -260,8 +260,10 @@ def test_statistics_of_another_models_shape(tiny_opt, wider, letters):
     mine, theirs = (sepcap.collect(model, letters, tokens=100) for model in (tiny_opt, wider))
     with pytest.raises(ValueError, match=says("'mlp'", "[2, 72]", "[2, 80]", "different models")):
         sepcap.score(mine, theirs)
-    with pytest.raises(ValueError, match=says("cannot merge", "[2, 80]", "[2, 72]")):
+    with pytest.raises(ValueError, match=says("cannot merge", "of model", "the neurons are not the same")):
         mine.merge(theirs)
+    with pytest.raises(ValueError, match=says("cannot merge", "[2, 80]", "[2, 72]")):  # where neither says of which model it is
+        sepcap.Statistics(mine).merge(sepcap.Statistics(theirs))
     neurons = sepcap.NeuronSet.random(tiny_opt, {"mlp": 0.1})
     with pytest.raises(ValueError, match=says("'mlp'", "[2, 80]", "[2, 72]")), sepcap.ablate(tiny_opt, neurons, "mean", reference=theirs):
         pass
