@@ -104,7 +104,7 @@ def half_predictable(model, n_rows=14, length=24) -> TokenSample:
 
 
 @pytest.mark.parametrize(
-    "family", ["opt", "mistral", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "neox"))], indirect=True
+    "family", ["opt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "mistral", "neox"))], indirect=True
 )
 def test_metrics_against_a_naive_loop(tiny):
     sample = half_predictable(tiny)

@@ -151,7 +151,7 @@ def test_removing_the_planted_neurons_removes_one_task_and_nothing_of_the_other(
 # One circuit, and what lies between
 
 
-@pytest.mark.parametrize("forget", ["a", "b"])
+@pytest.mark.parametrize("forget", ["a", pytest.param("b", marks=pytest.mark.slow)])
 def test_a_shared_circuit_is_not_separable(shared_circuit, forget, tmp_path):
     # scores differ by ε and by chance only, so which neurons go first means nothing; each costs both tasks one word in twelve
     run = prune(shared_circuit, tmp_path, forget, {"mlp": 1 / size(shared_circuit, "mlp")}, steps=WORDS)
