@@ -33,7 +33,7 @@ Split = Literal["train", "collect", "evaluate"]
 SPLITS: dict[str, range] = {"evaluate": range(90, 100), "collect": range(80, 90), "train": range(0, 80)}
 """Percent ranges of the path hash, the first part first: what documents share stays in the part that comes first and leaves the others."""
 
-VERSION = 3
+VERSION = 4
 """Raised when the documents of a split change, so that no cache gives the old ones."""
 
 MIN_CHARS = 200

@@ -82,7 +82,8 @@ class LocalSource:
         """Cleaned documents in path-hash order; read once, then taken from the cache of `datasets`."""
         import datasets
 
-        earlier = [text for part in local.before(split) for text in self.documents(part)["text"]]
+        # a tuple: `datasets` takes every element of a list for a shard, and would read all once for each
+        earlier = tuple(text for part in local.before(split) for text in self.documents(part)["text"])
         return quietly(
             datasets.Dataset.from_generator,
             local.documents,

@@ -207,14 +207,14 @@ def test_local_documents_are_read_once(monkeypatch):
 
     def documents(kind, split, earlier):
         reads.append(split)
-        assert earlier == ([] if split == "evaluate" else [f"{kind} evaluate"])
-        yield {"text": f"{kind} {split}", "name": "a"}
+        assert list(earlier) == ([] if split == "evaluate" else [f"{kind} evaluate {i}" for i in range(3)])
+        yield from ({"text": f"{kind} {split} {i}", "name": f"{i}"} for i in range(3))
 
     monkeypatch.setattr(local, "find_files", lambda kind: [])
     monkeypatch.setattr(local, "documents", documents)
     for _ in range(2):
         for split in ("collect", "evaluate"):
-            assert LocalSource("cpp").documents(split)["text"][0] == f"cpp {split}"
+            assert LocalSource("cpp").documents(split)["text"][:] == [f"cpp {split} {i}" for i in range(3)]
     assert reads == ["evaluate", "collect"]
     monkeypatch.setattr(local, "VERSION", local.VERSION + 1)  # another cleaning: the cache must not give the old text
     LocalSource("cpp").documents("collect")
