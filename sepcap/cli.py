@@ -28,8 +28,9 @@ from sepcap.experiments.methods_config import MethodsConfig
 class Prune(PruningConfig, Loading):
     """Prune one capability out of a model and keep the other.
 
-    With --out, one run in that folder. Without it, the whole comparison: this run, the other direction, and random
-    neurons drawn like those of each, with table, pictures and continuations, in the folder --comparison.
+    With --out, one run in that folder, and at its end the options that put random neurons beside it. Without it, the whole
+    comparison: this run, the other direction, and random neurons drawn like those of each, with table, pictures and
+    continuations, in the folder --comparison.
     """
 
     RESUMES = True
@@ -67,6 +68,7 @@ class Prune(PruningConfig, Loading):
 
     def run(self) -> None:
         """Carry out the command."""
+        from sepcap.experiments.above_random import no_baseline
         from sepcap.experiments.check_run import is_left
         from sepcap.experiments.pruning import execute, plan
         from sepcap.experiments.trackers import trackers_of
@@ -83,6 +85,8 @@ class Prune(PruningConfig, Loading):
         print(run.trajectory.pivot(index="step", columns="role", values=["top1", "loss"]).to_string(float_format=lambda x: f"{x:.3f}"))
         try:
             print(run.separability("top1"))
+            if alone := no_baseline(run):
+                print(alone)
         except ValueError as error:  # the run is whole all the same: an untrained model has no accuracy to lose
             print(f"no separability: {error}")
 

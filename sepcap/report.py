@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sepcap import plots
-from sepcap.experiments.above_random import baselines_of, check_baselines
+from sepcap.experiments.above_random import baselines_of, check_baselines, no_baseline
 from sepcap.experiments.check_run import check_run
 from sepcap.experiments.config import PruningConfig
 from sepcap.experiments.generations import generations
@@ -130,9 +130,11 @@ def _summary(run: Run, baselines: Sequence[Run]) -> list[str]:
     )
     said.append(f"After step {done}, {' and '.join(parts)} were gone. Top-1 accuracy went {remained}.")
     try:
-        return [*said, *_separability_in_words(run.separability("top1", baseline=baselines or None), forget, retain)]
+        said += _separability_in_words(run.separability("top1", baseline=baselines or None), forget, retain)
     except ValueError as error:
         return [*said, f"How separable the two tasks are cannot be said: {error}."]
+    alone = "" if baselines else no_baseline(run)
+    return [*said, alone] if alone else said
 
 
 def _separability_in_words(s: Separability, forget: str, retain: str) -> list[str]:

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,7 +134,7 @@ def why_not(run: Run, baseline: Run) -> str:
     c, b = run.config, baseline.config
     if b["importance"] != "random":
         return f"selects by {b['importance']!r}; give random runs that differ in their seed alone"
-    mine, theirs = c["samples"]["evaluate"], b["samples"]["evaluate"]
+    mine, theirs = c["samples"].get("evaluate", {}), b["samples"].get("evaluate", {})
     if set(theirs.values()) != set(mine.values()):
         return f"was evaluated on other tokens than {run.folder}: areas cannot be compared"
     for name, default in (("model_fingerprint", ""), ("rotation", "none"), ("offset", "none")):
@@ -186,11 +187,9 @@ def baselines_beside(run: Run, kind: str) -> list[Run]:
     if kind not in BASELINES:
         raise unknown("baseline", kind, BASELINES)
     found = {}
-    for path in sorted(run.folder.parent.glob("*/config.json")):
-        with contextlib.suppress(CorruptFile):  # another study, or a run that is damaged: neither is a baseline
-            other = Run(path.parent)
-            if other.config["importance"] == "random" and _kind(other) == kind and other.finished and not why_not(run, other):
-                found.setdefault(other.config["seed"], other)
+    for other in _beside(run):
+        if _kind(other) == kind:
+            found.setdefault(other.config["seed"], other)
     if not found:
         raise ValueError(
             f"baseline={kind!r}: {run.folder.parent} holds no finished random run of that kind for {run.folder.name}; `sepcap prune` "
@@ -207,3 +206,26 @@ def folder_of(baseline: str, direction: str | None, seed: int) -> str:
 def few_steps(steps: int) -> int:
     """At how many steps baselines are evaluated: a divisor of the steps of a run, from 3 to 5 where there is one, else all steps."""
     return max((n for n in (3, 4, 5) if steps % n == 0), default=steps)
+
+
+def _beside(run: Run) -> Iterator[Run]:
+    """Finished random runs that are baselines of a run, in the folder in which it lies itself, among whatever else is there."""
+    for path in sorted(run.folder.parent.glob("*/config.json")):
+        with contextlib.suppress(CorruptFile):  # another study, a model, or a run that is damaged: none is a baseline
+            other = Run(path.parent)
+            if other.config.get("importance") == "random" and other.finished and not why_not(run, other):
+                yield other
+
+
+def no_baseline(run: Run) -> str:
+    """That a finished run stands alone, and what puts random neurons beside it; empty where it is random itself or they are there."""
+    if not run.finished or run.config["importance"] == "random" or any(True for _ in _beside(run)):
+        return ""
+    there, out = str(run.folder), f"{run.folder}-random-0"
+    words = shlex.join(["--importance", "random", "--baseline", "per_layer", "--matched", there, "--seed", "0", "--out", out])
+    return (
+        "No random neurons stand beside this run, so what the selection itself gains is not known. They need no collection, and five seeds "
+        f"are a fair number. The same command with `{words}` makes one; in Python, sepcap.prune(model, dataclasses.replace(config, "
+        f"importance='random', baseline='per_layer', matched={there!r}, seed=0), out={out!r}). Then `sepcap report {shlex.quote(there)} "
+        "--baseline per_layer` says what the selection gains."
+    )

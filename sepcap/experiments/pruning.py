@@ -221,6 +221,13 @@ def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | 
         >>> import sepcap
         >>> config = sepcap.PruningConfig(forget="local-code", retain="local-prose", steps=20, fractions={"mlp": 0.05})
         >>> run = sepcap.prune(model, config, out="runs/first")  # doctest: +SKIP
+
+        Random neurons beside it, as many of every layer, with the areas of the two compared:
+
+        >>> from dataclasses import replace
+        >>> same = replace(config, importance="random", baseline="per_layer", matched="runs/first")  # doctest: +SKIP
+        >>> random = [sepcap.prune(model, replace(same, seed=n), out=f"runs/first-random-{n}") for n in range(5)]  # doctest: +SKIP
+        >>> run.separability("top1", baseline=random)  # doctest: +SKIP
     """
     config, trackers = config or PruningConfig(), trackers_of(tracker)
     prepared = plan(load_model(config.model if model is None else model), config)

@@ -1,5 +1,10 @@
 """Which random runs are baselines of a run: those that took as many neurons of it in the same way, each seed once."""
 
+import dataclasses
+import json
+import re
+import shlex
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -7,7 +12,7 @@ import torch
 from run_folders import config_of
 
 import sepcap
-from sepcap.experiments.above_random import baselines_beside, check_baselines, why_not
+from sepcap.experiments.above_random import baselines_beside, check_baselines, no_baseline, why_not
 from sepcap.experiments.baselines import Matched, baseline_config
 from sepcap.experiments.comparison import compare
 from sepcap.selection.neurons import NeuronSet
@@ -112,3 +117,32 @@ def test_uniform_neurons_with_an_offset_are_drawn_in_both_directions(model, lett
     assert [name for name in comparison.groups if name.startswith("random")] == [
         f"random, {r.config['forget']}" for r in comparison.selective.values()
     ]
+
+
+def test_a_run_alone_says_what_puts_random_neurons_beside_it(trained_folder, trained, letters, digits, tmp_path, capsys):
+    """The options that it prints, and the call in Python, are carried out as they stand."""
+    from sepcap.cli import main
+
+    files = {}
+    for role, texts in (("forget", letters), ("retain", digits)):
+        files[role] = tmp_path / f"{role}.jsonl"
+        files[role].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ["prune", "--model", str(trained_folder), "--forget", str(files["forget"]), "--retain", str(files["retain"]), "--steps", "2"]
+    words += ["--fractions", "mlp=0.4", "--tokens", "300", "--eval-tokens", "900"]
+    main([*words, "--out", str(tmp_path / "runs" / "one")])
+    run = sepcap.Run.load(tmp_path / "runs" / "one")
+    said = no_baseline(run)
+    assert "No random neurons stand beside this run" in said
+    assert said in capsys.readouterr().out
+    assert "No random neurons stand beside this run" in run.report(tmp_path / "page.html").read_text()
+    main([*words, *shlex.split(re.search(r"The same command with `(.*?)`", said)[1])])
+    found = run.separability("top1", baseline="per_layer")
+    assert (found.seeds, found.baseline) == (1, "per_layer")
+    assert no_baseline(run) == ""
+    shutil.rmtree(tmp_path / "runs" / "one-random-0")
+    config = sepcap.PruningConfig(
+        forget=str(files["forget"]), retain=str(files["retain"]), steps=2, fractions={"mlp": 0.4}, tokens=300, eval_tokens=900
+    )
+    call = re.search(r"in Python, (.*)\. Then", said)[1]
+    eval(call, {"sepcap": sepcap, "dataclasses": dataclasses, "model": trained, "config": config})
+    assert run.separability("top1", baseline="per_layer").above_random == found.above_random
