@@ -6,12 +6,14 @@ keeps has the planted mean at every step, so that the truth is known exactly and
 
 from collections import defaultdict
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from sepcap.evaluation.next_token import COUNTS, Evaluation
+from sepcap.experiments.above_random import over_seeds, with_above_random
 from sepcap.experiments.separability import area, costs_at, separability
 
 REPETITIONS = 2000
@@ -31,16 +33,27 @@ class World:
 
     def draw(self, documents: int, rng: np.random.Generator) -> np.ndarray:
         """Sums [step, document, row, count] of so many documents of one to three rows."""
-        n = rng.integers(60, 256, (documents, ROWS)) * (np.arange(ROWS) < rng.integers(1, ROWS + 1, documents)[:, None])
-        p = rng.beta(8 * self.accuracy, 8 * (1 - self.accuracy), (documents, 1))
-        p = p + 0.3 * np.minimum(p, 1 - p) * rng.uniform(-1, 1, (documents, ROWS))
-        own = rng.uniform(-1, 1, (documents, 1))
-        noise = 0.7 * own + 0.3 * rng.uniform(-1, 1, (documents, STEPS))  # correlated over steps, of mean 0, within [−1, 1]
-        kept = self.kept + 0.8 * np.minimum(self.kept, 1 - self.kept) * noise
-        sums = np.zeros((STEPS, documents, ROWS, len(COUNTS)))
-        sums[..., COUNTS.index("n")] = n
-        sums[..., COUNTS.index("top1")] = rng.binomial(n, p * kept.T[:, :, None])
-        return sums
+        return runs_of(self.accuracy, self.kept[None], documents, rng)[0]
+
+
+def runs_of(accuracy: float, kept: np.ndarray, documents: int, rng: np.random.Generator) -> np.ndarray:
+    """Sums [run, step, document, row, count] of several runs over the same documents, of which each run keeps its own shares [run, step].
+
+    Losses are gamma, with a mean of 3 nats over documents, of which every step adds what is no longer kept.
+    """
+    n = rng.integers(60, 256, (documents, ROWS)) * (np.arange(ROWS) < rng.integers(1, ROWS + 1, documents)[:, None])
+    p = rng.beta(8 * accuracy, 8 * (1 - accuracy), (documents, 1))
+    p = p + 0.3 * np.minimum(p, 1 - p) * rng.uniform(-1, 1, (documents, ROWS))
+    own = rng.uniform(-1, 1, (len(kept), documents, 1))
+    noise = 0.7 * own + 0.3 * rng.uniform(-1, 1, (len(kept), documents, STEPS))  # correlated over steps, of mean 0, within [−1, 1]
+    kept = kept[:, None] + 0.8 * np.minimum(kept, 1 - kept)[:, None] * noise
+    kept = kept.transpose(0, 2, 1)[..., None]
+    sums = np.zeros((*kept.shape[:3], ROWS, len(COUNTS)))
+    sums[..., COUNTS.index("n")] = n
+    sums[..., COUNTS.index("top1")] = rng.binomial(n, p * kept)
+    loss = 3 * rng.gamma(4, 1 / 4, (documents, 1)) + 2 - kept
+    sums[..., COUNTS.index("loss")] = n * loss * rng.gamma(20, 1 / 20, (documents, ROWS))
+    return sums
 
 
 def drop_of(forget: World, retain: World) -> float:
@@ -63,7 +76,7 @@ def covered(documents: tuple[int, int]) -> dict[str, float]:
     clusters = np.repeat(np.arange(documents[0]), ROWS)
     for seed in range(REPETITIONS):
         f, r = forget.draw(documents[0], rng), retain.draw(documents[1], rng)
-        before, after = (Evaluation("t", f[step].reshape(-1, len(COUNTS)), (), {}, clusters) for step in (0, 2))
+        before, after = (Evaluation("t", f[step].reshape(-1, len(COUNTS)), (), {"sample": "s"}, clusters) for step in (0, 2))
         run = separability(f.sum(axis=2), r.sum(axis=2), seed=seed)
         even = separability(flat.draw(documents[0], rng).sum(axis=2), World(0.5, PLATEAU).draw(documents[1], rng).sum(axis=2), seed=seed)
         ends = {
@@ -78,21 +91,58 @@ def covered(documents: tuple[int, int]) -> dict[str, float]:
     return {name: hits[name] / REPETITIONS for name in truth}
 
 
+def between(found: dict[str, float], documents: tuple[int, ...], repetitions: int) -> None:
+    """93 to 97% at 40 documents and more, not below 90% at fewer: within two standard errors of the share of so many repetitions."""
+    least, most = (0.93, 0.97) if min(documents) >= 40 else (0.90, 1.0)
+    print(documents, {name: f"{share:.1%}" for name, share in found.items()})
+    for name, share in found.items():
+        lowest, highest = (bound + 2 * side * np.sqrt(bound * (1 - bound) / repetitions) for bound, side in ((least, -1), (most, 1)))
+        assert lowest <= share <= highest, (name, found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("documents", [(8, 8), (10, 10), (20, 20), (40, 40), (100, 100), (200, 200), (10, 100), (40, 200)])
 def test_intervals_cover_the_truth_as_often_as_they_say(documents):
-    """93 to 97% at 40 documents and more, not below 90% at fewer.
+    between(covered(documents), documents, REPETITIONS)
 
-    Of 2000 repetitions the share has a standard error of half a point: what is tested is whether a coverage within the bounds could have
-    given the share that was found, except once in a thousand.
-    """
-    least, most = (0.93, 0.97) if min(documents) >= 40 else (0.90, 1.0)
-    found = covered(documents)
-    print(documents, {name: f"{share:.1%}" for name, share in found.items()})
-    for name, share in found.items():
-        lowest = stats.binom.ppf(1e-3, REPETITIONS, least) / REPETITIONS
-        highest = stats.binom.ppf(1 - 1e-3, REPETITIONS, most) / REPETITIONS
-        assert lowest <= share <= highest, (name, found)
+
+def run_over(forget: np.ndarray, retain: np.ndarray, importance: str, seed: int = 0) -> Any:
+    """What `above_random` takes of a run: sums per document of both tasks, and what it was."""
+    config = {"samples": {"evaluate": {"forget": "f", "retain": "r"}}, "importance": importance, "baseline": "uniform", "seed": seed}
+    config |= {"steps": STEPS - 1, "fractions": {"mlp": 0.1}}
+    sums = {"forget": forget.sum(axis=2), "retain": retain.sum(axis=2)}
+    return SimpleNamespace(config=config, steps_done=STEPS - 1, folder=importance, per_cluster=lambda role, _: sums[role])
+
+
+def covered_between_runs(documents: int, repetitions: int) -> dict[str, float]:
+    """Shares of the repetitions in which intervals of differences, of means over three seeds and of losses hold the truth."""
+    forget = np.stack([FORGOTTEN, *(np.linspace(1, last, STEPS) for last in (0.4, 0.5, 0.6))])
+    retain = np.stack([RETAINED, *(np.linspace(1, last, STEPS) for last in (0.5, 0.4, 0.6))])
+    areas = area(forget, retain)
+    truth = {"minus": areas[0] - areas[1], "above random": areas[0] - areas[1:].mean(), "over seeds": areas[1:].mean()}
+    truth |= {"loss": 4.0, "difference of losses": 1 - FORGOTTEN[2]}
+    rng, hits, clusters = np.random.default_rng(documents), defaultdict(int), np.repeat(np.arange(documents), ROWS)
+    for seed in range(repetitions):
+        f, r = (runs_of(p, kept, documents, rng) for p, kept in ((0.45, forget), (0.5, retain)))
+        one, other = (separability(f[i].sum(axis=2), r[i].sum(axis=2), seed=seed) for i in (0, 1))
+        selected, *randoms = (run_over(*pair, "abs" if i == 0 else "random", i) for i, pair in enumerate(zip(f, r, strict=True)))
+        before, after = (Evaluation("t", f[0][step].reshape(-1, len(COUNTS)), (), {"sample": "s"}, clusters) for step in (0, 2))
+        ends = {
+            "minus": one.minus(other)[1],
+            "above random": with_above_random(one, selected, randoms, seed=seed).above_random_interval,
+            "over seeds": over_seeds(randoms, seed=seed).interval,
+            "loss": before.interval("loss"),
+            "difference of losses": after.difference(before, "loss", seed=seed)[1],
+        }
+        for name, (low, high) in ends.items():
+            hits[name] += low <= truth[name] <= high
+    return {name: hits[name] / repetitions for name in truth}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("documents", [10, 40, 200])
+def test_intervals_between_runs_cover_the_truth_as_often_as_they_say(documents):
+    between(covered_between_runs(documents, 1000), (documents,), 1000)
 
 
 def maxima(planted: float, documents: int, repetitions: int) -> tuple[np.ndarray, np.ndarray]:
