@@ -143,7 +143,7 @@ def test_the_words_about_a_protocol_are_those_of_the_configuration_that_is_run()
     )
     words = ReproduceConfig("sep-areas").protocol()
     assert "20 steps of 5% of the mlp neurons, at random (random-pile-code, random-code-python)" in words
-    assert words.endswith("tokens 2,500 in place of 100,000, eval_tokens 5,000 in place of 100,000.")
+    assert words.endswith("tokens 10,000 in place of 100,000, eval_tokens 15,000 in place of 100,000.")
     words = ReproduceConfig("peak-ablation", budget={"steps": 4, "seeds": (7,), "kinds": ("zero", "peak")}).protocol()
     assert words.startswith("What was run: attn_pre_out neurons in 4 equal steps and 1 random order, on the same ones the kinds zero, p")
     assert "seeds 7 in place of 0, 1, 2" in words
