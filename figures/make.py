@@ -99,14 +99,15 @@ def with_demo_table(readme: str, numbers: Mapping[str, Mapping[str, Any]]) -> st
         ValueError: it does not hold one such table.
     """
     above = any(s.get("above_random") is not None for s in numbers.values())
-    columns = ["run", "area [95%]", "separability [95%]", "maximum differential drop", *["above random [95%]"] * above]
+    columns = ["run", "area [95%]", "separability [95%]", "maximum differential drop [95%]", *["above random [95%]"] * above]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, s in numbers.items():
         area, percent = (s["area"], *s["interval"]), (s["percent"], *s["percent_interval"])
         cells = [name, "{:.2f} [{:.2f}, {:.2f}]".format(*area), "{:.0f}% [{:.0f}, {:.0f}]".format(*percent)]
-        cells.append(
-            f"{s['max_drop']:.1f} at step {s['max_drop_step']}" if "max_drop" in s else f"{s['seeds']} seeds, sd {s['seeds_sd']:.2f}"
-        )
+        if "max_drop" in s:
+            cells.append("{:.1f} [{:.1f}, {:.1f}]".format(s["max_drop"], *s["max_drop_interval"]))
+        else:
+            cells.append(f"{s['seeds']} seeds, sd {s['seeds_sd']:.2f}")
         if above:
             known = s.get("above_random") is not None
             cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(s["above_random"], *s["above_random_interval"]) if known else "–")
