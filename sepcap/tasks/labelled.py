@@ -17,7 +17,7 @@ from sepcap.models.kinds import architecture_of, kind_of
 from sepcap.storage import html_card
 from sepcap.tasks import local
 from sepcap.tasks.batches import separator_of
-from sepcap.tasks.documents import Spelling
+from sepcap.tasks.documents import Spelling, in_rounds
 from sepcap.tasks.hub import Streamed
 from sepcap.tasks.samples import check_content, check_context
 from sepcap.tasks.task import LocalSource, Source, Split, Task, load_task
@@ -341,8 +341,7 @@ def _of_task(model: Any, category: str, source: Any) -> Iterator[Named]:
 
 def documents_in_turn(task: Task, split: Split) -> Iterator[Named]:
     """The documents of a split; of a mixture, one of each of its sources in turn."""
-    turns = itertools.zip_longest(*(_documents(source, split) for source in task.sources))
-    return (document for turn in turns for document in turn if document is not None)
+    return in_rounds(_documents(source, split) for source in task.sources)
 
 
 def _documents(source: Source, split: Split) -> Iterator[Named]:
@@ -369,8 +368,7 @@ def _spread(documents: Iterable[Named], depth: int) -> Iterator[Named]:
         if name.startswith(REFERENCE):
             continue
         folders.setdefault("/".join(name.split("/")[:-1][:depth]), []).append((name, text))
-    for turn in itertools.zip_longest(*folders.values()):
-        yield from (document for document in turn if document is not None)
+    yield from in_rounds(map(iter, folders.values()))
 
 
 def _reference() -> Iterator[Named]:
