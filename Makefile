@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements.txt
 demo: $(INSTALLED)          ## prune code, prose and random neurons out of the embedded model (about 6 minutes)
 	$(BIN)/sepcap prune
 
-test: $(INSTALLED)          ## fast tests (about five minutes on two cores)
+test: $(INSTALLED)          ## fast tests (five to six minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # the tests of arithmetic, and instruction sets switched down to what every x86-64 has
