@@ -21,7 +21,8 @@ from sepcap import plots
 from sepcap.experiments.above_random import over_seeds
 from sepcap.experiments.comparison import Comparison, compare
 from sepcap.experiments.config import PruningConfig
-from sepcap.tasks.passages import draw_passages
+from sepcap.statistics.intervals import in_percent
+from sepcap.tasks.passages import Passage, draw_passages
 
 DEMO_TABLE = re.compile(r"\| run \| area \[95%\] .*\n(?:\|.*\n)+")
 """The table of the README that this file writes."""
@@ -35,7 +36,7 @@ class FigureConfig:
 
     steps: int = 10
     fraction: float = 0.1
-    tokens: int = 10_000
+    tokens: int = 13_000
     eval_tokens: int = 15_000
     runs: Path = Path("runs/demo")
     """The demo's folder by default: after `make demo` nothing is computed again."""
@@ -102,8 +103,8 @@ def with_demo_table(readme: str, numbers: Mapping[str, Mapping[str, Any]]) -> st
     columns = ["run", "area [95%]", "separability [95%]", "maximum differential drop [95%]", *["above random [95%]"] * above]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, s in numbers.items():
-        area, percent = (s["area"], *s["interval"]), (s["percent"], *s["percent_interval"])
-        cells = [name, "{:.2f} [{:.2f}, {:.2f}]".format(*area), "{:.0f}% [{:.0f}, {:.0f}]".format(*percent)]
+        area, percent = (s["area"], *s["interval"]), in_percent(s["percent"], s["percent_interval"])
+        cells = [name, "{:.2f} [{:.2f}, {:.2f}]".format(*area), percent]
         if "max_drop" in s:
             cells.append("{:.1f} [{:.1f}, {:.1f}]".format(s["max_drop"], *s["max_drop_interval"]))
         else:
@@ -149,15 +150,15 @@ def attention(model: Any, config: FigureConfig) -> None:
 
 def studies(model: Any, config: FigureConfig) -> None:
     """Modules, geometry and paragraph breaks; what each found is in its folder as a page too."""
-    folder, narrow = config.studies, tuple(range(2, 6))
+    folder = config.studies
+    texts = draw_passages(model.tokenizer, TASKS, 32, context=128, following=48)
+    searched, tested = texts[::4], [text for i, text in enumerate(texts) if i % 4]  # a quarter of every kind, and the rest
     found = {
         "modules": sepcap.modules(model, out=folder / "modules", say=print),
         "cross-task": sepcap.cross_task(model, sepcap.CrossTaskConfig(eval_tokens=15_000, tolerance=8), out=folder / "cross-task"),
         "similarity": sepcap.similarity(model),
         "tight-pass": sepcap.tight_pass(model, tokens=3, rows=5, out=folder / "tight-pass"),
-        "transfer": sepcap.transfer(
-            model, draw_passages(model.tokenizer, TASKS, 24, context=128, following=48), layers=narrow, out=folder / "transfer"
-        ),
+        "transfer": sepcap.transfer(model, tested, layers=last_layers(model, searched), out=folder / "transfer"),
     }
     untrained = sepcap.similarity(sepcap.load_model(random_weights=True, seed=0))
     pictures = {
@@ -183,6 +184,17 @@ def studies(model: Any, config: FigureConfig) -> None:
         table.to_csv(config.out / f"{name}.csv", index=False, float_format="%.4f")
     for name, result in found.items():
         print(name, *result.summary(), result.report(folder / f"{name}.html"), sep="\n  ")
+
+
+def last_layers(model: Any, texts: Sequence[Passage]) -> tuple[int, ...]:
+    """All layers from that one on with which a break says more of its own text than another text's break does."""
+    layers = range(model.cfg.n_layers)
+
+    def gain(first: int) -> float:
+        found = sepcap.transfer(model, texts, layers=tuple(layers[first:]), generate=False, profile="none")
+        return found.difference("nats", "transferred", "mismatched")["difference"]
+
+    return tuple(layers[max(layers, key=gain) :])
 
 
 def main(config: FigureConfig) -> None:

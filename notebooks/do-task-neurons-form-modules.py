@@ -23,7 +23,7 @@ import torch
 import sepcap
 
 model = sepcap.load_model()
-TASKS = ("local-python", "local-cpp", "local-code")
+TASKS = ("local-python", "local-cpp")
 
 # %% [markdown]
 # ## Do the tasks share their neurons?

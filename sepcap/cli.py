@@ -43,7 +43,7 @@ class Prune(PruningConfig, Loading):
     """Share of each site's original neurons that goes at every step; sites are mlp, attn_pre_out, attn_value, heads."""
     steps: int = 10
     """Number of pruning steps."""
-    tokens: int = 10_000
+    tokens: int = 13_000
     """Token positions per task and step from which statistics are collected."""
     eval_tokens: int = 15_000
     """Predictions per task and step on which the model is evaluated."""
@@ -61,6 +61,13 @@ class Prune(PruningConfig, Loading):
     tracker: tuple[Literal["jsonl", "wandb", "none"], ...] = ("jsonl",)
     """Who follows a run step by step: a file of JSON lines in its folder, Weights & Biases (WANDB_MODE=offline keeps it to this machine),
     both, or none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None:
+            for name in ("baselines", "baseline_seeds", "baseline_steps"):
+                if getattr(self, name) != getattr(Prune, name):
+                    raise ValueError(f"{name} belongs to a comparison, and --out makes one single run: leave one of the two away")
 
     def config(self) -> PruningConfig:
         """The configuration without what only the command line knows."""
@@ -142,6 +149,8 @@ class Evaluate(Loading):
     """Predictions per task."""
     per_document: int | Literal["row"] | None = "row"
     """Most tokens of one document: "row" for what fits one row, a number, or None for whole documents as they come."""
+    cluster: Literal["document", "package"] = "document"
+    """What standard errors take as independent: documents, or packages (local tasks) with all of their documents."""
     neurons: Path | None = None
     """A neuron set (.safetensors) to delete first."""
 
@@ -159,7 +168,7 @@ class Evaluate(Loading):
         if self.neurons is not None:
             sepcap.delete(model, sepcap.NeuronSet.load(self.neurons))
         how = {"tokens": self.tokens, "per_document": self.per_document, "batch_size": self.batch_size}
-        rows = {task: sepcap.evaluate(model, task, **how).as_row() for task in self.tasks}
+        rows = {task: sepcap.evaluate(model, task, **how).as_row(self.cluster) for task in self.tasks}
         print(pd.DataFrame(rows).to_string(float_format=lambda x: f"{x:.4f}"))
 
 

@@ -21,6 +21,7 @@ from sepcap.plots.runs import gone_total, is_random, series, sizes
 from sepcap.plots.style import METRIC_NAMES, SITE_NAMES, capital, with_error
 from sepcap.progress import progress
 from sepcap.selection.neurons import NeuronSet
+from sepcap.statistics.intervals import whole
 
 DROP = 80
 """Relative drop of the forget task in percent at which the cost is given, as in [SP]."""
@@ -141,13 +142,13 @@ def _separability_in_words(s: Separability, forget: str, retain: str) -> list[st
     low, high = s.percent_interval
     known = np.isfinite(low)
     interval = (
-        f"95% bootstrap interval {low:.0f}% to {high:.0f}%, over {s.n_clusters[0]:,} and {s.n_clusters[1]:,} clusters of documents"
+        f"95% bootstrap interval {whole(low)}% to {whole(high)}%, over {s.n_clusters[0]:,} and {s.n_clusters[1]:,} clusters of documents"
         if known
         else "its interval is unknown, for there is but one document of evaluation"
     )
     said = [
-        f"Separability is {s.percent:.0f}% ({interval}), over the whole run and top-1 accuracy: 0% would be both tasks falling together, "
-        "100% one of them staying whole until the other is gone."
+        f"Separability is {whole(s.percent)}% ({interval}), over the whole run and top-1 accuracy: 0% would be both tasks falling "
+        "together, 100% one of them staying whole until the other is gone."
     ]
     if known and low == 0:
         said[0] += " The interval includes 0%: that the tasks can be separated does not follow from this run."
@@ -217,7 +218,7 @@ def _areas(run: Run, baselines: Sequence[Run]) -> tuple[Table, ...]:
         cost = _cost(s)
         row |= {
             "Area": f"{s.area:.3f} {_brackets(s.interval, 3)}",
-            "Separability": f"{s.percent:.0f}% {_brackets(s.percent_interval, 0)}",
+            "Separability": f"{whole(s.percent)}% {_brackets(s.percent_interval, 0)}",
             "Forget task, first → last step": f"{s.forget[0]:.3f} → {s.forget[-1]:.3f}",
             "Retain task, first → last step": f"{s.retain[0]:.3f} → {s.retain[-1]:.3f}",
             "Largest differential drop": f"{s.max_drop:.1f} {_brackets(s.max_drop_interval, 1)} points, step {s.max_drop_step}",
@@ -232,7 +233,7 @@ def _areas(run: Run, baselines: Sequence[Run]) -> tuple[Table, ...]:
 
 
 def _brackets(interval: tuple[float, float], digits: int) -> str:
-    low, high = interval
+    low, high = (round(end, digits) + 0.0 for end in interval)  # no sign on a rounded zero
     end = f"{high:.{digits}f}" if np.isfinite(high) else "not reached"
     return f"[{low:.{digits}f}, {end}]" if np.isfinite(low) else "[unknown]"
 

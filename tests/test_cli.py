@@ -110,6 +110,15 @@ def test_an_error_is_one_line_and_a_status(capsys):
     assert "Did you mean 'local-code'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--baselines", "activity"], ["--baseline-seeds", "2"], ["--baseline-steps", "5"]])
+def test_options_of_a_comparison_do_not_go_with_one_run(option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["prune", "--out", str(tmp_path / "one"), *option])
+    assert stopped.value.code == 2
+    assert f"{option[0][2:].replace('-', '_')} belongs to a comparison, and --out makes one single run" in capsys.readouterr().err
+    assert not (tmp_path / "one").exists()
+
+
 def test_every_option_of_prune_is_a_documented_field():
     import dataclasses
 

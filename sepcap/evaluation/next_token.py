@@ -65,6 +65,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         if not len(self.clusters):
             object.__setattr__(self, "clusters", np.arange(len(self.per_row)))
+        object.__setattr__(self, "clusters", np.asarray(self.clusters))
         for name, labels in (("clusters", self.clusters), ("groups", self.groups)):
             if labels is not None and len(labels) != len(self.per_row):
                 raise ValueError(f"{name} has {len(labels)} entries for {len(self.per_row)} rows: give one for each row")
@@ -201,12 +202,12 @@ class Evaluation:
         groups = None if meta.get("groups") is None else tuple(meta["groups"])
         return cls(meta["task"], per_row, tuple(meta["skip_tokens"]), meta["info"], clusters, groups)
 
-    def as_row(self) -> dict[str, float]:
-        """n, n_documents, every metric and perplexity, each with its standard error over documents."""
+    def as_row(self, cluster: Cluster = "document") -> dict[str, float]:
+        """n, n_documents, every metric and perplexity, each with its standard error over documents, or packages: see `sums`."""
         row: dict[str, float] = {"n": float(self.n), "n_documents": float(self.n_documents)}
         for metric in METRICS:
-            row |= {metric: self.value(metric), f"{metric}_se": self.se(metric)}
-        return row | {"perplexity": self.perplexity, "perplexity_se": self.perplexity_se}
+            row |= {metric: self.value(metric), f"{metric}_se": self.se(metric, cluster)}
+        return row | {"perplexity": self.perplexity, "perplexity_se": self.perplexity * row["loss_se"]}  # the delta method
 
     def to_latex(self, **options: Any) -> str:
         """Every metric with its 95% interval (Student's t over documents), for a paper; see `sepcap.latex.latex_table`."""

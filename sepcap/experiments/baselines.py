@@ -109,14 +109,16 @@ def matched_with(config: PruningConfig) -> Matched:
 
     Raises:
         FileNotFoundError: there is none in the folder.
-        ValueError: it is not finished, it takes other shares of other sites, in steps of which those of the baseline are no multiple, or it
-            has another basis or offset.
+        ValueError: it is not finished, it is random itself, it takes other shares of other sites, in steps of which those of the baseline
+            are no multiple, or it has another basis or offset.
     """
     assert config.matched is not None
     run = Run.load(Path(config.matched).expanduser())
     c = run.config
     if not run.finished:
         raise ValueError(f"matched={config.matched!r}: that run is not finished; finish it first")
+    if c["importance"] == "random":
+        raise ValueError(f"matched={config.matched!r}: that run takes random neurons itself; give one that selects")
     if c["steps"] % config.steps:
         divisors = [n for n in range(1, c["steps"] + 1) if c["steps"] % n == 0]
         raise ValueError(

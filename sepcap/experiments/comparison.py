@@ -28,6 +28,7 @@ from sepcap.experiments.trackers import Trackers, trackers_of
 from sepcap.models.kinds import kind_of
 from sepcap.models.weights import WeightSnapshot
 from sepcap.progress import tell
+from sepcap.statistics.intervals import in_percent, whole
 from sepcap.storage import make_folder, sole_writer
 from sepcap.tasks.task import load_task
 
@@ -122,7 +123,7 @@ class Comparison(Shown):
         """Separability of both directions, against random neurons."""
         said = [
             f"Neurons of {self.config['model']} were removed in {self.config['steps']} steps: those that matter for one task and not for "
-            "the other, in both directions, and as many at random."
+            f"the other, in both directions{', and as many at random' * bool(self.baselines)}."
         ]
         without = self.inseparable("top1")
         for (name, _), (direction, run) in zip(self.groups.items(), self.selective.items(), strict=False):
@@ -133,10 +134,10 @@ class Comparison(Shown):
             s = run.separability("top1")
             (low, high), (least, most) = s.percent_interval, s.max_drop_interval
             said.append(
-                f"{what}: separability of top-1 is {s.percent:.0f}% (95% bootstrap interval {low:.0f}% to {high:.0f}%). At the step where "
-                f"they are furthest apart on one half of the documents (on all of them step {s.max_drop_step}), the first has lost "
-                f"{s.max_drop_lost[0]:.1f}% of accuracy and the second {s.max_drop_lost[1]:.1f}%, measured on the other half: a maximum "
-                f"differential drop of {s.max_drop:.1f} points ({least:.1f} to {most:.1f})."
+                f"{what}: separability of top-1 is {whole(s.percent)}% (95% bootstrap interval {whole(low)}% to {whole(high)}%). At the "
+                f"step where they are furthest apart on one half of the documents (on all of them step {s.max_drop_step}), the first has "
+                f"lost {s.max_drop_lost[0]:.1f}% of accuracy and the second {s.max_drop_lost[1]:.1f}%, measured on the other half: a "
+                f"maximum differential drop of {s.max_drop:.1f} points ({least:.1f} to {most:.1f})."
             )
             for of_kind in self.baselines.values():
                 said.append(f"The area is {run.separability('top1', baseline=of_kind[direction]).above_random_in_words()}.")
@@ -174,7 +175,7 @@ class Comparison(Shown):
                 percent, (low, high) = 100 * (found.mean - 1), (100 * (end - 1) for end in found.interval)
                 area = f"{found.mean:.2f} [{found.interval[0]:.2f}, {found.interval[1]:.2f}]"
                 spread = f" ± {found.sd:.2f}, {len(runs)} seeds" if len(runs) > 1 else ""
-                rows.append({"run": name, "area": area + spread, "separability": f"{percent:.0f}% [{low:.0f}, {high:.0f}]"})
+                rows.append({"run": name, "area": area + spread, "separability": in_percent(percent, (low, high))})
             else:
                 rows.append({"run": name, **self._selective_row(run, metric)})
         return pd.DataFrame(rows, dtype=object).fillna("–")
@@ -187,7 +188,7 @@ class Comparison(Shown):
             "at step": s.max_drop_step,
             "differential drop": f"{s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}]",
             "area": f"{s.area:.2f} [{s.interval[0]:.2f}, {s.interval[1]:.2f}]",
-            "separability": f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]",
+            "separability": in_percent(s.percent, s.percent_interval),
         }
         for kind, of_kind in self.baselines.items():
             found = run.separability(metric, baseline=of_kind["forward" if run is self.forward else "reverse"])

@@ -81,7 +81,7 @@ class MethodsConfig:
     """The same for whole heads."""
     both: dict[str, float] = field(default_factory=lambda: {"mlp": 0.05, "attn_pre_out": 0.02})
     """The same for mlp and attention at once."""
-    tokens: int = 10_000
+    tokens: int = 13_000
     """Token positions per task and step from which statistics are collected."""
     eval_tokens: int = 15_000
     """Predictions per task and step on which the model is evaluated."""

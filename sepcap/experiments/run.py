@@ -24,7 +24,7 @@ from sepcap.models.sites import write_output_biases
 from sepcap.models.weights import fingerprint
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
-from sepcap.statistics.intervals import Cluster, cluster_sums, t_factor
+from sepcap.statistics.intervals import Cluster, cluster_sums, in_percent, t_factor
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import (
     FORMAT,
@@ -336,7 +336,7 @@ class Run(StepFiles):
         if self.steps_done >= 1:
             try:
                 s = self.separability("top1")
-                how["separability (top1)"] = f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]"
+                how["separability (top1)"] = in_percent(s.percent, s.percent_interval)
             except ValueError as error:  # an untrained model has no accuracy to lose: the card says so
                 how["separability (top1)"] = str(error)
         table = self.trajectory.pivot(index="step", columns="role", values=["top1", "loss"])

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from sepcap.errors import unknown
 from sepcap.evaluation.next_token import columns_of, ratio
-from sepcap.statistics.intervals import REPLICAS, UNKNOWN, Cluster, Ends, bootstrap_interval, bootstrap_weights
+from sepcap.statistics.intervals import REPLICAS, UNKNOWN, Cluster, Ends, bootstrap_interval, bootstrap_weights, in_percent
 
 ACCURACIES = ("top1", "top10", "skip50_top1", "skip50_top10")
 
@@ -183,8 +183,8 @@ class Separability:
 
         random = "" if self.above_random is None else f", {self.above_random_in_words(3)}"
         return (
-            f"Separability({self.metric}: area={self.area:.3f} {ends(self.interval, 3)}, {self.percent:.0f}% "
-            f"{ends(self.percent_interval, 0)}, max_drop={self.max_drop:.1f} {ends(self.max_drop_interval, 1)} at step "
+            f"Separability({self.metric}: area={self.area:.3f} {ends(self.interval, 3)}, "
+            f"{in_percent(self.percent, self.percent_interval)}, max_drop={self.max_drop:.1f} {ends(self.max_drop_interval, 1)} at step "
             f"{self.max_drop_step}{random}; at the last step forget {self.left[0]:.0%} and retain {self.left[1]:.0%} left; "
             f"{self.n_clusters[0]:,} and {self.n_clusters[1]:,} clusters of documents)"
         )

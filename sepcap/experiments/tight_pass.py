@@ -124,6 +124,10 @@ class TightPass(StudyResult):
         Raises:
             ValueError: an unknown measure, or a study without control.
         """
+        return self._differences(measure)
+
+    def _differences(self, measure: str, intervals: int = 1) -> pd.DataFrame:
+        """`against_control`, with as many intervals holding together (Bonferroni)."""
         if measure not in COLUMNS:
             raise unknown("measure", measure, COLUMNS)
         if not self.config["control"]:
@@ -134,7 +138,7 @@ class TightPass(StudyResult):
             lines = lines.mask(table["at_least"].astype(bool))
         names = ("difference", "low", "high")
         return pd.DataFrame(
-            {"layer": layer, **dict(zip(names, mean_and_interval(lines[TRAINED, layer] - lines[RANDOM, layer]), strict=True))}
+            {"layer": layer, **dict(zip(names, mean_and_interval(lines[TRAINED, layer] - lines[RANDOM, layer], intervals), strict=True))}
             for layer in self.config["layer"]
         )
 
@@ -184,7 +188,7 @@ class TightPass(StudyResult):
 
     def _against(self, measure: str) -> str:
         """One measure against random weights, in a sentence."""
-        differences, name = self.against_control(measure), measure.replace("_", " ")
+        differences, name = self._differences(measure, len(self.config["layer"])), measure.replace("_", " ")
         table = self.by_layer.dropna(subset=[measure])
         trained, random = (table.loc[table["weights"] == weights, measure].to_numpy() for weights in (TRAINED, RANDOM))
         if not len(trained) or not len(random):
@@ -194,8 +198,8 @@ class TightPass(StudyResult):
             return f"{said}{trained.mean():,.4g} (one row of tokens gives no interval)."
         lower, higher = (differences["high"].to_numpy() < 0).sum(), (differences["low"].to_numpy() > 0).sum()
         return (
-            f"{said}lower in {lower} and higher in {higher} of {counted(len(differences), 'layer')} (the 95% interval of the difference "
-            "over rows leaves 0 out)."
+            f"{said}lower in {lower} and higher in {higher} of {counted(len(differences), 'layer')} (intervals of the difference over "
+            "rows that hold together for all layers with 95%, Bonferroni, leave 0 out)."
         )
 
 
@@ -216,10 +220,10 @@ def between(line: Mapping[Any, Any], name: str) -> str:
     return f"{line[name]:,.4g}" + ("" if math.isnan(low) else f" [{low:,.4g}, {high:,.4g}]")
 
 
-def mean_and_interval(values: Any) -> tuple[float, float, float]:
-    """Mean with its 95% interval by Student's t; NaN where one value tells nothing about others."""
+def mean_and_interval(values: Any, intervals: int = 1) -> tuple[float, float, float]:
+    """Mean with its 95% interval by Student's t, one of several that hold together; NaN where one value tells nothing about others."""
     x = np.asarray(values, dtype=np.float64)
-    half = t_factor(len(x)) * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    half = t_factor(len(x), intervals) * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 

@@ -11,6 +11,7 @@ from sepcap.experiments.above_random import OverSeeds, over_seeds
 from sepcap.experiments.run import Run
 from sepcap.plots.runs import colours, is_random, seeds_together
 from sepcap.plots.style import GREY, INK, TICK_PX, Width, metric_name, new_figure, plain, rounded
+from sepcap.statistics.intervals import in_percent
 
 ROW_PX = 26
 TWO_LINES_PX = 36
@@ -92,11 +93,10 @@ def _said(members: Sequence[Run], found: OverSeeds, metric: str) -> tuple[str, s
     """Separability in percent with its interval, and what else there is to say."""
     if len(members) > 1:  # signed: absolute values of what separates nothing would not have the mean 0
         low, high = (100 * (end - 1) for end in found.interval)
-        return f"{100 * (found.mean - 1):.0f}% [{low:.0f}, {high:.0f}]", f"{len(members)} seeds, standard deviation {found.sd:.3f}"
+        return in_percent(100 * (found.mean - 1), (low, high)), f"{len(members)} seeds, standard deviation {found.sd:.3f}"
     s = members[0].separability(metric)
-    low, high = s.percent_interval
     drop = f"largest differential drop {s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}] points, step"
-    return f"{s.percent:.0f}% [{low:.0f}, {high:.0f}]", f"{drop} {s.max_drop_step}"
+    return in_percent(s.percent, s.percent_interval), f"{drop} {s.max_drop_step}"
 
 
 def _lower(name: str) -> str:

@@ -9,6 +9,7 @@ from sepcap.errors import unknown
 from sepcap.experiments.run import ROLES, Run
 from sepcap.models.sites import SITES
 from sepcap.plots.style import GREY, PALETTE, SYMBOLS, plain, with_error
+from sepcap.statistics.intervals import in_percent
 
 # fields of a configuration that may tell runs apart, the first ones first
 TELLING = (
@@ -140,8 +141,7 @@ def separability_said(run: Run, metric: str) -> str:
     if run.steps_done < 1:
         return ""
     s = run.separability(metric)
-    low, high = s.percent_interval
-    return f"{s.percent:.0f}% [{low:.0f}, {high:.0f}]"
+    return in_percent(s.percent, s.percent_interval)
 
 
 def step_hovers(label: str, run: Run, metric: str) -> list[str]:

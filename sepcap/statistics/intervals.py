@@ -46,6 +46,24 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def whole(value: float) -> str:
+    """A number without decimals; one that rounds to zero has no sign.
+
+    >>> whole(-0.3), whole(-8.6)
+    ('0', '-9')
+    """
+    return f"{value:.0f}".replace("-0", "0") if abs(value) < 1 else f"{value:.0f}"
+
+
+def in_percent(value: float, ends: Ends) -> str:
+    """A percentage with its interval.
+
+    >>> in_percent(2.6, (-0.4, 5.1))
+    '3% [0, 5]'
+    """
+    return f"{whole(value)}% [{whole(ends[0])}, {whole(ends[1])}]"
+
+
 def cluster_sums(
     rows: Float[np.ndarray, "*leading row count"], clusters: Int[np.ndarray, " row"]
 ) -> Float[np.ndarray, "*leading cluster count"]:

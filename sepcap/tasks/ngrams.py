@@ -1,6 +1,7 @@
 """Runs of 13 words that texts share, and texts without those that other texts have (METHODS 9).
 
-A word is a run of letters, digits and underscores, or one other character that is no space. Where two texts share 13 of them in a row,
+A word is a run of letters, digits and underscores, or one other character that is no space; where a script has no spaces between words
+each of its characters is one. Where two texts share 13 of them in a row,
 one was usually copied from the other ([GPT-3] appendix C cleans its training text by the same rule). Copies are found first, by all of
 their runs. Runs that 20 or more of the documents that are left share are idiom, such as licences and the beginnings of files; they are
 counted apart.
@@ -24,7 +25,10 @@ COMMON = 20
 SAME = 0.5
 """Share of a document's runs above which it is a copy of what has them."""
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+"""Scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana and Chinese characters."""
+
+_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+|[^\w\s]")
 _POWERS = np.array([pow(0x9E3779B97F4A7C15, k, 2**64) for k in range(LENGTH)], dtype=np.uint64)
 
 

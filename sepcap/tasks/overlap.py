@@ -1,6 +1,7 @@
 """How much of a task's texts stands in others of them: copies within a part, and what its two parts share (METHODS 9)."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from jaxtyping import UInt64
 
 from sepcap.checks import checked, warn
 from sepcap.tasks.labelled import documents_in_turn
-from sepcap.tasks.ngrams import COMMON, among, copies_and_idiom, runs, united, words_in
+from sepcap.tasks.ngrams import COMMON, LENGTH, among, copies_and_idiom, runs, united, words_in
 from sepcap.tasks.task import PARTS, load_task
 
 TOLERATED = 0.05
@@ -25,7 +26,8 @@ class TextOverlap:
         task: its name.
         documents: how many were read, per part ("collect" and "evaluate").
         copies: documents of whose 13-grams more than half stand in documents before them in the same part.
-        shared: share of the words of the evaluation documents that stand inside of 13-grams of a collection document, idiom apart.
+        shared: share of the words of the evaluation documents that stand inside of 13-grams of a collection document, idiom apart;
+            not a number where no evaluation document has 13 words.
         idiom: share of those words inside of 13-grams that at least 20 of all documents have, copies apart: licences, beginnings of files.
     """
 
@@ -84,6 +86,9 @@ def check_overlap(task: Any, *, documents: int = 5_000) -> TextOverlap:
     for part, n in result.documents.items():
         found_shares[f"documents to {part} are copies of others of them"] = result.copies[part] / max(1, n)
     for what, share in found_shares.items():
+        if math.isnan(share):
+            warn(f"task {loaded.name!r}: no document to evaluate on has {LENGTH} words, so what its parts share is not known")
+            break
         if share > TOLERATED:
             warn(f"task {loaded.name!r}: {share:.0%} of the {what}; numbers on it rest on less text than they seem to")
     return result
@@ -107,6 +112,6 @@ def measured(
         name,
         {part: len(found) for part, found in parts.items()},
         {part: int(found.sum()) for part, found in zip(parts, copied, strict=True)},
-        shared / max(1, words),
-        idiom / max(1, words),
+        shared / words if words else math.nan,
+        idiom / words if words else math.nan,
     )

@@ -234,3 +234,5 @@ def test_bad_baselines(model, config, selective, tmp_path):
     refused(r"fractions={'mlp': 0.1}: the run in .* takes {'mlp': 0.2, 'attn_pre_out': 0.1} in 4 steps", fractions={"mlp": 0.1})
     refused(r"rotation='fold': the run in .* in the basis 'none'", rotation="fold")
     refused("holds no run", FileNotFoundError, matched=str(tmp_path))
+    random = sepcap.prune(model, replace(config, importance="random"), out=tmp_path / "random")
+    refused("that run takes random neurons itself; give one that selects", matched=str(random.folder), baseline="activity")

@@ -1,9 +1,11 @@
 """The tight pass: planted ranks, exact against matrix-free, tables against hand arithmetic, resuming, bad input."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from conftest import words
 
@@ -236,6 +238,23 @@ def test_the_summary_says_the_numbers(found):
     for part in ("96 rows and columns", "0.001 of the largest", f"rank {ranks.min():,.4g} of 93 possible", "With random weights"):
         assert part in said
     assert "TightPass" in repr(found)
+
+
+def test_layers_are_counted_by_intervals_that_hold_together(found):
+    """Every layer's difference is just outside of its own interval, and inside of one that holds for all layers."""
+    rows, layers = found.config["rows"], len(found.config["layer"])
+    spread = np.arange(rows) - (rows - 1) / 2
+    limits = [scipy.stats.t.ppf(1 - 0.025 / n, rows - 1) * spread.std(ddof=1) / rows**0.5 for n in (1, layers)]
+    table = found.tables["jacobians"].sort_values(["weights", "layer", "row"], ignore_index=True)
+    trained = table["weights"] == "trained"
+    planted = np.tile(spread + sum(limits) / 2, layers)
+    table.loc[trained, "stable_rank"] = table.loc[~trained, "stable_rank"].to_numpy() + planted
+    result = dataclasses.replace(found, tables={**found.tables, "jacobians": table})
+    assert layers > 1
+    assert (result.against_control("stable_rank")["low"] > 0).all()
+    assert f"lower in 0 and higher in 0 of {layers} layers" in result._against("stable_rank")
+    table.loc[trained, "stable_rank"] += limits[1]
+    assert f"lower in 0 and higher in {layers} of {layers} layers" in result._against("stable_rank")
 
 
 @pytest.fixture(scope="module")

@@ -131,6 +131,7 @@ def test_packages_join_their_documents():
     assert by_row.se("top1", cluster="package") == by_package.se("top1")
     assert by_row.interval("top1", cluster="package") == by_package.interval("top1")
     assert by_row.difference(by_row, cluster="package") == (0, (0, 0))
+    assert by_row.as_row("package")["top1_se"] == by_package.se("top1")
     with pytest.raises(ValueError, match=r"cluster='package': the packages of 't' are not known"):
         evaluation(hits, n).se("top1", cluster="package")
     with pytest.raises(ValueError, match="clusters has 3 entries for 5 rows"):

@@ -38,6 +38,15 @@ def test_too_few_words_have_no_run_and_white_space_does_not_count():
     np.testing.assert_array_equal(runs("a b c d e f g h i j k l m"), runs("a\tb c\n\nd e f g h i j k l m "))
 
 
+def test_every_character_of_a_script_without_spaces_is_a_word():
+    chinese = "语言模型把会写代码这件事放在"  # 14 characters
+    assert len(runs(chinese)) == 2
+    np.testing.assert_array_equal(runs(chinese[1:]), runs(chinese)[1:])
+    assert len(runs("ภาษาไทยไม่มีช่องว่าง")) > 0
+    assert len(runs("a b c d e f g h i j k l 模型")) == 2
+    assert len(runs("한국어는 띄어쓰기가 있다")) == 0  # Korean has spaces
+
+
 def test_the_words_of_overlapping_runs_by_hand():
     shared = np.zeros(30, dtype=bool)
     shared[[2, 4, 29]] = True

@@ -6,6 +6,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import sepcap
@@ -32,6 +33,15 @@ def test_texts_with_nothing_in_common_share_nothing(recwarn):
     assert set(found.copies.values()) == {0}
     assert sum(found.documents.values()) == 40
     assert not recwarn.list
+
+
+def test_texts_too_short_to_share_thirteen_words_are_said_to_be(recwarn):
+    rng = random.Random(3)
+    found = sepcap.check_overlap([words(rng, 6) for _ in range(40)])
+    assert np.isnan(found.shared)
+    assert np.isnan(found.idiom)
+    (warning,) = recwarn.list
+    assert "no document to evaluate on has 13 words, so what its parts share is not known" in str(warning.message)
 
 
 def test_the_share_of_words_is_the_planted_one():
