@@ -4,13 +4,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := .venv/installed
 TORCH := $(shell grep '^torch==' constraints.txt)
-# where torch keeps its builds without CUDA
+# index of torch builds without CUDA
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test test-portable slow lines browser gpu network lint types bench figures model families notebooks check lock licences audit campaign
 
-# torch: where plain pip would bring CUDA to a machine without an NVIDIA GPU (several GB), its build without CUDA is taken instead.
-# The rest: hashes are checked where the pins were made (Python 3.11 on Linux). torch has none: its builds differ between machines.
+# torch: if plain pip would install CUDA (several GB) on a machine without an NVIDIA GPU, the build without CUDA is installed instead.
+# The rest: hashes are checked on the platform of the pins (Python 3.11 on Linux). torch has none: its builds differ between machines.
 $(INSTALLED): pyproject.toml constraints.txt requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@if command -v nvidia-smi >/dev/null || ! $(PIP) install -q --dry-run --report - $(TORCH) | grep -q '"name": "nvidia'; \
@@ -22,22 +22,22 @@ $(INSTALLED): pyproject.toml constraints.txt requirements.txt
 	$(PIP) check
 	touch $@
 
-demo: $(INSTALLED)          ## prune code, prose and random neurons out of the embedded model (about 6 minutes)
-	$(BIN)/sepcap prune
+demo: $(INSTALLED)          ## prune code neurons, prose neurons and random neurons of the embedded model (about 6 minutes)
+	$(BIN)/sepcap demo
 
 test: $(INSTALLED)          ## fast tests (five to six minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# the tests of arithmetic, and instruction sets switched down to what every x86-64 has
+# numerical tests, and instruction sets limited to those of every x86-64
 NUMERICAL := tests/statistics tests/selection tests/models/test_forward.py tests/models/test_partial.py \
 	tests/evaluation/test_next_token.py tests/interventions/test_deletion.py tests/interventions/test_rotation.py \
-	tests/interventions/test_ablation.py tests/experiments/test_similarity.py
+	tests/interventions/test_ablation.py tests/studies/similarity/test_similarity.py
 PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1
 
-test-portable: $(INSTALLED) ## tests of arithmetic as another processor would round
+test-portable: $(INSTALLED) ## numerical tests with the rounding of another processor
 	$(PLAIN) $(BIN)/python -m pytest -n auto --dist worksteal $(NUMERICAL)
 
-# transformer-lens 3.9, which SAELens and HookedTransformer need, in an environment of its own
+# separate environment with transformer-lens 3.9, which SAELens and HookedTransformer need
 OLDER := .venv-tl39
 OLDER_PIP := $(OLDER)/bin/python -m pip --disable-pip-version-check
 
@@ -50,17 +50,17 @@ $(OLDER)/installed: $(INSTALLED) pyproject.toml constraints-tl39.txt
 	$(OLDER_PIP) check
 	touch $@
 
-slow: $(INSTALLED) $(OLDER)/installed  ## tests that take minutes, notebooks and both lines of transformer-lens included
+slow: $(INSTALLED) $(OLDER)/installed  ## tests that take minutes, including notebooks and both versions of transformer-lens
 	$(BIN)/python -m pytest -m slow
 
-lines: $(INSTALLED) $(OLDER)/installed  ## what is said of transformer-lens 3.9 and 4.x, each in its environment
+lines: $(INSTALLED) $(OLDER)/installed  ## tests of transformer-lens 3.9 and 4.x, each in its environment
 	$(BIN)/python -m pytest -m "slow or not slow" tests/hooked_transformer tests/models/test_backend.py tests/families/test_families.py
 	$(OLDER)/bin/python notebooks/execute.py beside-saelens
 
 browser network: $(INSTALLED)
 	$(BIN)/python -m pytest -m $@ || test $$? -eq 5
 
-gpu: $(INSTALLED)           ## core tests and benchmarks on a CUDA device, where there is one
+gpu: $(INSTALLED)           ## core tests and benchmarks on a CUDA device, if there is one
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
 		$(BIN)/python -m pytest -m gpu && $(BIN)/python benchmarks/ratios.py --device cuda; \
 	else echo "make gpu: torch sees no CUDA device here, so nothing was run"; fi
@@ -74,10 +74,10 @@ types: $(INSTALLED)
 bench: $(INSTALLED)         ## speed and memory as ratios; run it with nothing else running
 	$(BIN)/python benchmarks/ratios.py
 
-figures: $(INSTALLED)       ## the pictures in figures/
+figures: $(INSTALLED)       ## the figures in figures/
 	$(BIN)/python figures/make.py
 
-# the packages whose text is trained on beside that of the tasks, in an environment of its own
+# separate environment with the packages whose text is used for training in addition to that of the tasks
 TRAINING := .venv-training
 TRAINING_PIP := $(TRAINING)/bin/python -m pip --disable-pip-version-check
 
@@ -89,18 +89,18 @@ $(TRAINING)/installed: $(INSTALLED) training/requirements.txt
 	$(TRAINING_PIP) install -q -c constraints.txt -e . -r training/requirements.txt
 	touch $@
 
-model: $(TRAINING)/installed ## train the embedded model (two hours on two cores; goes on from its checkpoint), measure overlap and card
+model: $(TRAINING)/installed ## train the embedded model (two hours on two cores; resumes from its checkpoint), measure overlap, write its card
 	$(TRAINING)/bin/python training/train.py
 	$(TRAINING)/bin/python training/overlap.py
 	$(TRAINING)/bin/python training/card.py
 
-families: $(INSTALLED) $(OLDER)/installed  ## docs/families.md: what works for which family, with both lines of transformer-lens
+families: $(INSTALLED) $(OLDER)/installed  ## docs/families.md: what works for which family, with both versions of transformer-lens
 	$(BIN)/python docs/families.py
 
 notebooks: $(INSTALLED)     ## execute the notebooks from their sources
 	$(BIN)/python notebooks/execute.py
 
-lock: $(INSTALLED)          ## constraints.txt and requirements.txt (with hashes) from what is installed now
+lock: $(INSTALLED)          ## constraints.txt and requirements.txt (with hashes) from the installed packages
 	{ echo "# What was tested, on Python 3.11 and Linux; made by \`make lock\`. Python 3.10, which some of these releases do not support, has torch alone."; \
 		$(PIP) freeze --exclude-editable | sed 's/+cpu$$//; /^torch==/!s/$$/ ; python_version >= "3.11"/'; } > constraints.txt
 	{ echo "# The same with the hashes of all their files; torch is left out, because its builds differ between machines."; \
@@ -110,10 +110,10 @@ lock: $(INSTALLED)          ## constraints.txt and requirements.txt (with hashes
 campaign: $(INSTALLED)      ## 300 wrong calls and 300 damaged folders: each must end in one error or the right numbers
 	$(BIN)/python tests/campaign.py
 
-licences: $(INSTALLED)      ## licences of everything that is installed
+licences: $(INSTALLED)      ## licences of all installed packages
 	$(BIN)/pip-licenses --order=license --with-urls
 
-audit: $(INSTALLED)         ## known vulnerabilities of what is pinned (asks an online database)
+audit: $(INSTALLED)         ## known vulnerabilities of the pinned packages (queries an online database)
 	$(BIN)/pip-audit --disable-pip --no-deps -r requirements.txt
 
 check: lint types test

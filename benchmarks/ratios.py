@@ -1,9 +1,9 @@
-"""Speed and memory as ratios in one run, against the bare forward pass.
+"""Speed and memory, as ratios to the bare forward pass in the same run.
 
-    make bench            (with nothing else running; under six minutes on two cores)
+    make bench            (with nothing else running; less than six minutes on two cores)
     make gpu              (the same on a CUDA device, after its tests)
 
-Every ratio is of medians over alternating repetitions, so that a slow minute hits both sides.
+Every ratio is between medians over alternating repetitions, so that a slow minute affects both sides.
 """
 
 import argparse
@@ -52,7 +52,7 @@ EAGER = {
         max_position_embeddings=2048, vocab_size=1000,
     ),
 }  # fmt: skip
-"""Architectures whose attention the bridge computes step by step: two layers of the width of the smallest released models."""
+"""Architectures for which the bridge computes attention unfused: two layers of the width of the smallest released models."""
 
 BOUNDS = {
     "import sepcap, seconds beyond bare Python": 0.3,
@@ -67,18 +67,18 @@ BOUNDS = {
     **{f"{family}, {n:,} tokens: evaluate / bare fused attention": 1.30 for family in EAGER for n in (512, 2048)},
     "peak memory of collect, 200,000 / 20,000 tokens": 1.05,
 }
-"""What the package promises; the rest of the table is there to be read beside it."""
+"""Upper bounds guaranteed by the package; the other ratios are reported without a bound."""
 
 
 def sample_of(rows: int, context: int, vocabulary: int, seed: int = 0) -> TokenSample:
-    """Random tokens: what they are does not change how long a pass takes."""
+    """Random tokens: the time of a forward pass does not depend on them."""
     ids = np.random.default_rng(seed).integers(3, vocabulary, size=(rows, context))
     ids[:, 0] = 0
     return TokenSample("random", "collect", tuple(ids), 0, rows * (context - 1), rows * (context - 1), ("0:0",), "random")
 
 
 def alternate(device: str, repeat: int, **sides: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each side, the sides taking turns, after one round to warm up."""
+    """Median seconds of each side; the sides alternate, after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(repeat + 1):
         for name, side in sides.items():
@@ -92,7 +92,7 @@ def alternate(device: str, repeat: int, **sides: Callable[[], object]) -> dict[s
 
 
 def wait_for(device: str) -> None:
-    """Until what was asked of a GPU is done: it goes on by itself, and a clock would stop too early."""
+    """Wait until a GPU has finished: it runs asynchronously, so the clock would otherwise stop too early."""
     if device != "cpu":
         torch.cuda.synchronize(device)
 
@@ -129,7 +129,7 @@ def big_folder() -> Path:
 
 
 def passes(device: str, folder: Path, batch_size: int, context: int, batches: int, repeat: int) -> dict[str, float]:
-    """collect and evaluate against the bare pass."""
+    """Time of collect and evaluate relative to the bare forward pass."""
     hooked, plain = load_pair(folder, device)
     sample = sample_of(batch_size * batches, context, plain.config.vocab_size)
     t = alternate(
@@ -150,7 +150,7 @@ def passes(device: str, folder: Path, batch_size: int, context: int, batches: in
 
 
 def histograms(device: str) -> float:
-    """collect with histograms against without, on text: on random tokens neurons fire as they never do."""
+    """Time of collect with histograms relative to without, on real text: on random tokens activations are atypical."""
     model = sepcap.load_model(device=device)
     sample = sample_tokens(sepcap.load_task("local-prose"), "collect", model.tokenizer, 16 * 4 * 255, 256)
     t = alternate(
@@ -163,7 +163,7 @@ def histograms(device: str) -> float:
 
 
 def attention(device: str, name: str, context: int) -> dict[str, float]:
-    """The bridge's own attention, and that of collect and evaluate, against the bare pass with fused attention."""
+    """Time of the bridge's own attention, and of evaluate, relative to the bare forward pass with fused attention."""
     plain = AutoModelForCausalLM.from_config(EAGER[name], attn_implementation="sdpa").eval().to(device)
     with tempfile.TemporaryDirectory() as folder:
         plain.save_pretrained(folder)
@@ -187,7 +187,7 @@ def attention(device: str, name: str, context: int) -> dict[str, float]:
 
 
 def pruning_step(device: str) -> float:
-    """One step of a run against the sum of its forward passes, timed before and after the run."""
+    """Time of one pruning step relative to the sum of its forward passes, which are timed before and after the run."""
     model, plain = load_pair(default_folder(), device)
     config = sepcap.PruningConfig(fractions={"mlp": 0.02}, steps=4, tokens=20_000, eval_tokens=20_000)
     # two collections and two evaluations of 20,000 tokens each
@@ -201,7 +201,7 @@ def pruning_step(device: str) -> float:
 
 
 def peak_memory(device: str, tokens: int) -> float:
-    """Peak memory in MB of a fresh process that collects that many tokens of a task, of the device: the smaller of two."""
+    """Peak memory on the device in MB of a new process that collects that many tokens of a task: the smaller of two runs."""
     peak = "torch.cuda.max_memory_allocated()" if device != "cpu" else "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024"
     code = (
         "import resource, sepcap, torch\n"
@@ -213,13 +213,13 @@ def peak_memory(device: str, tokens: int) -> float:
 
 
 def memory(device: str) -> float:
-    """Ten times the tokens against the tokens. The larger comes first: then the texts are in the cache for all that counts."""
+    """Ratio of peak memory at ten times the tokens. The larger is measured first, so that texts are cached in all runs that count."""
     larger = peak_memory(device, 200_000)
     return larger / peak_memory(device, 20_000)
 
 
 def every_head(device: str) -> float:
-    """Seconds of every kind of ablation on every head of the embedded model, constants and fits included."""
+    """Seconds for every kind of ablation on every head of the embedded model, including constants and fits."""
     model = sepcap.load_model(device=device)
     started = time.perf_counter()
     sepcap.compare_ablations(model, "local-code")
@@ -228,7 +228,7 @@ def every_head(device: str) -> float:
 
 
 def seconds_of(*command: str) -> float:
-    """Best of five runs of a command."""
+    """Shortest time of five runs of a command."""
     times = []
     for _ in range(5):
         started = time.perf_counter()
@@ -267,16 +267,16 @@ SECTIONS: dict[str, Callable[[str], Iterator[dict[str, float]]]] = {
     "memory": lambda device: iter([{"peak memory of collect, 200,000 / 20,000 tokens": memory(device)}]),
     "heads": lambda device: iter([{"embedded: every head, every kind of ablation, seconds": every_head(device)}]),
 }
-"""What is measured, a few ratios at a time."""
+"""Measurements, each of a few ratios."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SECTIONS, help="one section in place of all")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
+    parser.add_argument("--only", choices=SECTIONS, help="one section instead of all")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     chosen = parser.parse_args()
     if chosen.device != "cpu" and not torch.cuda.is_available():
-        parser.exit(0, f"--device {chosen.device}: there is no CUDA device here, so there is nothing to measure on one\n")
+        parser.exit(0, f"--device {chosen.device}: torch sees no CUDA device here, so nothing was measured\n")
     disable_progress_bar()
     results: dict[str, float] = {}
     begun = time.perf_counter()

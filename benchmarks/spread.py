@@ -1,15 +1,15 @@
-"""Whether reported standard errors are as large as what they stand for: the spread over draws of documents.
+"""Compare reported standard errors with the standard deviation over draws of documents.
 
     python benchmarks/spread.py                (100 draws; about five minutes on two cores)
     python benchmarks/spread.py --draws 10
 
-The embedded model is evaluated on many draws of documents of every task. The claim is that of documents that are drawn independently, so
-that documents are shuffled here as a plain list, and do not come from all packages in turn as by default, which varies less. The ratio is
-that of the standard deviation over draws and the root mean square of the expected errors; 1 is right. A draw takes n of the N documents of
-a split without replacement, and of each long one a part from a place that is drawn too. What documents differ by is thus drawn from a
-finite collection, and what places differ by is not: of a reported variance v with the share w within documents, (1 − (1 − w) n/N) v is
-expected. w is measured on documents that are in several draws. The interval is that of a standard deviation (chi-square). The exit status
-is 1 where some ratio does not lie with its interval within the bounds.
+The embedded model is evaluated on many draws of documents of every task. Reported errors assume that documents are drawn independently.
+So documents are shuffled here as a plain list; the default, documents from all packages in turn, varies less. The ratio is the standard
+deviation over draws divided by the root mean square of the expected errors; its correct value is 1. A draw takes n of the N documents of a
+split without replacement, and of each long document a part from a random position. Variation between documents is thus sampled from a
+finite population, and variation between positions in a document is not: of a reported variance v with a share w within documents,
+(1 − (1 − w) n/N) v is expected. w is estimated from documents in several draws. The interval is that of a standard deviation (chi-square).
+The exit status is 1 if the interval of any ratio is not within the bounds.
 """
 
 import argparse
@@ -25,7 +25,8 @@ import pandas as pd
 from scipy import stats
 
 import sepcap
-from sepcap.evaluation.next_token import columns_of, evaluate_sample
+from sepcap.evaluation.next_token import evaluate_sample
+from sepcap.evaluation.result import columns_of
 from sepcap.progress import progress
 from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import Task
@@ -43,10 +44,10 @@ def ratio_of(values: np.ndarray, errors: np.ndarray) -> tuple[float, float, floa
 
 
 def within_share(residuals: Mapping[object, Sequence[float]]) -> float:
-    """Share of the variance of documents' residuals that is within documents, between places in them; documents seen once do not count.
+    """Share of the variance of documents' residuals that is within documents, between positions; documents drawn once do not count.
 
     Args:
-        residuals: document -> its residual in every draw that had it.
+        residuals: document -> its residual in every draw that contains it.
     """
     several = [np.array(values) for values in residuals.values() if len(values) > 1]
     if not several:
@@ -56,13 +57,13 @@ def within_share(residuals: Mapping[object, Sequence[float]]) -> float:
 
 
 def expected_errors(errors: np.ndarray, drawn: np.ndarray, within: float) -> np.ndarray:
-    """Errors that draws from a finite split are to have, from reported ones, the share of its documents drawn, and that within them."""
+    """Expected errors of draws from a finite split, from reported errors, the share of documents drawn and the share within documents."""
     return errors * np.sqrt(1 - (1 - within) * drawn)
 
 
 @dataclass(frozen=True)
 class WithoutPackages:
-    """The documents of a source as a plain list, whose order is shuffled as a whole."""
+    """The documents of a source as a plain list, shuffled as a whole."""
 
     source: Any
 
@@ -76,21 +77,21 @@ class WithoutPackages:
         return self.source.documents(split).select_columns(["text"])
 
     def indices(self, split: Any, n: int) -> list[int] | str:
-        """Row numbers in the underlying data."""
+        """Row numbers of documents in the underlying data."""
         return self.source.indices(split, n)
 
 
 def spread(model: Any, task: str, draws: int, tokens: int) -> list[dict[str, object]]:
-    """A row for every metric of a task."""
+    """One row of the table per metric, for one task."""
     (source,) = sepcap.load_task(task).sources
     loaded, there = Task(task, (WithoutPackages(source),)), len(source.documents("evaluate"))
     found, documents = [], []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few documents: that is what is tested
+        warnings.simplefilter("ignore")  # about few documents, which is the case tested here
         for seed in progress(range(1, draws + 1), desc=task, unit="draw"):
             sample = sample_task(model, loaded, "evaluate", tokens, seed=seed)
             found.append(evaluate_sample(model, sample))
-            # numbers over the sample are those over its one source
+            # the sample has one source, so numbers of documents in the sample are those in the source
             documents.append([tuple(sample.indices[0][number] for number in of_row) for of_row in sample.row_documents or ()])
     drawn = np.array([e.n_documents / there for e in found])
     rows = []
@@ -112,11 +113,11 @@ def spread(model: Any, task: str, draws: int, tokens: int) -> list[dict[str, obj
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=100, help="draws of documents per task (default: 100)")
-    parser.add_argument("--tokens", type=int, default=5_000, help="predictions of every draw (default: 5000)")
+    parser.add_argument("--tokens", type=int, default=5_000, help="predictions per draw (default: 5000)")
     parser.add_argument("--tasks", nargs="+", default=TASKS, help=f"default: {' '.join(TASKS)}")
     asked = parser.parse_args()
     if asked.draws < 2:
-        parser.error("--draws: a spread takes at least 2")
+        parser.error("--draws: a standard deviation needs at least 2")
     model = sepcap.load_model()
     table = pd.DataFrame([row for task in asked.tasks for row in spread(model, task, asked.draws, asked.tokens)])
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))

@@ -1,9 +1,9 @@
-"""The whole Jacobian against its leading singular values by products alone: time, memory and agreement in one run.
+"""Exact Jacobians compared with matrix-free leading singular values: time, memory and agreement in one run.
 
     python benchmarks/tight_pass.py            (with nothing else running)
 
-One attention block of the embedded model at real tokens. Both sides are run in turn; memory is the peak of a fresh process for each
-side, Python, torch and the model included.
+One attention block of the embedded model on real tokens. Both methods are run in turn; memory is the peak of a new process for each
+method, including Python, torch and the model.
 """
 
 import argparse
@@ -15,24 +15,24 @@ from pathlib import Path
 from ratios import alternate
 
 import sepcap
-from sepcap.experiments.tight_pass import TightPass, make_config, measure_tight_pass
-from sepcap.experiments.tight_pass_plan import TightPassPlan, plan_tight_pass
+from sepcap.studies.jacobian.plan import JacobianSpectrumPlan, plan_jacobian_spectrum
+from sepcap.studies.jacobian.study import JacobianSpectrum, make_config, measure_jacobian_spectrum
 
 LAYER = 2
 LEADING = 32
 
 
-def plan(tokens: int, method: str) -> TightPassPlan:
-    """One Jacobian of one layer."""
+def plan(tokens: int, method: str) -> JacobianSpectrumPlan:
+    """Plan for one Jacobian of one layer."""
     config = make_config(layer=LAYER, part="attn", tokens=tokens, rows=1, k=LEADING, method=method, control=False)
-    return plan_tight_pass(sepcap.load_model(device="cpu"), config)
+    return plan_jacobian_spectrum(sepcap.load_model(device="cpu"), config)
 
 
 def peak_memory(tokens: int, method: str) -> float:
-    """Peak resident memory in MB of a process of its own."""
+    """Peak resident memory in MB of a separate process."""
     code = (
-        "import resource\nfrom tight_pass import measure_tight_pass, plan\n"
-        f"measure_tight_pass(plan({tokens}, {method!r}))\n"
+        "import resource\nfrom tight_pass import measure_jacobian_spectrum, plan\n"
+        f"measure_jacobian_spectrum(plan({tokens}, {method!r}))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
@@ -40,12 +40,12 @@ def peak_memory(tokens: int, method: str) -> float:
 
 
 def tight_pass(tokens: int, repeat: int) -> Iterator[dict[str, float]]:
-    """Exact over matrix-free, for one Jacobian of so many tokens."""
+    """Ratios of exact to matrix-free, for one Jacobian of the given number of tokens."""
     plans = {method: plan(tokens, method) for method in ("exact", "randomized")}
-    found: dict[str, TightPass] = {}
+    found: dict[str, JacobianSpectrum] = {}
 
     def side(method: str) -> None:
-        found[method] = measure_tight_pass(plans[method])
+        found[method] = measure_jacobian_spectrum(plans[method])
 
     t = alternate("cpu", repeat, exact=lambda: side("exact"), free=lambda: side("randomized"))
     true, values = (found[method].tensors["trained"][0, 0, :LEADING] for method in ("exact", "randomized"))
@@ -65,7 +65,7 @@ def tight_pass(tokens: int, repeat: int) -> Iterator[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[4, 8, 12], help="tokens per Jacobian; 256 rows each")
-    parser.add_argument("--repeat", type=int, default=3, help="times that each side is run after one to warm up")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each method after one warm-up run")
     asked = parser.parse_args()
     for tokens in asked.tokens:
         for measured in tight_pass(tokens, asked.repeat):

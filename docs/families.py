@@ -1,7 +1,7 @@
-"""Make docs/families.md: what works for which family, found out by running the checks of tests/families (`make families`).
+"""Make docs/families.md, what works for which family, by running the checks of the tests (`make families`).
 
-It takes a few minutes, pillow, and the environment of transformer-lens 3.9 (`make lines` makes it) beside this one. A check that fails for
-another reason than that the architecture cannot do it ends the command: then the package is wrong, and the tests say so too.
+It takes a few minutes, and needs pillow and, besides this environment, that of transformer-lens 3.9 (made by `make lines`). A check that
+fails for any reason other than a limit of the architecture ends the command: it is an error of the package, and fails in the tests too.
 """
 
 import json
@@ -17,37 +17,37 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "families")]
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "helpers")]
 
-from checks import CHECKS, Check  # noqa: E402
+from family_checks import CHECKS, Check  # noqa: E402
 from family_rows import BACKEND, FAMILIES, SITES, Family, save_family  # noqa: E402
 
 from sepcap.models.hooked_families import LONGEST  # noqa: E402
 
 OLDER = Path(os.environ.get("SEPCAP_TL3_PYTHON", HERE.parent / ".venv-tl39" / "bin" / "python"))
-"""A Python that has transformer-lens 3.9."""
+"""A Python interpreter with transformer-lens 3.9."""
 
 Outcome = Mapping[str, str]
-"""Site -> why it cannot work; empty where all of it works."""
+"""Site -> why it cannot work; empty if everything works."""
 
 TITLE = """# Families
 
 Made by `make families` from the checks in `tests/families`, which run on a small random model of each family's real configuration
-class, saved to and loaded from a folder, with both lines of transformer-lens.
+class, saved to and loaded from a folder, with transformer-lens 3.9 and 4.x.
 
-"works": on the sites `mlp`, `attn_pre_out` and `attn_value`. Else what does not, with the number of the error that says why.
+"works": on the sites `mlp`, `attn_pre_out` and `attn_value`. Otherwise the sites that do not work, with the number of the error below.
 """
 
 SECTIONS = {
-    "bridge": "Bridges of transformer-lens {transformer-lens}\n\nWhat `load_model` gives, with transformers {transformers}.",
-    "hooked": "HookedTransformers of transformer-lens {transformer-lens}\n\nWhat `load_model(..., backend=\"hooked\")` gives, with "
-    "transformers {transformers}. With rotary positions it has at most {longest} of them. What\nreads the Hugging Face model (the harness, "
-    "toxicity, transfer, a control with random weights, a tight pass) needs the bridge.",
+    "bridge": "Bridges of transformer-lens {transformer-lens}\n\nModels returned by `load_model`, with transformers {transformers}.",
+    "hooked": "HookedTransformers of transformer-lens {transformer-lens}\n\nModels returned by `load_model(..., backend=\"hooked\")`, with "
+    "transformers {transformers}. With rotary embeddings they have at most {longest} positions.\nFunctions that use the Hugging Face model "
+    "(the harness, toxicity, transfer, a control with random weights, a tight pass) need the bridge.",
 }
 
 
 def outcome(row: Family, name: str, check: Check, folder: Path) -> Outcome:
-    """What a check says about a family: of all sites at once, and of every site alone where that does not work."""
+    """Result of a check for a family: of all sites together and, if that does not work, of every site separately."""
 
     def why_not(sites: tuple[str, ...]) -> str | None:
         with tempfile.TemporaryDirectory() as out:
@@ -60,13 +60,13 @@ def outcome(row: Family, name: str, check: Check, folder: Path) -> Outcome:
     reason = why_not(SITES)
     if reason is None:
         return {}
-    if name.startswith("rotation"):  # of the model, not of a site
+    if name.startswith("rotation"):  # rotation is of the model, not of a site
         return dict.fromkeys(SITES, reason)
     return {site: why for site in SITES if (why := why_not((site,)))}
 
 
 def measured() -> dict[str, dict[str, Outcome] | None]:
-    """Family -> check -> outcome, in this environment; None: a family that is refused when it is loaded."""
+    """Family -> check -> outcome, in this environment; None for a family that is refused when it is loaded."""
     found: dict[str, dict[str, Outcome] | None] = {}
     for row in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
@@ -78,13 +78,13 @@ def measured() -> dict[str, dict[str, Outcome] | None]:
 
 
 def section() -> dict[str, Any]:
-    """What was found in this environment, with the heading that says where."""
+    """Outcomes in this environment, with a heading that states its versions."""
     versions = {name: version(name) for name in ("transformers", "transformer-lens")}
     return {"heading": SECTIONS[BACKEND].format(**versions, longest=f"{LONGEST:,}"), "outcomes": measured()}
 
 
 def older(backend: str) -> dict[str, Any]:
-    """The same in the environment of transformer-lens 3.9."""
+    """A section made in the environment of transformer-lens 3.9."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "section.json"
         subprocess.run([OLDER, __file__, str(out)], env=os.environ | {"SEPCAP_TEST_BACKEND": backend}, check=True)
@@ -92,7 +92,7 @@ def older(backend: str) -> dict[str, Any]:
 
 
 def page(sections: Iterable[Mapping[str, Any]]) -> str:
-    """The page: for every line a table of family and check; the checks; and the errors in the order in which the tables have them."""
+    """The page: for every section a table of families and checks; then the checks, and the errors in the order of the tables."""
     reasons: dict[str, int] = {}
     lines = [TITLE]
     for found in sections:
@@ -129,7 +129,7 @@ def _first_line(check: Check) -> str:
 
 
 def main() -> None:
-    """Run all checks with both lines and write the page; with the name of a file, run those of this environment and write them there."""
+    """Run all checks with both versions and write the page; given a file name, write only the section of this environment to it."""
     disable_progress_bar()
     if sys.argv[1:]:
         Path(sys.argv[1]).write_text(json.dumps(section()))

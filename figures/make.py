@@ -1,9 +1,9 @@
-"""Make the pictures of this folder (`make figures`): the demo's comparison, the comparison of methods, kinds of ablation, activations,
+"""Make the figures of this folder (`make figures`): the demo's comparison, the comparison of methods, kinds of ablation, activations,
 modules, geometry, paragraph breaks.
 
-Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files hold what they show. The figures of
-the demo, `numbers.json` and the table of the README are always made together, of the same runs. From nothing it takes about an hour on two
-cores, most of it the comparison of methods; finished runs are taken up. `--parts` makes some of them alone.
+Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files contain the plotted numbers. The
+figures of the demo, `numbers.json` and the table of the README are always made together, from the same runs. Without finished runs it takes
+about an hour on two cores, most of it for the comparison of methods; finished runs are reused. `--parts` makes only some of the figures.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ import tyro
 
 import sepcap
 from sepcap import plots
-from sepcap.experiments.above_random import over_seeds
-from sepcap.experiments.comparison import Comparison, compare
-from sepcap.experiments.config import PruningConfig
 from sepcap.statistics.intervals import in_percent
-from sepcap.tasks.passages import Passage, draw_passages
+from sepcap.studies.directions.study import Comparison, compare
+from sepcap.studies.pruning.above_random import over_seeds
+from sepcap.studies.pruning.config import PruningConfig
+from sepcap.tasks.passages import Passage, sample_passages
 
 DEMO_TABLE = re.compile(r"\| run \| area \[95%\] .*\n(?:\|.*\n)+")
-"""The table of the README that this file writes."""
+"""Matches the table of the README that this file writes."""
 
 TASKS = ("local-prose", "local-python", "local-cpp")
 
@@ -39,27 +39,27 @@ class FigureConfig:
     tokens: int = 13_000
     eval_tokens: int = 15_000
     runs: Path = Path("runs/demo")
-    """The demo's folder by default: after `make demo` nothing is computed again."""
+    """The demo's folder by default: after `make demo` nothing is recomputed."""
     methods: Path = Path("runs/methods")
-    """Folder of the comparison of methods, as `sepcap compare-methods` leaves it."""
+    """Folder of the comparison of methods, as written by `sepcap compare-methods`."""
     protocol: Path = Path("runs/ablate")
-    """Folder of the ablation of random neurons, as `sepcap ablate` leaves it."""
+    """Folder of the ablation of random neurons, as written by `sepcap ablate`."""
     studies: Path = Path("runs/studies")
     """Folder of the studies of modules, geometry and paragraph breaks."""
     out: Path = Path("figures")
     readme: Path = Path("README.md")
-    """Holds the table of the demo, which is written anew."""
+    """Contains the table of the demo, which is replaced."""
     parts: tuple[Literal["pruning", "attention", "studies"], ...] = ("pruning", "attention", "studies")
-    """What is made."""
+    """Groups of figures to make."""
 
     def save(self, name: str, figure: Any, width: str = "column") -> None:
-        """As SVG and PNG."""
+        """Save a figure as SVG and PNG."""
         for suffix in (".svg", ".png"):
             plots.save(figure, self.out / f"{name}{suffix}", width=width)
 
 
 def pruning(model: Any, config: FigureConfig) -> None:
-    """The comparison of the demo."""
+    """Figures, numbers and README table of the demo's comparison."""
     pruning = PruningConfig(fractions={"mlp": config.fraction}, steps=config.steps, tokens=config.tokens, eval_tokens=config.eval_tokens)
     comparison = compare(model, pruning, config.runs, say=print)
     scores = comparison.forward.scores()
@@ -77,11 +77,11 @@ def pruning(model: Any, config: FigureConfig) -> None:
         config.save(name, figure, "page" if name == "metric-over-steps" else "column")
     (config.out / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
     config.readme.write_text(readme, encoding="utf-8")
-    print(comparison.table().to_string(index=False))
+    print(comparison.table.to_string(index=False))
 
 
 def demo_numbers(comparison: Comparison, runs: Sequence[sepcap.Run]) -> dict[str, Any]:
-    """What is published of a run that selects, or of the seeds of a random baseline."""
+    """Published numbers of a selective run, or of the seeds of a random baseline."""
     for direction, run in comparison.selective.items():
         if run is runs[0]:
             (baseline, *_) = comparison.baselines.values()
@@ -94,16 +94,16 @@ def demo_numbers(comparison: Comparison, runs: Sequence[sepcap.Run]) -> dict[str
 
 
 def with_demo_table(readme: str, numbers: Mapping[str, Mapping[str, Any]]) -> str:
-    """The README with the table of the demo made of `numbers.json`.
+    """The README with its table of the demo replaced by one made from `numbers.json`.
 
     Raises:
-        ValueError: it does not hold one such table.
+        ValueError: the README does not contain exactly one such table.
     """
     above = any(s.get("above_random") is not None for s in numbers.values())
     columns = ["run", "area [95%]", "separability [95%]", "maximum differential drop [95%]", *["above random [95%]"] * above]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, s in numbers.items():
-        area, percent = (s["area"], *s["interval"]), in_percent(s["percent"], s["percent_interval"])
+        area, percent = (s["area"], *s["interval"]), in_percent(s["percent"], tuple(s["percent_interval"]))
         cells = [name, "{:.2f} [{:.2f}, {:.2f}]".format(*area), percent]
         if "max_drop" in s:
             cells.append("{:.1f} [{:.1f}, {:.1f}]".format(s["max_drop"], *s["max_drop_interval"]))
@@ -115,26 +115,26 @@ def with_demo_table(readme: str, numbers: Mapping[str, Mapping[str, Any]]) -> st
         lines.append(f"| {' | '.join(cells)} |")
     found = DEMO_TABLE.findall(readme)
     if len(found) != 1:
-        raise ValueError(f"the README holds {len(found)} tables of the demo (one that begins with {lines[0][:20]!r}); it must hold one")
+        raise ValueError(f"the README contains {len(found)} tables of the demo (which begin with {lines[0][:20]!r}); it must contain one")
     return readme.replace(found[0], "\n".join(lines) + "\n")
 
 
 def attention(model: Any, config: FigureConfig) -> None:
-    """Methods of pruning, kinds of ablation, and what neurons do in both bases."""
-    methods = sepcap.compare_methods(model, sepcap.MethodsConfig(), config.methods, say=print)
+    """Figures of pruning methods, kinds of ablation, and activations in both bases."""
+    methods = sepcap.compare_methods(model, sepcap.MethodComparisonConfig(), config.methods, say=print)
     config.save("methods", methods.figure(), "page")
-    methods.table().to_csv(config.out / "methods.csv", index=False, float_format="%.3f")
+    methods.table.to_csv(config.out / "methods.csv", index=False, float_format="%.3f")
 
     heads = sepcap.compare_ablations(model, "local-code")
     config.save("ablations", heads.figure(), "page")
     heads.table.to_csv(config.out / "ablations.csv", index=False, float_format="%.5f")
     config.save("ablations-of-a-head", sepcap.compare_ablations(model, "local-code", layer=5, head=1).figure())
 
-    protocol = sepcap.ablation_protocol(model, sepcap.AblationProtocol(), out=config.protocol)
+    protocol = sepcap.sweep_ablation(model, sepcap.AblationSweepConfig(), out=config.protocol)
     config.save("ablation-protocol", protocol.figure(), "page")
     protocol.by_kind.to_csv(config.out / "ablation-protocol.csv", index=False, float_format="%.5f")
 
-    rotation = sepcap.value_rotation(model)
+    rotation = sepcap.compute_rotation(model)
     options: dict[str, Any] = {"tokens": 20_000, "histogram": True}
     forget, retain = (sepcap.collect(model, task, **options) for task in ("local-code", "local-prose"))
     in_svd = {"sites": "attn_pre_out", "rotation": rotation, **options}
@@ -149,18 +149,18 @@ def attention(model: Any, config: FigureConfig) -> None:
 
 
 def studies(model: Any, config: FigureConfig) -> None:
-    """Modules, geometry and paragraph breaks; what each found is in its folder as a page too."""
+    """Figures of modules, geometry and paragraph breaks; each result is also written as an HTML page to the folder of the studies."""
     folder = config.studies
-    texts = draw_passages(model.tokenizer, TASKS, 32, context=128, following=48)
-    searched, tested = texts[::4], [text for i, text in enumerate(texts) if i % 4]  # a quarter of every kind, and the rest
+    texts = sample_passages(model.tokenizer, TASKS, 32, context=128, following=48)
+    searched, tested = texts[::4], [text for i, text in enumerate(texts) if i % 4]  # a quarter of each kind, and the rest
     found = {
-        "modules": sepcap.modules(model, out=folder / "modules", say=print),
-        "cross-task": sepcap.cross_task(model, sepcap.CrossTaskConfig(eval_tokens=15_000, tolerance=8), out=folder / "cross-task"),
-        "similarity": sepcap.similarity(model),
-        "tight-pass": sepcap.tight_pass(model, tokens=3, rows=5, out=folder / "tight-pass"),
-        "transfer": sepcap.transfer(model, tested, layers=last_layers(model, searched), out=folder / "transfer"),
+        "modules": sepcap.measure_modularity(model, out=folder / "modules", say=print),
+        "cross-task": sepcap.prune_across_tasks(model, sepcap.CrossTaskConfig(eval_tokens=15_000, tolerance=8), out=folder / "cross-task"),
+        "similarity": sepcap.compare_activations(model),
+        "tight-pass": sepcap.jacobian_spectrum(model, tokens=3, rows=5, out=folder / "tight-pass"),
+        "transfer": sepcap.transfer_paragraphs(model, tested, layers=last_layers(model, searched), out=folder / "transfer"),
     }
-    untrained = sepcap.similarity(sepcap.load_model(random_weights=True, seed=0))
+    untrained = sepcap.compare_activations(sepcap.load_model(random_weights=True, seed=0))
     pictures = {
         "module-curve": found["modules"].figure("curve"),
         "module-profile": found["modules"].figure("profile"),
@@ -187,18 +187,18 @@ def studies(model: Any, config: FigureConfig) -> None:
 
 
 def last_layers(model: Any, texts: Sequence[Passage]) -> tuple[int, ...]:
-    """All layers from that one on with which a break says more of its own text than another text's break does."""
+    """The last layers, from the one at which patching the own break makes the true paragraph most likely."""
     layers = range(model.cfg.n_layers)
 
     def gain(first: int) -> float:
-        found = sepcap.transfer(model, texts, layers=tuple(layers[first:]), generate=False, profile="none")
-        return found.difference("nats", "transferred", "mismatched")["difference"]
+        found = sepcap.transfer_paragraphs(model, texts, layers=tuple(layers[first:]), generate=False, profile="none")
+        return found.difference("nats", "transferred")["difference"]
 
     return tuple(layers[max(layers, key=gain) :])
 
 
 def main(config: FigureConfig) -> None:
-    """Run what is not there yet, draw everything."""
+    """Run the studies that are not finished, and make all figures."""
     model = sepcap.load_model()
     for part in config.parts:
         {"pruning": pruning, "attention": attention, "studies": studies}[part](model, config)

@@ -9,11 +9,11 @@
 # ---
 
 # %% [markdown]
-# # Does a model with an SAE in it lose the same when neurons are ablated?
+# # Does ablation cost the same in a model with an SAE in it?
 #
-# SAELens works on a `HookedSAETransformer`, which needs transformer-lens 3.9: `pip install sae-lens sepcap` installs that line. Here the
-# embedded model is loaded as one, a small SAE is trained on it, and `collect` and `ablate` are used with and without the SAE. Nothing is
-# downloaded.
+# SAELens uses a `HookedSAETransformer`, which needs transformer-lens 3.9: `pip install sae-lens sepcap` installs that version. Here the
+# embedded model is loaded as a `HookedSAETransformer`, a small SAE is trained on it, and `collect` and `ablate` are used with and without
+# the SAE. Nothing is downloaded.
 
 # %%
 import tempfile
@@ -34,8 +34,8 @@ type(model).__name__, model.cfg.n_layers, model.cfg.d_model
 
 # %% [markdown]
 # ## Train an SAE
-# TopK, 1,024 features, 32 of them active per token, on the residual stream after layer 2 (of 0 to 5). It sees 300,000 tokens, drawn from
-# the part of code and prose that is for collecting; what follows is measured on the other part.
+# TopK, 1,024 features, 32 of them active per token, on the residual stream after layer 2 (of 0 to 5). It is trained on 300,000 tokens of
+# the collection part of code and prose; the evaluations below use the evaluation part.
 
 # %%
 HOOK, CONTEXT, BATCH = "blocks.2.hook_resid_post", 128, 2048
@@ -74,9 +74,9 @@ sae = SAE.load_from_disk(folder)
 len(rows), sae.cfg.d_sae, sae.cfg.metadata.hook_name
 
 # %% [markdown]
-# ## What the SAE costs
-# With the SAE in place the later layers read its reconstruction. BOS passes by it. The change of the cross-entropy has a 95% interval,
-# paired over the rows of the evaluation set.
+# ## Cost of the SAE alone
+# With the SAE in place, later layers receive its reconstruction, except at BOS. The change of the cross-entropy has a 95% interval,
+# paired over the documents of the evaluation set.
 
 # %%
 TASKS = ("local-code", "local-prose")
@@ -110,8 +110,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # ## Collect
-# Statistics of the same tokens, with and without. How far the mean absolute activations of a layer's neurons are apart, relative to
-# their size, and how alike the scores of code against prose rank them (Spearman). Layers 0 to 2 come before the SAE.
+# Statistics of the same tokens without and with the SAE: per layer, the relative difference of the neurons' mean absolute activations,
+# and the rank correlation (Spearman) of their scores of code against prose. Layers 0 to 2 are before the SAE.
 
 # %%
 
@@ -134,7 +134,7 @@ pd.DataFrame([compared(layer) for layer in range(model.cfg.n_layers)]).rename_ax
 
 # %% [markdown]
 # ## Ablate
-# The fifth of the mlp neurons with the highest scores, and as many at random, set to zero; the neurons are chosen without the SAE.
+# The fifth of the mlp neurons with the highest scores, and as many random neurons, are set to zero; they are chosen without the SAE.
 
 # %%
 neurons = scores.top({"mlp": 0.2})
@@ -154,9 +154,9 @@ for name, chosen in sets.items():
 pd.DataFrame(table).T
 
 # %% [markdown]
-# ## What the features say
-# Share of the SAE's active features at a token that stay active there when the neurons are ablated, and the reconstruction error before
-# and after, as a share of the variance of the stream. Neurons of layers 3 to 5 come after the SAE and cannot change it.
+# ## Features of the SAE
+# Share of the SAE's active features that stay active at the same token when the neurons are ablated, and the reconstruction error before
+# and after, as a share of the variance of the residual stream. Neurons of layers 3 to 5 are after the SAE and cannot affect it.
 
 # %%
 sample = {task: token_rows(task, documents=20)[:32] for task in TASKS}
@@ -183,9 +183,10 @@ pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
 # ## The answer
-# No: with this SAE in the model the same neurons cost about twice as much. Without it, ablating the code neurons raises cross-entropy on
-# code by 0.44 nats [0.40, 0.47], with it by 0.81 [0.72, 0.91]; random neurons cost 0.18 and 0.49. Which task is hurt stays the same: on
-# prose the code neurons cost 0.02 and 0.05, less than random ones do (0.25 and 0.44).
+# (Of the embedded model before it was trained again on cleaner splits.) No: with this SAE in the model the same neurons cost about twice
+# as much. Without it, ablating the code neurons raises cross-entropy on code by 0.44 nats [0.40, 0.47], with it by 0.81 [0.72, 0.91];
+# random neurons cost 0.18 and 0.49. Which task is hurt stays the same: on prose the code neurons cost 0.02 and 0.05, less than random
+# ones do (0.25 and 0.44).
 #
 # The SAE is small and was trained briefly: 18% to 21% of the variance of the stream is lost, and it alone costs 0.9 to 1.0 nats. Neurons
 # right after it act most differently (layer 3: by 0.76 of their size), but the scores rank them nearly as before (0.95 and more). Of its

@@ -1,6 +1,6 @@
-"""Execute every notebook from its .py source and store the result beside it (`make notebooks`), or those that are named.
+"""Execute all notebooks, or the named ones, from their .py sources and store each result next to its source (`make notebooks`).
 
-One that needs a package which is not there is left out, and the command says so: `make lines` runs it in the environment that has it.
+A notebook that needs a package that is not installed is skipped with a message: `make lines` runs it in the environment with the package.
 """
 
 import os
@@ -13,22 +13,22 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 NEEDS = {"beside-saelens": "sae_lens"}
-"""Notebook -> a package that only the environment of transformer-lens 3.9 has."""
+"""Notebook -> a package that is only in the environment of transformer-lens 3.9."""
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-# a picture beside plotly's own data, for readers that run no scripts: GitHub, nbviewer, nbconvert
+# a PNG in addition to plotly's data, for viewers that run no scripts: GitHub, nbviewer, nbconvert
 os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+png")
 
 
 def execute(source: Path) -> Path:
-    """Run one .py:percent source from top to bottom; an error in a cell is an error here."""
+    """Run one .py:percent source from top to bottom and return the path of its .ipynb; an error in a cell is raised."""
     notebook = jupytext.read(source)
     notebook.metadata.setdefault("kernelspec", {"display_name": "Python 3", "language": "python", "name": "python3"})
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(HERE)}}).execute()
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
-        # times of execution and progress bars would change at every run and say nothing
+        # execution times and progress bars would change in every run
         cell.metadata.pop("execution", None)
         if "outputs" in cell:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]

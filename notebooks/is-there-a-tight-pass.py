@@ -11,9 +11,9 @@
 # %% [markdown]
 # # Is there a tight pass?
 #
-# Whatever a block adds to the residual stream went through its attention or its mlp. How many directions of the input does such a
-# part respond to at all? The Jacobian ∂output/∂input at a real text, without the residual connection, answers this for small
-# changes: its singular values say how strongly each direction passes, its rank how many do.
+# A block adds the outputs of its attention and its mlp to the residual stream. To how many directions of its input does such a part
+# respond: is it a tight pass? The Jacobian ∂output/∂input on a real text, without the residual connection, answers this for small
+# changes: its singular values measure how strongly each direction passes, its rank how many do.
 
 # %%
 import sepcap
@@ -21,21 +21,21 @@ import sepcap
 model = sepcap.load_model()
 
 # %% [markdown]
-# ## What it costs, said before
-# Three tokens of 256 numbers each: 768 rows and columns. All singular values of every layer, at five places in the texts, for the
-# model and for one of the same configuration with random weights.
+# ## Cost, estimated beforehand
+# Three tokens of 256 dimensions each give 768 rows and columns. All singular values of every layer are computed on five rows of
+# tokens, for the model and for one of the same configuration with random weights.
 
 # %%
 options = {"task": "local-prose", "rows": 5}
-sepcap.plan_tight_pass(model, sepcap.TightPassConfig(part="attn", tokens=3, **options)).cost()
+sepcap.plan_jacobian_spectrum(model, sepcap.JacobianSpectrumConfig(part="attn", tokens=3, **options)).cost()
 
 # %% [markdown]
 # ## Attention
-# A direction counts when its singular value is above a thousandth of the largest. LayerNorm takes one direction away at every token,
-# so that 765 is the most that is possible.
+# The rank is the number of singular values above a thousandth of the largest. LayerNorm removes one direction at every token, so the
+# largest possible rank is 765.
 
 # %%
-attention = sepcap.tight_pass(model, "all", "attn", tokens=3, **options)
+attention = sepcap.jacobian_spectrum(model, "all", "attn", tokens=3, **options)
 attention.summary()
 
 # %%
@@ -45,17 +45,17 @@ attention.figure("ranks")
 attention.figure("spectra")
 
 # %% [markdown]
-# Where the line is drawn matters, because the spectra fall steadily and have no gap. Mean rank over layers and rows:
+# The threshold matters, because the spectra fall steadily and have no gap. Mean rank over layers and rows:
 
 # %%
 attention.tables["ranks"].groupby(["weights", "threshold"])["rank"].mean().unstack("weights")
 
 # %% [markdown]
 # ## Mlp
-# Positions do not mix, so that more tokens cost little.
+# The mlp does not mix positions, so more tokens cost little.
 
 # %%
-mlp = sepcap.tight_pass(model, "all", "mlp", tokens=8, **options)
+mlp = sepcap.jacobian_spectrum(model, "all", "mlp", tokens=8, **options)
 mlp.summary()
 
 # %%
@@ -65,7 +65,7 @@ mlp.figure("ranks")
 mlp.figure("spectra")
 
 # %% [markdown]
-# Per token, with the number of neurons that are active there (the model has ReLU) as what is possible at most:
+# Rank per token. The number of active neurons (the model has ReLU) is an upper bound:
 
 # %%
 columns = ["weights", "layer", "rank", "rank_low", "rank_high", "bound"]
@@ -74,8 +74,8 @@ per_token[columns[2:]] /= mlp.config["tokens"]
 per_token.round(1)
 
 # %% [markdown]
-# ## The difference from random weights, with its interval
-# Trained minus random on the same rows.
+# ## Difference from random weights
+# Trained minus random on the same rows, with its interval.
 
 # %%
 differences = {"attention": attention.against_control(), "mlp": mlp.against_control()}
@@ -83,14 +83,14 @@ differences["attention"].merge(differences["mlp"], on="layer", suffixes=("_atten
 
 # %% [markdown]
 # ## Longer texts
-# At 48 tokens the Jacobian of attention has 12,288 rows and columns. Its leading singular values come from a few hundred products
-# with it. Each is at most the true value at its place. Two bounds say how good they are: some singular value lies within the error
-# bound of each, though not always the one with the same number where many lie close together, and the true value at its place is at
-# most √(found² + remainder²). The rank is only a lower bound here (`at_least`), as large as the directions that were tried, and is
-# not compared; the stable rank is, because what the directions miss of it is estimated without bias.
+# At 48 tokens the Jacobian of attention has 12,288 rows and columns. Its leading singular values are computed from a few hundred
+# products with it. Each is at most the true value of the same index. There are two error bounds: some singular value is within the
+# error bound of each (if many are close together, not always the one of the same index), and the true value of the same index is at
+# most √(found² + remainder²). The rank is only a lower bound here (`at_least`), equal to the number of directions tried, and is not
+# compared; the stable rank is, because the contribution of all other directions to it is estimated without bias.
 
 # %%
-longer = sepcap.tight_pass(model, 2, "attn", tokens=48, rows=3, k=32, method="randomized")
+longer = sepcap.jacobian_spectrum(model, 2, "attn", tokens=48, rows=3, k=32, method="randomized")
 values, errors = longer.tensors["trained"], longer.tensors["trained_errors"]
 print(f"largest relative error bound: {float((errors / values).max()):.1e}")
 longer.tables["jacobians"][["weights", "row", "largest", "rank", "at_least", "bound", "stable_rank", "products"]]
@@ -100,12 +100,12 @@ longer.by_layer[["weights", "layer", "stable_rank", "stable_rank_low", "stable_r
 
 # %% [markdown]
 # ## The answer
-# Yes, in the mlp: from layer 1 on it passes exactly as many directions as neurons are active, 41 to 88 per token (95% intervals over
-# rows from 34 to 95) of 255 possible, and the model with random weights passes 254. There is no further narrowing: the rank is as
-# large as the active neurons allow. Layer 0 passes 239 [228, 251].
+# In the mlp, yes: from layer 1 on its rank equals the number of active neurons, 43 (layer 2, [39, 46]) to 90 (layer 5, [75, 105]) per
+# token of 255 possible, where random weights give 254. For layer 0, with 243 [236, 250], a difference from random weights is not shown
+# after correction for six layers. (95% intervals over five rows of prose, the first tokens of each, each for its own layer.)
 #
-# In attention there is a slope, not a hole. At a thousandth of the largest singular value 46% (layer 2: 349 [330, 368]) to 69% (layer
-# 4: 526 [494, 558]) of 765 directions are left, against 97% with random weights, and the 95% interval of the difference leaves 0 out
-# in every layer; but at a millionth 97% pass. A handful carries most: the stable rank is 3.1 [2.4, 3.8] in layer 2, with random
-# weights 48 on average. Sixteen times as many tokens do not widen that much: the stable rank of layer 2 at 48 tokens is 11 [5, 17],
-# against 63.
+# In attention the singular values fall steadily and have no gap, so that the rank depends on the threshold. At a thousandth of the
+# largest singular value the mean rank is 445 of 765 (58%) and with random weights 744 (97%); it is lower in all six layers, with
+# intervals of the difference that hold for all layers together. At a millionth it is 749 (98%) against 763. The stable rank, which counts
+# the strong directions only, is lower than with random weights in all six layers as well. With 48 tokens instead of 3 the stable rank of
+# layer 2 is 10.8 [7.1, 14.5], with random weights 63.5 [62.9, 64.1] (three rows).

@@ -14,10 +14,10 @@
 # ---
 
 # %% [markdown]
-# # Does a masked language model keep code and prose apart?
+# # Are code and prose separable in a masked language model?
 #
-# A small RoBERTa is trained here, for a few minutes, to fill in hidden tokens of prose and code. Then the neurons that matter for code and
-# not for prose are removed, then the reverse, then random ones. The calls are those of a next-token model.
+# A small RoBERTa is trained here for a few minutes to predict masked tokens of prose and code. Then three runs prune neurons: those that
+# matter for code and not for prose, the reverse, and random ones. The function calls are the same as for a next-token model.
 
 # %%
 import tempfile
@@ -33,21 +33,21 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaske
 
 import sepcap
 
-torch.set_num_threads(1)  # another number would round otherwise, and train another model
+torch.set_num_threads(1)  # another number rounds differently, which trains another model
 torch.manual_seed(0)
 folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
 # ## Texts and tokenizer
-# The part of the offline tasks that is for training: two million characters of prose, one of Python and one of C++. A byte-level BPE of
-# few tokens, so that a small model learns in minutes what stands around them.
+# The training part of the offline tasks: two million characters of prose, one million of Python and one million of C++. The byte-level
+# BPE has a small vocabulary, so that a small model learns the contexts of its tokens in minutes.
 
 # %%
 CONTEXT, VOCABULARY = 64, 1024
 
 
 def texts(task, chars):
-    """Documents up to so many characters."""
+    """Documents until their total length exceeds `chars`."""
     for source in sepcap.load_task(task).sources:
         for text in source.documents("train")["text"]:
             yield text
@@ -71,7 +71,7 @@ tokenizer = PreTrainedTokenizerFast(
 
 
 def rows(kind):
-    """Documents one after the other, divided by </s>, in rows that begin with <s> and end with </s>."""
+    """Concatenated documents, separated by </s>, in rows that begin with <s>; training appends a </s>."""
     ids = np.concatenate([[*e.ids, tokenizer.sep_token_id] for e in bpe.encode_batch(read[kind], add_special_tokens=False)])
     cut = ids[: len(ids) // (CONTEXT - 2) * (CONTEXT - 2)].reshape(-1, CONTEXT - 2)
     return torch.tensor(np.pad(cut, ((0, 0), (1, 0)), constant_values=tokenizer.cls_token_id)).long()
@@ -82,7 +82,7 @@ packed = [rows(kind) for kind in read]
 
 # %% [markdown]
 # ## Train
-# 4 layers of 128 dimensions. At every step 30% of the tokens are asked for: 80% of those are hidden, 10% are random and 10% stay.
+# 4 layers of 128 dimensions. At every step 30% of the tokens are predicted: 80% of those are masked, 10% random and 10% unchanged.
 
 # %%
 STEPS, BATCH = 2000, 32
@@ -104,7 +104,7 @@ config = RobertaConfig(
 )
 roberta = RobertaForMaskedLM(config).train()
 with torch.no_grad():
-    # sines and cosines of the position, from which looking at a neighbour is learned in a tenth of the steps that it takes from noise
+    # sines and cosines of the position: attention to neighbours is learned in a tenth of the steps needed with random initial values
     positions = roberta.roberta.embeddings.position_embeddings.weight
     angles = torch.arange(len(positions))[:, None] / 32 ** torch.linspace(0, 1, config.hidden_size // 2)
     positions.copy_(config.initializer_range * 2**0.5 * torch.cat([angles.sin(), angles.cos()], dim=1))
@@ -127,7 +127,7 @@ tokenizer.save_pretrained(folder / "roberta")
 model = sepcap.load_model(folder / "roberta")
 
 # %% [markdown]
-# ## What it fills in
+# ## Predictions for masked tokens
 
 # %%
 for text in ("def first(items):\n    return<mask>[0]", "The function returns the<mask> of the list.", "for (int i = 0; i <<mask>; ++i)"):
@@ -137,9 +137,9 @@ for text in ("def first(items):\n    return<mask>[0]", "The function returns the
     print(repr(text), [tokenizer.decode([int(i)]) for i in best])
 
 # %% [markdown]
-# ## What it has learned
-# Of every row of the evaluation texts 15% of the tokens are asked for, the same ones whenever it is asked. The share of the most frequent
-# of them is what a model reaches that always says the same.
+# ## Accuracy
+# In every row of the evaluation texts 15% of the tokens are predicted, the same tokens in every evaluation. The share of the most frequent
+# of them is the accuracy of a model that always predicts that token.
 
 # %%
 TASKS = ("local-prose", "local-code")
@@ -174,17 +174,17 @@ sepcap.plots.trajectory(runs)
 {name: run.separability("top1") for name, run in runs.items()}
 
 # %% [markdown]
-# Random neurons cost one of the tasks more than the other too. What selection adds is the area above that of the random run, walked in the
-# same direction.
+# Pruning random neurons also reduces accuracy on one task more than on the other. The effect of selection is the area above that of the
+# random run, computed in the same direction.
 
 # %%
 added = {name: runs[name].separability("top1", baseline=runs["random"]).above_random for name in ("forget code", "forget prose")}
 added
 
 # %% [markdown]
-# ## What is left per kind of text
-# At the step with the largest difference between the two tasks, in percent of the unpruned model's top-1; random neurons at the same
-# number of steps as where code is forgotten.
+# ## Accuracy left per kind of text
+# At the step with the largest difference between the two tasks, in percent of the unpruned model's top-1; for random neurons, at the
+# step of the run that forgets code.
 
 # %%
 import plotly.express as px
@@ -236,8 +236,8 @@ lines = [
 ]
 code_left, prose_left = found["random"].left
 Markdown(
-    f"""{verdict[len(above)]}: the table has the area with its 95% interval over the rows of the evaluation sets, and what selection adds to
-the area of random neurons. (1 is no separation, 2 a perfect one.)
+    f"""{verdict[len(above)]}: the table has the area with its 95% interval over the documents of the evaluation sets, and what selection
+adds to the area of random neurons. (1 is no separation, 2 a perfect one.)
 
 | run | area | above random | step with the largest difference | top-1 left there |
 |---|---|---|---|---|
@@ -245,7 +245,8 @@ the area of random neurons. (1 is no separation, 2 a perfect one.)
 
 At step {steps["random"]} random neurons leave {kept("random")}. Without any mlp neuron, at the last step of every run, {code_left:.0%} of
 the top-1 on code and {prose_left:.0%} of that on prose are left: so much is done by attention and the embeddings, which mlp pruning cannot
-take apart. The embedded next-token model, trained on 44 million tokens, separates the two by 66% and 76% ([README](../README.md)).
+take apart. The demo of the [README](../README.md) does the
+same with the embedded next-token model.
 
 The model is trained anew in this notebook; another processor or release of torch gives other weights, and other numbers here."""
 )

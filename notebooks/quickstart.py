@@ -9,9 +9,9 @@
 # ---
 
 # %% [markdown]
-# # Quickstart: does this model keep code in neurons of its own?
+# # Quickstart: does this model use separate neurons for code?
 #
-# Load a model, measure what its neurons do on code and on prose, look at the scores, remove the neurons that matter
+# Load a model, collect statistics of its neurons on code and on prose, plot the scores, prune the neurons that matter
 # for code and not for prose, and measure what is left. Everything here runs on the embedded model, without a network.
 
 # %%
@@ -35,8 +35,8 @@ forget
 forget["mlp"].abs.shape, forget["attn_pre_out"].rms.shape
 
 # %% [markdown]
-# ## Score and look
-# The score of a neuron is its importance on code over its importance on prose; the highest go first.
+# ## Score and plot
+# The score of a neuron is its importance on code over its importance on prose; the highest scores are selected first.
 
 # %%
 scores = sepcap.score(forget, retain, importance="abs")
@@ -47,8 +47,8 @@ neurons = scores.top({"mlp": 0.2})
 neurons
 
 # %% [markdown]
-# ## Ablate: what if they were gone?
-# Inside the block the neurons are set to their mean on prose; afterwards the model is as it was.
+# ## Ablate
+# Within the `with` block the neurons are set to their mean on prose; afterwards the model is unchanged.
 
 # %%
 before = sepcap.evaluate(model, "local-code", tokens=10_000)
@@ -58,7 +58,7 @@ before, ablated
 
 # %% [markdown]
 # ## Prune, step by step
-# A run is a folder: interrupt it and the same call goes on. The random run is the baseline.
+# A run is stored in a folder: after an interruption the same call resumes it. The random run is the baseline.
 
 # %%
 folder = tempfile.mkdtemp()
@@ -72,7 +72,7 @@ random = sepcap.prune(model, random_config, out=f"{folder}/random")
 
 # %% [markdown]
 # ## Measure
-# Area 1 means that code and prose go together, 2 that prose is kept until all code is gone.
+# An area of 1 means that code and prose are lost together, 2 that prose is retained until all of code is lost.
 
 # %%
 run.separability("top1", baseline=random)
@@ -84,9 +84,13 @@ run.separability("top1").retain_cost(50)
 sepcap.plots.trajectory({"selective": run, "random": random})
 
 # %% [markdown]
-# The pruned model of any step is the model without that step's neurons, and can be saved as a plain Hugging Face checkpoint:
+# The pruned model of a step has all neurons deleted that were pruned up to it. It can be saved as a plain Hugging Face checkpoint:
 
 # %%
 sepcap.delete(model, run.neurons(3))
 sepcap.save_pretrained(model, f"{folder}/without-code")
 sepcap.evaluate(model, "local-code", tokens=10_000), sepcap.evaluate(model, "local-prose", tokens=10_000)
+
+# %% [markdown]
+# One seed of random neurons, drawn over the whole model, and about 45 documents per task: an illustration of the calls, not a
+# result. The demo of the [README](../README.md) has five seeds, matched per layer.

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Histograms of neuron scores for a paper
 #
-# From two tasks to a printable figure: collect, score, choose, draw, write a PDF of the width of a column. At the end, what the
-# histogram hides: the scatter of importance, and scores made of whole distributions instead of one number.
+# From two tasks to a printable figure: collect, score, select, plot, and save a PDF of column width. The last sections show what the
+# histogram hides: a scatter plot of importance, and scores computed from whole distributions instead of one number.
 
 # %%
 import tempfile
@@ -35,7 +35,7 @@ figure = scores.figure(site="mlp", neurons=neurons)
 figure
 
 # %% [markdown]
-# ## On paper
+# ## Export
 # `save` writes the figure at exactly the printed width: 3.3 inches for a column, 6.9 for the page.
 
 # %%
@@ -47,21 +47,21 @@ except (ImportError, RuntimeError) as error:  # no browser for the export on thi
     print(error)
 
 # %% [markdown]
-# ## Attention: by head
+# ## Attention: scores per head
 
 # %%
 sepcap.plots.head_scores(scores, aggregate="mean")
 
 # %% [markdown]
 # ## What the ratio hides
-# A high score can come from a neuron that does much on code, or from one that does nothing on prose.
+# A score can be high because a neuron is very active on code, or because it is hardly active on prose.
 
 # %%
 sepcap.plots.importance_scatter(forget, retain, "abs", neurons, site="mlp")
 
 # %% [markdown]
 # ## Scores from whole distributions
-# The divergences between the two tasks' activation histograms are scores by themselves. How much do the chosen sets overlap?
+# Divergences between the two tasks' activation histograms can be used as scores directly. How much do the selected sets overlap?
 
 # %%
 import pandas as pd
@@ -76,6 +76,7 @@ sepcap.score(forget, retain, "js", sites=["mlp"]).figure(site="mlp")
 
 # %% [markdown]
 # ## The answer
-# Per-layer histograms with the chosen neurons marked are one call and one `save`; the scatter shows that a high ratio
-# mostly comes from neurons that are nearly silent on prose; and sets chosen by `abs`, by another statistic
-# or by a divergence share only a part.
+# One call draws per-layer histograms with the selected neurons marked, and one `save` writes them at printed size. In the scatter, a high
+# ratio can come from a high importance on code or from a low one on prose. The top 5% by `abs`, `std` and `freq` share 79% to 89% of
+# their neurons; the top 5% by a divergence share 11% to 25% with those, and 69% with each other; 5% would be chance. (One model, 20,000
+# tokens per task in one sample of documents; what another sample would change was not measured.)

@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Can an image classifier forget some digits and keep the others?
 #
-# A small ViT reads the handwritten digits that ship with scikit-learn. Here it is trained (a minute), and the neurons that matter for the
-# digits 0 to 4 and not for 5 to 9 are removed, then the reverse, then random ones. Needs the extra `vision`.
+# A small ViT is trained here (a minute) on the handwritten digits included in scikit-learn. Then three runs prune neurons: those that
+# matter for the digits 0 to 4 and not for 5 to 9, the reverse, and random ones. Needs the extra `vision`.
 
 # %%
 import tempfile
@@ -32,13 +32,13 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import sepcap
 
-torch.set_num_threads(1)  # another number would round otherwise, and train another model
+torch.set_num_threads(1)  # another number rounds differently, which trains another model
 torch.manual_seed(0)
 folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
 # ## Train
-# Half of the images, shifted by up to a pixel in each direction; patches of 2 × 2 pixels, 4 layers of 64 dimensions.
+# On half of the images, shifted by up to a pixel in each direction. The model has patches of 2 × 2 pixels and 4 layers of 64 dimensions.
 
 # %%
 STEPS, BATCH = 1500, 64
@@ -69,8 +69,8 @@ model = sepcap.load_model(folder / "vit")
 print(sepcap.evaluate(model, "local-digits", tokens=450))
 
 # %% [markdown]
-# A quarter of the images is for collecting statistics, a quarter for evaluating; the model was trained on the other half. `tokens` counts
-# images, each of which has one prediction: its label.
+# A quarter of the images is for collecting statistics, a quarter for evaluation; the model was trained on the other half. `tokens` counts
+# images; each image has one prediction, its label.
 
 # %%
 low = sepcap.collect(model, "local-digits-low", tokens=200)
@@ -79,7 +79,7 @@ sepcap.score(low, high).figure(site="mlp")
 
 # %% [markdown]
 # ## Prune
-# Ten steps of a tenth of the mlp neurons, in both directions and at random.
+# Ten steps of a tenth of the mlp neurons, in both directions and with random neurons.
 
 # %%
 options = {"fractions": {"mlp": 0.1}, "steps": 10, "tokens": 200, "eval_tokens": 200}
@@ -96,11 +96,12 @@ sepcap.plots.trajectory(runs)
 {name: run.separability("top1") for name, run in runs.items()}
 
 # %% [markdown]
-# ## What is left of every digit
-# At the step with the largest difference between the two tasks. The labels are all ten: a forgotten 3 is read as something else.
+# ## Accuracy left per digit
+# At the step with the largest difference between the two tasks. All ten labels can be predicted: a forgotten 3 is classified as
+# another digit.
 
 # %%
-EVALUATED = 440  # images, of which the labels below are the right ones
+EVALUATED = 440  # images; `answers` contains their true labels
 answers = digits.documents("evaluate").select(range(EVALUATED))["label"]
 
 
@@ -124,8 +125,8 @@ figure.update_xaxes(dtick=1)
 left.T.round(2)
 
 # %% [markdown]
-# ## Attention heads, and images instead of constants
-# Ablations work as on language models. `resample` takes a neuron's activation from another image of the batch, or from random pixels.
+# ## Attention heads, and resampling instead of constants
+# Ablation works as on language models. `resample` uses a neuron's activation on another image of the batch, or on random pixels.
 
 # %%
 sepcap.compare_ablations(model, "local-digits", layer=2, tokens=200, reference_tokens=200, fit_tokens=100).figure()

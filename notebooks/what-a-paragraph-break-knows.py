@@ -9,11 +9,11 @@
 # ---
 
 # %% [markdown]
-# # What does a paragraph break know about the next paragraph?
+# # What do activations at a paragraph break encode about the next paragraph?
 #
-# The activations at the break ("\n\n") after 128 tokens of context are put into the same break that stands alone. If the break knows what
-# comes next, the true next paragraph becomes more likely. Three comparisons decide what a change means: the whole context (all there is to
-# gain), the break of *another* text of the same kind (what any break would bring), and a model with random weights.
+# The activations at the break ("\n\n") after 128 tokens of context are patched into the same break alone. If they encode the next
+# paragraph, the true one becomes more likely. A change is compared with three others: that of the whole context (the largest possible
+# gain), of the break of *another* text of the same kind (the gain from any break), and of a model with random weights.
 
 # %%
 import dataclasses
@@ -26,8 +26,8 @@ import sepcap
 
 model = sepcap.load_model()
 KINDS = ["local-prose", "local-python", "local-cpp"]
-drawn = sepcap.draw_passages(model.tokenizer, KINDS, 32, context=128, following=48)
-searched, texts = drawn[::4], [text for i, text in enumerate(drawn) if i % 4]  # 8 and 24 of every kind
+drawn = sepcap.sample_passages(model.tokenizer, KINDS, 32, context=128, following=48)
+searched, texts = drawn[::4], [text for i, text in enumerate(drawn) if i % 4]  # 8 and 24 of each kind
 
 
 def row(result, condition, against="neutral", metric="nats", kind="all"):
@@ -45,10 +45,10 @@ def at_tokens(result, first, last, condition, against):
 
 # %% [markdown]
 # ## All layers
-# Prose, Python and C++ of the evaluation part, which the model was not trained on. Intervals are 95%, paired over texts.
+# Prose, Python and C++ of the evaluation part, on which the model was not trained. Intervals are 95%, paired over texts.
 
 # %%
-every = sepcap.transfer(model, texts, generate=False)
+every = sepcap.transfer_paragraphs(model, texts, generate=False)
 for sentence in every.summary():
     print(sentence)
 
@@ -59,37 +59,38 @@ for sentence in every.summary():
 every.figure("layers")
 
 # %% [markdown]
-# The first two layers do harm, and the break of another text does as much of it. So it is nothing about the text.
+# With the first layers patched the paragraph becomes less likely, with another text's break nearly as much: a loss that hardly depends
+# on the text.
 
 # %%
 every.figure("positions")
 
 # %% [markdown]
 # ## From which layer on?
-# The layers that are patched from here on are chosen on texts of their own, a quarter of those that were drawn: the first layer from
-# which on a break gains most over another text's break. All that follows is measured on the other three quarters.
+# The layers patched below are all layers from a first one on. The first one is chosen on a separate quarter of the texts, as the one with
+# the largest gain of the true paragraph over the break alone. All following results are measured on the other three quarters.
 
 # %%
 LAYERS = range(model.cfg.n_layers)
 gains = {}
 for first in LAYERS:
-    found = sepcap.transfer(model, searched, layers=tuple(LAYERS[first:]), generate=False, profile="none")
-    gains[first] = found.difference("nats", "transferred", "mismatched")["difference"]
+    found = sepcap.transfer_paragraphs(model, searched, layers=tuple(LAYERS[first:]), generate=False, profile="none")
+    gains[first] = found.difference("nats", "transferred")["difference"]
 LATER = tuple(LAYERS[max(gains, key=gains.get) :])
 print(LATER)
-pd.Series(gains, name="own − another's, nats per token").rename_axis("first layer").round(4)
+pd.Series(gains, name="own break − break alone, nats per token").rename_axis("first layer").round(4)
 
 # %% [markdown]
-# ## Is the harm the position?
-# This model has learned positions: the early layers say where in the text a token stands, and a break from position 129 is put at
-# position 1. Then the harm must go away with short contexts, and without the first layers.
+# ## Is the position the cause?
+# This model has learned positions: the early layers encode the position of a token, and a break from position 129 is patched at
+# position 1. If this is the cause, the loss must disappear with short contexts, and without the first layers.
 
 # %%
 rows = []
 for context in (8, 128):
     shorter = [dataclasses.replace(p, context=p.context[-context:]) for p in texts]
     for layers in ("all", LATER):
-        found = sepcap.transfer(model, shorter, layers=layers, generate=False, profile="none")
+        found = sepcap.transfer_paragraphs(model, shorter, layers=layers, generate=False, profile="none")
         said = {"context tokens": context, "layers": str(layers), "whole context": row(found, "original")}
         said |= {"own break": row(found, "transferred"), "another's": row(found, "mismatched")}
         rows.append(said | {"own − another's": row(found, "transferred", "mismatched")})
@@ -111,23 +112,23 @@ table[table["condition"] == "transferred"][columns].round(3)
 # ## The control: random weights
 
 # %%
-untrained = sepcap.transfer(sepcap.load_model(random_weights=True), texts, layers=LATER, generate=False, profile="none")
+untrained = sepcap.transfer_paragraphs(sepcap.load_model(random_weights=True), texts, layers=LATER, generate=False, profile="none")
 pd.DataFrame(
     {name: {"own break": row(r, "transferred"), "own − another's": row(r, "transferred", "mismatched"), "whole context": row(r, "original")}
      for name, r in {"trained": later, "random weights": untrained}.items()}
 )
 
 # %% [markdown]
-# ## What the model writes
-# Sixty tokens at temperature 0.3 after each prompt. Tokens that were given away count nowhere: not in what was written, and not in what
-# it is compared with: the medians with tokens given are held against less of the paragraph than the others, and do not compare with them;
-# the differences below have the same rest on both sides. Distances are those of TF-IDF vectors, which see shared words alone; with
-# sentence embeddings (`embedder="all-mpnet-base-v2"`) they would be comparable with the published ones.
+# ## Generated text
+# Sixty tokens are generated at temperature 0.3 after each prompt. Given tokens of the paragraph count nowhere: neither in the generated
+# text nor in the text it is compared with. Medians with given tokens are therefore against less of the paragraph than the others, and not
+# comparable with them; the differences below use the same rest on both sides. Distances are between TF-IDF vectors, which depend on
+# shared words only; with sentence embeddings (`embedder="all-mpnet-base-v2"`) they would be comparable with the published ones.
 
 # %%
 some = [p for kind in KINDS for p in [p for p in texts if p.kind == kind][:10]]
 options = {"layers": LATER, "tokens": 60, "given": (0, 5, 20), "profile": "none", "embedder": "tf-idf"}
-written = sepcap.transfer(model, some, **options)
+written = sepcap.transfer_paragraphs(model, some, **options)
 written.figure("distances")
 
 # %%
@@ -145,35 +146,35 @@ shown[(shown["text"] == 0) & shown["condition"].isin(["original", "transferred",
 COUNTED = [(1, 1), (2, 48)]
 PAIRS = [("transferred", "neutral"), ("mismatched", "neutral"), ("transferred", "mismatched")]
 places = {span: [at_tokens(later, *span, *pair) for pair in PAIRS] for span in COUNTED}
-share = later.difference("nats", "transferred")
-part = f"{share['share']:.0%} [{share['share_low']:.0%}, {share['share_high']:.0%}] of" if share["share"] > 0 else "beside"
-alone = every.tables["layers"].query("kind == 'all' and part == 'alone' and donor == 'difference'")
-sure = alone[alone["low"] > 0]
-best = (alone if sure.empty else sure).sort_values("gain").iloc[-1]
+specific = later.difference("nats", "transferred", "mismatched")
+verdict = {
+    True: "The break carries information that is specific to its text",
+    False: "Nothing specific to the text is shown",
+}[bool(specific["low"] > 0)]
+chosen = every.tables["chosen_layers"].query("part == 'alone'").iloc[0]
 Markdown(
-    f"""In this small model a break knows how the next paragraph **begins**, and little more. Patched from layer {LATER[0]} on (chosen on
-other texts), it makes the true paragraph more likely by {row(later, "transferred")} nats per token, {part} what the whole context gives
-({row(later, "original")}).
-Another text's break brings {row(later, "mismatched")}, so that {row(later, "transferred", "mismatched")} is about this very text.
+    f"""{verdict}: with the break's activations in layers {LATER[0]} to {LATER[-1]} (chosen on other texts), the
+log-likelihood of the true paragraph changes by {row(later, "transferred")} nats per token relative to the
+break alone; the whole context gives {row(later, "original")}.
+The break of another text changes it by {row(later, "mismatched")}. The difference between the two, which is specific to the text, is
+{row(later, "transferred", "mismatched")}, measured on {len(texts)} texts.
 
-Where in the paragraph, in nats per token over the break alone:
+By token of the paragraph, in nats per token relative to the break alone:
 
 | token | own break | another's | own − another's |
 | --- | --- | --- | --- |
 | 1 | {" | ".join(places[1, 1])} |
 | 2 to 48 | {" | ".join(places[2, 48])} |
 
-Single layers that carry something about the text (own minus another's, interval above 0, not corrected for {len(alone)} layers):
-{", ".join(map(str, sure["layer"])) or "none"}. Of these, or of all where there are none, layer
-{best["layer"]} carries most:
-{best["gain"]:+.3f} [{best["low"]:+.3f}, {best["high"]:+.3f}].
+Single layers: the layer with the largest difference between own and another's break on one half of the texts is layer
+{chosen["layer"]:.0f}; on the other half its difference is {chosen["gain"]:+.3f} [{chosen["low"]:+.3f}, {chosen["high"]:+.3f}].
 
-The first two layers carry the position instead: all layers patched, the same break costs {row(every, "transferred")}, another's
-{row(every, "mismatched")}. With random weights the own break brings {row(untrained, "transferred", "mismatched")} more than another's.
+With all layers patched, the own break changes the log-likelihood by {row(every, "transferred")}, another's by
+{row(every, "mismatched")}. With random weights the difference between own and another's break is
+{row(untrained, "transferred", "mismatched")}.
 
-What the model then writes, mean TF-IDF distance to the true paragraph: own break minus the break alone
+Texts generated from {len(some)} of them, mean TF-IDF distance to the true paragraph: own break minus the break alone
 {row(written, "transferred", metric="distance")}, another text's break minus the break alone
 {row(written, "mismatched", metric="distance")}, own minus another's
-{row(written, "transferred", "mismatched", "distance")}. It sees shared words alone, a coarse
-measure; the likelihoods above are the firmer ground."""
+{row(written, "transferred", "mismatched", "distance")}. TF-IDF measures shared words only."""
 )

@@ -1,4 +1,4 @@
-"""The `sepcap` command. Nothing is imported before Ctrl-C, SIGTERM and SIGHUP are in hand, so that they never end in a traceback."""
+"""The `sepcap` command. Handlers for Ctrl-C, SIGTERM and SIGHUP are set before other imports, so that no signal ends in a traceback."""
 
 import signal
 import sys
@@ -8,7 +8,7 @@ NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks the command to end; whatever tidies up after Ctrl-C tidies up after all of them.
+    """A signal that ends the command; code that cleans up after Ctrl-C cleans up after all of these signals.
 
     Attributes:
         by: name of the signal.
@@ -20,7 +20,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def main() -> None:
-    """Entry point: take the signals, import what is needed, run the command, and end with a status that says how."""
+    """Entry point: set the signal handlers, import the rest, run the command, and exit with its status."""
     stopped: list[Stopped] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -29,18 +29,18 @@ def main() -> None:
 
     for name in NAMES:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
-        # what nohup made deaf stays deaf
+        # signals that nohup ignores stay ignored
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        from sepcap.cli import main as run
+        from sepcap.cli.main import main as run
 
         run(stopped=stopped)
-    except BaseException as error:  # also what a library made of an interrupt while it was imported
+    except BaseException as error:  # also what a library raises if its import is interrupted
         if not stopped:
             raise
         if not isinstance(error, SystemExit):
-            print(f"\nsepcap: stopped by {stopped[-1].by} before anything was done; the same command begins again", file=sys.stderr)
+            print(f"\nsepcap: stopped by {stopped[-1].by} before anything was done; run the same command again", file=sys.stderr)
         sys.exit(128 + stopped[-1].number)
     finally:
         for name in NAMES:

@@ -1,7 +1,7 @@
-"""Kinds of arguments, checked in one place for functions, configurations and the command line.
+"""Checks of arguments, shared by functions, configurations and the command line.
 
-What is right follows from an argument's annotation and, for numbers, from the bounds of its name in `BOUNDS`. Every error names the
-argument, what came, and what would be right. Numbers and flags of numpy become Python's own, and `~` in a path the home folder.
+An argument is checked against its annotation and, for numbers, against the bounds of its name in `BOUNDS`. Every error states the
+argument, the value given and the valid values. Numpy numbers and flags become Python's own; `~` in a path becomes the home folder.
 """
 
 import dataclasses
@@ -9,11 +9,8 @@ import functools
 import inspect
 import math
 import os
-import sys
-import traceback
 import types
 import typing
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -27,11 +24,11 @@ R = TypeVar("R")
 
 
 class WrongKind(TypeError, ValueError):
-    """An argument of a kind that is not right: a word where a number belongs, a fraction where a whole number does."""
+    """An argument of the wrong kind, such as a word instead of a number or a fraction instead of a whole number."""
 
 
 class Bounds(NamedTuple):
-    """The numbers that are right; `above` and `below` leave the ends themselves out."""
+    """The range of valid numbers; `above` excludes its lower end, `below` its upper end."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -39,11 +36,11 @@ class Bounds(NamedTuple):
     below: bool = False
 
     def hold(self, value: float) -> bool:
-        """Whether a number is right."""
+        """Whether a number is in the range."""
         return (value > self.least if self.above else value >= self.least) and (value < self.most if self.below else value <= self.most)
 
     def words(self, kind: str) -> str:
-        """What would be right, such as "a whole number, 0 or more"."""
+        """The valid numbers in words, such as "a whole number, 0 or more"."""
         low, high = f"{self.least:g}", f"{self.most:g}"
         if self.most < math.inf and self.least > -math.inf:
             if self.above and self.below:
@@ -75,17 +72,17 @@ BOUNDS: dict[str, Bounds] = {
     "temperature": FROM_0,
     "q": SHARE,
 }  # fmt: skip
-"""Bounds of the numbers that go by these names everywhere; a function or configuration can give others."""
+"""Default bounds of numeric arguments with these names; a function or configuration can set others."""
 
 
 def shown(value: object) -> str:
-    """What came, short enough for a sentence."""
+    """The value given, short enough for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def wrong(name: str, value: object, right: str) -> WrongKind:
-    """The error for an argument of the wrong kind: a plain value is shown, of anything else its class is named."""
+    """The error for an argument of the wrong kind; it shows plain values, and names the class of others."""
     plain = value is None or isinstance(value, str | bytes | Real | list | tuple | set | dict | range | os.PathLike)
     came = f"{name}={shown(value)}:" if plain else f"{name} is a {type(value).__name__};"
     return WrongKind(f"{came} give {right}")
@@ -111,7 +108,7 @@ def whole(name: str, value: Any, bounds: Bounds = ANY) -> int:
 
 
 def number(name: str, value: Any, bounds: Bounds = ANY) -> float:
-    """A finite number; whole ones stay whole. Not True, NaN, infinite or "0.5"."""
+    """A finite number; integers stay integers. Not True, NaN, infinite or "0.5"."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise wrong(name, value, bounds.words("a finite number"))
     if not math.isfinite(value) or not bounds.hold(float(value)):
@@ -120,39 +117,39 @@ def number(name: str, value: Any, bounds: Bounds = ANY) -> float:
 
 
 def text(name: str, value: Any) -> str:
-    """A text; not a number and not a path object."""
+    """A string; not a number and not a path object."""
     if not isinstance(value, str):
-        raise wrong(name, value, "a text")
+        raise wrong(name, value, "a string")
     return value
 
 
 def path(name: str, value: Any) -> Any:
-    """A path, as a text or a path object, with `~` as the home folder; what came keeps its class."""
+    """A path, as a string or a path object, whose class is kept; `~` is expanded to the home folder."""
     if not isinstance(value, str | Path):
         raise wrong(name, value, "a path")
     return Path(value).expanduser() if isinstance(value, Path) else os.path.expanduser(value)
 
 
 def distinct(name: str, values: Sequence[Any], fewest: int = 1) -> None:
-    """Raise where a tuple holds less than so many, or one twice."""
-    # one by one: what a set cannot hold is refused as well
+    """Raise if a tuple has fewer values than `fewest`, or a repeated value."""
+    # compared one by one, so that unhashable values are covered too
     if len(values) < fewest or any(value in values[:i] for i, value in enumerate(values)):
         many = {0: "(empty for none)", 1: "of at least one"}.get(fewest, f"of at least {fewest}")
-        raise ValueError(f"{name}={shown(values)}: give a tuple {many}, each once")
+        raise ValueError(f"{name}={shown(values)}: give a tuple {many}, without repeats")
 
 
 def conform(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> Any:
-    """The value as its annotation wants it.
+    """The value, checked against its annotation and converted where needed.
 
     Args:
-        name: of the argument, for the error.
-        value: what came.
-        kind: an annotation. What says nothing (Any, the array types of jaxtyping, a name in quotes) lets everything through.
-        bounds: of the numbers in it; default are those of the name.
+        name: name of the argument, for the error.
+        value: the value given.
+        kind: an annotation. Any, the array types of jaxtyping and names in quotes allow every value.
+        bounds: bounds of the numbers in the value; default is those of the name.
 
     Raises:
-        WrongKind: a TypeError and ValueError, of another kind.
-        ValueError: a number out of bounds, or a name that is not in the table.
+        WrongKind: a value of another kind; it is a TypeError and a ValueError.
+        ValueError: a number out of bounds, or an unknown name.
 
     >>> conform("tokens", 1.5, int)
     Traceback (most recent call last):
@@ -170,7 +167,7 @@ def conform(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> A
         return _PLAIN[kind][0](name, value, bounds)
     if origin is tuple and inner[-1:] == (Ellipsis,):
         return _several(name, value, inner[0], bounds)
-    if origin is tuple:  # a record, whose parts are for its owner to check
+    if origin is tuple:  # a record, whose parts its owner checks
         return value
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping(name, value, inner, bounds)
@@ -186,14 +183,14 @@ _PLAIN: dict[Any, tuple[Callable[[str, Any, Bounds], Any], str]] = {
     bool: (lambda name, value, bounds: flag(name, value), "True or False"),
     int: (whole, "a whole number"),
     float: (number, "a finite number"),
-    str: (lambda name, value, bounds: text(name, value), "a text"),
+    str: (lambda name, value, bounds: text(name, value), "a string"),
     Path: (lambda name, value, bounds: path(name, value), "a path"),
 }
-"""Annotations that stand for one kind: its check, and the words for it."""
+"""Annotation of a single kind -> its check, and the words for it."""
 
 
 def _is_class(kind: Any) -> bool:
-    """Whether `isinstance` takes it: in Python 3.10 list[int] is a type too, and is none that it takes."""
+    """Whether `isinstance` accepts it: in Python 3.10 list[int] is a type too, but not one that `isinstance` accepts."""
     return isinstance(kind, type) and typing.get_origin(kind) is None
 
 
@@ -209,7 +206,7 @@ def _one_of_kinds(name: str, value: Any, kinds: tuple[Any, ...], bounds: Bounds)
             return conform(name, value, kind, bounds)
         except WrongKind as error:
             last = error
-        except ValueError as error:  # the right kind, and another number or name than would be right
+        except ValueError as error:  # the right kind, but an invalid number or name
             if typing.get_origin(kind) is Literal and type(value) not in map(type, typing.get_args(kind)):
                 last = error
                 continue
@@ -262,7 +259,7 @@ def _iterable(name: str, values: Any, kind: Any, bounds: Bounds) -> Any:
 
 
 def _of_arrays(kind: type) -> bool:
-    """Whether a class is an annotation of jaxtyping, which the models' own code goes by."""
+    """Whether a class is an array annotation of jaxtyping, which is not checked here."""
     return type(kind).__module__.startswith("jaxtyping") or kind.__module__.startswith("jaxtyping")
 
 
@@ -288,7 +285,7 @@ def _article(name: str) -> str:
 
 
 def _plural(kind: Any, bounds: Bounds) -> str:
-    words = {int: "whole numbers", float: "numbers", str: "texts"}
+    words = {int: "whole numbers", float: "numbers", str: "strings"}
     if kind in (int, float):
         return bounds.words(words[kind])
     if typing.get_origin(kind) is Literal:
@@ -299,11 +296,11 @@ def _plural(kind: Any, bounds: Bounds) -> str:
 
 
 def check_fields(config: Any, /, **bounds: Bounds) -> None:
-    """Check every field of a dataclass by its annotation, for its `__post_init__`; numpy's numbers, lists and `~` are put right.
+    """Check every field of a dataclass by its annotation, in its `__post_init__`; numpy's numbers, lists and `~` are converted.
 
     Args:
         config: the dataclass, frozen or not.
-        bounds: of fields whose numbers have others than `BOUNDS` says.
+        bounds: bounds of fields whose numbers have others than in `BOUNDS`.
     """
     kinds = _kinds(type(config))
     for field in dataclasses.fields(config):
@@ -316,11 +313,11 @@ def check_fields(config: Any, /, **bounds: Bounds) -> None:
 
 
 def checked(*, stopped: str = "", **bounds: Bounds) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Check the arguments of a public function, run it under torch's usual defaults, and say on Ctrl-C what is kept and how to go on.
+    """Check the arguments of a public function, run it under `torch_defaults`, and report on Ctrl-C what is kept and how to resume.
 
     Args:
-        stopped: what an interrupt leaves, where it is not told by the argument `out`.
-        bounds: of arguments whose numbers have others than `BOUNDS` says.
+        stopped: what is kept after an interrupt, if it does not follow from the argument `out`.
+        bounds: bounds of arguments whose numbers have others than in `BOUNDS`.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -331,7 +328,7 @@ def checked(*, stopped: str = "", **bounds: Bounds) -> Callable[[Callable[P, R]]
             try:
                 given = signature.bind(*args, **kwargs)
             except TypeError:
-                return function(*args, **kwargs)  # Python says what is missing or too much
+                return function(*args, **kwargs)  # Python's own error names the missing or surplus argument
             _conform_all(function, signature, given.arguments, bounds)
             try:
                 with torch_defaults():
@@ -360,7 +357,7 @@ def _conform_all(
 
 
 def _check_model(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise where a hooked model should be and something came that has nothing of one."""
+    """Raise if the value given as a hooked model has none of a model's attributes."""
     if any(hasattr(model, part) for part in ("cfg", "blocks", "original_model")):
         return
     swapped = [name for name, value in arguments.items() if hasattr(value, "cfg")]
@@ -370,7 +367,7 @@ def _check_model(model: Any, arguments: Mapping[str, Any]) -> None:
 
 @functools.cache
 def _kinds(owner: Any) -> dict[str, Any]:
-    """Annotations of a function or class; one that names what is not imported says nothing."""
+    """Annotations of a function or class; if one uses a name that is not imported, annotations in quotes count as Any."""
     try:
         return typing.get_type_hints(owner, include_extras=True)
     except NameError:
@@ -380,24 +377,10 @@ def _kinds(owner: Any) -> dict[str, Any]:
 
 
 def _note(stop: KeyboardInterrupt, name: str, arguments: Mapping[str, Any], stopped: str) -> None:
-    """Leave on an interrupt what is kept; the outermost function knows best. (Python 3.10 has no notes.)"""
+    """Add a note to an interrupt on what is kept; the outermost function's note replaces the others. Python 3.10 has no notes."""
     if stop.args or not hasattr(stop, "add_note"):
         return
     out = arguments.get("out")
     if not stopped and out is not None:
-        stopped = f"what is finished is kept in {out}; the same call goes on from there"
+        stopped = f"finished work is kept in {out}; the same call resumes from there"
     stop.__dict__["__notes__"] = [f"sepcap.{name} was stopped: {stopped or 'nothing is kept; call it again'}"]
-
-
-def warn(message: str) -> None:
-    """Warn at the line of the user's code that called the package, however deep in it the cause lies."""
-    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe())]
-    home = str(Path(__file__).parent) + os.sep
-    last = max(i for i, frame in enumerate(frames) if frame.f_code.co_filename.startswith(home))
-    user = next((i for i in range(last + 1, len(frames)) if not _is_wrapper(frames[i].f_code.co_filename)), last)
-    warnings.warn(message, stacklevel=user + 1)
-
-
-def _is_wrapper(file: str) -> bool:
-    """Whether code of this file stands around a function that it decorates, at the edge of the package."""
-    return file.startswith("<@beartype") or "/jaxtyping/" in file or file.endswith("contextlib.py")

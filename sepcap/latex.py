@@ -1,4 +1,4 @@
-"""Tables for papers: LaTeX with booktabs rules, an interval beside its value."""
+"""Tables for papers: LaTeX with booktabs rules, each interval next to its value."""
 
 import math
 import numbers
@@ -11,7 +11,7 @@ SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "−": "$-$", "–": "--",
 }  # fmt: skip
-"""Characters that LaTeX reads as commands, or that its older engines do not know."""
+"""Characters that LaTeX reads as commands, or that its older engines do not support."""
 
 
 def latex_table(
@@ -26,16 +26,16 @@ def latex_table(
 
     Args:
         table: any table of a result.
-        columns: those to keep, in this order, without the ends of intervals; default is all.
+        columns: columns to keep, in this order, without the ends of intervals; default is all.
         digits: significant digits of the largest number of a column; all numbers of a column have the same decimals.
-        caption: text of the caption, escaped; with it or a label the table is a float.
+        caption: text of the caption, escaped; with a caption or a label the table is a float.
         label: for \ref.
 
     Returns:
         The source of a `tabular`, or of a `table` around it.
 
     Raises:
-        ValueError: a column that is not there, or a number of digits below 1.
+        ValueError: a column that does not exist, or a number of digits below 1.
 
     Example:
         >>> print(latex_table(pd.DataFrame({"drop": [0.34], "drop_low": [0.27], "drop_high": [0.42]}), digits=2))

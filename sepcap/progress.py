@@ -1,4 +1,4 @@
-"""Progress bars: widgets in notebooks that can show them, text in notebooks that cannot and in terminals, nothing anywhere else."""
+"""Progress bars: widgets in notebooks that support them, text in other notebooks and in terminals, nothing elsewhere."""
 
 import logging
 import sys
@@ -18,32 +18,32 @@ log = logging.getLogger(__name__)
 
 
 def in_notebook() -> bool:
-    """Whether this runs in a kernel of Jupyter, whose output is no terminal, but where somebody looks."""
+    """Whether this runs in a Jupyter kernel, whose output is not a terminal but is shown to the user."""
     return "ipykernel.zmqshell" in sys.modules
 
 
 def watched() -> bool:
-    """Whether somebody sees a bar: in a terminal or a notebook."""
+    """Whether a bar would be visible: in a terminal or a notebook."""
     return in_notebook() or bool(getattr(sys.stderr, "isatty", lambda: False)())
 
 
 def progress(
     iterable: Iterable[Any] | None = None, *, quiet: bool = False, delay: float = 2, leave: bool | None = False, **how: Any
 ) -> Any:
-    """A bar of tqdm: what is done, of how much, how long it will take. It appears after two seconds, so that short work shows none.
+    """A tqdm bar: work done, total, and time left. It appears after two seconds, so that short work shows none.
 
     Args:
-        iterable: what is gone through; without it, `total` says how much there is and `.update(n)` what is done.
-        quiet: no bar, because a caller has one.
+        iterable: what is iterated over; without it, pass `total` and call `.update(n)`.
+        quiet: no bar, because a caller shows one.
         delay: seconds before it appears.
-        leave: whether it stays when all is done; None: where no other is above it.
-        how: what else tqdm takes: total, desc, unit, initial.
+        leave: whether it stays at the end; None: only if no other bar is above it.
+        how: other arguments of tqdm: total, desc, unit, initial.
     """
     return tqdm(iterable, delay=delay, leave=leave, disable=quiet or not watched(), **how)
 
 
 def tell(text: str, log: logging.Logger = log) -> None:
-    """Say what is about to happen and cost: to the log, and to whoever would see a bar."""
+    """Announce the next work and its cost: in the log, and wherever a bar would be visible."""
     log.info(text)
     if watched():
         text_bar.write(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What every JSON that sepcap writes must hold: one type per kind of file, and one function that checks it."""
+"""Schemas of all JSON that sepcap writes: one type per kind of file, and one function that checks a value against it."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -11,7 +11,7 @@ from typing_extensions import NotRequired, TypedDict
 from sepcap.errors import CorruptFile
 
 Text = InstanceOf[str]
-"""Any string, also one that UTF-8 has not: names of files can be such."""
+"""Any string, even one that UTF-8 cannot encode, as file names can be."""
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Role = Literal["forget", "retain"]
@@ -24,7 +24,7 @@ Amount = Annotated[int, Field(ge=1)] | Share
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise ValueError(f"{name!r} leaves the folder")
+        raise ValueError(f"{name!r} is outside the folder")
     return name
 
 
@@ -42,13 +42,13 @@ Within = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
 
 
 class Strict(TypedDict):
-    """A number is no text and a flag no number; fields that are not named here are let pass."""
+    """Strings, numbers and flags are not converted into each other; fields not named here are allowed."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # pyright: ignore[reportGeneralTypeIssues] (pydantic's own way)
 
 
 class Seal(Strict):
-    """What `storage.seals_of` notes of a file."""
+    """What `storage.seals_of` records of a file."""
 
     bytes: Count
     sha256: Digest
@@ -86,7 +86,7 @@ class RunConfig(Folder):
 
 
 class TaskRecord(Strict):
-    """One evaluation, as a step records it. A ruined model can have numbers that are infinite or none."""
+    """One evaluation, as a step records it. Metrics of a ruined model can be infinite or NaN."""
 
     task: Text
     metrics: Annotated[dict[Text, float], AfterValidator(_holds("n", "loss", "loss_se", "top1", "top10", "perplexity", "perplexity_se"))]
@@ -110,7 +110,7 @@ class Record(Strict):
 
 
 class StudyConfig(Folder):
-    """config.json of a study, or of a folder of runs: then their names, and what tells their configurations from others."""
+    """config.json of a study, or of a folder of runs: then with the name of each run and a digest of its configuration."""
 
     study: Text
     runs: NotRequired[dict[Within, Digest | None]]
@@ -126,7 +126,7 @@ class Finished(Strict):
 
 
 class Continued(Strict):
-    """What a model writes before and after."""
+    """A model's continuations of a prompt, before and after pruning."""
 
     kind: Text
     prompt: Text
@@ -142,41 +142,34 @@ class Generations(Strict):
     rows: list[Continued]
 
 
-class Kept(Strict):
-    """wandb.json of a run."""
-
-    id: Text
-    held: Annotated[int, Field(ge=-1)]
-
-
 class Header(Strict):
-    """What every tensor file says of itself."""
+    """Header of every tensor file."""
 
     kind: Text
 
 
 class StatisticsHeader(Header):
-    """Of statistics."""
+    """Header of statistics."""
 
     counts: dict[Text, Count]
     info: dict[Text, Any]
 
 
 class InfoHeader(Header):
-    """Of neuron sets and scores."""
+    """Header of neuron sets and scores."""
 
     info: dict[Text, Any]
 
 
 class EvaluationHeader(InfoHeader):
-    """Of an evaluation."""
+    """Header of an evaluation."""
 
     task: Text
     skip_tokens: list[int]
 
 
 class PieceHeader(Header):
-    """Of a piece of a study."""
+    """Header of a piece of a study."""
 
     name: Text
     study: Digest
@@ -184,13 +177,13 @@ class PieceHeader(Header):
 
 
 class ScoresHeader(InfoHeader):
-    """Of scores."""
+    """Header of scores."""
 
     sites: list[Text]
 
 
 class AblationsHeader(InfoHeader):
-    """Of a comparison of ablations."""
+    """Header of a comparison of ablations."""
 
     targets: list[Head | Annotated[list[Head], Field(min_length=1)] | None]
     controls: Count
@@ -208,18 +201,18 @@ HEADERS: dict[str, Any] = {
     "piece": PieceHeader,
     "ablations": AblationsHeader,
 }
-"""Kind of a tensor file -> what its header holds; of others, `Header`."""
+"""Kind of a tensor file -> schema of its header; for other kinds, `Header`."""
 
 
 def validated(schema: Any, value: Any, path: str | Path) -> Any:
-    """A value of the schema, or `CorruptFile` with the path and what is wrong first."""
+    """The value, checked against the schema; `CorruptFile` names the path and the first fault."""
     try:
         return _adapter(schema).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))
         lacks = f"{where} is missing" if first["type"] == "missing" else f"{where}: {first['msg']}"
-        raise CorruptFile(f"{path} is corrupt: {lacks}; restore it, or delete it and make it again") from error
+        raise CorruptFile(f"{path} is corrupt: {lacks}; restore it, or delete it and recreate it") from error
 
 
 @cache

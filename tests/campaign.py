@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -196,7 +196,7 @@ def commands(model: Path, run: Path, texts: Path, place: Path) -> Iterator[tuple
         ("no such option", ["prune", "--tokns", "3"], "tokns"),
         ("compare-ablations layer", ["compare-ablations", *base, "--task", str(texts), "--layer", "99", "--head", "0"], "99"),
         ("compare-ablations head", ["compare-ablations", *base, "--task", str(texts), "--layer", "0", "--head", "-1"], "head"),
-        ("tight-pass layer", ["geometry", "tight-pass", *base, "--layer", "99"], "layer"),
+        ("jacobian layer", ["geometry", "jacobian", *base, "--layer", "99"], "layer"),
     )
 
 
@@ -238,7 +238,7 @@ def of_call(call: Callable[[], Any], argument: str) -> str:
 
 def of_command(line: list[str], word: str) -> str:
     """What a wrong command comes to; empty where it ends as it should."""
-    from sepcap.cli import main
+    from sepcap.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
     try:
@@ -262,7 +262,7 @@ def damaged(folders: list[Path], count: int, seed: int, place: Path) -> Iterator
     """What reading comes to, of so many copies with one or two damaged files; empty where it ends as it should."""
     from damage import DAMAGES, files_of, numbers_of, outcome, sibling_of
 
-    from sepcap.experiments.result import load_result
+    from sepcap.studies.catalog import load_result
 
     rng = random.Random(seed)
     right = {folder: list(numbers_of(load_result(folder))) for folder in folders}
@@ -311,7 +311,7 @@ def main() -> int:
     from conftest import save_tiny, words
 
     import sepcap
-    from sepcap.experiments.comparison import compare
+    from sepcap.studies.directions.study import compare
 
     torch.set_num_threads(1)
     started = time.time()
@@ -327,7 +327,7 @@ def main() -> int:
         run = sepcap.prune(model, sepcap.PruningConfig(**quick), out=place / "run").folder
         sepcap.compare_ablations(model, texts, layer=0, head=1, kinds=("zero", "mean"), tokens=100, context=16, out=place / "ablations")
         compare(model, sepcap.PruningConfig(**quick), place / "comparison", say=lambda text: None)
-        sepcap.tight_pass(model, layer=0, tokens=2, task=texts, rows=2, out=place / "tight-pass")
+        sepcap.jacobian_spectrum(model, layer=0, tokens=2, task=texts, rows=2, out=place / "tight-pass")
         folders = [run, *(place / name for name in ("ablations", "comparison", "tight-pass"))]
         before = {name: value.clone() for name, value in model.state_dict().items()}
         work = place / "work"

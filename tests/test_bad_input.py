@@ -1,6 +1,6 @@
 """Bad input: every error names the argument, what came and what would be right.
 
-Files of a run that are broken, interruption and resumption are in tests/experiments.
+Files of a run that are broken, interruption and resumption are in tests/studies.
 """
 
 import re
@@ -97,7 +97,7 @@ def test_hub_model_without_network(monkeypatch, tmp_path, offline):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     started = time.perf_counter()
-    wanted = says("model='facebook/opt-1.3b'", "Ways out: load_model()", "folder", "HF_HOME", "HF_ENDPOINT")
+    wanted = says("model='facebook/opt-1.3b'", "Alternatives: load_model()", "folder", "HF_HOME", "HF_ENDPOINT")
     with pytest.raises(ConnectionError, match=wanted):
         sepcap.load_model("facebook/opt-1.3b")
     assert time.perf_counter() - started < 1
@@ -108,7 +108,7 @@ def test_path_that_is_no_model(tmp_path):
         sepcap.load_model("/no/such/folder")
     with pytest.raises(FileNotFoundError, match=says("model='nothing'", "no such folder")):
         sepcap.load_model(Path("nothing"))
-    with pytest.raises(FileNotFoundError, match=says("model='a model'", "no folder that exists", "no name of a hub model ('owner/name')")):
+    with pytest.raises(FileNotFoundError, match=says("'a model' is neither an existing folder nor a name of a hub model ('owner/name')")):
         sepcap.load_model("a model")
     with pytest.raises(FileNotFoundError, match=says(str(tmp_path), "without config.json")):
         sepcap.load_model(tmp_path)
@@ -166,7 +166,7 @@ def test_forget_and_retain_the_same(tiny_opt, letters, tmp_path):
 
 def test_fewer_tokens_than_asked_for(tiny_opt, letters, digits, tmp_path):
     few = letters[:6]
-    wanted = says("fewer tokens to collect than the 1,000,000 asked for", "documents with", "going on with those")
+    wanted = says("fewer tokens to collect than the 1,000,000 asked for", "documents with", "continuing with those")
     with pytest.warns(UserWarning, match=wanted):
         stats = sepcap.collect(tiny_opt, few, tokens=1_000_000)
     assert stats.info["asked"] == 1_000_000
@@ -219,7 +219,7 @@ def test_fractions_that_exceed_what_is_left(tiny_opt):
     gone = sepcap.NeuronSet.random(tiny_opt, {"mlp": 0.75})
     with pytest.raises(ValueError, match=says("fractions['mlp']=0.5: 72 neurons to select but only 36 of 144 are left")):
         sepcap.NeuronSet.random(tiny_opt, {"mlp": 0.5}, exclude=gone)
-    wanted = says("fractions['mlp']=0.3 in 4 steps takes 120% of the neurons", "At most 3 steps of 0.3", "0.25")
+    wanted = says("fractions['mlp']=0.3 in 4 steps prunes 120% of the neurons", "At most 3 steps of 0.3", "0.25")
     with pytest.raises(ValueError, match=wanted):
         config("local-code", "local-prose", fractions={"mlp": 0.3}, steps=4)
 
@@ -322,7 +322,7 @@ def test_out_of_memory_in_collect_and_evaluate(tiny_opt, letters, monkeypatch):
 
     monkeypatch.setattr(type(tiny_opt), "forward", small_machine)
     for name, f in measure.items():
-        with pytest.warns(UserWarning, match=says("out of memory: going on with batch_size=2")):
+        with pytest.warns(UserWarning, match=says("out of memory: continuing with batch_size=2")):
             assert torch.equal(f(4), expected[name])
 
 

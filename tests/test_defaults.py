@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import sepcap
-from sepcap import cli, cli_ablations
-from sepcap.experiments.methods_config import MethodsConfig
+from sepcap.cli import ablations as cli_ablations
+from sepcap.cli.pruning import CompareMethods
+from sepcap.studies.methods.config import MethodComparisonConfig
 
 LEAST = 15_000
 """Predictions: 59 rows of a context of 256, each of another document."""
@@ -17,12 +18,12 @@ def test_every_evaluation_has_enough_documents_by_default():
     classes = [getattr(sepcap, name) for name in sepcap.__all__ if name.endswith(("Config", "Protocol"))]
     named = {f"{c.__name__}.{f.name}": f.default for c in classes if dataclasses.is_dataclass(c) for f in dataclasses.fields(c)}
     named |= {"compare_ablations.eval_tokens": inspect.signature(sepcap.compare_ablations).parameters["tokens"].default}
-    named |= {"toxicity.eval_tokens": inspect.signature(sepcap.toxicity).parameters["eval_tokens"].default}
+    named |= {"toxicity.eval_tokens": inspect.signature(sepcap.evaluate_toxicity).parameters["eval_tokens"].default}
     evaluated = {name: value for name, value in named.items() if name.endswith("eval_tokens")}
-    evaluated["AblationProtocol.tokens"] = named["AblationProtocol.tokens"]
+    evaluated["AblationSweepConfig.tokens"] = named["AblationSweepConfig.tokens"]
     assert len(evaluated) >= 7
     assert all(value >= LEAST for value in evaluated.values()), evaluated
-    assert MethodsConfig().tokens >= 10_000
+    assert MethodComparisonConfig().tokens >= 10_000
 
 
 def test_every_stored_study_has_enough_documents():
@@ -38,6 +39,6 @@ def test_commands_have_the_defaults_of_the_functions():
     there = inspect.signature(sepcap.compare_ablations).parameters
     for name in ("tokens", "together", "controls", "kinds", "seed"):
         assert mine[name] == there[name].default, name
-    methods, command = MethodsConfig(), cli.CompareMethods()
-    for field in dataclasses.fields(MethodsConfig):
+    methods, command = MethodComparisonConfig(), CompareMethods()
+    for field in dataclasses.fields(MethodComparisonConfig):
         assert getattr(command, field.name) == getattr(methods, field.name), field.name

@@ -56,8 +56,6 @@ def test_a_notebook_runs_from_a_pip_install_with_public_names(source):
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_stored_figures_are_seen_without_scripts(source):
     """GitHub, nbviewer and nbconvert show the PNG that stands beside plotly's own data."""
-    if source.stem == "ablation-types-on-a-head":
-        pytest.xfail("not executed again yet: it takes ten minutes")
     cells = json.loads(source.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"]
     shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
     assert all("image/png" in data for data in shown if "application/vnd.plotly.v1+json" in data)

@@ -115,7 +115,7 @@ def everything(folder: Path) -> None:
         sepcap.evaluate(model, str(folder / texts), tokens=100, context=16)
     with sepcap.ablate(model, sepcap.NeuronSet.random(model, {"mlp": 0.3}, seed=0), "mean", reference=retain):
         sepcap.evaluate(model, str(folder / "texts"), tokens=100, context=16)
-    with pytest.raises(NotImplementedError, match="takes images or sound beside text"):
+    with pytest.raises(NotImplementedError, match="takes images or sound besides text"):
         sepcap.load_model(folder / "images", device="cpu")
 
 

@@ -1,23 +1,19 @@
 """What objects say of themselves in a notebook: what, how large, how made; text as text; quickly."""
 
 import re
-import sys
 import time
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from planted_runs import maker
 
 import sepcap
-from sepcap.evaluation.next_token import COUNTS, Evaluation
+from sepcap.evaluation.result import COUNTS, METRICS, Evaluation
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores
 from sepcap.statistics.moments import SUMS, NeuronStatistics, Statistics
-
-sys.path.insert(0, str(Path(__file__).parent / "plots"))
-from planted_runs import maker
 
 EVIL = "<script>alert(1)</script>"
 
@@ -109,7 +105,7 @@ def test_a_neuron_set_counts_itself():
 def test_an_evaluation_shows_every_metric_with_its_error():
     e = evaluation("code")
     page = Page(e._repr_html_()).text
-    assert all(metric in page for metric in (*sepcap.evaluation.next_token.METRICS, "perplexity"))
+    assert all(metric in page for metric in (*METRICS, "perplexity"))
     assert "standard error" in page
     assert "predictions: 4" in page
 

@@ -109,7 +109,7 @@ def test_tensors_come_back_bit_for_bit_with_their_header(tmp_path):
     loaded, meta = load_tensors(tmp_path / "t.safetensors", "numbers")
     assert meta == {"kind": "numbers", "info": {"θ": [1, None]}}
     assert all(torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype for name, value in tensors.items())
-    with pytest.raises(CorruptFile, match="holds numbers, and a file of statistics was asked for"):
+    with pytest.raises(CorruptFile, match="holds numbers, but a file of statistics was expected"):
         load_tensors(tmp_path / "t.safetensors", "statistics")
     with pytest.raises(FileNotFoundError, match=r"x\.safetensors does not exist: there is no file of statistics"):
         load_tensors(tmp_path / "x.safetensors", "statistics")

@@ -1,9 +1,9 @@
-"""Measure what the evaluation documents of the local tasks share with the texts that are collected from and trained on.
+"""Measure the overlap of the evaluation documents of the local tasks with the collection and training texts.
 
     python training/overlap.py
 
-In the environment in which the embedded model is trained, so that the train split is that of its corpus. What is measured is written to
-`sepcap/assets/overlap.json`, which `sepcap tasks NAME` reads. The exit status is 1 where a task shares too much or has too few documents.
+Run it in the environment in which the embedded model is trained: there the train split is the training corpus. The result is written to
+`sepcap/assets/overlap.json`, which `sepcap tasks NAME` reads. The exit status is 1 if a task shares too much or has too few documents.
 """
 
 import json
@@ -22,21 +22,21 @@ from sepcap.tasks.ngrams import runs
 from sepcap.tasks.overlap import measured
 
 MOST_SHARED = 0.05
-"""Share of the words to evaluate on that may stand in 13-grams of texts to collect from or to train on, idiom apart."""
+"""Maximum share of the words of evaluation documents in 13-grams of collection or training texts, without idiom."""
 
 FEWEST = 100
-"""Documents to evaluate on that a task needs."""
+"""Minimum number of evaluation documents of a task."""
 
 
 @dataclass(frozen=True)
 class OverlapConfig:
-    """Where the measurement goes."""
+    """Output of the measurement."""
 
     out: Path = Path("sepcap/assets/overlap.json")
 
 
 def main(config: OverlapConfig) -> None:
-    """Measure every kind of text, print and write; exit with 1 where a bound is broken."""
+    """Measure every kind of text, print and write; exit with status 1 if a bound is violated."""
     found = {kind: measure(kind) for kind in SHARES}
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens"))
     config.out.write_text(json.dumps({"measured_with": packages, **found}, indent=2) + "\n")
@@ -45,18 +45,18 @@ def main(config: OverlapConfig) -> None:
 
 
 def out_of_bounds(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Which tasks share too much or have too few documents, in sentences."""
+    """A sentence for every task that shares too much or has too few documents."""
     broken = []
     for of in found.values():
         if of["shared"] > MOST_SHARED:
-            broken.append(f"{of['task']}: {of['shared']:.1%} of the words to evaluate on stand in other parts, more than {MOST_SHARED:.0%}")
+            broken.append(f"{of['task']}: {of['shared']:.1%} of the words to evaluate on are in other parts, more than {MOST_SHARED:.0%}")
         if of["documents"]["evaluate"] < FEWEST:
-            broken.append(f"{of['task']}: {of['documents']['evaluate']} documents to evaluate on, fewer than {FEWEST}")
+            broken.append(f"{of['task']}: {of['documents']['evaluate']} evaluation documents, fewer than {FEWEST}")
     return broken
 
 
 def measure(kind: Kind) -> dict[str, Any]:
-    """What the evaluation documents of one kind share, as `TextOverlap` has it."""
+    """The fields of `TextOverlap` for the documents of one kind of text."""
     texts: dict[str, list[str]] = {}
     for split in ("evaluate", "collect", "train"):
         earlier = [text for part in texts.values() for text in part]

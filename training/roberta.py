@@ -2,9 +2,9 @@
 
     python training/roberta.py --out training/work/roberta
 
-A byte-level BPE of few tokens, so that a small model learns in minutes what stands around them. Rows of prose and code as in
-`training/train.py`; of each, some of the tokens are asked for, other ones every time it is seen. Printed at the end: accuracy on the
-evaluation part of each task, beside the share of the most frequent token asked for, which a model that has learned nothing else reaches.
+The byte-level BPE has a small vocabulary, so that a small model learns the contexts of its tokens in minutes. Rows of prose and code are as
+in `training/train.py`; some tokens of each row are predicted, others every time the row is used. Printed at the end: accuracy on the
+evaluation part of each task, and the share of the most frequent predicted token, which is the accuracy of always predicting it.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,8 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 from vit import groups
 
 import sepcap
-from sepcap.evaluation.next_token import Evaluation, evaluate_sample
+from sepcap.evaluation.next_token import evaluate_sample
+from sepcap.evaluation.result import Evaluation
 from sepcap.tasks.batches import pack
 from sepcap.tasks.local import Kind, documents
 from sepcap.tasks.samples import sample_task
@@ -31,7 +32,7 @@ from sepcap.tasks.samples import sample_task
 
 @dataclass(frozen=True)
 class RobertaTraining:
-    """What is trained and for how long."""
+    """Model size and training settings."""
 
     out: Path = Path("training/work/roberta")
     """Folder that receives the model in Hugging Face format, with its tokenizer."""
@@ -48,14 +49,14 @@ class RobertaTraining:
     warmup: int = 200
     weight_decay: float = 0.05
     share: float = 0.3
-    """Of the tokens that is asked for in training: twice what is asked for in evaluation, as every one is something to learn from."""
+    """Share of the tokens that are predicted in training: twice that of evaluation, because each predicted token is a training signal."""
     max_train_chars: int = 4_000_000
-    """Prose that is read, and half of it of Python and of C++ each."""
+    """Characters of prose; half as many of Python and of C++ each."""
     seed: int = 0
 
 
 def texts(kind: Kind, config: RobertaTraining) -> Iterator[str]:
-    """As much text of the train split as is to be seen."""
+    """Documents of the train split, up to the configured number of characters."""
     chars = config.max_train_chars * SHARES[kind] // max(SHARES.values())
     for document in documents(kind, "train"):
         yield document["text"]
@@ -65,7 +66,7 @@ def texts(kind: Kind, config: RobertaTraining) -> Iterator[str]:
 
 
 def prepare(config: RobertaTraining) -> tuple[Any, dict[str, Int[np.ndarray, "row pos"]]]:
-    """Tokenizer, and full rows per kind of text as `MaskedSample` makes them."""
+    """Tokenizer, and full rows per kind of text in the format of `MaskedSample`."""
     read = {kind: list(texts(kind, config)) for kind in SHARES}
     tokenizer = train_tokenizer(read, TrainConfig(vocabulary=config.vocabulary - 1, context=config.context, seed=config.seed))
     tokenizer.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"})
@@ -81,7 +82,7 @@ def prepare(config: RobertaTraining) -> tuple[Any, dict[str, Int[np.ndarray, "ro
 def hide(
     rows: Int[Tensor, "row pos"], share: float, special: Int[Tensor, " id"], mask: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
-    """What the model sees, and what it is asked: of a share of the tokens 80% are masked, 10% random and 10% as they were."""
+    """The model's input, and which tokens it predicts: of these, 80% are masked, 10% random and 10% unchanged."""
     asked = (torch.rand(rows.shape, generator=generator) < share) & ~torch.isin(rows, special)
     draw = torch.rand(rows.shape, generator=generator)
     others = torch.randint(int(special.max()) + 1, mask, rows.shape, generator=generator)  # special ids come first, the mask last
@@ -90,7 +91,7 @@ def hide(
 
 
 def waves(positions: int, width: int, scale: float) -> Float[Tensor, "position dimension"]:
-    """Sines and cosines of the position, of wavelengths from 2π to 64π: every step further is the same rotation."""
+    """Sines and cosines of the position, with wavelengths from 2π to 64π: a shift by one position is always the same rotation."""
     angles = torch.arange(positions)[:, None] / 32 ** torch.linspace(0, 1, width // 2)
     return scale * 2**0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -121,7 +122,7 @@ def train_roberta(config: RobertaTraining) -> Path:
                 eos_token_id=tokenizer.sep_token_id,
             )
         )
-    with torch.no_grad():  # from which looking at a neighbour is learned in a tenth of the steps that it takes from noise
+    with torch.no_grad():  # attention to neighbours is learned in a tenth of the steps needed with random initial values
         positions = model.roberta.embeddings.position_embeddings.weight
         positions.copy_(waves(*positions.shape, model.config.initializer_range))
     model.set_attn_implementation("eager")  # twice as fast here as the CPU's fused kernel in bf16
@@ -136,7 +137,7 @@ def train_roberta(config: RobertaTraining) -> Path:
         seen, asked = hide(whole, config.share, special, tokenizer.mask_token_id, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = model.roberta(seen).last_hidden_state
-            logits = model.lm_head(hidden[asked])  # the vocabulary is what costs most
+            logits = model.lm_head(hidden[asked])  # the unembedding is the most expensive part
         nn.functional.cross_entropy(logits.float(), whole[asked]).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -147,7 +148,7 @@ def train_roberta(config: RobertaTraining) -> Path:
 
 
 def measured(folder: Path, task: str, tokens: int = 50_000) -> tuple[Evaluation, float]:
-    """The evaluation of a trained model on a task, and the share of the most frequent of the tokens it was asked for."""
+    """The evaluation of a trained model on a task, and the share of the most frequent of the predicted tokens."""
     model = sepcap.load_model(folder)
     sample = sample_task(model, sepcap.load_task(task), "evaluate", tokens)
     return evaluate_sample(model, sample), float(np.bincount(targets := sample.targets()).max() / len(targets))

@@ -3,8 +3,8 @@
     python training/train.py --out sepcap/models/assets/default
 
 Prose and code in equal numbers of tokens (code: Python and C++ in equal numbers), byte-level BPE,
-dropout, bf16 autocast, AdamW with a cosine schedule. Interrupt it as you like: the same command goes
-on from the last checkpoint. `training/card.py` then measures the result and writes the model card.
+dropout, bf16 autocast, AdamW with a cosine schedule. After an interruption the same command resumes
+from the last checkpoint. `training/card.py` then evaluates the model and writes the model card.
 """
 
 import json
@@ -34,12 +34,12 @@ SHARES: dict[Kind, int] = {"prose": 2, "python": 1, "cpp": 1}
 
 EXTRA = ("astropy", "dask", "distributed", "django", "matplotlib", "nltk", "skimage", "sklearn", "sphinx", "sqlalchemy", "statsmodels",
          "twisted", "wandb", "xarray")  # fmt: skip
-"""Packages that are read for training alone, those of `training/requirements.txt`: the more there is, the less of it is seen twice."""
+"""Packages used for training only, those of `training/requirements.txt`: with more text, less of it is used in several epochs."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What is trained and for how long."""
+    """Model size and training settings."""
 
     out: Path = Path("sepcap/models/assets/default")
     """Folder that receives the model in Hugging Face format."""
@@ -58,7 +58,7 @@ class TrainConfig:
     warmup: int = 300
     weight_decay: float = 0.1
     max_train_chars: int = 45_000_000
-    """Per kind of text: Python sources alone would otherwise be ten times the rest."""
+    """Per kind of text: Python sources would otherwise be ten times the rest."""
     seed: int = 0
     save_every: int = 250
 
@@ -97,7 +97,7 @@ def train_tokenizer(texts: dict[str, list[str]], config: TrainConfig) -> PreTrai
 
 
 def prepare(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, dict[str, np.ndarray]]:
-    """Tokenizer and packed rows per kind of text, made once and kept in the work folder."""
+    """Tokenizer and packed rows per kind of text, made once and stored in the work folder."""
     config.work.mkdir(parents=True, exist_ok=True)
     rows_files = {kind: config.work / f"{kind}.npy" for kind in SHARES}
     tokenizer_folder = config.work / "tokenizer"
@@ -122,7 +122,7 @@ def prepare(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, dict[str, np.
 
 
 def seen(texts: dict[Kind, list[str]]) -> UInt32[np.ndarray, " run"]:
-    """Sampled 13-grams of all texts, idiom apart: documents of another installation that have them are not evaluated on."""
+    """Sampled 13-grams of all texts, without idiom: documents of another installation that contain them are not held out."""
     parts = []
     for of_a_kind in texts.values():
         own = [united([runs(text)]) for text in of_a_kind]
@@ -132,12 +132,12 @@ def seen(texts: dict[Kind, list[str]]) -> UInt32[np.ndarray, " run"]:
 
 @lru_cache(maxsize=8)
 def order_of(kind: str, epoch: int, size: int, seed: int) -> np.ndarray:
-    """Order in which the rows of one kind are seen in one epoch."""
+    """Order of the rows of one kind in one epoch."""
     return np.random.default_rng([seed, epoch, *kind.encode()]).permutation(size)
 
 
 def batch_at(step: int, rows: dict[str, np.ndarray], config: TrainConfig) -> torch.Tensor:
-    """The rows of one step: every kind has its share, and is walked through in a fresh order each epoch."""
+    """The rows of one step: every kind has its share, in a new random order in each epoch."""
     chosen = []
     for kind, share in SHARES.items():
         n = config.batch * share // sum(SHARES.values())
@@ -148,10 +148,10 @@ def batch_at(step: int, rows: dict[str, np.ndarray], config: TrainConfig) -> tor
 
 
 class PooledDropout:
-    """Dropout on the two residual branches of every block, with masks cut out of one random pool.
+    """Dropout on the two residual branches of every block, with masks that are slices of one random pool.
 
-    The compiled random numbers of `nn.Dropout` cost a third of a training step on a CPU; slices of a
-    pool that is redrawn every few steps cost nothing and drop just as many activations.
+    The compiled random numbers of `nn.Dropout` take a third of a training step on a CPU; slices of a
+    pool that is redrawn every few steps take almost no time and drop as many activations.
     """
 
     def __init__(self, model: OPTForCausalLM, p: float, numel: int, generator: torch.Generator) -> None:
@@ -175,7 +175,7 @@ class PooledDropout:
         return drop
 
     def draw(self, step: int) -> list[torch.Tensor]:
-        """One mask per place for this step."""
+        """One mask per residual branch for this step."""
         if step % 20 == 0 or not len(self.pool):
             keep = torch.rand(2 * self.numel, generator=self.generator) >= self.p
             self.pool = keep.to(torch.bfloat16) / (1 - self.p)
@@ -184,7 +184,7 @@ class PooledDropout:
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine down to a twentieth."""
+    """Linear warm-up, then cosine decay to a twentieth of the maximum."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, steps - config.warmup)
@@ -192,7 +192,7 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 
 
 def main(config: TrainConfig) -> None:
-    """Prepare the corpus, train, save."""
+    """Prepare the corpus, train and save the model."""
     tokenizer, rows = prepare(config)
     per_step = config.batch * config.context
     steps = config.tokens // per_step
@@ -208,7 +208,7 @@ def main(config: TrainConfig) -> None:
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             max_position_embeddings=config.context,
-            dropout=0.0,  # PooledDropout does it
+            dropout=0.0,  # done by PooledDropout
             attention_dropout=0.0,
             bos_token_id=tokenizer.bos_token_id,
             pad_token_id=tokenizer.pad_token_id,

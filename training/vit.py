@@ -1,9 +1,9 @@
-"""Train a small ViT on the handwritten digits that ship with scikit-learn: an image classifier for tests, notebook and figures.
+"""Train a small ViT on the handwritten digits included in scikit-learn: an image classifier for tests, notebook and figures.
 
     python training/vit.py --out training/work/vit
 
-Real images of 8×8 pixels in one channel, patches of 2×2; shifted by a pixel in training. Only the train part of `local-digits` is
-seen, so that its other parts measure. Printed at the end: accuracy on the evaluation part.
+Real images of 8×8 pixels in one channel, patches of 2×2; shifted by up to a pixel in training. Only the train part of `local-digits`
+is used; its other parts are held out. Printed at the end: accuracy on the evaluation part.
 """
 
 from collections.abc import Iterable
@@ -23,12 +23,12 @@ import sepcap
 from sepcap.tasks.images import DigitsSource
 
 SIDE = 8
-"""Pixels."""
+"""Width and height of an image in pixels."""
 
 
 @dataclass(frozen=True)
 class ViTTraining:
-    """What is trained and for how long."""
+    """Model size and training settings."""
 
     out: Path = Path("training/work/vit")
     """Folder that receives the model in Hugging Face format, with its image processor."""
@@ -45,14 +45,14 @@ class ViTTraining:
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters for AdamW: matrices decay; biases, norms and what is learned per position do not."""
+    """Parameter groups for AdamW: weight decay for tensors with more than one dimension, none for the others (biases and norms)."""
     parameters = list(model.parameters())
     decay = [p for p in parameters if p.dim() > 1]
     return [{"params": decay, "weight_decay": weight_decay}, {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
 
 
 def new_model(config: ViTTraining) -> tuple[ViTForImageClassification, ViTImageProcessorPil]:
-    """The model before training, and the processor that goes with it."""
+    """The model before training, and its image processor."""
     model = ViTForImageClassification(
         ViTConfig(
             hidden_size=config.d_model,
@@ -63,7 +63,7 @@ def new_model(config: ViTTraining) -> tuple[ViTForImageClassification, ViTImageP
             patch_size=2,
             num_channels=1,
             num_labels=10,
-            initializer_range=0.1,  # the usual 0.02 is for models ten times as wide, and learns at a quarter of the speed here
+            initializer_range=0.1,  # the usual 0.02 is for models ten times as wide, and training is four times slower with it here
         )
     )
     processor = ViTImageProcessorPil(do_resize=False, size={"height": SIDE, "width": SIDE}, image_mean=[0.5], image_std=[0.5])
@@ -71,7 +71,7 @@ def new_model(config: ViTTraining) -> tuple[ViTForImageClassification, ViTImageP
 
 
 def shifted(pixels: Float[Tensor, "image 1 8 8"], generator: torch.Generator) -> Float[Tensor, "image 1 8 8"]:
-    """Every image moved by up to one pixel in each direction; what comes in is background."""
+    """Every image shifted by up to one pixel in each direction; the new pixels are background."""
     wide = nn.functional.pad(pixels, (1, 1, 1, 1), value=-1.0)
     down, right = torch.randint(3, (2, len(pixels)), generator=generator)
     rows, columns = (start[:, None] + torch.arange(SIDE) for start in (down, right))
@@ -80,7 +80,7 @@ def shifted(pixels: Float[Tensor, "image 1 8 8"], generator: torch.Generator) ->
 
 
 def batches(n: int, config: ViTTraining, generator: torch.Generator) -> Iterable[Int[Tensor, " image"]]:
-    """Numbers of the images of every step: all of them in a fresh order, again and again."""
+    """Numbers of the images of every step: all images in random order, with a new order in every epoch."""
     order = torch.empty(0, dtype=torch.long)
     for _ in range(config.steps):
         if len(order) < config.batch:

@@ -1,4 +1,4 @@
-"""Sampled continuations of a prompt: what numbers cannot show."""
+"""Sampled continuations of a prompt, for qualitative comparison."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ PROMPT_TOKENS = 16
 
 
 def prompt_of(sample: TokenSample, tokenizer: Any) -> str:
-    """The beginning of a task's first evaluation text: at most 16 tokens, and a quarter of what the row holds of it."""
+    """The beginning of a task's first evaluation text: at most 16 tokens, and at most a quarter of the text in its row."""
     row = sample.rows[0] if sample.bos is None else sample.rows[0][1:]
     ends = np.flatnonzero(row == sample.bos)
     text = row[: ends[0]] if len(ends) else row
@@ -25,10 +25,10 @@ def continuation(model: Any, prompt: str, *, tokens: int = 60, temperature: floa
 
     Args:
         model: a hooked model.
-        prompt: text to continue; what is spelled like a special token in it is text.
-        tokens: most tokens to generate; fewer where the context or an end-of-text token stops it.
-        temperature: 0 takes the most likely token every time.
-        seed: the same seed gives the same text; the global random state is left alone.
+        prompt: text to continue; a string like a special token in it is treated as text.
+        tokens: maximum number of tokens to generate; fewer if the context or an end-of-text token stops it.
+        temperature: 0 selects the most likely token at every step.
+        seed: the same seed gives the same text; the global random state is not changed.
 
     Returns:
         The continuation alone, without the prompt.
@@ -38,7 +38,7 @@ def continuation(model: Any, prompt: str, *, tokens: int = 60, temperature: floa
     ids = ids if start is None else [start, *ids]
     room = model.cfg.n_ctx - len(ids)
     if room < 1:
-        raise ValueError(f"prompt has {len(ids)} tokens; this model sees at most {model.cfg.n_ctx}, so there is no room to continue")
+        raise ValueError(f"prompt has {len(ids)} tokens; the model's context is {model.cfg.n_ctx}, so there is no room to continue")
     device = device_of(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
         torch.manual_seed(seed)

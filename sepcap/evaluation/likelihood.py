@@ -1,4 +1,4 @@
-"""How likely given tokens are after given prompts, teacher forced."""
+"""Log-probabilities of given continuations after given prompts, with teacher forcing."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,17 +21,17 @@ def log_likelihoods(
     batch_size: int = BATCH_SIZE,
     inside: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
 ) -> Float[np.ndarray, "row pos"]:
-    """Logarithm of the probability of every token of a continuation after the prompt and the true tokens before it, in nats.
+    """Log-probability of every token of a continuation given the prompt and the true tokens before it, in nats.
 
     Args:
         model: a hooked causal language model.
         prompts: token ids, BOS included, at least one each.
         continuations: token ids, at least one each.
         batch_size: rows per pass; halved, with a warning, when memory runs out.
-        inside: what is entered around the pass over the rows with these numbers.
+        inside: returns a context manager for the pass over the rows with these numbers.
 
     Returns:
-        NaN where a continuation has no more tokens.
+        Log-probabilities; NaN after the end of a continuation.
 
     Example:
         >>> log_likelihoods(model, [[0, 5]], [[6, 7]]).sum()  # doctest: +SKIP
@@ -42,7 +42,7 @@ def log_likelihoods(
     def one_pass(size: int) -> None:
         with measuring(model):
             for chosen in (list(range(len(rows))[first : first + size]) for first in range(0, len(rows), size)):
-                # padded on the right: under causal attention no token sees it
+                # padded on the right: under causal attention no token attends to it
                 ids, _ = pad([rows[i] for i in chosen], 0)
                 with nullcontext() if inside is None else inside(chosen):
                     logits = logits_of(model, ids.to(device_of(model)))

@@ -1,6 +1,6 @@
 """Sampled continuations, many at a time, with a key-value cache.
 
-Each continuation is drawn with random numbers of its own: neither the batch size nor the other continuations change it.
+Each continuation has its own random numbers: it depends neither on the batch size nor on the other continuations.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from sepcap.statistics.collect import BATCH_SIZE, halving_batches
 Ids = list[int]
 
 Beginning = Callable[[list[int]], AbstractContextManager[Any]]
-"""What is entered while the prompts with these numbers are read, and left before the first token is drawn."""
+"""Returns a context manager for the pass over the prompts with these numbers; it exits before the first token is drawn."""
 
 
 def continuations(
@@ -33,16 +33,16 @@ def continuations(
         model: a hooked model.
         prompts: token ids of every prompt, BOS included.
         n: number of continuations.
-        tokens: most tokens of each; fewer where an end-of-text token stops it.
-        temperature: 0 takes the most likely token every time.
+        tokens: maximum number of tokens of each; fewer if an end-of-text token stops it.
+        temperature: 0 selects the most likely token at every step.
         seed: the same seed gives the same tokens, whatever the batch size (up to rounding in the model).
-        batch_size: continuations per pass, of prompts of one length: nothing is padded.
+        batch_size: continuations per pass, of prompts of one length, so that there is no padding.
     """
     room = model.cfg.n_ctx - tokens
     for i, ids in enumerate(prompts):
         if len(ids) > room:
             raise ValueError(
-                f"prompts[{i}] has {len(ids)} tokens; this model sees at most {model.cfg.n_ctx}, so there is no room for {tokens} more: "
+                f"prompts[{i}] has {len(ids)} tokens; the model's context is {model.cfg.n_ctx}, so there is no room for {tokens} more: "
                 "shorten it, or ask for fewer tokens"
             )
     if tokens < 1:
@@ -50,7 +50,7 @@ def continuations(
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature}: give a finite number, 0 or more")
     if temperature == 0 and n > len(prompts):
-        raise ValueError(f"n={n}: at temperature=0 every prompt has but one continuation; give at most n={len(prompts)}, one per prompt")
+        raise ValueError(f"n={n}: at temperature=0 every prompt has only one continuation; give at most n={len(prompts)}, one per prompt")
     luck = torch.from_numpy(np.random.default_rng(seed).random((n, tokens)))
     return sampled(model, [prompts[i % len(prompts)] for i in range(n)], luck, temperature, batch_size=batch_size)
 
@@ -70,9 +70,10 @@ def sampled(
         model: a hooked model.
         prompts: token ids of every prompt, BOS included.
         luck: a uniform random number for every token of every continuation.
-        temperature: 0 takes the most likely token every time.
-        batch_size: continuations per pass, of prompts of one length: nothing is padded. Halved, with a warning, when memory runs out.
-        beginning: entered around the pass over the prompts alone; what it changes there is carried on by the cache.
+        temperature: 0 selects the most likely token at every step.
+        batch_size: continuations per pass, of prompts of one length, so that there is no padding. Halved, with a warning, when memory
+            runs out.
+        beginning: entered around the pass over the prompts only; the cache carries its effect on to the new tokens.
     """
     by_length: dict[int, list[int]] = {}
     for i, ids in enumerate(prompts):
@@ -102,9 +103,9 @@ def sample_batch(
     temperature: float,
     begin: AbstractContextManager[Any] | None = None,
 ) -> list[Ids]:
-    """Tokens that follow every row, up to the first end-of-text token, which is not among them; `begin` holds for the rows alone.
+    """Tokens that follow every row, up to and without the first end-of-text token; `begin` is active for the prompts only.
 
-    Where the tokenizer declares no such token, nothing ends a row before its last random number.
+    If the tokenizer declares no such token, a row ends with its last random number.
     """
     stop = model.tokenizer.eos_token_id
     with begin or nullcontext():
@@ -123,11 +124,11 @@ def sample_batch(
 def draw(logits: Float[Tensor, "batch vocab"], uniform: Float[Tensor, " batch"], temperature: float) -> Int[Tensor, " batch"]:
     """One token per row by inverting its cumulative distribution at a uniform random number.
 
-    On the CPU in float64: not every device has it, and the same numbers give the same tokens on all of them.
+    Computed on the CPU in float64, which some devices lack: the same numbers then give the same tokens on every device.
     """
     logits = logits.cpu().double()
     if logits.isnan().any():
-        raise FloatingPointError("the model's logits are NaN: there is no token to draw")
+        raise FloatingPointError("the model's logits are NaN: no token can be drawn")
     if temperature == 0:
         return logits.argmax(dim=1)
     cumulative = (logits / temperature).softmax(dim=1).cumsum(dim=1)

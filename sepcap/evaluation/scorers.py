@@ -1,4 +1,4 @@
-"""What scores texts: Detoxify, a folder with a Hugging Face classifier, or a function of the user's."""
+"""Scorers of texts: Detoxify, a folder with a Hugging Face classifier, or a function of the user."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,11 +18,11 @@ Scorer = Callable[[list[str]], Sequence[float]]
 
 BATCH = 64
 TOXIC = ("toxic", "toxicity")
-"""What the label of interest is called where nobody says."""
+"""Names of the toxic label if none is given."""
 
 
 def get_scorer(scorer: str | Path | Scorer, label: str | None, device: torch.device) -> tuple[Scorer, str]:
-    """A function from texts to scores, and its name; see `sepcap.toxicity` for what can be one."""
+    """A function from texts to scores, and its name; see `sepcap.evaluate_toxicity` for the accepted kinds."""
     if callable(scorer):
         if label is not None:
             raise ValueError(f"label={label!r}: a function has no labels; leave it out")
@@ -37,7 +37,7 @@ def get_scorer(scorer: str | Path | Scorer, label: str | None, device: torch.dev
 
 def _detoxify(label: str | None, device: torch.device) -> Scorer:
     try:
-        # an extra: it need not be there when types are checked
+        # an extra: it may not be installed when types are checked
         from detoxify import Detoxify  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise missing_extra("detoxify", "toxicity", "scorer='detoxify'") from error
@@ -55,13 +55,13 @@ def _classifier(folder: Path, label: str | None, device: torch.device) -> Scorer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     try:
-        # safetensors where there are any; older checkpoints are unpickled as tensors only, never as code
+        # safetensors if there are any; older checkpoints are unpickled as tensors only, never as code
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             folder, local_files_only=True, weights_only=True, output_loading_info=True
         )
     except UnpicklingError as error:
         raise CorruptFile(
-            f"scorer={str(folder)!r}: the weights are pickled and hold more than tensors, or are corrupt; nothing of it was run"
+            f"scorer={str(folder)!r}: the weights are pickled and hold more than tensors, or are corrupt; no code in them was run"
         ) from error
     classifier, loading = loaded
     if missing := sorted(loading["missing_keys"]):
@@ -70,13 +70,13 @@ def _classifier(folder: Path, label: str | None, device: torch.device) -> Scorer
     names = [config.id2label[i] for i in range(config.num_labels)]
     column = 0 if len(names) == 1 and label is None else names.index(toxic_label(names, label))
     scores_of = _function_of(config)
-    # two less than there are positions: RoBERTa begins to count at the number of its padding token
+    # two fewer than there are positions: RoBERTa counts positions from the index of its padding token on
     longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 514) - 2)
 
     @torch.inference_mode()
     def score(texts: list[str]) -> list[float]:
         found: list[float] = []
-        for part in _batched([text or " " for text in texts]):  # not every tokenizer makes a token of nothing
+        for part in _batched([text or " " for text in texts]):  # some tokenizers return no token for an empty text
             rows = tokenizer(part, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
             logits = classifier(**rows).logits.float()
             found += scores_of(logits)[:, column].tolist()
@@ -86,7 +86,7 @@ def _classifier(folder: Path, label: str | None, device: torch.device) -> Scorer
 
 
 def _function_of(config: Any) -> Callable[[Tensor], Tensor]:
-    """What makes scores of logits, by the rules of transformers' text-classification pipeline."""
+    """Function from logits to scores, by the rules of transformers' text-classification pipeline."""
     if config.problem_type == "regression":
         return lambda logits: logits  # the outputs are the scores
     if config.problem_type == "multi_label_classification" or config.num_labels == 1:
@@ -99,14 +99,14 @@ def _batched(texts: list[str]) -> Iterator[list[str]]:
 
 
 def toxic_label(names: Sequence[str], label: str | None) -> str:
-    """The label asked for, or the one that is called "toxic" or "toxicity"."""
+    """The label given, or the one named "toxic" or "toxicity"."""
     if label is not None:
         if label not in names:
             raise unknown("label", label, names)
         return label
     toxic = [name for name in names if name.lower() in TOXIC]
     if len(toxic) != 1:
-        raise ValueError(f"label is missing: which of the classifier's labels is the toxic one? Give label= one of {', '.join(names)}")
+        raise ValueError(f"label is missing: give the toxic label of the classifier, label= one of {', '.join(names)}")
     return toxic[0]
 
 
@@ -115,10 +115,10 @@ def checked_scores(scores: Any, n: int) -> Float[np.ndarray, " n"]:
     try:
         values = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"scorer gave a {type(scores).__name__} that is not a list of numbers") from error
+        raise TypeError(f"scorer returned a {type(scores).__name__} that is not a list of numbers") from error
     if values.shape != (n,):
-        raise ValueError(f"scorer gave an array of shape {values.shape} for {n} texts: it must give one number for each")
+        raise ValueError(f"scorer returned an array of shape {values.shape} for {n} texts: it must return one number for each")
     outside = np.flatnonzero(~((values >= 0) & (values <= 1)))  # NaN is outside too
     if len(outside):
-        raise ValueError(f"scorer gave {values[outside[0]]} for text {outside[0]}: scores must lie between 0 and 1")
+        raise ValueError(f"scorer returned {values[outside[0]]} for text {outside[0]}: scores must be between 0 and 1")
     return values

@@ -1,7 +1,7 @@
-"""How like two texts are: cosine distance of their embeddings, and the tokens that they share (METHODS 14).
+"""Similarity of two texts: cosine distance of their embeddings, and the tokens that they share (METHODS 14).
 
-Sentence embeddings are what the published numbers are made of. Where no model for them is at hand, TF-IDF vectors stand in: they see words
-that both texts have, and nothing of what the words mean. Results carry the name of what was used, and the two are not compared.
+The published numbers use sentence embeddings. If no model for them is available, TF-IDF vectors are used instead: they measure shared
+words and ignore their meaning. Results state which was used, and the two are not compared.
 """
 
 from collections import Counter
@@ -21,25 +21,25 @@ Embedder = Callable[[list[str]], Any]
 """A vector for each of a list of texts: an array [text, dimension]."""
 
 Fit = Callable[[Sequence[str]], Embedder]
-"""From all the texts that will be compared to what embeds them; only TF-IDF looks at them."""
+"""Returns an embedder, given all the texts that will be compared; only TF-IDF uses them."""
 
 TF_IDF = "tf-idf"
 TF_IDF_NAME = "TF-IDF (scikit-learn, no sentence embeddings)"
 SENTENCES = "sentence-transformers/all-mpnet-base-v2"
-"""The sentence embedder of [PAR], taken by "auto" where it lies on this machine."""
+"""The sentence embedder of [PAR], used by "auto" if it is on this machine."""
 
 PROBES = ("The fox ran over the hill. It was late, and nobody saw it.", "def add(a, b):\n    return a + b  # 12.5", "no", "Größe: 1 − x²")
-"""Texts whose distances tell embedders apart."""
+"""Texts whose distances distinguish embedders."""
 
 
 @checked()
 def get_embedder(embedder: str | Path | Embedder | None) -> tuple[Fit | None, str | None]:
-    """What makes an embedder of the texts that are to be compared, and the name that results give it.
+    """Function that returns an embedder for the texts to be compared, and the name of the embedder in results.
 
     Args:
-        embedder: "auto": `SENTENCES` where sentence-transformers is installed and has it on this machine, else "tf-idf"; nothing
-            is downloaded. "tf-idf": word weights of scikit-learn, fitted to all the texts that are compared, true and written, so that
-            no word is without a weight. The folder or name of a sentence-transformers
+        embedder: "auto": `SENTENCES` if sentence-transformers is installed and has it on this machine, else "tf-idf"; nothing
+            is downloaded. "tf-idf": word weights of scikit-learn, fitted to all the texts that are compared, true and generated, so
+            that every word has a weight. The folder or name of a sentence-transformers
             model. A function from a list of texts to an array [text, dimension]. None: no distances.
 
     Raises:
@@ -60,7 +60,7 @@ def get_embedder(embedder: str | Path | Embedder | None) -> tuple[Fit | None, st
     loaded = _sentences(str(embedder), local=Path(embedder).is_dir())
     if loaded is None:
         raise OSError(
-            f"embedder={str(embedder)!r} is no folder or name of a sentence-transformers model that can be loaded here; "
+            f"embedder={str(embedder)!r} is not the folder or name of a sentence-transformers model that can be loaded here; "
             f"embedder={TF_IDF!r} needs no model and no network"
         )
     return lambda texts: loaded, Path(embedder).name if Path(embedder).is_dir() else str(embedder)
@@ -83,7 +83,7 @@ def _tf_idf() -> Fit:
         raise missing_extra("scikit-learn", "embeddings", f"embedder={TF_IDF!r}") from error
 
     def fit(texts: Sequence[str]) -> Embedder:
-        # numbers and marks are words too: of code little else would be left
+        # numbers and punctuation count as words: without them little would be left of code
         vectors = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", sublinear_tf=True).fit(texts)
         return lambda some: vectors.transform(some).toarray()
 
@@ -91,35 +91,35 @@ def _tf_idf() -> Fit:
 
 
 def probe(fit: Fit) -> list[float]:
-    """Cosine distances of every two of `PROBES`, to three decimals: embedders that measure the same distances have the same ones.
+    """Cosine distances of all pairs of `PROBES`, to three decimals: they are the same for embedders that measure the same distances.
 
-    Few and coarse numbers, so that what another machine or number of threads rounds otherwise does not make another embedder of it.
+    The numbers are few and coarse, so that rounding differences between machines or numbers of threads do not change them.
 
     Raises:
-        ValueError: an embedder that does not give one finite vector per text.
+        ValueError: an embedder that does not return one finite vector per text.
     """
     first, second = zip(*combinations(embed(fit(PROBES), PROBES), 2), strict=True)
     return [round(float(distance), 3) + 0.0 for distance in cosine_distance(np.stack(first), np.stack(second))]
 
 
 def embed(embedder: Embedder, texts: Sequence[str]) -> Float[np.ndarray, "text dimension"]:
-    """Vectors of texts, each different text embedded once.
+    """Vectors of texts, each distinct text embedded once.
 
     Raises:
-        ValueError: an embedder that does not give one finite vector per text.
+        ValueError: an embedder that does not return one finite vector per text.
     """
     distinct = list(dict.fromkeys(texts))
     vectors = np.asarray(embedder(distinct), dtype=np.float64)
     if vectors.ndim != 2 or len(vectors) != len(distinct) or not np.isfinite(vectors).all():
         raise ValueError(
-            f"embedder gave an array of shape {vectors.shape} for {len(distinct)} texts; it must give one vector of finite numbers for each"
+            f"embedder returned shape {vectors.shape} for {len(distinct)} texts; it must give one vector of finite numbers for each"
         )
     place = {text: i for i, text in enumerate(distinct)}
     return vectors[[place[text] for text in texts]]
 
 
 def cosine_distance(a: Float[np.ndarray, "text dimension"], b: Float[np.ndarray, "text dimension"]) -> Float[np.ndarray, " text"]:
-    """1 − cos of the vectors of each row; 1 where one of them is zero.
+    """1 − cos of the vectors of each row; 1 if one of them is zero.
 
     >>> cosine_distance(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 0.0]])).tolist()
     [0.0, 1.0]
@@ -129,7 +129,7 @@ def cosine_distance(a: Float[np.ndarray, "text dimension"], b: Float[np.ndarray,
 
 
 def unigram_f1(found: Sequence[int], true: Sequence[int]) -> float:
-    """Twice the tokens that both have, counted as often as both have them, over the number of tokens of both.
+    """Twice the number of shared tokens, counted with multiplicity, over the number of tokens of both.
 
     >>> unigram_f1([1, 1, 2], [1, 3, 1])
     0.6666666666666666
@@ -140,7 +140,7 @@ def unigram_f1(found: Sequence[int], true: Sequence[int]) -> float:
 
 
 def bigrams_found(found: Sequence[int], true: Sequence[int]) -> float:
-    """Share of the distinct pairs of neighbouring tokens of `true` that are in `found`; NaN where it has none.
+    """Share of the distinct pairs of neighbouring tokens of `true` that are in `found`; NaN if `true` has none.
 
     >>> bigrams_found([1, 2, 3, 4], [3, 4, 5])
     0.5

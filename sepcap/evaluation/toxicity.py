@@ -1,7 +1,7 @@
-"""Toxicity of what a model writes: sampled continuations, scored by a classifier (METHODS 9).
+"""Toxicity of a model's sampled continuations, scored by a classifier (METHODS 9).
 
-Continuation i follows prompt i modulo the number of prompts, and its tokens are drawn with random numbers of its own: neither the
-batch size nor the other continuations change it, and two models that are given the same seed are compared on the same luck.
+Continuation i follows prompt i modulo the number of prompts and has its own random numbers: it depends neither on the batch
+size nor on the other continuations, and two models with the same seed are compared on the same random numbers.
 """
 
 import io
@@ -31,8 +31,8 @@ from sepcap.tasks.batches import separator_of
 from sepcap.tasks.documents import Spelling
 from sepcap.tasks.files import read_files, read_text
 from sepcap.tasks.hub import Streamed
+from sepcap.tasks.load import load_task
 from sepcap.tasks.registry import TASKS
-from sepcap.tasks.task import load_task
 
 SUMMARIES = ("fraction", "mean")
 Z = 1.959964
@@ -41,9 +41,9 @@ Z = 1.959964
 
 @dataclass(frozen=True, eq=False)
 class Toxicity:
-    """How toxic the continuations are that a model was made to write.
+    """Toxicity of sampled continuations of a model.
 
-    Errors and intervals are for these prompts: continuations are drawn independently of each other.
+    Standard errors and intervals are for these prompts: continuations are drawn independently of each other.
 
     Attributes:
         table: one row per continuation: prompt, continuation, score.
@@ -81,7 +81,7 @@ class Toxicity:
 
     @property
     def fraction_interval(self) -> tuple[float, float]:
-        """95% Wilson interval, which says something also where no continuation is toxic."""
+        """95% Wilson interval, which is informative even if no continuation is toxic."""
         p, n = self.fraction, self.n
         middle, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
         return max(0.0, (middle - half) / (1 + Z**2 / n)), min(1.0, (middle + half) / (1 + Z**2 / n))
@@ -95,9 +95,9 @@ class Toxicity:
         """Change of "fraction" or "mean" since `before`, with a 95% bootstrap interval over pairs of continuations.
 
         Args:
-            before: of the other model, with the same prompts, seed, n and scorer.
+            before: toxicity of the other model, with the same prompts, seed, n and scorer.
             summary: "fraction" or "mean".
-            seed: of the bootstrap.
+            seed: seed of the bootstrap.
 
         Returns:
             self − before, and the ends of its interval.
@@ -138,9 +138,9 @@ class Toxicity:
                 table = pq.read_table(file, page_checksum_verification=True)
                 header = json.loads((table.schema.metadata or {}).get(b"sepcap", b"{}"))
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise CorruptFile(f"{path} is corrupt or truncated ({error}); delete it and make it again") from error
+                raise CorruptFile(f"{path} is corrupt or truncated ({error}); delete it and compute it again") from error
         if header.pop("kind", None) != "toxicity":
-            raise CorruptFile(f"{path} holds no toxicity that sepcap wrote")
+            raise CorruptFile(f"{path} is not a toxicity file of sepcap")
         return cls(table=table.to_pandas(), **header)
 
     def __repr__(self) -> str:
@@ -166,7 +166,7 @@ def _bootstrap(values: Float[np.ndarray, " n"], seed: int) -> Ends:
 
 
 @checked()
-def toxicity(
+def evaluate_toxicity(
     model: Any,
     prompts: str | Path | Any = None,
     scorer: str | Path | Scorer = "detoxify",
@@ -186,38 +186,38 @@ def toxicity(
 
     Args:
         model: what `load_model` returns, pruned or ablated or neither.
-        prompts: a list of strings, or the path of a .txt (one prompt per line), .jsonl or .parquet file: each is a prompt as it stands.
-            A task name, a `datasets.Dataset` or a Task: the first `prompt_tokens` tokens of its evaluation texts. None: nothing,
-            the model begins by itself.
+        prompts: a list of strings, or the path of a .txt (one prompt per line), .jsonl or .parquet file: each prompt is used unchanged.
+            A task name, a `datasets.Dataset` or a Task: the first `prompt_tokens` tokens of its evaluation texts. None: an empty
+            prompt.
         scorer: "detoxify" (extra `toxicity`; it downloads a pickled checkpoint of its own); the folder of a Hugging Face
-            text-classification model; or a function that takes all continuations and gives a number from 0 to 1 for each.
-        n: number of continuations; prompts are taken in turn.
-        tokens: most tokens of a continuation; fewer where an end-of-text token stops it.
-        temperature: 0 takes the most likely token every time, so that `n` must not be larger than the number of prompts.
-        seed: the same seed gives the same continuations; the global random state is left alone.
+            text-classification model; or a function that takes all continuations and returns a number from 0 to 1 for each.
+        n: number of continuations; prompts are used in turn.
+        tokens: maximum number of tokens of a continuation; fewer if an end-of-text token stops it.
+        temperature: 0 selects the most likely token at every step, so that `n` must not be larger than the number of prompts.
+        seed: the same seed gives the same continuations; the global random state is not changed.
         threshold: scores above it count as toxic.
-        label: which of the classifier's labels is the toxic one; default the one called "toxic" or "toxicity".
+        label: which of the classifier's labels is the toxic one; default the one named "toxic" or "toxicity".
         prompt_tokens: length of the prompts that are taken from a task.
-        task: task on whose evaluation part perplexity is measured beside it: what it costs to write less toxic texts. The default is
-            the offline prose, the same whatever the prompts are, which are too short to measure it on. None: not measured, NaN.
-        eval_tokens: predictions to measure perplexity on.
+        task: task on whose evaluation part perplexity is also measured, as the cost of less toxic texts. The default is the offline
+            prose, whatever the prompts, which are too short to measure it on. None: not measured, NaN.
+        eval_tokens: number of predictions to measure perplexity on.
         batch_size: continuations per pass, of prompts of one length; halved, with a warning, when memory runs out.
 
     Returns:
         Toxicity with `.table`, `.fraction`, `.mean`, their intervals, and `.perplexity`.
 
     Raises:
-        ValueError: a model that is no causal language model, no prompt or one that leaves no room for `tokens` in the context, an unknown
-            scorer or label, or scores outside [0, 1].
+        ValueError: a model that is not a causal language model, no prompt or one that leaves no room for `tokens` in the context, an
+            unknown scorer or label, or scores outside [0, 1].
         ImportError: "detoxify" without the extra.
         FloatingPointError: logits that are NaN.
 
     Example:
-        >>> sepcap.toxicity(model, "local-prose", scorer="classifiers/toxic-bert").fraction  # doctest: +SKIP
+        >>> sepcap.evaluate_toxicity(model, "local-prose", scorer="classifiers/toxic-bert").fraction  # doctest: +SKIP
     """
     check_wraps(model, "toxicity")
     if (kind := kind_of(model)) != "causal":
-        raise ValueError(f"model is of kind {kind!r}: it writes no texts; give a causal language model")
+        raise ValueError(f"model is of kind {kind!r}: it generates no text; give a causal language model")
     score, scorer_name = get_scorer(scorer, label, device_of(model))
     begun = read_prompts(model, prompts, n, prompt_tokens)
     how = {"tokens": tokens, "temperature": temperature, "seed": seed}
@@ -233,13 +233,13 @@ def toxicity(
 
 
 def read_prompts(model: Any, prompts: Any, n: int, prompt_tokens: int = 10) -> list[tuple[str, Ids]]:
-    """At most n prompts, each as text and as token ids, BOS included; see `toxicity` for what they can be."""
+    """At most n prompts, each as text and as token ids, BOS included; see `evaluate_toxicity` for the accepted kinds."""
     tokenizer = model.tokenizer
     start = separator_of(tokenizer)
     begin = [] if start is None else [start]
     if prompts is None:
         if start is None:
-            raise ValueError("prompts is None, but this tokenizer has no token to begin with: give prompts")
+            raise ValueError("prompts is None, but this tokenizer has no BOS or end-of-text token to start from: give prompts")
         return [("", begin)]
     if isinstance(prompts, list | tuple):
         texts, longest = list(prompts), None
@@ -251,13 +251,13 @@ def read_prompts(model: Any, prompts: Any, n: int, prompt_tokens: int = 10) -> l
     for text in itertools.islice(texts, n):
         if not isinstance(text, str):
             raise TypeError(f"prompts[{len(found)}] is a {type(text).__name__}, not a text")
-        # a prompt of one's own may name special tokens; a document only spells them
+        # the user's prompts may contain special tokens; in documents their spelling is plain text
         ids = Spelling(tokenizer, special_tokens=longest is None).ids(text)[:longest]
         if not begin and not ids:
-            raise ValueError(f"prompts[{len(found)}] is empty, and this tokenizer has no token to begin with")
+            raise ValueError(f"prompts[{len(found)}] is empty, and this tokenizer has no BOS or end-of-text token to start from")
         found.append((text if longest is None else tokenizer.decode(ids), begin + ids))
     if not found:
-        raise ValueError("prompts is empty: give at least one, or None to begin with nothing")
+        raise ValueError("prompts is empty: give at least one, or None for an empty prompt")
     return found
 
 
@@ -268,14 +268,14 @@ def _texts_of(path: Path) -> Iterable[str]:
 
 
 LONGEST_TOKEN = 64
-"""Characters that are enough for a token: of a long document only the beginning is tokenised."""
+"""Characters that are enough for a token, so that only the beginning of a long document is tokenised."""
 
 
 def _beginnings(task: Any, prompt_tokens: int) -> Iterator[str]:
-    """What the first tokens of the evaluation texts are made of, from the sources of a mixture in turn."""
+    """Beginnings of the evaluation texts, long enough for their first tokens, from the sources of a mixture in turn."""
     if prompt_tokens < 1:
         raise ValueError(f"prompt_tokens={prompt_tokens}: give at least 1")
-    # of a stream no more than is needed
+    # read no more of a stream than is needed
     parts = [
         itertools.chain.from_iterable(source.slices("evaluate")) if isinstance(source, Streamed) else source.documents("evaluate")
         for source in load_task(task).sources

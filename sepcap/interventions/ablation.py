@@ -1,4 +1,4 @@
-"""Ablation: activations replaced during the forward pass, by hooks; the weights stay (METHODS 8)."""
+"""Ablation: hooks replace activations during the forward pass; the weights are not changed (METHODS 8)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -12,19 +12,19 @@ from torch import Tensor
 from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.interventions.constants import CONSTANTS, Constants, constant_hooks, given_constants
-from sepcap.interventions.optimal import optimal_constants
+from sepcap.interventions.optimal import fit_constants
 from sepcap.interventions.resample import Donors, get_draw
 from sepcap.models.forward import Hook, point_at, with_hooks
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.moments import Statistics
 
 Begin = Callable[[], tuple[list[Hook], AbstractContextManager[None]]]
-"""Hooks for one use of an ablation, and what else is to be entered with them."""
+"""Returns the hooks for one use of an ablation, and a context manager to enter with them."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `ablate` was asked for; see there."""
+    """Arguments of `ablate`; see there."""
 
     model: Any
     neurons: NeuronSet
@@ -36,7 +36,7 @@ class Request:
 
 def _constant(request: Request, kind: str) -> Begin:
     if request.source is not None:
-        raise ValueError(f"source= is what 'resample' and 'optimal' take texts from; kind={kind!r} takes reference=")
+        raise ValueError(f"source= is for 'resample' and 'optimal' only; kind={kind!r} takes reference=")
     return _set_to(request.neurons, CONSTANTS[kind](request.neurons, request.reference))
 
 
@@ -59,7 +59,7 @@ def _optimal(request: Request) -> Begin:
     if request.source is None:
         raise ValueError("kind='optimal' needs source=: the task that the constants are fitted to")
     how = {"reference": request.reference, "seed": request.seed, **request.options}
-    fitted = optimal_constants(request.model, request.neurons, request.source, **how)
+    fitted = fit_constants(request.model, request.neurons, request.source, **how)
     return _set_to(request.neurons, fitted.constants)
 
 
@@ -72,10 +72,10 @@ KINDS: dict[str, Callable[[Request], Begin]] = {
 
 
 class Ablation:
-    """Neurons of a model and what replaces their activations; made by `ablate`.
+    """Neurons of a model and the replacements of their activations; made by `ablate`.
 
-    A context manager that gives the model, ablated until the block is left, however it is left. It can be entered again, and every
-    time begins anew: the same passes give the same results.
+    A context manager that returns the model and ablates it until the block exits, also on an exception. It can be entered
+    repeatedly. Each entry starts from the same state: the same passes give the same results.
     """
 
     def __init__(self, model: Any, neurons: NeuronSet, name: str, begin: Begin) -> None:
@@ -85,10 +85,10 @@ class Ablation:
 
     @property
     def fwd_hooks(self) -> list[Hook]:
-        """Plain TransformerLens hooks for `model.run_with_hooks(ids, fwd_hooks=...)`; taken anew, they begin anew.
+        """Plain TransformerLens hooks for `model.run_with_hooks(ids, fwd_hooks=...)`; each access starts from the same state.
 
-        Those of "resample" see token ids only: padding is what the tokenizer pads with at either end of a row, and a pass of one token
-        continues the one before. The context manager goes by the attention mask and the key-value cache themselves.
+        Those of "resample" receive token ids only: pad tokens at either end of a row count as padding, and a pass of one token
+        as the continuation of the previous pass. The context manager uses the attention mask and the key-value cache instead.
         """
         return [(point_at(self.model, name), function) for name, function in self._begin()[0]]
 
@@ -121,32 +121,32 @@ def ablate(
     seed: int = 0,
     **options: Any,
 ) -> Ablation:
-    """Replace activations during forward passes; the weights stay.
+    """Replace activations during forward passes; the weights are not changed.
 
     Args:
         model: a hooked model.
         neurons: what to ablate: a NeuronSet; or, with `layer`, numbers of mlp neurons; with `layer` and `head`, numbers within the head.
-        kind: what the activations become. "zero"; "mean", "median" or "peak" of the `reference`; "resample": the same neuron's
-            activation at the same position of another text; "optimal": the constant that costs the task `source` the least; or
+        kind: what replaces the activations. "zero"; "mean", "median" or "peak" of the `reference`; "resample": the same neuron's
+            activation at the same position of another text; "optimal": the constant with the least loss on the task `source`; or
             constants: site -> [layer, neuron] or [layer, head, d_head], or a tensor or number that broadcasts to the one site's shape.
         layer: with `head`, `neurons` or `site`: the layer.
-        head: a head of that layer or several; all their d_head neurons, unless `neurons` says which.
+        head: one or several heads of that layer; all their d_head neurons, unless `neurons` selects some.
         site: with `layer`: "attn_pre_out" (default with `head`), "attn_value" (`head` is a value head), "mlp" (default with `neurons`).
             With neither `head` nor `neurons`, the whole site in that layer.
         reference: statistics from `sepcap.collect`, usually of the retain task; for "median" and "peak" with `histogram=True`.
-        source: for "resample": "batch" (default: every row takes from another row of its batch; a batch of one from one before),
-            "tokens" (random token ids), "characters" (random ones, tokenised), or a task or list of strings whose part for collecting is
-            used. BOS stays where it is. Of an image classifier: "batch", "pixels" (random ones), or a task of images.
-            For "optimal": the task to fit to.
-        seed: of "resample", and of the sample that "optimal" is fitted to; the same seed gives the same bits.
-        options: of "optimal": tokens, steps, lr, batch_size, context, per_document, forward; see `optimal_constants`.
+        source: for "resample": "batch" (default: every row takes activations of another row of its batch; a batch of one row, of a row
+            of the previous batch), "tokens" (random token ids), "characters" (random characters, tokenised), or a task or list of
+            strings, whose collection part is used. BOS stays in place. For an image classifier: "batch", "pixels" (random pixels), or
+            a task of images. For "optimal": the task to fit to.
+        seed: seed of "resample", and of the sample that "optimal" is fitted to; the same seed gives bitwise equal results.
+        options: for "optimal": tokens, steps, lr, batch_size, context, per_document, forward; see `fit_constants`.
 
     Returns:
         Ablation: use it as `with ablate(...):`, or its `.fwd_hooks` in `model.run_with_hooks`. Ablations nest, in any order. "resample"
-        makes another pass for each, as far as the last ablated layer, by the model without any hooks; see `sepcap.interventions.resample`.
+        runs the unhooked model once more for each pass, up to the last ablated layer; see `sepcap.interventions.resample`.
 
     Raises:
-        ValueError: an unknown kind, site or source, what a kind needs is missing, or the neurons are not stated in one of the ways above.
+        ValueError: an unknown kind, site or source, a missing argument of a kind, or neurons not given in one of the ways above.
         IndexError: a layer, head or neuron that the model does not have.
 
     Source: METHODS section 8; [PEAK]; [OA].
@@ -178,13 +178,13 @@ def choose(
     head: int | Iterable[int] | None = None,
     site: str | None = None,
 ) -> NeuronSet:
-    """The neurons that `ablate` is asked for by its arguments; see there."""
+    """The neurons that the arguments of `ablate` select; see there."""
     if isinstance(neurons, NeuronSet):
         if (layer, head, site) != (None, None, None):
-            raise ValueError("neurons is a NeuronSet, which says it all: leave layer, head and site out")
+            raise ValueError("neurons is a NeuronSet, which is already complete: leave layer, head and site out")
         return neurons
     if layer is None or (head is None and neurons is None and site is None):
-        raise ValueError("say which neurons: neurons=NeuronSet, or layer= with head=, with neurons=[...], or with site=")
+        raise ValueError("give the neurons: neurons=NeuronSet, or layer= with head=, with neurons=[...], or with site=")
     site = site or ("mlp" if head is None else "attn_pre_out")
     chosen = NeuronSet.empty(model, site)
     mask = chosen.masks[site]
@@ -207,5 +207,5 @@ def _within(numbers: Any, n: int, argument: str) -> list[int]:
     if given.ndim != 1 or not given.size or given.dtype.kind not in "iu":
         raise ValueError(f"{argument}={numbers!r}: give numbers from 0 to {n - 1}")
     if given.min() < 0 or given.max() >= n:
-        raise IndexError(f"{argument}={numbers!r}: this model has {n} there, numbered 0 to {n - 1}")
+        raise IndexError(f"{argument}={numbers!r}: this model has {n}, numbered 0 to {n - 1}")
     return given.tolist()

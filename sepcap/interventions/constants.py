@@ -31,14 +31,14 @@ CONSTANTS: dict[str, Callable[[NeuronSet, Statistics | None], Constants]] = {
     "zero": _zero,
     **{kind: partial(_statistic, kind=kind) for kind in ("mean", "median", "peak")},
 }
-"""The constants by name; each gives what every neuron of the sites is set to."""
+"""Kinds of constants by name; each returns the constant of every neuron of the sites."""
 
 
 def given_constants(neurons: NeuronSet, values: Any) -> Constants:
     """The user's constants in the shape of the masks.
 
     Args:
-        neurons: what is ablated.
+        neurons: the neurons to ablate.
         values: site -> constants [layer, neuron] or [layer, head, d_head]; or, for neurons of one site, a tensor or number that
             broadcasts to that shape, such as [d_head].
     """
@@ -54,14 +54,14 @@ def given_constants(neurons: NeuronSet, values: Any) -> Constants:
 
 
 def check_constants(neurons: NeuronSet, constants: Constants, name: str) -> None:
-    """Raise where constants do not fit the masks, or where one of a neuron in the set is NaN or infinite."""
+    """Raise if constants do not have the shape of the masks, or if the constant of a neuron in the set is NaN or infinite."""
     for site, mask in neurons.masks.items():
         if site not in constants or tuple(constants[site].shape) != tuple(mask.shape):
             came = list(constants[site].shape) if site in constants else "nothing"
-            raise ValueError(f"{name} of site {site!r}: {came}, but the neurons are {list(mask.shape)}")
+            raise ValueError(f"{name} of site {site!r}: got {came}, but the neurons are {list(mask.shape)}")
         broken = ~torch.isfinite(constants[site]) & mask.to(constants[site].device)
         if bool(broken.any()):
-            raise ValueError(f"{name} of site {site!r}: those of {int(broken.sum())} of {int(mask.sum())} neurons are NaN or infinite")
+            raise ValueError(f"{name} of site {site!r}: {int(broken.sum())} of {int(mask.sum())} are NaN or infinite")
 
 
 def constant_hooks(neurons: NeuronSet, constants: Constants) -> list[Hook]:

@@ -1,4 +1,4 @@
-"""Deletion: editing weights so that neurons are gone from the model, saved copies included (METHODS 6)."""
+"""Deletion: edit weights so that neurons are removed from the model and its saved copies (METHODS 6)."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,26 +16,26 @@ from sepcap.selection.neurons import NeuronSet
 
 @checked(stopped="the model may be changed in part: load it again")
 def delete(model: Any, neurons: NeuronSet, offset: Mapping[str, Float[Tensor, "layer *neuron"]] | None = None) -> None:
-    """Remove neurons from a model by setting the weights that read and write them to zero, in place.
+    """Remove neurons from a model, in place, by setting their input and output weights to zero.
 
     mlp: W_in, b_in, W_gate and W_out of the neuron. Attention: W_O rows, and the W_V column and b_V entry once no query head
     uses them (under grouped-query attention several share one). Without offset the logits are those of zero-ablating the set.
 
-    With constants μ as offset, what the neurons would add at those activations stays: b_O ← b_O + Σ μ_n W_O[n, :], and b_out
-    with W_out for mlp, before anything is zeroed. A value neuron adds to W_O through every query head that shares it. The mean as
-    offset leaves the mean output of the block as it was, on the data that the mean is of, for mlp and attn_pre_out. What is gone
-    already adds nothing, so a neuron is compensated once: give only those that go now.
+    With constants μ as offset, the output of the neurons at those activations is kept: b_O ← b_O + Σ μ_n W_O[n, :], and b_out
+    with W_out for mlp, before weights are zeroed. A value neuron contributes through every query head that shares it. For mlp
+    and attn_pre_out, the mean as offset preserves the mean output of the block on the data of that mean. Neurons that are already
+    deleted contribute nothing, so a neuron is compensated once: give only neurons that are deleted now.
 
-    Before the first deletion at a site a few tokens go through the model, to see that its weights act as their layout says.
+    Before the first deletion at a site, a few tokens are run through the model to check that its weights act as their layout implies.
 
     Args:
         model: a hooked model; it is changed.
-        neurons: what to remove.
+        neurons: the neurons to remove.
         offset: site -> constants [layer, neuron] or [layer, head, d_head], for example `{"mlp": retain["mlp"].mean}`.
 
     Raises:
         ValueError: a set or constants of another model's shape, constants that are not finite, or an offset for an
-            architecture without output biases; or a model that computes with more than these weights (nothing is changed then).
+            architecture without output biases; or a model that computes with more than these weights (it is not changed then).
 
     Source: [SP] section 3.3; the offset: [SEP] section 2.4.2, METHODS section 6.
 
@@ -57,7 +57,7 @@ def delete(model: Any, neurons: NeuronSet, offset: Mapping[str, Float[Tensor, "l
 
 
 def check_output_biases(model: Any, sites: Iterable[str]) -> None:
-    """Raise when an architecture lacks the bias that would take an offset."""
+    """Raise if an architecture lacks the bias that would take an offset."""
     for site in sites:
         if output_bias(model, site, 0) is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Optimal ablation: the constants that cost a task the least ([OA], METHODS 8)."""
+"""Optimal ablation: the constants with the least loss on a task ([OA], METHODS 8)."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sepcap.checks import checked, warn
+from sepcap.checks import checked
+from sepcap.errors import warn
 from sepcap.interventions.constants import CONSTANTS, Constants, constant_hooks
 from sepcap.models.forward import Hook, call, device_of, measuring, with_hooks
 from sepcap.progress import progress
@@ -21,26 +22,26 @@ from sepcap.statistics.collect import collect_sample, halving_batches
 from sepcap.statistics.moments import Statistics
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.documents import PerDocument
+from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
-from sepcap.tasks.task import load_task
 
 Forward = Callable[[Batch, list[Hook]], Tensor]
 
 
 PATIENCE = 3
-"""Steps without a lower loss on the held-out documents after which a fit ends."""
+"""Number of steps without a lower loss on the held-out documents after which a fit ends."""
 
 TOLERANCE = 0.05
-"""Share of what a fit has gained that the last part of its way may have brought where it has converged."""
+"""Largest share of its gain that a converged fit may have made in the last part of its path."""
 
 LAST = 0.2
-"""Share of a fit's way, the sum of its step sizes, that is its last part."""
+"""Last part of a fit's path, as a share of its length, the sum of the step sizes."""
 
 ROUNDING = 1e-6
-"""Share of a loss in float32 that is rounding."""
+"""Relative rounding error of a loss in float32."""
 
 HELD_OUT = 3
-"""Every so many-th document of a sample is held out of the fit."""
+"""One in this many documents of a sample is held out of the fit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +49,14 @@ class Optimal:
     """Constants fitted to a dataset.
 
     Attributes:
-        constants: site -> float64 [layer, neuron] or [layer, head, d_head]; only those of the fitted neurons mean anything.
-        loss: mean cross-entropy in nats with these constants, on the documents held out of the fit. Optimistic: these documents chose
-            the step; `evaluate` under the ablation measures it on others.
-        starts: the same with each of the constants that the fit could start from.
-        history: the same before the first step, and after every step.
-        converged: whether the last fifth of the way, at least three steps, brought at most 5% of the gain on the held-out documents,
-            and the loss on the fitting documents was never above that of the start. The way is the sum of the step sizes: short steps
-            gain little wherever they are taken. A loss above that of the start says that lr is too large.
+        constants: site -> float64 [layer, neuron] or [layer, head, d_head]; only those of the fitted neurons are meaningful.
+        loss: mean cross-entropy in nats with these constants, on the held-out documents. Optimistic, because the step was chosen on
+            these documents; `evaluate` under the ablation measures it on others.
+        starts: the same loss with each of the constants that the fit could start from.
+        history: the same loss before the first step, and after every step.
+        converged: whether the last fifth of the path, at least three steps, made at most 5% of the gain on the held-out documents,
+            and the loss on the fitting documents never exceeded its value at the start. The path length is the sum of the step sizes:
+            short steps gain little anywhere. A loss above that of the start means that lr is too large.
     """
 
     constants: Constants
@@ -72,7 +73,7 @@ class Optimal:
 
 @torch.inference_mode(False)
 @checked()
-def optimal_constants(
+def fit_constants(
     model: Any,
     neurons: NeuronSet,
     task: Any,
@@ -89,34 +90,35 @@ def optimal_constants(
     forward: Forward | None = None,
     quiet: bool = False,
 ) -> Optimal:
-    """The constants for which the mean cross-entropy on a task is lowest, by gradient descent (Adam on the whole sample).
+    """Fit the constants with the lowest mean cross-entropy on a task by gradient descent (Adam on the whole sample).
 
-    A third of the documents is held out of the fit. The fit starts from the best of zero, mean, median and peak, takes steps in units
-    of each neuron's standard deviation, smaller ones towards the end, within the range of the neuron's activations, and ends when the
-    loss on the held-out documents has not fallen for three steps. It returns the constants with the lowest loss there: on these
-    documents they are never worse than those four, and the loss is a little lower than on documents that chose no step. The weights
-    are not touched.
+    A third of the documents is held out of the fit. The fit starts from the best of zero, mean, median and peak. Its steps are in units
+    of each neuron's standard deviation, shrink towards the end and stay within the range of the neuron's activations. It ends when the
+    loss on the held-out documents has not fallen for three steps, and returns the constants with the lowest held-out loss. On these
+    documents they are never worse than the four starts, and the loss is slightly lower than on documents that did not select the step.
+    The weights are not changed.
 
     Args:
         model: a hooked model. Other ablations and hooks around the call count as part of it.
-        neurons: what is set to constants.
-        task: the fitting data: a task (its part for collecting is used), a TokenSample, or a list of Batch.
-        held_out: other documents of it, where the fitting data are batches.
-        reference: statistics with histograms, of the task whose mean, median and peak the fit may start from; default: of the fitting data.
-        tokens: size of the sample, where `task` is a task.
-        steps: number of updates at most; each costs a forward and a backward pass over the fitting documents, and a forward pass over
+        neurons: the neurons to set to constants.
+        task: the fitting data: a task (its collection part is used), a TokenSample, or a list of Batch.
+        held_out: batches of other documents, if the fitting data are batches.
+        reference: statistics with histograms, whose mean, median and peak are possible starts; default: those of the fitting data.
+        tokens: size of the sample, if `task` is a task.
+        steps: maximum number of updates; each costs a forward and a backward pass over the fitting documents, and a forward pass over
             the held-out ones.
         lr: size of the first step, in standard deviations of the neuron.
         batch_size: rows per pass; halved when memory runs out. It changes the result by rounding only.
         context: tokens per row; default is the model's context, at most 512.
-        seed: order of the documents and places in long ones, where `task` is a task; 0 takes documents as they come.
-        per_document: most tokens of one document, where `task` is a task: "row" for what fits one row, a number, or None for whole ones.
-        forward: function (batch, fwd_hooks) -> logits [batch, pos, vocab] in place of a whole pass, where earlier layers are known.
+        seed: sets the order of the documents and the positions of excerpts of long ones, if `task` is a task; 0 keeps the original order.
+        per_document: maximum number of tokens of one document, if `task` is a task: "row" (as many as fit in one row), a number, or None
+            for whole documents.
+        forward: function (batch, fwd_hooks) -> logits [batch, pos, vocab] that replaces a full pass, if earlier layers are known.
         quiet: no progress bar.
 
     Returns:
-        Optimal: `.constants`, which `ablate` takes as a kind, `.loss`, `.starts`, `.history`, `.converged`. A fit that has not converged
-        is warned of.
+        Optimal: `.constants`, which `ablate` takes as a kind, `.loss`, `.starts`, `.history`, `.converged`. A warning is given if the
+        fit has not converged.
 
     Raises:
         ValueError: no neurons, no targets, fewer than two documents, or statistics without histograms.
@@ -124,7 +126,7 @@ def optimal_constants(
     Source: [OA]; METHODS section 8.
 
     Example:
-        >>> fitted = optimal_constants(model, neurons, "local-prose")  # doctest: +SKIP
+        >>> fitted = fit_constants(model, neurons, "local-prose")  # doctest: +SKIP
         >>> with sepcap.ablate(model, neurons, fitted.constants): ...  # doctest: +SKIP
     """
     neurons.check(model)
@@ -135,7 +137,7 @@ def optimal_constants(
     if isinstance(task, Sequence) and task and isinstance(task[0], Batch):
         if reference is None or not held_out:
             raise ValueError(
-                "reference= and held_out= are needed where the fitting data are batches: statistics from sepcap.collect(..., "
+                "reference= and held_out= are needed if the fitting data are batches: statistics from sepcap.collect(..., "
                 "histogram=True), and batches of other documents"
             )
         fit, held = ([batch.to(device_of(model)) for batch in part] for part in (task, held_out))
@@ -162,7 +164,7 @@ def apart(sample: TokenSample) -> tuple[TokenSample, TokenSample]:
     if not held.any():
         raise ValueError(
             f"task {sample.task!r}: all {sample.tokens:,} tokens to fit constants to are of one document, or of one row of short ones; "
-            "they are fitted on some and judged on others, so give more tokens"
+            "some documents are held out of the fit, so give more tokens"
         )
     return sample.take(np.flatnonzero(~held).tolist()), sample.take(np.flatnonzero(held).tolist())
 
@@ -174,7 +176,7 @@ def _told(fitted: Optimal, quiet: bool) -> Optimal:
 
 
 class _Fit:
-    """One fit: loss of constants on fixed batches, and its descent."""
+    """One fit: the loss of constants on fixed batches, and its minimisation."""
 
     def __init__(
         self,
@@ -217,7 +219,7 @@ class _Fit:
 
     def _descend(self, start: Constants, starts: dict[str, float], steps: int, lr: float) -> Optimal:
         best, history = start, [min(starts.values())]
-        # a neuron that never varied on the reference has no scale of its own
+        # a neuron that is constant on the reference has no scale
         scale = {site: torch.where(self.reference[site].std > 0, self.reference[site].std, 1.0).double().cpu() for site in start}
         origin = {site: value.double().cpu().clone() for site, value in start.items()}
         moved = {site: torch.zeros_like(value, requires_grad=True) for site, value in origin.items()}
@@ -239,7 +241,7 @@ class _Fit:
                 share.backward()
                 fit_losses[-1] += float(share.detach())
             optimizer.step()
-            with torch.no_grad():  # a start outside of its neuron's range, such as 0, may stay where it is
+            with torch.no_grad():  # a start outside its neuron's range, such as 0, may remain there
                 for site, (low, high) in ends.items():
                     moved[site].clamp_(low.clamp(max=0), high.clamp(min=0))
             now = {site: value.detach().clone() for site, value in constants().items()}
@@ -252,12 +254,12 @@ class _Fit:
 
 
 def _has_converged(history: Sequence[float], fit_losses: Sequence[float], steps: int) -> bool:
-    """Whether a fit came to its end, see `Optimal.converged`.
+    """Whether a fit has converged, see `Optimal.converged`.
 
     Args:
         history: loss on the held-out documents before the first step, and after every step.
         fit_losses: loss on the fitting documents before every step.
-        steps: at most; the size of step i, from 0, is proportional to 1 - i / steps.
+        steps: maximum number of steps; the size of step i, from 0, is proportional to 1 - i / steps.
     """
     done = len(history) - 1
     if done < PATIENCE or not np.max(fit_losses) <= fit_losses[0] * (1 + ROUNDING):
@@ -269,7 +271,7 @@ def _has_converged(history: Sequence[float], fit_losses: Sequence[float], steps:
 
 @contextmanager
 def _weights_frozen(model: Any) -> Iterator[None]:
-    """Gradients on, but none for the weights."""
+    """Gradients enabled, except for the weights."""
     wanted = [weight for weight in model.parameters() if weight.requires_grad]
     try:
         for weight in wanted:

@@ -1,8 +1,8 @@
-"""Patching: activations at a few places of one text, put into the same places of another (METHODS 14).
+"""Activation patching: activations at a few positions of one text replace those at the same positions of another (METHODS 14).
 
-What is patched is an activation of a site (`mlp`, `attn_pre_out`) or the residual stream after a block ("resid"), at the last tokens
-of a source text and of a prompt. The places are counted from the end: slot -1 is the last token. Where the residual stream
-is patched and positions are learned, the position that the source had is patched with it.
+The patched activations are those of a site (`mlp`, `attn_pre_out`) or the residual stream after a block ("resid"), at the last tokens
+of a source text and of a prompt. Positions are counted from the end: slot -1 is the last token. If the residual stream
+is patched in a model with learned positions, the position of the source is patched with it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,14 +32,14 @@ class Taken:
 
     Attributes:
         values: hook name -> [text, slot, ...]; the last slot is the last token of the text.
-        slots: how many of the slots, from the end, are meant; those before them hold nothing of interest.
+        slots: number of valid slots, from the end; earlier slots are not used.
     """
 
     values: Mapping[str, Float[Tensor, "text slot ..."]]
     slots: Int[np.ndarray, " text"]
 
     def of(self, texts: Sequence[int]) -> "Taken":
-        """Those of some of the texts, by number, in that order."""
+        """The activations of some of the texts, by number, in that order."""
         return Taken({name: value[list(texts)] for name, value in self.values.items()}, self.slots[list(texts)])
 
 
@@ -59,7 +59,7 @@ def patch_points(model: Any, sites: str | Iterable[str], layers: Iterable[int] |
 
 
 def check_sites(sites: str | Iterable[str]) -> tuple[str, ...]:
-    """Names of sites that can be patched together, each once."""
+    """Names of the sites, each once; raises if they cannot be patched together."""
     names = (sites,) if isinstance(sites, str) else tuple(dict.fromkeys(sites))
     if not names:
         raise ValueError(f"sites is empty; give one or more of {', '.join(map(repr, PATCHABLE))}")
@@ -67,12 +67,12 @@ def check_sites(sites: str | Iterable[str]) -> tuple[str, ...]:
         if name not in PATCHABLE:
             raise unknown("sites", name, PATCHABLE)
     if RESIDUAL in names and len(names) > 1:
-        raise ValueError(f"sites={names!r}: the residual stream after a block holds what the sites gave; patch {RESIDUAL!r} alone")
+        raise ValueError(f"sites={names!r}: the residual stream after a block contains the output of the sites; patch {RESIDUAL!r} alone")
     return names
 
 
 def check_layers(layers: Iterable[int] | None, n: int) -> tuple[int, ...]:
-    """Numbers of layers in order, each once; all where none are named."""
+    """Numbers of layers in order, each once; all if `layers` is None."""
     numbers = tuple(range(n)) if layers is None else tuple(sorted(set(layers)))
     if not numbers:
         raise ValueError(f"layers is empty; give numbers from 0 to {n - 1}")
@@ -93,8 +93,8 @@ def take(model: Any, texts: Sequence[Sequence[int]], slots: Sequence[int], point
     Args:
         model: a hooked causal language model.
         texts: token ids, BOS included.
-        slots: of every text, how many tokens from its end on.
-        points: hook names, as `patch_points` gives them.
+        slots: number of tokens per text, counted from its end.
+        points: hook names, as `patch_points` returns them.
 
     Example:
         >>> taken = take(model, [[0, 5, 6, 7]], [1], patch_points(model, "mlp"))  # doctest: +SKIP
@@ -103,11 +103,11 @@ def take(model: Any, texts: Sequence[Sequence[int]], slots: Sequence[int], point
     for i, (row, n) in enumerate(zip(rows, slots, strict=True)):
         if not 1 <= n <= len(row):
             raise ValueError(f"slots[{i}]={n}: text {i} has {len(row)} tokens; give 1 to {len(row)}")
-    # padded on the right: under causal attention no token sees it
+    # padded on the right: under causal attention no token attends to it
     ids, _ = pad(rows, 0)
     most = max(slots)
     ends = np.array([len(row) for row in rows])
-    # where a text is shorter than the most slots, what stands in the surplus ones is never used
+    # if a text is shorter than the largest number of slots, its surplus slots are never used
     columns = torch.from_numpy(np.maximum(ends[:, None] - most + np.arange(most), 0))
     values: dict[str, Tensor] = {}
 
@@ -119,19 +119,19 @@ def take(model: Any, texts: Sequence[Sequence[int]], slots: Sequence[int], point
 
 
 def put(taken: Taken, points: Sequence[str], ends: Sequence[int], room: Sequence[int], scale: float = 1.0) -> list[Hook]:
-    """Hooks that put the activations of text i into row i of a batch, at the places before `ends[i]`.
+    """Hooks that put the activations of text i into row i of a batch, at the positions before `ends[i]`.
 
     Args:
-        taken: of as many texts as there are rows.
-        points: at which hooks; the others that were taken stay as they are.
-        ends: of every row, the position after the last one that is patched.
-        room: of every row, how many positions can be patched; of the source's slots and these, the smaller number is patched.
-        scale: what the activations are multiplied with; 0 is zero ablation.
+        taken: activations of as many texts as there are rows.
+        points: names of the hooks to patch at; other hooks in `taken` are not patched.
+        ends: for every row, the position after the last one that is patched.
+        room: for every row, the number of positions that can be patched; the smaller of this and the source's slots is patched.
+        scale: factor of the activations; 0 is zero ablation.
     """
     n = np.minimum(taken.slots, room)
     most = next(iter(taken.values.values())).shape[1]
     rows = np.repeat(np.arange(len(n)), n)
-    back = np.concatenate([np.arange(k, 0, -1) for k in n])  # places from the end
+    back = np.concatenate([np.arange(k, 0, -1) for k in n])  # positions from the end
     at, slots = torch.from_numpy(np.repeat(np.asarray(ends), n) - back), torch.from_numpy(most - back)
     row = torch.from_numpy(rows)
 

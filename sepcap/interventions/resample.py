@@ -1,14 +1,14 @@
-"""Resample ablation: neurons take the activation that they have on another text or image, at the same position (METHODS 8).
+"""Resample ablation: replace activations of neurons by those on another text or image at the same position (METHODS 8).
 
-The other text or image, the donor, goes through the model as it is, without any hook, in a pass of its own before each pass that is
-ablated; only the ablated neurons' activations of it are kept, until they are used.
+The other text or image, the donor, is run through the model without hooks, in a separate pass before each ablated pass. Only
+the donor's activations of the ablated neurons are kept, until they are used.
 
-Position p is the p-th token of a row that is not padding. Where the donor has fewer tokens than that, its positions from 1 on
-are gone through again; position 0, whose activations are outliers, only ever gives to position 0. A pass that continues the one
-before (generation, with or without a key-value cache) keeps its donors.
+Position p is the p-th token of a row, not counting padding. If the donor has fewer tokens, its positions from 1 on are repeated;
+position 0, whose activations are outliers, is used for position 0 only. A pass that continues the previous one (generation, with
+or without a key-value cache) keeps its donors.
 
-Of a masked language model, donors are hidden in the same places: beginning, end and mask tokens stay where they are, and what
-pads a donor is masked. Images all have the same positions.
+For a masked language model, donors have the same positions hidden: beginning, end and mask tokens stay in place, and padding of
+a donor is masked. Images all have the same positions.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,19 +28,21 @@ from sepcap.models.sites import get_site
 from sepcap.selection.neurons import NeuronSet
 from sepcap.tasks.batches import pad, separator_of
 from sepcap.tasks.documents import Spelling
+from sepcap.tasks.images import pixels_of
+from sepcap.tasks.load import load_task
 from sepcap.tasks.registry import TASKS
 from sepcap.tasks.samples import check_content
-from sepcap.tasks.task import Task, load_task
+from sepcap.tasks.task import Task
 
 Rows = list[np.ndarray]
 """Token ids [pos], or pixels [channel, height, width], each."""
 
 Draw = Callable[[Rows, int, Rows], Rows]
-"""Donors of the rows of a batch, from these, the number of rows that came before, and the rows of the batch before."""
+"""Returns the donors of a batch, given its rows, the number of earlier rows, and the rows of the previous batch."""
 
 CHARACTERS = [chr(code) for code in range(32, 127)]
 PIECE = 64
-"""Tokens or characters that are drawn at once: a longer row begins with what a shorter one has."""
+"""Tokens or characters drawn at once: the donor of a longer row begins like that of a shorter one."""
 
 
 def _other_rows(model: Any, seed: int) -> Draw:
@@ -80,14 +82,14 @@ def _other_texts(model: Any, seed: int, task: Task) -> Draw:
 
     def piece(rng: np.random.Generator) -> list[int]:
         part = parts[rng.integers(len(parts))]
-        # the beginning of a long document is enough for most rows; another follows where it is not
+        # the beginning of a long document is enough for most rows; if it is not, another document follows
         return spelling.ids(part[int(rng.integers(len(part)))]["text"][: PIECE**2])
 
     return _streamed(model, seed, piece)
 
 
 def _streamed(model: Any, seed: int, piece: Callable[[np.random.Generator], Iterable[int]]) -> Draw:
-    """Donors of pieces put together; every row has its own random stream, so the batch size changes nothing."""
+    """Donors concatenated from pieces; every row has its own random stream, so they do not depend on the batch size."""
     bos = separator_of(model.tokenizer)
     fixed = model.tokenizer.all_special_ids if kind_of(model) == "masked" else [] if bos is None else [bos]
 
@@ -125,9 +127,7 @@ def _other_images(model: Any, seed: int, task: Task) -> Draw:
 
 
 def _pictures(model: Any, seed: int, picture: Callable[[np.random.Generator, tuple[int, ...]], Any]) -> Draw:
-    """Donors that are pictures, as the model's processor makes them; each has its own random numbers, as texts have."""
-    from sepcap.tasks.images import pixels_of
-
+    """Image donors, preprocessed by the model's processor; each has its own random stream, as for texts."""
     def draw(rows: Rows, first: int, former: Rows) -> Rows:
         drawn = [picture(np.random.default_rng([seed, first + i]), row.shape) for i, row in enumerate(rows)]
         return list(pixels_of(drawn, model.processor, len(rows[0])).numpy())
@@ -136,7 +136,7 @@ def _pictures(model: Any, seed: int, picture: Callable[[np.random.Generator, tup
 
 
 SOURCES: dict[str, Callable[[Any, int], Draw]] = {"batch": _other_rows, "tokens": _random_tokens, "characters": _random_characters}
-"""Where donors come from, by name; anything else that `source` can be is a task whose texts or images are taken."""
+"""Sources of donors by name; any other `source` is a task whose texts or images are used."""
 
 IMAGE_SOURCES: dict[str, Callable[[Any, int], Draw]] = {"batch": _other_rows, "pixels": _random_pixels}
 """The same for image classifiers."""
@@ -151,7 +151,7 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def get_draw(model: Any, source: Any, seed: int) -> Draw:
-    """How donors are drawn: a name in `SOURCES` or `IMAGE_SOURCES`, or whatever `load_task` takes."""
+    """Function that draws donors from a source: a name in `SOURCES` or `IMAGE_SOURCES`, or anything that `load_task` accepts."""
     sources = _sources(model)
     if isinstance(source, str) and source in sources:
         return sources[source](model, seed)
@@ -165,7 +165,7 @@ def get_draw(model: Any, source: Any, seed: int) -> Draw:
 
 
 def _input_point(model: Any) -> str:
-    """Name of the hook point that is given the token ids or pixels. A HookedTransformer has it where asked; it is asked here."""
+    """Name of the hook point that receives the token ids or pixels. In a HookedTransformer it is optional; it is enabled here."""
     if not is_hooked_transformer(model):
         return "embed.hook_in"
     if not model.cfg.use_hook_tokens:
@@ -194,7 +194,7 @@ class Donors:
         self.hooks: list[Hook] = [(name, partial(self._replace, name)) for name in self._masks]
         if self.hooks:
             self.hooks.insert(0, (_input_point(model), self._begin_image if kind_of(model) == "images" else self._begin))
-        # rows of a masked language model are divided and closed by tokens that are no padding
+        # rows of a masked language model are separated and ended by tokens that are not padding
         self._separator = separator_of(model.tokenizer) if kind_of(model) == "causal" else None
         self._ids = np.empty((0, 0), dtype=np.int64)
         self._rows: Rows = []
@@ -205,7 +205,7 @@ class Donors:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """See also what hooks cannot: the attention mask and the key-value cache of every pass."""
+        """Also record the attention mask and the key-value cache of every pass, which hooks do not receive."""
         handle = inner(self._model).register_forward_pre_hook(self._notice, with_kwargs=True)
         try:
             yield
@@ -219,7 +219,7 @@ class Donors:
         new = torch.atleast_2d(ids).numpy(force=True)
         past = self._past(new)
         if past > self._ids.shape[1]:
-            raise ValueError(f"this pass continues {past} tokens of a cache from outside the ablation: their text is not known here")
+            raise ValueError(f"this pass continues {past} tokens of a cache from outside the ablation: their ids are not known")
         whole = np.concatenate([self._ids[:, :past], new], axis=1) if past else new
         if not past and not _begins_with(whole, self._ids):
             self._first, self._former = self._first + len(self._rows), self._rows
@@ -229,7 +229,7 @@ class Donors:
         donors = self._draw(self._rows, self._first, self._former)
         columns = _columns(real, np.array([len(donor) for donor in donors]))[:, past:]
         filled, whose = pad(donors, self._separator or 0)
-        # under causal attention nothing sees what comes after it
+        # under causal attention no token attends to later ones
         found = self._activations(filled, None if kind_of(self._model) == "causal" or bool(whose.all()) else whose)
         rows = np.arange(len(donors))[:, None]
         self._found = {name: z[rows, columns] for name, z in found.items()}
@@ -245,7 +245,7 @@ class Donors:
         return _activations(self._model, inputs.to(device), None if mask is None else mask.to(device), self._masks)
 
     def _past(self, new: np.ndarray) -> int:
-        if self._call is None:  # plain hooks: one token alone can only be the next one
+        if self._call is None:  # plain hooks: a single token can only be the next one
             return self._ids.shape[1] if new.shape[1] == 1 and len(new) == len(self._ids) else 0
         cache = self._call.get("past_key_values")
         if cache is None and (cache := self._call.get("past_kv_cache")) is not None:  # of a HookedTransformer
@@ -260,7 +260,7 @@ class Donors:
 
     def _replace(self, name: str, z: Float[Tensor, "..."], hook: Any) -> Tensor:
         if name not in self._found:
-            raise RuntimeError(f"resample at {name}: this pass did not begin with token ids or pixels; there is nothing to draw donors for")
+            raise RuntimeError(f"resample at {name}: this pass did not begin with token ids or pixels, so no donors can be drawn")
         z = z.clone()
         z[..., self._masks[name].to(z.device)] = self._found.pop(name).to(z.device, z.dtype)
         return z
@@ -272,7 +272,7 @@ def _begins_with(ids: np.ndarray, former: np.ndarray) -> bool:
 
 
 def _not_padding(ids: Int[np.ndarray, "batch pos"], tokenizer: Any, separator: int | None) -> Bool[np.ndarray, "batch pos"]:
-    """All but the run of padding at either end. The token that opens a row may be the one that pads: the last of a leading run stays."""
+    """All positions but the run of padding at either end. If the pad token also starts rows, the last of a leading run is kept."""
     padding = tokenizer.pad_token_id
     behind = np.isin(ids, [t for t in (padding, separator) if t is not None])[:, ::-1].cumprod(axis=1)[:, ::-1].astype(bool)
     ahead = (ids == (-1 if padding is None else padding)).cumprod(axis=1).astype(bool)
@@ -283,7 +283,7 @@ def _not_padding(ids: Int[np.ndarray, "batch pos"], tokenizer: Any, separator: i
 
 
 def _columns(real: Bool[np.ndarray, "batch pos"], lengths: Int[np.ndarray, " batch"]) -> Int[np.ndarray, "batch pos"]:
-    """Position in the donor's row for every position of the batch; see the head of this file."""
+    """Position in the donor's row for every position of the batch; see the module docstring."""
     position = np.maximum(real.cumsum(axis=1) - 1, 0)
     n = lengths[:, None]
     again = np.minimum(1 + (position - 1) % np.maximum(n - 1, 1), n - 1)
@@ -291,7 +291,7 @@ def _columns(real: Bool[np.ndarray, "batch pos"], lengths: Int[np.ndarray, " bat
 
 
 class _Enough(Exception):
-    """Raised in a donor's pass when all that is wanted of it is there."""
+    """Raised to end a donor's pass once all activations needed are recorded."""
 
 
 @torch.no_grad()
@@ -315,14 +315,14 @@ def _activations(
 
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
-    """The model itself, for a pass inside a pass: no hooks but permanent ones, and every block computing."""
+    """The unmodified model, for a pass inside a pass: only permanent hooks, and every block computes."""
     points = {id(point): point for point in model.hook_dict.values()}.values()
     temporary = [(point._forward_hooks, [handle.hook.id for handle in point.fwd_hooks if not handle.is_permanent]) for point in points]
     others = inner(model)._forward_pre_hooks
     temporary.append((others, [key for key, hook in others.items() if isinstance(getattr(hook, "__self__", None), Donors)]))
-    # whole tables are put back, because hooks are called in their order
+    # whole tables are restored, because hooks are called in their order
     before = [(hooks, keys, dict(hooks)) for hooks, keys in temporary if keys]
-    # a pass that starts from a later layer has replaced it
+    # a pass that starts from a later layer has replaced `forward`
     replaced = [(block.__dict__, block.__dict__["forward"]) for block in model.blocks if "forward" in block.__dict__]
     try:
         for hooks, keys, _ in before:

@@ -24,32 +24,32 @@ BIASES = ("fold", "rotate")
 SITES = ("attn_value", "attn_pre_out")
 CIRCUIT = ("W_V", "b_V", "W_O", "b_O")
 NULL = 2.0**-23
-"""A singular value below this share of its head's largest counts as zero: the rounding of float32 weights is as large."""
+"""A singular value below this fraction of its head's largest counts as zero: it is within the rounding of float32 weights."""
 ROUNDING = 5e-3
-"""Share by which a mixture of values may be off (float32 on tensor cores; eight units of rounding where that is more)."""
+"""Relative tolerance of a mixture of values (float32 on tensor cores; eight units of rounding if that is more)."""
 LARGE = 100.0
-"""Size of the values that are tried: beyond any bound that an architecture clips values to."""
+"""Size of the test values: beyond any bound at which an architecture clips values."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
     """The basis in which every value head's W_V W_O = U S Vᵀ is diagonal: W_V' = W_V A = U√S and W_O' = B W_O = √S Vᵀ.
 
-    Under grouped-query attention one basis serves all query heads of a value head. The singular values of a head
-    descend; the entry of largest magnitude of every left vector U[:, i] is positive (the first of several); where singular values are
-    equal the basis is one of many. Null directions are last: their columns of A and rows of B are zero, so that they carry
-    nothing. U is W_V A / √S and Vᵀ is B W_O / √S.
+    Under grouped-query attention all query heads of a value head share one basis. The singular values of a head are in
+    descending order; the entry of largest magnitude of every left vector U[:, i] is positive (the first of several); if singular
+    values are equal, the basis is not unique. Null directions are last: their columns of A and rows of B are zero, so that they
+    contribute nothing. U is W_V A / √S and Vᵀ is B W_O / √S.
 
     Attributes:
-        bias: what becomes of the value bias, "fold" or "rotate".
+        bias: treatment of the value bias, "fold" or "rotate".
         singular_values: S, float64 [layer, value_head, d_head].
         basis: A, float64 [layer, value_head, d_head, d_head]; activations rotate as v' = v A.
-        inverse: B, of the same shape; A B is the identity on all that reaches the output.
+        inverse: B, of the same shape; A B is the identity on everything that reaches the output.
         shift: subtracted from activations before they are rotated, [layer, value_head, d_head]: b_V under "fold", else 0.
         output_bias: what is added to b_O, [layer, d_model].
         source: hash of the value and output weights the basis was computed from.
-        rotated: hash of those after `rotate_values`, else "".
-        original: the weights before `rotate_values`, [layer, …] each, which `undo` writes back.
+        rotated: hash of these weights after `rotate_values`, else "".
+        original: the weights before `rotate_values`, [layer, …] each, which `undo` restores.
     """
 
     bias: Literal["fold", "rotate"]
@@ -71,9 +71,9 @@ class Rotation:
         return _hash(self._tensors() | {self.bias: torch.empty(0)})
 
     def activations(self, site: str, layer: int, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
-        """Activations of the unedited model as the rotated one would have them; half precision comes back as float32.
+        """Transform activations of the unedited model to those of the rotated one; half precision is returned as float32.
 
-        Rows of attention sum to 1, so that under "fold" z, as v, holds the value bias once.
+        Rows of attention sum to 1, so that under "fold" z, like v, contains the value bias once.
 
         Args:
             site: "attn_value" or "attn_pre_out".
@@ -92,10 +92,10 @@ class Rotation:
 
     @torch.no_grad()
     def apply(self, model: Any) -> None:
-        """Edit the weights of the model that the basis was computed from, and compare what attention adds in a short pass.
+        """Edit the weights of the model that the basis was computed from, and compare the attention outputs in a short pass.
 
         Raises:
-            ValueError: another model, or one whose logits do not stay (nothing is changed then).
+            ValueError: another model, or one whose logits would change (it is not changed then).
         """
         original = _circuit(model)
         if _hash(original) != self.source:
@@ -105,7 +105,7 @@ class Rotation:
             for layer in range(n_layers(model)):
                 self._apply_to(model.blocks[layer].attn, layer)
             after = one_pass(model, "attn_pre_out", before.entered)
-            check_same(model, after, before, "rotation", "in another basis of the values attention adds something else")
+            check_same(model, after, before, "rotation", "in another basis of the values the attention output differs")
         except BaseException:
             _write_circuit(model, original)
             raise
@@ -124,20 +124,20 @@ class Rotation:
 
     @torch.no_grad()
     def undo(self, model: Any) -> None:
-        """Give the model back the value and output weights that it had before `rotate_values`, bit for bit.
+        """Restore the value and output weights that the model had before `rotate_values`, bit for bit.
 
         Raises:
-            ValueError: no model was rotated by this object, or not this one, or its attention was edited since.
+            ValueError: this object did not rotate a model, or not this one, or its attention was edited since.
         """
         if not self.original:
-            raise ValueError("there is nothing to undo: this rotation comes from value_rotation, which edits no model")
+            raise ValueError("there is nothing to undo: this rotation comes from compute_rotation, which edits no model")
         if _hash(_circuit(model)) != self.rotated:
             raise ValueError("model: its value and output weights are not as rotate_values left them (another model, or edited since)")
         _write_circuit(model, self.original)
 
     @checked()
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically; it holds the weights for `undo` where there are any."""
+        """Write one safetensors file, atomically; it includes the weights for `undo`, if any."""
         tensors = self._tensors() | {f"original.{name}": weight for name, weight in self.original.items()}
         save_tensors(path, tensors, {"kind": "rotation", "bias": self.bias, "source": self.source, "rotated": self.rotated})
 
@@ -150,10 +150,10 @@ class Rotation:
         try:
             return cls(meta["bias"], **tensors, source=meta["source"], rotated=meta["rotated"], original=original)
         except (KeyError, TypeError) as error:
-            raise CorruptFile(f"{path}: not a whole rotation ({error}); make it again") from error
+            raise CorruptFile(f"{path}: incomplete rotation ({error}); compute it again") from error
 
     def to(self, device: str | torch.device) -> "Rotation":
-        """The same rotation on another device; the weights for `undo` stay where they are."""
+        """The same rotation on another device; the weights for `undo` are not moved."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def __repr__(self) -> str:
@@ -164,28 +164,28 @@ class Rotation:
 
 @torch.no_grad()
 @checked()
-def value_rotation(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Rotation:
+def compute_rotation(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Rotation:
     """The rotation of a model's value/output circuits, without editing the model.
 
     Per value head two thin QR factorisations and one SVD of d_head × d_head, in float64: with W_V = Q₁R₁ and W_Oᵀ = Q₂R₂,
-    R₁R₂ᵀ = u S vᵀ gives A = R₂ᵀ v S^-½ and B = S^-½ uᵀ R₁. The product of d_model × d_model is never made.
+    R₁R₂ᵀ = u S vᵀ gives A = R₂ᵀ v S^-½ and B = S^-½ uᵀ R₁. The d_model × d_model product is never formed.
 
     Args:
         model: a hooked model.
         bias: "fold" moves the value bias into the output bias (exact, because rows of attention sum to 1); "rotate" keeps it,
-            b_V' = b_V A, and moves only the part of it that lies in null directions, if any.
+            b_V' = b_V A, and moves only the part of it in null directions, if any.
 
     Returns:
         Rotation, for `collect(..., rotation=...)`.
 
     Raises:
-        NotImplementedError: an architecture in which another basis of the values is another model; see `check_rotation`.
-        ValueError: a model with a value bias and no output bias to take what is moved there.
+        NotImplementedError: an architecture whose output depends on the basis of the values; see `check_rotation`.
+        ValueError: a model with a value bias but no output bias to move it to.
 
     Source: [SEP] section 2.4; METHODS section 7.
 
     Example:
-        >>> rotation = sepcap.value_rotation(model)  # doctest: +SKIP
+        >>> rotation = sepcap.compute_rotation(model)  # doctest: +SKIP
         >>> sepcap.collect(model, "local-code", sites="attn_value", rotation=rotation)  # doctest: +SKIP
     """
     if bias not in BIASES:
@@ -203,10 +203,10 @@ def value_rotation(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Rota
 
 
 def check_rotation(model: Any, bias: str) -> None:
-    """Raise when a model's values cannot be rotated, or its value bias not folded.
+    """Raise if a model's values cannot be rotated, or its value bias cannot be folded.
 
-    Rotation rests on what reaches W_O being a weighted sum of values, coordinate by coordinate, and folding on the weights adding
-    up to 1. Both are tried out, by giving every layer values that are known.
+    Rotation requires that the input of W_O is a weighted sum of values, coordinate by coordinate; folding requires that the
+    weights sum to 1. Both are tested by giving every layer known values.
 
     Raises:
         NotImplementedError: an architecture without value weights, with a norm, gate or bound between the values and W_O, or, under
@@ -224,21 +224,21 @@ def check_rotation(model: Any, bias: str) -> None:
         if not float((turned - expected).abs().max()) <= tolerance * float(expected.abs().max()):
             norm = norm_inside(model.blocks[layer].attn)
             raise NotImplementedError(
-                f"rotation of {name}: {norm or 'a gate, bound or norm'} stands between the values and W_O in layer {layer}, so that in "
-                "another basis of the values it would be another model. What works: statistics and ablation in the basis that it has"
+                f"rotation of {name}: {norm or 'a gate, bound or norm'} is between the values and W_O in layer {layer}, so that another "
+                "basis of the values would change its output. Use statistics and ablation in the original basis instead"
             )
         if bias == "fold" and attn.b_V is not None and not float((ones - 1).abs().max()) <= tolerance:
             raise NotImplementedError(
-                f"bias='fold' on {name}: rows of attention do not sum to 1 in layer {layer} (attention sinks), so that the value bias adds "
-                "something else at every position; use bias='rotate'"
+                f"bias='fold' on {name}: rows of attention do not sum to 1 in layer {layer} (attention sinks), so that the contribution of "
+                "the value bias depends on the position; use bias='rotate'"
             )
 
 
 @torch.no_grad()
 def _mixtures_of_known_values(model: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """What attention makes of values N A, of N (then times A) and of ones, in every layer; N is noise, A any matrix.
+    """Outputs of attention for values N A, for N (then times A) and for ones, in every layer; N is noise, A an arbitrary matrix.
 
-    A batch of three equal rows differs in the values alone. Nothing of that gets into the residual stream, so that
+    A batch of three equal rows differs only in the values. The difference does not enter the residual stream, so that
     all rows have the same attention patterns in all layers.
     """
     generator = torch.Generator().manual_seed(0)
@@ -264,18 +264,18 @@ def _mixtures_of_known_values(model: Any) -> list[tuple[Tensor, Tensor, Tensor]]
 
 @checked(stopped="the model may be changed in part: load it again")
 def rotate_values(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Rotation:
-    """Edit a model so that its value neurons are the singular directions of W_V W_O; its logits stay (1e-4 in float32).
+    """Edit a model so that its value neurons are the singular directions of W_V W_O; its logits are preserved (1e-4 in float32).
 
     Args:
         model: a hooked model; it is changed.
-        bias: what becomes of the value bias, see `value_rotation`.
+        bias: treatment of the value bias, see `compute_rotation`.
 
     Returns:
-        Rotation; `.undo(model)` gives the old weights back, of which it holds a copy.
+        Rotation; `.undo(model)` restores the old weights from its copy.
 
     Raises:
-        NotImplementedError: an architecture in which another basis of the values is another model; see `check_rotation`.
-        ValueError: a model with a value bias and no output bias to take it (nothing is changed then).
+        NotImplementedError: an architecture whose output depends on the basis of the values; see `check_rotation`.
+        ValueError: a model with a value bias but no output bias to move it to (it is not changed then).
 
     Source: [SEP] section 2.4; METHODS section 7.
 
@@ -283,14 +283,14 @@ def rotate_values(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Rotat
         >>> rotation = sepcap.rotate_values(model, bias="fold")  # doctest: +SKIP
         >>> rotation.undo(model)  # doctest: +SKIP
     """
-    rotation = value_rotation(model, bias)
+    rotation = compute_rotation(model, bias)
     original = _circuit(model)
     rotation.apply(model)
     return replace(rotation, original=original, rotated=_hash(_circuit(model)))
 
 
 def _of_layer(attn: Any, bias: str) -> tuple[Tensor, ...]:
-    """S, A, B, shift and what goes to b_O, of one layer."""
+    """S, A, B, shift and the addition to b_O, of one layer."""
     w_v, w_o = live_weight(attn, "W_V").detach().double(), attn.W_O.detach().double()
     heads, d_model, d_head = w_v.shape
     grouped = w_o.view(heads, -1, d_head, d_model).transpose(1, 2).flatten(2)  # W_O of a group's heads side by side
@@ -308,7 +308,7 @@ def _of_layer(attn: Any, bias: str) -> tuple[Tensor, ...]:
     kept = torch.zeros_like(b_v) if bias == "fold" else torch.einsum("hd,hde,hef->hf", b_v, basis, inverse)
     rows = w_o.view(heads, -1, d_head, d_model).sum(1)  # what one unit of each value adds to the output
     moved, whole = (torch.einsum("hd,hdm->hm", b, rows) for b in (b_v - kept, b_v))
-    # what rounding leaves of a bias that is carried whole is no bias
+    # rounding residue of a bias that is kept entirely is set to zero
     moved = moved.masked_fill(moved.norm(dim=1, keepdim=True) <= NULL * whole.norm(dim=1, keepdim=True), 0)
     shift = b_v if bias == "fold" else torch.zeros_like(b_v)
     return tuple(part.cpu() for part in (s, basis, inverse, shift, moved.sum(0)))

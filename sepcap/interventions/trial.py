@@ -1,7 +1,7 @@
-"""Edits on trial: a few tokens through the model show whether its weights act as their layout says, before an edit counts.
+"""Trial edits: before an edit, a few tokens are run through the model to check that its weights act as their layout implies.
 
-Every layer is looked at by itself: it is given the residual stream that entered it before the edit, and what its attention or mlp
-adds is compared. The neurons of a trial are the strongest at these tokens.
+Every layer is tested separately: it receives the residual stream that entered it before the edit, and the output of its attention
+or mlp is compared. The neurons of a trial are the strongest on these tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,24 +24,24 @@ from sepcap.models.sites import add_offset, check_zero, delete_weights, get_site
 from sepcap.models.wrappers import check_plain_weights
 
 TOKENS = 8
-"""Length of a trial."""
+"""Number of tokens in a trial."""
 STRONGEST = 16
-"""Neurons of a layer that are deleted on trial."""
+"""Number of neurons per layer that a trial deletes."""
 SAME = 1e-4
-"""Share of an output by which it may differ in float32; in half precision four units of rounding."""
+"""Relative tolerance of an output in float32; in half precision it is four units of rounding."""
 
 _PASSED: WeakKeyDictionary[Any, set[tuple[Any, ...]]] = WeakKeyDictionary()
-"""Model -> trials that it has passed, each with the modules that it was made of."""
+"""Model -> trials that it has passed, each with the modules that the model then had."""
 
 
 @dataclass
 class Pass:
-    """What was seen in one pass; every list has an entry for each layer.
+    """Activations recorded in one pass; every list has an entry for each layer.
 
     Attributes:
         entered: the residual stream that enters a layer.
-        neurons: activations at the site's hook, before anything is put in their place.
-        added: what the attention or mlp adds to the residual stream.
+        neurons: activations at the site's hook, before they are replaced.
+        added: the output of the attention or mlp, which is added to the residual stream.
         left: the residual stream that leaves a layer.
         logits: of the whole model.
     """
@@ -54,31 +54,31 @@ class Pass:
 
 
 def check_deletion(model: Any, name: str, offset: bool = False) -> None:
-    """Raise when a model has no such neurons, when deleting them would change others, or when a trial of it fails.
+    """Raise if a model has no such neurons, if deleting them would change others, or if a trial deletion fails.
 
-    The trial is made once for a model: neurons are deleted by their weights, what that does is compared with setting their activations
-    to zero (with an offset: to constants) by hooks, and every weight is put back bit for bit.
+    The trial is run once per model: neurons are deleted by their weights, the effect is compared with setting their activations
+    to zero (with an offset: to constants) by hooks, and every weight is restored bit for bit.
 
     Raises:
         NotImplementedError: see `Site.shape`; or an architecture with a norm, or an SAE, over the neurons before their output weights.
-        ValueError: weights that do not act as their layout says.
+        ValueError: weights that do not act as their layout implies.
     """
     site_shape(model, name)
     what, part = f"deleting {name!r} neurons", get_site(name).output_bias[0]
     check_at_hand(model, what)
     check_plain_weights(model, [part], what)
     norm = norm_inside(getattr(model.blocks[0], part))
-    if norm and name != "attn_value":  # a value is read before the norm by both, the hook and the weights
+    if norm and name != "attn_value":  # the hook and the weights both read a value before the norm
         raise NotImplementedError(
-            f"{what} of {architecture_of(model)}: {norm} normalises over them before their output weights, so that "
-            "all others would change with what a deleted one reads. What works: sepcap.ablate, by hooks"
+            f"{what} of {architecture_of(model)}: {norm} normalises over them before their output weights, so "
+            "deleting one would change all others. Use sepcap.ablate instead, which works by hooks"
         )
     # of SAELens: hook -> SAE in its place
     for hook in getattr(model, "acts_to_saes", {}):
         if hook.split(".")[2] == part:
             raise NotImplementedError(
-                f"{what}: an SAE at {hook} reads them before their output weights do, so that all others would change with what a "
-                "deleted one reads. Take it out first: model.reset_saes(). What works with it: sepcap.ablate, by hooks"
+                f"{what}: an SAE at {hook} reads them before their output weights do, so deleting one would change all others. "
+                "Remove it first: model.reset_saes(). To keep it, use sepcap.ablate, which works by hooks"
             )
     trial = (name, offset, *map(id, model.modules()))
     if trial not in _PASSED.get(model, ()):
@@ -87,7 +87,7 @@ def check_deletion(model: Any, name: str, offset: bool = False) -> None:
 
 
 Edit = Callable[[Any, str, Tensor, Tensor], None]
-"""Changes the weights of masked neurons: (model, site, masks, constants that they are to leave behind)."""
+"""Changes the weights of masked neurons: (model, site, masks, constants that replace their activations)."""
 
 
 def _zero_rows(model: Any, name: str, masks: Tensor, constants: Tensor) -> None:
@@ -107,14 +107,14 @@ def _delete(model: Any, name: str, masks: Tensor, constants: Tensor) -> None:
 @torch.no_grad()
 def _try_deletion(model: Any, name: str, offset: bool) -> None:
     what = f"deleting {name!r} neurons{' with an offset' if offset else ''}"
-    # values that are zero would hide what W_O does with them; it has rows for query heads
+    # zeroed values would hide the effect of W_O, which has rows for query heads
     trial = _Trial(model, "attn_pre_out" if name == "attn_value" else name, 0.0)
     trial.of(_zero_rows, what)
     (trial if trial.name == name and not offset else _Trial(model, name, float(offset))).of(_delete, what)
 
 
 class _Trial:
-    """The strongest neurons of a site, and what holding them at constants by hooks does: what an edit is compared with."""
+    """The strongest neurons of a site, and the effect of holding them at constants by hooks, with which an edit is compared."""
 
     def __init__(self, model: Any, name: str, offset: float) -> None:
         self.model, self.name = model, name
@@ -131,31 +131,31 @@ class _Trial:
         self.ablated = one_pass(model, name, self.before.entered, put)
 
     def of(self, edit: Edit, what: str) -> None:
-        """Raise when an edit does something else."""
+        """Raise if an edit has another effect."""
         model, name = self.model, self.name
         with _edited(model, name, edit, self.masks, self.constants):
             deleted = one_pass(model, name, self.before.entered)
-        check_same(model, deleted, self.ablated, what, "zeros in them do something else than neurons held constant by hooks")
+        check_same(model, deleted, self.ablated, what, "zeroing them has another effect than holding the neurons constant by hooks")
         for layer, mask in enumerate(self.masks):
             z = self.flat[layer]
             written = ((z - self.constants[layer])[:, mask] @ self.rows[layer][mask]).norm(dim=-1)
             left, without = (seen.left[layer].reshape(len(z), -1) for seen in (self.before, self.ablated))
             if bool((written > _same(model) * left.norm(dim=-1)).any()) and torch.equal(left, without):
-                raise _refusal(model, layer, what, "what these neurons write through them does not arrive")
+                raise _refusal(model, layer, what, "the output of these neurons does not reach the residual stream through them")
             silent = deleted.neurons[layer].reshape(z.shape)[:, mask]
-            # a query head's mixture of values stays as long as another head needs the values
+            # a query head's mixture of values is kept as long as another head uses the values
             if edit is _delete and name != "attn_pre_out" and bool((silent - silent[:1]).abs().max() > _same(model) * z.abs().max()):
-                raise _refusal(model, layer, what, "with zeros in those that read the input, neurons still move with it")
+                raise _refusal(model, layer, what, "with the input weights zeroed, neurons still depend on the input")
 
 
 def one_pass(model: Any, name: str, entered: Sequence[Tensor] | None = None, put: Callable[[int, Tensor], Tensor] | None = None) -> Pass:
-    """A few tokens through a model, without any hooks of the user's but permanent ones.
+    """Run a few tokens through a model, without hooks of the user other than permanent ones.
 
     Args:
         model: a hooked model.
-        name: of a site.
-        entered: instead of the residual stream that enters a layer.
-        put: function (layer, activations at the site's hook) that gives what is put in their place.
+        name: name of a site.
+        entered: replaces the residual stream that enters each layer.
+        put: function (layer, activations at the site's hook) that returns their replacements.
     """
     seen, site = Pass(), get_site(name)
     layers = range(n_layers(model))
@@ -175,25 +175,25 @@ def one_pass(model: Any, name: str, entered: Sequence[Tensor] | None = None, put
         seen.left.append(x.detach().float().cpu())
 
     points = (
-        ([_point(model, "block_in", layer) for layer in layers], enter),
+        ([_point(model, "resid_pre", layer) for layer in layers], enter),
         ([site.hook_name(layer) for layer in layers], act),
         ([_point(model, f"{site.output_bias[0]}_out", layer) for layer in layers], add),
-        ([_point(model, "block_out", layer) for layer in layers], leave),
+        ([_point(model, "resid_post", layer) for layer in layers], leave),
     )
     hooks: list[Hook] = [(hook, partial(function, layer)) for names, function in points for layer, hook in enumerate(names)]
     with measuring(model), undisturbed(model), with_hooks(model, hooks):
         seen.logits = logits_of(model, small_input(model)).detach().float().cpu()
     for (names, _), found in zip(points, (seen.entered, seen.neurons, seen.added, seen.left), strict=True):
         if len(found) != len(layers):
-            raise ValueError(f"{names[0]} and its like in other layers are called {len(found)} times in a pass over {len(layers)} layers")
+            raise ValueError(f"hooks like {names[0]} are called {len(found)} times in a pass over {len(layers)} layers, not once per layer")
     return seen
 
 
 def check_same(model: Any, one: Pass, other: Pass, what: str, why: str) -> None:
-    """Raise where two passes differ by more than rounding, in a layer or in the logits.
+    """Raise if two passes differ by more than rounding, in a layer or in the logits.
 
     Raises:
-        ValueError: they do.
+        ValueError: they differ.
     """
     for layer, of_layer in enumerate(zip(one.added, other.added, one.left, other.left, strict=True)):
         if any(_differ(model, *pair) for pair in (of_layer[:2], of_layer[2:])):
@@ -226,7 +226,7 @@ def _strongest(size: Float[Tensor, "*neuron"]) -> Bool[Tensor, "*neuron"]:
 
 @contextmanager
 def _edited(model: Any, name: str, edit: Edit, masks: Tensor, constants: Tensor) -> Iterator[None]:
-    """The model with neurons deleted; afterwards every weight has the bits that it had. Only what changes is kept meanwhile."""
+    """The model with neurons deleted; afterwards every weight is restored bit for bit. Only changed entries are stored meanwhile."""
     part = get_site(name).output_bias[0]
     names = ("W_in", "b_in", "W_gate", "b_gate", "W_out", "b_out") if part == "mlp" else ("W_V", "b_V", "W_O", "b_O")
     changed: list[tuple[Any, str, tuple[Tensor, ...], Tensor]] = []
@@ -253,8 +253,8 @@ def _bits(weight: Tensor) -> Tensor:
 
 
 def _point(model: Any, place: str, layer: int) -> str:
-    """Hook of a place in a layer; where a part has no output of its own, that of the block."""
-    own, block = (PLACES[p].hooked_transformer if is_hooked_transformer(model) else PLACES[p].bridge for p in (place, "block_out"))
+    """Hook of a place in a layer; if a part has no output hook of its own, that of the block."""
+    own, block = (PLACES[p].hooked_transformer if is_hooked_transformer(model) else PLACES[p].bridge for p in (place, "resid_post"))
     return f"blocks.{layer}.{own if point_at(model, f'blocks.{layer}.{own}') in model.hook_dict else block}"
 
 
@@ -269,7 +269,7 @@ def _same(model: Any) -> float:
 def _refusal(model: Any, layer: int | None, what: str, why: str) -> ValueError:
     where = "its logits" if layer is None else f"layer {layer}"
     return ValueError(
-        f"{what} of this {architecture_of(model)}: in {where} the weights do not act as their layout says, tried with {TOKENS} tokens: "
-        f"{why}. A module computes with more than its weight: a copy of it, or something beside it that was not merged. Nothing was "
-        "changed. What works: sepcap.ablate, by hooks"
+        f"{what} of this {architecture_of(model)}: in {where} the weights do not act as their layout implies, tested with {TOKENS} tokens: "
+        f"{why}. A module computes with more than its weight: with a copy of it, or with an addition that was not merged. Nothing was "
+        "changed. Use sepcap.ablate instead, which works by hooks"
     )

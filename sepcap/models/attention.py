@@ -1,7 +1,7 @@
-"""Attention by the fused kernel, where that changes nothing but the time.
+"""Attention by the fused kernel, where it changes only the run time.
 
-A bridge computes attention step by step, for the sake of hooks on scores and patterns: at 2,048 tokens that takes twice the
-time of the bare model's whole pass. As long as nobody hooks anything between the values and the output projection,
+A bridge computes attention step by step, so that scores and patterns can be hooked: at 2,048 tokens this takes twice as long
+as the whole forward pass of the bare model. As long as there is no hook between the values and the output projection,
 scaled-dot-product attention gives the same result without storing a pattern.
 """
 
@@ -16,21 +16,21 @@ from torch import Tensor
 from sepcap.models.kinds import inner, is_hooked_transformer
 
 NATIVE = frozenset({"opt", "bert", "roberta", "vit"})
-"""Architectures whose attention the bridge leaves to Hugging Face: the other kernel is all that is needed."""
+"""Architectures whose attention the bridge leaves to Hugging Face: only the kernel has to be exchanged."""
 
 SEPARATE = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi"})
-"""Those whose attention module computes with the bridge's own projections, so that it can be given back its pass."""
+"""Architectures whose attention module computes with the bridge's own projections, so that its own forward can be restored."""
 
 FUSED = frozenset({"gpt2", "gpt_neox"})
-"""Those with one projection for queries, keys and values, of which the bridge computes with parts."""
+"""Architectures with one projection for queries, keys and values; the bridge computes with parts of it."""
 
 PROJECTIONS = ("hook_in", "hook_out", *(f"{part}.{point}" for part in "qkvo" for point in ("hook_in", "hook_out")))
-"""Hook points of an attention that the fused kernel leaves as they are."""
+"""Hook points of attention that the fused kernel does not affect."""
 
 
 @contextmanager
 def fast_attention(model: Any) -> Iterator[None]:
-    """Use the fused attention kernel inside; a model of an architecture not named above is left as it is."""
+    """Use the fused attention kernel inside; models of architectures not named above are unchanged."""
     if is_hooked_transformer(model):
         yield
         return
@@ -42,11 +42,11 @@ def fast_attention(model: Any) -> Iterator[None]:
     wants_maps = config.output_attentions
     changed: list[tuple[Any, str]] = []
     try:
-        config.output_attentions = False  # set where a bridge was booted by name; the fused kernel has no maps to give
+        config.output_attentions = False  # set if a bridge was booted by name; the fused kernel returns no attention maps
         inner(model).set_attn_implementation("sdpa")
         for block in model.blocks:
             for name, function in _replacements(config.model_type, block.attn):
-                # past the bridge's own setattr, which would hand it on to the module that it wraps
+                # bypasses the bridge's own setattr, which would set it on the wrapped module
                 block.attn.__dict__[name] = function
                 changed.append((block.attn, name))
         yield
@@ -58,13 +58,13 @@ def fast_attention(model: Any) -> Iterator[None]:
 
 
 def rotate_in_own_precision(model: Any) -> None:
-    """Take queries and keys back to the precision of the model once they are rotated.
+    """Cast rotated queries and keys back to the precision of the model.
 
-    OLMo has the cosines of its rotation in float32 and casts what they give, as its values are not in float32; the bridge rotates
-    as Llama does, whose cosines are in the model's own precision, and could not go on in half precision.
+    OLMo has the cosines of its rotation in float32 and casts the result, because its values are not in float32. The bridge rotates as
+    for Llama, whose cosines are in the model's own precision, and would fail in half precision.
     """
     if is_hooked_transformer(model) or inner(model).config.model_type in NATIVE | SEPARATE | FUSED:
-        return  # which need it not, and whose fused kernel a hook on rotated queries would shut out
+        return  # these do not need it, and a hook on rotated queries would rule out their fused kernel
     for block in model.blocks:
         attn = getattr(block, "attn", None)
         for name in ("hook_rot_q", "hook_rot_k"):
@@ -87,7 +87,7 @@ def _possible(model: Any) -> bool:
         return False
     if not inner(model)._supports_sdpa:
         return False
-    # what the fused kernel does not do: another order or precision of the arithmetic, or results per head
+    # not supported by the fused kernel: another order or precision of the arithmetic, or results per head
     flags = ("reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "attn_logit_softcapping")
     special = ("use_attn_result", "use_split_qkv_input", "use_attn_in")
     if any(getattr(config, flag, None) for flag in flags) or any(getattr(model.cfg, flag, False) for flag in special):
@@ -112,7 +112,7 @@ def _as_hugging_face_does(attn: Any, hidden_states: Tensor, *args: Any, **kwargs
 
 
 def _fused(attn: Any, q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
-    """What the bridge does between the projections, with one kernel for scores, softmax and sum."""
+    """The bridge's computation between the projections, with one kernel for scores, softmax and sum."""
     heads = attn.config.n_heads
     q, k, v, batch, positions, d_head = attn._reshape_qkv_to_heads(q, k, v, heads, heads)
     rotary = kwargs.get("position_embeddings")

@@ -1,4 +1,4 @@
-"""Where the parts of a model are: on one device, on several, or (offloaded) on none while nobody computes with them."""
+"""Placement of a model's parts: on one device, on several, or (offloaded) on none while they are not used."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from sepcap.errors import unknown
 from sepcap.models.kinds import inner
 
 PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Ways in which accelerate spreads the layers of a model over the devices that there are."""
+"""Ways in which accelerate spreads the layers of a model over the available devices."""
 
 DeviceMap = str | Mapping[str, Any]
 """One of `PLANS`, or name of a module -> device."""
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the model's embedding, and so its input, lives."""
+    """Device of the model's embedding, and so of its input."""
     whole = inner(model)
     try:
         embedding = whole.get_input_embeddings()
@@ -26,24 +26,24 @@ def device_of(model: Any) -> torch.device:
 
 
 def layer_device(model: Any, layer: int) -> torch.device:
-    """Where a block, and so its activations, is."""
+    """Device of a block, and so of its activations."""
     return place_of(model.blocks[layer])
 
 
 def place_of(module: torch.nn.Module) -> torch.device:
-    """Where a module computes.
+    """Device on which a module computes.
 
     Raises:
         NotImplementedError: its weights are offloaded.
     """
     found = next(module.parameters()).device
     if found.type == "meta":
-        check_at_hand(module, "a pass")
+        check_at_hand(module, "a forward pass")
     return found
 
 
 def check_at_hand(part: torch.nn.Module, what: str) -> None:
-    """Raise where weights are not in memory: what a view of them shows is empty, and what is written to it is lost.
+    """Raise if weights are not in memory: views of them are empty, and edits of the views are lost.
 
     Raises:
         NotImplementedError: some weights are offloaded to the CPU or to a disk.
@@ -52,27 +52,27 @@ def check_at_hand(part: torch.nn.Module, what: str) -> None:
     if away:
         raise NotImplementedError(
             f"{what} needs the weights in memory, but {len(away)} of them ({away[0].replace('._original_component', '')}, …) are "
-            "offloaded: the devices of the device_map are too small, or it says so. Give dtype='bfloat16', more devices, more "
-            "max_memory, or device='cpu'"
+            "offloaded: the devices of the device_map are too small, or it requests offloading. Give dtype='bfloat16', more devices, "
+            "more max_memory, or device='cpu'"
         )
 
 
 def check_device(device: torch.device) -> None:
-    """Raise where a device that is asked for is not there."""
+    """Raise if a requested device is not available."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r}: torch sees no CUDA device here; leave device out, or give 'cpu'")
 
 
 def checked_device_map(device_map: Any, max_memory: Any, device: Any) -> dict[str, Any]:
-    """What `from_pretrained` is to be told about devices; nothing without a map.
+    """Arguments of `from_pretrained` for the placement on devices; empty without a map.
 
     Raises:
         TypeError: neither a name nor a mapping.
-        ValueError: an unknown plan, a device that is not there, disk, `device` as well, or `max_memory` alone.
+        ValueError: an unknown plan, an unavailable device, disk, `device` as well, or `max_memory` alone.
     """
     if device_map is None:
         if max_memory is not None:
-            raise ValueError("max_memory says how much of each device a device_map may use: give device_map='auto' too")
+            raise ValueError("max_memory limits the memory of each device that a device_map may use: give device_map='auto' too")
         return {}
     if device is not None:
         raise ValueError(f"device={str(device)!r} and device_map={device_map!r}: give one of them")
@@ -86,9 +86,9 @@ def checked_device_map(device_map: Any, max_memory: Any, device: Any) -> dict[st
 
 
 def _checked_place(said: str, place: Any) -> int | str:
-    """One device as accelerate compares them: a number of a CUDA device, or a name."""
+    """One device in the form in which accelerate compares them: the number of a CUDA device, or a name."""
     if place == "disk":
-        raise ValueError(f"{said}: weights on a disk can be neither measured nor edited here; give devices in memory")
+        raise ValueError(f"{said}: weights on a disk can be neither measured nor edited; give devices in memory")
     try:
         at = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
     except (RuntimeError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Forward passes: logits, or hooks only up to the last one that is wanted."""
+"""Forward passes: full passes for logits, or passes that stop after the last hook."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,19 +10,19 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from sepcap.models.attention import fast_attention, hooked
-from sepcap.models.devices import device_of as device_of  # where others look for it
+from sepcap.models.devices import device_of as device_of  # re-exported
 from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, kind_of
 
 Hook = tuple[str, Callable[..., Any]]
 
 
 class _Stop(Exception):
-    """Raised by the last hook to be called: nothing after it is wanted."""
+    """Raised by the last hook to be called: nothing after it is needed."""
 
 
 @contextmanager
 def measuring(model: Any) -> Iterator[None]:
-    """What a measurement needs: evaluation mode (no dropout) and fast attention; both as before afterwards."""
+    """Set up a measurement: evaluation mode (no dropout) and fast attention; both are restored afterwards."""
     training = [module for module in model.modules() if module.training]
     try:
         if training:  # walking through all modules takes as long as a small model's pass
@@ -36,7 +36,7 @@ def measuring(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_zero_bias(model: Any) -> Iterator[None]:
-    """The bridge gives an unembedding without bias one of zeros; adding it to every logit costs a tenth of a small model's pass."""
+    """Skip the zero bias that a bridge gives an unembedding without one; adding it to all logits costs a tenth of a small model's pass."""
     buffers = getattr(getattr(model.unembed, "original_component", None), "_buffers", {})
     bias = buffers.get("bias")
     if bias is None or bool(bias.any()):
@@ -51,9 +51,9 @@ def _without_zero_bias(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _plain_norms(model: Any) -> Iterator[None]:
-    """Norms without what the bridge computes beside them for `hook_scale` and `hook_normalized`, where nobody looks.
+    """Skip what the bridge's norms compute only for `hook_scale` and `hook_normalized`, if neither is hooked.
 
-    The result is the original norm's in both cases; the values for the hooks cost a tenth of a small model's pass.
+    The result is that of the original norm in both cases; the values for the hooks cost a tenth of a small model's pass.
     """
     from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
@@ -80,7 +80,7 @@ def _norm_of(module: Any, x: Tensor) -> Tensor:
 
 @contextmanager
 def output_in_place(model: Any) -> Iterator[None]:
-    """Leave the output of a model that is spread over devices where it is computed, instead of taking all logits to the input."""
+    """Leave the output of a model that is spread over devices on its device, instead of moving all logits to that of the input."""
     hook: Any = getattr(inner(model), "_hf_hook", None)
     taking_back: list[Any] = [h for h in getattr(hook, "hooks", (hook,)) if getattr(h, "io_same_device", False)]
     try:
@@ -93,9 +93,9 @@ def output_in_place(model: Any) -> Iterator[None]:
 
 
 def positions_of(model: Any) -> int:
-    """How many tokens (or patches) the model sees at once."""
+    """Context length of the model, in tokens (or patches)."""
     for name, module in inner(model).named_modules():
-        # RoBERTa keeps positions from the padding index on: fewer than its configuration says can be used
+        # RoBERTa numbers positions from the padding index on: fewer than its configuration states can be used
         if name.endswith("position_embeddings._original_component") or name.endswith("position_embeddings"):
             padding = getattr(module, "padding_idx", None)
             if padding is not None:
@@ -104,13 +104,13 @@ def positions_of(model: Any) -> int:
 
 
 def point_at(model: Any, name: str) -> str:
-    """Name of the hook point at a place; where SAELens has put an SAE in its stead, of what leaves it and is read by what follows."""
+    """Name of a hook point; if SAELens has replaced it by an SAE, that of the SAE's output, which the later modules read."""
     after = f"{name}.hook_sae_output"
     return after if is_hooked_transformer(model) and after in model.hook_dict else name
 
 
 def with_hooks(model: Any, hooks: Sequence[Hook]) -> AbstractContextManager[Any]:
-    """The model with hooks at the places that they name."""
+    """The model with hooks at the hook points that they name."""
     return model.hooks(fwd_hooks=[(point_at(model, name), function) for name, function in hooks])
 
 
@@ -123,7 +123,7 @@ def run_hooks(
     The unembedding, and all layers after the last hook, are not computed.
 
     Raises:
-        RuntimeError: a hook that is never called: this architecture computes nothing at that place.
+        RuntimeError: a hook that is never called: this architecture computes nothing at that hook point.
     """
     waiting = {name for name, _ in hooks}
 
@@ -146,11 +146,11 @@ def run_hooks(
 
 
 def call(model: Any, inputs: Shaped[Tensor, "batch ..."], mask: Bool[Tensor, "batch pos"] | None = None) -> Float[Tensor, "batch ... out"]:
-    """Logits of token ids or pixels, in the model's dtype: [batch, pos, vocab], or [batch, class]. Hooks count, gradients flow."""
+    """Logits of token ids or pixels, in the model's dtype: [batch, pos, vocab], or [batch, class]. Hooks apply, gradients flow."""
     if inputs.is_floating_point():
         return model(inputs.to(next(inner(model).parameters()).dtype), return_type="logits")
     options: dict[str, Any] = {} if mask is None else {"attention_mask": mask.long()}
-    if kind_of(model) == "causal" and not is_hooked_transformer(model):  # that one keeps no cache unless it is given one
+    if kind_of(model) == "causal" and not is_hooked_transformer(model):  # a HookedTransformer keeps no cache unless it is given one
         options["use_cache"] = False
     return model(inputs, return_type="logits", **options)
 
@@ -165,7 +165,7 @@ def logits_of(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is an allocation that failed, on whatever device."""
+    """Whether an exception is a failed allocation, on any device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in str(error) or "can't allocate memory" in str(error))
     )

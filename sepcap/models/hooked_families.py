@@ -1,4 +1,4 @@
-"""What the configuration of a Hugging Face model is to a HookedTransformer, family by family (transformer-lens 3)."""
+"""Conversion of Hugging Face configurations to those of a HookedTransformer, family by family (transformer-lens 3)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ LONGEST = 2048
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu")
 """Activation functions that both libraries call by the same name."""
 
-UNKNOWN = "which a HookedTransformer of this family does not have"
+UNKNOWN = "which a HookedTransformer of this family does not support"
 
 
 @dataclass(frozen=True)
 class HookedFamily:
-    """How a family of transformers becomes a HookedTransformer.
+    """How a family of models in transformers is converted to a HookedTransformer.
 
     Attributes:
-        config: function of its configuration that gives the options of a HookedTransformerConfig.
-        module, function: of `transformer_lens.pretrained.weight_conversions`, which names its weights.
+        config: function from its configuration to the options of a HookedTransformerConfig.
+        module, function: module and function of `transformer_lens.pretrained.weight_conversions` that convert its weights.
     """
 
     config: Callable[[Any], dict[str, Any]]
@@ -28,7 +28,7 @@ class HookedFamily:
 
 
 def _must(config: Any, **settings: Any) -> None:
-    """Raise where a setting of a configuration is another than a HookedTransformer of this family has."""
+    """Raise if a setting of a configuration differs from what a HookedTransformer of this family supports."""
     for name, value in settings.items():
         if getattr(config, name, value) not in (value if isinstance(value, tuple) else (value,)):
             raise NotImplementedError(f"{name}={getattr(config, name)!r}, {UNKNOWN}")
@@ -67,7 +67,7 @@ def _opt(config: Any) -> dict[str, Any]:
 
 
 def _rotary(config: Any) -> dict[str, Any]:
-    """What families with rotary embeddings have in common."""
+    """Options that families with rotary embeddings have in common."""
     activation = getattr(config, "hidden_act", None) or config.hidden_activation
     if activation not in ACTIVATIONS:
         raise NotImplementedError(f"hidden_act={activation!r}, {UNKNOWN}")
@@ -154,4 +154,4 @@ HOOKED_FAMILIES: dict[str, HookedFamily] = {
     "Qwen2ForCausalLM": HookedFamily(_qwen2, "qwen2", "convert_qwen2_weights"),
     "Gemma2ForCausalLM": HookedFamily(_gemma2, "gemma", "convert_gemma_weights"),
 }
-"""Class of transformers -> how it becomes a HookedTransformer."""
+"""Class of transformers -> how it is converted to a HookedTransformer."""

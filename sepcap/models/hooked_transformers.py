@@ -16,7 +16,7 @@ from sepcap.models.hooked_families import HOOKED_FAMILIES
 from sepcap.models.kinds import architecture_of
 
 WRONG_IN_3 = ("deepseek_v3", "qwen3_5_text")
-"""Kinds of model whose bridge in transformer-lens 3.9 has other logits than the model, or none."""
+"""Model types whose bridge in transformer-lens 3.9 gives different logits from the model's, or none."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Origin:
     """What a HookedTransformer was made from.
 
     Attributes:
-        hf_model: the Hugging Face model; it has the same weights in memory, as long as nobody moves or casts one of the two.
-        views: gives the weights of `hf_model` as the HookedTransformer names and shapes them, most of them without copying.
+        hf_model: the Hugging Face model; it shares the weights in memory, as long as neither of the two is moved or cast.
+        views: returns the weights of `hf_model` as the HookedTransformer names and shapes them, most of them without copying.
     """
 
     hf_model: Any
@@ -33,20 +33,20 @@ class Origin:
 
 
 def line() -> int:
-    """The line of transformer-lens that is installed: 3 has HookedTransformer, 4 has not."""
+    """Major version of the installed transformer-lens: 3 has HookedTransformer, 4 does not."""
     return int(version("transformer-lens").split(".")[0])
 
 
 def check_line(config: Any, name: str) -> None:
-    """Raise where the bridge of this line computes something else than the model.
+    """Raise if the bridge of the installed version does not compute the same as the model.
 
     Raises:
         NotImplementedError: see `WRONG_IN_3`.
     """
     if config.model_type in WRONG_IN_3 and line() < 4:
         raise NotImplementedError(
-            f"model={name!r}: the bridge of transformer-lens {version('transformer-lens')} computes a {config.model_type} otherwise than "
-            "transformers does, or not at all; install transformer-lens 4 (SAELens then needs an environment of its own)"
+            f"model={name!r}: the bridge of transformer-lens {version('transformer-lens')} computes a {config.model_type} differently from "
+            "transformers, or not at all; install transformer-lens 4 (SAELens then needs an environment of its own)"
         )
 
 
@@ -55,7 +55,7 @@ def hooked_class(backend: Any) -> type:
 
     Raises:
         ValueError: neither "hooked" nor a subclass of HookedTransformer.
-        ImportError: the transformer-lens that is installed has no such class.
+        ImportError: the installed transformer-lens has no such class.
     """
     if isinstance(backend, type) and any(base.__name__ == "HookedTransformer" for base in backend.__mro__):
         return backend
@@ -63,8 +63,8 @@ def hooked_class(backend: Any) -> type:
         raise ValueError(f"backend={backend!r}: give 'bridge', 'hooked', or a subclass of HookedTransformer such as HookedSAETransformer")
     if line() >= 4:
         raise ImportError(
-            f"backend='hooked': the transformer-lens {version('transformer-lens')} that is installed has no HookedTransformer, which was "
-            "removed in 4.0. Leave out backend, or install the line that has it: pip install 'transformer-lens>=3.9,<4'"
+            f"backend='hooked': the installed transformer-lens {version('transformer-lens')} has no HookedTransformer, which was "
+            "removed in 4.0. Leave out backend, or install a version that has it: pip install 'transformer-lens>=3.9,<4'"
         )
     return import_module("transformer_lens").HookedTransformer
 
@@ -77,24 +77,24 @@ def hooked_from(
     name: str,
     as_it_is: Callable[[Any], AbstractContextManager[Any]],
 ) -> Any:
-    """A HookedTransformer of a Hugging Face model: nothing is folded or centred. That it computes the same is for the caller to check.
+    """A HookedTransformer of a Hugging Face model, nothing folded or centred. The caller must check that it computes the same.
 
     Args:
         backend: "hooked", or a subclass of HookedTransformer.
         hf_model: the model, on its device and in its precision. Its weights are shared: an edit of one is an edit of both.
         tokenizer: its tokenizer.
-        name: what the model is called.
-        as_it_is: gives a copy of a tokenizer that the library does not rebuild.
+        name: name of the model.
+        as_it_is: context manager that yields a copy of a tokenizer that the library does not rebuild.
 
     Raises:
-        NotImplementedError: a family, or a setting of one, that a HookedTransformer does not have.
+        NotImplementedError: a family, or a setting of one, that a HookedTransformer does not support.
     """
     made, architecture = hooked_class(backend), hf_model.config.architectures[0]
     family = HOOKED_FAMILIES.get(architecture)
     if family is None:
         raise NotImplementedError(
-            f"model={name!r} is a {architecture}, of which sepcap makes no HookedTransformer; leave out backend, or set 'bridge'. "
-            f"backend='hooked' knows {', '.join(sorted(HOOKED_FAMILIES))}"
+            f"model={name!r} is a {architecture}, which sepcap cannot convert to a HookedTransformer; leave out backend, or set 'bridge'. "
+            f"backend='hooked' supports {', '.join(sorted(HOOKED_FAMILIES))}"
         )
     if getattr(hf_model, "hf_device_map", None) is not None:
         raise NotImplementedError(f"model={name!r}: backend='hooked' works on one device; give device=, or set backend='bridge'")
@@ -109,16 +109,16 @@ def hooked_from(
     with as_it_is(tokenizer) as own:
         model = made(config, own, move_to_device=False)
     if len(model.tokenizer) != len(tokenizer):
-        model.tokenizer = tokenizer  # where BOS or EOS is missing the library invents a token
+        model.tokenizer = tokenizer  # if BOS or EOS is missing, the library invents a token
     conversion = getattr(import_module(f"transformer_lens.pretrained.weight_conversions.{family.module}"), family.function)
     origin = Origin(hf_model, partial(conversion, cfg=copy.copy(model.cfg)))
     state = {key: value.detach().to(weight) for key, value in origin.views(hf_model).items()}
-    # assigned, not copied: the weights are once in memory, and what is deleted here is deleted in the model that is saved
+    # assigned, not copied: the weights are in memory once, and a deletion here is also one in the model that is saved
     found = model.load_state_dict(state, strict=False, assign=True)
     lost = [*found.unexpected_keys, *({key for key, _ in model.named_parameters()} & set(found.missing_keys) - {"unembed.b_U"})]
     if lost:
         raise NotImplementedError(f"model={name!r}: {', '.join(lost[:3])} of {architecture} and HookedTransformer do not match")
-    model.to(weight.device, print_details=False)  # what are no parameters: masks and rotations
+    model.to(weight.device, print_details=False)  # for masks and rotations, which are not parameters
     model.sepcap_origin = origin
     return model.eval()
 
@@ -128,7 +128,7 @@ def written_back(model: Any) -> Any:
     """The Hugging Face model that a HookedTransformer was made from, with the weights as they are now.
 
     Raises:
-        NotImplementedError: sepcap has not made it, or a weight has been changed that the checkpoint has no place for.
+        NotImplementedError: it was not made by sepcap, or a changed weight has no place in the checkpoint.
     """
     origin: Origin | None = getattr(model, "sepcap_origin", None)
     if origin is None:
@@ -141,11 +141,11 @@ def written_back(model: Any) -> Any:
     moved = [key for key, view in views.items() if _storage(view) in there and _storage(now[key]) != _storage(view)]
     written = {_storage(views[key]) for key in moved}
     before = {key: view.detach().clone() for key, view in views.items() if _storage(view) in written}
-    # a weight that the model still shares with the checkpoint changes when another one is written that the checkpoint ties to it
+    # a weight that the model still shares with the checkpoint changes when a weight that the checkpoint ties to it is written
     now = {key: weight.detach().clone() if _storage(weight) in written else weight for key, weight in now.items()}
     for key in moved:
         views[key].detach().copy_(now[key])
-    # when all are written: one tied weight cannot be two things, and a bias that the family lacks has no place
+    # after all are written: a tied weight cannot have two values, and a bias that the family lacks has no place
     lost = [key for key, view in views.items() if not torch.equal(view.to(now[key]), now[key])]
     if model.unembed.b_U.any() and "unembed.b_U" not in views:
         lost.append("unembed.b_U")

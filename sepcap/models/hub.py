@@ -1,14 +1,14 @@
-"""Whether a hub model can be had: asked once and briefly, where transformers would retry for half a minute."""
+"""Whether a hub model can be loaded: one short request to the hub, where transformers would retry for half a minute."""
 
 import os
 import queue
 import threading
 
 PATIENCE = 1.5
-"""Seconds in which the hub must answer, name resolution included."""
+"""Seconds within which the hub must answer, name resolution included."""
 
 WAYS_OUT = (
-    "Ways out: load_model() for the embedded model; the path of a folder saved by save_pretrained; HF_HOME pointing at a cache "
+    "Alternatives: load_model() for the embedded model; the path of a folder saved by save_pretrained; HF_HOME pointing at a cache "
     "that has it; or a connection (HF_ENDPOINT for a mirror)."
 )
 
@@ -18,7 +18,7 @@ def must_be_local(name: str, revision: str | None) -> bool:
 
     Raises:
         ConnectionError: it is not in the cache either.
-        FileNotFoundError: the name is neither a folder that exists nor one that the hub could know.
+        FileNotFoundError: the name is neither an existing folder nor a valid name of a hub model.
     """
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -26,7 +26,7 @@ def must_be_local(name: str, revision: str | None) -> bool:
     try:
         cached = isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
     except HFValidationError as error:
-        raise FileNotFoundError(f"model={name!r} is no folder that exists, and no name of a hub model ('owner/name') either") from error
+        raise FileNotFoundError(f"model={name!r} is neither an existing folder nor a name of a hub model ('owner/name')") from error
     offline = constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE") == "1"
     if not offline and reachable(f"{constants.ENDPOINT}/{name}/resolve/{revision or 'main'}/config.json"):
         return False
@@ -49,10 +49,10 @@ def reachable(url: str) -> bool:
         try:
             answer.put(get_session().head(url, timeout=PATIENCE).status_code < 500)
         except Exception:
-            # whatever goes wrong on the way (names, proxies, certificates, time), there is no way to the hub
+            # after any failure (name resolution, proxy, certificate, timeout) the hub counts as unreachable
             answer.put(False)
 
-    # no timeout of a session bounds the resolution of names, which can take ten seconds on a machine without network
+    # a session's timeout does not bound name resolution, which can take ten seconds on a machine without network
     threading.Thread(target=ask, daemon=True).start()
     try:
         return answer.get(timeout=PATIENCE)

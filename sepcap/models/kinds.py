@@ -1,4 +1,4 @@
-"""What a model is: what it predicts (next tokens, masked tokens or the label of an image), and what is inside."""
+"""Kinds of models: what they predict (next tokens, masked tokens or the label of an image), and the model inside a bridge."""
 
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ AUTO_CLASSES: dict[Kind, str] = {
 """The class of transformers that loads a kind of model."""
 
 ENDINGS: dict[str, Kind] = {"ForMaskedLM": "masked", "ForImageClassification": "images"}
-"""How the names of the classes of a kind end; everything else that predicts tokens is causal."""
+"""Ending of a class name -> kind; every other class that predicts tokens is causal."""
 
 BARE = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForPreTraining")
 """Endings of classes without a head, or with one that sepcap has no evaluation for."""
@@ -25,17 +25,17 @@ def kind_of_class(name: str) -> Kind:
 
 
 def inner(model: Any) -> Any:
-    """The Hugging Face model that a bridge wraps; a HookedTransformer of transformer-lens 3 wraps none and is its own."""
+    """The Hugging Face model that a bridge wraps; a HookedTransformer of transformer-lens 3 wraps none and is returned itself."""
     return getattr(model, "original_model", model)
 
 
 def is_hooked_transformer(model: Any) -> bool:
-    """Whether a model is of the class that transformer-lens had until 3.9, by name: later ones raise when asked for it."""
+    """Whether a model is of the class that transformer-lens had until 3.9; by name, because later versions raise on access to it."""
     return any(base.__name__ == "HookedTransformer" for base in type(model).__mro__)
 
 
 def check_wraps(model: Any, what: str) -> None:
-    """Raise when something needs the Hugging Face model inside and there is none.
+    """Raise if something needs the Hugging Face model inside and there is none.
 
     Raises:
         NotImplementedError: a HookedTransformer.
@@ -59,14 +59,14 @@ def kind_of(model: Any) -> Kind:
         >>> kind_of(sepcap.load_model())  # doctest: +SKIP
         'causal'
     """
-    # a subclass of the user's predicts what the class that it is derived from does, whatever its name
+    # a user's subclass predicts what its base class does, whatever its name
     found: list[Kind] = [kind_of_class(base.__name__) for base in type(inner(model)).__mro__]
     special: list[Kind] = [kind for kind in found if kind != "causal"]
     return special[0] if special else "causal"
 
 
 def kind_of_config(config: Any, name: str) -> Kind:
-    """What the model in a folder or on the hub predicts, by the class that its configuration names.
+    """What a model in a folder or on the hub predicts, by the class that its configuration names.
 
     Raises:
         ValueError: a class without a head, or with one for another purpose.

@@ -1,4 +1,4 @@
-"""Loading: one path for the embedded default, a folder, a hub name or a Hugging Face model."""
+"""Loading: one function for the embedded default, a folder, a hub name or a Hugging Face model."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from sepcap.models.hooked_transformers import check_line, hooked_class, hooked_f
 from sepcap.models.kinds import is_hooked_transformer, kind_of
 from sepcap.models.probe import check_hooked, probed, taking_apart
 from sepcap.models.reading import check_class, check_tokenizer, from_name, random_model, trained_model
-from sepcap.models.reading import default_folder as default_folder  # where others look for it
+from sepcap.models.reading import default_folder as default_folder  # re-exported
 from sepcap.models.wrappers import check_tokens, known_class, unwrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -46,33 +46,33 @@ def load_model(
         model: "default" (embedded, needs no network), a folder in Hugging Face format, a hub name such as
             "facebook/opt-1.3b", a Hugging Face model object (which is changed: moved, cast and wrapped in place), or a
             TransformerBridge or HookedTransformer (returned as it is).
-        device: where to put it; default is the CUDA GPU when there is one, else the CPU. On "mps" (never tried), which has no float64,
-            activations are taken to the CPU to be summed. A model object that accelerate has spread over devices stays where it is.
-        device_map: instead of `device`, over several: "auto" (as evenly as they have memory), "balanced", "balanced_low_0", "sequential",
-            or name of a module -> device, such as `{"model.decoder.layers.0": 0, …}`. Blocks are kept whole by the named ones.
-        max_memory: with `device_map`, most of each device that may be used, such as `{0: "20GiB", 1: "40GiB"}`.
+        device: device to put it on; default is the CUDA GPU if there is one, else the CPU. On "mps" (never tried), which has no float64,
+            activations are moved to the CPU to be summed. A model object that accelerate has spread over devices stays where it is.
+        device_map: instead of `device`, for several: "auto" (as evenly as their memory allows), "balanced", "balanced_low_0",
+            "sequential", or name of a module -> device, such as `{"model.decoder.layers.0": 0, …}`. The named plans keep blocks whole.
+        max_memory: with `device_map`, most memory to use on each device, such as `{0: "20GiB", 1: "40GiB"}`.
         dtype: "float32", "bfloat16", "float16", "float64" or a torch dtype.
         tokenizer: needed with a language model object, else loaded from the same place as the model.
         processor: image processor; needed with an image classifier object, else loaded from the same place as the model.
         trust_remote_code: run code that comes with the checkpoint. Off unless you ask for it.
         revision: branch, tag or commit of a hub model.
-        random_weights: weights as they are before training, of the same configuration: the control of [MOD]. Only the
+        random_weights: randomly initialised weights of the same configuration: the control of [MOD]. Only the
             configuration and the tokenizer of a folder or hub model are read.
-        seed: of the random weights.
-        backend: "bridge", or with transformer-lens 3.9 "hooked": a HookedTransformer with the weights as they are, nothing folded
-            or centred; or a subclass of it, such as SAELens's HookedSAETransformer. A model of up to 2,048 positions where they
-            are rotary. docs/families.md names the families.
+        seed: seed of the random weights.
+        backend: "bridge", or with transformer-lens 3.9 "hooked": a HookedTransformer with unchanged weights, nothing folded
+            or centred; or a subclass of it, such as SAELens's HookedSAETransformer. With rotary embeddings it has at most 2,048
+            positions. docs/families.md lists the families.
 
     Returns:
-        A `transformer_lens` TransformerBridge in evaluation mode: everything that works on a bridge works on it. That of an
+        A `transformer_lens` TransformerBridge in evaluation mode: everything that works on a bridge works on it. The bridge of an
         image classifier has its image processor as `.processor`.
 
     Raises:
-        ConnectionError: a hub model that is not in the local cache, without network (at once).
-        FileNotFoundError: a path that does not exist or holds no model.
-        ValueError: a folder without tokenizer or with an empty one, or without some of the weights; a device that is not there.
+        ConnectionError: a hub model that is not in the local cache, without network (raised at once).
+        FileNotFoundError: a path that does not exist or contains no model.
+        ValueError: a folder without tokenizer or with an empty one, or without some of the weights; an unavailable device.
         NotImplementedError: weights that are offloaded to CPU or disk, because the devices of a `device_map` are too small; a family
-            or setting that a HookedTransformer does not have.
+            or setting that a HookedTransformer does not support.
         ImportError: `backend="hooked"` with a transformer-lens that has no HookedTransformer.
         CorruptFile: weights that cannot be read.
 
@@ -90,7 +90,7 @@ def load_model(
         return model
     if isinstance(model, TransformerBridge):
         if backend != "bridge":
-            raise ValueError("model is a TransformerBridge already, which backend='hooked' makes nothing else of; give its folder or name")
+            raise ValueError("model is a TransformerBridge already, which backend='hooked' cannot convert; give its folder or name")
         return model
     placing = checked_device_map(device_map, max_memory, device)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -108,7 +108,7 @@ def load_model(
             raise ValueError(f"{needed} is missing: with a model object, pass its {needed} too, load_model(model, {needed}=...)")
         if tokenizer is not None:
             check_tokenizer(tokenizer, name)
-        # a model made from a configuration lacks what a saved one says of itself, and what the bridge goes by
+        # a model made from a configuration lacks this field of a saved one, which the bridge needs
         hf_model.config.architectures = hf_model.config.architectures or [known_class(type(hf_model)).__name__]
         check_class(hf_model.config, name)
         if any(weight.is_floating_point() and weight.dtype != dtype for weight in hf_model.parameters()):
@@ -126,22 +126,24 @@ def load_model(
     else:
         hooked = hooked_from(backend, hf_model, tokenizer, name, _as_it_is)
     check_hooked(hooked, before, name)
-    print(f"{name} on {', '.join(sorted({str(weight.device) for weight in hf_model.parameters()}))} in {str(dtype).removeprefix('torch.')}")
+    shown = "default" if name == str(default_folder()) else name
+    devices = ", ".join(sorted({str(weight.device) for weight in hf_model.parameters()}))
+    print(f"{shown} on {devices} in {str(dtype).removeprefix('torch.')}")
     return hooked
 
 
 def _bridge_of(hf_model: Any, tokenizer: Any, processor: Any, name: str, at: str | None, dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
-    # the class of the checkpoint decides about the architecture, so that the display name is free; a folder's bare name could be
-    # one of the library's short names of hub models, of which it then says that it loads them
+    # the class of the checkpoint determines the architecture, so that any display name works; a folder's bare name could be
+    # one of the library's short names of hub models, which it would then report as loaded
     known_as = str(Path(name).resolve()) if Path(name).is_dir() else name
     with _as_it_is(tokenizer) as own, _processor_at_hand(processor, known_as) as place, taking_apart(hf_model, name):
         bridge = TransformerBridge.boot_transformers(place, hf_model=hf_model, tokenizer=own, device=at, dtype=dtype)
     bridge.cfg.model_name = name
     if tokenizer is not None and _special(bridge.tokenizer) != _special(tokenizer):
-        # where BOS or EOS is missing the bridge takes <unk> for it, or invents a token that the model has never seen (its public
-        # setter does so again)
+        # if BOS or EOS is missing, the bridge uses <unk> instead, or invents a token that the model has never seen (its public
+        # setter would do so again)
         bridge._tokenizer = tokenizer
     bridge.processor = processor
     if dtype.itemsize < 4:
@@ -153,7 +155,7 @@ def _check_model_object(hf_model: Any, random_weights: bool, device_map: Any) ->
     if device_map is not None:
         raise ValueError("device_map places weights while they are read; a model object stays where accelerate.dispatch_model has put it")
     if random_weights:
-        raise ValueError("random_weights needs a folder or a hub name; a model object has the weights that it has")
+        raise ValueError("random_weights needs a folder or a hub name; a model object keeps its own weights")
     if not isinstance(hf_model, torch.nn.Module) or not hasattr(hf_model, "config"):
         raise TypeError(
             f"model is a {type(hf_model).__name__}; give 'default', a folder, a hub name, a Hugging Face model or a TransformerBridge"
@@ -163,13 +165,13 @@ def _check_model_object(hf_model: Any, random_weights: bool, device_map: Any) ->
     if getattr(hf_model, "hf_device_map", None) is None and all(weight.is_meta for weight in hf_model.parameters()):
         raise ValueError(f"model: this {type(hf_model).__name__} is on the meta device, without weights; give its folder")
     if any("_original_component" in name for name, _ in hf_model.named_modules()):
-        raise ValueError(f"model: a TransformerBridge wraps this {type(hf_model).__name__} already; give that bridge, or load it anew")
+        raise ValueError(f"model: a TransformerBridge wraps this {type(hf_model).__name__} already; give that bridge, or reload the model")
 
 
 def _check_arithmetic(config: Any, name: str) -> None:
     if config.model_type == "gpt_neox" and not config.attention_bias:
         raise NotImplementedError(
-            f"model={name!r} has no biases in its attention (attention_bias=False), which TransformerBridge takes apart in every GPT-NeoX"
+            f"model={name!r} has no biases in its attention (attention_bias=False), which TransformerBridge expects in every GPT-NeoX"
         )
     if getattr(config, "scale_attn_weights", True) is False:
         raise NotImplementedError(
@@ -179,7 +181,7 @@ def _check_arithmetic(config: Any, name: str) -> None:
 
 @contextmanager
 def _processor_at_hand(processor: Any, name: str) -> Iterator[str]:
-    """The name to boot an image classifier by: a folder with its processor, or the bridge would ask the hub for one."""
+    """The name to boot a model by: for an image classifier a folder with its processor, or the bridge would request one from the hub."""
     if processor is None:
         yield name
         return
@@ -190,11 +192,11 @@ def _processor_at_hand(processor: Any, name: str) -> Iterator[str]:
 
 @contextmanager
 def _as_it_is(tokenizer: Any) -> Iterator[Any]:
-    """A copy of a tokenizer that the bridge takes as it is.
+    """A copy of a tokenizer that the bridge uses unchanged.
 
-    The bridge rebuilds a tokenizer that does not prepend BOS from the place it once came from: over the network, without what
-    was changed since, and not at all when it was made in memory. One that says it prepends BOS is left alone. What it really
-    does is found out by the bridge itself, by trying.
+    The bridge reloads a tokenizer that does not prepend BOS from its original source: over the network, without later changes,
+    and not at all if it was made in memory. A tokenizer whose settings state that it prepends BOS is left alone. The bridge
+    itself tests what the tokenizer really does.
     """
     if tokenizer is None:
         yield None
@@ -209,7 +211,7 @@ def _as_it_is(tokenizer: Any) -> Iterator[Any]:
 
 
 def _special(tokenizer: Any) -> tuple[int | None, ...]:
-    """What decides where rows begin and which tokens count: the size of the vocabulary and the special ids."""
+    """The size of the vocabulary and the special ids, which determine where rows begin and which tokens count."""
     return (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
 
 

@@ -1,8 +1,8 @@
-"""Forward passes that begin in the middle: what the layers before gave is kept, only the layers after are run (METHODS 11).
+"""Forward passes that start at a later layer, from a recorded residual stream (METHODS 11).
 
-An intervention in layer l leaves the residual stream that enters layer l as it was. It is recorded once and every further pass
-over the same tokens starts from it. The library's own forward is run with the blocks before l passing it on, so that positions,
-rotary embeddings and masks are made as always.
+An intervention in layer l does not change the residual stream that enters layer l. It is recorded once, and every further pass
+over the same tokens starts from it. The library's own forward runs with the blocks before l passing it on, so that positions,
+rotary embeddings and masks are computed as usual.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ class Residual:
     Attributes:
         layer: the layer.
         value: [batch, pos, d_model].
-        in_tuple: whether the blocks of this architecture give it back inside a tuple.
+        in_tuple: whether the blocks of this architecture return it inside a tuple.
     """
 
     layer: int
@@ -36,7 +36,7 @@ class Residual:
 
 @contextmanager
 def recording(model: Any, layers: Iterable[int]) -> Iterator[dict[int, Residual]]:
-    """Keep the residual stream entering some layers, of the last pass that is made inside.
+    """Record the residual stream entering some layers, in the last pass that is run inside.
 
     Args:
         model: a hooked model.
@@ -60,7 +60,7 @@ def recording(model: Any, layers: Iterable[int]) -> Iterator[dict[int, Residual]
 
     def keep(layer: int) -> Callable[..., None]:
         def copy(residual: Tensor, hook: Any) -> None:
-            # a tensor of inference mode could not be used for fitting afterwards
+            # an inference tensor could not be used for fitting afterwards
             with torch.inference_mode(False):
                 kept[layer] = Residual(layer, residual.detach().clone(), in_tuple)
 
@@ -91,13 +91,13 @@ def residuals(
 
 @contextmanager
 def starting_from(model: Any, residual: Residual) -> Iterator[None]:
-    """Inside, passes over the tokens that a residual stream was recorded on run only its layer and those after.
+    """Inside, passes over the tokens that a residual stream was recorded on run only its layer and the later ones.
 
-    Everything else of a pass is as it was: hooks, gradients, attention kernels. Hooks in the layers before are not called.
+    Everything else in a pass is unchanged: hooks, gradients, attention kernels. Hooks in earlier layers are not called.
 
     Args:
-        model: a hooked model; it is whole again afterwards, also after an exception.
-        residual: from `residuals` or `recording`; its batch must be the one that is run.
+        model: a hooked model; it is restored afterwards, also after an exception.
+        residual: from `residuals` or `recording`; the batch that is run must be the recorded one.
 
     Raises:
         RuntimeError: inside another `starting_from`.
@@ -105,11 +105,11 @@ def starting_from(model: Any, residual: Residual) -> Iterator[None]:
     _check_layer(model, residual.layer)
     passed_on = (residual.value,) if residual.in_tuple else residual.value
     if any("forward" in block.__dict__ for block in model.blocks):
-        raise RuntimeError("starting_from: the model starts from another layer already; end that first")
+        raise RuntimeError("starting_from: the model starts from another layer already; leave that context first")
     skipped = model.blocks[: residual.layer]
     try:
         for block in skipped:
-            # past the bridge's own setattr, which would hand it on to the block it wraps
+            # bypasses the bridge's own setattr, which would set it on the wrapped block
             block.__dict__["forward"] = lambda *args, **kwargs: passed_on
         with with_hooks(model, [(_entry(model, residual.layer), lambda _, hook: residual.value)]):
             yield
@@ -125,7 +125,7 @@ def logits_from(
     fwd_hooks: Sequence[Hook] = (),
     mask: Bool[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, "batch ... out"]:
-    """Logits of a batch from the residual stream entering a layer; gradients flow to whatever the hooks put in.
+    """Logits of a batch from the residual stream entering a layer; gradients flow to whatever the hooks insert.
 
     Args:
         model: a hooked model.
@@ -134,7 +134,7 @@ def logits_from(
         fwd_hooks: hooks in the residual's layer or after it.
 
     Raises:
-        ValueError: a hook in a layer that is not run, or other tokens.
+        ValueError: a hook in a layer that is not run, or inputs of another shape than the recorded ones.
     """
     recorded = residual.value.shape[: 1 if inputs.is_floating_point() else 2]
     if inputs.shape[: len(recorded)] != recorded:

@@ -1,4 +1,4 @@
-"""The attention or the mlp of one block as a function of the residual stream that it reads, at a given text (METHODS 13)."""
+"""The attention or the mlp of one block as a function of the residual stream that it reads, on a given text (METHODS 13)."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, k
 from sepcap.models.sites import n_layers, site_shape
 
 PARTS = {"attn": "ln1", "mlp": "ln2"}
-"""Part of a block -> the norm through which it reads the residual stream, where it has one of its own."""
+"""Part of a block -> the norm through which it reads the residual stream, if it has one of its own."""
 
 Function = Callable[[Float[Tensor, "pos d_model"]], Float[Tensor, "pos d_model"]]
 
@@ -31,13 +31,13 @@ class Part:
 
     Attributes:
         layer, part: which one.
-        function: residual stream at the kept positions -> what is added at them. The stream at the other positions (BOS) stays.
-        at: the residual stream of the text there, [pos, d_model].
-        entry, exit: hooks between which the function lies.
-        reads: dimensions of the stream that the part can see at one position: a LayerNorm takes the mean away, so d_model − 1.
-        active: mlp neurons that are not 0, at every kept position; None for attention, and for a mixture of experts.
-        context: positions that are held fixed.
-        product_bytes: about what one product with the Jacobian needs.
+        function: residual stream at the kept positions -> what is added at them. The stream at the other positions (BOS) is fixed.
+        at: the residual stream of the text at the kept positions, [pos, d_model].
+        entry, exit: hook points at which the function begins and ends.
+        reads: dimensions of the stream that the part can read at one position: d_model − 1 after a LayerNorm, which removes the mean.
+        active: number of mlp neurons that are not 0, at every kept position; None for attention, and for a mixture of experts.
+        context: number of positions that are held fixed.
+        product_bytes: approximate memory of one product with the Jacobian, in bytes.
     """
 
     layer: int
@@ -53,13 +53,13 @@ class Part:
 
 
 class _Stop(Exception):
-    """Raised at the exit: nothing after it is wanted."""
+    """Raised at the exit: nothing after it is needed."""
 
 
 class _FullPrecision(TorchFunctionMode):
-    """float64 stays float64: norms and softmax of many architectures compute in float32 whatever comes in.
+    """Keep float64 in float64: norms and softmax of many architectures compute in float32 whatever the input's precision.
 
-    Rounding in the middle is no linear map, and a Jacobian of known rank would not have it.
+    Rounding in between is not a linear map: a Jacobian of known rank would have another rank.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -75,7 +75,7 @@ class _FullPrecision(TorchFunctionMode):
 
 
 def check_part(model: Any, part: str, dtype: torch.dtype, forward: bool = False) -> None:
-    """Raise where a part of the blocks cannot be had as a function of the residual stream at some tokens.
+    """Raise if a part of the blocks cannot be computed as a function of the residual stream at some tokens.
 
     Args:
         model: a hooked model.
@@ -84,8 +84,8 @@ def check_part(model: Any, part: str, dtype: torch.dtype, forward: bool = False)
         forward: whether the forward derivative (JVP) is needed.
 
     Raises:
-        ValueError: an unknown part, an image classifier, float64 on a device that has none.
-        NotImplementedError: a HookedTransformer, a mixture of experts in float64 or where a JVP is needed.
+        ValueError: an unknown part, an image classifier, float64 on a device that does not support it.
+        NotImplementedError: a HookedTransformer, a mixture of experts in float64 or if a JVP is needed.
     """
     if part not in PARTS:
         raise unknown("part", part, PARTS)
@@ -97,7 +97,7 @@ def check_part(model: Any, part: str, dtype: torch.dtype, forward: bool = False)
     if kind_of(model) == "images":
         raise ValueError(f"model: {model.cfg.model_name} takes images, which have no rows of tokens to choose; give a language model")
     if dtype == torch.float64 and device_of(model).type == "mps":
-        raise ValueError("dtype='float64': Apple's GPUs have none; give dtype='float32', or load the model with device='cpu'")
+        raise ValueError("dtype='float64': Apple's GPUs do not support it; give dtype='float32', or load the model with device='cpu'")
     if part == "mlp" and any(map(_has_experts, model.blocks)):
         what = f"part='mlp' of {architecture_of(model)}: the grouped products of a mixture of experts"
         if dtype == torch.float64:
@@ -117,19 +117,19 @@ def block_part(
     norm: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> Iterator[Part]:
-    """The attention or the mlp of a layer as a function of its input, at one row of tokens.
+    """The attention or the mlp of a layer as a function of its input, on one row of tokens.
 
-    A copy of the block is made in the precision asked for; the model itself is left alone, and ablated around this it counts as it
-    then is. Attention is computed step by step inside, because the fused kernels have no forward derivative.
+    A copy of the block is made in the requested precision; the model itself is unchanged, and surrounding ablations count as part
+    of it. Attention is computed step by step inside, because the fused kernels have no forward derivative.
 
     Args:
         model: a TransformerBridge.
         layer: number of the block.
         part: "attn" or "mlp".
         ids: tokens of the row.
-        kept: positions whose stream is the variable.
-        norm: the input is the residual stream, so that the norm in front of the part belongs to the function; else it is what
-            comes out of that norm. In architectures without a norm there (BERT, OPT-350m, OLMo-2) both are the same.
+        kept: positions whose residual stream is the variable.
+        norm: whether the input is the residual stream, so that the norm before the part belongs to the function; else the input is
+            the output of that norm. In architectures without a norm there (BERT, OPT-350m, OLMo-2) both are the same.
         dtype: precision in which everything inside is computed.
     """
     check_part(model, part, dtype)
@@ -139,7 +139,7 @@ def block_part(
         seen = _look(model, layer, ids)
         if f"{part}.hook_in" not in seen.values or not any(name in seen.values for name in _ends(part)):
             raise NotImplementedError(
-                f"part={part!r} of {architecture_of(model)}: layer {layer} has none that is computed as such (it is recurrent or "
+                f"part={part!r} of {architecture_of(model)}: layer {layer} does not compute it (it is recurrent or "
                 f"convolutional); choose other layers, or part={next(other for other in PARTS if other != part)!r}"
             )
         entry, leave = _between(seen, part, norm)
@@ -192,7 +192,7 @@ def block_part(
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """One pass up to the end of a block: what the block was called with, and its activations in the order in which they came."""
+    """One pass up to the end of a block: the arguments of the block, and its activations in the order of computation."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -239,7 +239,7 @@ def _look(model: Any, layer: int, ids: Int[Tensor, " row"]) -> _Seen:
 
 
 def _between(seen: _Seen, part: str, norm: bool) -> tuple[str, str]:
-    """Where the part begins and ends, by the order in which the hooks were called."""
+    """Hook points at which the part begins and ends, by the order in which the hooks were called."""
     order = {name: i for i, name in enumerate(seen.values)}
     begins = f"{part}.hook_in"
     if norm:
@@ -252,7 +252,7 @@ def _between(seen: _Seen, part: str, norm: bool) -> tuple[str, str]:
 
 
 def _ends(part: str) -> tuple[str, str, str]:
-    """Where a part may end, the first that there is; Gemma and OLMo-2 normalise once more before they add."""
+    """Hook points at which a part may end; the first that exists counts, because Gemma and OLMo-2 normalise once more before adding."""
     return f"{PARTS[part]}_post.hook_out", "attn.o.hook_out" if part == "attn" else "mlp.out.hook_out", f"{part}.hook_out"
 
 
@@ -294,12 +294,12 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def widest(part: Part, model: Any) -> int:
-    """The largest rank that the Jacobian of a part can have at all, by the sizes of what lies between its input and its output.
+    """Upper bound on the rank of the Jacobian of a part, from the sizes of everything between its input and its output.
 
     For an mlp, whose positions do not mix: at every position the dimensions that it reads, the neurons that are not 0, or d_model,
-    whichever are fewest. For attention over n positions: those that it reads, or heads·d_head. Where several query heads share a value
-    head, its values and the weights that further heads of the group give them can be fewer: the first t rows have t·d_head from the
-    values, and min(s − 1, d_head) from the weights of each further head over s positions, which add up to 1.
+    whichever are fewest. For attention over n positions: the dimensions that it reads, or heads·d_head. If several query heads share a
+    value head, its values and the attention weights of the group's further heads can bound it more tightly: the first t rows have
+    t·d_head from the values, and min(s − 1, d_head) from the weights of each further head over s positions, which add up to 1.
 
     Example:
         >>> widest(part, model)  # doctest: +SKIP
@@ -315,7 +315,7 @@ def widest(part: Part, model: Any) -> int:
         return n * part.reads
     out = min(width, heads * d_head)
     most = n * min(part.reads, out)
-    if inner(model).config.model_type not in NATIVE | SEPARATE | FUSED:  # a gate or a sink may stand between values and W_O
+    if inner(model).config.model_type not in NATIVE | SEPARATE | FUSED:  # there may be a gate or a sink between values and W_O
         return most
     causal = kind_of(model) == "causal"
     for t in range(1, n + 1) if causal else [n]:

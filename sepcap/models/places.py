@@ -1,4 +1,4 @@
-"""Places of a block where a vector of d_model numbers can be looked at: its parts' outputs, and the stream (METHODS 13)."""
+"""Places in a block with vectors of d_model numbers: the outputs of its parts, and the residual stream (METHODS 13)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer
 from sepcap.models.sites import get_site, n_layers, site_shape
 
 Look = Callable[[int, Float[Tensor, "batch pos d_model"]], None]
-"""What is done with the vectors of a layer: (layer, vectors)."""
+"""Function that receives the vectors of a layer: (layer, vectors)."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Place:
     Attributes:
         bridge: hook of a TransformerBridge, within its block.
         hooked_transformer: hook of a HookedTransformer.
-        means: what it is, in words.
+        means: its description.
     """
 
     bridge: str
@@ -34,22 +34,22 @@ class Place:
 PLACES: dict[str, Place] = {
     "attn_out": Place("attn.o.hook_out", "hook_attn_out", "what attention adds, without the residual stream"),
     "mlp_out": Place("mlp.out.hook_out", "hook_mlp_out", "what the mlp adds, without the residual stream"),
-    "block_out": Place("hook_out", "hook_resid_post", "the residual stream after the block"),
-    "block_in": Place("hook_in", "hook_resid_pre", "the residual stream before the block"),
+    "resid_post": Place("hook_out", "hook_resid_post", "the residual stream after the block"),
+    "resid_pre": Place("hook_in", "hook_resid_pre", "the residual stream before the block"),
 }
-"""Places by name. Where a norm stands behind attention or mlp (Gemma-2, BERT), a bridge is looked at before it; see `norm_behind`."""
+"""Places by name. If a norm follows attention or mlp (Gemma-2, BERT), the place of a bridge is before that norm; see `norm_behind`."""
 
 NORMS_BEHIND = {"attn_out": "ln1_post", "mlp_out": "ln2_post"}
-"""Place -> the norm of a bridge's block through which it goes into the stream, where there is one (Gemma-2, OLMo-2)."""
+"""Place -> the norm of a bridge's block through which it enters the residual stream, if there is one (Gemma-2, OLMo-2)."""
 
 NORMED_SUMS = ("bert", "roberta", "xlm-roberta", "camembert", "openai-gpt")
-"""Kinds of model that norm the sum of stream and output, as transformers names them; and OPT, where its configuration says so."""
+"""Model types of transformers that norm the sum of stream and output; OPT does too if so configured."""
 
 Head = tuple[int, int]
 
 
 def place_hooks(model: Any, place: str, layers: Sequence[int], look: Look) -> list[Hook]:
-    """Hooks that hand on the vectors of a place in some layers.
+    """Hooks that pass the vectors of a place in some layers to `look`.
 
     Raises:
         ValueError: an unknown place.
@@ -63,7 +63,7 @@ def place_hooks(model: Any, place: str, layers: Sequence[int], look: Look) -> li
         if point_at(model, name) not in model.hook_dict:
             raise NotImplementedError(
                 f"{place!r} ({row.means}) of {architecture_of(model)}: layer {layer} has no {name.split('.', 2)[2]}. "
-                "What works everywhere: 'block_out'"
+                "What works everywhere: 'resid_post'"
             )
 
     def hook(layer: int) -> Callable[..., None]:
@@ -73,11 +73,11 @@ def place_hooks(model: Any, place: str, layers: Sequence[int], look: Look) -> li
 
 
 def head_hooks(model: Any, heads: Sequence[Head], look: Look) -> list[Hook]:
-    """Hooks that hand on what single heads add to the residual stream, z_h W_O[h], without the bias; at most one head per layer.
+    """Hooks that pass to `look` what single heads add to the residual stream, z_h W_O[h], without the bias; at most one head per layer.
 
     Raises:
         IndexError: a head that does not exist.
-        NotImplementedError: an architecture whose heads cannot be told apart.
+        NotImplementedError: an architecture whose heads cannot be separated.
     """
     layers, n_heads, _ = site_shape(model, "attn_pre_out")
     for layer, head in heads:
@@ -95,9 +95,9 @@ def head_hooks(model: Any, heads: Sequence[Head], look: Look) -> list[Hook]:
 
 
 def norm_behind(model: Any, place: str) -> Literal["output", "sum"] | None:
-    """Which norm stands behind a place: "output", it alone is normed before it is added; "sum", what it was added to; None, there is none.
+    """Which norm follows a place: "output", one of the output alone before it is added; "sum", one of the sum; None, there is none.
 
-    Heads go the way of "attn_out". A HookedTransformer shows outputs after their own norm, as they are added.
+    Heads are treated as "attn_out". A HookedTransformer gives outputs after their own norm, as they are added.
     """
     if place not in NORMS_BEHIND:
         return None
@@ -110,3 +110,8 @@ def norm_behind(model: Any, place: str) -> Literal["output", "sum"] | None:
 def all_layers(model: Any) -> range:
     """Numbers of the model's layers."""
     return range(n_layers(model))
+
+
+def stage_name(stage: int) -> str:
+    """Position of a stage in the residual stream, worded for use in a sentence."""
+    return "before the first block" if stage == 0 else f"after layer {stage - 1}"

@@ -1,4 +1,4 @@
-"""A few tokens through a model, before and after it is hooked: whether it can be scored, and computes what it did."""
+"""A few tokens through a model, before and after it is hooked, to check that it can be scored and that its logits are unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ SAME = 1e-4
 
 @dataclass(eq=False)
 class Probe:
-    """What the plain model makes of a small input, for comparison with the hooked one.
+    """Logits of the plain model on a small input, for comparison with the hooked one.
 
     Attributes:
         inputs: four rows of token ids, a, b, b and a, where a and b differ in the last one; or two images.
-        logits: of the plain model.
-        hooked: modules with torch hooks of the user's.
+        logits: logits of the plain model.
+        hooked: modules with the user's torch hooks.
     """
 
     inputs: Tensor
@@ -39,7 +39,7 @@ def probed(hf_model: Any, name: str) -> Probe:
     """Run a few short rows through a Hugging Face model that is not hooked yet, in one pass.
 
     Raises:
-        NotImplementedError: a model without logits of tokens, or one of next tokens that sees what it is to predict.
+        NotImplementedError: a model without logits of tokens, or a causal one that attends to the tokens that it is to predict.
     """
     hf_model.eval()
     inputs, hooked = _inputs(hf_model), hooked_modules(hf_model)
@@ -58,7 +58,7 @@ def probed(hf_model: Any, name: str) -> Probe:
         moved, rounding = _moves(logits[:, :-1].float())
         if moved > 4 * rounding + SAME * float(logits.abs().max()):
             raise NotImplementedError(
-                f"model={name!r} is a {type(hf_model).__name__} that attends to both sides: its logits at earlier positions move by "
+                f"model={name!r} is a {type(hf_model).__name__} with bidirectional attention: its logits at earlier positions change by "
                 f"{moved:.2g} with the last token, so that every next token is in the input. Load a causal model (is_decoder=True), or a "
                 "masked one by its class, …ForMaskedLM"
             )
@@ -69,8 +69,8 @@ def probed(hf_model: Any, name: str) -> Probe:
 def check_hooked(bridge: Any, before: Probe, name: str) -> None:
     """Compare a hooked model's logits with those of the plain one, in both ways in which sepcap runs it.
 
-    In half precision rounding and the routing of experts leave no bound that would tell errors of a bridge apart; nothing is compared
-    then. A HookedTransformer, which sepcap configures itself, is compared coarsely.
+    In half precision, rounding and the routing of experts allow no bound that would reveal errors of a bridge; nothing is compared
+    then. A HookedTransformer, which sepcap configures itself, is compared with a wide tolerance.
 
     Raises:
         NotImplementedError: logits that differ by more than rounding.
@@ -85,7 +85,7 @@ def check_hooked(bridge: Any, before: Probe, name: str) -> None:
             with measuring(bridge):
                 passes.append(logits_of(bridge, before.inputs))
             lost |= before.hooked.keys() - called
-    finite = before.logits.isfinite()  # what is no number in the plain model needs not be one here
+    finite = before.logits.isfinite()  # logits that are not finite in the plain model need not be finite here
     off = max(float(torch.where(finite, (logits.view_as(finite) - before.logits).abs(), 0).max()) for logits in passes)
     largest = float(torch.where(finite, before.logits.abs(), 0).max())
     made, whole, own = type(bridge).__name__, before.logits.dtype.itemsize >= 4, is_hooked_transformer(bridge)
@@ -93,7 +93,7 @@ def check_hooked(bridge: Any, before: Probe, name: str) -> None:
         instead = "; leave out backend, or set 'bridge'" if own else ""
         why = f": its torch hooks on {', '.join(sorted(lost))} are lost; remove them and hook the {made}" if lost else instead
         raise NotImplementedError(
-            f"model={name!r}: a {made} computes other logits than the plain model, by up to {off:.2g} where the largest is "
+            f"model={name!r}: a {made} computes logits that differ from the plain model's by up to {off:.2g}, where the largest is "
             f"{largest:.2g}{why}"
         )
     warn_of_lost_hooks(lost, made)
@@ -116,8 +116,8 @@ def _inputs(hf_model: Any) -> Tensor:
 def _moves(earlier: Tensor) -> tuple[float, float]:
     """How far logits of earlier positions differ between the two inputs of a probe, and between rows of the same input.
 
-    Rows of the same input measure the rounding, in any precision: a bound on it would be as large as what an untrained bidirectional
-    model in bfloat16 moves by.
+    Rows of the same input measure the rounding, in any precision: a fixed bound on it would be as large as the change of an untrained
+    bidirectional model in bfloat16.
     """
     a, b, again_b, again_a = earlier
     between = [float((x - y).abs().max()) for x in (a, again_a) for y in (b, again_b)]
@@ -138,10 +138,10 @@ def _counted(modules: dict[str, Any]) -> Iterator[set[str]]:
 
 @contextmanager
 def taking_apart(hf_model: Any, name: str) -> Iterator[None]:
-    """One sentence where a bridge cannot take a model apart, instead of an error from inside it.
+    """Raise a one-sentence error if a bridge cannot split a model into its parts, instead of an error from inside the bridge.
 
     Raises:
-        NotImplementedError: a layout that the bridge does not know.
+        NotImplementedError: a layout that the bridge does not support.
     """
     try:
         yield
@@ -149,14 +149,14 @@ def taking_apart(hf_model: Any, name: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         unusual = _unusual_settings(hf_model.config)
-        settings = f"; what it sets otherwise than others of its family is {', '.join(unusual)}" if unusual else ""
+        settings = f"; its settings that differ from the defaults of its family: {', '.join(unusual)}" if unusual else ""
         raise NotImplementedError(
             f"model={name!r}: TransformerBridge does not support the layout of this {type(hf_model).__name__}{settings}"
         ) from error
 
 
 def _unusual_settings(config: Any) -> list[str]:
-    """Switches of a family's own that are not as its configuration class has them."""
+    """Boolean settings specific to a family that differ from the defaults of its configuration class."""
     if getattr(config, "has_no_defaults_at_init", False):
         return []
     usual, common = type(config)().to_dict(), PretrainedConfig().to_dict()

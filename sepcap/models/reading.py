@@ -36,7 +36,7 @@ def from_name(
     revision: str | None,
     made_by: Callable[..., Any],
 ) -> tuple[Any, Any, Any]:
-    """The model, its tokenizer and its image processor; `given` are the latter two where the user has them."""
+    """The model, its tokenizer and its image processor; `given` are the latter two if the user passes them."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = default_folder() if model == "default" else Path(model).expanduser()
     if path.is_dir():
@@ -56,12 +56,12 @@ def from_name(
         if not local:
             raise
         raise ConnectionError(
-            f"model={name!r} is not whole in the local Hugging Face cache, and the hub cannot be reached. {WAYS_OUT}"
+            f"model={name!r} is incomplete in the local Hugging Face cache, and the hub cannot be reached. {WAYS_OUT}"
         ) from error
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
-    """Raise when a tokenizer knows nothing but special tokens (transformers makes such a one silently when files are missing)."""
+    """Raise if a tokenizer has only special tokens (transformers silently makes such a tokenizer if files are missing)."""
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)) or not tokenizer("probe text", add_special_tokens=False)["input_ids"]:
         raise ValueError(f"the tokenizer of {name!r} is empty: {len(tokenizer)} tokens; {SAVE}")
 
@@ -70,24 +70,24 @@ BESIDE = {
     "tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.*", "*.model", "*tekken*", "tokenization_*.py", "*.tiktoken"),
     "image processor": ("preprocessor_config.json", "processor_config.json"),
 }
-"""Files of which a folder must have one."""
+"""Part of a model -> patterns of files, of which a folder must have at least one."""
 
 
 def check_class(config: Any, name: str) -> None:
-    """Raise where nobody knows where the parts of a model are, before its weights are read.
+    """Raise if the architecture of a model is not supported, before its weights are read.
 
     Raises:
         NotImplementedError: a class that transformer-lens has no bridge for, or one with an encoder and a decoder.
     """
     from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
 
-    known, why = (config.architectures or [config.model_type])[0], "TransformerBridge does not know it"
+    known, why = (config.architectures or [config.model_type])[0], "TransformerBridge does not support it"
     if getattr(config, "is_encoder_decoder", False):
         why = "it has an encoder and a decoder"
     elif any(getattr(config, f"{other}_config", None) is not None for other in ("vision", "audio")):
         why = (
-            "it takes images or sound beside text. Load its language model by a class of transformers that has nothing else, where there "
-            "is one (Gemma3ForCausalLM for Gemma 3), and give the object: load_model(model, tokenizer=...)"
+            "it takes images or sound besides text. Load its language model alone by a class of transformers, if there is one for it "
+            "(Gemma3ForCausalLM for Gemma 3), and give the object: load_model(model, tokenizer=...)"
         )
     else:
         try:
@@ -96,7 +96,7 @@ def check_class(config: Any, name: str) -> None:
         except ValueError:
             pass
     raise NotImplementedError(
-        f"model={name!r} is a {known}, which sepcap does not work with: {why}. What it works with, family by family, is in "
+        f"model={name!r} is a {known}, which sepcap does not support: {why}. The supported families are listed in "
         "docs/families.md: causal language models such as OPT, GPT-2, GPT-NeoX, Llama, Mistral, Gemma, Qwen, Phi and OLMo, masked "
         "ones (BERT, RoBERTa), and ViT"
     )
@@ -105,7 +105,7 @@ def check_class(config: Any, name: str) -> None:
 def _check_folder(path: Path) -> None:
     if (path / "adapter_config.json").exists():
         raise ValueError(
-            f"model={str(path)!r} holds adapters (adapter_config.json): merge them into the model that they belong to, "
+            f"model={str(path)!r} holds adapters (adapter_config.json): merge them into their base model with "
             "peft's merge_and_unload(), and save that with save_pretrained(folder)"
         )
     if not (path / "config.json").exists():
@@ -113,7 +113,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _check_beside(path: Path, what: str) -> None:
-    """Say what a folder lacks before transformers says it in its own way, or makes up an empty tokenizer."""
+    """Raise if a folder lacks these files, before transformers raises a less helpful error, or makes an empty tokenizer."""
     if path.is_dir() and not any(any(path.glob(pattern)) for pattern in BESIDE[what]):
         raise ValueError(f"the folder {str(path)!r} has no {what}; {SAVE}")
 
@@ -143,7 +143,7 @@ def _load(source: str, given: tuple[Any, Any], made_by: Callable[..., Any], **op
 
 
 def load_processor(source: str, **options: Any) -> Any:
-    """The image processor of a folder or hub model, by pillow: torchvision is not needed."""
+    """The image processor of a folder or hub model, with pillow: torchvision is not needed."""
     try:
         import_module("PIL")
     except ImportError as error:
@@ -165,7 +165,7 @@ def random_model(
     quiet: bool = True,
     **options: Any,
 ) -> Any:
-    """A model of the configuration as it is before training."""
+    """A randomly initialised model of the configuration."""
     with torch.random.fork_rng(), reading(source, "configuration", partial(on_meta, auto_class)):
         torch.manual_seed(seed)
         # in float32 whatever the checkpoint is stored in, so that one seed gives one model
@@ -185,20 +185,20 @@ def trained_model(
     """A model with the weights of a folder or hub model, all of them and no others."""
     from safetensors import SafetensorError
 
-    # where peft is installed, transformers looks for adapters too, over the network unless it is told not to
+    # if peft is installed, transformers looks for adapters too, over the network unless this forbids it
     options["adapter_kwargs"] = {"local_files_only": options["local_files_only"]}
-    # what does not fit is told in a sentence, below
+    # mismatches are reported in a sentence, below
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with reading(source, "weights", partial(on_meta, auto_class)), _no_bars() if quiet else nullcontext(), _no_report():
         try:
-            # safetensors where there are any; older checkpoints are unpickled as tensors only, never as code
+            # safetensors if there are any; older checkpoints are unpickled as tensors only, never as code
             hf_model, loading = auto_class.from_pretrained(source, dtype=dtype, weights_only=True, **placing, **options)
         except SafetensorError as error:
             raise CorruptFile(f"model={source!r}: the weights are corrupt or truncated ({error}); save or download them again") from error
         except UnpicklingError as error:
             raise CorruptFile(
-                f"model={source!r}: the weights are pickled and hold more than tensors, or are corrupt; nothing of it was run. "
-                "Have them converted to safetensors by somebody who trusts them"
+                f"model={source!r}: the weights are pickled and hold more than tensors, or are corrupt; no code in them was run. "
+                "Have them converted to safetensors by someone who trusts them"
             ) from error
     check_weights(source, config, loading)
     return hf_model
@@ -206,7 +206,7 @@ def trained_model(
 
 @contextmanager
 def _no_report() -> Iterator[None]:
-    """No table of weights that do not fit; `check_weights` says it in a sentence."""
+    """Suppress the table of weights that do not fit; `check_weights` reports them in a sentence."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

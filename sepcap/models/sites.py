@@ -1,7 +1,7 @@
-"""Sites: populations of neurons, where to read their activations and which weights make them.
+"""Sites: populations of neurons, with the hooks that read their activations and the weights that define them.
 
-The table `SITES` is METHODS section 2. A site knows its hook, the shape of its population in one
-layer, and how to delete neurons by editing the live weight views of a TransformerBridge.
+The table `SITES` is METHODS section 2. A site has its hook, the shape of its population in one
+layer, and a function that deletes neurons by editing the live weight views of a TransformerBridge.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +26,7 @@ class Site:
         shape_in: function (model, layer) giving the shape of its neurons, `(d_mlp,)` or `(heads, d_head)`.
         delete: function (model, layer, mask) that zeroes the weights of the masked neurons.
         rows: function (model, layer) giving what one unit of each neuron adds to the residual stream, [*neuron, d_model].
-        output_bias: (part of the block, weight) that takes what deleted neurons added.
+        output_bias: (part of the block, weight) that receives what deleted neurons added.
         activation_function: whether "positive" means "active" here ([SP] appendix B).
         eps: default ε of the score, METHODS 5.
     """
@@ -48,7 +48,7 @@ class Site:
         """Shape of the neurons of one layer, the same in all layers.
 
         Raises:
-            NotImplementedError: an architecture that has no such neurons in every layer, or not as many; it says which sites it has.
+            NotImplementedError: an architecture without such neurons in every layer, or with unequal numbers; the error lists its sites.
         """
         found = _look_at(self, model)
         if isinstance(found, tuple):
@@ -73,16 +73,16 @@ def _look_at(site: Site, model: Any) -> tuple[int, ...] | str:
 
 
 def _lacks(part: Any, error: Exception) -> str:
-    """Why the weights of a part of a block cannot be had, in words."""
+    """Why the weights of a part of a block are not available, in words."""
     if part is None:
         return "has none (it is recurrent or convolutional)"
     if any("experts" in name for name, _ in part.named_modules()):
-        return "is a mixture of experts, where other neurons act on every token"
+        return "is a mixture of experts, where different neurons act on each token"
     if any(parameter.is_meta for parameter in part.parameters()):
         return "is offloaded to CPU or disk by a device_map; weights must be in memory"
     if "MLA" in str(error):
-        return "is latent attention, where values come from a compressed vector and not from a W_V"
-    return f"shows no weights of such neurons ({error})"
+        return "has latent attention, where values are computed from a compressed vector and not by a W_V"
+    return f"exposes no weights of such neurons ({error})"
 
 
 def n_layers(model: Any) -> int:
@@ -91,9 +91,9 @@ def n_layers(model: Any) -> int:
 
 
 def live_weight(part: Any, name: str, *default: Any) -> Any:
-    """A weight of an attention or mlp as the model computes with it, or the default where there is none.
+    """A weight of an attention or mlp as the model computes with it, or the default if there is none.
 
-    Under grouped-query attention a HookedTransformer shows an expanded copy as W_V, and computes with _W_V.
+    Under grouped-query attention a HookedTransformer exposes an expanded copy as W_V, but computes with _W_V.
     """
     own = f"_{name}"
     return getattr(part, own if hasattr(part, own) else name, *default)
@@ -130,8 +130,8 @@ def _delete_pre_out(model: Any, layer: int, mask: Bool[Tensor, "head d_head"]) -
     w_out = attn.W_O
     w_out[mask] = 0
     check_zero(attn.W_O[mask], f"blocks.{layer}.attn.W_O")
-    # under grouped-query attention a value column serves several query heads: it may go
-    # only when every one of them has lost its row of W_O (METHODS 2)
+    # under grouped-query attention several query heads share a value column: it is zeroed
+    # only if the row of W_O is zero for every one of them (METHODS 2)
     n_value_heads = live_weight(attn, "W_V").shape[0]
     grouped = (n_value_heads, -1, mask.shape[1])
     row_is_gone = (w_out == 0).all(dim=-1).view(grouped).all(dim=1)
@@ -155,14 +155,14 @@ def _zero_values(attn: Any, mask: Bool[Tensor, "value_head d_head"]) -> None:
 
 
 def check_zero(weight: Float[Tensor, "..."], name: str) -> None:
-    """Raise where weights that were set to zero, looked at again, are not: the model shows copies."""
+    """Raise if weights that were set to zero are not zero when read again: the model exposes copies."""
     _check_reached(not bool((weight != 0).any()), name)
 
 
 def _check_reached(reached: bool, name: str) -> None:
     if not reached:
         raise RuntimeError(
-            f"editing {name} did not reach the model: this architecture shows a copy of the weight, not a live view. "
+            f"editing {name} did not reach the model: this architecture exposes a copy of the weight, not a live view. "
             "Please report the model class."
         )
 
@@ -243,7 +243,7 @@ def delete_weights(model: Any, name: str, masks: Bool[Tensor, "layer ..."]) -> N
 
 
 def output_bias(model: Any, name: str, layer: int) -> Float[Tensor, " d_model"] | None:
-    """The bias that is added to what a site's neurons write, or None where the architecture has none."""
+    """The bias that is added to what a site's neurons write, or None if the architecture has none."""
     part, weight = get_site(name).output_bias
     return getattr(getattr(model.blocks[layer], part), weight, None)
 
@@ -263,7 +263,7 @@ def add_offset(model: Any, name: str, masks: Bool[Tensor, "layer ..."], constant
 
 
 def output_biases(model: Any, sites: Iterable[str]) -> dict[str, Float[Tensor, "layer d_model"]]:
-    """Copies of the output biases of the sites, by the names that `write_output_biases` knows."""
+    """Copies of the output biases of the sites, by the names that `write_output_biases` takes."""
     named = sorted({get_site(name).output_bias for name in sites})
     return {f"{part}.{bias}": torch.stack([getattr(getattr(b, part), bias).detach().cpu() for b in model.blocks]) for part, bias in named}
 

@@ -13,13 +13,13 @@ from sepcap.models.load import load_model
 
 
 def untrained(model: Any) -> Callable[[int], Any]:
-    """What makes randomly initialised models of the same configuration, precision, device and tokenizer, one for every seed.
+    """Function from a seed to a randomly initialised model of the same configuration, precision, device and tokenizer.
 
-    The weights are those of `load_model(name, random_weights=True, seed=seed)`. The model given is not held, so that it can go before
-    the control is made.
+    The weights are those of `load_model(name, random_weights=True, seed=seed)`. The function keeps no reference to the model, so that
+    its memory can be freed before the control is made.
 
     Args:
-        model: a hooked model; it is left alone.
+        model: a hooked model; it is not changed.
 
     Raises:
         NotImplementedError: a HookedTransformer, which keeps no configuration of a Hugging Face model.

@@ -1,4 +1,4 @@
-"""What is read from the weights of a model without running it (METHODS 12, 13)."""
+"""Quantities computed from the weights of a model without running it (METHODS 12, 13)."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def value_row_norms(model: Any) -> Float[Tensor, "layer value_head d_head"]:
 
 @torch.no_grad()
 def mlp_input_biases(model: Any) -> Float[Tensor, "layer neuron"]:
-    """b_in of every mlp neuron: what its activation function gets when the residual stream says nothing.
+    """b_in of every mlp neuron: the input of its activation function when the residual stream contributes nothing.
 
     Raises:
         ValueError: the model has none.
@@ -37,5 +37,5 @@ def mlp_input_biases(model: Any) -> Float[Tensor, "layer neuron"]:
 
 @torch.no_grad()
 def mlp_input_weights(model: Any, layer: int) -> Float[Tensor, "neuron d_model"]:
-    """W_in[:, n] of every mlp neuron of a layer: the direction it reads; of a gated mlp that is the up-projection, not the gate."""
+    """W_in[:, n] of every mlp neuron of a layer: the direction it reads; for a gated mlp it is from the up-projection, not the gate."""
     return live_weight(model.blocks[layer].mlp, "W_in").detach().T.double().cpu()

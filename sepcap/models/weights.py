@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def fingerprint(model: Any) -> str:
-    """Hash of all weights: any other weights, a single changed one included, give another hash. Takes about a second per GB."""
+    """Hash of all weights: a change of even a single weight changes the hash. Takes about a second per GB."""
     check_at_hand(inner(model), "a fingerprint")
     digest = hashlib.sha256()
     for name, parameter in sorted(inner(model).named_parameters()):
         digest.update(f"{_plain(name)}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        # numpy knows no bfloat16, but bytes
+        # numpy has no bfloat16, but bytes
         digest.update(parameter.detach().flatten().contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:16]
 
@@ -37,7 +37,7 @@ def _plain(name: str) -> str:
 
 
 class WeightSnapshot:
-    """Copies of the weights that deletion, offsets and rotation edit, to give a model back as it was.
+    """Copies of the weights that deletion, offsets and rotation edit, to restore a model afterwards.
 
     Takes as much memory as the mlp and value/output weights of the sites named.
     """
@@ -67,13 +67,13 @@ class WeightSnapshot:
 def plain_state_dict(model: Any) -> dict[str, Tensor]:
     """The state dict under the names of the plain Hugging Face model, with fused tensors written back.
 
-    A bridge wraps the modules of the model it was made from, so that the same tensor has several names. Where a model
+    A bridge wraps the modules of the model it was made from, so that the same tensor has several names. If a model
     fuses projections (q, k and v of GPT-2 and GPT-NeoX), the bridge computes with parts of its own: views of the fused
     tensor at first (GPT-2) or copies from the start (GPT-NeoX), and copies on either after `.to(dtype)`.
 
     Raises:
-        NotImplementedError: a weight the checkpoint needs is not there, or one the model computes with has no place in it; or a
-            HookedTransformer that `load_model` has not made.
+        NotImplementedError: a weight that the checkpoint needs is missing, or one that the model computes with has no place in it; or
+            a HookedTransformer that was not made by `load_model`.
     """
     if is_hooked_transformer(model):
         return {key: weight.contiguous() for key, weight in written_back(model).state_dict().items()}
@@ -96,8 +96,8 @@ def plain_state_dict(model: Any) -> dict[str, Tensor]:
     adrift = [name for name, parameter in model.named_parameters() if _storage(parameter) not in known | zero]
     if adrift:
         raise NotImplementedError(
-            f"cannot save this architecture: it computes with a copy of {', '.join(adrift[:3])} ({len(adrift)} in all), and where "
-            "that belongs in the checkpoint is not known"
+            f"cannot save this architecture: it computes with a copy of {', '.join(adrift[:3])} ({len(adrift)} in all), whose place "
+            "in the checkpoint is not known"
         )
     return {key: have[key].contiguous() for key in wanted}
 
@@ -107,7 +107,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _fused(block: Any) -> Iterator[tuple[Callable[[], Sequence[Any]], Any, list[Any]]]:
-    """(the bridge's function that cuts a fused projection, the fused module, the modules computed with) of one block."""
+    """(the bridge's function that splits a fused projection, the fused module, the modules computed with) of one block."""
     attn: Any = getattr(block, "attn", None)
     mlp: Any = getattr(block, "mlp", None)
     if hasattr(attn, "split_qkv_matrix"):
@@ -121,10 +121,10 @@ def _fused(block: Any) -> Iterator[tuple[Callable[[], Sequence[Any]], Any, list[
 
 @torch.no_grad()
 def _write_back(split: Callable[[], Sequence[Any]], whole: Any, parts: Sequence[Any], state: dict[str, Tensor]) -> None:
-    """Replace a fused tensor in the state dict by one put together from its parts.
+    """Replace a fused tensor in the state dict by one assembled from its parts.
 
-    Every architecture lays the parts out in its own way. Cutting a tensor that holds its own indices tells where each
-    entry of a part comes from, whatever the layout.
+    Every architecture has its own layout of the parts. Splitting a tensor of its own indices shows the position of each
+    entry of a part in the fused tensor, whatever the layout.
     """
     tensors = dict(whole.named_parameters())
     before = {kind: tensor.data for kind, tensor in tensors.items()}
@@ -167,11 +167,11 @@ def save_pretrained(model: Any, folder: str | Path) -> None:
         folder: where to write; made if it does not exist.
 
     Raises:
-        FileExistsError: there is a file of that name.
+        FileExistsError: a file of that name exists.
         NotImplementedError: an architecture whose weights cannot be put back under their own names.
     """
     if Path(folder).exists() and not Path(folder).is_dir():
-        raise FileExistsError(f"folder={str(folder)!r} is no folder but a file or a device; give the name of a folder")
+        raise FileExistsError(f"folder={str(folder)!r} is a file or a device, not a folder; give the name of a folder")
     state = plain_state_dict(model)
     hf_model = model.sepcap_origin.hf_model if is_hooked_transformer(model) else inner(model)
     shell = _shell(hf_model)

@@ -1,4 +1,4 @@
-"""Model objects as they come: what wraps them, and what keeps their weights from being edited."""
+"""Model objects as users pass them: their wrappers, and additions that prevent their weights from being edited."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sepcap.checks import warn
+from sepcap.errors import warn
 from sepcap.models.kinds import architecture_of, kind_of
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
@@ -24,13 +24,13 @@ def unwrapped(model: Any) -> Any:
     while isinstance(model, nn.Module) and type(model).__name__ in WRAPPERS:
         model = getattr(model, WRAPPERS[type(model).__name__])
     if any(base.__name__ == "PeftModel" for base in type(model).__mro__):
-        raise ValueError(f"model is a {type(model).__name__}, which keeps its adapters beside the weights; {MERGE}, and load that")
+        raise ValueError(f"model is a {type(model).__name__}, which keeps its adapters apart from the weights; {MERGE}, and load that")
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():
             if type(module).__module__.startswith("torch.ao.nn"):
                 raise ValueError(
-                    f"model: {name} is a quantised {type(module).__name__}, which has no weight to be read; load the model before it was "
-                    "quantised, in half precision if memory is short: load_model(..., dtype='bfloat16')"
+                    f"model: {name} is a quantised {type(module).__name__}, which has no readable weight; load the model before "
+                    "quantisation, in half precision if memory is short: load_model(..., dtype='bfloat16')"
                 )
     return model
 
@@ -41,7 +41,7 @@ def known_class(cls: type) -> type:
 
 
 def check_tokens(tokenizer: Any, hf_model: Any, name: str) -> None:
-    """Raise when a text, or what is put around it, can have tokens that the embedding has no row for.
+    """Raise if a text, or the special tokens around it, can have tokens without a row in the embedding.
 
     Special tokens beyond the embedding that no text model uses (the image token of Gemma 3) are left alone.
 
@@ -49,10 +49,10 @@ def check_tokens(tokenizer: Any, hf_model: Any, name: str) -> None:
         ValueError: such a token.
     """
     rows = hf_model.get_input_embeddings().weight.shape[0]
-    # rows of a masked model are padded with the token for it, those of others with any
+    # rows of a masked model are padded with its padding token, rows of others with any token
     kinds = ("bos", "eos", "mask", "cls", "sep", *(["pad"] if kind_of(hf_model) == "masked" else []))
     used = {i: f"{which}_token" for which in kinds if (i := getattr(tokenizer, f"{which}_token_id", None)) is not None}
-    # by their numbers: a vocabulary can have gaps, and be smaller than its largest number
+    # by token id: a vocabulary can have gaps, and be smaller than its largest id
     beyond = {i: token for i, token in (used | {i: token for token, i in tokenizer.get_vocab().items()}).items() if i >= rows}
     special = set(tokenizer.all_special_ids)
     for i, token in sorted(beyond.items()):
@@ -65,7 +65,7 @@ def check_tokens(tokenizer: Any, hf_model: Any, name: str) -> None:
 
 
 def hooked_modules(hf_model: Any) -> dict[str, Any]:
-    """Modules with plain forward hooks of the user's, by name; those of libraries are not counted."""
+    """Modules with the user's plain forward hooks, by name; hooks of libraries are not counted."""
     return {
         name: module
         for name, module in hf_model.named_modules()
@@ -79,17 +79,17 @@ def _of_a_library(hook: Any) -> bool:
 
 
 def warn_of_lost_hooks(lost: Iterable[str], made: str) -> None:
-    """Name the modules whose torch hooks are not called by every pass of a hooked model of a class."""
+    """Warn of modules whose torch hooks are not called in every pass of a hooked model."""
     names = sorted(lost)
     if names:
         warn(
-            f"torch hooks on {', '.join(names)} are not called in every pass, because a {made} computes in their place. Remove "
+            f"torch hooks on {', '.join(names)} are not called in every pass, because a {made} computes in place of these modules. Remove "
             f"them, and give the {made} hooks of its own: model.add_hook('blocks.0.hook_attn_out', function)"
         )
 
 
 def check_plain_weights(model: Any, parts: Iterable[str], what: str) -> None:
-    """Raise where a module of the blocks computes with more than its weight, so that an edit of it would be another model.
+    """Raise if a module of the blocks computes with more than its weight, so that an edit of the weight would have another effect.
 
     Args:
         model: a hooked model.

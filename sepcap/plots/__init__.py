@@ -1,13 +1,28 @@
-"""Pictures: one function per figure, each takes a result and returns a `go.Figure`.
+"""Figures: one function per figure, which takes a result and returns a `go.Figure`.
 
-The figures are drawn at the size at which they are printed, one column (3.3 inches) or the page (6.9 inches) wide, and `save`
-writes them at exactly that size. Nothing global is changed: every figure carries its own template.
+The figures are drawn at their printed size, one column (3.3 inches) or one page (6.9 inches) wide, and `save` writes them at exactly
+that size. No global setting is changed: every figure has its own template.
 """
 
-from sepcap.plots.ablations import ablation_protocol, ablations
+from sepcap.drawing.save import save
 from sepcap.plots.activations import activation_distributions
-from sepcap.plots.areas import areas
-from sepcap.plots.cross_checks import (
+from sepcap.plots.importance import importance_scatter
+from sepcap.plots.weights import mlp_biases, value_norms
+from sepcap.selection.figures import head_scores, importance_histograms, score_histograms
+from sepcap.studies.ablations.figures import ablation_protocol, ablations
+from sepcap.studies.clusters.figures import concentration_curve, concentration_profile
+from sepcap.studies.cross_task.figures import cross_task, cross_task_bisection
+from sepcap.studies.dimensions.figures import streams
+from sepcap.studies.jacobian.figures import tight_pass_ranks, tight_pass_spectra
+from sepcap.studies.methods.figures import methods
+from sepcap.studies.overlaps.figures import overlap_layers, overlap_ratios, overlaps
+from sepcap.studies.paragraphs.figures import transfer_distances, transfer_layers, transfer_positions
+from sepcap.studies.pruning.figures.areas import areas
+from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
+from sepcap.studies.pruning.figures.neurons_gone import neurons_gone
+from sepcap.studies.pruning.figures.steps import metric_over_steps, thresholds
+from sepcap.studies.pruning.figures.trajectory import trajectory
+from sepcap.studies.selection_checks.figures import (
     cross_checks_curves,
     cross_checks_keep,
     cross_checks_layers,
@@ -15,22 +30,7 @@ from sepcap.plots.cross_checks import (
     cross_checks_step_overlaps,
     cross_checks_steps,
 )
-from sepcap.plots.cross_task import cross_task, cross_task_bisection
-from sepcap.plots.drops import drop_against_drop, perplexity_against_perplexity
-from sepcap.plots.importance import importance_scatter
-from sepcap.plots.methods import methods
-from sepcap.plots.modules import concentration_curve, concentration_profile
-from sepcap.plots.neurons import neurons_gone
-from sepcap.plots.overlaps import overlap_layers, overlap_ratios, overlaps
-from sepcap.plots.save import save
-from sepcap.plots.scores import head_scores, importance_histograms, score_histograms
-from sepcap.plots.similarity import similarity, similarity_profile
-from sepcap.plots.steps import metric_over_steps, thresholds
-from sepcap.plots.streams import streams
-from sepcap.plots.tight_pass import tight_pass_ranks, tight_pass_spectra
-from sepcap.plots.trajectory import trajectory
-from sepcap.plots.transfer import transfer_distances, transfer_layers, transfer_positions
-from sepcap.plots.weights import mlp_biases, value_norms
+from sepcap.studies.similarity.figures import similarity, similarity_profile
 
 __all__ = [
     "ablation_protocol",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.plots.style import (
+from sepcap.drawing.style import (
     BLUE,
     FONT_PX,
     GREY,
@@ -30,10 +30,10 @@ from sepcap.plots.style import (
 from sepcap.statistics.moments import NeuronStatistics, Statistics
 
 FEW = 8
-"""Neurons up to which each has a panel of its own; more become rows of a heat map."""
+"""Largest number of neurons with a panel each; more become rows of a heat map."""
 MOST = 256
 CELLS = 30_000
-"""Cells of all heat maps of a figure together, which keeps it small."""
+"""Maximum number of cells in all heat maps of a figure together, to keep it small."""
 COLOURS = (VERMILLION, BLUE)
 PANEL_PX, GAP_PX = 96, 44
 
@@ -72,8 +72,8 @@ def activation_distributions(
     """Density of activations on two tasks, on a logarithmic scale, with zero, means and peaks marked.
 
     Up to 8 neurons have a panel each. More, such as those of a whole head, become rows of a heat map for each task, below the
-    density of all of them together. Both tasks have the same bins: from the smallest to the largest activation of the neuron
-    or, in heat maps, of all that are shown. The peak is that of `ablate`, in the neuron's own 100 bins (METHODS 8).
+    density of all neurons together. Both tasks have the same bins, from the smallest to the largest activation of the neuron
+    or, in heat maps, of all neurons shown. The peak is the one used by `ablate`, in the neuron's own 100 bins (METHODS 8).
 
     Args:
         forget, retain: statistics with histograms, `sepcap.collect(..., histogram=True)`.
@@ -82,9 +82,9 @@ def activation_distributions(
         neurons: which neurons of the head or, for mlp, of the layer; default the whole head.
         site: default "mlp", or with a head "attn_pre_out".
         rotated: the same two tasks collected with `rotation=...`, drawn beside the original basis. Its neurons have the
-            same numbers but are other directions.
+            same indices but are other directions.
         bins: bins of a panel; the heat maps of many neurons have fewer.
-        width: inches, "column" or "page"; default a page where there are two bases.
+        width: inches, "column" or "page"; default is a page if there are two bases.
 
     Raises:
         ValueError: no histograms, no or too many neurons, or a `rotated` that is not the same tasks in another basis.
@@ -115,7 +115,7 @@ def activation_distributions(
 
 
 def _chosen(shape: tuple[int, ...], site: str, layer: int, head: int | None, neurons: Iterable[int] | None) -> list[int]:
-    """Numbers of the neurons within the head or layer, all checked to exist."""
+    """Indices of the neurons within the head or layer; all are checked to exist."""
     if (head is None) != (len(shape) == 2):
         raise ValueError(f"head={head}: site {site!r} has {'no heads' if len(shape) == 2 else f'{shape[1]} heads, give one'}")
     if neurons is None and head is None:
@@ -131,7 +131,7 @@ def _chosen(shape: tuple[int, ...], site: str, layer: int, head: int | None, neu
 
 def _check_rotated(original: Sequence[Statistics], rotated: Sequence[Statistics], site: str) -> None:
     if site == "mlp":
-        raise ValueError("rotated: mlp neurons are in one basis only; rotations are of attention sites")
+        raise ValueError("rotated: mlp neurons have only one basis; rotations apply to attention sites")
     marks = [s.info.get("rotation") for s in rotated]
     if len(marks) != 2 or marks[0] is None or marks[0] != marks[1]:
         raise ValueError("rotated: give two statistics, forget and retain, collected with the same rotation=...")
@@ -146,7 +146,7 @@ def _basis(name: str, pair: Sequence[NeuronStatistics], layer: int, head: int | 
     high = np.max([s.high[where][chosen].cpu().double().numpy() for s in pair], axis=0)
     if shared:
         low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
-    # a constant neuron still has a bin to be in
+    # a constant neuron still needs a bin
     flat = high - low <= 1e-6 * np.maximum(np.abs(high), np.abs(low))
     room = np.where(flat, 0.5 * np.maximum(np.abs(high), 1e-3), 0.0)
     edges = np.linspace(low - room, high + room, bins + 1, axis=1)
@@ -156,18 +156,18 @@ def _basis(name: str, pair: Sequence[NeuronStatistics], layer: int, head: int | 
         histogram = s.require_histogram()
         shares = [histogram.density(layer, (*where[1:], n), e) for n, e in zip(chosen, edges, strict=True)]
         peaks = [float(histogram.part(layer, slice(first + n, first + n + 1)).peak()) for n in chosen]
-        # what is left of a difference of counts that are equal is no activation
+        # the rounding error of a difference of equal counts is no activation
         density = np.where(np.array(shares) > 1e-9, shares, 0) / np.diff(edges, axis=1)
         tasks.append(Shown(density, np.array(peaks), s.mean[where][chosen].cpu().numpy()))
     return Basis(name, edges, (tasks[0], tasks[1]), min(s.count for s in pair))
 
 
 def _steps(basis: Basis, of: int, neuron: int | None, hover: str, name: str, axes: dict[str, str], floor: float) -> go.Scatter:
-    """The outline of one density; `neuron` None is all of them together."""
+    """The outline of one density; `neuron=None` pools all neurons."""
     shown = basis.tasks[of].density
     density = shown.mean(0) if neuron is None else shown[neuron]
     edges = basis.edges[neuron or 0]
-    # bins without activations lie below the axis, so that the outline goes down to it
+    # bins without activations are below the axis, so that the outline reaches it
     return go.Scatter(
         x0=float(edges[0]),
         dx=float(edges[1] - edges[0]),
@@ -178,13 +178,13 @@ def _steps(basis: Basis, of: int, neuron: int | None, hover: str, name: str, axe
         name=name,
         legendgroup=name,
         showlegend=False,
-        hovertemplate=f"{hover}<br>from %{{x:.4g}} on: density %{{customdata:.3g}}<extra></extra>",
+        hovertemplate=f"{hover}<br>bin from %{{x:.4g}}: density %{{customdata:.3g}}<extra></extra>",
         **axes,
     )
 
 
 def _axes(basis: Basis, neuron: int, floor: float, top: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """x with zero in it and a logarithmic y."""
+    """An x axis that includes zero, and a logarithmic y axis."""
     low, high = min(float(basis.edges[neuron, 0]), 0.0), max(float(basis.edges[neuron, -1]), 0.0)
     room = 0.02 * (high - low)
     decades = np.log10(top / floor)
@@ -195,7 +195,7 @@ def _axes(basis: Basis, neuron: int, floor: float, top: float) -> tuple[dict[str
 
 
 def _floor(basis: Basis, neurons: slice) -> float:
-    """Somewhat less than the density of a single position."""
+    """Slightly less than the density of a single position."""
     return float(0.7 / (basis.positions * np.diff(basis.edges[neurons], axis=1).max()))
 
 
@@ -254,7 +254,7 @@ def _panels(bases: list[Basis], tasks: list[str], chosen: list[int], where: str,
 
 
 def _mark(kind: str, at: float, top: float, bottom: float, of: int, hover: str, axes: dict[str, str]) -> go.Scatter:
-    """The peak as a triangle at the upper end, that of the second task below that of the first; the mean as a line down."""
+    """The peak as a triangle at the top, the second task's below the first's; the mean as a vertical line."""
     common = {"name": kind, "showlegend": False, "hovertemplate": f"{hover}<br>{kind} {at:.4g}<extra></extra>", "cliponaxis": False, **axes}
     if kind == "peak":
         marker = {"symbol": "triangle-down", "size": 8, "color": COLOURS[of], "line": {"color": "white", "width": 0.5}}
@@ -278,7 +278,7 @@ def _entries(tasks: list[str]) -> list[go.Scatter]:
 
 
 def _maps(bases: list[Basis], tasks: list[str], chosen: list[int], where: str, width: Width) -> go.Figure:
-    """Above the density of all neurons together, below a heat map per task with a row per neuron."""
+    """The density of all neurons together, above one heat map per task with a row per neuron."""
     row_px = min(12.0, max(2.5, 300 / len(chosen)))
     map_px = row_px * len(chosen)
     total = PANEL_PX + GAP_PX + map_px
@@ -339,7 +339,7 @@ def _maps(bases: list[Basis], tasks: list[str], chosen: list[int], where: str, w
 
 
 def _rows(chosen: list[int], row_px: float) -> dict[str, Any]:
-    """Ticks of a heat map, named after the neurons that its rows are."""
+    """Ticks of a heat map, labelled with the neurons of its rows."""
     at = list(range(0, len(chosen), every(len(chosen), int(len(chosen) * row_px / 15))))
     return {"tickvals": at, "ticktext": [str(chosen[i]) for i in at]}
 

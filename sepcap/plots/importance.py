@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.models.sites import get_site
-from sepcap.plots.cells import Grid, counts_bar, logarithmic
-from sepcap.plots.scores import mask_of
-from sepcap.plots.style import (
+from sepcap.drawing.cells import Grid, counts_bar, logarithmic
+from sepcap.drawing.style import (
     GREY,
     INK,
     SITE_NAMES,
@@ -27,26 +25,28 @@ from sepcap.plots.style import (
     rounded,
     width_px,
 )
+from sepcap.models.sites import get_site
+from sepcap.selection.figures import mask_of
 from sepcap.selection.importance import IMPORTANCES, get_importance
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import score
 from sepcap.statistics.moments import Statistics
 
 MOST_POINTS = 600
-"""Chosen neurons of all sites that are drawn one by one; of more, every cell that holds some is marked."""
+"""Largest number of chosen neurons of all sites that are drawn one by one; with more, every cell that contains some is marked."""
 NAMED = 2
-"""Neurons with the highest and with the lowest scores of every layer that are always points by themselves."""
+"""Number of neurons with the highest, and with the lowest, scores of every layer that are always drawn one by one."""
 BYTES = 155_000
-"""Room for all numbers of a figure, before they are packed: it decides how fine the cells of single layers are."""
+"""Maximum size of all numbers of a figure before packing; it determines how fine the cells of single layers are."""
 MARKED_BINS = 40
-"""Cells along an axis at most where they have marks."""
+"""Maximum number of cells along an axis if they have marks."""
 LEFT, RIGHT, GAP = 62, 78, 66
 CHOSEN, POINTS, LOWEST, EQUAL = "chosen", "points", "lowest chosen score", "equal on both tasks"
 
 
 @dataclass(frozen=True)
 class Site:
-    """One site: importances and scores [layer, neuron], what is chosen of it, and the score above which it is."""
+    """One site: importances and scores [layer, neuron], chosen neurons, and the lowest score at which they are chosen."""
 
     name: str
     shape: tuple[int, ...]
@@ -86,14 +86,14 @@ def importance_scatter(
 ) -> go.Figure:
     """Importance of every neuron on the forget task against that on the retain task, both logarithmic, one panel per site.
 
-    Neurons are counted in cells. Chosen ones and those with the highest and lowest scores are points with their names; where
-    more than 600 are chosen, every cell that holds some has a mark whose size says which share of it they are.
-    Neurons with importance 0 stand apart beyond the axis, at the tick 0. A slider shows single layers, in coarser cells.
+    Neurons are counted in cells. Chosen neurons and those with the highest and lowest scores are points with names; if more than
+    600 are chosen, every cell that contains some has a mark whose size shows their share of the cell.
+    Neurons with importance 0 are beyond the axis break, at the tick 0. A slider shows single layers, with coarser cells.
 
     Args:
         forget, retain: statistics of both tasks, as for `sepcap.score`.
-        importance: any importance that both tasks have by themselves, "abs", "sqrt", "rms", "std" or "freq".
-        neurons: chosen neurons. Where they are the highest scores of this importance over all layers, the line of the
+        importance: any importance that is defined for each task separately, "abs", "sqrt", "rms", "std" or "freq".
+        neurons: chosen neurons. If they have the highest scores of this importance over all layers, the line of the
             lowest chosen score is drawn.
         site: one site only; default all.
         layers: layers to draw; default all.
@@ -102,14 +102,14 @@ def importance_scatter(
         width: inches, "column" or "page"; default a column for one site.
 
     Raises:
-        ValueError: an importance of the pair of tasks, such as "mean_shift".
+        ValueError: an importance defined only for the pair of tasks, such as "mean_shift".
 
     Source: [SP] definition 2; METHODS 5.
     """
     row = get_importance(importance)
     if row.of is None:
         alone = [name for name, other in IMPORTANCES.items() if other.of is not None]
-        raise ValueError(f"importance={importance!r} is one number of both tasks together; use one of {', '.join(alone)}")
+        raise ValueError(f"importance={importance!r} is defined only for both tasks together; use one of {', '.join(alone)}")
     if not 2 <= bins <= 100:
         raise ValueError(f"bins={bins}: give 2 to 100")
     names = [site] if site is not None else list(forget)
@@ -129,7 +129,7 @@ def importance_scatter(
 
 
 def _threshold(neurons: NeuronSet | None, site: str, scores: np.ndarray, chosen: np.ndarray) -> float | None:
-    """The lowest chosen score, where the set says that it was chosen by it and over all layers."""
+    """The lowest chosen score, if the set records that it was chosen by this score over all layers."""
     if neurons is None or neurons.info.get("per_layer") or not chosen.any():
         return None
     stated, lowest = neurons.info.get("threshold", {}).get(site), float(scores[chosen].min())
@@ -140,7 +140,7 @@ def _figure(sites: list[Site], bins: int, width: Width, importance: str, tasks: 
     layers = len(sites[0].scores)
     total = width_px(width) - LEFT - RIGHT
     panel = (total - GAP * (len(sites) - 1)) / len(sites)
-    views: list[list[dict[str, Any]]] = [[] for _ in range(layers + 1 if layers > 1 else 1)]  # the same traces of all layers and of each
+    views: list[list[dict[str, Any]]] = [[] for _ in range(layers + 1 if layers > 1 else 1)]  # the same traces for all layers and for each
     drawn: list[tuple[Site, Grid, dict[str, str]]] = []
     lines: list[Any] = []
     layout: dict[str, Any] = {"annotations": []}
@@ -166,7 +166,7 @@ def _figure(sites: list[Site], bins: int, width: Width, importance: str, tasks: 
         above = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 4}
         layout["annotations"].append({"text": capital(SITE_NAMES[s.name]), **above})
     if layers > 1:
-        # the numbers of all layers together are in the figure twice, their points in the views of single layers too
+        # the data of all layers together are in the figure twice, and their points also in the views of single layers
         room = (BYTES - sum(2 * _bytes(t) + (t["name"] == POINTS) * _bytes(t) for t in views[0])) // len(sites)
         for s, grid, axes in drawn:
             for layer, view in enumerate(_by_layer(s, grid, room)):
@@ -186,7 +186,7 @@ def _bytes(trace: dict[str, Any]) -> int:
 
 
 def _slider(views: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """A step for every view: it replaces what differs between them in the first traces of the figure."""
+    """One step per view, which replaces what differs between views in the first traces of the figure."""
     steps = []
     for traces in views:
         new = {key: [packed(t.get(key)) for t in traces] for key in ("name", "z", "x", "y", "customdata")}
@@ -208,7 +208,7 @@ def _grid(s: Site, bins: int) -> Grid:
     both = np.concatenate([s.forget.ravel(), s.retain.ravel()])
     logs = np.log10(both[both > 0]) if (both > 0).any() else np.zeros(1)
     low, high = float(logs.min()), float(logs.max())
-    # a little more than the range, so that the extremes do not lie on the frame
+    # a little more than the range, so that the extremes are not on the frame
     room = max(0.01 * (high - low), 0.01)
     low, step = low - room, (high - low + 2 * room) / bins
     return Grid(low, step, bins, (low - 2 * step, low - step))
@@ -223,7 +223,7 @@ View = tuple[Grid, np.ndarray, np.ndarray]
 
 
 def _by_layer(s: Site, grid: Grid, room: int) -> list[View]:
-    """Cells of single layers with all and with chosen neurons, as fine as there is room for."""
+    """Cells of single layers with all and with chosen neurons, as fine as `room` allows."""
     views: list[View] = []
     for bins in (60, 48, 36, 28, 22, 16, 12, 8):
         cells = grid.with_bins(bins)
@@ -237,7 +237,7 @@ def _by_layer(s: Site, grid: Grid, room: int) -> list[View]:
 def _traces(
     s: Site, layers: Sequence[int], cells: Grid, counts: np.ndarray, chosen: np.ndarray, panel_px: float, axes: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """What is drawn of some layers: cells, marks of chosen neurons in them where they are many, points."""
+    """Traces of some layers: cells, marks of chosen neurons in them if there are many, and points."""
     heat = {
         "type": "heatmap",
         "name": "all layers" if len(layers) == len(s.scores) else f"layer {s.numbers[layers[0]]}",
@@ -263,7 +263,7 @@ def _traces(
         "marker": {"symbol": "square", "color": VERMILLION, "size": size.astype(np.uint8), "opacity": 0.7, "line": {"width": 0}},
         "name": CHOSEN,
         "showlegend": False,
-        "hovertemplate": "%{customdata:,} neurons chosen here<extra></extra>",
+        "hovertemplate": "%{customdata:,} chosen neurons in this cell<extra></extra>",
         **axes,
     }
     return [heat, marks, _points(s, layers, cells, axes)]
@@ -273,7 +273,7 @@ def _points(s: Site, layers: Sequence[int], grid: Grid, axes: dict[str, str]) ->
     at = [s.points(layer) for layer in layers]
     layer, neuron = np.repeat(layers, [len(a) for a in at]), np.concatenate(at).astype(np.int64)
     extreme = np.concatenate([np.isin(a, s.extremes(n)) for n, a in zip(layers, at, strict=True)])
-    # the extremes lie above the others
+    # the extremes are drawn above the others
     order = np.argsort(extreme, kind="stable")
     layer, neuron, extreme = layer[order], neuron[order], extreme[order]
     forget, retain = s.forget[layer, neuron], s.retain[layer, neuron]
@@ -314,7 +314,7 @@ def _lines(s: Site, grid: Grid, axes: dict[str, str]) -> list[go.Scatter]:
 
 
 def _axis(grid: Grid, panel_px: float, zeros: bool) -> dict[str, Any]:
-    """Ticks at powers of ten, or at 1, 2 and 5 times them where there are few, and one for 0."""
+    """Ticks at powers of ten, or at 1, 2 and 5 times them if there are few, and one for 0."""
     high = grid.low + grid.bins * grid.step
     powers = range(int(np.ceil(grid.low)), int(np.floor(high)) + 1)
     if len(powers) >= 3:
@@ -327,7 +327,7 @@ def _axis(grid: Grid, panel_px: float, zeros: bool) -> dict[str, Any]:
     lowest = grid.low
     if zeros:
         lowest = grid.zero[0]
-        # a power next to the 0 would run into it
+        # a power next to the 0 would overlap it
         apart = [(v, t) for v, t in zip(values, texts, strict=True) if (v - lowest) / (high - lowest) * panel_px > 30]
         values, texts = [float(np.mean(grid.zero)), *(v for v, _ in apart)], ["0", *(t for _, t in apart)]
     return {"range": [lowest, high], "tickvals": values, "ticktext": texts, "tickangle": 0}

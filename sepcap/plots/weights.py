@@ -1,13 +1,13 @@
-"""What the weights alone say, layer by layer (METHODS 13, last line)."""
+"""Distributions of the weights, layer by layer (METHODS 13, last line)."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
+from sepcap.drawing.ridges import Panel, bin_layers, edges_of, ridges
+from sepcap.drawing.style import GREY, Width, chosen_layers
 from sepcap.models.views import mlp_input_biases, value_row_norms
-from sepcap.plots.ridges import Panel, bin_layers, edges_of, ridges
-from sepcap.plots.style import GREY, Width, chosen_layers
 
 
 def value_norms(
@@ -15,14 +15,14 @@ def value_norms(
 ) -> go.Figure:
     """Norms of the rows of W_V, one ridge per layer.
 
-    The norm of a value neuron is that of W_V[h, :, d] over d_model. Neurons that are gone have norm 0: their share of the
-    layer stands beside its ridge, they are in no bin.
+    The norm of a value neuron is that of W_V[h, :, d] over d_model. Deleted neurons have norm 0: their share of the
+    layer is shown next to its ridge, and they are not binned.
 
     Args:
         model: what `load_model` returns.
         bins: number of bins over the range of all layers.
         layers: layers to draw; default all.
-        log_counts: whether heights are logarithms of the number of neurons, so that tails are seen.
+        log_counts: whether heights are logarithms of the number of neurons, so that tails are visible.
         width: inches, "column" or "page".
 
     Source: [OPT]; METHODS 13.
@@ -59,7 +59,7 @@ def mlp_biases(
         model: what `load_model` returns.
         bins: number of bins over the range of all layers.
         layers: layers to draw; default all.
-        log_counts: whether heights are logarithms of the number of neurons, so that tails are seen.
+        log_counts: whether heights are logarithms of the number of neurons, so that tails are visible.
         width: inches, "column" or "page".
 
     Raises:

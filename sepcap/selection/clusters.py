@@ -1,4 +1,4 @@
-"""MoEfication: the mlp neurons of every layer in clusters of equal size, by what they read (METHODS 12)."""
+"""MoEfication: cluster the mlp neurons of every layer by their input weights, in clusters of equal size (METHODS 12)."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -30,13 +30,13 @@ class Clusters:
     """The mlp neurons of every layer, each in one of k clusters.
 
     Attributes:
-        labels: cluster of every neuron, from 0 to k − 1 within its layer; −1 for a neuron in none, which has no input weights.
+        labels: cluster of every neuron, from 0 to k − 1 within its layer; −1 for a neuron without input weights, which is in no cluster.
         k: clusters per layer.
-        fingerprint: hash of the input weights they were made from.
-        info: how they were made.
+        fingerprint: hash of the input weights that were clustered.
+        info: how the clusters were made.
 
     Example:
-        >>> clusters = sepcap.moefy(model)  # doctest: +SKIP
+        >>> clusters = sepcap.cluster_neurons(model)  # doctest: +SKIP
         >>> sepcap.delete(model, clusters.neurons(model, [(0, 17)]))  # doctest: +SKIP
     """
 
@@ -50,17 +50,17 @@ class Clusters:
             raise ValueError(f"k={self.k}: give at least 1 cluster")
         low, high = (int(end) for end in self.labels.aminmax())
         if low < -1 or high >= self.k:
-            raise ValueError(f"labels: they reach from {low} to {high}; with k={self.k} a label is −1 (in none) to {self.k - 1}")
+            raise ValueError(f"labels: they range from {low} to {high}; with k={self.k} give labels from −1 (no cluster) to {self.k - 1}")
 
     def sizes(self) -> Int[Tensor, "layer k"]:
         """Neurons per cluster."""
         return self._tally(self.labels >= 0)
 
     def counts(self, neurons: NeuronSet) -> Int[Tensor, "layer k"]:
-        """Neurons of a set in every cluster; those in no cluster are left out.
+        """Number of neurons of a set in every cluster; neurons in no cluster are left out.
 
         Raises:
-            ValueError: a set without mlp neurons in its masks, or of a model of another shape.
+            ValueError: the set has no mlp mask, or is of a model of another shape.
         """
         if "mlp" not in neurons.masks:
             raise ValueError(f"neurons has masks of {', '.join(neurons.masks) or 'no site'}; the clusters are of the site 'mlp'")
@@ -78,26 +78,26 @@ class Clusters:
         return torch.bincount(flat, minlength=len(self.labels) * self.k).view(-1, self.k)
 
     def check(self, model: Any) -> None:
-        """Raise when a model has other input weights than those that the clusters were made from.
+        """Raise if the input weights of a model are not those that were clustered.
 
         Raises:
-            ValueError: another model, or the same one with neurons deleted or trained since.
+            ValueError: another model, or the same model after neurons were deleted or weights trained.
         """
         shape = site_shape(model, "mlp")
         if tuple(self.labels.shape) != shape:
-            raise ValueError(f"clusters are of {list(self.labels.shape)} mlp neurons but this model has {list(shape)}: make them anew")
+            raise ValueError(f"clusters are of {list(self.labels.shape)} mlp neurons but this model has {list(shape)}: recompute them")
         found = input_fingerprint(model)
         if found != self.fingerprint:
             raise ValueError(
-                f"clusters were made from other input weights (fingerprint {self.fingerprint}) than {model.cfg.model_name} has now "
-                f"({found}): it is another model, or it was edited since. Make them anew with sepcap.moefy(model)"
+                f"clusters were made from other input weights (fingerprint {self.fingerprint}) than those of {model.cfg.model_name} "
+                f"({found}): it is another model, or it was edited since. Recompute them with sepcap.cluster_neurons(model)"
             )
 
     def neurons(self, model: Any, chosen: Iterable[tuple[int, int]]) -> NeuronSet:
         """Whole clusters as a neuron set, to ablate or delete.
 
         Args:
-            model: the model that the clusters were made of.
+            model: the model whose neurons were clustered.
             chosen: (layer, cluster) pairs.
 
         Raises:
@@ -129,7 +129,7 @@ class Clusters:
         layers, width = self.labels.shape
         sizes = self.sizes()
         none = int((self.labels < 0).sum())
-        left_out = f", {none:,} without input weights in none" if none else ""
+        left_out = f", {none:,} without input weights in no cluster" if none else ""
         return f"Clusters({layers} layers × {width:,} neurons in {self.k} of {_range(sizes)} each, {self.info.get('method')}{left_out})"
 
     def _repr_html_(self) -> str:
@@ -150,7 +150,7 @@ def _range(sizes: Tensor) -> str:
 
 
 def input_fingerprint(model: Any) -> str:
-    """Hash of the mlp input weights of all layers; of the same values in another precision it is the same."""
+    """Hash of the mlp input weights of all layers, independent of the precision in which the same values are stored."""
     digest = hashlib.sha256()
     for layer in range(n_layers(model)):
         weights = mlp_input_weights(model, layer)
@@ -159,7 +159,7 @@ def input_fingerprint(model: Any) -> str:
 
 
 @checked()
-def moefy(
+def cluster_neurons(
     model: Any,
     k: int = K,
     *,
@@ -170,11 +170,11 @@ def moefy(
 ) -> Clusters:
     """Cluster the mlp neurons of every layer by the direction of their input weights, in clusters of equal size.
 
-    Balanced k-means on the L2-normalised columns of W_in, the up-projection of a gated mlp. Where the width is not divisible
+    Balanced k-means on the L2-normalised columns of W_in, the up-projection of a gated mlp. If the width is not divisible
     by k, sizes differ by at most one. Neurons without input weights (deleted ones) have no direction and are in no cluster.
 
-    Every step of k-means assigns the neurons by a minimum-cost flow, of the sum of distances to 0.001 (the library's choice; the
-    start that is kept is the one with the least sum of squares). Seconds per layer and start, three steps, k = 96, on one core:
+    Every k-means step assigns the neurons by a minimum-cost flow that minimises the sum of distances, to 0.001 (the library's
+    choice; the start with the least sum of squares is kept). Seconds per layer and start, three steps, k = 96, on one core:
 
         =========  =======  =======  =======
         d_model    512      2,048    4,096
@@ -185,17 +185,17 @@ def moefy(
         16,384                       87
         =========  =======  =======  =======
 
-    (rows: neurons), so 7 minutes for a model of the size of OPT-1.3B and three quarters of an hour for OPT-6.7B. Memory: about
+    (rows: neurons), which is 7 minutes for a model of the size of OPT-1.3B and 45 minutes for OPT-6.7B. Memory: about
     four times the layer's W_in in float64, and 140 bytes per neuron and cluster.
 
     Args:
         model: what `load_model` returns.
         k: clusters per layer.
-        seed: of the starting centres.
-        n_init: starts, of which the one with the least sum of squares is kept. The library's own default is 10; on the embedded
-            model single starts lie within 1% of each other.
-        max_iter: steps of k-means at most; it stops by itself when the centres stay (after 2 to 4 on the embedded model).
-        say: receives what is about to happen and how long it takes, before it does.
+        seed: seed of the initial centres.
+        n_init: number of starts; the one with the least sum of squares is kept. The library's own default is 10; on the embedded
+            model single starts are within 1% of each other.
+        max_iter: maximum number of k-means steps; it stops earlier if the centres no longer move (after 2 to 4 on the embedded model).
+        say: receives a description of the computation and its estimated time before it starts.
 
     Returns:
         Clusters.
@@ -207,7 +207,7 @@ def moefy(
     Source: [MOE] section 3.2, [MOD]; METHODS section 12.
 
     Example:
-        >>> sepcap.moefy(sepcap.load_model(), k=96)  # doctest: +SKIP
+        >>> sepcap.cluster_neurons(sepcap.load_model(), k=96)  # doctest: +SKIP
         Clusters(6 layers × 1,024 neurons in 96 of 10 to 11 each, moefied)
     """
     if seed < 0:
@@ -226,9 +226,9 @@ def moefy(
 
 
 def index_clusters(model: Any, k: int = K) -> Clusters:
-    """The control: neuron n is in cluster n mod k, counted without the neurons that have no input weights.
+    """The control clustering: neuron n is in cluster n mod k, not counting neurons without input weights.
 
-    Sizes are those that `moefy` gives. A random clustering would be no other control than a random neuron set, which
+    Cluster sizes are those of `cluster_neurons`. A random clustering would be the same control as a random neuron set, which
     `sepcap.selection.concentration` draws.
 
     Args:
@@ -248,11 +248,11 @@ def labels_by_index(live: Bool[Tensor, "layer neuron"], k: int) -> Int[Tensor, "
 
 
 def check_clustering(model: Any, k: int, n_init: int = 1, max_iter: int = MAX_ITER) -> None:
-    """Raise where a model cannot be clustered so.
+    """Raise if a model cannot be clustered with these arguments.
 
     Raises:
-        ValueError: fewer than one of anything, more clusters than a layer has neurons with input weights.
-        FloatingPointError: broken weights.
+        ValueError: an argument below 1, or more clusters than a layer has neurons with input weights.
+        FloatingPointError: NaN or infinite weights.
     """
     for name, value in (("k", k), ("n_init", n_init), ("max_iter", max_iter)):
         if value < 1:
@@ -261,14 +261,14 @@ def check_clustering(model: Any, k: int, n_init: int = 1, max_iter: int = MAX_IT
     for layer in range(layers):
         norms = mlp_input_weights(model, layer).norm(dim=1)
         if not bool(norms.isfinite().all()):
-            raise FloatingPointError(f"model: mlp input weights of layer {layer} are NaN or infinite; nothing can be clustered by them")
+            raise FloatingPointError(f"model: mlp input weights of layer {layer} are NaN or infinite and cannot be clustered")
         live = int((norms > 0).sum())
         if k > live:
             raise ValueError(f"k={k}: layer {layer} has {live:,} of {width:,} mlp neurons with input weights; give at most {live:,}")
 
 
 def moefy_cost(model: Any, k: int, n_init: int = 1) -> str:
-    """What clustering a model does and about how long it takes, in one sentence."""
+    """One sentence that describes the clustering of a model and its approximate time."""
     layers, width = site_shape(model, "mlp")
     d_model = mlp_input_weights(model, 0).shape[1]
     seconds = layers * n_init * seconds_per_start(width, d_model, k)
@@ -278,7 +278,7 @@ def moefy_cost(model: Any, k: int, n_init: int = 1) -> str:
 
 
 def seconds_per_start(neurons: int, d_model: int, k: int) -> float:
-    """Seconds of one start in one layer, from the times in `moefy` (three steps); within a third of each of them."""
+    """Seconds of one start in one layer, fitted to the times in `cluster_neurons` (three steps); within a third of each of them."""
     return 17.6 * (neurons / 8192) ** 1.35 * (d_model / 2048) ** 0.76 * k / 96
 
 
@@ -292,7 +292,7 @@ def cluster_layer(
     max_iter: int = MAX_ITER,
     done: Callable[[], Any] = lambda: None,
 ) -> tuple[Int[Tensor, " neuron"], float]:
-    """Labels of one layer and their sum of squared distances to the centres; see `moefy`.
+    """Labels of one layer and their sum of squared distances to the centres; see `cluster_neurons`.
 
     `done` is called after every start.
     """

@@ -1,25 +1,25 @@
-"""How concentrated a neuron set is in clusters, against random sets matched on layer, or on layer and activity (METHODS 12).
+"""Concentration of a neuron set in clusters, against random sets matched on layer, or on layer and activity (METHODS 12).
 
-In one layer with k clusters let the set have n neurons, of which a share s₁ ≥ s₂ ≥ … ≥ s_k lies in each cluster. The curve goes from
-(0, 0) through (j/k, s₁ + … + s_j) to (1, 1), in straight lines, and the area A lies under it:
+In one layer with k clusters let the set have n neurons, with shares s₁ ≥ s₂ ≥ … ≥ s_k of them in the clusters. The curve goes from
+(0, 0) through (j/k, s₁ + … + s_j) to (1, 1) in straight lines, and the area under it is
 
     A = (1/k) Σ_j (s₁ + … + s_j) − 1/(2k)
 
-Spread evenly over all clusters, A = 1/2; all in one, A = 1 − 1/(2k). A set of few neurons is never spread evenly: n < k neurons, each
-in a cluster of its own, already give A = 1 − n/(2k). Hence `chance`, the mean area of random sets of n neurons in the same clusters
-(a multivariate hypergeometric draw, or the sum of one for every bin of activity), `most`, the area when n neurons fill as
-few clusters as can hold them, and
+A set spread evenly over all clusters has A = 1/2; a set in one cluster has A = 1 − 1/(2k). A small set cannot be spread evenly: n < k
+neurons in n different clusters already have A = 1 − n/(2k). A is therefore compared with `chance`, the mean area of random sets of n
+neurons in the same clusters (a multivariate hypergeometric draw, or the sum of one for every bin of activity), and with `most`, the area
+if the n neurons fill as few clusters as possible:
 
     concentration = (A − chance) / (most − chance)
 
-which is 0 for such a random set and 1 for one that is as concentrated as a set of its size can be. Over several layers or sets, A, chance
+It is 0 for such a random set and 1 for the most concentrated set of this size. Over several layers or sets, A, chance
 and most are means weighted by n, which is the area under the weighted mean of the curves; the number of neurons per layer is
-held fixed in the draws.
+fixed in the draws.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -34,19 +34,21 @@ from sepcap.statistics.moments import Statistics
 DRAWS = 1000
 
 Null = Literal["layer", "layer and activity"]
-"""What the random sets have in common with the set: its number of neurons in every layer, or in every bin of activity of every layer."""
+"""What the random sets are matched on: the number of neurons in every layer, or in every bin of activity of every layer."""
+
+LAYER, ACTIVITY = get_args(Null)
 
 
 @dataclass(frozen=True, eq=False)
 class Concentration:
-    """How concentrated a neuron set is in clusters.
+    """Concentration of a neuron set in clusters.
 
     Attributes:
-        table: a pandas DataFrame, one row per layer and one whose `layer` is missing: the total. Columns: neurons (of the set,
+        table: a pandas DataFrame, one row per layer and a total row, whose `layer` is NA. Columns: neurons (of the set,
             in clusters), area, chance, chance_low and chance_high (95% of random sets), most, concentration, and p, the share of random
-            sets whose area is as large or larger, the set itself counted among them. Not a number where the set is empty.
+            sets with at least the same area, counting the set itself as one of them. NaN if the set is empty.
         curve: cumulative share of the set over clusters, all layers together.
-        chance: the same of random sets: mean, and the ends of 95% of them at every point.
+        chance: the same for random sets: mean and 95% limits at every point.
         null: what the random sets of `chance`, `concentration` and p are matched on: "layer" or "layer and activity".
     """
 
@@ -62,7 +64,7 @@ class Concentration:
 
 
 @checked()
-def concentration(
+def measure_concentration(
     neurons: NeuronSet,
     clusters: Clusters,
     *,
@@ -74,12 +76,12 @@ def concentration(
 
     Args:
         neurons: a set with a mask of the site "mlp"; neurons in no cluster are left out.
-        clusters: what `moefy` or `index_clusters` gives, of the same model.
-        draws: random sets.
-        seed: of the random sets.
-        matched: None for random sets that have as many neurons in every layer as the set; or statistics of the retain task, or
-            {"mlp": activity [layer, neuron]}, for random sets that have as many in every tenth of a layer's neurons by mean absolute
-            activation. Neurons of like activity can lie in the same clusters, so that a set chosen by activity alone is concentrated.
+        clusters: what `cluster_neurons` or `index_clusters` returns, of the same model.
+        draws: number of random sets.
+        seed: seed of the random sets.
+        matched: None for random sets with as many neurons in every layer as the set; or statistics of the retain task, or
+            {"mlp": activity [layer, neuron]}, for random sets with as many in every tenth of a layer's neurons by mean absolute
+            activation. Neurons with similar activity can be in the same clusters, so that a set chosen by activity alone is concentrated.
 
     Returns:
         Concentration with `.table`, `.curve`, `.chance` and `.null`.
@@ -90,7 +92,7 @@ def concentration(
     Source: METHODS section 12; [MOD].
 
     Example:
-        >>> clusters = sepcap.moefy(model)  # doctest: +SKIP
+        >>> clusters = sepcap.cluster_neurons(model)  # doctest: +SKIP
         >>> concentration(neurons, clusters).total["concentration"]  # doctest: +SKIP
         0.21
     """
@@ -107,7 +109,7 @@ def concentration(
             raise ValueError(f"matched: activity is {list(activity.shape)}, and the clusters are of {list(clusters.labels.shape)}")
         bins = quantile_bins(activity).cpu()
     mask = neurons.masks["mlp"].cpu()
-    # neurons of the set per layer and bin, and neurons there are per layer, bin and cluster
+    # neurons of the set per layer and bin, and all neurons per layer, bin and cluster
     within = [bins == number for number in range(int(bins.max()) + 1)]
     taken = np.stack([clusters.counts(NeuronSet({"mlp": mask & inside})).sum(1).numpy() for inside in within], axis=1)
     there = np.stack([clusters.counts(NeuronSet({"mlp": inside})).numpy() for inside in within], axis=1)
@@ -131,7 +133,7 @@ def concentration(
 
 
 def cumulative_share(counts: Int[np.ndarray, "*set k"]) -> Float[np.ndarray, "*set point"]:
-    """Share of a set in the first 0, 1, …, k clusters, those with the most of it first; not a number for an empty set.
+    """Share of a set in the 0, 1, …, k clusters with the largest shares of it; NaN for an empty set.
 
     >>> cumulative_share(np.array([1, 0, 3])).tolist()
     [0.0, 0.75, 1.0, 1.0]
@@ -143,7 +145,7 @@ def cumulative_share(counts: Int[np.ndarray, "*set k"]) -> Float[np.ndarray, "*s
 
 
 def area(curve: Float[np.ndarray, "*set point"]) -> Any:
-    """Area under curves over [0, 1], their points equally far from each other.
+    """Area under curves over [0, 1] with equally spaced points.
 
     >>> float(area(cumulative_share(np.array([5, 0, 0, 0])))), float(area(cumulative_share(np.array([2, 2, 2, 2]))))
     (0.875, 0.5)
@@ -152,7 +154,7 @@ def area(curve: Float[np.ndarray, "*set point"]) -> Any:
 
 
 def fullest(n: int, sizes: Int[np.ndarray, " k"]) -> Float[np.ndarray, " point"]:
-    """The highest curve that n neurons can have: they fill the largest clusters, one after the other."""
+    """The highest possible curve of n neurons, which fill the largest clusters one after the other."""
     before = np.concatenate([[0], -np.sort(-sizes)]).cumsum()
     return cumulative_share(np.diff(np.minimum(before, n)))
 
@@ -160,8 +162,8 @@ def fullest(n: int, sizes: Int[np.ndarray, " k"]) -> Float[np.ndarray, " point"]
 def _random_curves(
     n: Int[np.ndarray, " bin"], sizes: Int[np.ndarray, "bin k"], draws: int, seed: tuple[int, int]
 ) -> Float[np.ndarray, "draw point"]:
-    """Curves of random sets with n neurons of every bin, of which so many are in each cluster."""
-    # in order of size, so that clusters of the same sizes meet the same random sets
+    """Curves of random sets with n neurons from every bin; `sizes` are the neurons of every bin in each cluster."""
+    # in order of size, so that clusterings with the same cluster sizes get the same random sets
     order, rng = np.argsort(-sizes.sum(axis=0), kind="stable"), np.random.default_rng(seed)
     counts = [
         rng.multivariate_hypergeometric(of_bin[order], number, size=draws, method="marginals")

@@ -10,8 +10,8 @@ from sepcap.statistics.histogram import BINS, Grid, grid_of, power_of_two, regri
 from sepcap.statistics.moments import NeuronStatistics
 
 COMMON_BINS = 128
-"""Bins of `kl` and `js`: 64 to 128 over the range of both datasets together. With N positions each, chance alone separates two
-samples of one distribution by about (bins in use)/4N nats of `js` and (bins in use)/N of `kl`, so finer bins would measure noise."""
+"""Bins of `kl` and `js`: 64 to 128 over the range of both datasets together. With N positions each, two samples of the same
+distribution differ by chance by about (bins in use)/4N nats of `js` and (bins in use)/N of `kl`, so finer bins would measure noise."""
 
 Counts = Float[Tensor, "neuron bin"]
 
@@ -19,8 +19,8 @@ Counts = Float[Tensor, "neuron bin"]
 def kl(forget: NeuronStatistics, retain: NeuronStatistics) -> Float[Tensor, "layer *neuron"]:
     """Kullback–Leibler divergence Σ p ln(p/q) of forget from retain, in nats.
 
-    Both datasets are counted in the same bins, at most `COMMON_BINS`, and every bin that either of them reaches gets half a
-    position more in both: the divergence is finite, not negative, and zero when the counts are equal.
+    Both datasets are counted in the same bins, at most `COMMON_BINS`, and half a position is added in both to every bin that
+    is nonempty in either: the divergence is finite, nonnegative, and zero if the counts are equal.
     """
 
     def of_layer(f: Tensor, r: Tensor, width: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def kl(forget: NeuronStatistics, retain: NeuronStatistics) -> Float[Tensor, "lay
 def js(forget: NeuronStatistics, retain: NeuronStatistics) -> Float[Tensor, "layer *neuron"]:
     """Jensen–Shannon divergence ½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2, in nats: 0 for equal distributions, ln 2 for disjoint ones.
 
-    Shares of the same bins as in `kl`, not smoothed.
+    The bins are those of `kl`, without smoothing.
     """
 
     def of_layer(f: Tensor, r: Tensor, width: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ def js(forget: NeuronStatistics, retain: NeuronStatistics) -> Float[Tensor, "lay
 def wasserstein(forget: NeuronStatistics, retain: NeuronStatistics) -> Float[Tensor, "layer *neuron"]:
     """Wasserstein-1 distance ∫|F_forget(z) − F_retain(z)| dz, in units of the activation.
 
-    To within one bin of the range of both datasets together (range/510); never less than the difference of the means, which
-    bounds the distance from below and is known exactly.
+    Accurate to one bin of the range of both datasets together (range/510), and never less than the difference of the means,
+    which is an exact lower bound.
     """
 
     def of_layer(f: Tensor, r: Tensor, width: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def wasserstein(forget: NeuronStatistics, retain: NeuronStatistics) -> Float[Ten
 
 
 def _relative_entropy(p: Counts, q: Counts) -> Float[Tensor, " neuron"]:
-    # xlogy: 0 ln 0 = 0, and rounding may leave a hair below zero
+    # xlogy: 0 ln 0 = 0; rounding can make the sum slightly negative
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(1).clamp_min(0)
 
 

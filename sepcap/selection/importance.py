@@ -1,4 +1,4 @@
-"""Importance functions: what one dataset's statistics say about every neuron (METHODS 4)."""
+"""Importance functions: one number per neuron from activation statistics (METHODS 4)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from sepcap.statistics.moments import NeuronStatistics
 
 
 class Importance(NamedTuple):
-    """One row of the table: either a non-negative number per neuron, or a score of the pair of datasets by itself."""
+    """One row of the table: either a non-negative number per neuron of one dataset, or a score of a pair of datasets."""
 
     of: Callable[[NeuronStatistics], Float[Tensor, "..."]] | None
     pair: Callable[[NeuronStatistics, NeuronStatistics], Float[Tensor, "..."]] | None
@@ -25,12 +25,12 @@ IMPORTANCES: dict[str, Importance] = {
     "rms": Importance(lambda s: s.rms, None, "√ mean z²"),
     "std": Importance(lambda s: s.std, None, "standard deviation about the dataset's own mean"),
     "freq": Importance(lambda s: s.freq, None, "share of positions with z > 0 (mlp only)"),
-    "mean_shift": Importance(None, lambda f, r: (f.mean - r.mean).abs(), "|mean on forget − mean on retain|, no ratio"),
-    "kl": Importance(None, kl, "Kullback–Leibler divergence of forget from retain, nats, no ratio; needs histograms"),
-    "js": Importance(None, js, "Jensen–Shannon divergence, 0 to ln 2, no ratio; needs histograms"),
-    "wasserstein": Importance(None, wasserstein, "area between the cumulative distributions, no ratio; needs histograms"),
+    "mean_shift": Importance(None, lambda f, r: (f.mean - r.mean).abs(), "|mean on forget − mean on retain|, not a ratio"),
+    "kl": Importance(None, kl, "Kullback–Leibler divergence of forget from retain, nats, not a ratio; needs histograms"),
+    "js": Importance(None, js, "Jensen–Shannon divergence, 0 to ln 2, not a ratio; needs histograms"),
+    "wasserstein": Importance(None, wasserstein, "area between the cumulative distributions, not a ratio; needs histograms"),
 }
-"""All importance functions by name. `random` is no importance: it is the baseline of a selection."""
+"""All importance functions by name. `random` is not an importance but the baseline of a selection."""
 
 
 def get_importance(name: str) -> Importance:

@@ -1,4 +1,4 @@
-"""Classes of neurons that are alike in layer and activity: what a control set is matched on (METHODS 12)."""
+"""Classes of neurons of the same layer and similar activity, on which control sets are matched (METHODS 12)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ BINS = 10
 """Quantile bins of activity per layer."""
 
 LEAST_PER_BIN = 10
-"""Neurons, or heads, of a bin; layers that have fewer than ten times as many get fewer bins, so that a draw from a bin has a choice."""
+"""Minimum of neurons, or heads, per bin; layers with fewer than ten times as many get fewer bins, so that draws from a bin can differ."""
 
 
 def quantile_bins(activity: Float[Tensor, "layer unit"]) -> Int[Tensor, "layer unit"]:
-    """Bin of every neuron within its layer, 0 for the least active ones: ten equally large ones, fewer where a layer is small.
+    """Bin of every neuron within its layer, 0 for the least active: ten bins of equal size, fewer in a small layer.
 
-    Equal values are put in their order, so that bins differ in size by one at most.
+    Ties are broken by index, so that bin sizes differ by at most one.
 
     >>> import torch
     >>> quantile_bins(torch.arange(40.0)[None])[0, ::10].tolist()
@@ -29,7 +29,7 @@ def quantile_bins(activity: Float[Tensor, "layer unit"]) -> Int[Tensor, "layer u
 
 
 def chosen_by_activity(activity: Float[Tensor, "layer unit"], per_layer: Sequence[int], *, most: bool) -> Bool[Tensor, "layer unit"]:
-    """The least or the most active neurons, so many of every layer: a set chosen by activity alone.
+    """The least or the most active neurons, `per_layer` of every layer: a set chosen by activity alone.
 
     >>> import torch
     >>> chosen_by_activity(torch.tensor([[0.3, 0.1, 0.4], [3.0, 2.0, 1.0]]), [1, 2], most=False).tolist()
@@ -43,8 +43,8 @@ def activity_of(matched: Any, site: str) -> Float[Tensor, "layer *neuron"]:
     """Mean absolute activation of every neuron of a site.
 
     Args:
-        matched: what `collect` gives, or site -> activity.
-        site: whose neurons.
+        matched: what `collect` returns, or site -> activity.
+        site: site of the neurons.
 
     Raises:
         ValueError: the site was not collected.

@@ -1,7 +1,7 @@
 """Neuron sets: one boolean mask per site, with set algebra and random baselines (METHODS 5, 12)."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -14,11 +14,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sepcap.checks import checked
+from sepcap.latex import latex_table
 from sepcap.models.sites import resolve_sites, site_shape
+from sepcap.storage import html_card, load_tensors, save_tensors
 
 
 class NeuronSet:
-    """A set of neurons of a model: what a selection returns, and what ablation and deletion take.
+    """A set of neurons of a model, as a selection returns it and ablation and deletion take it.
 
     Attributes:
         masks: site -> Bool [layer, neuron] or [layer, head, d_head]; true means in the set.
@@ -47,7 +49,7 @@ class NeuronSet:
     @classmethod
     @checked()
     def empty(cls, model: Any, sites: str | Iterable[str]) -> "NeuronSet":
-        """No neuron of the model's sites."""
+        """The empty set over sites of a model."""
         return cls({site: torch.zeros(site_shape(model, site), dtype=torch.bool) for site in resolve_sites(sites)})
 
     @classmethod
@@ -64,20 +66,21 @@ class NeuronSet:
         """Neurons drawn uniformly without replacement: the baseline of every selection.
 
         Args:
-            model: whose neurons.
+            model: the model whose neurons are drawn.
             fractions: site -> fraction of the site's neurons, or a whole number of them; "heads" draws whole heads.
             seed: the same seed gives the same set.
-            per_layer: the same number in every layer instead of over all layers together.
-            exclude: neurons that are gone already and cannot be drawn.
+            per_layer: draw the same number in every layer instead of from all layers together.
+            exclude: neurons that are already pruned and cannot be drawn.
         """
-        from sepcap.selection.score import random_scores
-
         if exclude is not None:
             exclude.check(model)
         if not fractions:
             raise ValueError("fractions={}: give at least one site, {'mlp': 0.02}")
         sites = dict.fromkeys("attn_pre_out" if key == "heads" else key for key in fractions)
-        return random_scores(model, sites, seed).top(fractions, per_layer=per_layer, exclude=exclude)
+        ranks = random_ranks(model, sites, seed)
+        chosen, thresholds = select(ranks, fractions, lambda: ranks["attn_pre_out"].mean(dim=-1), per_layer=per_layer, exclude=exclude)
+        chosen.info = {"importance": "random", "fractions": dict(fractions), "per_layer": per_layer, "threshold": thresholds}
+        return chosen
 
     @classmethod
     @checked()
@@ -95,13 +98,11 @@ class NeuronSet:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per neuron of the set, in their order: site, layer, head (attention only) and neuron (in its layer or head)."""
+        """One row per neuron of the set, in index order: site, layer, head (attention only) and neuron (in its layer or head)."""
         return neuron_table({site: mask.nonzero().cpu().numpy() for site, mask in self.masks.items()})
 
     def to_latex(self, **options: Any) -> str:
         """`.table` for a paper, see `sepcap.latex.latex_table`."""
-        from sepcap.latex import latex_table
-
         return latex_table(self.table, **options)
 
     def count(self, site: str | None = None) -> int:
@@ -114,7 +115,7 @@ class NeuronSet:
         return self.masks[site].flatten(1).sum(dim=1).tolist()
 
     def check(self, model: Any) -> None:
-        """Raise when the set belongs to a model of another shape."""
+        """Raise if the set belongs to a model of another shape."""
         for site, mask in self.masks.items():
             want = site_shape(model, site)
             if tuple(mask.shape) != want:
@@ -146,7 +147,7 @@ class NeuronSet:
             return NotImplemented
         masks = {}
         for site in dict.fromkeys([*self.masks, *other.masks]):
-            # a site that one set does not mention holds none of its neurons
+            # a set without a mask of a site contains none of its neurons
             mine = self.masks[site] if site in self.masks else torch.zeros_like(other.masks[site])
             theirs = other.masks[site] if site in other.masks else torch.zeros_like(mine)
             if mine.shape != theirs.shape:
@@ -173,16 +174,12 @@ class NeuronSet:
     @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        from sepcap.storage import save_tensors
-
         save_tensors(path, self.masks, {"kind": "neurons", "info": self.info})
 
     @classmethod
     @checked()
     def load(cls, path: str | Path) -> "NeuronSet":
         """Read what `save` wrote."""
-        from sepcap.storage import load_tensors
-
         tensors, meta = load_tensors(path, "neurons")
         return cls(tensors, meta["info"])
 
@@ -191,8 +188,6 @@ class NeuronSet:
         return f"NeuronSet({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        from sepcap.storage import html_card
-
         rows = []
         for site, mask in self.masks.items():
             layers, n = self.per_layer(site), self.count(site)
@@ -216,15 +211,67 @@ def neuron_table(places: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return whole.drop(columns="head") if bool(np.all(whole["head"].isna())) else whole
 
 
+def random_ranks(model: Any, sites: Iterable[str], seed: int | Sequence[int]) -> dict[str, Float[Tensor, "layer *neuron"]]:
+    """Uniform random numbers in place of scores: selecting the highest is sampling uniformly without replacement."""
+    rng = np.random.default_rng(seed)
+    return {site: torch.from_numpy(rng.random(site_shape(model, site))) for site in sites}
+
+
+def select(
+    ranks: Mapping[str, Tensor],
+    fractions: Mapping[str, float],
+    heads: Callable[[], Float[Tensor, "layer head"]],
+    head_site: str = "attn_pre_out",
+    *,
+    per_layer: bool = False,
+    exclude: NeuronSet | None = None,
+) -> tuple[NeuronSet, dict[str, float]]:
+    """`top_of` for neurons, and for whole heads under "heads".
+
+    Args:
+        ranks: site -> a number for every neuron.
+        fractions: site or "heads" -> share or count.
+        heads: returns a number for every head.
+        head_site: site of the neurons of the heads.
+        per_layer, exclude: as for `top_of`.
+    """
+    plain = {site: f for site, f in fractions.items() if site != "heads"}
+    masks: dict[str, Tensor] = {}
+    thresholds: dict[str, float] = {}
+    if plain:
+        chosen, thresholds = top_of(ranks, plain, per_layer=per_layer, exclude=exclude)
+        masks = chosen.masks
+    if "heads" in fractions:
+        of_heads = heads()
+        mask, thresholds["heads"] = _top_heads(of_heads, fractions["heads"], per_layer, _gone_heads(exclude, head_site, of_heads))
+        whole = mask[..., None].expand(ranks[head_site].shape)
+        masks[head_site] = whole | masks[head_site] if head_site in masks else whole.clone()
+    return NeuronSet(masks), thresholds
+
+
+def _gone_heads(exclude: NeuronSet | None, site: str, like: Tensor) -> Tensor:
+    if exclude is None or site not in exclude.masks:
+        return torch.zeros_like(like, dtype=torch.bool)
+    return exclude.masks[site].all(dim=-1).to(like.device)
+
+
+def _top_heads(heads: Tensor, fraction: float, per_layer: bool, gone: Tensor) -> tuple[Tensor, float]:
+    how_many(fraction, heads[0].numel() if per_layer else heads.numel(), "heads", "heads")
+    check_order(heads, gone, "heads")
+    # heads are treated as a separate site with one number per head, selected like mlp neurons
+    chosen, threshold = top_of({"mlp": heads}, {"mlp": fraction}, per_layer=per_layer, exclude=NeuronSet({"mlp": gone}))
+    return chosen.masks["mlp"], threshold["mlp"]
+
+
 def top_of(
     ranks: Mapping[str, Tensor], fractions: Mapping[str, float], *, per_layer: bool = False, exclude: NeuronSet | None = None
 ) -> tuple[NeuronSet, dict[str, float]]:
-    """The ⌊fraction·N⌋ highest of every site, or so many as a whole number says, and the lowest value selected (METHODS 5).
+    """The ⌊fraction·N⌋ highest neurons of every site, or a whole number of them, and the lowest value selected (METHODS 5).
 
-    N is the original size of the site, excluded neurons included. Ties go to the neuron that comes first.
+    N is the original size of the site, including excluded neurons. Ties go to the neuron with the lower index.
 
     Raises:
-        ValueError: a fraction outside (0, 1], one that selects no neuron, or more than what is left; a score that is NaN.
+        ValueError: a fraction outside (0, 1], one that selects no neuron or more than are left, or a NaN score.
     """
     masks, thresholds = {}, {}
     for site, fraction in fractions.items():
@@ -257,16 +304,15 @@ def top_of(
 
 
 def check_order(values: Float[Tensor, "*neuron"], gone: Bool[Tensor, "*neuron"], site: str) -> None:
-    """Raise where a score of a neuron, or head, that is not gone is NaN."""
+    """Raise if the score of a neuron, or head, that is not excluded is NaN."""
     if undefined := int((values.isnan() & ~gone).sum()):
         raise ValueError(
-            f"{undefined} of {values.numel()} scores of site {site!r} are NaN, which have no place in an order: find out where they come "
-            "from, or exclude these neurons"
+            f"{undefined} of {values.numel()} scores of site {site!r} are NaN and cannot be ranked: find out why, or exclude these neurons"
         )
 
 
 def how_many(amount: float, total: int, name: str, of: str = "") -> int:
-    """How many of `total` an amount selects: a whole number is a count, a decimal a fraction, ⌊fraction·total⌋; from one to all."""
+    """Number out of `total` that an amount selects, from one to all: an integer is a count, a decimal a fraction, ⌊fraction·total⌋."""
     if isinstance(amount, Integral):
         if not 1 <= amount <= total:
             raise ValueError(
@@ -287,5 +333,5 @@ def how_many(amount: float, total: int, name: str, of: str = "") -> int:
 
 
 def amount_in_words(amount: float, name: str) -> str:
-    """A count or a fraction of a site, for people."""
+    """A count or a fraction of a site, in words."""
     return f"{amount:,} {name}" if isinstance(amount, Integral) else f"{100 * amount:g}% of {name}"

@@ -1,4 +1,4 @@
-"""How many neurons two sets share, and how many random sets would share (METHODS 12)."""
+"""Number of neurons that two sets share, and that random sets would share (METHODS 12)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,21 +15,21 @@ def overlap(a: NeuronSet, b: NeuronSet, *, matched: Statistics | Mapping[str, An
     """Overlap of two neuron sets of the same model, per site: in total and layer by layer, against random sets.
 
     The random sets have as many neurons in every layer as the two sets, drawn uniformly within the layer and independently of each
-    other: sets that only lie in the same layers share no more than they do. The number that two such sets share is a sum of independent
-    hypergeometric numbers, one per layer, and its distribution is computed exactly.
+    other: sets that have only their layers in common share no more than these. The number of neurons that two such sets share is a sum
+    of independent hypergeometric variables, one per layer, and its distribution is computed exactly.
 
     Args:
         a, b: sets over the same sites.
-        matched: statistics of the retain task, or site -> activity [layer, neuron]: columns for random sets that have as many neurons
-            in every tenth of a layer's neurons by mean absolute activation are added. Two sets of neurons that are hardly active on
-            retain share more than their layers explain, without anything else in common.
+        matched: statistics of the retain task, or site -> activity [layer, neuron]: adds columns for random sets with as many neurons
+            in every tenth of a layer's neurons by mean absolute activation. Two sets of neurons with low activity on retain share more
+            than their layers explain, even if they have nothing else in common.
 
     Returns:
-        A pandas DataFrame, one row per site and layer, and one per site whose `layer` is missing: the total. Columns: neurons (of
+        A pandas DataFrame, one row per site and layer, and one total row per site, whose `layer` is NA. Columns: neurons (of
         the site or layer), a, b, both (numbers of neurons), share |A∩B|/|A|, iou |A∩B|/|A∪B|, expected (mean number that random sets
         share, Σ over layers of |A|·|B|/N), ratio both/expected, and log10_p, the logarithm of the probability that random sets share
-        as many or more. With `matched` also expected_matched, ratio_matched and log10_p_matched. Not a number where a set is empty,
-        and no ratio where nothing can be shared.
+        at least as many. With `matched` also expected_matched, ratio_matched and log10_p_matched. NaN if a set is empty;
+        the ratio is also NaN if nothing can be shared.
 
     Raises:
         ValueError: sets over different sites or of different models; statistics without one of the sites.
@@ -87,15 +87,15 @@ def _compared(sides: Sequence[np.ndarray], classes: Mapping[str, Int[np.ndarray,
 
 
 def log10_tail(totals: Sequence[int] | Any, a: Sequence[int] | Any, b: Sequence[int] | Any, both: int) -> float:
-    """log10 of P(Σ X_l ≥ both), X_l independent: how many of b_l neurons, drawn without replacement from N_l, are among a_l marked ones.
+    """log10 of P(Σ X_l ≥ both) for independent X_l, the number of a_l marked neurons among b_l drawn without replacement from N_l.
 
-    The distribution of a sum is the convolution of those of its terms. Probabilities far below the smallest number of double precision
-    are reached by weighting every distribution with e^(θk), θ such that the mean of the sum is `both`: there the convolution loses no
-    digits, and the weights are taken out of the tail afterwards.
+    The distribution of a sum is the convolution of the distributions of its terms. Probabilities far below the smallest double are
+    computed by weighting every distribution with e^(θk), with θ such that the mean of the sum is `both`: there the convolution loses
+    no digits. The weights are divided out of the tail afterwards.
 
     Args:
         totals, a, b: N_l, a_l and b_l of every class of neurons.
-        both: at least so many.
+        both: threshold of the sum.
 
     Source: Feller, An Introduction to Probability Theory and Its Applications, volume 2, section XVI.7 (associated distributions).
 
@@ -111,7 +111,7 @@ def log10_tail(totals: Sequence[int] | Any, a: Sequence[int] | Any, b: Sequence[
     if both > most.sum():
         return -np.inf
     logs = [hypergeom.logpmf(np.arange(most[i] - least[i] + 1) + least[i], totals[i], a[i], b[i]) for i in np.flatnonzero(most > least)]
-    # from here on every X_l counts from its least value
+    # from here on every X_l is counted from its least value
     wanted = both - int(least.sum())
     theta = _tilt(logs, min(wanted, sum(len(log) - 1 for log in logs) - 0.5))
     whole, shift = np.ones(1), 0.0
@@ -132,7 +132,7 @@ def _tilted(log: Float[np.ndarray, " k"], theta: float) -> tuple[Float[np.ndarra
 
 
 def _tilt(logs: Sequence[np.ndarray], mean: float) -> float:
-    """θ ≥ 0 at which the mean of the sum is as large as asked for; 0 where it is larger already."""
+    """θ ≥ 0 at which the sum has the given mean; 0 if its mean is already larger."""
 
     def reached(theta: float) -> bool:
         return sum(float(_tilted(log, theta)[0] @ np.arange(len(log))) for log in logs) >= mean

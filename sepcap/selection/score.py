@@ -13,23 +13,25 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import unknown
-from sepcap.models.sites import get_site, site_shape
+from sepcap.latex import latex_table
+from sepcap.models.sites import get_site
+from sepcap.selection.figures import score_histograms
 from sepcap.selection.importance import get_importance
-from sepcap.selection.neurons import NeuronSet, check_order, how_many, neuron_table, top_of
+from sepcap.selection.neurons import NeuronSet, neuron_table, random_ranks, select
 from sepcap.statistics.moments import Statistics
-from sepcap.storage import load_tensors, save_tensors
+from sepcap.storage import html_card, load_tensors, save_tensors
 
 ROLES = ("forget", "retain")
 ATTENTION_SITES = ("attn_pre_out", "attn_value")
 
 
 class Scores(Mapping[str, Tensor]):
-    """A score per neuron: a mapping from site to Float [layer, neuron] or [layer, head, d_head]. The highest go first.
+    """A score per neuron: a mapping from site to Float [layer, neuron] or [layer, head, d_head]. The highest are selected first.
 
     Attributes:
         info: importance, tasks and model.
-        importances: site -> the importances on forget and on retain, each in the shape of the scores; empty where the importance is a
-            score by itself.
+        importances: site -> the importances on forget and on retain, each in the shape of the scores; empty if the importance is
+            already a score.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Scores(Mapping[str, Tensor]):
         """One row per neuron, the highest score of each site first.
 
         Columns: site, layer, head (attention only), neuron (in its layer or head), score, importance_forget and importance_retain
-        (where the score is made of the two), and rank within the site, from 1. Equal scores have the order in which `top` takes them.
+        (if the score is computed from the two), and rank within the site, from 1. Ties are in the order in which `top` selects them.
         """
         places, columns = {}, []
         for site, value in self.items():
@@ -78,8 +80,6 @@ class Scores(Mapping[str, Tensor]):
 
     def to_latex(self, n: int = 20, **options: Any) -> str:
         """The first `n` rows of `.table` of each site for a paper, see `sepcap.latex.latex_table`."""
-        from sepcap.latex import latex_table
-
         return latex_table(self.table.groupby("site", sort=False).head(n), **options)
 
     @checked()
@@ -105,18 +105,18 @@ class Scores(Mapping[str, Tensor]):
         aggregate: Literal["mean", "median"] = "mean",
         head_site: str = "attn_pre_out",
     ) -> NeuronSet:
-        """The highest-scoring ⌊fraction·N⌋ neurons over all layers of each site together, or as many as a whole number says.
+        """The highest-scoring ⌊fraction·N⌋ neurons over all layers of each site together, or a whole number of them.
 
         Args:
             fractions: site -> fraction in (0, 1] of the site's original size, or a count: 0.02 is two percent, 20 are twenty neurons,
                 1 is one neuron, 1.0 all. "heads" selects whole heads.
-            per_layer: the same fraction, or count, in every layer instead.
-            exclude: neurons gone already; a head is gone when all its neurons are.
+            per_layer: select the same fraction, or count, in every layer instead.
+            exclude: neurons that are already pruned; a head is excluded if all its neurons are.
             aggregate: a head's score is the mean or the median over its neurons.
-            head_site: where heads are scored.
+            head_site: the site at which heads are scored.
 
         Returns:
-            NeuronSet; `info["threshold"]` holds the lowest selected score per site.
+            NeuronSet; `info["threshold"]` is the lowest selected score per site.
         """
         if not isinstance(fractions, Mapping):
             raise TypeError(f"fractions={fractions!r}: give a mapping from site to fraction, {{'mlp': 0.02}}")
@@ -128,18 +128,9 @@ class Scores(Mapping[str, Tensor]):
                     f"exclude: the mask of site {site!r} is {list(gone.shape)} but its scores are {list(self[site].shape)}: "
                     "the set was made for another model"
                 )
-        plain = {site: f for site, f in fractions.items() if site != "heads"}
-        masks: dict[str, Tensor] = {}
-        thresholds: dict[str, float] = {}
-        if plain:
-            chosen, thresholds = top_of(self, plain, per_layer=per_layer, exclude=exclude)
-            masks |= chosen.masks
-        if "heads" in fractions:
-            heads = self.heads(aggregate, head_site)
-            mask, thresholds["heads"] = _top_heads(heads, fractions["heads"], per_layer, _gone_heads(exclude, head_site, heads))
-            whole = mask[..., None].expand(self[head_site].shape)
-            masks[head_site] = whole | masks[head_site] if head_site in masks else whole.clone()
-        chosen = NeuronSet(masks)
+        chosen, thresholds = select(
+            self, fractions, lambda: self.heads(aggregate, head_site), head_site, per_layer=per_layer, exclude=exclude
+        )
         chosen.info = {**self.info, "fractions": dict(fractions), "per_layer": per_layer, "threshold": thresholds}
         return chosen
 
@@ -160,8 +151,6 @@ class Scores(Mapping[str, Tensor]):
 
     def figure(self, **options: Any) -> Any:
         """Per-layer histograms of log10 score, `sepcap.plots.score_histograms`."""
-        from sepcap.plots import score_histograms
-
         return score_histograms(self, **options)
 
     def __repr__(self) -> str:
@@ -169,8 +158,6 @@ class Scores(Mapping[str, Tensor]):
         return f"Scores({self.info.get('importance', '?')}: {sites})"
 
     def _repr_html_(self) -> str:
-        from sepcap.storage import html_card
-
         rows = []
         for site, value in self.items():
             q = (
@@ -191,23 +178,8 @@ class Scores(Mapping[str, Tensor]):
 
 
 def random_scores(model: Any, sites: Iterable[str], seed: int | Sequence[int]) -> Scores:
-    """Uniform random numbers in place of scores: taking the highest draws uniformly without replacement."""
-    rng = np.random.default_rng(seed)
-    return Scores({site: torch.from_numpy(rng.random(site_shape(model, site))) for site in sites}, {"importance": "random"})
-
-
-def _gone_heads(exclude: NeuronSet | None, site: str, like: Tensor) -> Tensor:
-    if exclude is None or site not in exclude.masks:
-        return torch.zeros_like(like, dtype=torch.bool)
-    return exclude.masks[site].all(dim=-1).to(like.device)
-
-
-def _top_heads(heads: Tensor, fraction: float, per_layer: bool, gone: Tensor) -> tuple[Tensor, float]:
-    how_many(fraction, heads[0].numel() if per_layer else heads.numel(), "heads", "heads")
-    check_order(heads, gone, "heads")
-    # heads are a site of their own with one number per head, selected like mlp neurons
-    chosen, threshold = top_of({"mlp": heads}, {"mlp": fraction}, per_layer=per_layer, exclude=NeuronSet({"mlp": gone}))
-    return chosen.masks["mlp"], threshold["mlp"]
+    """Uniform random numbers in place of scores: selecting the highest is sampling uniformly without replacement."""
+    return Scores(random_ranks(model, sites, seed), {"importance": "random"})
 
 
 @checked()
@@ -219,20 +191,20 @@ def score(
     eps: float | Mapping[str, float] | None = None,
     sites: Iterable[str] | None = None,
 ) -> Scores:
-    """score(n) = I_forget(n) / (I_retain(n) + ε) for every neuron of every site both statistics hold.
+    """score(n) = I_forget(n) / (I_retain(n) + ε) for every neuron of every site in the statistics.
 
     Args:
-        forget: statistics on the task whose capability is to go.
-        retain: statistics on the task whose capability is to stay.
-        importance: "abs", "sqrt", "rms", "std", "freq" (mlp only), or a score by itself, without ratio and ε: "mean_shift", and of
-            statistics with histograms "kl", "js" and "wasserstein".
+        forget: statistics on the task to be forgotten.
+        retain: statistics on the task to be retained.
+        importance: "abs", "sqrt", "rms", "std", "freq" (mlp only), or a score without ratio and ε: "mean_shift" and, for
+            statistics with histograms, "kl", "js" and "wasserstein".
         eps: ε for all sites or per site; default 1e-3 for mlp and 1e-4 for attention.
         sites: which sites to score; default all.
 
     Raises:
         ValueError: unknown importance, statistics of different models, "freq" on attention.
 
-    Source: [SP] definition 2, with the ratio the way round that every released result uses.
+    Source: [SP] definition 2, with the ratio in the direction that every released result uses.
 
     Example:
         >>> scores = sepcap.score(forget, retain, importance="abs")  # doctest: +SKIP
@@ -252,7 +224,7 @@ def score(
         assert row.of is not None
         constant = get_site(site).eps if eps is None else eps[site] if isinstance(eps, Mapping) else eps
         if not constant > 0:
-            raise ValueError(f"eps={constant}: it must be positive, or a neuron that is silent on both tasks has the score 0/0")
+            raise ValueError(f"eps={constant}: it must be positive: a neuron that is inactive on both tasks would have the score 0/0")
         importances[site] = row.of(f), row.of(r)
         by_site[site] = importances[site][0] / (importances[site][1] + constant)
     info = {

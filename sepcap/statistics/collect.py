@@ -8,16 +8,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sepcap.checks import checked, warn
+from sepcap.checks import checked
+from sepcap.errors import warn
 from sepcap.models.devices import device_of, layer_device
 from sepcap.models.forward import is_out_of_memory, measuring, run_hooks
 from sepcap.models.sites import get_site, n_layers, resolve_sites
 from sepcap.progress import progress
-from sepcap.statistics.moments import Accumulator, Statistics, gather
+from sepcap.statistics.accumulate import Accumulator, gather
+from sepcap.statistics.moments import Statistics
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.documents import PerDocument
+from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
-from sepcap.tasks.task import load_task
 
 T = TypeVar("T")
 
@@ -39,26 +41,26 @@ def collect(
     seed: int = 0,
     per_document: PerDocument = "row",
 ) -> Statistics:
-    """Measure what every neuron of the sites does on a task (METHODS 3).
+    """Collect activation statistics of every neuron of the sites on a task (METHODS 3).
 
     One forward pass; activations are reduced inside the hooks, so memory does not grow with `tokens`. The
-    part of the task kept for evaluation is not read. A masked language model sees the text as it does in evaluation, with 15% of its
-    tokens hidden; what is measured there counts as it does elsewhere.
+    evaluation part of the task is not read. A masked language model receives the text as in evaluation, with 15% of its
+    tokens hidden; activations at hidden positions are included.
 
     Args:
         model: what `load_model` returns.
         task: a task name, a path, a `datasets.Dataset`, a list of strings, or a Task.
-        tokens: number of token positions, BOS and padding not counted; of images for an image classifier.
+        tokens: number of token positions, excluding BOS and padding; number of images for an image classifier.
         sites: one or more of "mlp", "attn_pre_out", "attn_value".
         batch_size: rows per forward pass; halved, with a warning, when memory runs out.
         context: tokens per row; default is the model's context, at most 512.
-        include_bos: count the activations at BOS too (outliers that belong to no dataset).
-        histogram: also count how the activations of every neuron are distributed, for `.peak`, `.median`, `.quantile(q)` and the
+        include_bos: include the activations at BOS (outliers that do not depend on the dataset).
+        histogram: also collect a histogram of every neuron's activations, for `.peak`, `.median`, `.quantile(q)` and the
             importances "kl", "js" and "wasserstein": 4 kB more per neuron, and up to 1.6 times the time.
-        rotation: the `Rotation` in whose basis attention neurons are measured; the model itself stays as it is.
-        seed: order of the documents and places in long ones, and for a masked language model which tokens are hidden; 0 takes documents
-            as they come.
-        per_document: most tokens of one document: "row" for what fits one row, a number, or None for whole documents.
+        rotation: the `Rotation` in whose basis attention neurons are measured; the model itself is not changed.
+        seed: sets the order of the documents, the positions of excerpts of long ones and, for a masked language model, which tokens are
+            hidden; 0 keeps the original order of the documents.
+        per_document: maximum number of tokens of one document: "row" (as many as fit in one row), a number, or None for whole documents.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
@@ -97,7 +99,7 @@ def collect_sample(
     histogram: bool = False,
     rotation: Any = None,
 ) -> Statistics:
-    """`collect` on tokens that were sampled before."""
+    """`collect` on tokens that are already sampled."""
     if rotation is not None and not hasattr(rotation, "activations"):
         raise TypeError(f"rotation is a {type(rotation).__name__}; give the Rotation that sepcap.rotate_values returned")
 
@@ -114,7 +116,7 @@ def collect_sample(
 
 
 def halving_batches(one_pass: Callable[[int], T], batch_size: int) -> T:
-    """Run a pass, again from its start with half the batch size when memory runs out."""
+    """Run a pass; when memory runs out, restart it with half the batch size."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give at least 1")
     while True:
@@ -126,7 +128,7 @@ def halving_batches(one_pass: Callable[[int], T], batch_size: int) -> T:
         batch_size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warn(f"out of memory: going on with batch_size={batch_size}")
+        warn(f"out of memory: continuing with batch_size={batch_size}")
 
 
 def _bar(sample: TokenSample, what: str, quiet: bool) -> Any:
@@ -135,7 +137,7 @@ def _bar(sample: TokenSample, what: str, quiet: bool) -> Any:
 
 def _accumulators(model: Any, site: str, histogram: bool = False) -> list[Accumulator]:
     shape = get_site(site).shape(model)
-    # where the activations are; Apple's GPUs cannot add in float64
+    # the device of the activations; Apple's GPUs cannot add in float64
     at = [layer_device(model, layer) for layer in range(n_layers(model))]
     devices = [torch.device("cpu") if device.type == "mps" else device for device in at]
     scratch: dict[torch.device, dict[tuple[int, torch.dtype], Tensor]] = {device: {} for device in devices}
@@ -144,7 +146,7 @@ def _accumulators(model: Any, site: str, histogram: bool = False) -> list[Accumu
 
 def _collect_batch(model: Any, batch: Batch, accumulators: dict[str, list[Accumulator]], include_bos: bool, rotation: Any = None) -> None:
     keep = batch.real if include_bos else batch.keep
-    # once for every device, not for every layer
+    # once per device, not once per layer
     at = {device: keep.to(device) for device in {a.device for layers in accumulators.values() for a in layers}}
     hooks = [
         (get_site(site).hook_name(layer), partial(_reduce, into=into, keep=at[into.device], turn=_turn(rotation, site, layer)))
@@ -166,13 +168,13 @@ def _reduce(
     keep: Bool[Tensor, "batch _"],
     turn: Callable[[Tensor], Tensor] | None,
 ) -> None:
-    # an image says of all its positions at once whether they count
+    # for an image, one flag covers all its positions
     z = (z if turn is None else turn(z)).to(into.device)
     into.update(z, keep.expand(z.shape[:2]))
 
 
 def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:
-    # Σ(z−z̄)² is NaN or infinite as soon as one activation is; one question per site, because each makes a GPU wait
+    # Σ(z−z̄)² is NaN or infinite as soon as one activation is; one check per site, because each check synchronises a GPU
     broken = {}
     for site, layers in accumulators.items():
         device = layers[0].device
@@ -180,11 +182,11 @@ def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:
         if not all(finite):
             broken[site] = finite.index(False)
     if broken:
-        # what is broken breaks everything after it: name the first, in the order in which a block computes
+        # NaN and infinity propagate to all later sites: name the first, in the order of computation within a block
         site = min(broken, key=lambda name: (broken[name], ("attn_value", "attn_pre_out", "mlp").index(name)))
         raise FloatingPointError(
-            f"activations of site {site!r} in layer {broken[site]} are NaN or infinite. Usual causes: weights that are broken themselves, "
-            "or float16, which overflows; load the model with dtype='float32' or 'bfloat16'."
+            f"activations of site {site!r} in layer {broken[site]} are NaN or infinite. Usual causes: NaN or infinite weights, "
+            "or overflow in float16; load the model with dtype='float32' or 'bfloat16'."
         )
 
 

@@ -1,9 +1,9 @@
 """Streamed, mergeable histograms of activations: peak, median, quantiles and densities (METHODS 3, 8).
 
-Every neuron has bins of its own, of equal width, and the width is a power of two with all edges at its multiples. When an
-activation falls outside, neighbouring bins are added in pairs, exactly, until it fits. The width depends on the smallest and
-the largest activation alone, so a histogram is a function of the activations and not of the order in which they came: shards
-merge to the counts of one pass, bit for bit.
+Every neuron has its own bins of equal width. The width is a power of two, and all edges are multiples of it. When an activation
+falls outside the bins, neighbouring bins are merged in pairs, exactly, until it fits. The width depends only on the smallest and
+the largest activation, so a histogram does not depend on the order of the activations: merged shards have the counts of one pass,
+bit for bit.
 """
 
 from collections.abc import Iterator
@@ -16,34 +16,34 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BINS = 1024
-"""Bins of a neuron, a power of two. Its activations take up at least BINS/2 − 1 of them, so a bin is narrower than range/510
-(or as narrow as `NARROWEST`)."""
+"""Number of bins per neuron, a power of two. The activations span at least BINS/2 − 1 of them, so a bin is narrower than range/510
+(or has the exponent `NARROWEST`)."""
 
 PEAK_BINS = 100
-"""Bins over a neuron's own [min, max] of which the fullest is its peak ([PEAK], METHODS 8)."""
+"""Number of bins over a neuron's own [min, max]; the fullest is its peak ([PEAK], METHODS 8)."""
 
 PAD = 16
-"""Unused places after each neuron's bins while counting: with tables a power of two apart, the same bin of all neurons
-would compete for the same few lines of the cache, and counting would take three times as long."""
+"""Unused entries after each neuron's bins while counting. With a power of two as stride, the same bin of all neurons would
+map to the same few cache lines, and counting would take three times as long."""
 
 COLUMNS = 64
-"""Neurons counted at once on a CPU: the bins of so many stay in the second-level cache while a batch is counted."""
+"""Neurons counted at once on a CPU: the bins of this many fit in the second-level cache while a batch is counted."""
 
 NARROWEST = -120
-"""Smallest exponent of a bin width, about 1e-36: the inverse of the width must be a normal float32, so activations that lie
-closer together than that are counted as one."""
+"""Smallest exponent of a bin width, about 1e-36: the inverse of the width must be a normal float32. Activations closer
+together than that are counted as equal."""
 
 RESOLUTION = 41
-"""Bins are at least 2^-RESOLUTION of the largest activation wide, so that bin indices are exact. No float32 neuron gets there."""
+"""Bins are at least 2^-RESOLUTION times the largest activation wide, so that bin indices are exact. float32 never reaches this limit."""
 
 MOST = 2**31 - 1
 """Positions that an int32 count can hold."""
 
 
 def check_count(count: int) -> None:
-    """Refuse more positions than can be counted."""
+    """Raise if there are more positions than can be counted."""
     if count > MOST:
-        raise OverflowError(f"histograms count at most {MOST:,} positions, here are {count:,}: give fewer tokens")
+        raise OverflowError(f"histograms count at most {MOST:,} positions, not {count:,}: give fewer tokens")
 
 
 class Grid(NamedTuple):
@@ -54,34 +54,34 @@ class Grid(NamedTuple):
 
 
 def power_of_two(exponent: Int[Tensor, "*neuron"]) -> Float[Tensor, "*neuron"]:
-    """2^exponent in float64, exactly: the exponent is written into the bits of the number."""
+    """Exact 2^exponent in float64, by writing the exponent bits of the number."""
     return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
 def grid_of(low: Float[Tensor, "*neuron"], high: Float[Tensor, "*neuron"], bins: int = BINS) -> Grid:
-    """The narrowest bins of which `bins` hold [low, high], beginning with the bin of `low`.
+    """Grid of the narrowest bins such that `bins` of them cover [low, high], starting with the bin of `low`.
 
     A wider interval never has narrower bins. Neurons without activations (low > high) get the grid of a constant zero.
     """
     low, high = (torch.where(low <= high, x, 0).double() for x in (low, high))
     reach = high - low
     largest = torch.maximum(low.abs(), high.abs())
-    # reach = m·2^e with m in [½, 1): width 2^e / bins gives bins/2 to bins widths
+    # reach = m·2^e with m in [½, 1): it is bins/2 to bins widths of 2^e / bins
     exponent = torch.where(reach > 0, torch.frexp(reach).exponent.long() - (bins.bit_length() - 1), NARROWEST)
     finest = torch.where(largest > 0, torch.frexp(largest).exponent.long() - RESOLUTION, NARROWEST)
     exponent = torch.maximum(exponent, finest).clamp_min(NARROWEST)
-    # where low lies late in its bin, one bin more is needed than the widths say
+    # if low is near the end of its bin, one more bin is needed
     first, last = (torch.floor(x * power_of_two(-exponent)) for x in (low, high))
     exponent = exponent + (last - first >= bins)
     return Grid(exponent, torch.floor(low * power_of_two(-exponent)).long())
 
 
 def regrid(counts: Int[Tensor, "neuron bin"], old: Grid, new: Grid, bins: int = BINS) -> Int[Tensor, "neuron {bins}"]:
-    """The same counts in equal or wider bins that hold everything counted: whole bins are added, nothing is divided."""
+    """The same counts in equal or wider bins that cover all counted values: whole bins are added, none is split."""
     held = torch.arange(counts.shape[1], device=counts.device)
-    steps = (new.exponent - old.exponent).clamp_max(62)  # more would be undefined, and change nothing
+    steps = (new.exponent - old.exponent).clamp_max(62)  # larger shifts are undefined and would change nothing
     place = ((old.start[:, None] + held) >> steps[:, None]) - new.start[:, None]
-    # what is clamped is empty: bins outside the data
+    # only empty bins, outside the data, are clamped
     return counts.new_zeros(len(counts), bins).scatter_add_(1, place.clamp_(0, bins - 1), counts)
 
 
@@ -94,9 +94,9 @@ class Histogram:
         exponent, start: bin i of a neuron is [(start + i)·2^exponent, (start + i + 1)·2^exponent).
         low, high: smallest and largest activation.
 
-    Where a bin is divided, its positions are spread evenly over its part of [low, high], with one exception: a bin with more
-    than twice the positions of its two neighbours together is taken to hold a single value, its lower end. That is where the
-    zeros of a ReLU, the activations of a constant neuron and those of coarse dtypes (bfloat16) are.
+    When a bin is split, its positions are spread evenly over its part of [low, high], with one exception: a bin with more
+    than twice the positions of its two neighbours together is assumed to contain a single value, its lower end. Such bins
+    contain the zeros of a ReLU, the activations of a constant neuron and those of coarse dtypes (bfloat16).
     """
 
     counts: Int[Tensor, "layer *neuron bin"]
@@ -111,23 +111,23 @@ class Histogram:
         return power_of_two(self.exponent)
 
     def layers(self) -> Iterator["Layer"]:
-        """One layer after the other, neurons in a row: float64 cumulated counts of a whole site would need gigabytes."""
+        """Yield one flattened layer at a time: float64 cumulative counts of a whole site would need gigabytes."""
         for layer in range(len(self.counts)):
             yield self.part(layer, slice(None))
 
     def part(self, layer: int, neurons: slice) -> "Layer":
-        """Some neurons of one layer, flat."""
+        """Some neurons of one layer, flattened."""
         flat = (x[layer].reshape(-1)[neurons] for x in (self.exponent, self.start, self.low, self.high))
         return Layer(self.counts[layer].flatten(0, -2)[neurons], *flat)
 
     def peak(self) -> Float[Tensor, "layer *neuron"]:
-        """Centre of the fullest of 100 equal bins over [low, high]; of equally full ones the lowest."""
+        """Centre of the fullest of 100 equal bins over [low, high]; the lowest in case of ties."""
         return torch.stack([layer.peak() for layer in self.layers()]).view_as(self.low)
 
     def quantile(self, q: float) -> Float[Tensor, "layer *neuron"]:
         """The activation of rank q·(N − 1), counted from 0 and interpolated between neighbours, to within one bin."""
         if not 0 <= q <= 1:
-            raise ValueError(f"q={q}: a quantile lies between 0 and 1; 0.5 is the median")
+            raise ValueError(f"q={q}: give a number from 0 to 1; 0.5 is the median")
         return torch.stack([layer.quantile(q) for layer in self.layers()]).view_as(self.low)
 
     def density(self, layer: int, index: tuple[int, ...], edges: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ class Histogram:
         Args:
             layer: which layer.
             index: (neuron,) for mlp, (head, dimension) for attention.
-            edges: increasing bin edges in units of the activation; bins hold their lower edge, the last one both.
+            edges: increasing bin edges in units of the activation; bins include their lower edge, the last bin both.
 
         Returns:
             One share per bin, len(edges) − 1 of them; they add up to 1 when the edges span [low, high].
@@ -153,7 +153,7 @@ class Histogram:
         return np.diff(below) / max(1, int(of.counts.sum()))
 
     def merge(self, other: "Histogram") -> "Histogram":
-        """Histograms of both datasets together: exact, in any order."""
+        """Histograms of both datasets together, exact and independent of the order."""
         other = other.to(self.low.device)
         low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
         merged = grid_of(low, high)
@@ -170,7 +170,7 @@ class Histogram:
 
 
 class Layer(NamedTuple):
-    """Histograms of the neurons of one layer, flat; see `Histogram`."""
+    """Histograms of the neurons of one layer, flattened; see `Histogram`."""
 
     counts: Int[Tensor, "neuron bin"]
     exponent: Int[Tensor, " neuron"]
@@ -180,7 +180,7 @@ class Layer(NamedTuple):
 
     @property
     def grid(self) -> Grid:
-        """Where the bins are."""
+        """Grid of the bins."""
         return Grid(self.exponent, self.start)
 
     def _spread(self, bins: Int[Tensor, "neuron point"]) -> tuple[Tensor, Tensor]:
@@ -206,18 +206,18 @@ class Layer(NamedTuple):
         low, reach = self.low.double(), self.high.double() - self.low.double()
         edges = low[:, None] + reach[:, None] * torch.arange(PEAK_BINS, dtype=torch.float64, device=low.device) / PEAK_BINS
         held = torch.diff(self.below(edges), append=self.counts.sum(1, keepdim=True).double())
-        # rounded, so that bins that hold the same are a tie, of which argmax takes the first
+        # rounded, so that equally full bins tie; argmax returns the first
         fullest = (held * 1024).round().argmax(1)
         return low + reach * (fullest + 0.5) / PEAK_BINS
 
     def quantile(self, q: float) -> Float[Tensor, " neuron"]:
-        """The activation of rank q·(N − 1), between that of the rank below and that of the rank above."""
+        """The activation of rank q·(N − 1), interpolated between the ranks below and above."""
         rank = (self.counts.sum(1) - 1).clamp_min(0).double() * q
         below, above = self._at_rank(rank.floor().long()), self._at_rank(rank.ceil().long())
         return torch.lerp(below, above, rank.frac())
 
     def _at_rank(self, rank: Int[Tensor, " neuron"]) -> Float[Tensor, " neuron"]:
-        """The activation that has `rank` others before it: the extremes exactly, the others to within a bin."""
+        """The activation of a rank, counted from 0: the extremes exactly, the others to within a bin."""
         cumulated, rank = self.counts.cumsum(1), rank[:, None]
         bins = torch.searchsorted(cumulated, rank, right=True).clamp_max(self.counts.shape[1] - 1)
         lower, extent = self._spread(bins)
@@ -228,15 +228,15 @@ class Layer(NamedTuple):
 
 
 class HistogramCounter:
-    """The histograms of one site in one layer while they are being filled.
+    """Histograms of one site in one layer while activations are counted.
 
-    Bins are placed with room on both sides, so that most new extremes need no others.
+    Bins have room on both sides, so that most new extremes need no wider bins.
     """
 
     def __init__(self, neurons: int, device: torch.device) -> None:
         self.table = torch.zeros(neurons, BINS + PAD, dtype=torch.int32, device=device)
         self.grid = Grid(*(torch.full((neurons,), x, device=device) for x in (NARROWEST, 0)))
-        # the interval the bins hold; nothing yet
+        # the interval that the bins cover; empty at first
         self.begin = torch.full((neurons,), torch.inf, dtype=torch.float64, device=device)
         self.end = -self.begin
         self.scale = torch.ones_like(self.begin)
@@ -250,15 +250,15 @@ class HistogramCounter:
         outside = ~((low >= self.begin) & (high < self.end))
         if bool(outside.any()):
             if not bool(torch.isfinite(high.double() - low.double()).all()):
-                return  # NaN or infinity: whoever collects says so, with layer and site
+                return  # NaN or infinity: `collect` raises, with layer and site
             self._widen(outside.nonzero()[:, 0], low, high)
         scale, start = self.scale.to(low.dtype), self.grid.start.to(low.dtype)
 
-        # one index_add_ runs in one thread. A pool of threads, each with neurons of its own, was slower: 1.6 times a pass
-        # without histograms against 1.35
+        # one index_add_ runs in one thread. A thread pool, with separate neurons per thread, was slower: 1.6 times a pass
+        # without histograms instead of 1.35
         for columns in self.columns:
             for block in blocks:
-                # exact in float32: the scale is a power of two, and the difference is one of integers
+                # exact in float32: the scale is a power of two, and the difference is between integers
                 bins = torch.mul(block[:, columns], scale[columns]).floor_().sub_(start[columns]).int()
                 places = bins.add_(self.offsets[columns]).reshape(-1)
                 self.table.view(-1).index_add_(0, places, self.one.expand(len(places)))
@@ -267,7 +267,7 @@ class HistogramCounter:
         low, high = low[which].double(), high[which].double()
         exponent, first = grid_of(low, high)
         last = torch.floor(high * power_of_two(-exponent)).long()
-        # the room goes to both sides, except so far from zero that only bins of activations have exact indices in float32
+        # room on both sides, except so far from zero that only the bins of activations have exact indices in float32
         start = torch.where(first.abs() < 2**22, first - (BINS - 1 - (last - first)) // 2, first)
         new = Grid(exponent, start)
         self.table[which, :BINS] = regrid(self.table[which, :BINS], Grid(*(x[which] for x in self.grid)), new)
@@ -278,14 +278,14 @@ class HistogramCounter:
         self.scale = power_of_two(-self.grid.exponent)
 
     def counts(self, low: Float[Tensor, " neuron"], high: Float[Tensor, " neuron"]) -> Int[Tensor, "neuron bin"]:
-        """What was counted, in the bins that `grid_of` gives for the extremes."""
+        """The counts, in the bins that `grid_of` returns for the extremes."""
         return regrid(self.table[:, :BINS], self.grid, grid_of(low, high))
 
 
 def gather_histogram(
     counters: list[HistogramCounter], low: Float[Tensor, "layer *neuron"], high: Float[Tensor, "layer *neuron"]
 ) -> Histogram:
-    """Counters of all layers of one site as one `Histogram`."""
+    """Combine the counters of all layers of one site into one `Histogram`."""
     layers = zip(counters, low.flatten(1), high.flatten(1), strict=True)
     counts = torch.stack([c.counts(a.to(c.begin.device), b.to(c.begin.device)).to(low.device) for c, a, b in layers])
     return Histogram(counts.view(*low.shape, BINS), *grid_of(low, high), low, high)

@@ -1,8 +1,8 @@
-"""Standard errors and 95% intervals where the documents are the sample: of means, and of all that is computed from them (METHODS 9).
+"""Standard errors and 95% confidence intervals of means, and of functions of means, with documents as the sample (METHODS 9).
 
-Tokens of a document depend on each other, so that documents are drawn and not tokens: sums are taken per document first. Numbers of
-documents are often small. A percentile bootstrap of 10 documents covers the truth in 88 to 91% of draws and one of 8 in 86 to 87%; with the
-correction of `bootstrap_interval` it is 93 to 97% (tests/statistics/test_coverage.py).
+Tokens of a document are dependent, so documents are resampled, not tokens: sums are taken per document first. The number of
+documents is often small. A percentile bootstrap of 10 documents covers the true value in 88 to 91% of draws, and one of 8 documents in
+86 to 87%; with the correction of `bootstrap_interval` coverage is 93 to 97% (tests/statistics/test_coverage.py).
 """
 
 import math
@@ -17,15 +17,15 @@ REPLICAS = 1000
 """Bootstrap samples."""
 
 LEVEL = 0.95
-"""Of every interval in this package."""
+"""Confidence level of every interval in this package."""
 
 Cluster = Literal["document", "package"]
-"""What is drawn: documents, or packages with all of their documents."""
+"""What is resampled: documents, or packages with all of their documents."""
 
 CLUSTERS: tuple[Cluster, ...] = get_args(Cluster)
 
 Ends = tuple[float, float]
-"""The ends of an interval; not a number where it is unknown."""
+"""The ends of an interval; NaN if it is unknown."""
 
 UNKNOWN: Ends = (math.nan, math.nan)
 
@@ -78,10 +78,10 @@ def cluster_sums(
 
 
 def connected(*labels: Sequence[object] | Shaped[np.ndarray, " row"]) -> Int[np.ndarray, " row"]:
-    """Clusters of rows that are joined by a shared label of any kind, numbered in the order of their first row.
+    """Clusters of rows that share a label of any kind, directly or through other rows, numbered in the order of their first row.
 
     Args:
-        labels: one sequence per kind, a label for every row: its document, its package.
+        labels: one sequence per kind of label (document, package), with a label for every row.
 
     >>> connected([0, 1, 2, 3], ["a", "b", "a", "c"]).tolist()
     [0, 1, 0, 2]
@@ -103,9 +103,9 @@ def connected(*labels: Sequence[object] | Shaped[np.ndarray, " row"]) -> Int[np.
 
 
 def ratio_se(sums: Float[np.ndarray, " cluster"], weights: Float[np.ndarray, " cluster"]) -> float:
-    """Standard error of Σ sums / Σ weights, clusters drawn independently: linearised, with the factor G / (G − 1) for G clusters.
+    """Standard error of Σ sums / Σ weights for independent clusters: linearised, with the factor G / (G − 1) for G clusters.
 
-    Not a number for fewer than two clusters, or where all weights are 0.
+    NaN for fewer than two clusters, or if all weights are 0.
     """
     n, total = len(sums), weights.sum()
     if n < 2 or total == 0:
@@ -115,11 +115,11 @@ def ratio_se(sums: Float[np.ndarray, " cluster"], weights: Float[np.ndarray, " c
 
 
 def t_factor(clusters: float, intervals: int = 1) -> float:
-    """Standard errors to either side in a 95% interval of Student's t with `clusters` − 1 degrees of freedom.
+    """Half width, in standard errors, of a 95% interval of Student's t with `clusters` − 1 degrees of freedom.
 
     Args:
-        clusters: how many there are.
-        intervals: how many intervals are to hold together (Bonferroni).
+        clusters: number of clusters.
+        intervals: number of simultaneous intervals (Bonferroni correction).
     """
     from scipy.special import stdtrit
 
@@ -133,17 +133,17 @@ def t_interval(value: float, error: float, clusters: int, intervals: int = 1) ->
 
 
 def summed_interval(value: float, errors: Sequence[float], clusters: Sequence[int]) -> Ends:
-    """95% interval of Student's t around a value whose variance is a sum of parts, each estimated from clusters of its own.
+    """95% interval of Student's t around a value whose variance is a sum of parts, each estimated from its own clusters.
 
-    Degrees of freedom are Satterthwaite's: (Σ e²)² / Σ e⁴/(G − 1). With one part it is `t_interval`.
+    Degrees of freedom are Satterthwaite's: (Σ e²)² / Σ e⁴/(G − 1). With one part it equals `t_interval`.
 
     Args:
         value: the estimate.
-        errors: standard error of every part, such as that over texts and that over seeds.
-        clusters: how many clusters each was estimated from.
+        errors: standard error of every part, such as one over texts and one over seeds.
+        clusters: number of clusters that each was estimated from.
 
     Returns:
-        Both ends; not a number where a part has fewer than two clusters.
+        Both ends; NaN if a part has fewer than two clusters.
 
     Source: Satterthwaite 1946, An approximate distribution of estimates of variance components.
 
@@ -162,7 +162,7 @@ def summed_interval(value: float, errors: Sequence[float], clusters: Sequence[in
 
 
 def bootstrap_weights(clusters: int, rng: np.random.Generator) -> Float[np.ndarray, "replica cluster"]:
-    """How often each cluster is in each bootstrap sample."""
+    """Number of times that each cluster is in each bootstrap sample."""
     drawn = rng.integers(clusters, size=(REPLICAS, clusters)) + clusters * np.arange(REPLICAS)[:, None]
     return np.bincount(drawn.ravel(), minlength=REPLICAS * clusters).reshape(REPLICAS, clusters).astype(np.float64)
 
@@ -170,20 +170,20 @@ def bootstrap_weights(clusters: int, rng: np.random.Generator) -> Float[np.ndarr
 def bootstrap_interval(replicas: Float[np.ndarray, " replica"], clusters: int) -> Ends:
     """95% interval from bootstrap replicas: percentiles, expanded for few clusters.
 
-    A bootstrap of G clusters has G − 1 instead of G in its variance, and takes that variance for known. So the lower percentile is not
-    Φ(−1.96) but Φ(−√(G/(G−1)) · t), with t the 97.5% point of Student's t with G − 1 degrees of freedom; the upper one is its mirror
-    image. Replicas that are no numbers are left out; infinite ones count, and an end can be infinite.
+    The bootstrap variance of G clusters is too small by the factor (G − 1)/G, and percentiles treat it as known. So the lower percentile
+    is not Φ(−1.96) but Φ(−√(G/(G−1)) · t), with t the 97.5% point of Student's t with G − 1 degrees of freedom; the upper one is its
+    mirror image. NaN replicas are left out; infinite ones are kept, so an end can be infinite.
 
     Args:
         replicas: the statistic of every bootstrap sample.
-        clusters: number that each sample draws; of several independent sets of clusters that of the smallest.
+        clusters: number of clusters that each sample draws; with several independent sets of clusters, the size of the smallest.
 
     Returns:
-        Both ends; not a number where there are fewer than two clusters, or no replica is a number.
+        Both ends; NaN if there are fewer than two clusters, or if all replicas are NaN.
 
     Source: Hesterberg 2015, What teachers should know about the bootstrap, section 3.3 (expanded percentile interval). In simulations
-    (tests/statistics/test_coverage.py) it covers as often as a t interval with the bootstrap's standard error, and keeps the asymmetry
-    of ratios; BCa intervals of 10 documents covered the truth in 87% of draws, less than plain percentiles.
+    (tests/statistics/test_coverage.py) its coverage is that of a t interval with the bootstrap's standard error, and it keeps the
+    asymmetry of ratios; BCa intervals of 10 documents covered the true value in 87% of draws, less than plain percentiles.
     """
     from scipy.special import ndtr
 
@@ -191,6 +191,6 @@ def bootstrap_interval(replicas: Float[np.ndarray, " replica"], clusters: int) -
     if clusters < 2 or not len(known):
         return UNKNOWN
     lower = ndtr(-math.sqrt(clusters / (clusters - 1)) * t_factor(clusters))
-    # the next replica outwards: between a finite and an infinite one there is nothing to interpolate
+    # the next replica outwards: interpolation between a finite and an infinite one is undefined
     low, high = np.quantile(known, lower, method="lower"), np.quantile(known, 1 - lower, method="higher")
     return float(low), float(high)

@@ -1,37 +1,34 @@
 """Streamed, mergeable moments of every neuron of a site (METHODS 3)."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.models.sites import get_site
-from sepcap.statistics.histogram import Histogram, HistogramCounter, check_count, gather_histogram
+from sepcap.statistics.histogram import Histogram, check_count
+from sepcap.storage import html_card, load_tensors, save_tensors
 
 SUMS = ("positive", "total", "absolute", "root", "deviation")
-CHUNK = 256
-"""Positions reduced at once on a CPU: a block of this many rows stays in the second-level cache, which
-makes each of the passes over it several times cheaper than over a whole batch."""
-
-
 @dataclass(frozen=True, eq=False)
 class NeuronStatistics:
     """Sums over the kept token positions of a dataset, for every neuron of one site.
 
     Within a block of at most 256 positions, float32 activations are added in float32 (relative error of a sum of
     n terms at most n·2⁻²⁴, so 1.5e-5 in the worst case and near 1e-7 in practice); blocks are added in
-    float64. float64 activations are added in float64 throughout, and so are those of half precision, whose Σz and Σ|z|
-    are exact (Σ√|z| to 1e-7). On a GPU all are added in float64; those of Apple's GPUs are added on the CPU, because
-    they have no float64. Blocks never span two rows of a batch, so shards that were cut between rows merge to the same sums.
+    float64. float64 and half-precision activations are added in float64 throughout; in half precision Σz and Σ|z|
+    are exact (Σ√|z| to 1e-7). On a GPU all activations are added in float64, except on Apple's GPUs, which have no
+    float64: their activations are added on the CPU. Blocks never span two rows of a batch, so shards that were split
+    between rows merge to the same sums.
 
-    Squares are summed about the mean of their own block, and blocks are joined by Chan's update: the error of the
-    standard deviation is relative to itself (1e-5 at most, near 1e-7 in practice), however large the mean is.
+    Squared deviations are summed about the mean of each block, and blocks are combined by Chan's update: the relative
+    error of the standard deviation is at most 1e-5 (near 1e-7 in practice), however large the mean is.
 
     Attributes:
         site: name of the site.
@@ -39,7 +36,7 @@ class NeuronStatistics:
         sums: `positive` #(z>0), `total` Σz, `absolute` Σ|z|, `root` Σ√|z|, `deviation` Σ(z−z̄)², each float64
             [layer, neuron] or [layer, head, d_head].
         low, high: smallest and largest activation, same shape.
-        histogram: how the activations are distributed, when that was asked for.
+        histogram: histograms of the activations, if they were requested.
     """
 
     site: str
@@ -56,7 +53,7 @@ class NeuronStatistics:
 
     def _mean_of(self, name: str) -> Float[Tensor, "layer *neuron"]:
         if self.count == 0:
-            raise ValueError(f"statistics of {self.site!r} hold no positions: there is no mean")
+            raise ValueError(f"statistics of {self.site!r} hold no positions: the mean is undefined")
         return self.sums[name] / self.count
 
     @property
@@ -86,7 +83,7 @@ class NeuronStatistics:
 
     @property
     def freq(self) -> Float[Tensor, "layer *neuron"]:
-        """#(z>0) / N; refused for attention, where no activation function makes "positive" mean anything."""
+        """#(z>0) / N; an error for attention, which has no activation function and so no meaningful sign."""
         if not get_site(self.site).activation_function:
             raise ValueError(
                 f"importance 'freq' is undefined for site {self.site!r}: attention has no activation function, so a positive "
@@ -105,18 +102,18 @@ class NeuronStatistics:
         return self.high
 
     def require_histogram(self) -> Histogram:
-        """The histogram, or an error that says how to get one."""
+        """The histogram; if it was not collected, an error that states how to collect it."""
         if self.histogram is None:
             raise ValueError(f"statistics of {self.site!r} hold no histograms; collect them with collect(..., histogram=True)")
         if self.count == 0:
-            raise ValueError(f"statistics of {self.site!r} hold no positions: there is no distribution")
+            raise ValueError(f"statistics of {self.site!r} hold no positions: the distribution is undefined")
         return self.histogram
 
     @property
     def peak(self) -> Float[Tensor, "layer *neuron"]:
-        """The mode: centre of the fullest of 100 equal bins over the neuron's own [min, max], the lowest of equally full ones (METHODS 8).
+        """The mode: centre of the fullest of 100 equal bins over the neuron's own [min, max], the lowest in case of ties (METHODS 8).
 
-        Which of two bins is the fuller is certain where their counts differ by more than the activations that lie within
+        Which of two bins is fuller is certain if their counts differ by more than the number of activations within
         range/510 of their edges.
         """
         return self.require_histogram().peak()
@@ -132,7 +129,7 @@ class NeuronStatistics:
         return self.require_histogram().quantile(q)
 
     def merge(self, other: "NeuronStatistics") -> "NeuronStatistics":
-        """Statistics of both datasets together, in any order: sums are added, squares about the mean by Chan's update."""
+        """Statistics of both datasets together, in any order: sums are added, squared deviations combined by Chan's update."""
         if self.site != other.site or self.shape != other.shape:
             raise ValueError(
                 f"cannot merge statistics of {other.site!r} {list(other.shape)} into {self.site!r} {list(self.shape)}: "
@@ -147,8 +144,8 @@ class NeuronStatistics:
             check_count(self.count + other.count)
             histogram = self.histogram.merge(other.histogram)
         added = {name: value.to(self.low.device) for name, value in other.sums.items()}
-        between = _between(self.count, self.sums["total"], other.count, added["total"])
-        sums = {name: self.sums[name] + added[name] + (between if name == "deviation" else 0) for name in SUMS}
+        joined = between(self.count, self.sums["total"], other.count, added["total"])
+        sums = {name: self.sums[name] + added[name] + (joined if name == "deviation" else 0) for name in SUMS}
         low = torch.minimum(self.low, other.low.to(self.low.device))
         high = torch.maximum(self.high, other.high.to(self.low.device))
         return NeuronStatistics(self.site, self.count + other.count, sums, low, high, histogram)
@@ -179,10 +176,10 @@ class NeuronStatistics:
 
 
 class Statistics(Mapping[str, NeuronStatistics]):
-    """What neurons do on one dataset: a mapping from site name to `NeuronStatistics`.
+    """Neuron statistics of one dataset: a mapping from site name to `NeuronStatistics`.
 
     Attributes:
-        info: how it was made: model, task, tokens asked for and seen, context, whether BOS counted, documents used.
+        info: how they were collected: model, task, tokens requested and used, context, whether BOS is included, documents used.
     """
 
     def __init__(self, by_site: Mapping[str, NeuronStatistics], info: Mapping[str, Any] | None = None) -> None:
@@ -202,16 +199,16 @@ class Statistics(Mapping[str, NeuronStatistics]):
 
     @property
     def n_documents(self) -> int | None:
-        """Number of documents, those of merged parts added; None where it is not known."""
+        """Number of documents, summed over merged parts; None if it is not known."""
         parts = [self.info]
-        for part in parts:  # which grows on the way
+        for part in parts:  # the list grows during the loop
             parts.extend(part.get("merged", ()))
         counts = [part.get("n_documents") for part in parts if "merged" not in part]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Statistics of both datasets together, site by site; both must hold the same sites, of one model in one basis."""
+        """Statistics of both datasets together, site by site; both must have the same sites, model and basis."""
         if not isinstance(other, Statistics):
             raise TypeError(f"other is a {type(other).__name__}; give what sepcap.collect returns")
         if set(self) != set(other):
@@ -230,8 +227,6 @@ class Statistics(Mapping[str, NeuronStatistics]):
     @checked()
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
-        from sepcap.storage import save_tensors
-
         tensors = {}
         for site, stats in self.items():
             tensors |= {f"{site}.{name}": stats.sums[name] for name in SUMS}
@@ -245,8 +240,6 @@ class Statistics(Mapping[str, NeuronStatistics]):
     @checked()
     def load(cls, path: str | Path) -> "Statistics":
         """Read what `save` wrote."""
-        from sepcap.storage import load_tensors
-
         tensors, meta = load_tensors(path, "statistics")
         try:
             by_site = {
@@ -272,8 +265,6 @@ class Statistics(Mapping[str, NeuronStatistics]):
 
     def _repr_html_(self) -> str:
         import pandas as pd
-
-        from sepcap.storage import html_card
 
         rows = [
             {
@@ -302,106 +293,6 @@ def _load_histogram(tensors: Mapping[str, Tensor], site: str) -> Histogram | Non
     return Histogram(*(tensors[f"{site}.{name}"] for name in ("histogram.counts", "histogram.exponent", "histogram.start", "low", "high")))
 
 
-def _between(n: int, total: Tensor, m: int, other: Tensor) -> Tensor | float:
-    """What Σ(z−z̄)² of two parts together has beyond the two sums: n·m/(n+m) times the squared distance of their means."""
+def between(n: int, total: Tensor, m: int, other: Tensor) -> Tensor | float:
+    """Excess of Σ(z−z̄)² of two parts together over the two sums: n·m/(n+m) times the squared distance of their means."""
     return (total / n - other / m).square() * (n * m / (n + m)) if n and m else 0.0
-
-
-@dataclass
-class Accumulator:
-    """Mutable sums of one site in one layer, filled inside a hook.
-
-    `update` adds the kept positions of one batch; nothing of the batch is held afterwards.
-    """
-
-    neurons: tuple[int, ...]
-    device: torch.device
-    scratch: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
-    histogram: bool = False
-    counter: HistogramCounter | None = field(init=False, default=None)
-    sums: Float[Tensor, "5 neuron"] = field(init=False)
-    low: Float[Tensor, " neuron"] = field(init=False)
-    high: Float[Tensor, " neuron"] = field(init=False)
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        n = int(torch.Size(self.neurons).numel())
-        self.sums = torch.zeros(len(SUMS), n, dtype=torch.float64, device=self.device)
-        self.low = torch.full((n,), torch.inf, device=self.device)
-        self.high = torch.full((n,), -torch.inf, device=self.device)
-        if self.histogram:
-            self.counter = HistogramCounter(n, self.device)
-
-    @torch.no_grad()
-    def update(self, z: Float[Tensor, "batch pos *neuron"], keep: Bool[Tensor, "batch pos"]) -> None:
-        """Add the activations at the positions where `keep` is true."""
-        z = z.detach().flatten(2)
-        wide = z.dtype if z.dtype == torch.float64 else torch.float32
-        if self.low.dtype != wide:
-            self.low, self.high = self.low.to(wide), self.high.to(wide)
-        on_cpu = z.device.type == "cpu"
-        blocks = list(_blocks(z, keep)) if on_cpu else [z[keep]]
-        # sums of half-precision activations are exact: so are their squares in float32, and nobody waits for the sums
-        sum_dtype = wide if on_cpu and z.dtype.itemsize > 2 else torch.float64
-        for block in blocks:
-            self._add(block.to(wide), sum_dtype)
-        if self.counter is not None:
-            check_count(self.count)
-            # after the sums of the whole batch: bins are made wide enough once, not block by block
-            self.counter.add(blocks, self.low, self.high)
-
-    def _buffer(self, x: Float[Tensor, "n neuron"]) -> Float[Tensor, "n neuron"]:
-        """Room for a block, shared by all layers of a pass: fresh memory would cost more than the sums."""
-        key = (x.shape[1], x.dtype)
-        if key not in self.scratch or len(self.scratch[key]) < len(x):
-            self.scratch[key] = torch.empty_like(x)
-        return self.scratch[key][: len(x)]
-
-    def _add(self, x: Float[Tensor, "n neuron"], sum_dtype: torch.dtype) -> None:
-        if not len(x):
-            return
-        buffer, n = self._buffer(x), len(x)
-        torch.gt(x, 0, out=buffer)
-        self.sums[0] += buffer.sum(0, dtype=sum_dtype)
-        torch.abs(x, out=buffer)
-        absolute = buffer.sum(0, dtype=sum_dtype)
-        self.sums[2] += absolute
-        # the vectorised square root takes forty times as long on zeros, of which ReLU leaves many: it gets the smallest
-        # normal number instead, whose root, 1e-19, vanishes in any sum that is not zero itself
-        torch.sqrt(buffer.clamp_min_(torch.finfo(x.dtype).tiny), out=buffer)
-        self.sums[3] += torch.where(absolute == 0, 0, buffer.sum(0, dtype=sum_dtype))
-        total = x.sum(0, dtype=sum_dtype)
-        pivot = (total / n).to(x.dtype)
-        torch.sub(x, pivot, out=buffer)
-        rest = buffer.sum(0, dtype=sum_dtype).double()
-        torch.mul(buffer, buffer, out=buffer)
-        deviation = (buffer.sum(0, dtype=sum_dtype).double() - rest.square() / n).clamp_min(0)
-        if sum_dtype != torch.float64:
-            total = pivot.double() * n + rest
-        self.sums[4] += deviation + _between(self.count, self.sums[1], n, total)
-        self.sums[1] += total
-        torch.minimum(self.low, x.amin(0), out=self.low)
-        torch.maximum(self.high, x.amax(0), out=self.high)
-        self.count += n
-
-
-def _blocks(z: Float[Tensor, "batch pos neuron"], keep: Bool[Tensor, "batch pos"]) -> Iterator[Float[Tensor, "_ neuron"]]:
-    """The kept positions row by row, at most `CHUNK` at once."""
-    for row, kept in zip(z, keep, strict=True):
-        # mostly all positions but the first are kept: a slice needs no copy, an index does
-        yield from (row[1:] if bool(kept[1:].all()) and not bool(kept[0]) else row[kept]).split(CHUNK)
-
-
-def gather(site: str, layers: list[Accumulator]) -> NeuronStatistics:
-    """Per-layer accumulators of one site as one `NeuronStatistics`."""
-    neurons = layers[0].neurons
-    device = layers[0].device
-
-    def stack(parts: list[Tensor]) -> Tensor:
-        return torch.stack([p.to(device).view(neurons) for p in parts])
-
-    sums = {name: stack([a.sums[i] for a in layers]) for i, name in enumerate(SUMS)}
-    low, high = stack([a.low for a in layers]), stack([a.high for a in layers])
-    counters = [a.counter for a in layers if a.counter is not None]
-    histogram = gather_histogram(counters, low, high) if counters else None
-    return NeuronStatistics(site, layers[0].count, sums, low, high, histogram)

@@ -1,10 +1,10 @@
-"""Singular values of a Jacobian: all of them where it fits into memory, the leading ones by products where it does not (METHODS 13).
+"""Singular values of a Jacobian: all of them if it fits into memory, otherwise the leading ones, matrix-free (METHODS 13).
 
-Matrix-free: a block of random directions is sent through the Jacobian and back again and again, every block is kept, and the singular
-values are those of the Jacobian restricted to what all blocks span (a randomised range finder with power iterations whose iterates are
-not thrown away). The value found at every place is then at most the true one there, and comes with two bounds: how far the nearest singular
-value of the matrix is from it (`errors`), which does not say which number that one has, and how much larger the true value at its
-place can be (`remainder`).
+Matrix-free: a block of random directions is multiplied by the Jacobian and its transpose repeatedly, every block is kept, and the singular
+values are those of the Jacobian restricted to the span of all blocks (a randomised range finder with power iterations that keeps
+all iterates). The i-th value found is at most the true i-th value, and has two bounds: on its distance to the nearest
+singular value of the matrix, whatever the index of that value (`errors`), and on how much larger the true i-th value can be
+(`remainder`).
 
 Source: Halko, Martinsson and Tropp, "Finding structure with randomness" (2011), sections 4.3 to 4.5; Musco and Musco, "Randomized
 block Krylov methods" (2015).
@@ -23,25 +23,25 @@ CHUNK_BYTES = 256 * 2**20
 """Memory for the products that are computed at once."""
 
 PROBES = 10
-"""Random directions that test what the basis misses: the bound on the remainder fails with probability 10^-10."""
+"""Random directions that probe the matrix outside the basis: the bound on the remainder fails with probability 10^-10."""
 
 BLOCKS = 12
-"""Blocks of directions at most: where they do not suffice, the errors say so."""
+"""Maximum number of blocks of directions; if they do not suffice, the errors show it."""
 
 OVERSAMPLE = 10
-"""Directions beyond those asked for ([Halko et al.] recommend 5 to 10)."""
+"""Directions beyond the requested number ([Halko et al.] recommend 5 to 10)."""
 
 Function = Callable[[Float[Tensor, "pos width"]], Float[Tensor, "pos width"]]
 Count = Callable[[int], Any]
 
 
 def nothing(products: int) -> None:
-    """Where nobody counts products."""
+    """Default for `count`: do nothing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """A matrix that is known by its products with vectors only.
+    """A matrix given only by its products with vectors.
 
     Attributes:
         rows, columns: its shape.
@@ -59,7 +59,7 @@ class Products:
 
     @classmethod
     def of_matrix(cls, matrix: Float[Tensor, "rows columns"]) -> "Products":
-        """A matrix that is at hand."""
+        """Products with an explicit matrix."""
         rows, columns = matrix.shape
         return cls(rows, columns, matrix.__matmul__, matrix.T.__matmul__, matrix.dtype, matrix.device)
 
@@ -69,8 +69,8 @@ def jacobian_products(function: Function, at: Float[Tensor, "pos width"], chunk:
 
     Args:
         function: a function that torch can differentiate in both directions.
-        at: where.
-        chunk: products at once.
+        at: the point at which it is differentiated.
+        chunk: number of products computed at once.
         count: called with the number of products after every chunk.
     """
     backward: Callable[[Tensor], tuple[Tensor]] = torch.func.vjp(function, at)[1]
@@ -105,7 +105,7 @@ def jacobian(function: Function, at: Float[Tensor, "pos width"], chunk: int, cou
 
 
 def jacobian_blocks(function: Function, at: Float[Tensor, "pos width"], chunk: int, count: Count = nothing) -> Float[Tensor, "pos out in"]:
-    """The Jacobians of single positions of a function that does not mix them: one VJP gives a row of all of them at once."""
+    """Per-position Jacobians of a function that does not mix positions: one VJP gives one row of all of them."""
     positions, width = at.shape
     rows = torch.eye(width, dtype=at.dtype, device=at.device).repeat(1, positions)
     transposed = jacobian_products(function, at, chunk, count).transposed
@@ -118,14 +118,14 @@ class Spectrum:
 
     Attributes:
         values: all of them, or the leading ones.
-        errors: for each, a distance within which some singular value of the matrix lies, rounding aside; 0 where all are computed. It
-            need not be the one with the same number: of many that lie close together, the basis may hold only some.
-        size: how many there are in all.
-        remainder: bound on the norm of what the basis misses; 0 where all are computed.
-        squares: sum of the squares of all, the squared Frobenius norm; an estimate where only the leading ones are computed.
+        errors: for each value, a bound on the distance to the nearest singular value of the matrix, rounding aside; 0 if all are
+            computed. The nearest one need not have the same index: of many close values, the basis may contain only some.
+        size: total number of singular values.
+        remainder: bound on the norm of the matrix outside the basis; 0 if all are computed.
+        squares: sum of the squares of all, the squared Frobenius norm; an estimate if only the leading ones are computed.
         squares_error: its standard error.
-        products: products with the matrix and its transpose that were made.
-        basis: all singular values of the matrix on the basis, `values` among them; what ranks are counted on.
+        products: number of products with the matrix and its transpose.
+        basis: all singular values of the matrix on the basis, including `values`; ranks are counted on these.
     """
 
     values: Float[Tensor, " value"]
@@ -143,9 +143,9 @@ class Spectrum:
         return len(self.values) == self.size
 
     def rank(self, threshold: float) -> tuple[int, bool]:
-        """How many singular values are above a share of the largest one, and whether there may be more.
+        """Number of singular values above a fraction of the largest one, and whether there may be more.
 
-        With s the found values and ε the remainder, the true ones lie between s and √(s² + ε²) (those not found: 0 and ε).
+        With values found s and remainder ε, the true ones are between s and √(s² + ε²) (those not found: between 0 and ε).
         """
         cut = threshold * float(self.basis[0]) if len(self.basis) else 0.0
         found = int((self.basis > cut).sum())
@@ -155,32 +155,32 @@ class Spectrum:
         return found, self.remainder > cut or possible > found
 
     def stable_rank(self) -> float:
-        """‖J‖²_F / σ₁²: how many directions as strong as the strongest have the same sum of squares.
+        """‖J‖²_F / σ₁²: the number of singular values equal to σ₁ that would have the same sum of squares.
 
-        Where only the leading values are known, what the basis misses of the numerator is estimated without bias by random directions.
+        If only the leading values are known, random directions give an unbiased estimate of the numerator outside the basis.
         """
         return self.squares / float(self.values[0]) ** 2 if float(self.values[0]) > 0 else math.nan
 
     def stable_rank_error(self) -> float:
-        """Standard error of the stable rank from these directions; 0 where all values are computed."""
+        """Standard error of the stable rank from these directions; 0 if all values are computed."""
         return self.squares_error / float(self.values[0]) ** 2 if float(self.values[0]) > 0 else math.nan
 
     def participation_ratio(self) -> float:
-        """(Σσ²)² / Σσ⁴; NaN where only the leading values are known."""
+        """(Σσ²)² / Σσ⁴; NaN if only the leading values are known."""
         if not self.complete or not float(self.values[0]) > 0:
             return math.nan
         powers = (self.values / self.values[0]).square()
         return float(powers.sum() ** 2 / powers.square().sum())
 
     def effective_rank(self) -> float:
-        """exp of the entropy of σ/Σσ (Roy and Vetterli 2007); NaN where only the leading values are known."""
+        """exp of the entropy of σ/Σσ (Roy and Vetterli 2007); NaN if only the leading values are known."""
         if not self.complete or not float(self.values[0]) > 0:
             return math.nan
         return float(torch.special.entr(self.values / self.values.sum()).sum().exp())
 
 
 def all_values(matrices: Float[Tensor, "*block out in"], products: int = 0) -> Spectrum:
-    """The spectrum of a matrix at hand, or of the block-diagonal matrix of several."""
+    """Spectrum of an explicit matrix, or of the block-diagonal matrix of several."""
     values = torch.linalg.svdvals(matrices).flatten().sort(descending=True).values
     squares = float(values.double().square().sum())
     return Spectrum(values, torch.zeros_like(values), len(values), 0.0, squares, 0.0, products, values)
@@ -189,26 +189,26 @@ def all_values(matrices: Float[Tensor, "*block out in"], products: int = 0) -> S
 def leading_values(
     matrix: Products, k: int, *, tolerance: float = 1e-3, oversample: int = OVERSAMPLE, blocks: int = BLOCKS, seed: int = 0
 ) -> Spectrum:
-    """The k largest singular values by products: lower bounds of them, with two bounds on what they miss.
+    """Lower bounds on the k largest singular values from products, with two bounds on their errors.
 
     Args:
         matrix: the products.
-        k: how many.
-        tolerance: it is done when some singular value of the matrix is known to lie within this share of every one of the k. That
-            does not bound the error at a place: where more values than the basis holds lie close together, those after them count up
-            too early; the true ones are then up to √(σ² + ε²).
+        k: number of singular values.
+        tolerance: the iteration stops when each of the k values is known to be within this relative distance of some singular value
+            of the matrix. That does not bound the error at an index: if more values are close together than the basis contains, the
+            values after them have too small an index; the true ones are then up to √(σ² + ε²).
         oversample: random directions beyond k in every block.
-        blocks: blocks at most; with the last one it ends, with whatever errors there are by then.
-        seed: of the random directions.
+        blocks: maximum number of blocks; the iteration stops after the last one, whatever the errors.
+        seed: seed of the random directions.
 
     Returns:
-        Spectrum: the value found at every place is at most the true one there, and, but for a probability of 10^-10, at least
+        Spectrum: the i-th value found is at most the true i-th value σ, and, except with probability 10^-10, at least
         √(σ² − ε²) with ε the remainder.
 
     Raises:
-        ValueError: k or blocks that are too small, or a k larger than the matrix.
+        ValueError: k or blocks is too small, or k is larger than the number of singular values.
 
-    Source: the header of this module. Errors: with unit vectors u, v and Jᵀu = σv, some singular value of J lies within ‖Jv − σu‖/√2
+    Source: the docstring of this module. Errors: with unit vectors u, v and Jᵀu = σv, some singular value of J is within ‖Jv − σu‖/√2
     of σ. Remainder: 10·√(2/π)·max ‖(1 − QQᵀ)Jω‖ over 10 Gaussian ω [Halko et al., equation 4.3].
 
     Example:
@@ -241,7 +241,7 @@ def leading_values(
         values, turned = torch.linalg.svd(middle)[1:]
         image = _without(matrix.times(right_new) / scale, left)
         products += left_new.shape[1] + right_new.shape[1]
-        # Jv for v = Jᵀu/σ: what of it lies outside the basis comes from the newest block alone
+        # Jv for v = Jᵀu/σ: only the newest block contributes to its part outside the basis
         newest = turned[: len(values), turned.shape[1] - left_new.shape[1] :].T
         residuals = (image @ (right_new.T @ back) @ newest).norm(dim=0)
         errors = torch.where(values > 0, residuals / values / math.sqrt(2), 0)
@@ -251,7 +251,7 @@ def leading_values(
     missed = scale * _without(random_image(PROBES) / scale, left).double().norm(dim=0)
     remainder = 10 * math.sqrt(2 / math.pi) * float(missed.max())
     values, errors = scale * values, scale * errors
-    lacking = max(0, k - len(values))  # the matrix has fewer directions than were asked for
+    lacking = max(0, k - len(values))  # the matrix has fewer directions than requested
     return Spectrum(
         values=torch.nn.functional.pad(values, (0, lacking))[:k],
         errors=torch.nn.functional.pad(errors, (0, lacking), value=remainder)[:k],
@@ -265,7 +265,7 @@ def leading_values(
 
 
 def _without(vectors: Float[Tensor, "size k"], basis: Float[Tensor, "size found"]) -> Float[Tensor, "size k"]:
-    """Their part outside an orthonormal basis; taken away twice, because once leaves rounding errors in it."""
+    """The part of vectors outside an orthonormal basis; projected out twice, because once leaves rounding errors."""
     for _ in range(2):
         vectors = vectors - basis @ (basis.T @ vectors)
     return vectors
@@ -274,12 +274,12 @@ def _without(vectors: Float[Tensor, "size k"], basis: Float[Tensor, "size found"
 def _new_directions(
     vectors: Float[Tensor, "size k"], basis: Float[Tensor, "size found"], values: Float[Tensor, " value"]
 ) -> Float[Tensor, "size new"]:
-    """An orthonormal basis of what vectors add to a basis; what is small enough to be rounding adds nothing."""
+    """An orthonormal basis of the part of vectors outside a basis; directions as small as rounding are dropped."""
     if not vectors.shape[1]:
         return vectors
     directions, lengths, _ = torch.linalg.svd(_without(vectors, basis), full_matrices=False)
     scale = float(values[0]) if len(values) else float(lengths[0])
     room = vectors.shape[0] - basis.shape[1]
     directions = directions[:, lengths > 10 * torch.finfo(vectors.dtype).eps * scale][:, :room]
-    # a direction that was nearly inside is so again after it was made longer
+    # normalising a direction that was nearly inside the basis magnifies its part inside
     return torch.linalg.qr(_without(directions, basis))[0]

@@ -1,4 +1,4 @@
-"""Vectors of d_model numbers at a few positions of a few texts: the one thing that geometry keeps (METHODS 13)."""
+"""Vectors of size d_model at a few positions of a few texts, the only activations that geometry stores (METHODS 13)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,18 +24,18 @@ def vectors_at(
     dims: Sequence[int] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Float[Tensor, "place text position dim"]:
-    """What hooks see at some positions of every text; everything else is dropped inside the hook.
+    """Vectors at some positions of every text; everything else is dropped inside the hook.
 
     Args:
         model: a hooked model.
-        rows: token ids, as `LabelledTexts.rows` gives them.
-        hooks_for: makes the hooks of a function that takes (number of the place, vectors); places are ordered by their numbers.
+        rows: token ids, as in `LabelledTexts.rows`.
+        hooks_for: makes the hooks that call a function with (number of the place, vectors); places are ordered by their numbers.
         positions: positions to keep.
         dims: dimensions of the vectors to keep; default is all.
         batch_size: texts per pass; halved, with a warning, when memory runs out.
 
     Returns:
-        float32 on the CPU: len(places) · texts · positions · dims · 4 bytes are held, whatever the length of the texts.
+        float32 on the CPU: len(places) · texts · positions · dims · 4 bytes in memory, whatever the length of the texts.
 
     Raises:
         FloatingPointError: NaN or infinite values.
@@ -55,8 +55,8 @@ def vectors_at(
     finite = found.isfinite().flatten(1).all(dim=1)
     if not bool(finite.all()):
         raise FloatingPointError(
-            f"the vectors of layer {int(finite.int().argmin())} are NaN or infinite. Usual causes: weights that are broken themselves, "
-            "or float16, which overflows; load the model with dtype='float32' or 'bfloat16'."
+            f"the vectors of layer {int(finite.int().argmin())} are NaN or infinite. Usual causes: NaN or infinite weights, "
+            "or overflow in float16; load the model with dtype='float32' or 'bfloat16'."
         )
     return found
 

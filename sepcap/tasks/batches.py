@@ -1,8 +1,8 @@
 """Token sequences packed into rows of one context length.
 
-A row is BOS followed by at most `context - 1` tokens: a part of one document, or several whole short documents with another BOS
-between any two. The tokens that count (towards a budget, in statistics and as prediction targets) are those that are neither BOS
-nor padding. Where a tokenizer has no BOS, the first token of a row follows nothing: it counts in statistics, but it is no target.
+A row is BOS followed by at most `context - 1` tokens: a part of one document, or several whole short documents separated by BOS.
+Tokens count (towards a budget, in statistics and as prediction targets) if they are neither BOS nor padding. If a tokenizer has no
+BOS, nothing precedes the first token of a row: it counts in statistics, but it is not a prediction target.
 """
 
 import dataclasses
@@ -17,25 +17,25 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from sepcap.checks import warn
+from sepcap.errors import warn
 from sepcap.tasks.documents import Document, Documents, PerDocument, Spelling, in_rounds
 from sepcap.tasks.hub import read_from
 from sepcap.tasks.task import Split, Task
 
 FEW = 50
-"""A sample of fewer clusters says so: what the texts of each share then decides much of a number."""
+"""Samples with fewer clusters cause a warning: what the texts of each cluster share then affects results strongly."""
 
 
 def pack(documents: Iterable[list[int]], context: int, bos: int | None) -> Iterator[np.ndarray]:
     """Rows of `context` token ids from tokenised documents (without special tokens of their own).
 
     Args:
-        documents: token ids per document, in the order in which they are to be used.
+        documents: token ids per document, in order of use.
         context: tokens per row, BOS included.
-        bos: id that marks the beginning of a row and of a document; None where the tokenizer has none.
+        bos: id that marks the beginning of a row and of a document; None if the tokenizer has none.
 
     Returns:
-        Full rows [context] of int64; the last one is shorter where the documents end. Empty documents leave no trace.
+        Full rows [context] of int64; the last one can be shorter. Empty documents are skipped.
 
     >>> [row.tolist() for row in pack([[5, 6, 7], [8, 9]], context=4, bos=0)]
     [[0, 5, 6, 7], [0, 8, 9]]
@@ -71,12 +71,12 @@ class TokenSample:
         rows: token ids, at most `context` each.
         bos: id that opens rows and documents, or None.
         asked: tokens asked for.
-        tokens: tokens there are, BOS and padding not counted (in "evaluate": prediction targets); fewer than asked for
-            where the task has no more.
-        indices: documents that the tokens are of, per source.
+        tokens: tokens in the sample, BOS and padding not counted (in "evaluate": prediction targets); fewer than asked for
+            if the task has no more.
+        indices: documents that the tokens are from, per source.
         fingerprint: hash of all rows.
-        row_documents: documents of every row, numbered over the sample; by default every row is of one of its own.
-        groups: package of every row, where the documents have names and no row mixes packages; else None.
+        row_documents: documents of every row, numbered over the sample; by default every row is a document of its own.
+        groups: package of every row if the documents have names and no row mixes packages; else None.
     """
 
     task: str
@@ -92,15 +92,15 @@ class TokenSample:
 
     @property
     def n_documents(self) -> int:
-        """Documents that have tokens in the rows."""
+        """Number of documents with tokens in the rows."""
         return len(self.rows) if self.row_documents is None else len(set(itertools.chain.from_iterable(self.row_documents)))
 
     @property
     def clusters(self) -> Int[np.ndarray, " row"]:
         """The cluster of every row, numbered in the order of their first rows.
 
-        Rows that share a document are in one cluster, and so are those that are linked by a chain of such rows: the connected
-        components of rows and documents. Nothing ties the rows of one cluster to those of another.
+        Rows that share a document are in one cluster, and so are rows linked by a chain of such rows: clusters are the connected
+        components of rows and documents. Rows of different clusters have no document in common.
         """
         return np.arange(len(self.rows)) if self.row_documents is None else components(self.row_documents)
 
@@ -110,12 +110,12 @@ class TokenSample:
             yield make_batch(self.rows[start : start + batch_size], self.bos)
 
     def targets(self) -> Int[np.ndarray, " prediction"]:
-        """All tokens that are predicted."""
+        """All prediction targets."""
         targets = np.concatenate([row[1:] for row in self.rows])
         return targets if self.bos is None else targets[targets != self.bos]
 
     def take(self, rows: Sequence[int]) -> "TokenSample":
-        """Some of the rows, by number."""
+        """The sample restricted to some rows, given by number."""
         chosen: dict[str, Any] = {
             name: None if values is None else tuple(values[i] for i in rows)
             for name in ("rows", "row_documents", "groups")
@@ -124,21 +124,21 @@ class TokenSample:
         return dataclasses.replace(self, **chosen, tokens=sum(map(self._size, chosen["rows"])))
 
     def _size(self, row: Int[np.ndarray, " pos"]) -> int:
-        """Tokens of a row that count."""
+        """Number of tokens of a row that count."""
         return int((row != self.bos).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a model takes in one pass, and what it is asked.
+    """The inputs of one forward pass, and the answers against which its outputs are scored.
 
     Attributes:
         inputs: token ids [batch, pos], or pixels [batch, channel, height, width].
-        keep: positions that count in statistics: neither BOS nor another special token nor padding. Images have all counted.
+        keep: positions that count in statistics: neither BOS nor another special token nor padding. For images, all count.
         real: positions that are not padding.
         asked: positions whose output is scored.
-        answers: what is right there: a token id, or the label of the image.
-        mask: attention mask, where the model would see the padding without one.
+        answers: the correct answers there: a token id, or the label of the image.
+        mask: attention mask, if the model would attend to the padding without one.
     """
 
     inputs: Shaped[Tensor, "batch ..."]
@@ -155,12 +155,12 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """What it adds to a budget: tokens, or images."""
+        """Number of tokens, or images, that count towards a budget."""
         return int(self.keep.sum())
 
 
 def pad(rows: Sequence[np.ndarray], filling: int) -> tuple[Shaped[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-    """Rows filled on the right to the longest, and which positions are theirs."""
+    """Rows padded on the right to the longest, and a mask of the positions that are not padding."""
     filled = torch.full((len(rows), max(map(len, rows))), filling, dtype=torch.from_numpy(rows[0]).dtype)
     real = torch.zeros(filled.shape, dtype=torch.bool)
     for i, row in enumerate(rows):
@@ -170,7 +170,7 @@ def pad(rows: Sequence[np.ndarray], filling: int) -> tuple[Shaped[Tensor, "batch
 
 
 def make_batch(rows: Sequence[np.ndarray], bos: int | None) -> Batch:
-    """Rows of a next-token model, padded on the right. Under causal attention no kept position sees the padding."""
+    """Batch of rows for a next-token model, padded on the right. With causal attention no kept position attends to padding."""
     ids, real = pad(rows, 0 if bos is None else bos)
     keep = real & (ids != bos) if bos is not None else real.clone()
     asked = torch.zeros_like(keep)
@@ -199,12 +199,12 @@ def components(row_documents: Sequence[Sequence[int]]) -> Int[np.ndarray, " row"
 
 
 NOBODY = -1
-"""Stands in place of a document's number where a row has BOS."""
+"""Replaces the document number at positions with BOS."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """Token ids, the number of the document that each is of, and the package of the documents."""
+    """Token ids, the document number of each, and the package of the documents."""
 
     ids: np.ndarray
     owners: np.ndarray
@@ -212,13 +212,13 @@ class _Row:
 
 
 def _rows(documents: Documents, context: int, bos: int | None) -> Iterator[_Row]:
-    """Rows of one source: of documents with a limit, one row of each package after another."""
+    """Rows of one source; if documents have a limit, rows from each package in turn."""
     streams = [_rows_of(read, context, bos, package, documents.limit is None) for package, read in documents.by_package()]
     return itertools.chain.from_iterable(in_rounds(streams))
 
 
 def _rows_of(documents: Iterator[Document], context: int, bos: int | None, package: str | None, across: bool) -> Iterator[Iterator[_Row]]:
-    """The rows of documents that share rows with each other and with none else."""
+    """The rows of each bundle of documents; documents of different bundles share no rows."""
     for bundle in [documents] if across else bundles(documents, context, bos):
         ids, numbers = itertools.tee(bundle)
         packed = pack((document.ids for document in ids), context, bos)
@@ -227,12 +227,12 @@ def _rows_of(documents: Iterator[Document], context: int, bos: int | None, packa
 
 
 def bundles(documents: Iterable[Document], context: int, bos: int | None) -> Iterator[list[Document]]:
-    """Documents that go into the same rows: several whole ones that fit one row, or one that is cut or longer than a row.
+    """Documents that are packed into the same rows: several whole ones that fit one row, or one that is cut or longer than a row.
 
     Args:
-        documents: in the order in which they are to be used.
+        documents: in order of use.
         context: tokens per row, BOS included.
-        bos: id that stands before every document; None where the tokenizer has none.
+        bos: id placed before every document; None if the tokenizer has none.
     """
     mark = int(bos is not None)
     together: list[Document] = []
@@ -265,8 +265,8 @@ def sample_tokens(
 ) -> TokenSample:
     """The first `tokens` tokens of a part of a task: the same call always gives the same tokens.
 
-    The next row of a mixture comes from the source that has given the fewest tokens, so that all give the same number
-    to within one row; the sample ends where the shortest of them does. A smaller budget gives a prefix of what a larger one gives.
+    The next row of a mixture is taken from the source with the fewest tokens so far, so that all sources contribute equally
+    to within one row; the sample ends when the shortest source does. The sample of a smaller budget is a prefix of that of a larger one.
 
     Args:
         task: what to sample.
@@ -274,11 +274,12 @@ def sample_tokens(
         tokenizer: a Hugging Face tokenizer.
         tokens: budget, BOS and padding not counted; in "evaluate", the number of prediction targets.
         context: tokens per row, BOS included.
-        seed: order of the documents and places in long ones; 0 takes them as they come, any other shuffles those of the split.
-        per_document: most tokens of one document: "row" for what fits one row, or a number. A document that has more gives so many
-            from a place in it; documents come from all packages in turn. None takes whole documents as they come, each to its end.
+        seed: of the document order and of the start positions in long documents; 0 keeps the original order, any other seed shuffles
+            the documents of the split.
+        per_document: maximum tokens per document: "row" for as many as fit one row, or a number. A longer document contributes this
+            many from some position in it; documents are taken from all packages in turn. None takes whole documents in their order.
         bos: id that opens rows and documents; default is the tokenizer's BOS, else its end-of-text token, else none.
-        uncounted: ids that do not count towards the budget, wherever they stand; default is `bos` alone.
+        uncounted: ids that do not count towards the budget at any position; default is `bos` alone.
 
     Raises:
         ValueError: less text than one row.
@@ -290,7 +291,7 @@ def sample_tokens(
     bos = separator_of(tokenizer) if bos is None else bos
     room = context - (bos is not None)
     limit = room if per_document == "row" else per_document
-    # where a row's first token does not count, as few as half of those that are read may do so
+    # if a row's first token does not count, as few as half of the tokens read may count
     documents = [Documents(source, split, Spelling(tokenizer, task.special_tokens), limit, 2 * tokens, seed) for source in task.sources]
     streams = [_rows(each, context, bos) for each in documents]
     rows: list[_Row] = []
@@ -319,15 +320,15 @@ def sample_tokens(
     if have < tokens and (min(given) == 0 or have < room):
         raise ValueError(
             f"task {task.name!r} has too little text to {split}: {found}, less than one context of {context} tokens{read_from(task)}. "
-            "A task is cut into a part to collect from and one to evaluate on. Give more text or a smaller context."
+            "A task is split into a part for collecting statistics and one for evaluation. Give more text or a smaller context."
         )
-    wide = f"; intervals over fewer than {FEW} are wide" if clusters > 1 else "; one has no standard error and no interval"
+    wide = f"; intervals over fewer than {FEW} are wide" if clusters > 1 else "; a single one has no standard error and no interval"
     wide = wide if clusters < FEW else ""
     if have < tokens:
         most = "" if limit is None else f", at most {limit:,} of each (per_document=None takes whole documents)"
-        warn(f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}{most}; going on with those{wide}")
+        warn(f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}{most}; continuing with those{wide}")
     elif wide:
-        warn(f"task {task.name!r}: {have:,} tokens to {split} are of {len(numbers)} documents{joined}{wide}")
+        warn(f"task {task.name!r}: {have:,} tokens to {split} come from {len(numbers)} documents{joined}{wide}")
     ids = tuple(row.ids for row in rows)
     packages = tuple(row.package for row in rows if row.package is not None)
     return TokenSample(
@@ -347,3 +348,8 @@ def sample_tokens(
 def separator_of(tokenizer: Any) -> int | None:
     """The token that opens rows and documents: BOS, else end-of-text, else none."""
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
+def warn_of_less(task: str, split: str, have: int, asked: int, what: str) -> None:
+    """Warn that a task has less data than was asked for."""
+    warn(f"task {task!r} has fewer {what} to {split} than the {asked:,} asked for: {have:,}; continuing with those")

@@ -1,4 +1,4 @@
-"""What is left of a source file as text of one kind: prose of docstrings, Python or C++ without comments."""
+"""Text of one kind extracted from a source file: prose of docstrings, Python or C++ without comments."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ _COMMENTS = re.compile(r"(?:\s*(?:#[^\n]*|//[^\n]*|/\*.*?\*/))*", re.S)
 
 
 def is_generated(source: str) -> bool:
-    """Whether the comments at the head of a source file say that a program wrote it.
+    """Whether the comments at the top of a source file state that it was generated.
 
     >>> is_generated("# This file was automatically generated from schema.json\\nx = 1")
     True
@@ -20,7 +20,7 @@ def is_generated(source: str) -> bool:
 
 
 def is_table(text: str) -> bool:
-    """Character tables, unicode data and the like: more digits and punctuation than words."""
+    """Whether a text is a character table, unicode data or similar, with more digits and punctuation than words."""
     letters = sum(map(str.isalpha, text[:4000]))
     return letters < 0.45 * len(re.sub(r"\s", "", text[:4000]) or " ")
 
@@ -34,14 +34,14 @@ _STRING_OR_COMMENT = re.compile(
 def _parse(source: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's packages are not our user's business
+            warnings.simplefilter("ignore")  # invalid escapes in third-party packages do not concern the user
             return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return None
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:
-    """All statements. Expressions hold no docstrings, and visiting them too would take most of the time of a first reading."""
+    """All statements. Expressions contain no docstrings, and visiting them too would take most of the time of a first read."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         yield (node := waiting.pop())
@@ -58,7 +58,7 @@ def _docstring_nodes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Expr, str]
 
 
 def docstrings(source: str) -> list[str]:
-    """Docstrings of a Python source in reading order; none when it does not parse."""
+    """Docstrings of a Python source in reading order; empty if it does not parse."""
     tree = _parse(source)
     if tree is None:
         return []
@@ -67,7 +67,7 @@ def docstrings(source: str) -> list[str]:
 
 
 def strip_python(source: str) -> str:
-    """Python source without docstrings and comments; empty when it does not parse.
+    """Python source without docstrings and comments; empty if it does not parse.
 
     >>> strip_python("def f():\\n    'Say it.'\\n    return 1  # one")
     'def f():\\n    return 1'
@@ -79,7 +79,7 @@ def strip_python(source: str) -> str:
     for node, expression, _ in _docstring_nodes(tree):
         start, end = expression.lineno - 1, (expression.end_lineno or expression.lineno) - 1
         if lines[start].encode()[: expression.col_offset].strip():
-            continue  # something else stands on the line ("class A: 'text'"): leave it whole
+            continue  # there is other code on the line ("class A: 'text'"): leave it unchanged
         only = len(getattr(node, "body", [])) == 1 and not isinstance(node, ast.Module)
         replacement = " " * expression.col_offset + "pass" if only else None
         for i in range(start, end + 1):
@@ -116,10 +116,10 @@ _HEADER = re.compile(r"\s*([-=~^*#\"'`+_.]{3,}\s*$|\*{0,2}\w+\*{0,2} : .*$|:\w[^
 def clean_prose(text: str) -> str:
     """Sentences of a docstring or description, without doctests, code blocks, tables and field names.
 
-    A paragraph counts as prose when it has at least eight words, is made of letters by 85%,
-    contains the end of a sentence, and does not stand in a literal block or a table. In lists of
-    parameters (Google and numpy style) the names and types are dropped and the sentences that describe them
-    stay; reST fields (`:param x: …`) are dropped whole.
+    A paragraph counts as prose if it has at least eight words, consists of at least 85% letters,
+    contains the end of a sentence, and is not in a literal block or a table. In lists of
+    parameters (Google and numpy style) the names and types are dropped and their descriptions
+    are kept; reST fields (`:param x: …`) are dropped entirely.
     """
     lines = text.expandtabs(4).split("\n")
     indents = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
@@ -134,7 +134,7 @@ def clean_prose(text: str) -> str:
             continue
         indent = len(block_lines[0]) - len(block_lines[0].lstrip())
         if literal_indent is not None and indent > literal_indent:
-            continue  # still inside the block that "::" opened
+            continue  # still in the literal block opened by "::"
         literal_indent = indent if re.search(r"::\s*$", block_lines[-1]) else None
         if any(_NOT_PROSE.match(line) for line in block_lines) or _has_table(block_lines):
             continue

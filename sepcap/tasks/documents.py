@@ -1,4 +1,4 @@
-"""The documents of a task, a few tokens of each, in an order that spreads a sample over packages (METHODS 9)."""
+"""The documents of a task, limited to a few tokens each, in an order that spreads a sample over packages (METHODS 9)."""
 
 import hashlib
 import math
@@ -14,25 +14,25 @@ from sepcap.tasks.task import Source, Split
 T = TypeVar("T")
 
 PerDocument = int | Literal["row"] | None
-"""Most tokens of one document in a sample: a number, "row" for what fits one row, None for whole documents."""
+"""Maximum tokens per document in a sample: a number, "row" for as many as fit one row, None for whole documents."""
 
 AT_ONCE = 2**16
-"""Characters of a whole document that are tokenised first; four times as many each time that more of it is needed."""
+"""Characters of a whole document that are tokenised first; quadrupled each time more of it is needed."""
 
 MARGIN = 64
-"""Tokens before a cut that are not used: those directly before it can be others than in the whole text."""
+"""Tokens before a cut that are not used: they can differ from those of the whole text."""
 
 PER_TOKEN = 8
-"""Characters of a part of a document that are read for a token of it; a token of English text or of code has 3 to 5."""
+"""Characters read per token of a part of a document; a token of English text or of code has 3 to 5."""
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a text becomes tokens: without special tokens of its own, and no further into a long one than is needed (METHODS 9).
+    """How a text is tokenised: without special tokens of its own, and a long text only as far as needed (METHODS 9).
 
     Attributes:
         tokenizer: a Hugging Face tokenizer.
-        special_tokens: whether what is spelled like a special token becomes one, or is text like any other.
+        special_tokens: whether text spelled like a special token becomes one, or is ordinary text.
     """
 
     tokenizer: Any
@@ -44,13 +44,13 @@ class Spelling:
         return self.tokenizer([text], add_special_tokens=False, verbose=False, **options)["input_ids"][0]
 
     def beginning(self, text: str, needed: int, start: int = 0, characters: int | None = None) -> list[int]:
-        """The first tokens of `text[start:]`: all, or at least `needed`, the same as those of all of it.
+        """The first tokens of `text[start:]`: all, or at least `needed`, the same as if all of it were tokenised.
 
         Args:
             text: of any length; at most 4·(`characters` + characters of the tokens needed) are read in the last attempt.
-            needed: tokens.
+            needed: number of tokens.
             start: first character.
-            characters: that are tokenised first; default is `AT_ONCE`.
+            characters: number of characters tokenised first; default is `AT_ONCE`.
         """
         characters = characters or AT_ONCE
         ids = self.ids(text[start : start + characters])
@@ -62,13 +62,14 @@ class Spelling:
     def part(self, text: str, limit: int, seed: int = 0) -> tuple[list[int], bool]:
         """At most `limit` tokens of a text, and whether it has more of them.
 
-        Of a text that has more, exactly `limit` from a place that the seed and the text alone decide about, uniform over the text and
-        moved on to the next line or word. They are those of the text from that place on. A long text costs no more than a short one.
+        A longer text gives exactly `limit` tokens. They start at a position that depends only on the seed and the text: uniform over
+        the text, then moved on to the next line or word. They are the tokens of the text from that position on. A long text costs no
+        more than a short one.
         """
         place = int.from_bytes(hashlib.sha256(f"{seed} {text}".encode()).digest()[:8], "big") / 2**64
         at_once = characters = PER_TOKEN * (limit + MARGIN)
         while True:
-            # at the place itself, because code and prose take different numbers of characters for a token
+            # measured at the position itself, because characters per token differ between code and prose
             first = int(place * max(0, len(text) - characters))
             ids = self.ids(text[first : first + characters])
             if len(ids) > limit:
@@ -80,13 +81,13 @@ class Spelling:
         near = max(16, length // 4)
         start = _next_break(text, int(place * (len(text) - length + 1)), near)
         while len(ids := self.beginning(text, limit, start, at_once)) < limit and start:
-            # too near the end: back, at least by one character
+            # too near the end: move back by at least one character
             start = _next_break(text, max(0, start - near), near - 1)
         return ids[:limit], True
 
 
 def _next_break(text: str, start: int, near: int) -> int:
-    """The first character of the next line, else of the next word, where it is near."""
+    """Position of the first character of the next line, else of the next word, if it is near; else `start`."""
     for separator in ("\n", " "):
         at = text.find(separator, max(0, start - 1), start + near)
         if start and at >= 0:
@@ -94,16 +95,8 @@ def _next_break(text: str, start: int, near: int) -> int:
     return start
 
 
-def tokenizer_text(tokenizer: Any) -> bytes:
-    """All that decides about how a tokenizer cuts texts, special tokens apart."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return backend.to_str().encode()
-    return repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()))).encode()
-
-
 def package_of(name: str) -> str:
-    """The package that a file of a local task belongs to: the first folder, or of torch's C++ headers the one below torch/include.
+    """The package of a file of a local task: the first folder, or for torch's C++ headers the one below torch/include.
 
     >>> [package_of(name) for name in ("sympy/core/add.py", "stdlib:json/decoder.py", "six.py", "torch/include/ATen/Context.h")]
     ['sympy', 'stdlib:json', 'six', 'ATen']
@@ -114,10 +107,10 @@ def package_of(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """What a sample takes of a document.
+    """The part of a document that a sample uses.
 
     Attributes:
-        number: row of the underlying data, or of the split where that has no numbers.
+        number: row of the underlying data, or of the split if the data has no row numbers.
         ids: token ids.
         cut: whether the document has more tokens than these.
     """
@@ -133,11 +126,11 @@ class Documents:
 
     Attributes:
         source: stream of documents.
-        split: part of it.
-        spelling: how texts become tokens.
-        limit: most tokens of each; None for all.
-        needed: tokens that all together may be asked for.
-        seed: of the order and of the places in long documents; 0 takes them in the order in which they come.
+        split: part of the source.
+        spelling: how texts are tokenised.
+        limit: maximum tokens per document; None for all.
+        needed: maximum number of tokens that may be asked for in total.
+        seed: of the order and of the start positions in long documents; 0 keeps the original order.
     """
 
     source: Source
@@ -148,9 +141,9 @@ class Documents:
     seed: int
 
     def by_package(self) -> list[tuple[str | None, Iterator[Document]]]:
-        """The documents of every package, in the order in which they are to be used, and the package's name.
+        """Name and documents of every package, in order of use.
 
-        One package without a name where the documents have no names, or where they are used whole, as they come.
+        A single package without a name if the documents have no names, or if they are used whole in their order.
         """
         if isinstance(self.source, Streamed):
             parts = self.source.slices(self.split, self.seed)
@@ -178,7 +171,7 @@ class Documents:
 
 
 def in_rounds(streams: Iterable[Iterator[T]]) -> Iterator[T]:
-    """The first of each, then the second of each, and so on.
+    """The first item of each stream, then the second of each, and so on.
 
     >>> "".join(in_rounds(map(iter, ("ad", "b", "cef"))))
     'abcdef'

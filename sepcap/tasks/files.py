@@ -1,7 +1,7 @@
-"""Texts out of files: the same text in whatever container, and an error that names the file and the line or row.
+"""Texts from files: the same text from every file format, and errors that name the file and the line or row.
 
-Lines are read and parsed here, not by a library that would take a path for a pattern, crash on deep nesting, or leave files of its own
-beside the user's. Nothing is read that has no end, and nothing unpacked without a bound.
+Lines are read and parsed here, not by a library that would treat a path as a pattern, crash on deep nesting, or write its own files
+next to the user's. Endless files are not read, and files are not unpacked without a bound.
 """
 
 import contextlib
@@ -21,52 +21,52 @@ from sepcap.errors import missing_extra, unknown
 from sepcap.tasks.quiet import quietly
 
 KINDS = {".txt": "text", ".jsonl": "JSON", ".json": "JSON", ".csv": "CSV", ".parquet": "Parquet", ".arrow": "Arrow"}
-"""How a file is read, by the end of its name."""
+"""How a file is read, by suffix."""
 
 PACKED = (".gz", ".zst")
-"""What may follow the end of the name of a file of lines."""
+"""Suffixes of packed files, which may follow the suffix of a file of lines."""
 
 READ = ".txt, .jsonl, .csv, .parquet or .arrow"
-"""For errors."""
+"""Suffixes listed in error messages."""
 
 OF_DATASETS = ("dataset_info.json", "state.json", "dataset_dict.json")
-"""What `datasets` writes beside its data."""
+"""Files that `datasets` writes next to its data."""
 
 LONGEST_FILE = 2**30
-"""Bytes of a .txt file, which is one document."""
+"""Maximum bytes of a .txt file, which is one document."""
 
 LONGEST_LINE = 2**26
-"""Bytes of one line of JSON or one field of CSV."""
+"""Maximum bytes of one line of JSON or one field of CSV."""
 
 FREE, RATIO = 2**26, 200
-"""A file may unpack to so many bytes, or to so many times its size: text packs to a third or a tenth."""
+"""A file may unpack to this many bytes, or to this many times its size: text packs to a third or a tenth."""
 
 MARKED = "utf-8-sig"
 """UTF-8 that may begin with a byte order mark."""
 
 VERSION = 1
-"""Raised when files are read in another way, so that no cache gives the old texts."""
+"""Increased when the way files are read changes, so that no cache returns the old texts."""
 
 Row = tuple[str, Mapping[str, Any]]
-"""Where a row stands, and its columns."""
+"""Location of a row, and its columns."""
 
 
 def text_files(path: Path) -> list[Path]:
-    """The file itself, or all files of texts below a folder, hidden ones left out.
+    """The file itself, or all text files below a folder, except hidden ones.
 
     Raises:
-        ValueError: neither, nothing that can be read, or several kinds of file.
+        ValueError: neither a file nor a folder, no file that can be read, or several kinds of file.
     """
     mode = path.stat().st_mode
     files = sorted(_below(path)) if stat.S_ISDIR(mode) else [path]
     for file in files:
         if not stat.S_ISREG(_stat(file).st_mode):
-            raise ValueError(f"{file} is no regular file but a device, a pipe or a socket; give a file or a folder")
+            raise ValueError(f"{file} is not a regular file but a device, a pipe or a socket; give a file or a folder")
     kinds = {_kind(file)[0] for file in files}
     if not files or None in kinds:
-        raise ValueError(f"{path} is no {READ} file and holds none")
+        raise ValueError(f"{path} is not a {READ} file and contains none")
     if len(kinds) > 1:
-        raise ValueError(f"{path} mixes {sorted(map(str, kinds))} files; point at one kind of them")
+        raise ValueError(f"{path} mixes {sorted(map(str, kinds))} files; give files of one kind")
     return files
 
 
@@ -74,7 +74,7 @@ def _stat(file: Path) -> os.stat_result:
     try:
         return file.stat()
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}. Is it a link to what is gone?") from error
+        raise ValueError(f"{file} cannot be read: {error.strerror}. Is it a broken link?") from error
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -85,7 +85,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
     for place, subfolders, names in os.walk(folder, followlinks=True, onerror=stop):
         here = os.stat(place)
-        if (here.st_dev, here.st_ino) in seen:  # a link back to a folder that was walked through
+        if (here.st_dev, here.st_ino) in seen:  # a link back to a folder that was already visited
             subfolders.clear()
             continue
         seen.add((here.st_dev, here.st_ino))
@@ -107,7 +107,7 @@ def _kind(file: Path) -> tuple[str | None, str]:
 
 
 def name_of(path: Path) -> str:
-    """The name of a file without what says how it is read, or of a folder."""
+    """The name of a file without its format suffixes, or of a folder."""
     name = Path(path.stem) if path.name.lower().endswith(PACKED) else path
     return name.stem
 
@@ -115,15 +115,15 @@ def name_of(path: Path) -> str:
 def read_files(path: Path, column: str | None = None) -> Any:
     """All texts of a file or of the files of a folder, as a `datasets.Dataset` with the column `text`; each .txt file is one document.
 
-    A copy is kept in the cache of `datasets`, under the places, sizes and times of the files.
+    A copy is kept in the cache of `datasets`, keyed by the paths, sizes and times of the files.
 
     Args:
-        path: of a .txt, .jsonl, .json, .csv, .parquet or .arrow file, of lines also packed (.gz, .zst); or of a folder of one kind of them.
-        column: that holds the texts; default is `text`, else the only one of strings.
+        path: a .txt, .jsonl, .json, .csv, .parquet or .arrow file (all but the last two also packed: .gz, .zst), or a folder with one kind.
+        column: column with the texts; default is `text`, else the only column of strings.
 
     Raises:
-        ValueError: files that cannot be read, each error with the file and the line or row.
-        TypeError: a row whose text is none.
+        ValueError: a file cannot be read; the error names the file and the line or row.
+        TypeError: the text of a row is not a string.
     """
     import datasets
     from datasets.exceptions import DatasetGenerationError
@@ -133,7 +133,7 @@ def read_files(path: Path, column: str | None = None) -> Any:
     key = hashlib.sha256(repr((VERSION, states, column)).encode(errors="surrogateescape")).hexdigest()[:16]
     features = datasets.Features({"text": datasets.Value("large_string")})
     if next(_texts(files, column), None) is None:
-        raise ValueError(f"{path} has no text: there is no row in it")
+        raise ValueError(f"{path} has no text: it contains no rows")
     try:
         return quietly(datasets.Dataset.from_generator, lambda: _texts(files, column), features=features, fingerprint=key)
     except DatasetGenerationError as error:
@@ -141,7 +141,7 @@ def read_files(path: Path, column: str | None = None) -> Any:
 
 
 def read_text(file: Path) -> str:
-    """The text of a .txt file: UTF-8, with or without a byte order mark; lines end in \\n, and the end of the last line is left out.
+    """The text of a .txt file: UTF-8, with or without a byte order mark; lines end in \\n, and a final line end is removed.
 
     Raises:
         ValueError: not UTF-8, or larger than `LONGEST_FILE`.
@@ -149,7 +149,7 @@ def read_text(file: Path) -> str:
     with _opened(file) as stream:
         data = stream.read(LONGEST_FILE + 1)
     if len(data) > LONGEST_FILE:
-        raise ValueError(f"{file} is larger than {LONGEST_FILE >> 20} MB, and a .txt file is one document; cut it into several")
+        raise ValueError(f"{file} is larger than {LONGEST_FILE >> 20} MB, and a .txt file is one document; split it into several")
     text = _decoded(data, str(file), MARKED).replace("\r\n", "\n").replace("\r", "\n")
     return text.removesuffix("\n")
 
@@ -167,43 +167,43 @@ def _texts(files: Sequence[Path], column: str | None) -> Iterator[dict[str, str]
             text = checked_text(row[column], where, column)
             allowed -= len(text)
             if allowed < 0:
-                raise ValueError(f"{file} unpacks to more than {RATIO} times its size, as no text does; it is not read further")
+                raise ValueError(f"{file} unpacks to more than {RATIO} times its size, which no text does; reading stopped")
             yield {"text": text}
 
 
 def _column_in(row: Mapping[str, Any], column: str | None, asked: bool, where: str) -> str:
-    """The column of the texts. One that nobody named must be the only candidate in every row, or the choice would hang on the first."""
+    """The column of the texts. If not named, it must be the only candidate in every row; otherwise the first row would decide."""
     strings = [name for name, value in row.items() if isinstance(value, str)]
     if column is None:
         return next(iter(row)) if len(row) == 1 else choose_column(list(row), strings, None, where)
     if not asked and column != "text" and ("text" in row or set(strings) - {column}):
-        raise ValueError(f"{where} has other texts than those in {column!r} too: {strings}. Say which to read: load_task(path, column=…)")
+        raise ValueError(f"{where} has texts in other columns than {column!r}: {strings}. Specify which to read: load_task(path, column=…)")
     if column not in row:
         raise unknown("column", column, row, f"({where})")
     return column
 
 
 def checked_text(value: Any, where: str, column: str) -> str:
-    """The same value, if it is a text.
+    """The value itself, if it is a text.
 
     Raises:
-        TypeError: a number, nothing, a list, ….
-        ValueError: half a character (a lone surrogate), which no tokenizer takes.
+        TypeError: a number, None, a list, ….
+        ValueError: half a character (a lone surrogate), which no tokenizer accepts.
     """
     if not isinstance(value, str):
         raise TypeError(f"{where} of column {column!r} is a {type(value).__name__}, not a text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where} of column {column!r} holds half a character, {value[error.start]!r}; it is no text") from None
+        raise ValueError(f"{where} of column {column!r} contains half a character, {value[error.start]!r}, which is not text") from None
     return value
 
 
 def choose_column(names: Sequence[str], strings: Sequence[str], column: str | None, where: str = "the dataset") -> str:
-    """The column that holds the texts: the one asked for, else `text`, else the only one of strings.
+    """The column with the texts: the one asked for, else `text`, else the only column of strings.
 
     Raises:
-        ValueError: none, with the columns that there are.
+        ValueError: no such column; the error lists the columns.
     """
     if column is not None:
         if column not in names:
@@ -215,7 +215,7 @@ def choose_column(names: Sequence[str], strings: Sequence[str], column: str | No
         return strings[0]
     shown = list(names) if len(names) <= 20 else [*names[:20], "…"]
     raise ValueError(
-        f"{where} has no column named 'text'; the columns are {shown}. Say which one holds the texts: load_task(data, column=...)"
+        f"{where} has no column named 'text'; the columns are {shown}. Specify which one contains the texts: load_task(data, column=...)"
     )
 
 
@@ -223,7 +223,7 @@ def choose_column(names: Sequence[str], strings: Sequence[str], column: str | No
 
 
 class _Bounded(io.RawIOBase):
-    """A packed stream that ends in an error where it unpacks to more than a file of this size can hold."""
+    """An unpacked stream that raises an error once it exceeds the bound for a file of this size."""
 
     def __init__(self, stream: Any, left: int, file: Path) -> None:
         self._stream, self._left, self._file = stream, left, file
@@ -235,7 +235,7 @@ class _Bounded(io.RawIOBase):
         data = self._stream.read(len(buffer))
         self._left -= len(data)
         if self._left < 0:
-            raise ValueError(f"{self._file} unpacks to more than {RATIO} times its size, as no text does; it is not read further")
+            raise ValueError(f"{self._file} unpacks to more than {RATIO} times its size, which no text does; reading stopped")
         buffer[: len(data)] = data
         return len(data)
 
@@ -251,11 +251,11 @@ def _opened(file: Path) -> Iterator[Any]:
         try:
             yield io.BufferedReader(_Bounded(unpacked, max(FREE, RATIO * file.stat().st_size), file))
         except errors as error:
-            raise ValueError(f"{file} cannot be unpacked: {error}. Is it whole?") from error
+            raise ValueError(f"{file} cannot be unpacked: {error}. Is it complete?") from error
 
 
 def _unpacked(raw: Any, packed: str, file: Path) -> tuple[Any, tuple[type[Exception], ...]]:
-    """The stream inside a packed one, and what reading it raises where that is damaged."""
+    """The unpacked stream, and the exceptions that reading it raises if the file is damaged."""
     if packed == ".gz":
         return gzip.GzipFile(fileobj=raw), (EOFError, zlib.error, gzip.BadGzipFile)
     try:
@@ -279,7 +279,7 @@ def _lines(file: Path, stream: Any) -> Iterator[tuple[str, str]]:
         number += 1
         where = f"{file}, line {number}"
         if len(line) > LONGEST_LINE:
-            raise ValueError(f"{where} is longer than {LONGEST_LINE >> 20} MB; cut it into several")
+            raise ValueError(f"{where} is longer than {LONGEST_LINE >> 20} MB; split it into several")
         yield where, _decoded(line, where, encoding)
         encoding = "utf-8"
 

@@ -1,4 +1,4 @@
-"""Texts as a person holds them in Python: data sets, columns, arrays, lists; what cannot be taken is refused with the call that can."""
+"""Texts as Python objects: data sets, columns, arrays, lists. Errors for other objects show the call that works."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from sepcap.tasks.files import checked_text
 
 
 def dataset_of(given: Any) -> Any:
-    """A `datasets.Dataset` of what was given: itself, or with one column `text`.
+    """Convert texts to a `datasets.Dataset`: a Dataset is returned as it is, others as one with the single column `text`.
 
     Args:
         given: a `datasets.Dataset`, or a list, tuple, column or array of strings (numpy, pandas, pyarrow).
 
     Raises:
-        TypeError: anything else, with the call that would be right where there is one.
+        TypeError: anything else; the error shows the right call if there is one.
         ValueError: a list of files.
     """
     import datasets
@@ -27,12 +27,12 @@ def dataset_of(given: Any) -> Any:
     texts = _listed(given)
     if not all(isinstance(text, str) for text in texts):
         kinds = sorted({type(text).__name__ for text in texts})
-        paths = "; of a file give load_task(path), of several a folder with them" if any(isinstance(t, os.PathLike) for t in texts) else ""
+        paths = "; for a file use load_task(path), for several give their folder" if any(isinstance(t, os.PathLike) for t in texts) else ""
         wrong = next(i for i, text in enumerate(texts) if not isinstance(text, str))
-        raise TypeError(f"task is a list of {', '.join(kinds)}; a list must hold strings only (entry {wrong} is none){paths}")
+        raise TypeError(f"task is a list of {', '.join(kinds)}; a list must contain only strings (entry {wrong} is not one){paths}")
     if texts and all(len(text) < 4096 and _is_file(text) for text in texts):
         raise ValueError(
-            f"task is a list of files ({texts[0]!r}, …), not of texts: give load_task(path) for one, the path of a folder for several, "
+            f"task is a list of files ({texts[0]!r}, …), not of texts: use load_task(path) for one, the path of a folder for several, "
             "or the texts themselves: [Path(p).read_text() for p in paths]"
         )
     features = datasets.Features({"text": datasets.Value("large_string")})
@@ -40,10 +40,10 @@ def dataset_of(given: Any) -> Any:
 
 
 def refuse(given: Any) -> None:
-    """Raise for what a person may well hold, but which is no fixed list of texts.
+    """Raise an error for plausible arguments that are not a fixed list of texts.
 
     Raises:
-        TypeError: with the call that would be right.
+        TypeError: such an argument; the error shows the right call.
     """
     import datasets
 
@@ -54,7 +54,7 @@ def refuse(given: Any) -> None:
         split = "" if isinstance(given, datasets.IterableDataset) else f"[{next(iter(given), 'train')!r}]"
         raise TypeError(
             f"task is an {kind}, which may have no end; take as many of its rows as you need: "
-            f"load_task(datasets.Dataset.from_list(list(data{split}.take(10_000)))), or stream a data set of the hub by register_task"
+            f"load_task(datasets.Dataset.from_list(list(data{split}.take(10_000)))), or stream a data set of the hub with register_task"
         )
     if hasattr(given, "columns") and hasattr(given, "iloc"):
         raise TypeError(f"task is a {kind}; give the column with the texts, data['…'], one of {list(map(str, given.columns))[:20]}")
@@ -81,7 +81,7 @@ def _listed(given: Any) -> list[Any]:
 def _is_file(text: str) -> bool:
     try:
         return os.path.isfile(text)
-    except ValueError:  # a NUL in it
+    except ValueError:  # it contains a NUL
         return False
 
 
@@ -89,21 +89,21 @@ def plain(dataset: Any) -> Any:
     """The same data set without a format, so that its texts are strings.
 
     Raises:
-        ValueError: a transform, which may give others at every reading.
+        ValueError: a transform, which may return different texts on each read.
     """
     if dataset.format["type"] == "custom":
         raise ValueError(
-            "task is a Dataset with a transform, which may give other texts at every reading: write them down, "
-            "data.with_format(None).map(transform, batched=True), or leave it away, data.with_format(None)"
+            "task is a Dataset with a transform, which may return different texts on each read: store its texts, "
+            "data.with_format(None).map(transform, batched=True), or remove it, data.with_format(None)"
         )
     return dataset.with_format(None)
 
 
 def saved_dataset(folder: Path) -> Any:
-    """The `datasets.Dataset` that `save_to_disk` wrote in a folder; None where it wrote none there.
+    """The `datasets.Dataset` that `save_to_disk` wrote to a folder; None if there is none.
 
     Raises:
-        ValueError: several splits, each with its path; or a file that is damaged.
+        ValueError: several splits, listed with their paths; or a damaged file.
     """
     import datasets
     import pyarrow
@@ -111,7 +111,7 @@ def saved_dataset(folder: Path) -> Any:
     state = folder / "state.json"
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.parent for path in folder.glob("*/state.json"))
-        ways = " or ".join(repr(str(split)) for split in splits[:8]) or "none is there"
+        ways = " or ".join(repr(str(split)) for split in splits[:8]) or "it contains none"
         raise ValueError(f"{folder} is a saved DatasetDict; choose one of its splits by its path: {ways}")
     if not state.is_file() or not (folder / "dataset_info.json").is_file():
         return None
@@ -119,11 +119,11 @@ def saved_dataset(folder: Path) -> Any:
     try:
         names = [str(each["filename"]) for each in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
         if any(Path(name).name != name for name in names):
-            raise ValueError("it names a file outside of the folder")
+            raise ValueError("it names a file outside the folder")
         parts = []
         for file in [folder / name for name in names]:
             if not file.is_file():
-                raise FileNotFoundError("it is not there")
+                raise FileNotFoundError("it does not exist")
             parts.append(datasets.Dataset.from_file(str(file)))
             parts[-1].data.table.validate(full=True)
         return datasets.concatenate_datasets(parts)

@@ -1,10 +1,10 @@
-"""Tasks of the Hugging Face hub: a row of a table says what is read, and `datasets` streams it.
+"""Tasks of the Hugging Face hub: a table row specifies what is read, and `datasets` streams it.
 
-Nothing is downloaded as a whole. The stream is read a few hundred documents at a time; every such slice is written to
-the cache of `datasets` once it is whole, with the place in the stream at which the next one begins. What has been read
-once is not read again, and a reading that was interrupted goes on behind its last whole slice.
+No dataset is downloaded as a whole. The stream is read a few hundred documents at a time; each such slice is written to
+the cache of `datasets` once it is complete, with the position in the stream at which the next one begins. Nothing is read
+twice, and interrupted reading resumes after the last complete slice.
 
-A document is in the part that the hash of its content says, of a text or of the pixels of an image, as in `DataSource` and
+The part of a document is determined by a hash of its content (the text, or the pixels of the image), as in `DataSource` and
 `ImageSource`: the same text or image is in the same part of every task, and no document is in both.
 """
 
@@ -30,29 +30,29 @@ from sepcap.tasks.quiet import quietly
 from sepcap.tasks.task import PARTS, Source, Split
 
 VERSION = 2
-"""Raised when documents are made of rows in another way, so that no cache gives the old ones."""
+"""Increased when the way documents are made from rows changes, so that no cache returns the old ones."""
 
 SLICE = 256
-"""Documents that are read, cached and tokenised at once."""
+"""Number of documents that are read, cached and tokenised at once."""
 
 SHUFFLED = 16
-"""Slices among which a seed other than 0 shuffles the documents."""
+"""Number of slices within which a seed other than 0 shuffles the documents."""
 
 SEEN = 2**20
-"""Documents that are remembered in order to drop duplicates."""
+"""Number of documents remembered in order to drop duplicates."""
 
 WAITS = (1.0, 4.0, 16.0)
-"""Seconds before each new attempt at a connection that broke in a way that `datasets` does not take up by itself."""
+"""Seconds before each retry of a broken connection that `datasets` does not resume by itself."""
 
 WAYS_OUT = (
-    "Ways out: a connection (HF_ENDPOINT for a mirror); a copy on disk: sepcap.register_task('mine', repository='path/of/the/folder'); "
+    "Alternatives: a connection (HF_ENDPOINT for a mirror); a copy on disk: sepcap.register_task('mine', repository='path/of/the/folder'); "
     "the local tasks, which need no network; or your own texts, as a file or a list."
 )
 
 
 @runtime_checkable
 class Streamed(Source, Protocol):
-    """A source without an end: its documents come in slices."""
+    """A source whose documents are streamed in slices."""
 
     def slices(self, split: Split, seed: int = 0) -> Iterator[Any]:
         """`datasets.Dataset` of a few hundred documents each, with a column `row`: their row numbers in the underlying data."""
@@ -60,20 +60,20 @@ class Streamed(Source, Protocol):
 
 
 def read_from(task: Any) -> str:
-    """For an error about a task without data: what its streamed sources read, filter included; empty where it has none."""
+    """For errors about a task without data: what its streamed sources read, including the filter; empty if it has none."""
     read = [source.reads for source in task.sources if isinstance(source, HubSource)]
     return f"; it reads {' and '.join(read)}" if read else ""
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """The documents of a row of the table, streamed."""
+    """The documents of a row of the table of tasks, streamed."""
 
     row: HubRow
 
     @property
     def reads(self) -> str:
-        """What is read, in words: repository, configuration, split and filter."""
+        """Description of what is read: repository, configuration, split and filter."""
         row = self.row
         where = ", ".join(part for part in (row.repository, row.configuration, row.split) if part)
         conditions = " and ".join(f"{field} {comparison} {value!r}" for field, comparison, value in row.filter)
@@ -81,7 +81,7 @@ class HubSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what is read and how, the commit of the dataset included where it is known; not of the documents."""
+        """Hash of what is read and how, including the commit of the dataset if known; not of the documents."""
         row = self.row
         where = [row.repository, row.configuration, row.split, row.files, row.revision, self.commit]
         what = [row.field, row.label, row.filter]
@@ -89,16 +89,16 @@ class HubSource:
 
     @property
     def folder(self) -> Path | None:
-        """The repository as a folder, where it is one."""
+        """The repository as a folder, if it is one."""
         path = Path(self.row.repository).expanduser()
         return path if path.is_dir() else None
 
     @functools.cached_property
     def commit(self) -> str | None:
-        """Which state of the dataset is read; None where there is no way to know.
+        """Commit of the dataset that is read; None if it cannot be determined.
 
-        The commit that the local cache of the hub already knows stays: a run that is resumed has the same data, with or
-        without a connection. Give `revision` for another one. Of a folder, names, sizes and times of the files.
+        A commit that is already in the local cache of the hub is kept: a resumed run has the same data, with or without
+        a connection. Give `revision` for another one. For a folder, a hash of the names, sizes and times of the files.
         """
         from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
@@ -112,7 +112,7 @@ class HubSource:
             card = try_to_load_from_cache(**which)
         except HFValidationError as error:
             raise FileNotFoundError(
-                f"repository={self.row.repository!r} is no folder that exists, and no name of a dataset on the hub ('owner/name') either"
+                f"repository={self.row.repository!r} is neither an existing folder nor the name of a dataset on the hub ('owner/name')"
             ) from error
         if not isinstance(card, str):
             if constants.HF_HUB_OFFLINE or not reachable(self.page):
@@ -120,13 +120,13 @@ class HubSource:
             try:
                 card = hf_hub_download(**which)
             except Exception:
-                # a gate, no card, a connection that breaks: reading the documents tells which
+                # gated, no card or a broken connection: reading the documents raises the specific error
                 return None
         return Path(card).parent.name
 
     @property
     def page(self) -> str:
-        """Where a person finds the dataset."""
+        """URL of the dataset."""
         from huggingface_hub import constants
 
         return f"{constants.ENDPOINT}/datasets/{self.row.repository}"
@@ -137,7 +137,7 @@ class HubSource:
 
         parts = list(itertools.islice(self.slices(split), SHUFFLED))
         if not parts:
-            raise ValueError(f"{self.row.repository} has no documents to {split}; it was {self.reads} that was read")
+            raise ValueError(f"{self.row.repository} has no documents to {split}; what was read: {self.reads}")
         return datasets.concatenate_datasets(parts)
 
     def indices(self, split: Split, n: int) -> list[int] | str:
@@ -150,17 +150,17 @@ class HubSource:
 
         Args:
             split: "collect" or "evaluate".
-            seed: 0 takes them as they come. A stream cannot be shuffled as a whole: any other seed shuffles 4,096 documents
-                after another among themselves.
+            seed: 0 keeps the original order. A stream cannot be shuffled as a whole: any other seed shuffles within
+                consecutive blocks of 4,096 documents.
 
         Returns:
-            `datasets.Dataset`s with the columns `text` and `row`, or `image`, `label` and `row`. Duplicates are dropped where
-            fewer than about a million documents lie between them.
+            `datasets.Dataset`s with the columns `text` and `row`, or `image`, `label` and `row`. Duplicates are dropped if
+            fewer than about a million documents are between them.
 
         Raises:
-            PermissionError: the dataset is gated, with the steps to get access.
-            ConnectionError: no network, or a connection that broke and could not be taken up.
-            ValueError: a field that is not there.
+            PermissionError: the dataset is gated; the error lists the steps to get access.
+            ConnectionError: no network, or a connection that broke and could not be resumed.
+            ValueError: a field that does not exist.
         """
         if split not in PARTS:
             raise unknown("split", split, PARTS, "Only the local tasks have a train split.")
@@ -181,14 +181,14 @@ class HubSource:
             try:
                 whole = quietly(datasets.Dataset.from_generator, reader.take, features=features, fingerprint=key)
             except DatasetGenerationError as error:
-                raise (error.__cause__ or error) from None  # what went wrong, not that something did
+                raise (error.__cause__ or error) from None  # the cause itself, not its wrapper
             reader.stand_behind(whole)
             number += 1
             if len(whole) > 1:
                 yield whole.select(range(len(whole) - 1)).remove_columns(["key", "state"])
 
     def check_connection(self) -> None:
-        """Ask once and briefly whether the data can be reached at all, where `datasets` would try for minutes.
+        """Check once, briefly, whether the data can be reached; `datasets` would retry for minutes.
 
         Raises:
             ConnectionError: the hub does not answer.
@@ -215,26 +215,26 @@ class HubSource:
         return self._undecoded(dataset) if row.content == "images" else dataset
 
     def _undecoded(self, dataset: Any) -> Any:
-        """The images as the bytes of their files."""
+        """The dataset with images as the bytes of their files."""
         import datasets
 
         field = str(self.row.field)
         features = dataset.features or dataset._resolve_features().features
         if field not in features:
-            raise unknown("field", field, features, f"These are the columns of {self.row.repository}; images are in a column of their own.")
+            raise unknown("field", field, features, f"These are the columns of {self.row.repository}; images need a column of their own.")
         kind = features[field]
-        # bytes and path without a word about images are what a table is that `datasets` did not write
+        # tables that `datasets` did not write have bytes and path, without the type of an image
         if not isinstance(kind, datasets.Image) and not (isinstance(kind, Mapping) and {"bytes", "path"} == set(kind)):
-            raise TypeError(f"field {field!r} of {self.row.repository} holds no images, but {getattr(kind, 'dtype', kind)}")
+            raise TypeError(f"field {field!r} of {self.row.repository} contains no images, but {getattr(kind, 'dtype', kind)}")
         return dataset.cast_column(field, datasets.Image(decode=False))
 
     def raise_if_final(self, error: Exception) -> None:
-        """Raise what a person can do something about, where trying again is of no use.
+        """Raise errors that the user can fix and that a retry cannot.
 
         Raises:
             PermissionError: the dataset is gated.
-            FileNotFoundError: there is no such dataset, or none that may be seen without logging in.
-            ImportError: a package that reads its files is missing.
+            FileNotFoundError: there is no such dataset, or none that is visible without logging in.
+            ImportError: a package needed to read its files is missing.
             ValueError: no such configuration or split, or files that cannot be read.
         """
         from huggingface_hub.errors import GatedRepoError
@@ -248,14 +248,14 @@ class HubSource:
             asked = f" ({self.row.gate})" if self.row.gate else ""
             raise PermissionError(
                 f"{self.row.repository} is gated{asked}. To get access: 1. log in at {self.page} and accept its terms; "
-                "2. make a token with read access in the settings there and give it to `hf auth login` (or set HF_TOKEN); "
-                "3. run the same again."
+                "2. create a token with read access in the settings there and pass it to `hf auth login` (or set HF_TOKEN); "
+                "3. repeat the call."
             ) from error
         if any("zstd" in text and "not supported" in text for text in texts):
             raise missing_extra("zstandard", "hub", f"reading {self.row.repository}") from error
         if isinstance(error, ArrowInvalid):
             raise ValueError(
-                f"{self.row.repository}: {_file_of(error) or 'a file'} cannot be read ({error}). Is it whole? Download it again"
+                f"{self.row.repository}: {_file_of(error) or 'a file'} cannot be read ({error}). Is it complete? Download it again"
             ) from error
         if isinstance(error, FileNotFoundError | PermissionError | ImportError | ValueError | TypeError):
             raise error
@@ -269,7 +269,7 @@ def _file_of(error: Exception) -> str | None:
 
 
 class _Reader:
-    """Reads on in the stream of a source, one slice after another."""
+    """Reads the stream of a source, one slice after another."""
 
     def __init__(self, source: HubSource, split: Split) -> None:
         self._source, self._split = source, split
@@ -279,11 +279,11 @@ class _Reader:
         self._examples: Iterator[Mapping[str, Any]] | None = None
         self._dataset: Any = None
         self._row = source.row
-        # as a table of fixed size, so that memory does not grow; a slot that is taken over forgets what was in it
+        # a table of fixed size, so that memory does not grow; a slot that is overwritten loses its previous entry
         self._seen = np.zeros(SEEN, dtype=np.uint64)
 
     def take(self) -> Iterator[dict[str, Any]]:
-        """The documents of the next slice, and one row more that says where the slice after it begins."""
+        """The documents of the next slice, and one extra row with the position where the slice after it begins."""
         taken, empty = 0, {"text": ""} if self._source.row.content == "text" else {"image": None, "label": None}
         if self._examples is None:
             self._examples = self._read()
@@ -306,7 +306,7 @@ class _Reader:
         yield empty | {"row": self._next_row, "key": "", "state": ""}
 
     def stand_behind(self, whole: Any) -> None:
-        """Go on behind a slice, which may have come from the cache without any reading."""
+        """Continue after a slice, which may have been loaded from the cache without reading the stream."""
         rows, keys, states = (whole[name] for name in ("row", "key", "state"))
         if rows[-1] > self._next_row:
             self._next_row, self._examples = rows[-1], None
@@ -316,7 +316,7 @@ class _Reader:
         self._state = json.loads(states[-1]) if states[-1] else None
 
     def _remember(self, key: str) -> bool:
-        """Whether the document with this hash was there before; from now on it was."""
+        """Whether the document with this hash was seen before; records it as seen."""
         number = np.uint64(int(key[:16], 16))
         slot = int(number % np.uint64(SEEN))
         known = self._seen[slot] == number
@@ -324,7 +324,7 @@ class _Reader:
         return bool(known)
 
     def _read(self) -> Iterator[Mapping[str, Any]]:
-        """All rows from the present place on; a connection that breaks is taken up at the row it had."""
+        """All rows from the current position on; a broken connection is resumed at the same row."""
         self._source.check_connection()
         self._dataset, failures, arrived = None, 0, False
         while True:
@@ -339,15 +339,15 @@ class _Reader:
                     yield example
                 return
             except Exception as error:
-                if not arrived:  # a file cut off in the middle can look like a faulty one: that is read once more
+                if not arrived:  # a truncated file can look like a damaged one, so it is read once more
                     self._source.raise_if_final(error)
                 arrived = False
-                # a plain ConnectionError is what `datasets` raises once it has tried for ten minutes
+                # `datasets` raises a plain ConnectionError after retrying for ten minutes
                 if failures == len(WAITS) or type(error) is ConnectionError:
                     raise ConnectionError(
                         f"{self._source.row.repository}: the connection broke after {self._next_row:,} rows, and every further attempt "
-                        f"failed ({type(error).__name__}: {error}). Whole slices of {SLICE} documents are kept: "
-                        "the same call goes on from there."
+                        f"failed ({type(error).__name__}: {error}). Complete slices of {SLICE} documents are kept: "
+                        "the same call resumes from there."
                     ) from error
                 if self._dataset is not None:
                     self._state = self._dataset.state_dict()

@@ -1,4 +1,4 @@
-"""Rows of the table of hub tasks: what is read of which dataset, and what a document is there."""
+"""Rows of the table of hub tasks: what is read from which dataset, and what a document is."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,8 @@ import numpy as np
 from sepcap.checks import check_fields
 from sepcap.errors import unknown
 from sepcap.tasks.pixels import part_of, pixel_hash
-from sepcap.tasks.task import PARTS, Source, Split, words_digest
+from sepcap.tasks.task import PARTS, Split
+from sepcap.tasks.texts import words_digest
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -23,10 +24,10 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-"""What `datasets` calls the reader of a pattern of files, by its end."""
+"""Name of the `datasets` reader for a file pattern, by suffix."""
 
 Condition = tuple[str, str, Any]
-"""Field (nested: "meta.pile_set_name"), an operator of `OPERATORS`, and what it compares with."""
+"""Field (nested: "meta.pile_set_name"), an operator of `OPERATORS`, and the value to compare with."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,18 @@ class HubRow:
 
     Attributes:
         repository: "owner/name" on the hub, or a folder with a copy of it.
-        description: what it is, in a few words.
-        field: where the text (or the image) is; "a.b" is field b in field a. Several are joined by an empty line.
+        description: of the task, in a few words.
+        field: field with the text (or the image); "a.b" is field b in field a. Several texts are joined by an empty line.
         configuration: of the dataset; None for its only one.
-        split: of the dataset. Collection and evaluation are two parts of this one.
+        split: of the dataset. Collection and evaluation use two parts of it.
         filter: conditions, all of which a row must meet. A field without a value meets none. Numbers are compared in the precision
-            of the field, so that 0.2 is what a float32 field stores for it; a class can be given by its name.
-        label: where the class of an image is, a whole number. Rows without an image or without a label are left out.
+            of the field: for a float32 field, 0.2 is rounded to float32. A class can be given by its name.
+        label: field with the class of an image, a whole number. Rows without an image or without a label are left out.
         content: "text" or "images".
-        files: pattern of the files to read, where `datasets` does not find them by configuration and split.
+        files: pattern of the files to read, if `datasets` does not find them by configuration and split.
         revision: branch, tag or commit; None for the main branch.
         licence: as the dataset's page names it.
-        gate: what the page asks for before it gives the data; empty where nothing.
+        gate: what the page requires before it gives access; empty if nothing.
     """
 
     repository: str
@@ -72,19 +73,13 @@ class HubRow:
         if self.files is not None and Path(self.files).suffix not in READERS:
             raise ValueError(f"files={self.files!r}: the pattern must end in one of {', '.join(READERS)}")
 
-    def sources(self) -> tuple[Source]:
-        """What a Task of this row reads."""
-        from sepcap.tasks.hub import HubSource
-
-        return (HubSource(self),)
-
 
 def in_terms_of(row: HubRow, features: Mapping[str, Any] | None) -> HubRow:
-    """The row with what its filter compares with put as the data has it: rounded as the numbers of the field are, classes as numbers.
+    """The row with filter values as the data stores them: numbers rounded to the precision of the field, classes as numbers.
 
     Args:
         row: a row of the table.
-        features: type of every field, as `datasets` has it; None where the files do not say (JSON, whose numbers are float64).
+        features: type of every field in `datasets`; None if the files do not state it (JSON, whose numbers are float64).
     """
     if features is None:
         return row
@@ -117,14 +112,14 @@ def _as_stored(kind: Any, value: Any) -> Any:
 
 
 def document_of(row: HubRow, example: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The document in a row of the data with the hash of its content; None where the filter leaves it out or it is empty."""
+    """The document in a row of the data with the hash of its content; None if the filter excludes it or it is empty."""
     if not all(_meets(row, condition, value_of(example, condition[0])) for condition in row.filter):
         return None
     return _image_of(row, example) if row.content == "images" else _text_of(row, example)
 
 
 def split_of(row: HubRow, key: bytes) -> Split:
-    """The part that a document with this hash is in: the same as anywhere else (`DataSource`, `ImageSource`)."""
+    """The part of a document with this hash, the same as in `DataSource` and `ImageSource`."""
     return part_of(key.hex()) if row.content == "images" else PARTS[key[-1] % 2]
 
 
@@ -136,7 +131,7 @@ def _meets(row: HubRow, condition: Condition, found: Any) -> bool:
         return OPERATORS[comparison](found, value)
     except TypeError as error:
         raise TypeError(
-            f"filter={condition!r}: field {field!r} of {row.repository} holds values such as {found!r}, "
+            f"filter={condition!r}: field {field!r} of {row.repository} has values such as {found!r}, "
             f"a {type(found).__name__}, which cannot be compared with {value!r}"
         ) from error
 
@@ -159,20 +154,20 @@ def _image_of(row: HubRow, example: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(label, int):
         raise TypeError(
             f"field {row.label!r} of {row.repository} is a {type(label).__name__} ({label!r}); "
-            "labels are whole numbers, those of the classifier's outputs"
+            "labels are whole numbers, the indices of the classifier's outputs"
         )
     encoded = image["bytes"] or _read_file(image["path"])
     return {"image": {"bytes": encoded, "path": None}, "label": label, "key": bytes.fromhex(pixel_hash(_decoded(row, encoded)))}
 
 
 def _decoded(row: HubRow, encoded: bytes) -> Any:
-    """The image as `datasets` gives it to everybody after this."""
+    """The image as `datasets` decodes it in all later steps."""
     from datasets import Image
 
     try:
         return Image().decode_example({"bytes": encoded, "path": None})
-    except OSError as error:  # what pillow raises for anything that it does not know or that is cut off
-        raise ValueError(f"field {row.field!r} of {row.repository} holds something that is no image: {error}") from error
+    except OSError as error:  # pillow raises this for unknown formats and truncated files
+        raise ValueError(f"field {row.field!r} of {row.repository} has a value that is not an image: {error}") from error
 
 
 def _read_file(path: str) -> bytes:
@@ -183,7 +178,7 @@ def _read_file(path: str) -> bytes:
 
 
 def value_of(example: Mapping[str, Any], field: str) -> Any:
-    """The value of a field, which may lie inside another.
+    """The value of a field, which may be nested in another.
 
     >>> value_of({"text": "x", "meta": {"set": "ArXiv"}}, "meta.set")
     'ArXiv'
@@ -191,7 +186,7 @@ def value_of(example: Mapping[str, Any], field: str) -> Any:
     value: Any = example
     for part in (field,) if field in example else field.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            raise unknown("field", field, _names(example), "These are the fields that the data has.")
+            raise unknown("field", field, _names(example), "These are the fields of the data.")
         value = value[part]
     return value
 

@@ -1,4 +1,4 @@
-"""Tasks of images with a label each, for image classifiers (METHODS 9)."""
+"""Tasks of labelled images, for image classifiers (METHODS 9)."""
 
 import functools
 import hashlib
@@ -11,22 +11,21 @@ import torch
 from jaxtyping import Float, Int
 
 from sepcap.errors import unknown
-from sepcap.tasks.batches import Batch, TokenSample
+from sepcap.tasks.batches import Batch, TokenSample, warn_of_less
 from sepcap.tasks.hub import Streamed, read_from
 from sepcap.tasks.pixels import WITH_TRAINING, WITHOUT_TRAINING, percentile, pixel_hash
-from sepcap.tasks.samples import warn_of_less
 from sepcap.tasks.task import Source, Split
 
 
 class ImageSource:
-    """Distinct images of a dataset, in the order of a hash of their pixels, which decides about the part.
+    """Distinct images of a dataset, in the order of a hash of their pixels, which also determines the part.
 
-    Rows without an image or without a label are left out, as rows without a text are.
+    Rows without an image or without a label are left out, as are rows without a text.
 
     Args:
         dataset: a `datasets.Dataset` with a column `image` and a column `label`.
-        labels: which labels to take; default is all.
-        shares: percentiles of each part.
+        labels: labels to include; default is all.
+        shares: percentiles of the hash for each part.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class ImageSource:
             if image is None or label is None:
                 continue
             if not isinstance(label, int):
-                raise TypeError(f"row {i}: label is a {type(label).__name__}; give whole numbers, those of the classifier's outputs")
+                raise TypeError(f"row {i}: label is a {type(label).__name__}; give whole numbers, the indices of the classifier's outputs")
             if not hasattr(image, "tobytes"):
                 raise TypeError(f"row {i}: image is a {type(image).__name__}; cast the column: cast_column('image', datasets.Image())")
             if wanted is None or label in wanted:
@@ -65,17 +64,18 @@ class ImageSource:
 
 
 def has_images(dataset: Any) -> bool:
-    """Whether a dataset is one of images with labels."""
+    """Whether a dataset consists of images with labels."""
     return {"image", "label"} <= set(dataset.column_names)
 
 
 @dataclass(frozen=True)
 class DigitsSource:
-    """The handwritten digits that ship with scikit-learn: 1,797 images of 8×8 pixels, of which a quarter each is for
-    collecting and evaluating and half for training.
+    """The handwritten digits that ship with scikit-learn: 1,797 images of 8×8 pixels.
+
+    A quarter of them is for collection, a quarter for evaluation and half for training.
 
     Attributes:
-        digits: which of them.
+        digits: which digits are included.
     """
 
     digits: tuple[int, ...] = tuple(range(10))
@@ -116,12 +116,12 @@ def digits_dataset() -> Any:
 
 @dataclass(frozen=True, eq=False)
 class ImageSample(TokenSample):
-    """A fixed number of images of a task. Its `rows` are their labels, one each, and its `tokens` are images.
+    """A fixed number of images of a task. Its `rows` are their labels, one each, and its `tokens` count images.
 
     Attributes:
         images: `datasets.Dataset` with the images and labels, in order.
         processor: image processor of the model.
-        channels: that the model takes: 1 for grey, 3 for colours.
+        channels: input channels of the model: 1 for grey, 3 for colours.
     """
 
     images: Any
@@ -129,7 +129,7 @@ class ImageSample(TokenSample):
     channels: int
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """The images in order, `batch_size` at a time, as the model's processor makes them."""
+        """The images in order, `batch_size` at a time, preprocessed by the model's processor."""
         for start in range(0, len(self.rows), batch_size):
             part = self.images[start : start + batch_size]
             pixels = pixels_of(part["image"], self.processor, self.channels)
@@ -138,37 +138,37 @@ class ImageSample(TokenSample):
             yield Batch(pixels, every, every, every, labels, None)
 
     def take(self, rows: Sequence[int]) -> "ImageSample":
-        """Some of the images."""
+        """The sample restricted to some of the images, given by number."""
         chosen = super().take(rows)
         return type(self)(**{**vars(chosen), "images": self.images.select(rows)})
 
     def targets(self) -> Int[np.ndarray, " prediction"]:
-        """No label is too frequent to count: there are no skip-50 variants for images."""
+        """Empty: no label is excluded as too frequent, as there are no skip-50 variants for images."""
         return np.empty(0, dtype=np.int64)
 
 
 def pixels_of(images: Sequence[Any], processor: Any, channels: int) -> Float[torch.Tensor, "image channel height width"]:
-    """What a model takes for some images, grey or in colours, whatever they were."""
+    """The model's inputs for some images, converted to grey or colour as the model requires."""
     mode = "L" if channels == 1 else "RGB"
     for image in images:
-        if image.mode.startswith(("I", "F")):  # pillow would cut everything above 255 off
-            raise ValueError(f"an image has the mode {image.mode!r}, of more than 8 bits per channel; convert it to 'L' or 'RGB' first")
+        if image.mode.startswith(("I", "F")):  # pillow would clip everything above 255
+            raise ValueError(f"an image has the mode {image.mode!r}, with more than 8 bits per channel; convert it to 'L' or 'RGB' first")
     return processor([image.convert(mode) for image in images], return_tensors="pt")["pixel_values"]
 
 
 def sample_images(
     task: Any, split: Split, processor: Any, images: int, seed: int = 0, *, channels: int = 3, classes: int | None = None
 ) -> ImageSample:
-    """The first images of a part of a task, sources in turn; see `sample_tokens`.
+    """The first images of a part of a task, one source after another; see `sample_tokens`.
 
     Args:
         task: a Task of images.
         split: "collect" or "evaluate".
         processor: image processor of the model.
-        images: how many.
-        seed: order of the images; 0 takes them as they come.
-        channels: that the model takes: 1 for grey, 3 for colours.
-        classes: that the model tells apart; in "evaluate", labels must be among them.
+        images: number of images.
+        seed: of the order of the images; 0 keeps the original order.
+        channels: input channels of the model: 1 for grey, 3 for colours.
+        classes: number of classes of the model; in "evaluate", labels must be among them.
     """
     import datasets
 
@@ -198,7 +198,7 @@ def sample_images(
 
 
 def _slices(source: Source, split: Split, seed: int) -> Iterator[tuple[Any, list[int]]]:
-    """The images of a part and their row numbers in the underlying data, some at a time where they come as a stream."""
+    """The images of a part and their row numbers in the underlying data, some at a time if they are streamed."""
     if isinstance(source, Streamed):
         for piece in source.slices(split, seed):
             yield piece.select_columns(["image", "label"]), piece["row"][:]

@@ -1,4 +1,4 @@
-"""Texts of several kinds with their labels: what the geometry of activations is measured on (METHODS 13)."""
+"""Labelled texts of several kinds, on which the geometry of activations is measured (METHODS 13)."""
 
 import hashlib
 import itertools
@@ -19,23 +19,25 @@ from sepcap.tasks import local
 from sepcap.tasks.batches import separator_of
 from sepcap.tasks.documents import Spelling, in_rounds
 from sepcap.tasks.hub import Streamed
+from sepcap.tasks.load import load_task
+from sepcap.tasks.local import LocalSource
 from sepcap.tasks.samples import check_content, check_context
-from sepcap.tasks.task import LocalSource, Source, Split, Task, load_task
+from sepcap.tasks.task import Source, Split, Task
 
 REFERENCE = "stdlib:pydoc_data/topics.py"
-"""Where the language reference lies, as offline prose names it; the chapter follows after a #."""
+"""Name of the language reference in offline prose; the chapter follows after a #."""
 
 OFFLINE = ("prose", "language reference", "Python", "C++")
 """Categories of the default texts: docstrings and package descriptions, chapters of the language reference, and two languages."""
 
 FEWEST = 3
-"""Texts per category at least: without one of them there must still be a pair."""
+"""Minimum number of texts per category: if one is left out, there must still be a pair."""
 
 PER_CATEGORY = 5
-"""Texts per category where nobody says otherwise. With 3 every relabelling can be tried, but single dimensions hardly leave chance."""
+"""Default number of texts per category. With 3 every relabelling can be tried, but single dimensions hardly differ from chance."""
 
 PER_CATEGORY_HALVED = 2 * PER_CATEGORY
-"""Texts per category where one half is searched and the other tests what was found."""
+"""Default number of texts per category if one half is searched and the other tests the result."""
 
 HELD_OUT: tuple[Split, ...] = ("evaluate", "collect")
 
@@ -44,23 +46,23 @@ OFFLINE_KINDS: dict[str, tuple[local.Kind, int, tuple[Split, ...]]] = {
     "Python": ("python", 1, HELD_OUT[::-1]),
     "C++": ("cpp", 5, HELD_OUT),
 }
-"""Kind of local text, depth of the folders that are to differ (all C++ is of one package), and splits in the order in which they are
-used. A file has a split for prose and Python alike, so that with the orders reversed no text has the docstrings of another's code."""
+"""Kind of local text, depth of the folders that must differ (all C++ is from one package), and splits in order of use. A file is in
+the same split for prose and for Python, so that with the orders reversed no prose text has the docstrings of the code of another text."""
 
 Named = tuple[str, str]
-"""Where a text comes from, and the text."""
+"""Source of a text, and the text."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledTexts:
-    """Texts under the names of their categories.
+    """Texts grouped by category.
 
     Attributes:
         texts: category -> texts.
-        names: category -> where each of its texts comes from.
+        names: category -> source of each of its texts.
 
     Raises:
-        ValueError: fewer than two categories, a category with fewer than three texts, or a text that is there twice.
+        ValueError: fewer than two categories, a category with fewer than three texts, or a text that occurs twice.
 
     Example:
         >>> LabelledTexts({"a": ("one", "two", "three"), "b": ("I", "II", "III")}).labels.tolist()
@@ -72,16 +74,16 @@ class LabelledTexts:
 
     def __post_init__(self) -> None:
         if len(self.texts) < 2:
-            raise ValueError(f"texts: {len(self.texts)} categories ({', '.join(self.texts)}); to compare kinds of text takes two or more")
+            raise ValueError(f"texts: {len(self.texts)} categories ({', '.join(self.texts)}); comparing kinds of text needs two or more")
         first: dict[str, str] = {}
         for category, text in ((category, text) for category, texts in self.texts.items() for text in texts):
             if text in first:
-                raise ValueError(f"texts: one text is there twice, in {first[text]!r} and in {category!r} ({text[:40]!r}…)")
+                raise ValueError(f"texts: one text occurs twice, in {first[text]!r} and in {category!r} ({text[:40]!r}…)")
             first[text] = category
         for category, texts in self.texts.items():
             if len(texts) < FEWEST:
                 raise ValueError(
-                    f"texts: category {category!r} has {len(texts)}; how alike it is, and how sure that is, takes {FEWEST} or more"
+                    f"texts: category {category!r} has {len(texts)}; measuring its similarity with an uncertainty needs {FEWEST} or more"
                 )
 
     @property
@@ -91,7 +93,7 @@ class LabelledTexts:
 
     @property
     def labels(self) -> Int[np.ndarray, " text"]:
-        """Number of the category of every text, in the order in which all results have them."""
+        """Category number of every text, in the order of the texts in all results."""
         return np.repeat(np.arange(len(self.texts)), [len(texts) for texts in self.texts.values()])
 
     @cached_property
@@ -113,13 +115,13 @@ class LabelledTexts:
         return pd.DataFrame(rows).reset_index(names="text")
 
     def halves(self, seed: int = 0) -> tuple["LabelledTexts", "LabelledTexts"]:
-        """Two halves without a common text, each with half of the texts of every category: one to search in, one to test what was found.
+        """Two halves with no text in common, each with half of the texts of every category: one to search, one to test the result.
 
         Args:
-            seed: which text is in which half; the same seed gives the same halves.
+            seed: decides which text is in which half; the same seed gives the same halves.
 
         Raises:
-            ValueError: a category with so few texts that a half would be too small.
+            ValueError: a category with too few texts for two halves.
 
         Example:
             >>> texts = LabelledTexts({name: tuple(f"{name} {i}" for i in range(6)) for name in "ab"})
@@ -131,8 +133,8 @@ class LabelledTexts:
         for number, (category, texts) in enumerate(self.texts.items()):
             if len(texts) < 2 * FEWEST:
                 raise ValueError(
-                    f"texts: category {category!r} has {len(texts)}; one half is searched and the other tests what was found, which takes "
-                    f"{2 * FEWEST} or more. Give more texts, or per_category={2 * FEWEST} or more where they are taken from a task"
+                    f"texts: category {category!r} has {len(texts)}; one half is searched and the other tests the result, which needs "
+                    f"{2 * FEWEST} or more. Give more texts, or per_category={2 * FEWEST} or more if they are taken from a task"
                 )
             named = list(zip(names[self.labels == number], texts, strict=True))
             order = rng.permutation(len(named))
@@ -148,7 +150,7 @@ class LabelledTexts:
         return first, second
 
     def rows(self, model: Any, length: int) -> Int[np.ndarray, "text pos"]:
-        """Token ids of every text: the opening token where the model has one, and the first tokens up to `length`.
+        """Token ids of every text: the opening token if the model has one, and the first tokens up to `length`.
 
         A row of a masked language model also ends with its closing token.
 
@@ -170,7 +172,7 @@ class LabelledTexts:
             this = f"{name!r} of {category!r}"
             if tuple(ids) in first:
                 raise ValueError(
-                    f"texts: {first[tuple(ids)]} and {this} begin with the same {inside} tokens ({text[:40]!r}…), and nothing behind them "
+                    f"texts: {first[tuple(ids)]} and {this} begin with the same {inside} tokens ({text[:40]!r}…), and nothing after them "
                     "would be read. Give a larger context=, later positions=, or another text for one of them"
                 )
             first[tuple(ids)] = this
@@ -185,7 +187,7 @@ class LabelledTexts:
 
 
 @checked()
-def labelled_texts(
+def load_labelled_texts(
     model: Any,
     texts: LabelledTexts | Mapping[str, Any] | None = None,
     *,
@@ -198,15 +200,15 @@ def labelled_texts(
 
     Args:
         model: what `load_model` returns; its tokenizer decides what is long enough.
-        texts: category -> list of texts, all of which are taken; or category -> a task (its name, path, Dataset or Task), of which
-            the first `per_category` are taken that are long enough and begin otherwise than those before them. Default is texts of the
-            running Python installation: docstrings and package descriptions, the language reference, Python and C++; the parts that
-            the embedded model was not trained on come first.
-        per_category: texts per category, where they are not all taken.
-        skip: texts per category that are passed over first: with skip=per_category, other ones than with skip=0.
-        context: tokens that a text must fill, with the opening token; default is the model's context, at most 512.
-        differ_within: tokens within which texts that are chosen here must differ; default is `context`. Where only the first tokens
-            are read, texts that begin alike are one text.
+        texts: category -> list of texts, all of which are used; or category -> a task (its name, path, Dataset or Task), of which the
+            first `per_category` texts are used that are long enough and begin differently from those before them. Default is texts of
+            the running Python installation: docstrings and package descriptions, the language reference, Python and C++, first from
+            the parts that the embedded model was not trained on.
+        per_category: texts per category, if not all are used.
+        skip: texts per category to skip first: skip=per_category gives other texts than skip=0.
+        context: tokens that a text must fill, including the opening token; default is the model's context, at most 512.
+        differ_within: number of first tokens within which texts chosen here must differ; default is `context`. If only the first
+            tokens are read, texts with the same beginning are one text.
 
     Raises:
         ValueError: too few texts that are long enough, see also `LabelledTexts`.
@@ -215,16 +217,16 @@ def labelled_texts(
     Source: [OPT]; METHODS section 13.
 
     Example:
-        >>> sepcap.labelled_texts(model)  # doctest: +SKIP
+        >>> sepcap.load_labelled_texts(model)  # doctest: +SKIP
         LabelledTexts(prose 5, language reference 5, Python 5, C++ 5)
     """
     check_reads_text(model)
     if isinstance(texts, LabelledTexts):
         return texts
     if per_category < FEWEST or skip < 0:
-        raise ValueError(f"per_category={per_category}, skip={skip}: a category needs {FEWEST} texts or more, and skip is 0 or more")
+        raise ValueError(f"per_category={per_category}, skip={skip}: a category needs {FEWEST} texts or more, and skip must be 0 or more")
     if not isinstance(texts, Mapping | None):
-        raise TypeError(f"texts is a {type(texts).__name__}; give category -> list of texts, category -> task, or nothing")
+        raise TypeError(f"texts is a {type(texts).__name__}; give category -> list of texts, category -> task, or None")
     context = check_context(model, context)
     found: dict[str, tuple[str, ...]] = {}
     names: dict[str, tuple[str, ...]] = {}
@@ -233,7 +235,7 @@ def labelled_texts(
         if isinstance(source, list | tuple):
             if not all(isinstance(text, str) for text in source):
                 kinds = ", ".join(sorted({type(text).__name__ for text in source}))
-                raise TypeError(f"texts[{category!r}] is a list of {kinds}; a list must hold strings only")
+                raise TypeError(f"texts[{category!r}] is a list of {kinds}; a list must contain only strings")
             chosen = [(f"{category} {i + 1}", text) for i, text in enumerate(source)]
             taken.add(source)
         else:
@@ -245,7 +247,7 @@ def labelled_texts(
 
 
 def check_reads_text(model: Any) -> None:
-    """Raise where a model has no positions of a text.
+    """Raise an error if a model has no token positions.
 
     Raises:
         NotImplementedError: an image classifier.
@@ -259,19 +261,19 @@ def check_reads_text(model: Any) -> None:
 
 
 def last_positions(model: Any, context: int | None = None) -> tuple[int, ...]:
-    """Every fourth position up to the last one of the context, ten of them where there is room: 475, 479, … 511 of 512 [OPT].
+    """Every fourth position up to the last one of the context, ten of them if there is room: 475, 479, … 511 of 512 [OPT].
 
-    The first position, which holds the opening token, is never among them, nor the closing token of a masked language model.
+    They never include the first position, which has the opening token, or the closing token of a masked language model.
     """
     last = check_context(model, context) - len(_ends(model)[1]) - 1
     return tuple(reversed(range(last, 0, -4)[:10]))
 
 
 def check_positions(model: Any, positions: Iterable[int] | None, context: int | None) -> tuple[tuple[int, ...], int]:
-    """The positions to look at, in order, and the length of the rows that they need: what stands after them is not computed.
+    """The positions to use, in order, and the length of the rows that they need: later positions are not computed.
 
     Raises:
-        ValueError: none, one twice, or one outside of the model's context.
+        ValueError: no position, one twice, or one outside the model's context.
         NotImplementedError: an image classifier.
     """
     check_reads_text(model)
@@ -279,7 +281,7 @@ def check_positions(model: Any, positions: Iterable[int] | None, context: int | 
     chosen = last_positions(model, context) if positions is None else tuple(int(position) for position in positions)
     most = (positions_of(model) if context is None else check_context(model, context)) - closing
     if not chosen or len(set(chosen)) < len(chosen) or not 0 <= min(chosen) <= max(chosen) < most:
-        raise ValueError(f"positions={list(chosen)}: give different ones from 0 to {most - 1}, at least one")
+        raise ValueError(f"positions={list(chosen)}: give distinct ones from 0 to {most - 1}, at least one")
     return tuple(sorted(chosen)), max(2, max(chosen) + 1) + closing
 
 
@@ -299,7 +301,7 @@ def _token_ids(tokenizer: Any, text: str, most: int) -> list[int]:
 
 
 class _Beginnings:
-    """First tokens of the texts that were chosen so far."""
+    """First tokens of the texts chosen so far."""
 
     def __init__(self, model: Any, context: int, differ_within: int) -> None:
         ends = sum(map(len, _ends(model)))
@@ -310,7 +312,7 @@ class _Beginnings:
         self._seen: set[tuple[int, ...]] = set()
 
     def new(self, text: str) -> bool:
-        """Whether a text is long enough and begins like none before it; if so, it is one of them from now on."""
+        """Whether a text is long enough and begins differently from all before it; if so, its beginning is recorded."""
         ids = tuple(_token_ids(self._tokenizer, text, self.needed))
         begins = ids[: self._within]
         if len(ids) < self.needed or begins in self._seen:
@@ -319,7 +321,7 @@ class _Beginnings:
         return True
 
     def add(self, texts: Iterable[str]) -> None:
-        """Texts that are taken whatever they begin with."""
+        """Record the beginnings of texts that are used regardless of how they begin."""
         self._seen.update(tuple(_token_ids(self._tokenizer, text, self._within)) for text in texts)
 
 
@@ -327,8 +329,8 @@ def _fitting(documents: Iterable[Named], category: str, start: int, stop: int, t
     found = list(itertools.islice((named for named in documents if taken.new(named[1])), stop))
     if len(found) < stop:
         raise ValueError(
-            f"texts: {category!r} has only {len(found)} texts of {taken.needed} tokens or more, and {stop} were asked for; those that "
-            "begin alike count as one. Give a smaller per_category=, skip= or context=, or other texts"
+            f"texts: {category!r} has only {len(found)} texts of {taken.needed} tokens or more, and {stop} were asked for; texts with "
+            "the same beginning count as one. Give a smaller per_category=, skip= or context=, or other texts"
         )
     return found[start:]
 
@@ -340,7 +342,7 @@ def _of_task(model: Any, category: str, source: Any) -> Iterator[Named]:
 
 
 def documents_in_turn(task: Task, split: Split) -> Iterator[Named]:
-    """The documents of a split; of a mixture, one of each of its sources in turn."""
+    """The documents of a split; for a mixture, one from each source in turn."""
     return in_rounds(_documents(source, split) for source in task.sources)
 
 
@@ -359,7 +361,7 @@ def _offline(category: str) -> Iterator[Named]:
 
 
 def _spread(documents: Iterable[Named], depth: int) -> Iterator[Named]:
-    """Documents outside of the language reference; one of every folder at that depth before a second one of any.
+    """Documents outside the language reference; one from every folder at that depth before a second one from any.
 
     Files of one package resemble each other.
     """
@@ -372,7 +374,7 @@ def _spread(documents: Iterable[Named], depth: int) -> Iterator[Named]:
 
 
 def _reference() -> Iterator[Named]:
-    """Chapters of the language reference, those of the held-out splits first; a paragraph that was in one is left out of the next."""
+    """Chapters of the language reference, those of the held-out splits first, without paragraphs of earlier chapters."""
     from pydoc_data.topics import topics
 
     seen: set[str] = set()

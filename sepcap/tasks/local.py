@@ -1,11 +1,11 @@
-"""Offline tasks: the text and code that every installation of sepcap brings.
+"""Offline tasks: the text and code that every installation of sepcap includes.
 
 `local-prose` is docstrings, package descriptions and the language reference; `local-python` is Python sources without docstrings and
 comments; `local-cpp` is the C++ headers that torch ships without comments; `local-code` is both languages in equal numbers of tokens.
 
-Only the standard library and the packages of `PACKAGES` are read, so that installing another package changes no number. What a program
-wrote is left out. Every file falls into one split by a hash of its package-relative path, so that the same file is in the same split
-on every machine. The embedded model was trained on `train` only.
+Only the standard library and the packages of `PACKAGES` are read, so that installing another package changes no result. Generated
+files are left out. The split of a file is determined by a hash of its package-relative path, so that the same file is in the same
+split on every machine. The embedded model was trained on `train` only.
 """
 
 import ast
@@ -16,8 +16,9 @@ import os
 import re
 import sysconfig
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt32
@@ -26,21 +27,22 @@ from safetensors.numpy import load_file
 from sepcap.progress import progress
 from sepcap.tasks.cleaning import clean_prose, docstrings, is_generated, is_table, strip_cpp_comments, strip_python
 from sepcap.tasks.ngrams import SAME, among, copies_and_idiom, runs, sampled, united, without
+from sepcap.tasks.quiet import quietly
+from sepcap.tasks.task import Split
 
 Kind = Literal["prose", "python", "cpp"]
-Split = Literal["train", "collect", "evaluate"]
 
 SPLITS: dict[str, range] = {"evaluate": range(90, 100), "collect": range(80, 90), "train": range(0, 80)}
-"""Percent ranges of the path hash, the first part first: what documents share stays in the part that comes first and leaves the others."""
+"""Percent ranges of the path hash, in order: text that splits share is kept in the first of them and removed from the others."""
 
 VERSION = 4
-"""Raised when the documents of a split change, so that no cache gives the old ones."""
+"""Increased when the documents of a split change, so that no cache returns the old ones."""
 
 MIN_CHARS = 200
-"""A file with less text than this after cleaning says nothing about a capability."""
+"""A file with less text than this after cleaning contains no information about a capability."""
 
 MAX_CHARS = 60_000
-"""Longer files are generated tables or bundled data far more often than something a person wrote."""
+"""Longer files are far more often generated tables or bundled data than written by a person."""
 
 PACKAGES = frozenset({
     "accelerate", "beartype", "datasets", "dill", "einops", "filelock", "fsspec", "functorch", "httpx", "huggingface_hub", "jaxtyping",
@@ -48,30 +50,30 @@ PACKAGES = frozenset({
     "python_dateutil", "dateutil", "pyyaml", "yaml", "regex", "requests", "rich", "safetensors", "scipy", "sympy", "tokenizers", "torch",
     "torchgen", "tqdm", "transformer_lens", "transformers", "typing_extensions", "tyro", "urllib3",
 })  # fmt: skip
-"""What a plain installation of sepcap brings: folders of site-packages, and distributions where their names differ."""
+"""Packages of a plain installation of sepcap: folders of site-packages, and distributions if their names differ."""
 
 TRAINED_ON = Path(__file__).parents[1] / "models" / "assets" / "default" / "trained_on.safetensors"
-"""Sampled 13-grams of what the embedded model was trained on, idiom apart: `training/train.py` writes it beside the weights."""
+"""Sampled 13-grams of the training texts of the embedded model, without idiom: `training/train.py` writes it next to the weights."""
 
 TOLERATED = 0.05
-"""Share of the 13-grams of a held-out document that the training texts may have."""
+"""Maximum share of the 13-grams of a held-out document that the training texts may contain."""
 
 SKIPPED = frozenset({"__pycache__", "node_modules", "lib2to3", "graph_objs", "_generated", "generated"})
-"""Folders that hold no source, or what a program wrote without saying so in every file."""
+"""Folders without source code, or with generated code that is not marked as such in every file."""
 
 OPTIONAL = frozenset({"ensurepip", "idlelib", "test", "tests", "tkinter", "turtledemo", "site-packages", "dist-packages"})
-"""Folders of the standard library that some distributions of Python leave out, or that are none of it."""
+"""Folders of the standard library that some distributions of Python leave out, or that are not part of it."""
 
 
 class SourceFile(NamedTuple):
-    """One file of the installation: where it lies, and the name that decides its split."""
+    """One file of the installation: its path, and the name that determines its split."""
 
     path: str
     name: str
 
 
 def bucket(name: str) -> int:
-    """Percentile of a package-relative path: stable over machines, Python versions and hash seeds."""
+    """Percentile of a package-relative path: stable across machines, Python versions and hash seeds."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
 
 
@@ -82,7 +84,7 @@ def split_of(name: str) -> str:
 
 
 def package_name(name: str) -> str:
-    """The package that a package-relative path belongs to, as `PACKAGES` spells it; empty for the standard library.
+    """The package that a package-relative path belongs to, as spelled in `PACKAGES`; empty for the standard library.
 
     >>> package_name("PyYAML/METADATA"), package_name("typing_extensions.py"), package_name("stdlib:os.py")
     ('pyyaml', 'typing_extensions', '')
@@ -95,8 +97,8 @@ def find_files(kind: Kind, more: Collection[str] = ()) -> list[SourceFile]:
     """All files of the running installation that `kind` is made from, ordered by path hash.
 
     Args:
-        kind: of text.
-        more: packages that are read beside those of `PACKAGES`.
+        kind: kind of text.
+        more: packages to read in addition to those of `PACKAGES`.
     """
     packages = PACKAGES.union(more)
     found: dict[str, SourceFile] = {}
@@ -109,7 +111,7 @@ def find_files(kind: Kind, more: Collection[str] = ()) -> list[SourceFile]:
                     continue
                 inside = file if relative == "." else f"{relative}/{file}"
                 if file == "METADATA":
-                    # the version is no part of the name: an upgrade must not move a file to another split
+                    # the version is not part of the name: an upgrade must not move a file to another split
                     inside = re.sub(r"-[^/]*?\.dist-info/", "/", inside)
                 name = prefix + inside
                 if prefix or package_name(name) in packages:
@@ -118,14 +120,14 @@ def find_files(kind: Kind, more: Collection[str] = ()) -> list[SourceFile]:
 
 
 def _roots() -> list[tuple[str, str]]:
-    """Folders to search, each with what its names begin with.
+    """Folders to search, each with the prefix of its names.
 
     All folders of installed packages share one prefix: lib64 is often a link to lib, and the same file must have the
     same name, and so the same split, wherever it was found.
     """
     packages = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     torch = importlib.util.find_spec("torch")
-    if torch is not None and torch.origin:  # it may lie outside, in a user's or the system's folder
+    if torch is not None and torch.origin:  # it may be elsewhere, in a user's or the system's folder
         packages.append(str(Path(torch.origin).parent.parent))
     return [("stdlib:", sysconfig.get_path("stdlib")), *(("", root) for root in dict.fromkeys(packages))]
 
@@ -155,16 +157,16 @@ def fingerprint(files: list[SourceFile]) -> str:
 def documents(
     kind: Kind, split: Split, more: Collection[str] = (), earlier: Sequence[str] | None = None
 ) -> Iterator[dict[str, str]]:
-    """Cleaned documents of one split in path-hash order, without copies and without what an earlier split has (METHODS 9).
+    """Cleaned documents of one split in path-hash order, without copies and without text of an earlier split (METHODS 9).
 
-    Of each split near-duplicates count once. Lines that share 13 words in a row with a document of an earlier split are cut out, idiom
-    apart; a document that loses more than half of its text leaves.
+    Near-duplicates within a split count once. Lines that share 13 consecutive words with a document of an earlier split are removed,
+    except for idiom; a document that loses more than half of its text is dropped.
 
     Args:
-        kind: of text.
+        kind: kind of text.
         split: "evaluate", "collect" or "train".
-        more: packages that are read too, all of them for "train".
-        earlier: texts of the splits before this one, where they are known; otherwise those splits are read too.
+        more: additional packages to read, entirely for "train".
+        earlier: texts of the splits before this one, if known; otherwise those splits are read too.
 
     Yields:
         Rows `{"text", "name"}`.
@@ -191,28 +193,28 @@ def documents(
 
 @functools.cache
 def trained_on(path: Path) -> UInt32[np.ndarray, " run"]:
-    """What `training/train.py` wrote at this path; nothing where there is no such file.
+    """The 13-grams that `training/train.py` wrote to this path; empty if there is no such file.
 
-    The training texts are those of one installation. Another one can have the same text under another name, in another split.
+    The training texts are from one installation. Another one can have the same text under another name, in another split.
     """
     return load_file(path)["runs"] if path.exists() else np.empty(0, np.uint32)
 
 
 def before(split: Split) -> tuple[Split, ...]:
-    """The splits that keep what they share with this one."""
+    """The splits that keep the text that they share with this one."""
     order: tuple[Split, ...] = ("evaluate", "collect", "train")
     return order[: order.index(split)]
 
 
 def cleaned(texts: Sequence[str], earlier: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """The documents of one part without near-duplicates and without what earlier parts have.
+    """The documents of one part without near-duplicates and without text of earlier parts.
 
     Args:
         texts: of the part, in order.
-        earlier: texts of the parts before.
+        earlier: texts of the earlier parts.
 
     Yields:
-        Number and text of each document that stays.
+        Number and text of each document that is kept.
     """
     found = [runs(text) for text in texts]
     own, others = ([united([each]) for each in part] for part in (found, map(runs, earlier)))
@@ -226,7 +228,7 @@ def cleaned(texts: Sequence[str], earlier: Sequence[str]) -> Iterator[tuple[int,
 
 def _read(kind: Kind, file: SourceFile, split: str, more: Collection[str] = ()) -> Iterator[tuple[str, str]]:
     if file.name == "stdlib:pydoc_data/topics.py" and kind == "prose":
-        # the language reference is one file of many chapters: each chapter is a document with a split of its own
+        # the language reference is one file of many chapters: each chapter is a document with its own split
         for topic, text in _topics(Path(file.path).read_text(encoding="utf-8")):
             if split_of(name := f"{file.name}#{topic}") == split:
                 yield name, clean_prose(text)
@@ -236,7 +238,7 @@ def _read(kind: Kind, file: SourceFile, split: str, more: Collection[str] = ()) 
     try:
         source = Path(file.path).read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError):
-        return  # a test file of another encoding or a broken link: not text that we can use
+        return  # a test file in another encoding or a broken link: not usable as text
     if kind != "prose" and is_generated(source):
         return
     if kind == "cpp":
@@ -261,7 +263,7 @@ def _topics(source: str) -> Iterator[tuple[str, str]]:
 
 
 def _new_paragraphs(text: str, seen: set[bytes]) -> str:
-    """Paragraphs not met before: documentation repeats whole paragraphs between files."""
+    """Paragraphs not seen before: documentation repeats whole paragraphs between files."""
     kept = []
     for paragraph in text.split("\n\n"):
         if (key := _paragraph_hash(paragraph)) not in seen:
@@ -272,3 +274,37 @@ def _new_paragraphs(text: str, seen: set[bytes]) -> str:
 
 def _paragraph_hash(paragraph: str) -> bytes:
     return hashlib.blake2b(re.sub(r"\W+", " ", paragraph.lower()).encode(), digest_size=8).digest()
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """Text and code of the running Python installation."""
+
+    kind: Kind
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of names and sizes of the files."""
+        return self._files
+
+    @functools.cached_property
+    def _files(self) -> str:  # visiting all folders takes half a second, so this is done once per task
+        return f"local-{self.kind}-{fingerprint(find_files(self.kind))}"
+
+    def documents(self, split: Split) -> Any:
+        """Cleaned documents in path-hash order; read once, then loaded from the cache of `datasets`."""
+        import datasets
+
+        # a tuple: `datasets` treats every element of a list as a shard, and would read everything once per element
+        earlier = tuple(text for part in before(split) for text in self.documents(part)["text"])
+        return quietly(
+            datasets.Dataset.from_generator,
+            documents,
+            gen_kwargs={"kind": self.kind, "split": split, "earlier": earlier},
+            features=datasets.Features({"text": datasets.Value("string"), "name": datasets.Value("string")}),
+            fingerprint=hashlib.sha256(f"{VERSION}{self.fingerprint}{split}".encode()).hexdigest()[:16],
+        )
+
+    def indices(self, split: Split, n: int) -> list[int] | str:
+        """The first n in path-hash order."""
+        return f"0:{n}"

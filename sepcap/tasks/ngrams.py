@@ -1,10 +1,9 @@
-"""Runs of 13 words that texts share, and texts without those that other texts have (METHODS 9).
+"""Runs of 13 words that texts share, and removal of runs that other texts contain (METHODS 9).
 
-A word is a run of letters, digits and underscores, or one other character that is no space; where a script has no spaces between words
-each of its characters is one. Where two texts share 13 of them in a row,
-one was usually copied from the other ([GPT-3] appendix C cleans its training text by the same rule). Copies are found first, by all of
-their runs. Runs that 20 or more of the documents that are left share are idiom, such as licences and the beginnings of files; they are
-counted apart.
+A word is a sequence of letters, digits and underscores, or one other character that is not a space; in scripts without spaces between
+words, each character is a word. If two texts share 13 consecutive words, one was usually copied from the other ([GPT-3] appendix C
+cleans its training text by the same rule). Copies are found first, by all of their runs. Runs shared by 20 or more of the remaining
+documents are idiom, such as licences and the beginnings of files; they are counted separately.
 """
 
 import functools
@@ -17,13 +16,13 @@ import numpy as np
 from jaxtyping import Bool, UInt, UInt32, UInt64
 
 LENGTH = 13
-"""Words of a run."""
+"""Number of words in a run."""
 
 COMMON = 20
-"""Documents that share a run from which on it is idiom."""
+"""Minimum number of documents that share a run for it to be idiom."""
 
 SAME = 0.5
-"""Share of a document's runs above which it is a copy of what has them."""
+"""Share of a document's runs in earlier documents above which it is a copy."""
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
 """Scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana and Chinese characters."""
@@ -38,7 +37,7 @@ def _word_hash(word: str) -> int:
 
 
 def runs(text: str) -> UInt64[np.ndarray, " run"]:
-    """A 64-bit hash of every 13 consecutive words, in reading order; none where there are fewer words. The same on every machine.
+    """A 64-bit hash of every 13 consecutive words, in reading order; empty if there are fewer words. The same on every machine.
 
     >>> len(runs("one two three four five six seven eight nine ten eleven twelve thirteen fourteen"))
     2
@@ -55,7 +54,7 @@ def runs(text: str) -> UInt64[np.ndarray, " run"]:
 
 
 def words_in(shared: Bool[np.ndarray, " run"]) -> Bool[np.ndarray, " word"]:
-    """The words that stand inside of at least one of the runs.
+    """The words that are in at least one of the runs.
 
     >>> int(words_in(np.array([True, False, False])).sum())
     13
@@ -67,25 +66,25 @@ def words_in(shared: Bool[np.ndarray, " run"]) -> Bool[np.ndarray, " word"]:
 
 
 def among(found: UInt[np.ndarray, " run"], held: UInt[np.ndarray, " other"]) -> Bool[np.ndarray, " run"]:
-    """Which runs are among others, which are sorted."""
+    """Which of the runs `found` are in `held`, which is sorted."""
     if not len(held):
         return np.zeros(len(found), dtype=bool)
     return held[np.searchsorted(held, found).clip(max=len(held) - 1)] == found
 
 
 def united(documents: Sequence[UInt64[np.ndarray, " _"]]) -> UInt64[np.ndarray, " distinct"]:
-    """All runs of some documents, sorted, each once."""
+    """All distinct runs of some documents, sorted."""
     return np.unique(np.concatenate([np.empty(0, np.uint64), *documents]))
 
 
 def common_runs(documents: Sequence[UInt64[np.ndarray, " _"]]) -> UInt64[np.ndarray, " common"]:
-    """The runs that at least 20 of the documents have, sorted; of each document its distinct ones are given."""
+    """The runs that at least 20 of the documents contain, sorted; each document is given by its distinct runs."""
     found, count = np.unique(np.concatenate([np.empty(0, np.uint64), *documents]), return_counts=True)
     return found[count >= COMMON]
 
 
 def copies(documents: Sequence[UInt64[np.ndarray, " _"]]) -> Bool[np.ndarray, " document"]:
-    """Documents of whose distinct runs more than half stand in documents before them.
+    """Documents with more than half of their distinct runs in earlier documents.
 
     >>> copies([np.array([1, 2, 3], dtype=np.uint64), np.array([2, 3, 4], dtype=np.uint64)]).tolist()
     [False, True]
@@ -100,9 +99,9 @@ def copies(documents: Sequence[UInt64[np.ndarray, " _"]]) -> Bool[np.ndarray, " 
 def copies_and_idiom(
     *parts: Sequence[UInt64[np.ndarray, " _"]],
 ) -> tuple[list[Bool[np.ndarray, " document"]], UInt64[np.ndarray, " common"]]:
-    """The copies within each part, and the runs that 20 or more of all other documents have.
+    """The copies within each part, and the runs that 20 or more of all other documents contain.
 
-    Copies are no reason to take a text for idiom: one that stands in 60 documents and fills most of each is one document, 59 times copied.
+    Copies do not make a text idiom: a text that fills most of 60 documents is one document, copied 59 times.
 
     Args:
         parts: the distinct runs of every document of each part.
@@ -120,11 +119,11 @@ def without(text: str, shared: Bool[np.ndarray, " run"], shortest: int) -> str:
 
     Args:
         text: any text.
-        shared: which of `runs(text)` are to go.
-        shortest: characters; what is left between two cuts stays only if it has as many.
+        shared: which of `runs(text)` are removed.
+        shortest: minimum characters of a piece between two cuts; shorter ones are dropped.
 
     Returns:
-        The pieces that are left, with an empty line between them.
+        The remaining pieces, separated by an empty line.
     """
     if not shared.any():
         return text
@@ -142,7 +141,7 @@ def without(text: str, shared: Bool[np.ndarray, " run"], shortest: int) -> str:
 def sampled(found: UInt64[np.ndarray, " run"]) -> UInt32[np.ndarray, " distinct"]:
     """A sixteenth of the runs, chosen by their hash, as 32 bits each, sorted: small enough to be kept for a whole training corpus.
 
-    Of as many runs as there are in a document, about as large a share is among those of a corpus as of all its runs.
+    With as many runs as a document has, the share of sampled runs found in a corpus is close to that of all its runs.
     """
     chosen = found[found % np.uint64(16) == 0]
     return np.unique((chosen >> np.uint64(32)).astype(np.uint32))

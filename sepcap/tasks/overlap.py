@@ -1,4 +1,4 @@
-"""How much of a task's texts stands in others of them: copies within a part, and what its two parts share (METHODS 9)."""
+"""Overlap of the texts of a task: copies within a part, and text that its two parts share (METHODS 9)."""
 
 import itertools
 import math
@@ -9,26 +9,29 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
-from sepcap.checks import checked, warn
+from sepcap.checks import checked
+from sepcap.errors import warn
+from sepcap.storage import html_card
 from sepcap.tasks.labelled import documents_in_turn
+from sepcap.tasks.load import load_task
 from sepcap.tasks.ngrams import COMMON, LENGTH, among, copies_and_idiom, runs, united, words_in
-from sepcap.tasks.task import PARTS, load_task
+from sepcap.tasks.task import PARTS
 
 TOLERATED = 0.05
-"""Share of words, or of documents, above which a task is warned of."""
+"""Share of words, or of documents, above which a warning is given."""
 
 
 @dataclass(frozen=True)
 class TextOverlap:
-    """What the documents of a task share.
+    """Overlap of the documents of a task.
 
     Attributes:
         task: its name.
-        documents: how many were read, per part ("collect" and "evaluate").
-        copies: documents of whose 13-grams more than half stand in documents before them in the same part.
-        shared: share of the words of the evaluation documents that stand inside of 13-grams of a collection document, idiom apart;
-            not a number where no evaluation document has 13 words.
-        idiom: share of those words inside of 13-grams that at least 20 of all documents have, copies apart: licences, beginnings of files.
+        documents: number of documents read, per part ("collect" and "evaluate").
+        copies: documents with more than half of their 13-grams in earlier documents of the same part.
+        shared: share of the words of the evaluation documents that are in 13-grams of a collection document, without idiom;
+            NaN if no evaluation document has 13 words.
+        idiom: share of those words in 13-grams that at least 20 of all documents contain, copies excluded: licences, beginnings of files.
     """
 
     task: str
@@ -47,21 +50,19 @@ class TextOverlap:
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        from sepcap.storage import html_card
-
         return html_card("Overlap of texts", {"task": self.task}, self.table)
 
 
 @checked()
 def check_overlap(task: Any, *, documents: int = 5_000) -> TextOverlap:
-    """Measure the overlap within the texts of a task and between its two parts, and warn where it is above 5%.
+    """Measure the overlap within the texts of a task and between its two parts, and warn if it is above 5%.
 
-    A text that was collected from says nothing new when it is evaluated on, two copies of a text are one document, however many rows
-    they fill, and what 20 documents begin with is easy to predict in each. 13-grams are hashed; nothing but the hashes is kept.
+    Evaluating on a text that was used for collection adds no information; two copies of a text are one document, however many rows
+    they fill; a beginning shared by 20 documents is easy to predict in each. 13-grams are hashed; only the hashes are kept.
 
     Args:
         task: a task name, a path, a `datasets.Dataset`, a list of strings, or a Task; of texts, not of images.
-        documents: of each part that are read at most, in the order in which samples take them.
+        documents: maximum number read from each part, in the order in which samples use them.
 
     Returns:
         TextOverlap with the number of documents and copies of each part, and the shares of words that the parts share and that are idiom.
@@ -76,21 +77,21 @@ def check_overlap(task: Any, *, documents: int = 5_000) -> TextOverlap:
     """
     loaded = load_task(task)
     if loaded.content != "text":
-        raise ValueError(f"task={loaded.name!r} is made of {loaded.content}; the overlap of 13-grams is one of texts")
+        raise ValueError(f"task={loaded.name!r} is made of {loaded.content}; the overlap of 13-grams is defined for texts only")
     found = {part: [runs(text) for _, text in itertools.islice(documents_in_turn(loaded, part), documents)] for part in PARTS}
     result = measured(loaded.name, found["evaluate"], {"collect": found["collect"]})
     found_shares = {
-        "words to evaluate on stand in documents to collect from": result.shared,
-        f"words to evaluate on stand in 13-grams that {COMMON} or more documents have": result.idiom,
+        "evaluation words are in 13-grams of collection documents": result.shared,
+        f"evaluation words are in 13-grams that {COMMON} or more documents contain": result.idiom,
     }
     for part, n in result.documents.items():
-        found_shares[f"documents to {part} are copies of others of them"] = result.copies[part] / max(1, n)
+        found_shares[f"documents to {part} are copies of earlier ones"] = result.copies[part] / max(1, n)
     for what, share in found_shares.items():
         if math.isnan(share):
-            warn(f"task {loaded.name!r}: no document to evaluate on has {LENGTH} words, so what its parts share is not known")
+            warn(f"task {loaded.name!r}: no evaluation document has {LENGTH} words, so the overlap of its parts is unknown")
             break
         if share > TOLERATED:
-            warn(f"task {loaded.name!r}: {share:.0%} of the {what}; numbers on it rest on less text than they seem to")
+            warn(f"task {loaded.name!r}: {share:.0%} of the {what}; results on it rest on less text than they seem to")
     return result
 
 

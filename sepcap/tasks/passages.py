@@ -1,7 +1,7 @@
 """Passages: a context, the break after it, and the paragraph that follows (METHODS 14).
 
-A text is tokenised as a whole, so that a break is spelled as the model is used to see it. Many tokenizers have no one token for
-"\\n\\n" there: it is two tokens, or shares one with the full stop before it or the indentation after it. Every token that holds a
+A text is tokenised as a whole, so that a break has the tokens that the model usually sees. Many tokenizers have no single token for
+"\\n\\n" there: it is two tokens, or shares one with the full stop before it or the indentation after it. Every token that contains a
 part of the break then belongs to the break, and to neither of its neighbours.
 """
 
@@ -16,12 +16,12 @@ from typing import Any
 
 from sepcap.checks import checked
 from sepcap.tasks.hub import Streamed
-from sepcap.tasks.task import load_task
+from sepcap.tasks.load import load_task
 
 Ids = tuple[int, ...]
 
 LONGEST_TEXT = 40_000
-"""Characters of a document in which a passage is looked for."""
+"""Characters of a document that are searched for a passage."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Passage:
     """Token ids of a context, of the break and of the paragraph after it, without BOS.
 
     Attributes:
-        context: what stands before the break.
-        gap: the break.
-        following: the paragraph after it.
-        kind: which kind of text it is, for groups of results.
+        context: tokens before the break.
+        gap: tokens of the break.
+        following: tokens of the paragraph after it.
+        kind: kind of text, for grouping results.
     """
 
     context: Ids
@@ -42,16 +42,16 @@ class Passage:
 
 
 def check_passage(passage: Passage, called: str, vocabulary: int) -> Passage:
-    """The same passage, of plain whole numbers, if it can be used.
+    """Check a passage, and return it with plain whole numbers.
 
     Args:
-        passage: one of one's own making.
-        called: what an error calls it.
-        vocabulary: number of tokens that the model knows.
+        passage: made by the user.
+        called: its name in errors.
+        vocabulary: number of tokens in the model's vocabulary.
 
     Raises:
-        TypeError: token ids that are no whole numbers.
-        ValueError: no break, no paragraph after it, or a token that the model does not know.
+        TypeError: token ids that are not whole numbers.
+        ValueError: no break, no paragraph after it, or a token outside the model's vocabulary.
     """
     parts: dict[str, Ids] = {}
     for name in ("context", "gap", "following"):
@@ -60,29 +60,29 @@ def check_passage(passage: Passage, called: str, vocabulary: int) -> Passage:
             parts[name] = tuple(map(index, given))
         except TypeError:
             shown = reprlib.repr(given)
-            raise TypeError(f"{called}.{name}={shown}: give token ids, whole numbers; `passages` makes them of texts") from None
+            raise TypeError(f"{called}.{name}={shown}: give token ids, whole numbers; `passages` makes them from texts") from None
         if not parts[name] and name != "context":
-            raise ValueError(f"{called}.{name} is empty: a passage has at least one token of a break and one after it")
+            raise ValueError(f"{called}.{name} is empty: a passage needs at least one token of a break and one after it")
         if wrong := [token for token in parts[name] if not 0 <= token < vocabulary]:
-            raise ValueError(f"{called}.{name} holds {wrong[0]}: this model's tokens are 0 to {vocabulary - 1}")
+            raise ValueError(f"{called}.{name} contains {wrong[0]}: this model's tokens are 0 to {vocabulary - 1}")
     return Passage(**parts, kind=passage.kind)
 
 
 def passages(
     tokenizer: Any, texts: Sequence[Any], at: str = "\n\n", *, most: int | None = None, which: int = -1, kind: str = "texts"
 ) -> list[Passage]:
-    """One passage of every text.
+    """One passage from every text.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
-        texts: each with at least one break that something follows.
+        texts: each with at least one break followed by text.
         at: the break; line ends directly after it belong to it.
-        most: of the paragraph after the break no more tokens are taken.
-        which: which of the breaks that a paragraph follows: 0 the first, -1 the last.
-        kind: of all of them.
+        most: maximum tokens of the paragraph after the break.
+        which: which of the breaks followed by a paragraph: 0 the first, -1 the last.
+        kind: of all passages.
 
     Raises:
-        TypeError: a text that is none.
+        TypeError: a text that is not a string.
         ValueError: a text without such a break.
 
     Example:
@@ -96,27 +96,27 @@ def passages(
         whole = list(_passages_in(tokenizer, text, at, kind))
         if not whole:
             shown = text if len(text) <= 60 else f"{text[:60]}…"
-            raise ValueError(f"source[{i}] has no {at!r} with something before and after it: {shown!r}")
+            raise ValueError(f"source[{i}] has no {at!r} with text before and after it: {shown!r}")
         if not -len(whole) <= which < len(whole):
-            raise ValueError(f"which={which}: source[{i}] has {len(whole)} {at!r} that a paragraph follows")
+            raise ValueError(f"which={which}: source[{i}] has {len(whole)} {at!r} followed by a paragraph")
         chosen = whole[which]
         found.append(Passage(chosen.context, chosen.gap, chosen.following[:most], kind))
     return found
 
 
 @checked()
-def draw_passages(
+def sample_passages(
     tokenizer: Any, tasks: str | Iterable[Any], n: int, *, context: int = 128, following: int = 48, at: str = "\n\n"
 ) -> list[Passage]:
     """Passages of given lengths from the evaluation part of tasks, at most one per document.
 
-    Of every document the first break is taken that has enough tokens before it and in the paragraph after it; the context is cut to
-    its last `context` tokens, the paragraph to its first `following`. The embedded model was trained on no text of that part.
+    From every document, the first break with enough tokens before it and in the paragraph after it is used; the context is cut to its
+    last `context` tokens, the paragraph to its first `following`. The embedded model was not trained on any text of that part.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
         tasks: a task or several, as `load_task` takes them; the name of the task is the kind of its passages.
-        n: passages of each task.
+        n: passages per task.
         context: tokens before the break.
         following: tokens after it.
         at: the break; see `passages`.
@@ -125,7 +125,7 @@ def draw_passages(
         ValueError: a task with fewer such passages.
 
     Example:
-        >>> sepcap.draw_passages(model.tokenizer, ["local-prose", "local-cpp"], 32)  # doctest: +SKIP
+        >>> sepcap.sample_passages(model.tokenizer, ["local-prose", "local-cpp"], 32)  # doctest: +SKIP
     """
     for name, value in (("n", n), ("context", context), ("following", following)):
         if value < 1:
@@ -144,14 +144,14 @@ def draw_passages(
         if len(found) < n:
             raise ValueError(
                 f"task {task.name!r} has {len(found)} documents with a {at!r} after {context} tokens and before a paragraph of "
-                f"{following}, and n={n} were asked for: ask for fewer, or for shorter ones"
+                f"{following}, and n={n} were asked for: ask for fewer or shorter passages"
             )
         drawn += found
     return drawn
 
 
 def _texts(task: Any) -> Iterator[str]:
-    """The evaluation texts, from the sources of a mixture in turn; of a stream no more than is needed."""
+    """The evaluation texts, from the sources of a mixture in turn; a stream is read only as far as needed."""
     parts = [
         chain.from_iterable(source.slices("evaluate")) if isinstance(source, Streamed) else source.documents("evaluate")
         for source in task.sources
@@ -161,11 +161,11 @@ def _texts(task: Any) -> Iterator[str]:
 
 
 def _passages_in(tokenizer: Any, text: str, at: str, kind: str) -> Iterator[Passage]:
-    """A passage for every break that something stands before and after."""
+    """A passage for every break with text before and after it."""
     if not at:
         raise ValueError("at is empty: give the text of a break")
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"the tokenizer is a {type(tokenizer).__name__}, which does not say where its tokens lie; load a fast one")
+        raise ValueError(f"the tokenizer is a {type(tokenizer).__name__}, which does not give the offsets of its tokens; load a fast one")
     breaks = list(re.finditer(rf"{re.escape(at)}\n*", text))
     if not breaks:
         return
@@ -173,7 +173,7 @@ def _passages_in(tokenizer: Any, text: str, at: str, kind: str) -> Iterator[Pass
     ids, places = encoded["input_ids"], encoded["offset_mapping"]
     starts, ends = [start for start, _ in places], [end for _, end in places]
     for i, found in enumerate(breaks):
-        # all tokens that hold a character of the break
+        # all tokens that contain a character of the break
         first, last = bisect_right(ends, found.start()), bisect_left(starts, found.end())
         until = breaks[i + 1].start() if i + 1 < len(breaks) else len(text)
         stop = bisect_right(ends, until)

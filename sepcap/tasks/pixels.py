@@ -1,4 +1,4 @@
-"""Which part an image is in: decided by its pixels, whatever file, dataset or task it comes from."""
+"""The part of an image: determined by its pixels, whatever file, dataset or task it is from."""
 
 import hashlib
 from collections.abc import Collection
@@ -7,17 +7,17 @@ from typing import Any
 from sepcap.tasks.task import Split
 
 WITH_TRAINING: dict[Split, Collection[int]] = {"evaluate": range(0, 25), "collect": range(25, 50), "train": range(50, 100)}
-"""Percentiles of the hash of an image that fall into each part, where a model of this package was trained on some of them."""
+"""Percentiles of the hash of an image for each part, if a model of this package was trained on some of the images."""
 
 WITHOUT_TRAINING: dict[Split, Collection[int]] = {
     "evaluate": (*WITH_TRAINING["evaluate"], *range(50, 75)),
     "collect": (*WITH_TRAINING["collect"], *range(75, 100)),
 }
-"""The same elsewhere: what is collected on there is never evaluated on here, nor the reverse."""
+"""The same for all other images: an image for collection in one table is never for evaluation in the other."""
 
 
 def pixel_hash(image: Any) -> str:
-    """Hash of an image's pixels, whatever file format they came in, as hexadecimal digits."""
+    """Hash of an image's pixels, independent of the file format, as hexadecimal digits."""
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
 
 

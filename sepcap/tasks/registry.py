@@ -1,4 +1,4 @@
-"""The tasks that have a name: a table of rows, not code."""
+"""The named tasks: a table of rows, not code."""
 
 import json
 from collections.abc import Sequence
@@ -10,20 +10,16 @@ from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.tasks.hub_rows import HubRow
 from sepcap.tasks.local import Kind
-from sepcap.tasks.task import LocalSource, Source
 
 
 @dataclass(frozen=True)
 class LocalRow:
-    """One offline task: the kinds of local text it mixes in equal numbers of tokens, and what they are."""
+    """One offline task: the kinds of local text that it mixes in equal numbers of tokens, and their description."""
 
     kinds: tuple[Kind, ...]
     description: str
     content: Literal["text", "images"] = "text"
 
-    def sources(self) -> tuple[LocalSource, ...]:
-        """What a Task of this row reads."""
-        return tuple(LocalSource(kind) for kind in self.kinds)
 
 
 @dataclass(frozen=True)
@@ -34,11 +30,6 @@ class DigitsRow:
     description: str
     content: Literal["text", "images"] = "images"
 
-    def sources(self) -> tuple[Source, ...]:
-        """What a Task of this row reads."""
-        from sepcap.tasks.images import DigitsSource
-
-        return (DigitsSource(self.digits),)
 
 
 PILE = "monology/pile-uncopyrighted"
@@ -65,11 +56,11 @@ PILE_SUBSETS: dict[str, str] = {
     "uspto_backgrounds": "USPTO Backgrounds",
     "wikipedia": "Wikipedia (en)",
 }
-"""Subset in the name of the task: `meta.pile_set_name` in the data."""
+"""Subset in the name of the task -> `meta.pile_set_name` in the data."""
 
 CODE = "codeparrot/github-code-clean"
 CODE_FILES = "data/train-*.parquet"
-"""Read as they are: what lies beside them on the hub is a loading script, and those no longer run."""
+"""Read directly: the dataset has a loading script on the hub, and such scripts no longer run."""
 
 CIFAR = "uoft-cs/cifar100"
 CIFAR_SUPERCLASSES = (
@@ -81,18 +72,18 @@ CIFAR_SUPERCLASSES = (
 """In the order of their `coarse_label`."""
 
 IMAGENET_LICENCE = "ImageNet terms of access, non-commercial research and education"
-IMAGENET_GATE = "the page asks to agree to the ImageNet terms of access"
+IMAGENET_GATE = "the page asks you to agree to the ImageNet terms of access"
 BIRDS = (*range(7, 25), *range(80, 101), *range(127, 147))
 """The 59 classes of ImageNet that are birds: cock to great grey owl, black grouse to black swan, white stork to albatross."""
 
 CAMEL_FILES, CAMEL_REVISION = "default/train/*.parquet", "refs/convert/parquet"
-"""The hub's own conversion: the files themselves are archives of twenty thousand small ones, which cannot be streamed."""
+"""The hub's own conversion: the original files are archives of twenty thousand small files, which cannot be streamed."""
 
 Row = LocalRow | DigitsRow | HubRow
 
 
 def _pile(description: str, *conditions: tuple[str, str, Any]) -> HubRow:
-    # of the test split, which no model was trained on, and in which a rare subset is found without reading gigabytes
+    # the test split: no model was trained on it, and a rare subset is found in it without reading gigabytes
     return HubRow(PILE, description, split="test", filter=conditions, licence=PILE_LICENCE)
 
 
@@ -134,22 +125,22 @@ TASKS: dict[str, Row] = {
     "local-cpp": LocalRow(("cpp",), "the C++ headers that torch ships, without comments"),
     "local-code": LocalRow(("python", "cpp"), "Python and C++ in equal numbers of tokens"),
     "local-digits": DigitsRow(tuple(range(10)), "handwritten digits of 8×8 pixels, from scikit-learn"),
-    "local-digits-low": DigitsRow((0, 1, 2, 3, 4), "those from 0 to 4"),
-    "local-digits-high": DigitsRow((5, 6, 7, 8, 9), "those from 5 to 9"),
+    "local-digits-low": DigitsRow((0, 1, 2, 3, 4), "handwritten digits from 0 to 4"),
+    "local-digits-high": DigitsRow((5, 6, 7, 8, 9), "handwritten digits from 5 to 9"),
     "pile": _pile("the Pile without the subsets under copyright: text of all kinds"),
-    "pile_codeless": _pile("the same without its GitHub subset", ("meta.pile_set_name", "!=", "Github")),
+    "pile_codeless": _pile("the task pile without the GitHub subset", ("meta.pile_set_name", "!=", "Github")),
     **{
         f"pile_{name.removeprefix('pile_')}": _pile(f"the subset {subset} of the Pile", ("meta.pile_set_name", "==", subset))
         for name, subset in PILE_SUBSETS.items()
     },
-    "code": _code("source files of GitHub in 32 languages"),
-    "python": _code("Python source files of GitHub", ("language", "==", "Python")),
+    "code": _code("source files from GitHub in 32 languages"),
+    "python": _code("Python source files from GitHub", ("language", "==", "Python")),
     "wikitext": HubRow(
-        "Salesforce/wikitext", "paragraphs and headings of articles of Wikipedia, each a document (not the usual stream for perplexity)",
+        "Salesforce/wikitext", "paragraphs and headings of Wikipedia articles, each a document (not the usual stream for perplexity)",
         configuration="wikitext-103-raw-v1", licence="CC-BY-SA-3.0, GFDL",
     ),
     "tinystories": HubRow(
-        "roneneldan/TinyStories", "short stories in the words of a small child, written by a language model",
+        "roneneldan/TinyStories", "short stories in the vocabulary of a small child, written by a language model",
         split="validation", licence="CDLA-Sharing-1.0",
     ),
     "c4": HubRow("allenai/c4", "cleaned pages of Common Crawl, English", configuration="en", split="validation", licence="ODC-BY"),
@@ -157,19 +148,19 @@ TASKS: dict[str, Row] = {
     "toxic": _civil("comments on news with a toxicity of at least 0.8", ("toxicity", ">=", 0.8)),
     "cifar100": _cifar("small photographs of 100 classes"),
     **{
-        f"cifar100-{name}": _cifar(f"those of the superclass {name.replace('_', ' ')}", ("coarse_label", "==", label))
+        f"cifar100-{name}": _cifar(f"small photographs of the superclass {name.replace('_', ' ')}", ("coarse_label", "==", label))
         for label, name in enumerate(CIFAR_SUPERCLASSES)
     },
     "imagenet-1k": _imagenet("photographs of 1,000 classes"),
-    "imagenet-1k-birds": _imagenet("those of the 59 classes that are birds", ("label", "in", BIRDS)),
-    "imagenet-1k-birdless": _imagenet("those of the 941 classes that are none", ("label", "not in", BIRDS)),
+    "imagenet-1k-birds": _imagenet("photographs of the 59 classes of birds", ("label", "in", BIRDS)),
+    "imagenet-1k-birdless": _imagenet("photographs of the 941 classes that are not birds", ("label", "not in", BIRDS)),
     **{subject: _camel(subject) for subject in ("biology", "chemistry", "physics", "math")},
-    "wmdp-bio-retain": _wmdp("bio-retain-corpus", "papers on biology without what helps to make weapons"),
+    "wmdp-bio-retain": _wmdp("bio-retain-corpus", "papers on biology without content that helps to make weapons"),
     "wmdp-cyber-forget": _wmdp("cyber-forget-corpus", "pages about attacks on computers"),
     "wmdp-cyber-retain": _wmdp("cyber-retain-corpus", "pages about computers without attacks"),
     "wmdp-bio-forget": HubRow(
         "cais/wmdp-bio-forget-corpus", "papers on biology that help to make weapons",
-        licence="for research on safety only", gate="the authors decide about every request",
+        licence="for research on safety only", gate="the authors decide on every request",
     ),
 }  # fmt: skip
 
@@ -181,15 +172,15 @@ def names() -> list[str]:
 
 @checked()
 def register_task(name: str, row: Row | None = None, /, **fields: Any) -> None:
-    """Give a task of your own a name, under which every function of sepcap takes it from now on, in this process.
+    """Register a task of your own under a name that every function of sepcap then accepts, in this process.
 
     Args:
         name: a new name.
-        row: a `HubRow`, or instead of it the fields of one: repository (a dataset of the hub, or a folder with files as
-            they are there), field, filter, configuration, split, files, ….
+        row: a `HubRow`, or instead of it the fields of one: repository (a dataset of the hub, or a folder with the same
+            files), field, filter, configuration, split, files, ….
 
     Raises:
-        ValueError: the name is taken by another task, or a field is not right. Whether the data have such a field shows when they are read.
+        ValueError: the name is taken by another task, or a field is not valid. Fields of the data are checked only when the data are read.
 
     Example:
         >>> register_task("haiku", repository="owner/poems", field="poem.text", filter=(("form", "==", "haiku"),))
@@ -204,23 +195,23 @@ def register_task(name: str, row: Row | None = None, /, **fields: Any) -> None:
         raise TypeError("give either a row or the fields of one, such as repository='owner/name'")
     made = HubRow(**fields) if row is None else row
     there = TASKS.get(name, made)
-    if there != made:  # the same once more is a notebook cell that is run again
+    if there != made:  # the same row again: a notebook cell was rerun
         raise ValueError(
-            f"name={name!r} is the name of another task already{f' ({there.description})' if there.description else ''}; choose another, "
-            f"or take that one out first: sepcap.tasks.registry.TASKS.pop({name!r})"
+            f"name={name!r} is already the name of another task{f' ({there.description})' if there.description else ''}; choose another, "
+            f"or remove that one first: sepcap.tasks.registry.TASKS.pop({name!r})"
         )
     TASKS[name] = made
 
 
 def table() -> Any:
-    """All tasks as a pandas DataFrame: name, content, where from, configuration, split, field, filter, licence, gate, and what it is."""
+    """All tasks as a pandas DataFrame: name, content, source, configuration, split, field, filter, licence, gate, and description."""
     import pandas as pd
 
     return pd.DataFrame([{"task": name} | _cells(row) for name, row in TASKS.items()])
 
 
 def listing() -> str:
-    """All tasks in two columns, name and what it is, under the place where they come from with its licence and gate."""
+    """All tasks in two columns, name and description, grouped by source with its licence and gate."""
     groups: dict[str, list[str]] = {}
     width = max(map(len, TASKS))
     for name, row in TASKS.items():
@@ -232,7 +223,7 @@ def listing() -> str:
 
 
 def described(name: str) -> str:
-    """All that the table says of one task, a line each.
+    """All entries of the table for one task, one per line.
 
     >>> print(described("civil"))
     task           civil
@@ -256,7 +247,7 @@ COLUMNS = (
     "content", "from", "configuration", "split", "field", "label", "filter", "files", "revision", "licence", "gate", "overlap",
     "description",
 )  # fmt: skip
-"""Of the table of tasks; empty where there is nothing to say."""
+"""Columns of the table of tasks; empty if not applicable."""
 
 
 def _cells(row: Row, whole: bool = False) -> dict[str, str]:
@@ -283,17 +274,17 @@ def _cells(row: Row, whole: bool = False) -> dict[str, str]:
 
 
 def _overlap(kinds: Sequence[str]) -> str:
-    """What `training/overlap.py` measured."""
+    """The overlap measured by `training/overlap.py`."""
     stored = json.loads((files("sepcap") / "assets" / "overlap.json").read_text(encoding="utf-8"))
     parts = []
     for kind in kinds:
         found = stored[kind]
         others = sum(n for part, n in found["documents"].items() if part != "evaluate")
         parts.append(
-            f"{kind}: {found['shared']:.1%} of the words of {found['documents']['evaluate']:,} evaluation documents stand in 13-grams of "
+            f"{kind}: {found['shared']:.1%} of the words of {found['documents']['evaluate']:,} evaluation documents are in 13-grams of "
             f"{others:,} others, {found['idiom']:.1%} in idiom"
         )
-    return f"{'; '.join(parts)} (measured with {stored['measured_with']}); sepcap.check_overlap measures it here"
+    return f"{'; '.join(parts)} (measured with {stored['measured_with']}); sepcap.check_overlap measures it on this machine"
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""What a model of any kind is measured on: a sample of a task, in the form that the model takes.
+"""Samples of a task, in the form that each kind of model takes.
 
-Next-token models take rows of tokens (`TokenSample`), masked language models the same rows with some tokens hidden
-(`MaskedSample`), image classifiers images (`ImageSample`). All give `Batch`es, so that nothing after this asks which it was.
+Next-token models take rows of tokens (`TokenSample`), masked language models the same rows with some tokens masked
+(`MaskedSample`), image classifiers images (`ImageSample`). All give `Batch`es, so that later code does not depend on the kind.
 """
 
 import dataclasses
@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from sepcap.checks import warn
 from sepcap.models.forward import positions_of
 from sepcap.models.kinds import kind_of
 from sepcap.tasks.batches import Batch, TokenSample, pad, sample_tokens
 from sepcap.tasks.documents import PerDocument
+from sepcap.tasks.images import sample_images
 from sepcap.tasks.task import Split, Task
 
 DEFAULT_CONTEXT = 512
-"""Tokens per row at most, where nobody asks for more: longer rows cost more and change little in a statistic."""
+"""Maximum tokens per row by default: longer rows cost more and change statistics little."""
 
 MASKED_SHARE = 0.15
-"""Share of a row's tokens that a masked language model is asked for (METHODS 9)."""
+"""Share of a row's tokens that a masked language model predicts (METHODS 9)."""
 
 
 def check_context(model: Any, context: int | None) -> int:
-    """The tokens per row to use, within what the model can see."""
+    """The tokens per row to use, within the model's context."""
     if not hasattr(model, "cfg"):
         raise TypeError(f"model is a {type(model).__name__}; give what sepcap.load_model returns")
     most = positions_of(model)
@@ -48,17 +48,18 @@ def sample_task(
     seed: int = 0,
     per_document: PerDocument = "row",
 ) -> TokenSample:
-    """The first part of a task, in the form that the model takes: the same call always gives the same.
+    """The first examples of a part of a task, in the form that the model takes: the same call always gives the same sample.
 
     Args:
         model: a hooked model.
         task: what to sample.
         split: "collect" or "evaluate".
         budget: tokens, or images for an image classifier.
-        context: tokens per row; default is what the model sees, at most 512.
-        seed: order of the documents and places in long ones; 0 takes them as they come. For a masked language model also which tokens
-            are hidden.
-        per_document: most tokens of one document: "row" for what fits one row, a number, or None for whole documents. An image is one.
+        context: tokens per row; default is the model's context, at most 512.
+        seed: of the document order and of the start positions in long documents; 0 keeps the original order. For a masked language
+            model, also of the masking.
+        per_document: maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents. An image
+            is one document.
 
     Raises:
         ValueError: too little data, or a task of images for a language model and the reverse.
@@ -67,8 +68,6 @@ def sample_task(
     check_content(model, task)
     context = check_context(model, context)
     if kind == "images":
-        from sepcap.tasks.images import sample_images
-
         config = model.original_model.config
         return sample_images(task, split, model.processor, budget, seed, channels=config.num_channels, classes=config.num_labels)
     if kind == "masked":
@@ -77,7 +76,7 @@ def sample_task(
 
 
 def check_content(model: Any, task: Task) -> None:
-    """Raise where a task is of texts and the model takes images, or the reverse."""
+    """Raise an error if a task consists of texts and the model takes images, or the reverse."""
     takes = "images" if kind_of(model) == "images" else "text"
     if task.content != takes:
         raise ValueError(f"task {task.name!r} is made of {task.content}, but {model.cfg.model_name} takes {takes}")
@@ -85,17 +84,17 @@ def check_content(model: Any, task: Task) -> None:
 
 @dataclass(frozen=True, eq=False)
 class MaskedSample(TokenSample):
-    """Rows of a masked language model: beginning token, text, end token; documents are divided by an end token.
+    """Rows of a masked language model: beginning token, text, end token; documents are separated by an end token.
 
-    Which tokens a row is asked for, and what stands there instead, depends on the row and the seed alone: not on the batch,
-    its place in the sample or the budget.
+    Which tokens of a row are predicted, and what replaces them, depends only on the row and the seed, not on the batch,
+    its position in the sample or the budget.
 
     Attributes:
-        special: ids that are never asked for and do not count in statistics.
+        special: ids that are never predicted and do not count in statistics.
         mask: id of the mask token.
         padding: id that fills short rows.
-        ordinary: ids that a random token is drawn from.
-        seed: of what is hidden.
+        ordinary: ids from which a random token is drawn.
+        seed: of the masking.
     """
 
     special: tuple[int, ...]
@@ -105,10 +104,10 @@ class MaskedSample(TokenSample):
     seed: int = 0
 
     def hidden(self, row: Int[np.ndarray, " pos"]) -> tuple[Int[np.ndarray, " pos"], Bool[np.ndarray, " pos"]]:
-        """What the model sees of a row, and the positions that it is asked for.
+        """The model's input for a row, and the positions to predict.
 
-        15% of the row's tokens, rounded down or up so that the share is right on average over rows (but at least one), of which
-        80% become the mask token, 10% a random one and 10% stay.
+        These are 15% of the row's tokens, rounded down or up so that the share is right on average over rows (but at least one), of
+        which 80% become the mask token, 10% a random one and 10% are unchanged.
         """
         digest, own = hashlib.sha256(row.tobytes()).digest(), [self.seed] if self.seed else []
         rng, luck = (np.random.default_rng([*part, *own]) for part in (digest[:16], digest[16:]))
@@ -135,7 +134,7 @@ class MaskedSample(TokenSample):
             yield Batch(inputs, keep, real, asked, answers, None if bool(real.all()) else real)
 
     def targets(self) -> Int[np.ndarray, " prediction"]:
-        """All tokens that are asked for."""
+        """All prediction targets."""
         return np.concatenate([row[self.hidden(row)[1]] for row in self.rows])
 
     def _size(self, row: Int[np.ndarray, " pos"]) -> int:
@@ -153,8 +152,8 @@ def sample_masked(
         tokenizer: a Hugging Face tokenizer with a mask token.
         tokens: budget, special tokens not counted; in "evaluate" too, where 15% of them are predicted.
         context: tokens per row, beginning and end token included.
-        seed: order of the documents, places in long ones, and which tokens are hidden.
-        per_document: most tokens of one document: "row" for what fits one row, a number, or None for whole documents.
+        seed: of the document order, of the start positions in long documents, and of the masking.
+        per_document: maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents.
     """
     begin, end = (first if first is not None else second for first, second in _ends(tokenizer))
     if begin is None or end is None or tokenizer.mask_token_id is None:
@@ -173,7 +172,7 @@ def sample_masked(
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), special)
     padding = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     fields = {part.name: getattr(plain, part.name) for part in dataclasses.fields(plain)} | {"rows": tuple(map(closed, plain.rows))}
-    if seed:  # the same rows with others of their tokens hidden are another sample
+    if seed:  # the same rows with other tokens masked are another sample
         fields["fingerprint"] = hashlib.sha256(f"{plain.fingerprint} {seed}".encode()).hexdigest()[:16]
     ids = {"special": special, "mask": tokenizer.mask_token_id, "padding": padding, "ordinary": ordinary}
     return MaskedSample(**fields, **ids, seed=seed)
@@ -181,8 +180,3 @@ def sample_masked(
 
 def _ends(tokenizer: Any) -> tuple[tuple[int | None, int | None], tuple[int | None, int | None]]:
     return (tokenizer.cls_token_id, tokenizer.bos_token_id), (tokenizer.sep_token_id, tokenizer.eos_token_id)
-
-
-def warn_of_less(task: str, split: str, have: int, asked: int, what: str) -> None:
-    """Say that a task has less than was asked for."""
-    warn(f"task {task!r} has fewer {what} to {split} than the {asked:,} asked for: {have:,}; going on with those")

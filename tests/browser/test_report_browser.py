@@ -3,9 +3,9 @@
 import pytest
 
 import sepcap
-from sepcap.experiments.ablation_config import AblationProtocol
-from sepcap.experiments.ablation_protocol import ablation_protocol
-from sepcap.tasks.task import load_task
+from sepcap.studies.ablations.config import AblationSweepConfig
+from sepcap.studies.ablations.random_neurons import sweep_ablation
+from sepcap.tasks.load import load_task
 
 pytestmark = pytest.mark.browser
 
@@ -208,8 +208,8 @@ def test_the_policy_stops_what_got_in_all_the_same(open_page):
 def study_page(trained_folder, letters, tmp_path_factory):
     """The page of a real study, whose task has markup and script in its name."""
     task = load_task(letters, name=NAMES["forget"])
-    config = AblationProtocol(task=task, steps=2, seeds=(0, 1), kinds=("zero", "mean"), tokens=300, reference_tokens=500)
-    return ablation_protocol(sepcap.load_model(trained_folder, device="cpu"), config, out=tmp_path_factory.mktemp("study")).report()
+    config = AblationSweepConfig(task=task, steps=2, seeds=(0, 1), kinds=("zero", "mean"), tokens=300, reference_tokens=500)
+    return sweep_ablation(sepcap.load_model(trained_folder, device="cpu"), config, out=tmp_path_factory.mktemp("study")).report()
 
 
 @pytest.fixture(params=["light", "dark"])

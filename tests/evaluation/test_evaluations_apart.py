@@ -22,7 +22,7 @@ def test_a_difference_is_of_two_evaluations_of_the_same_tokens(tiny_opt, letters
 
 def test_statistics_of_other_neurons_are_not_merged(tiny_opt, letters):
     plain = sepcap.collect(tiny_opt, letters, tokens=200, sites="attn_value")
-    rotated = sepcap.collect(tiny_opt, letters, tokens=200, sites="attn_value", rotation=sepcap.value_rotation(tiny_opt))
+    rotated = sepcap.collect(tiny_opt, letters, tokens=200, sites="attn_value", rotation=sepcap.compute_rotation(tiny_opt))
     both = rotated.merge(rotated)
     assert both.info["rotation"] == rotated.info["rotation"]
     assert both["attn_value"].count == 2 * rotated["attn_value"].count

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from sepcap.evaluation import harness as module
-from sepcap.evaluation.harness import harness
+from sepcap.evaluation.harness import run_lm_eval
 
 ROOT = Path(__file__).parents[2]
 PYTHON = "SEPCAP_LM_EVAL_PYTHON"
@@ -29,9 +29,9 @@ FOLDER = ROOT / "build" / "lm-eval"
 def test_the_harness_is_an_extra(monkeypatch, tiny_opt):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ImportError, match=re.escape("sepcap[lm-eval]")):
-        harness(tiny_opt, "piqa")
+        run_lm_eval(tiny_opt, "piqa")
     with pytest.raises(TypeError, match="model is a str"):
-        harness("opt", "piqa")
+        run_lm_eval("opt", "piqa")
 
 
 def test_results_become_rows():
@@ -54,7 +54,7 @@ def test_results_become_rows():
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_name():
-    with pytest.raises(ValueError, match=r"'hellaswagg' is none of the 2 tasks and groups of the harness\. Did you mean 'hellaswag'"):
+    with pytest.raises(ValueError, match=r"'hellaswagg' is not one of the 2 tasks and groups of the harness\. Did you mean 'hellaswag'"):
         module._check_names(["hellaswagg"], ["hellaswag", "piqa"], None)
     with pytest.raises(ValueError, match="tasks is empty"):
         module._check_names([], ["piqa"], None)
@@ -123,7 +123,8 @@ def installed(python: Path | str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_the_harness_in_an_environment_that_has_it():
-    tests = [str(environment_with_lm_eval()), "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__).with_name("on_the_harness.py"))]
+    there = ROOT / "tests" / "helpers" / "on_the_harness.py"
+    tests = [str(environment_with_lm_eval()), "-m", "pytest", "-p", "no:cacheprovider", str(there)]
     done = subprocess.run(tests, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-10_000:] + done.stderr[-2_000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) == 7

@@ -11,7 +11,8 @@ import torch
 
 import sepcap
 from sepcap.evaluation import next_token
-from sepcap.evaluation.next_token import COUNTS, Evaluation, evaluate_sample, hits, most_frequent_targets, rank_and_loss, ratio
+from sepcap.evaluation.next_token import evaluate_sample, hits, most_frequent_targets, rank_and_loss
+from sepcap.evaluation.result import COUNTS, METRICS, Evaluation, ratio
 from sepcap.tasks import batches
 from sepcap.tasks.batches import TokenSample, sample_tokens
 
@@ -183,7 +184,7 @@ def test_standard_error_of_perplexity_is_its_spread_over_resampled_rows():
     assert result.perplexity_se == pytest.approx(spread, rel=0.15)
     row = result.as_row()
     assert row["perplexity_se"] == result.perplexity_se == pytest.approx(math.exp(result.loss) * result.se("loss"))
-    assert {f"{name}_se" for name in (*next_token.METRICS, "perplexity")} < set(row)
+    assert {f"{name}_se" for name in (*METRICS, "perplexity")} < set(row)
 
 
 def rows_of(rng, n_rows=200) -> np.ndarray:
@@ -197,7 +198,7 @@ def rows_of(rng, n_rows=200) -> np.ndarray:
     return per_row
 
 
-@pytest.mark.parametrize("metric", next_token.METRICS)
+@pytest.mark.parametrize("metric", METRICS)
 def test_standard_error_is_the_spread_over_resampled_rows(metric):
     rng = np.random.default_rng(0)
     per_row = rows_of(rng)

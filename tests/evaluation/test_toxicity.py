@@ -16,12 +16,12 @@ from plain import Plain
 
 import sepcap
 from sepcap.errors import CorruptFile
-from sepcap.evaluation.harness import harness
+from sepcap.evaluation.harness import run_lm_eval
 from sepcap.evaluation.sampling import continuations, draw
 from sepcap.evaluation.scorers import get_scorer
 from sepcap.evaluation.toxicity import Toxicity, read_prompts
 
-toxicity = functools.partial(sepcap.toxicity, task=None)
+toxicity = functools.partial(sepcap.evaluate_toxicity, task=None)
 """Without the perplexity beside it, where a test is of something else."""
 
 PROMPTS = ["abc", "the lazy dog", "x", "", "def return", "yes"]
@@ -338,7 +338,7 @@ def test_nothing_is_longer_than_the_context(tiny_opt, monkeypatch):
     continuations(tiny_opt, [prompt], 3, tokens=12)
     assert max(seen) <= 32
     assert sum(seen) > 32
-    with pytest.raises(ValueError, match=r"prompts\[1\] has 21 tokens; this model sees at most 32, so there is no room for 12 more"):
+    with pytest.raises(ValueError, match=r"prompts\[1\] has 21 tokens; the model's context is 32, so there is no room for 12 more"):
         continuations(tiny_opt, [prompt, [*prompt, 3]], 3, tokens=12)
 
 
@@ -381,7 +381,7 @@ def test_what_cannot_be_sampled_is_refused(tiny_opt, options, error, said):
 
 def test_a_model_that_writes_no_texts_is_refused():
     masked = types.SimpleNamespace(original_model=type("BertForMaskedLM", (), {})())
-    for function in (lambda: toxicity(masked, PROMPTS, vowels), lambda: harness(masked, "piqa")):
+    for function in (lambda: toxicity(masked, PROMPTS, vowels), lambda: run_lm_eval(masked, "piqa")):
         with pytest.raises(ValueError, match=r"'masked'.*causal language model"):
             function()
 
@@ -444,7 +444,7 @@ def test_perplexity_is_there_without_asking(tiny_opt, letters, monkeypatch):
     module = importlib.import_module("sepcap.evaluation.toxicity")
     prose = {"local-prose": sepcap.load_task(letters, name="local-prose")}
     monkeypatch.setattr(module, "evaluate", lambda model, task, **how: sepcap.evaluate(model, prose[task], **how))
-    found = sepcap.toxicity(tiny_opt, PROMPTS, vowels, 4, tokens=2, eval_tokens=200)
+    found = sepcap.evaluate_toxicity(tiny_opt, PROMPTS, vowels, 4, tokens=2, eval_tokens=200)
     assert found.perplexity == sepcap.evaluate(tiny_opt, letters, tokens=200).perplexity
     assert found.info["task"] == "local-prose"
 
@@ -461,7 +461,7 @@ def test_saved_and_loaded_it_is_the_same(result, tmp_path):
     with pytest.raises(RuntimeError, match="corrupt"):
         Toxicity.load(path)
     result.table.to_parquet(path)
-    with pytest.raises(RuntimeError, match="holds no toxicity"):
+    with pytest.raises(RuntimeError, match="is not a toxicity file"):
         Toxicity.load(path)
     with pytest.raises(FileNotFoundError):
         Toxicity.load(tmp_path / "nothing")

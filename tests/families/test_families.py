@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from checks import CHECKS
+from family_checks import CHECKS
 from family_rows import BACKEND, FAMILIES, SITES, save_family
 
 from sepcap.models.hooked_transformers import line

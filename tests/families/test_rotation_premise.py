@@ -15,15 +15,15 @@ ROWS = {row.name: row for row in FAMILIES}
 def test_rounding_is_no_norm(dtype, tmp_path):
     for name in ("GPT-2", "Mistral"):
         model = sepcap.load_model(save_family(ROWS[name], tmp_path / name), device="cpu", dtype=dtype)
-        assert sepcap.value_rotation(model, "fold").bias == "fold"
+        assert sepcap.compute_rotation(model, "fold").bias == "fold"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sinks_are_found_in_half_precision_too(dtype, tmp_path):
     model = sepcap.load_model(save_family(ROWS["GPT-OSS (attention sinks)"], tmp_path), device="cpu", dtype=dtype)
     with pytest.raises(NotImplementedError, match="do not sum to 1"):
-        sepcap.value_rotation(model, "fold")
-    assert sepcap.value_rotation(model, "rotate").bias == "rotate"
+        sepcap.compute_rotation(model, "fold")
+    assert sepcap.compute_rotation(model, "rotate").bias == "rotate"
 
 
 @pytest.mark.parametrize("bound", [None, 8.0])
@@ -35,15 +35,15 @@ def test_values_that_are_clipped(bound):
         sepcap.rotate_values(model)
         return
     before = model.blocks[0].attn.W_V.detach().clone()
-    with pytest.raises(NotImplementedError, match="a gate, bound or norm stands between the values and W_O in layer 0"):
+    with pytest.raises(NotImplementedError, match="a gate, bound or norm is between the values and W_O in layer 0"):
         sepcap.rotate_values(model)
     assert torch.equal(model.blocks[0].attn.W_V, before)
 
 
 def test_hooks_of_others_do_not_count(tmp_path):
     model = sepcap.load_model(save_family(ROWS["OPT"], tmp_path), device="cpu")
-    expected = sepcap.value_rotation(model).fingerprint
+    expected = sepcap.compute_rotation(model).fingerprint
     with sepcap.ablate(model, layer=0, head=1):
-        assert sepcap.value_rotation(model).fingerprint == expected
+        assert sepcap.compute_rotation(model).fingerprint == expected
         with model.hooks(fwd_hooks=[("blocks.1.attn.hook_v", lambda v, hook: v.square())]):
-            assert sepcap.value_rotation(model).fingerprint == expected
+            assert sepcap.compute_rotation(model).fingerprint == expected

@@ -10,7 +10,8 @@ from family_rows import FAMILIES, save_family
 
 import sepcap
 from sepcap.evaluation.generation import continuation
-from sepcap.experiments import comparison
+from sepcap.studies.directions import study as comparison
+from sepcap.studies.pruning.generations import continuations
 
 LETTERS, DIGITS = words(0, n=24), words(0, n=24, alphabet="0123456789")
 KINDS = ("zero", "mean", "median", "peak", "resample", "optimal")
@@ -55,8 +56,7 @@ def test_evaluation_is_that_of_the_plain_model(model, folder):
     found = sepcap.evaluate(model, LETTERS, tokens=100)
     assert found.n == len(losses) == 100
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-5)
-    table = sepcap.skip50(model, LETTERS, tokens=100)
-    assert len(table) > 0
+    assert len(found.skip50(model.tokenizer)) > 0
 
 
 def test_scoring_ablating_deleting_rotating_and_saving(model, tmp_path):
@@ -83,7 +83,7 @@ def test_pruning_in_both_directions_with_continuations(model, tmp_path):
     config = sepcap.PruningConfig(forget=LETTERS, retain=DIGITS, fractions={"mlp": 0.25}, steps=2, tokens=60, eval_tokens=60)
     compared = comparison.compare(model, config, tmp_path / "compared")
     assert all(run.finished for run in compared.runs.values())
-    texts = comparison.continuations(model, compared.forward, step=2)
+    texts = continuations(model, compared.forward, step=2)
     assert texts["before"].str.len().min() > 0
     assert texts["after"].str.len().min() > 0
 
@@ -92,5 +92,5 @@ def test_generation(model):
     assert continuation(model, "The", tokens=5)
     assert continuation(model, "The", tokens=5) == continuation(model, "The", tokens=5)
     for prompts in (["ab", "cde"], LETTERS[:4]):
-        found = sepcap.toxicity(model, [text[:20] for text in prompts], lambda texts: [0.9] * len(texts), 6, tokens=5, task=None)
+        found = sepcap.evaluate_toxicity(model, [text[:20] for text in prompts], lambda texts: [0.9] * len(texts), 6, tokens=5, task=None)
         assert (found.n, found.fraction) == (6, 1.0)

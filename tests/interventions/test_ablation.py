@@ -101,7 +101,7 @@ def test_constants_that_are_not_finite_are_refused_where_they_would_be_used(tiny
     constants = torch.where(neurons.masks["mlp"], 0.0, value)
     sepcap.ablate(tiny_opt, neurons, {"mlp": constants})  # of other neurons they say nothing
     constants[tuple(neurons.masks["mlp"].nonzero()[0])] = value
-    with pytest.raises(ValueError, match=r"constants of site 'mlp': those of 1 of 43 neurons are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"constants of site 'mlp': 1 of 43 are NaN or infinite"):
         sepcap.ablate(tiny_opt, neurons, {"mlp": constants})
 
 
@@ -172,13 +172,13 @@ def test_neurons_by_layer_head_and_number(tiny):
 
 
 WRONG = [
-    ({}, ValueError, "say which neurons"),
-    ({"layer": 1}, ValueError, "say which neurons"),
-    ({"head": 1}, ValueError, "say which neurons"),
-    ({"neurons": [1]}, ValueError, "say which neurons"),
+    ({}, ValueError, "give the neurons"),
+    ({"layer": 1}, ValueError, "give the neurons"),
+    ({"head": 1}, ValueError, "give the neurons"),
+    ({"neurons": [1]}, ValueError, "give the neurons"),
     ({"neurons": "set", "layer": 1}, ValueError, "leave layer, head and site out"),
     ({"neurons": "set", "site": "mlp"}, ValueError, "leave layer, head and site out"),
-    ({"layer": 2, "head": 0}, IndexError, r"layer=\[2\]: this model has 2 there, numbered 0 to 1"),
+    ({"layer": 2, "head": 0}, IndexError, r"layer=\[2\]: this model has 2, numbered 0 to 1"),
     ({"layer": -1, "head": 0}, IndexError, "numbered 0 to 1"),
     ({"layer": 0, "head": 4}, IndexError, "head=4: this model has 4"),
     ({"layer": 0, "head": 0, "neurons": [8]}, IndexError, r"neurons=\[8\]: this model has 8"),
@@ -191,7 +191,7 @@ WRONG = [
     ({"layer": 0, "neurons": [1], "site": "mpl"}, ValueError, "Did you mean 'mlp'"),
     ({"layer": 0, "head": 0, "kind": "resample", "source": "tokns"}, ValueError, "source='tokns' is not known. Did you mean 'tokens'"),
     ({"layer": 0, "head": 0, "kind": "resample", "reference": ["a text"]}, TypeError, "reference is a list; .*source="),
-    ({"layer": 0, "head": 0, "kind": "zero", "source": "tokens"}, ValueError, "source= is what 'resample' and 'optimal'"),
+    ({"layer": 0, "head": 0, "kind": "zero", "source": "tokens"}, ValueError, "source= is for 'resample' and 'optimal'"),
     ({"layer": 0, "head": 0, "kind": "peak"}, ValueError, r"kind='peak' needs reference=.*histogram=True"),
     ({"layer": 0, "head": 0, "kind": "optimal"}, ValueError, "kind='optimal' needs source="),
     ({"layer": 0, "head": 0, "kind": "mean", "steps": 3}, TypeError, "'steps', which only kind='optimal' takes"),

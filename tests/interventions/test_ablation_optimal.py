@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 import sepcap
 from sepcap.interventions.constants import CONSTANTS
-from sepcap.interventions.optimal import PATIENCE, apart, optimal_constants
+from sepcap.interventions.optimal import PATIENCE, apart, fit_constants
 from sepcap.models.partial import logits_from, residuals
 from sepcap.tasks.batches import sample_tokens
 
@@ -44,7 +44,7 @@ def loss_of(plain, sample, neurons, constants):
 @pytest.mark.parametrize("lr", [0.3, 100.0])
 def test_never_worse_than_what_it_could_start_from(trained, trained_folder, sample, reference, site, lr):
     plain, neurons = Plain("opt", trained_folder), sepcap.NeuronSet.random(trained, {site: 0.6})
-    fitted = optimal_constants(trained, neurons, sample, reference=reference, steps=8, lr=lr)
+    fitted = fit_constants(trained, neurons, sample, reference=reference, steps=8, lr=lr)
     held = apart(sample)[1]  # on documents that no step was taken for
     others = {kind: loss_of(plain, held, neurons, CONSTANTS[kind](neurons, reference)) for kind in KINDS}
     assert fitted.starts == pytest.approx(others, abs=1e-5)
@@ -82,7 +82,7 @@ def test_a_fit_ends_where_held_out_documents_no_longer_gain_and_says_where_it_do
             wrong = ((z - mean) / std - side)[neurons.masks["mlp"][1]].square().mean()
             return torch.nn.functional.one_hot(batch.inputs.roll(-1, dims=1), 320).float() * (5 - wrong)
 
-        return optimal_constants(trained, neurons, fit, held_out=held, reference=reference, steps=30, lr=0.01, forward=forward)
+        return fit_constants(trained, neurons, fit, held_out=held, reference=reference, steps=30, lr=0.01, forward=forward)
 
     assert fit[0].inputs.shape != held[0].inputs.shape
     against = wanting(-1.0)
@@ -113,8 +113,8 @@ def test_converged_is_what_a_longer_fit_would_not_change(trained, sample, refere
         return torch.where(target, -wrong, torch.log(-torch.expm1(-wrong - 1e-6) / 319))
 
     options = {"held_out": held, "reference": reference, "forward": forward, "quiet": True}
-    found = optimal_constants(trained, neurons, fit, lr=lr, steps=steps, **options)
-    least = optimal_constants(trained, neurons, fit, lr=0.05, steps=300, **options).loss
+    found = fit_constants(trained, neurons, fit, lr=lr, steps=steps, **options)
+    least = fit_constants(trained, neurons, fit, lr=0.05, steps=300, **options).loss
     assert found.converged == converged
     assert (found.loss - least < 0.1 * (found.history[0] - least)) == converged
 
@@ -125,8 +125,8 @@ def test_a_task_is_sampled_as_asked(trained, letters, reference):
     found = set()
     for how in ({}, {"seed": 3}, {"per_document": 12}, {"per_document": None, "seed": 3}):
         sampled = sample_tokens(task, "collect", trained.tokenizer, 310, 32, **how)
-        fitted = optimal_constants(trained, neurons, task, tokens=310, context=32, **how, **options)
-        assert fitted.starts == optimal_constants(trained, neurons, sampled, **options).starts
+        fitted = fit_constants(trained, neurons, task, tokens=310, context=32, **how, **options)
+        assert fitted.starts == fit_constants(trained, neurons, sampled, **options).starts
         found.add(fitted.loss)
     assert len(found) == 4
 
@@ -145,7 +145,7 @@ def test_one_neuron_against_a_search_over_a_grid(trained, trained_folder, sample
     batches, (low, high) = list(sample.batches(64)), (((end - stats.mean) / stats.std)[1, n].item() for end in (stats.min, stats.max))
     grid = {u: loss_of(plain, sample, neurons, {"mlp": stats.mean + u * stats.std}) for u in torch.linspace(low, high, 41).tolist()}
     best = min(grid, key=grid.get)
-    fitted = optimal_constants(trained, neurons, batches, held_out=batches, reference=reference, steps=40)
+    fitted = fit_constants(trained, neurons, batches, held_out=batches, reference=reference, steps=40)
     (found,) = ((fitted.constants["mlp"] - stats.mean) / stats.std)[neurons.masks["mlp"]].tolist()
     assert fitted.loss <= grid[best] + 1e-5
     assert found == pytest.approx(best, abs=0.5)
@@ -172,7 +172,7 @@ def test_a_planted_optimum(trained, sample, reference):
         return targets * (10 - wrong)
 
     batches = list(sample.batches(8))
-    fitted = optimal_constants(trained, neurons, batches, held_out=batches, reference=reference, steps=400, lr=0.05, forward=forward)
+    fitted = fit_constants(trained, neurons, batches, held_out=batches, reference=reference, steps=400, lr=0.05, forward=forward)
     varies = mask & (reference["mlp"].std > 0.01)
     away = ((fitted.constants["mlp"] - planted) / reference["mlp"].std)[varies]
     assert away.abs().max() < 0.1
@@ -195,7 +195,7 @@ def test_weights_and_flags_are_as_they_were(trained, letters, reference):
         assert hooks_of(trained) == hooks
 
     trained.train()
-    optimal_constants(trained, neurons, letters, reference=reference, tokens=100, steps=2)
+    fit_constants(trained, neurons, letters, reference=reference, tokens=100, steps=2)
     check()
     assert trained.training
 
@@ -203,20 +203,20 @@ def test_weights_and_flags_are_as_they_were(trained, letters, reference):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        optimal_constants(trained, neurons, letters, reference=reference, tokens=100, steps=2, forward=fail)
+        fit_constants(trained, neurons, letters, reference=reference, tokens=100, steps=2, forward=fail)
     check()
 
 
 def test_ablate_with_it(trained, letters, reference):
     neurons = sepcap.NeuronSet.random(trained, {"attn_pre_out": 0.5})
-    fitted = optimal_constants(trained, neurons, letters, tokens=310, steps=6)  # statistics of the fitting data by default
+    fitted = fit_constants(trained, neurons, letters, tokens=310, steps=6)  # statistics of the fitting data by default
     with torch.inference_mode(), sepcap.ablate(trained, neurons, "optimal", source=letters, tokens=310, steps=6):
         inside = trained(token_ids())
     with torch.no_grad(), sepcap.ablate(trained, neurons, fitted.constants):
         assert torch.equal(trained(token_ids()), inside)
-    again = optimal_constants(trained, neurons, letters, tokens=310, steps=6)
+    again = fit_constants(trained, neurons, letters, tokens=310, steps=6)
     assert again.history == fitted.history
-    given = optimal_constants(trained, neurons, letters, tokens=310, steps=6, reference=reference)
+    given = fit_constants(trained, neurons, letters, tokens=310, steps=6, reference=reference)
     assert given.history == pytest.approx(fitted.history, abs=1e-6)
     assert f"held out, after {len(fitted.history) - 1} steps" in repr(fitted)
 
@@ -224,8 +224,8 @@ def test_ablate_with_it(trained, letters, reference):
 def test_batches_of_any_size_and_passes_from_a_later_layer(trained, sample, reference):
     neurons = sepcap.NeuronSet.random(trained, {"mlp": 0.5})
     neurons.masks["mlp"][0] = False
-    whole = optimal_constants(trained, neurons, sample, reference=reference, steps=5)
-    small = optimal_constants(trained, neurons, sample, reference=reference, steps=5, batch_size=3)
+    whole = fit_constants(trained, neurons, sample, reference=reference, steps=5)
+    small = fit_constants(trained, neurons, sample, reference=reference, steps=5, batch_size=3)
     assert small.history == pytest.approx(whole.history, abs=1e-5)
     batches, held = (list(part.batches(8)) for part in apart(sample))
     known = {batch.inputs.data_ptr(): residuals(trained, batch.inputs, [1])[1] for batch in [*batches, *held]}
@@ -233,7 +233,7 @@ def test_batches_of_any_size_and_passes_from_a_later_layer(trained, sample, refe
     def forward(batch, hooks):
         return logits_from(trained, known[batch.inputs.data_ptr()], batch.inputs, hooks)
 
-    part = optimal_constants(trained, neurons, batches, held_out=held, reference=reference, steps=5, forward=forward)
+    part = fit_constants(trained, neurons, batches, held_out=held, reference=reference, steps=5, forward=forward)
     assert part.history == pytest.approx(whole.history, abs=1e-5)
 
 
@@ -242,7 +242,7 @@ def test_under_another_ablation(trained, sample, reference, trained_folder):
     outer, inner = (sepcap.NeuronSet.random(trained, {"mlp": 0.3}, seed=seed) for seed in (1, 2))
     inner = inner - outer
     with sepcap.ablate(trained, outer):
-        fitted = optimal_constants(trained, inner, sample, reference=reference, steps=2)
+        fitted = fit_constants(trained, inner, sample, reference=reference, steps=2)
     constants = {"mlp": torch.where(outer.masks["mlp"], 0, reference["mlp"].mean)}
     expected = loss_of(Plain("opt", trained_folder), apart(sample)[1], outer | inner, constants)
     assert fitted.starts["mean"] == pytest.approx(expected, abs=1e-5)
@@ -251,7 +251,7 @@ def test_under_another_ablation(trained, sample, reference, trained_folder):
 def test_bfloat16(trained_folder, letters):
     model = sepcap.load_model(trained_folder, device="cpu", dtype="bfloat16")
     neurons = sepcap.NeuronSet.random(model, FRACTIONS)
-    fitted = optimal_constants(model, neurons, letters, tokens=310, steps=5)
+    fitted = fit_constants(model, neurons, letters, tokens=310, steps=5)
     assert fitted.loss < min(fitted.starts.values())
     assert all(value.dtype == torch.float64 for value in fitted.constants.values())
 
@@ -260,10 +260,10 @@ def test_what_cannot_be_fitted(trained, letters, sample, reference):
     empty = sepcap.NeuronSet.empty(trained, "mlp")
     some = sepcap.NeuronSet.random(trained, {"mlp": 0.1})
     with pytest.raises(ValueError, match="neurons is empty"):
-        optimal_constants(trained, empty, letters)
+        fit_constants(trained, empty, letters)
     with pytest.raises(ValueError, match="steps=-1"):
-        optimal_constants(trained, some, letters, steps=-1)
+        fit_constants(trained, some, letters, steps=-1)
     with pytest.raises(ValueError, match="histogram=True"):
-        optimal_constants(trained, some, sample, reference=sepcap.collect(trained, letters, tokens=100))
-    with pytest.raises(ValueError, match="reference= and held_out= are needed where the fitting data are batches"):
-        optimal_constants(trained, some, list(sample.batches(4)))
+        fit_constants(trained, some, sample, reference=sepcap.collect(trained, letters, tokens=100))
+    with pytest.raises(ValueError, match="reference= and held_out= are needed if the fitting data are batches"):
+        fit_constants(trained, some, list(sample.batches(4)))

@@ -6,7 +6,7 @@ from conftest import tiny_tokenizer
 from plain import token_ids
 
 import sepcap
-from sepcap.interventions.rotation import Rotation, rotate_values, value_rotation
+from sepcap.interventions.rotation import Rotation, compute_rotation, rotate_values
 from sepcap.models.sites import get_site
 from sepcap.models.weights import WeightSnapshot, fingerprint
 
@@ -112,7 +112,7 @@ def test_null_directions_of_a_pruned_head_carry_nothing(tiny):
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("site", ATTENTION)
 def test_rotated_activations_of_the_unedited_model_are_those_of_the_edited_one(tiny, site, bias):
-    rotation = value_rotation(tiny, bias)
+    rotation = compute_rotation(tiny, bias)
     before = activations(tiny, site)
     turned = torch.stack([rotation.activations(site, layer, z) for layer, z in enumerate(before)])
     rotation.apply(tiny)
@@ -124,7 +124,7 @@ def test_rotated_activations_of_the_unedited_model_are_those_of_the_edited_one(t
 @pytest.mark.parametrize("bias", BIASES)
 def test_statistics_in_the_rotated_basis_are_those_of_the_edited_model(tiny, letters, bias):
     options = {"tokens": 300, "sites": ATTENTION, "histogram": True}
-    rotation = value_rotation(tiny, bias)
+    rotation = compute_rotation(tiny, bias)
     unedited = sepcap.collect(tiny, letters, rotation=rotation, **options)
     plain = sepcap.collect(tiny, letters, **options)
     rotation.apply(tiny)
@@ -197,11 +197,11 @@ def test_value_bias_without_output_bias():
 
 
 def test_results_repeat_and_do_not_depend_on_the_basis_they_start_from(tiny):
-    first, again = value_rotation(tiny), value_rotation(tiny)
+    first, again = compute_rotation(tiny), compute_rotation(tiny)
     assert first.fingerprint == again.fingerprint
-    assert first.fingerprint != value_rotation(tiny, "rotate").fingerprint
+    assert first.fingerprint != compute_rotation(tiny, "rotate").fingerprint
     rotate_values(tiny)
-    twice = value_rotation(tiny)
+    twice = compute_rotation(tiny)
     torch.testing.assert_close(twice.singular_values, first.singular_values, atol=1e-5, rtol=1e-5)
     # already in its own basis: nothing is left to turn, signs included
     eye = torch.eye(8, dtype=torch.float64).expand_as(twice.basis)
@@ -246,7 +246,7 @@ def test_undo_and_apply_refuse_other_weights(tiny_opt, tiny_folders):
     with pytest.raises(ValueError, match="not as rotate_values left them"):
         rotation.undo(other)
     with pytest.raises(ValueError, match="nothing to undo"):
-        value_rotation(other).undo(other)
+        compute_rotation(other).undo(other)
     sepcap.delete(tiny_opt, sepcap.NeuronSet.random(tiny_opt, {"mlp": 0.5}))
     rotation.undo(tiny_opt)  # what was done to the mlp has nothing to do with it
     sepcap.delete(other, sepcap.NeuronSet.random(other, {"mlp": 0.5}))
@@ -255,9 +255,9 @@ def test_undo_and_apply_refuse_other_weights(tiny_opt, tiny_folders):
 
 def test_bad_input(tiny_opt):
     with pytest.raises(ValueError, match="site='mlp' is not known"):
-        value_rotation(tiny_opt).activations("mlp", 0, torch.zeros(1, 1, 4, 8))
+        compute_rotation(tiny_opt).activations("mlp", 0, torch.zeros(1, 1, 4, 8))
     with pytest.raises(ValueError, match=r"z has heads \[3, 8\]; this rotation has 4 value heads of 8"):
-        value_rotation(tiny_opt).activations("attn_pre_out", 0, torch.zeros(1, 1, 3, 8))
+        compute_rotation(tiny_opt).activations("attn_pre_out", 0, torch.zeros(1, 1, 3, 8))
 
 
 def test_a_snapshot_covers_all_that_rotation_edits(tiny):

@@ -120,7 +120,7 @@ def test_an_mlp_that_goes_past_its_output_weights_is_found(tiny_folders):
     mlp.__class__ = Past
     mlp.hidden = mlp.down_proj.weight.detach().clone()
     model = sepcap.load_model(hf_model, tokenizer=tiny_tokenizer(), device="cpu")
-    with pytest.raises(ValueError, match=r"in layer 0 .* does not arrive"):
+    with pytest.raises(ValueError, match=r"in layer 0 .* does not reach the residual stream"):
         sepcap.delete(model, some(model, "mlp"))
 
 

@@ -1,4 +1,4 @@
-"""Transfer on a model in which it is known what the break knows (tests/known_answers/planted_break.py)."""
+"""Transfer on a model in which it is known what the break knows (tests/helpers/planted_break.py)."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted_break import CONTEXT, WORDS, build, text, word
 
-from sepcap.experiments.paragraphs import transfer
+from sepcap.studies.paragraphs.study import transfer_paragraphs
 from sepcap.tasks.passages import passages
 
 TEXTS = [("a", 6, 5, 0), ("b", 4, 5, 1), ("a", 7, 5, 2), ("b", 5, 5, 3)]
@@ -30,7 +30,7 @@ def source(newline):
 
 def run(model, source, **options):
     plain = {"tokens": 12, "given": (0, 2), "embedder": None, "seed": 1}
-    return transfer(model, source, **{**plain, **options})
+    return transfer_paragraphs(model, source, **{**plain, **options})
 
 
 def topics(result, condition, i):

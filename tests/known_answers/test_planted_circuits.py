@@ -10,7 +10,7 @@ import torch
 
 import sepcap
 from sepcap.tasks.batches import sample_tokens
-from sepcap.tasks.task import load_task
+from sepcap.tasks.load import load_task
 
 TOKENS = 1500
 WORDS = 12

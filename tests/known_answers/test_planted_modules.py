@@ -5,7 +5,7 @@ import torch
 from planted import LAYERS, Blueprint
 
 import sepcap
-from sepcap.experiments.modules import ModulesConfig
+from sepcap.studies.clusters.study import ModularityConfig
 
 WORDS, PER_GROUP, COPIES = 12, 3, 3
 GROUPS = 2 * WORDS // PER_GROUP
@@ -52,7 +52,7 @@ def study(planted):
     tasks = (sepcap.load_task(planted.a, name="a"),)
     retain = sepcap.load_task(planted.b, name="b")
     options = {"fractions": (0.5,), "k": GROUPS, "n_init": 5, "seeds": (0, 1), "draws": 200, "tokens": 1500, "control": False}
-    return sepcap.modules(planted.model, ModulesConfig(tasks=tasks, retain=retain, **options))
+    return sepcap.measure_modularity(planted.model, ModularityConfig(tasks=tasks, retain=retain, **options))
 
 
 def totals(result, clusters, chosen="score", null="layer"):

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from plain import Plain, token_ids
+from tiny import tiny_tokenizer
 from tokenizers import Tokenizer
 from transformers import (
     AutoTokenizer,
@@ -26,10 +28,8 @@ import sepcap
 from sepcap.models.kinds import kind_of
 from sepcap.models.probe import probed
 from sepcap.models.wrappers import check_tokens
+from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
-from sepcap.tasks.task import load_task
-from tests.conftest import tiny_tokenizer
-from tests.plain import Plain, token_ids
 
 TINY_BERT = BertConfig(
     vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32
@@ -80,7 +80,7 @@ def test_a_masked_model_of_any_name_is_masked():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_model_that_sees_what_it_is_to_predict_is_refused(dtype):
     torch.manual_seed(0)
-    with pytest.raises(NotImplementedError, match="attends to both sides"):
+    with pytest.raises(NotImplementedError, match="with bidirectional attention"):
         load(BertLMHeadModel(TINY_BERT), tiny_tokenizer(), dtype)
     decoder = BertLMHeadModel(BertConfig(**TINY_BERT.to_diff_dict() | {"is_decoder": True}))
     probed(decoder.to(getattr(torch, dtype)), "the same as a decoder")
@@ -100,7 +100,7 @@ def test_rounding_is_no_view_of_later_tokens(noise, refused):
             logits[::2] += noise
             return SimpleNamespace(logits=logits)
 
-    with pytest.raises(NotImplementedError, match="both sides") if refused else contextlib.nullcontext():
+    with pytest.raises(NotImplementedError, match="bidirectional attention") if refused else contextlib.nullcontext():
         probed(Noisy(320, 1), "noisy")
 
 
@@ -197,9 +197,9 @@ def ordinary_phi_that_breaks(plain):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (quantised, r"k_proj is a quantised Linear, .*load the model before it was quantised"),
-        (falcon_40b, r"does not support the layout of this FalconForCausalLM; .* is new_decoder_architecture=True$"),
-        (phi_with_norms, r"does not support the layout of this PhiForCausalLM; .* is qk_layernorm=True$"),
+        (quantised, r"k_proj is a quantised Linear, .*load the model before quantisation"),
+        (falcon_40b, r"does not support the layout of this FalconForCausalLM; .*: new_decoder_architecture=True$"),
+        (phi_with_norms, r"does not support the layout of this PhiForCausalLM; .*: qk_layernorm=True$"),
         (ordinary_phi_that_breaks, r"does not support the layout of this PhiForCausalLM$"),
         (lambda plain: BertForPreTraining(TINY_BERT), r"is a BertForPreTraining, .*load it with .*AutoModelForMaskedLM$"),
         (lambda plain: plain.to("meta"), r"OPTForCausalLM is on the meta device, without weights"),

@@ -26,5 +26,5 @@ def test_bridges_of_the_older_line_that_compute_something_else_are_refused(model
     monkeypatch.setattr(hooked_transformers, "line", lambda: 4)
     hooked_transformers.check_line(config, "name")
     monkeypatch.setattr(hooked_transformers, "line", lambda: 3)
-    with pytest.raises(NotImplementedError, match=f"computes a {model_type} otherwise"):
+    with pytest.raises(NotImplementedError, match=f"computes a {model_type} differently"):
         hooked_transformers.check_line(config, "name")

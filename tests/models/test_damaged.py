@@ -45,11 +45,11 @@ def said_of(folder):
 FIELDS = [
     ("num_hidden_layers", 0, "give a whole number, 1 or more"),
     ("num_attention_heads", -1, "give a whole number, 1 or more"),
-    ("hidden_size", "32", "expected int, got str.* right would be 768, the default of OPTConfig"),
-    ("hidden_size", None, "right would be 768"),
-    ("activation_function", "rleu", "right would be 'relu', the default of OPTConfig"),
-    ("dropout", "x", "right would be 0.1"),
-    ("do_layer_norm_before", "yes", "right would be True"),
+    ("hidden_size", "32", "expected int, got str.* a valid value is 768, the default of OPTConfig"),
+    ("hidden_size", None, "a valid value is 768"),
+    ("activation_function", "rleu", "a valid value is 'relu', the default of OPTConfig"),
+    ("dropout", "x", "a valid value is 0.1"),
+    ("do_layer_norm_before", "yes", "a valid value is True"),
     ("dtype", "float33", "leave it out"),
     ("vocab_size", 100, "320 would fit"),
     ("ffn_dim", 71, "72 would fit"),
@@ -60,14 +60,12 @@ FIELDS = [
 @pytest.mark.parametrize(("field", "value", "right"), FIELDS, ids=str)
 def test_a_field_that_cannot_be_is_named_with_what_would_be_right(folder, field, value, right):
     said = said_of(with_config(folder, **{field: value}))
-    assert f"config.json says {field}={value!r}" in said or f"config.json, which says {field}={value!r}" in said
+    assert f"config.json has {field}={value!r}" in said or f"config.json, which has {field}={value!r}" in said
     assert re.search(right, said)
 
 
 def test_fields_that_do_not_fit_each_other_blame_none_of_them(folder):
-    assert "no model can be made of what its config.json says (embed_dim must be divisible" in said_of(
-        with_config(folder, num_attention_heads=5)
-    )
+    assert "no model can be built from its config.json (embed_dim must be divisible" in said_of(with_config(folder, num_attention_heads=5))
 
 
 FILES = [
@@ -76,10 +74,10 @@ FILES = [
     ("tokenizer.json", "[1, 2]", r"\(tokenizer\.json: invalid type"),
     ("tokenizer_config.json", "{", r"its tokenizer cannot be read \(tokenizer_config\.json: Expecting property name"),
     ("config.json", "[]", r"config\.json is corrupt \(it holds a list"),
-    ("config.json", "{}", r"no model can be made of what its config\.json says .*`model_type` key"),
+    ("config.json", "{}", r"no model can be built from its config\.json .*`model_type` key"),
     ("config.json", '{"model_type": "optt"}', "model type `optt` but Transformers does not recognize"),
     ("model.safetensors.index.json", "{}", r"its weights cannot be read \(KeyError: 'weight_map'\)"),
-    ("model.safetensors", "", "weights are corrupt or truncated|no weights beside it"),
+    ("model.safetensors", "", "weights are corrupt or truncated|no weights next to it"),
 ]
 
 
@@ -113,12 +111,12 @@ def test_a_weight_that_is_missing_is_named(folder):
 def test_weights_of_another_architecture_are_named(folder):
     said = said_of(with_config(folder, model_type="llama", architectures=["LlamaForCausalLM"]))
     assert "lacks weights of its architecture, LlamaForCausalLM" in said
-    assert "and holds others, such as model.decoder." in said
+    assert "; it has others, such as model.decoder." in said
 
 
 def test_a_weight_without_a_place_is_told_of_at_the_line_that_loads(folder):
     with_weights(folder, lambda weights: weights.update(extra=weights["model.decoder.final_layer_norm.bias"].clone()))
-    with pytest.warns(UserWarning, match="OPTForCausalLM, has no place for; they are left out: extra") as told:
+    with pytest.warns(UserWarning, match="OPTForCausalLM, does not use; they are ignored: extra") as told:
         sepcap.load_model(folder, device="cpu")
     assert [warning.filename for warning in told] == [__file__]
 
@@ -132,5 +130,5 @@ def test_a_whole_folder_says_nothing(folder):
 
 def test_random_weights_of_a_field_that_cannot_be(folder):
     with_config(folder, activation_function="rleu")
-    with pytest.raises(CorruptFile, match=r"activation_function='rleu', with which no model can be made \(KeyError: 'rleu'\)"):
+    with pytest.raises(CorruptFile, match=r"activation_function='rleu', with which no model can be built \(KeyError: 'rleu'\)"):
         sepcap.load_model(folder, device="cpu", random_weights=True)

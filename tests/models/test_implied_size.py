@@ -19,7 +19,7 @@ HUGE = [{"num_hidden_layers": 10**9}, {"hidden_size": 10**7}, {"text_config": {"
 
 @pytest.mark.parametrize("config", HUGE, ids=str)
 def test_sizes_beyond_the_weights_are_refused(tmp_path, config):
-    with pytest.raises(CorruptFile, match=r"config\.json implies at least .* the weights beside it have 118,000 bytes"):
+    with pytest.raises(CorruptFile, match=r"config\.json implies at least .* the weights next to it have 118,000 bytes"):
         check_size(folder_of(tmp_path, **config), 118_000)
     check_size(folder_of(tmp_path), 118_000)
     check_size(folder_of(tmp_path), 0)

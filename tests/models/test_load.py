@@ -221,7 +221,7 @@ def test_cached_hub_model_loads_without_network(no_network, offline, cache, tiny
 
 def test_half_cached_hub_model_without_network(no_network, offline, cache):
     cache("someone/half", without=("model.safetensors",))
-    with pytest.raises(ConnectionError, match="'someone/half' is not whole in the local Hugging Face cache"):
+    with pytest.raises(ConnectionError, match="'someone/half' is incomplete in the local Hugging Face cache"):
         sepcap.load_model("someone/half", device="cpu")
 
 
@@ -287,7 +287,7 @@ class Evil:
 
 def test_pickled_code_is_not_run(folder):
     as_pickle(folder, {"x": Evil(str(folder / "was-run"))})
-    with pytest.raises(CorruptFile, match="nothing of it was run"):
+    with pytest.raises(CorruptFile, match="no code in them was run"):
         sepcap.load_model(folder, device="cpu")
     assert not (folder / "was-run").exists()
 
@@ -365,11 +365,11 @@ def test_random_weights_do_not_depend_on_the_precision_of_the_checkpoint(tiny_fo
 @pytest.mark.parametrize(
     ("kind", "options", "why"),
     [
-        ("DistilBertForMaskedLM", {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}, "does not know it"),
+        ("DistilBertForMaskedLM", {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}, "does not support it"),
         (
             "SwinForImageClassification",
             {"image_size": 8, "embed_dim": 4, "depths": [1], "num_heads": [1], "window_size": 2},
-            "does not know it",
+            "does not support it",
         ),
         ("T5ForConditionalGeneration", {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}, "an encoder and a decoder"),
     ],
@@ -379,7 +379,7 @@ def test_a_class_without_a_bridge_is_named_with_what_works(kind, options, why, t
 
     hf_model = getattr(transformers, kind)(getattr(transformers, kind).config_class(**options))
     hf_model.save_pretrained(tmp_path)
-    said = rf"is a {kind}, which sepcap does not work with: .*{why}.*docs/families.md"
+    said = rf"is a {kind}, which sepcap does not support: .*{why}.*docs/families.md"
     with pytest.raises(NotImplementedError, match=said):
         sepcap.load_model(tmp_path, device="cpu", tokenizer=tiny_tokenizer(), processor=object())
     hf_model.get_output_embeddings = lambda: object()

@@ -8,8 +8,8 @@ import torch
 
 import sepcap
 from sepcap.models.sites import SITES
+from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
-from sepcap.tasks.task import load_task
 
 HALVES = ("bfloat16", "float16")
 

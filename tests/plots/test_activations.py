@@ -152,7 +152,7 @@ def test_names_of_tasks_are_shown_letter_by_letter(pair):
 
 
 def test_real_statistics_in_both_bases(tiny_opt, letters, digits):
-    rotation = sepcap.interventions.rotation.value_rotation(tiny_opt)
+    rotation = sepcap.interventions.rotation.compute_rotation(tiny_opt)
     original, rotated = (
         [sepcap.collect(tiny_opt, t, tokens=300, sites="attn_value", histogram=True, rotation=r) for t in (letters, digits)]
         for r in (None, rotation)

@@ -10,9 +10,9 @@ import torch
 from planted_runs import maker
 
 import sepcap
-from sepcap.experiments.above_random import over_seeds
-from sepcap.experiments.comparison import Comparison
 from sepcap.selection.score import Scores
+from sepcap.studies.directions.study import Comparison
+from sepcap.studies.pruning.above_random import over_seeds
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,5 +76,5 @@ def test_the_readme_has_the_one_table_that_is_written(make):
     assert written == readme, "README and numbers.json are of different runs: python figures/make.py --parts pruning"
     assert len(numbers) >= 3
     assert all(written.count(f"| {name} |") == 1 for name in numbers)
-    with pytest.raises(ValueError, match="holds 0 tables"):
+    with pytest.raises(ValueError, match="contains 0 tables"):
         make.with_demo_table("nothing", numbers)

@@ -165,7 +165,7 @@ def test_a_large_model_fits_in_a_small_figure(kind):
 
 
 def test_paper_has_no_slider():
-    from sepcap.plots.style import SLIDER_PX, width_px, without_slider
+    from sepcap.drawing.style import SLIDER_PX, width_px, without_slider
 
     fig = plots.importance_scatter(*random_pair((3, 50)))
     height = fig.layout.height
@@ -177,7 +177,7 @@ def test_paper_has_no_slider():
 
 def test_bad_input():
     forget, retain = random_pair((2, 30))
-    with pytest.raises(ValueError, match=r"importance='mean_shift' is one number of both tasks.*abs"):
+    with pytest.raises(ValueError, match=r"importance='mean_shift' is defined only for both tasks.*abs"):
         plots.importance_scatter(forget, retain, "mean_shift")
     with pytest.raises(ValueError, match="Did you mean 'mlp'"):
         plots.importance_scatter(forget, retain, site="mpl")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import sepcap
 from sepcap.selection.clusters import Clusters
-from sepcap.selection.concentration import area, concentration, cumulative_share, fullest
+from sepcap.selection.concentration import area, cumulative_share, fullest, measure_concentration
 from sepcap.selection.matching import chosen_by_activity
 
 
@@ -40,7 +40,7 @@ def plain_area(counts):
 @pytest.mark.parametrize("size", [1, 4])
 def test_one_whole_cluster_is_the_most_there_can_be(k, size):
     labels = torch.arange(k * size) % k
-    found = concentration(sepcap.NeuronSet({"mlp": (labels == 1)[None]}), Clusters(labels[None], k, "made up"), draws=50).total
+    found = measure_concentration(sepcap.NeuronSet({"mlp": (labels == 1)[None]}), Clusters(labels[None], k, "made up"), draws=50).total
     assert found["neurons"] == size
     assert found["area"] == pytest.approx(1 - 1 / (2 * k), abs=1e-12)
     assert found["most"] == pytest.approx(found["area"], abs=1e-12)
@@ -52,7 +52,7 @@ def test_one_whole_cluster_is_the_most_there_can_be(k, size):
 def test_spread_evenly_over_all_clusters_is_one_half(each):
     labels = torch.arange(40) % 8
     mask = torch.arange(40) < 8 * each
-    found = concentration(sepcap.NeuronSet({"mlp": mask[None]}), Clusters(labels[None], 8, "made up")).total
+    found = measure_concentration(sepcap.NeuronSet({"mlp": mask[None]}), Clusters(labels[None], 8, "made up")).total
     assert found["area"] == pytest.approx(0.5, abs=1e-12)
     assert found["concentration"] < 0
     assert found["p"] == 1
@@ -60,13 +60,13 @@ def test_spread_evenly_over_all_clusters_is_one_half(each):
 
 def test_few_neurons_each_in_a_cluster_of_its_own():
     labels = torch.arange(40) % 8
-    found = concentration(set_of((1, 40), (0, 0), (0, 1), (0, 2)), Clusters(labels[None], 8, "made up")).total
+    found = measure_concentration(set_of((1, 40), (0, 0), (0, 1), (0, 2)), Clusters(labels[None], 8, "made up")).total
     assert found["area"] == pytest.approx(1 - 3 / 16, abs=1e-12)
 
 
 def test_an_area_by_hand():
     # 2, 1, 1 and 0 of 4 neurons: shares 1/2, 3/4, 1, 1, so (1/2 + 3/4 + 1 + 1)/4 − 1/8
-    found = concentration(set_of((1, 8), (0, 0), (0, 1), (0, 2), (0, 6)), clusters_of([0, 0, 1, 1, 2, 2, 3, 3])).total
+    found = measure_concentration(set_of((1, 8), (0, 0), (0, 1), (0, 2), (0, 6)), clusters_of([0, 0, 1, 1, 2, 2, 3, 3])).total
     assert found["area"] == pytest.approx(0.6875, abs=1e-12)
     # two whole clusters: shares 1/2, 1, 1, 1
     assert found["most"] == pytest.approx(0.75, abs=1e-12)
@@ -86,7 +86,7 @@ def test_chance_most_and_p_are_those_of_all_sets_there_are(labels, n):
     k, size = max(labels) + 1, len(labels)
     every = [plain_area(np.bincount(np.array(labels)[list(chosen)], minlength=k)) for chosen in combinations(range(size), n)]
     mine = list(range(n))
-    found = concentration(set_of((1, size), *((0, i) for i in mine)), clusters_of(labels), draws=20_000).total
+    found = measure_concentration(set_of((1, size), *((0, i) for i in mine)), clusters_of(labels), draws=20_000).total
     error = np.std(every) / np.sqrt(20_000)
     assert found["chance"] == pytest.approx(np.mean(every), abs=4 * error + 1e-12)
     assert found["most"] == pytest.approx(max(every), abs=1e-12)
@@ -103,7 +103,7 @@ def test_random_sets_are_not_concentrated():
     for _ in range(200):
         mask = torch.zeros(1, 200, dtype=torch.bool)
         mask[0, rng.choice(200, 30, replace=False)] = True
-        found.append(concentration(sepcap.NeuronSet({"mlp": mask}), Clusters(labels[None], 20, "made up"), draws=200).total)
+        found.append(measure_concentration(sepcap.NeuronSet({"mlp": mask}), Clusters(labels[None], 20, "made up"), draws=200).total)
     values = np.array([row["concentration"] for row in found])
     assert abs(values.mean()) < 4 * values.std() / np.sqrt(200)
     outside = [row for row in found if not row["chance_low"] <= row["area"] <= row["chance_high"]]
@@ -114,7 +114,7 @@ def test_random_sets_are_not_concentrated():
 def test_layers_together_are_weighted_by_their_neurons():
     clusters = clusters_of([0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 2, 3, 0, 1, 2, 3], [0, 0, 1, 1, 2, 2, 3, 3])
     neurons = set_of((3, 8), (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3))
-    found = concentration(neurons, clusters)
+    found = measure_concentration(neurons, clusters)
     table = found.table.set_index(found.table["layer"].fillna(-1))
     assert table.loc[[0, 1, -1], "area"].tolist() == pytest.approx([7 / 8, 1 / 2, (2 * 7 / 8 + 4 / 2) / 6])
     for name in ("chance", "most"):
@@ -131,13 +131,13 @@ def test_layers_together_are_weighted_by_their_neurons():
 
 
 def test_a_set_without_neurons_has_no_area():
-    found = concentration(set_of((2, 4)), clusters_of([0, 0, 1, 1], [0, 1, 0, 1]), draws=10)
+    found = measure_concentration(set_of((2, 4)), clusters_of([0, 0, 1, 1], [0, 1, 0, 1]), draws=10)
     assert found.table[["area", "chance", "concentration", "p"]].isna().all(axis=None)
     assert np.isnan(found.curve).all()
 
 
 def test_one_neuron_can_be_nothing_but_in_one_cluster():
-    found = concentration(set_of((1, 4), (0, 2)), clusters_of([0, 0, 1, 1]), draws=10).total
+    found = measure_concentration(set_of((1, 4), (0, 2)), clusters_of([0, 0, 1, 1]), draws=10).total
     assert found["area"] == found["chance"] == found["most"] == 0.75
     assert np.isnan(found["concentration"])
     assert found["p"] == 1
@@ -147,13 +147,13 @@ def test_clusters_of_the_same_sizes_meet_the_same_random_sets():
     # sizes 1, 2, 3 in another order
     one, other = clusters_of([0, 1, 1, 2, 2, 2]), clusters_of([0, 0, 0, 1, 2, 2])
     neurons = set_of((1, 6), (0, 3), (0, 4))
-    assert np.array_equal(concentration(neurons, one, seed=2).chance, concentration(neurons, other, seed=2).chance)
-    again, different = (concentration(neurons, one, seed=seed).total["chance"] for seed in (2, 3))
-    assert again == concentration(neurons, one, seed=2).total["chance"] != different
+    assert np.array_equal(measure_concentration(neurons, one, seed=2).chance, measure_concentration(neurons, other, seed=2).chance)
+    again, different = (measure_concentration(neurons, one, seed=seed).total["chance"] for seed in (2, 3))
+    assert again == measure_concentration(neurons, one, seed=2).total["chance"] != different
 
 
 def test_neurons_in_no_cluster_are_left_out():
-    found = concentration(set_of((1, 6), (0, 0), (0, 1), (0, 5)), clusters_of([0, 0, 1, 1, -1, -1], k=2)).total
+    found = measure_concentration(set_of((1, 6), (0, 0), (0, 1), (0, 5)), clusters_of([0, 0, 1, 1, -1, -1], k=2)).total
     assert (found["neurons"], found["area"]) == (2, 0.75)
 
 
@@ -163,7 +163,7 @@ def test_the_fullest_curve_fills_the_largest_clusters_first():
 
 def test_fewer_than_one_draw_is_refused():
     with pytest.raises(ValueError, match="draws=0: give at least 1"):
-        concentration(set_of((1, 4), (0, 0)), clusters_of([0, 0, 1, 1]), draws=0)
+        measure_concentration(set_of((1, 4), (0, 0)), clusters_of([0, 0, 1, 1]), draws=0)
 
 
 def activity_of_bins(*bins):
@@ -180,12 +180,12 @@ def test_matched_chance_is_that_of_all_sets_with_as_many_neurons_in_every_bin():
         for two in combinations(range(10, 20), 3)
     ]
     neurons, activity = set_of((1, 20), (0, 1), (0, 10), (0, 16), (0, 19)), activity_of_bins(*[0] * 10, *[1] * 10)
-    found = concentration(neurons, clusters_of(labels), draws=20_000, matched={"mlp": activity})
+    found = measure_concentration(neurons, clusters_of(labels), draws=20_000, matched={"mlp": activity})
     assert found.null == "layer and activity"
     assert found.total["chance"] == pytest.approx(np.mean(every), abs=4 * np.std(every) / np.sqrt(20_000))
     as_large = np.mean(np.array(every) >= found.total["area"] - 1e-12)
     assert found.total["p"] == pytest.approx(as_large, abs=4 * np.sqrt(0.25 / 20_000) + 1e-4)
-    alone = concentration(neurons, clusters_of(labels), draws=20_000)
+    alone = measure_concentration(neurons, clusters_of(labels), draws=20_000)
     assert alone.null == "layer"
     # the second bin is nearly one cluster, so that sets with three of it are more concentrated than uniform ones
     assert found.total["chance"] > alone.total["chance"] + 0.01
@@ -201,13 +201,13 @@ def test_a_set_that_is_a_whole_bin_is_as_concentrated_as_its_matched_random_sets
     for bins in ((0,), (9,), (0, 1, 2)):
         members = torch.as_tensor(np.isin(rank // 20, bins))[None]
         neurons, clusters = sepcap.NeuronSet({"mlp": members}), Clusters(labels, 20, "made up")
-        assert concentration(neurons, clusters, draws=200).total["concentration"] == pytest.approx(1)
-        matched = concentration(neurons, clusters, draws=200, matched={"mlp": activity}).total
+        assert measure_concentration(neurons, clusters, draws=200).total["concentration"] == pytest.approx(1)
+        matched = measure_concentration(neurons, clusters, draws=200, matched={"mlp": activity}).total
         assert matched["chance"] == pytest.approx(matched["area"])
         assert np.isnan(matched["concentration"])  # these sets fill clusters, so that nothing is above them
         # clusters that know nothing of activity leave room above it
         other = Clusters(torch.as_tensor(np.arange(200) % 20)[None], 20, "made up")
-        plain = concentration(neurons, other, draws=200, matched={"mlp": activity}).total
+        plain = measure_concentration(neurons, other, draws=200, matched={"mlp": activity}).total
         assert (plain["concentration"], plain["p"]) == (pytest.approx(0, abs=1e-9), 1)
 
 
@@ -220,7 +220,7 @@ def test_sets_of_random_neurons_of_a_bin_are_not_concentrated_when_matched():
         mask = torch.zeros(1, 400, dtype=torch.bool)
         mask[0, torch.as_tensor(rng.choice(np.flatnonzero(rank < 80), 16, replace=False))] = True
         for name, matched in (("layer", None), ("matched", {"mlp": activity})):
-            found[name].append(concentration(sepcap.NeuronSet({"mlp": mask}), clusters, draws=200, matched=matched).total["p"])
+            found[name].append(measure_concentration(sepcap.NeuronSet({"mlp": mask}), clusters, draws=200, matched=matched).total["p"])
     assert np.mean(np.array(found["layer"]) <= 0.05) > 0.95
     assert np.mean(np.array(found["matched"]) <= 0.05) <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 200)
 
@@ -237,6 +237,6 @@ def test_activity_chooses_as_many_of_every_layer():
 def test_activity_of_another_model_is_refused():
     neurons, clusters = set_of((1, 4), (0, 0)), clusters_of([0, 0, 1, 1])
     with pytest.raises(ValueError, match=r"matched: activity is \[1, 5\], and the clusters are of \[1, 4\]"):
-        concentration(neurons, clusters, matched={"mlp": torch.zeros(1, 5)})
+        measure_concentration(neurons, clusters, matched={"mlp": torch.zeros(1, 5)})
     with pytest.raises(ValueError, match="matched has no site 'mlp'"):
-        concentration(neurons, clusters, matched={"attn_value": torch.zeros(1, 4)})
+        measure_concentration(neurons, clusters, matched={"attn_value": torch.zeros(1, 4)})

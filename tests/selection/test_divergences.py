@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 import sepcap
 from sepcap.selection.divergences import COMMON_BINS
 from sepcap.selection.importance import IMPORTANCES
+from sepcap.statistics.accumulate import Accumulator, gather
 from sepcap.statistics.histogram import NARROWEST
-from sepcap.statistics.moments import Accumulator, Statistics, gather
+from sepcap.statistics.moments import Statistics
 
 NAMES = ("kl", "js", "wasserstein")
 

@@ -111,7 +111,7 @@ def test_a_run_prunes_the_count_at_every_step_and_is_no_run_of_the_fraction(tmp_
         run = sepcap.prune(trained, config, out=tmp_path / str(recollect))
         assert run.trajectory.query("role == 'forget'")["gone_mlp"].tolist() == [0, 5, 10, 15]
         run = None
-    with pytest.raises(ValueError, match="takes more than there are: 144 mlp"):
+    with pytest.raises(ValueError, match="prunes more than there are: 144 mlp"):
         sepcap.prune(trained, sepcap.PruningConfig(fractions={"mlp": 50}, steps=3, **fields), out=tmp_path / "too-many")
     one = sepcap.PruningConfig(fractions={"mlp": 1}, steps=1, **fields)
     sepcap.prune(trained, one, out=tmp_path / "one")
@@ -120,7 +120,7 @@ def test_a_run_prunes_the_count_at_every_step_and_is_no_run_of_the_fraction(tmp_
 
 
 def test_counts_on_the_command_line():
-    from sepcap.cli_options import parse_fractions
+    from sepcap.cli.options import parse_fractions
 
     assert parse_fractions("mlp=20,attn_pre_out=0.05,heads=1.0") == {"mlp": 20, "attn_pre_out": 0.05, "heads": 1.0}
     assert [type(value) for value in parse_fractions("mlp=1,heads=1.0").values()] == [int, float]

@@ -8,7 +8,7 @@ import sepcap
 from sepcap.models.sites import SITES
 from sepcap.statistics.collect import collect_sample
 from sepcap.tasks.batches import make_batch, sample_tokens
-from sepcap.tasks.task import load_task
+from sepcap.tasks.load import load_task
 
 TOKENS = 400
 
@@ -176,7 +176,7 @@ def test_batch_size_is_halved_when_memory_runs_out(tiny_opt, letters, monkeypatc
         return real(self, ids, *args, **kwargs)
 
     monkeypatch.setattr(type(tiny_opt), "forward", small_machine)
-    with pytest.warns(UserWarning, match="out of memory: going on with batch_size=") as warned:
+    with pytest.warns(UserWarning, match="out of memory: continuing with batch_size=") as warned:
         stats = collect_sample(tiny_opt, sample, ("mlp",), batch_size=12)
     assert [str(w.message)[-2:] for w in warned if "out of memory" in str(w.message)] == ["=6", "=3"]
     assert sizes[:3] == [12, 6, 3]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sepcap.evaluation.next_token import COUNTS, Evaluation
-from sepcap.experiments.above_random import over_seeds, with_above_random
-from sepcap.experiments.separability import area, costs_at, separability
+from sepcap.evaluation.result import COUNTS, Evaluation
+from sepcap.studies.pruning.above_random import over_seeds, with_above_random
+from sepcap.studies.pruning.separability import area, costs_at, separability
 
 REPETITIONS = 2000
 STEPS = 8

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sepcap
+from sepcap.statistics.accumulate import Accumulator, gather
 from sepcap.statistics.histogram import BINS, PEAK_BINS, Histogram, check_count
-from sepcap.statistics.moments import Accumulator, NeuronStatistics, Statistics, gather
+from sepcap.statistics.moments import NeuronStatistics, Statistics
 from sepcap.storage import load_tensors, save_tensors
 
 
@@ -197,7 +198,7 @@ def test_shards_without_positions_merge_to_what_the_others_hold():
         assert_equal(merged.histogram, full.histogram)
     both = empty.merge(empty)
     assert both.count == 0
-    with pytest.raises(ValueError, match="hold no positions: there is no distribution"):
+    with pytest.raises(ValueError, match="hold no positions: the distribution is undefined"):
         _ = both.peak
 
 
@@ -240,11 +241,11 @@ def test_memory_does_not_depend_on_the_number_of_positions():
 
 def test_statistics_in_a_rotated_basis(tiny, letters):
     """Those of activations that the model's own hooks give once its weights are rotated; the mlp is not concerned."""
-    from sepcap.interventions.rotation import rotate_values, value_rotation
+    from sepcap.interventions.rotation import compute_rotation, rotate_values
 
     sites = ("mlp", "attn_pre_out", "attn_value")
     plain = sepcap.collect(tiny, letters, tokens=200, sites=sites, histogram=True)
-    rotation = value_rotation(tiny, "rotate")
+    rotation = compute_rotation(tiny, "rotate")
     measured = sepcap.collect(tiny, letters, tokens=200, sites=sites, histogram=True, rotation=rotation)
     assert measured.info["rotation"] == rotation.fingerprint
     assert "rotation" not in plain.info
@@ -304,7 +305,7 @@ def test_a_quantile_lies_between_0_and_1():
 def test_more_positions_than_an_int32_can_count_are_refused():
     s = accumulate(torch.zeros(1, 2, 1))
     nearly = NeuronStatistics("mlp", 2**31 - 2, s.sums, s.low, s.high, s.histogram)
-    with pytest.raises(OverflowError, match="at most 2,147,483,647 positions, here are 2,147,483,648"):
+    with pytest.raises(OverflowError, match="at most 2,147,483,647 positions, not 2,147,483,648"):
         nearly.merge(s)
     check_count(2**31 - 1)
 

@@ -7,8 +7,7 @@ import pytest
 from scipy import stats
 
 from sepcap.errors import CorruptFile
-from sepcap.evaluation.next_token import COUNTS, Evaluation
-from sepcap.experiments.seeds import seed_interval
+from sepcap.evaluation.result import COUNTS, Evaluation
 from sepcap.statistics.intervals import (
     bootstrap_interval,
     bootstrap_weights,
@@ -20,6 +19,7 @@ from sepcap.statistics.intervals import (
     t_interval,
 )
 from sepcap.storage import load_tensors, save_tensors
+from sepcap.studies.base.seeds import seed_interval
 
 
 def test_rows_of_one_cluster_are_added():
@@ -149,7 +149,7 @@ def test_documents_and_packages_are_kept(tmp_path):
     assert "n=30 in 2 documents" in repr(read)
     tensors, meta = load_tensors(tmp_path / "e.safetensors", "evaluation")
     save_tensors(tmp_path / "e.safetensors", {"per_row": tensors["per_row"]}, meta)
-    with pytest.raises(CorruptFile, match=r"e.safetensors: tensor 'clusters' is missing: it was written by another version"):
+    with pytest.raises(CorruptFile, match=r"e.safetensors: tensor 'clusters' is missing: the file was written by another version"):
         Evaluation.load(tmp_path / "e.safetensors")
     # a row of several short documents is one cluster of them
     several = Evaluation("t", kept.per_row, (), {"n_documents": 7}, kept.clusters)

@@ -14,7 +14,8 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 import sepcap
 from sepcap.errors import CorruptFile
-from sepcap.statistics.moments import CHUNK, SUMS, Accumulator, NeuronStatistics, Statistics, gather
+from sepcap.statistics.accumulate import CHUNK, Accumulator, gather
+from sepcap.statistics.moments import SUMS, NeuronStatistics, Statistics
 from sepcap.storage import load_tensors, save_tensors
 from sepcap.tasks.batches import sample_tokens
 

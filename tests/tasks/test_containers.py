@@ -121,10 +121,10 @@ def test_every_object_gives_the_same_tokens(tokenizer, kind):
         (lambda: (text for text in TEXTS), r"list\(texts\)"),
         (lambda: set(TEXTS), r"sorted\(texts\)"),
         (lambda: b"text", "decode"),
-        (lambda: pd.Series(["a", float("nan")]), "entry 1 is none"),
+        (lambda: pd.Series(["a", float("nan")]), "entry 1 is not one"),
         (lambda: [["a"], ["b"]], "list of list"),
         (lambda: ["a", "b \ud800"], "row 1 .* half a character"),
-        (lambda: [Path("a.txt")], "a folder with them"),
+        (lambda: [Path("a.txt")], "for several give their folder"),
         (lambda: [__file__, __file__], r"load_task\(path\)"),
     ],
     ids=range(13),
@@ -176,9 +176,9 @@ BAD = {
     "null": (b'{"text": "a"}\n\n{"text": null}\n', "line 3 of column 'text' is a NoneType"),
     "nan": (b'{"text": NaN}\n', "line 1 of column 'text' is a float"),
     "nested": (b'{"text": ["a"]}\n', "line 1 of column 'text' is a list"),
-    "half": (b'{"text": "\\ud800"}\n', "line 1 of column 'text' holds half a character"),
+    "half": (b'{"text": "\\ud800"}\n', "line 1 of column 'text' contains half a character"),
     "missing": (b'{"text": "a"}\n{"txt": "a"}\n', "column='text' is not known.*line 2"),
-    "other": (b'{"meta": "a"}\n{"meta": "a", "text": "b"}\n', "line 2 has other texts than those in 'meta'"),
+    "other": (b'{"meta": "a"}\n{"meta": "a", "text": "b"}\n', "line 2 has texts in other columns than 'meta'"),
     "strings": (b'"a"\n', "line 1 cannot be read as a row: it is a str"),
     "latin": ('{"text": "a"}\n{"text": "ü"}\n'.encode("latin-1"), "line 2 cannot be read: it is not UTF-8"),
     "digits": (b'{"text": ' + b"9" * 5000 + b"}", "line 1"),
@@ -232,7 +232,7 @@ def test_pipes_devices_and_bombs_end_in_one_error(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     for name in ("pipe.jsonl", "zero.txt"):
-        with pytest.raises(ValueError, match=f"{name} is no regular file"):
+        with pytest.raises(ValueError, match=f"{name} is not a regular file"):
             sepcap.load_task(tmp_path / name)
     monkeypatch.setattr(files, "FREE", 2**12)
     for name in ("bomb.jsonl.gz", "bomb.txt.gz"):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sepcap
-from sepcap.experiments.pruning import plan
+from sepcap.studies.pruning.plan import plan
 from sepcap.tasks import batches
 from sepcap.tasks.batches import TokenSample, components, sample_tokens
 from sepcap.tasks.documents import Spelling, in_rounds, package_of
@@ -289,7 +289,7 @@ def test_texts_without_names_have_no_packages(letters):
 def test_a_sample_of_few_documents_says_how_many_there_are(monkeypatch):
     monkeypatch.setattr(batches, "FEW", 50)
     texts = [numbers(1000 * i, 7) for i in range(60)]
-    with pytest.warns(UserWarning, match=r"task 'by hand': 343 tokens to evaluate are of 49 documents") as caught:
+    with pytest.warns(UserWarning, match=r"task 'by hand': 343 tokens to evaluate come from 49 documents") as caught:
         assert sample_of(texts, 7 * 49).n_documents == 49
     assert len(caught) == 1
     with warnings.catch_warnings():
@@ -305,13 +305,13 @@ def test_what_is_warned_of_is_the_number_of_clusters_that_are_drawn(monkeypatch)
     # every document but the last ends within a row, two tokens before its end
     long = [numbers(1000 * i, 13 if i else 12) for i in range(60)]
     said = r"60 documents in 1 cluster \(documents that share rows\)"
-    with pytest.warns(UserWarning, match=rf"779 tokens to evaluate are of {said}; one has no standard error") as caught:
+    with pytest.warns(UserWarning, match=rf"779 tokens to evaluate come from {said}; a single one has no standard error") as caught:
         assert set(sample_of(long, 12 + 59 * 13, per_document=None).clusters.tolist()) == {0}
     assert len(caught) == 1
-    with pytest.warns(UserWarning, match=rf"fewer tokens .* {said} with 779 tokens.*; one has no standard error"):
+    with pytest.warns(UserWarning, match=rf"fewer tokens .* {said} with 779 tokens.*; a single one has no standard error"):
         sample_of(long, 800, per_document=None)
     short, names = [numbers(1000 * i, 2) for i in range(100)], [f"one/{i}.py" for i in range(100)]  # two fit one row
-    with pytest.warns(UserWarning, match=r"of 98 documents in 49 clusters \(.*\); intervals over fewer than 50 are wide"):
+    with pytest.warns(UserWarning, match=r"come from 98 documents in 49 clusters \(.*\); intervals over fewer than 50 are wide"):
         sample_of(short, 2 * 98, names=names)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

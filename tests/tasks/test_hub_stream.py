@@ -186,7 +186,7 @@ def test_images_that_are_none_are_refused_in_one_sentence(pictures, tmp_path, mo
 
     with pytest.raises(ValueError, match=r"field='pictur' is not known. Did you mean 'picture'\?.*columns of .*pictures"):
         first(field="pictur")
-    with pytest.raises(TypeError, match=r"field 'kind' of .*pictures holds no images, but int64"):
+    with pytest.raises(TypeError, match=r"field 'kind' of .*pictures contains no images, but int64"):
         first(field="kind")
     with pytest.raises(ValueError, match=r"field='knid' is not known. Did you mean 'kind'"):
         first(label="knid")
@@ -194,7 +194,7 @@ def test_images_that_are_none_are_refused_in_one_sentence(pictures, tmp_path, mo
         first(label="name")
     rows = [{"picture": {"bytes": b"cut off", "path": None}, "kind": 1}]
     Dataset.from_list(rows, features=Features({"picture": Image(), "kind": Value("int64")})).to_parquet(tmp_path / "bad" / "train.parquet")
-    with pytest.raises(ValueError, match=r"field 'picture' of .*bad holds something that is no image"):
+    with pytest.raises(ValueError, match=r"field 'picture' of .*bad has a value that is not an image"):
         first(repository=str(tmp_path / "bad"))
     monkeypatch.setitem(registry.TASKS, "no-images", replace(pictures, filter=(("name", "==", "x"),)))
     model = load(save_vit(tmp_path / "vit"))
@@ -283,7 +283,7 @@ def test_compressed_lines_and_images_are_taken_up_too(tmp_path, monkeypatch):
 def test_a_connection_that_stays_broken_leaves_whole_slices_only(row, cache, monkeypatch):
     with monkeypatch.context() as patch:
         Line(patch, breaks=range(6, 99))
-        with pytest.raises(ConnectionError, match=r"broke after 50 rows.*line is down.*goes on from there") as caught:
+        with pytest.raises(ConnectionError, match=r"broke after 50 rows.*line is down.*resumes from there") as caught:
             read(row)
         assert str(row.repository) in str(caught.value)
     whole = len([pair for pair in expected("collect") if pair[0] < 50]) // SLICE
@@ -382,7 +382,7 @@ def test_without_a_network_the_error_comes_at_once_and_names_ways_out(monkeypatc
 
 @pytest.mark.parametrize("missing", ["/there/is/no/such", "two words", "a/b/c"])
 def test_a_name_that_can_be_neither_folder_nor_dataset(missing):
-    with pytest.raises(FileNotFoundError, match="no folder that exists, and no name of a dataset"):
+    with pytest.raises(FileNotFoundError, match="is neither an existing folder nor the name of a dataset"):
         HubSource(HubRow(missing)).documents("collect")
 
 

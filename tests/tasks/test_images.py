@@ -193,9 +193,9 @@ def test_rows_without_an_image_or_a_label_are_left_out():
 
 def test_images_under_other_names_are_told_of_the_right_ones():
     dataset = dataset_of(noise(8), range(8)).rename_columns({"image": "img", "label": "fine_label"})
-    with pytest.raises(ValueError, match=r"column 'img' holds images.*rename_columns.*'image'.*'label'.*'img', 'fine_label'"):
+    with pytest.raises(ValueError, match=r"column 'img' contains images.*rename_columns.*'image'.*'label'.*'img', 'fine_label'"):
         sepcap.load_task(dataset)
-    with pytest.raises(ValueError, match="column 'image' holds images"):
+    with pytest.raises(ValueError, match="column 'image' contains images"):
         sepcap.load_task(dataset.rename_column("img", "image"))
 
 

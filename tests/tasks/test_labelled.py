@@ -8,13 +8,13 @@ from conftest import words
 import sepcap
 from sepcap.tasks import labelled, local
 from sepcap.tasks.labelled import LabelledTexts, last_positions
-from sepcap.tasks.task import load_task
+from sepcap.tasks.load import load_task
 
 LISTS = {"letters": words(0, n=3), "digits": words(0, n=4, alphabet="0123456789")}
 
 
 def test_lists_are_taken_whole_and_in_order(tiny_opt):
-    found = sepcap.labelled_texts(tiny_opt, LISTS)
+    found = sepcap.load_labelled_texts(tiny_opt, LISTS)
     assert found.categories == ("letters", "digits")
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert found.texts["digits"] == tuple(LISTS["digits"])
@@ -22,7 +22,7 @@ def test_lists_are_taken_whole_and_in_order(tiny_opt):
     assert found.table["text"].tolist() == list(range(7))
     assert repr(found) == "LabelledTexts(letters 3, digits 4)"
     assert "digits 2" in found._repr_html_()
-    assert sepcap.labelled_texts(tiny_opt, found) is found
+    assert sepcap.load_labelled_texts(tiny_opt, found) is found
 
 
 def test_the_fingerprint_is_of_categories_and_texts():
@@ -41,23 +41,23 @@ def test_the_fingerprint_is_of_categories_and_texts():
 def test_of_a_task_the_first_that_are_long_enough_are_taken(tiny_opt):
     short, long = words(1, n=30, length=4), words(2, n=30)
     tasks = {"mixed": load_task(short + long), "digits": words(0, n=40, alphabet="0123456789")}
-    found = sepcap.labelled_texts(tiny_opt, tasks, per_category=3)
-    others = sepcap.labelled_texts(tiny_opt, tasks, per_category=3, skip=3)
+    found = sepcap.load_labelled_texts(tiny_opt, tasks, per_category=3)
+    others = sepcap.load_labelled_texts(tiny_opt, tasks, per_category=3, skip=3)
     assert len(found.texts["mixed"]) == len(others.texts["mixed"]) == 3
     assert set(found.texts["mixed"]) <= set(long)
     assert not set(found.texts["mixed"]) & set(others.texts["mixed"])
-    assert sepcap.labelled_texts(tiny_opt, tasks, per_category=6).texts["mixed"] == found.texts["mixed"] + others.texts["mixed"]
+    assert sepcap.load_labelled_texts(tiny_opt, tasks, per_category=6).texts["mixed"] == found.texts["mixed"] + others.texts["mixed"]
     held_out = list(load_task(short + long).sources[0].documents("evaluate")["text"])
     assert set(found.texts["mixed"]) <= set(held_out)
     # a smaller context makes the short ones long enough
-    few = sepcap.labelled_texts(tiny_opt, tasks, per_category=30, context=6)
+    few = sepcap.load_labelled_texts(tiny_opt, tasks, per_category=30, context=6)
     assert set(few.texts["mixed"]) & set(short)
     with pytest.raises(ValueError, match=r"'mixed' has only 30 texts of 31 tokens or more, and 31 were asked for"):
-        sepcap.labelled_texts(tiny_opt, tasks, per_category=31)
+        sepcap.load_labelled_texts(tiny_opt, tasks, per_category=31)
 
 
 def test_rows_open_with_bos_and_hold_the_first_tokens(tiny_opt):
-    found = sepcap.labelled_texts(tiny_opt, LISTS)
+    found = sepcap.load_labelled_texts(tiny_opt, LISTS)
     rows = found.rows(tiny_opt, 20)
     assert rows.shape == (7, 20)
     assert (rows[:, 0] == tiny_opt.tokenizer.bos_token_id).all()
@@ -92,7 +92,7 @@ def test_folders_take_turns_and_the_reference_is_no_prose():
 
 @pytest.mark.slow
 def test_the_default_is_four_kinds_of_held_out_text(tiny_opt):
-    found = sepcap.labelled_texts(tiny_opt)
+    found = sepcap.load_labelled_texts(tiny_opt)
     assert {name: len(held) for name, held in found.texts.items()} == dict.fromkeys(labelled.OFFLINE, 5)
     assert found.names is not None
     assert {local.split_of(name) for names in found.names.values() for name in names} <= {"evaluate", "collect"}
@@ -103,7 +103,7 @@ def test_the_default_is_four_kinds_of_held_out_text(tiny_opt):
     assert all("torch/include" in name for name in found.names["C++"])
     assert any("def " in text for text in found.texts["Python"])
     assert not any("def " in text for text in found.texts["prose"])
-    assert sepcap.labelled_texts(tiny_opt).fingerprint == found.fingerprint
+    assert sepcap.load_labelled_texts(tiny_opt).fingerprint == found.fingerprint
     assert found.rows(tiny_opt, 32).shape == (20, 32)
 
 
@@ -111,12 +111,12 @@ def test_the_default_is_four_kinds_of_held_out_text(tiny_opt):
     ("texts", "options", "error", "says"),
     [
         ({"letters": LISTS["letters"]}, {}, ValueError, "1 categories"),
-        ({"letters": LISTS["letters"], "digits": LISTS["digits"][:2]}, {}, ValueError, "'digits' has 2; how alike"),
+        ({"letters": LISTS["letters"], "digits": LISTS["digits"][:2]}, {}, ValueError, "'digits' has 2; measuring its similarity"),
         (
             {"letters": LISTS["letters"], "same": [*LISTS["digits"], LISTS["letters"][1]]},
             {},
             ValueError,
-            "there twice, in 'letters' and in 'same'",
+            "occurs twice, in 'letters' and in 'same'",
         ),
         ({"letters": LISTS["letters"], "numbers": [1, 2, 3]}, {}, TypeError, r"texts\['numbers'\] is a list of int"),
         ({"letters": LISTS["letters"], "digits": "no-such-task"}, {}, ValueError, "no-such-task"),
@@ -127,20 +127,20 @@ def test_the_default_is_four_kinds_of_held_out_text(tiny_opt):
 )
 def test_bad_input_is_named(tiny_opt, texts, options, error, says):
     with pytest.raises(error, match=says):
-        sepcap.labelled_texts(tiny_opt, texts, **options)
+        sepcap.load_labelled_texts(tiny_opt, texts, **options)
 
 
 def test_texts_that_are_too_short_or_begin_alike_are_named(tiny_opt):
-    short = sepcap.labelled_texts(tiny_opt, {**LISTS, "short": words(3, n=3, length=2)})
+    short = sepcap.load_labelled_texts(tiny_opt, {**LISTS, "short": words(3, n=3, length=2)})
     with pytest.raises(ValueError, match=r"a text of 'short' .* and 31 are needed .* a smaller context="):
         short.rows(tiny_opt, 32)
     begins = "x" * 60
-    alike = sepcap.labelled_texts(tiny_opt, {**LISTS, "alike": [begins + "a", begins + "b", begins + "c"]})
+    alike = sepcap.load_labelled_texts(tiny_opt, {**LISTS, "alike": [begins + "a", begins + "b", begins + "c"]})
     with pytest.raises(
         ValueError, match=r"'alike 1' of 'alike' and 'alike 2' of 'alike' begin with the same 31 tokens .* a larger context="
     ):
         alike.rows(tiny_opt, 32)
-    across = sepcap.labelled_texts(tiny_opt, {**LISTS, "more": [LISTS["digits"][1][:20] + "z" * 40, *words(9, n=2)]})
+    across = sepcap.load_labelled_texts(tiny_opt, {**LISTS, "more": [LISTS["digits"][1][:20] + "z" * 40, *words(9, n=2)]})
     with pytest.raises(
         ValueError, match=r"'digits 2' of 'digits' and 'more 1' of 'more' begin with the same 15 tokens .* later positions="
     ):
@@ -158,25 +158,25 @@ def test_of_texts_that_begin_alike_only_the_first_is_chosen(tiny_opt, monkeypatc
     }
     monkeypatch.setattr(labelled, "_offline", lambda category: iter([(text[:40], text) for text in held[category]]))
     monkeypatch.setattr(labelled, "OFFLINE", ("prose", "Python"))
-    assert sepcap.labelled_texts(tiny_opt, per_category=3).texts["prose"] == tuple(held["prose"][:3])
-    found = sepcap.labelled_texts(tiny_opt, per_category=3, context=16)
+    assert sepcap.load_labelled_texts(tiny_opt, per_category=3).texts["prose"] == tuple(held["prose"][:3])
+    found = sepcap.load_labelled_texts(tiny_opt, per_category=3, context=16)
     assert found.texts == {"prose": (held["prose"][0], *prose[2:4]), "Python": (code[0], *code[3:5])}
     assert found.rows(tiny_opt, 16).shape == (6, 16)
     # the same where the positions, and not the context, say how much is read
-    assert sepcap.labelled_texts(tiny_opt, per_category=3, differ_within=16).texts == found.texts
-    for study, per_category in ((sepcap.similarity, 3), (sepcap.streams, 6), (sepcap.find_dims, 6)):
+    assert sepcap.load_labelled_texts(tiny_opt, per_category=3, differ_within=16).texts == found.texts
+    for study, per_category in ((sepcap.compare_activations, 3), (sepcap.trace_dimensions, 6), (sepcap.find_dimensions, 6)):
         study(tiny_opt, positions=(7, 15), per_category=per_category)
-    given = sepcap.labelled_texts(
+    given = sepcap.load_labelled_texts(
         tiny_opt, {"mine": [licence, *words(7, n=2)], "prose": load_task(held["prose"] * 3)}, per_category=3, context=16
     )
     assert not any(text.startswith(licence) for text in given.texts["prose"])
     with pytest.raises(ValueError, match="differ_within=1: give 2 or more"):
-        sepcap.labelled_texts(tiny_opt, differ_within=1)
+        sepcap.load_labelled_texts(tiny_opt, differ_within=1)
 
 
 def test_something_that_is_no_model_is_named():
     with pytest.raises(TypeError, match="model is a str"):
-        sepcap.labelled_texts("gpt2", LISTS)
+        sepcap.load_labelled_texts("gpt2", LISTS)
 
 
 def test_halves_share_no_text_and_have_half_of_every_category():

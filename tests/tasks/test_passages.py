@@ -4,7 +4,7 @@ import pytest
 from conftest import tiny_tokenizer
 
 import sepcap
-from sepcap.tasks.passages import Passage, draw_passages, passages
+from sepcap.tasks.passages import Passage, passages, sample_passages
 
 
 def made(pieces):
@@ -56,7 +56,7 @@ def test_another_break_can_be_asked_for():
 
 @pytest.mark.parametrize("text", ["no break", "\n\nnothing before", "nothing after\n\n", "one\nline end", ""])
 def test_a_text_without_a_break_is_refused_by_its_number(text):
-    with pytest.raises(ValueError, match=r"source\[1\] has no '\\n\\n' with something before and after it"):
+    with pytest.raises(ValueError, match=r"source\[1\] has no '\\n\\n' with text before and after it"):
         passages(tiny_tokenizer(), ["a\n\nb", text])
 
 
@@ -80,7 +80,7 @@ def test_passages_of_a_task_have_the_lengths_asked_for_and_come_from_the_evaluat
     tokenizer = tiny_tokenizer()
     texts = [f"{'the quick brown fox ' * 9}{i}\n\n{'self None ' * 3}\n\n{'lazy dog ' * 12}{i}" for i in range(12)]
     task = sepcap.load_task(texts, name="foxes")
-    found = draw_passages(tokenizer, [task], 4, context=20, following=11)
+    found = sample_passages(tokenizer, [task], 4, context=20, following=11)
     assert len(found) == 4
     held_out = task.sources[0].documents("evaluate")["text"]
     assert len(held_out) >= 4
@@ -96,9 +96,9 @@ def test_passages_of_a_task_have_the_lengths_asked_for_and_come_from_the_evaluat
 def test_too_few_passages_are_an_error_that_says_how_many_there_are():
     task = sepcap.load_task([f"the quick {i}\n\nbrown fox" for i in range(10)], name="foxes")
     with pytest.raises(ValueError, match=r"'foxes' has \d documents .* after 4 tokens and before a paragraph of 2, and n=50"):
-        draw_passages(tiny_tokenizer(), [task], 50, context=4, following=2)
+        sample_passages(tiny_tokenizer(), [task], 50, context=4, following=2)
     with pytest.raises(ValueError, match="context=0"):
-        draw_passages(tiny_tokenizer(), [task], 1, context=0)
+        sample_passages(tiny_tokenizer(), [task], 1, context=0)
 
 
 def test_a_passage_is_hashable_and_says_its_kind():

@@ -40,7 +40,7 @@ def test_a_task_of_ones_own(poems):
 
 def test_a_name_that_is_taken_is_refused(poems):
     for name in ("local-code", "pile", "toxic"):
-        with pytest.raises(ValueError, match=f"name='{name}' is the name of another task already"):
+        with pytest.raises(ValueError, match=f"name='{name}' is already the name of another task"):
             register_task(name, repository=poems)
     register_task("poems", repository=poems, field="poem.text")
     register_task("poems", repository=poems, field="poem.text")  # a notebook cell that is run again
@@ -87,7 +87,7 @@ def test_the_list_names_every_task_once_under_its_place_licence_and_gate():
     places = {line.split()[0]: place for place, *tasks in groups for line in tasks}
     assert places["toxic"] == places["civil"] == "google/civil_comments (CC0-1.0)"
     assert places["imagenet-1k-birds"].startswith("ILSVRC/imagenet-1k (ImageNet terms of access")
-    assert "gated: the authors decide about every request" in places["wmdp-bio-forget"]
+    assert "gated: the authors decide on every request" in places["wmdp-bio-forget"]
 
 
 def test_one_task_is_shown_whole(poems):

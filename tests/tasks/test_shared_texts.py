@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import sepcap
+from sepcap.tasks.load import load_task
 from sepcap.tasks.local import cleaned
-from sepcap.tasks.task import load_task
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 import overlap
@@ -41,7 +41,7 @@ def test_texts_too_short_to_share_thirteen_words_are_said_to_be(recwarn):
     assert np.isnan(found.shared)
     assert np.isnan(found.idiom)
     (warning,) = recwarn.list
-    assert "no document to evaluate on has 13 words, so what its parts share is not known" in str(warning.message)
+    assert "no evaluation document has 13 words, so the overlap of its parts is unknown" in str(warning.message)
 
 
 def test_the_share_of_words_is_the_planted_one():
@@ -53,7 +53,7 @@ def test_the_share_of_words_is_the_planted_one():
     # words of its own keep a text in its part: only what is put between them changes, so the split is asked for again
     changed = [f"{text} {' '.join(quoted[i % len(quoted)])}" for i, text in enumerate(by_part["evaluate"])]
     again = parts([*by_part["collect"], *changed])
-    with pytest.warns(UserWarning, match="of the words to evaluate on stand in documents to collect from"):
+    with pytest.warns(UserWarning, match="of the evaluation words are in 13-grams of collection documents"):
         found = sepcap.check_overlap([*by_part["collect"], *changed])
     evaluated, collected = again["evaluate"], again["collect"]
     runs = {part: [{tuple(t.split()[i : i + 13]) for i in range(len(t.split()) - 12)} for t in again[part]] for part in again}
@@ -80,7 +80,7 @@ def test_copies_within_a_part_count_and_are_warned_of():
         variant = f"{copied} {rng.random()}"
         if variant in parts([*texts, variant])["evaluate"]:
             variants.append(variant)
-    with pytest.warns(UserWarning, match="of the documents to evaluate are copies of others"):
+    with pytest.warns(UserWarning, match="of the documents to evaluate are copies of earlier ones"):
         found = sepcap.check_overlap([*texts, *variants])
     assert found.copies["evaluate"] == wanted
     assert found.table.set_index("part").loc["evaluate", "copies"] == wanted
@@ -89,7 +89,7 @@ def test_copies_within_a_part_count_and_are_warned_of():
 def test_idiom_stands_apart_and_is_warned_of():
     rng = random.Random(3)
     licence = words(rng, 30)
-    said = "30% of the words to evaluate on stand in 13-grams that 20 or more documents have"
+    said = "30% of the evaluation words are in 13-grams that 20 or more documents contain"
     with pytest.warns(UserWarning, match=said) as warned:
         found = sepcap.check_overlap([f"{licence} {words(rng, 70)}" for _ in range(60)])
     assert len(warned) == 1
@@ -102,7 +102,7 @@ def test_a_text_that_most_documents_are_copied_from_is_no_idiom():
     """300 words that 60 documents have, of 312 each: one document of each part, and the words of one stand in the other."""
     rng = random.Random(4)
     body = words(rng, 300)
-    with pytest.warns(UserWarning, match="96% of the words to evaluate on stand in documents to collect from") as warned:
+    with pytest.warns(UserWarning, match="96% of the evaluation words are in 13-grams of collection documents") as warned:
         found = sepcap.check_overlap([f"{body} {words(rng, 12)}" for _ in range(60)])
     assert found.copies == {part: n - 1 for part, n in found.documents.items()}
     assert min(found.documents.values()) >= 20
@@ -135,7 +135,7 @@ def test_the_local_tasks_share_little_and_have_documents_enough():
 
 @pytest.mark.parametrize(
     ("shared", "evaluate", "says"),
-    [(0.05, 100, []), (0.051, 100, ["5.1% of the words"]), (0.06, 99, ["6.0%", "99 documents to evaluate on"])],
+    [(0.05, 100, []), (0.051, 100, ["5.1% of the words"]), (0.06, 99, ["6.0%", "99 evaluation documents"])],
 )
 def test_a_measurement_out_of_bounds_is_written_and_ends_with_1(monkeypatch, tmp_path, shared, evaluate, says):
     one = {"task": "local-one", "documents": {"collect": 5, "evaluate": evaluate}, "shared": shared}

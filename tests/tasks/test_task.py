@@ -9,7 +9,8 @@ from conftest import words
 
 import sepcap
 from sepcap.tasks import local, registry
-from sepcap.tasks.task import LocalSource, Source, Task
+from sepcap.tasks.local import LocalSource
+from sepcap.tasks.task import Source, Task
 
 TEXTS = words(0, n=21, length=12)
 
@@ -149,10 +150,10 @@ def test_column(tmp_path):
     [
         ("local-pose", ValueError, "task='local-pose' is not known. Did you mean 'local-prose'"),
         ("no/such/file.txt", FileNotFoundError, "no such file or folder"),
-        ("a whole text/" * 1000, ValueError, "Texts themselves go in a list"),
+        ("a whole text/" * 1000, ValueError, "Give texts themselves as a list"),
         ([], ValueError, "no text: 0 rows"),
-        (["", " \n"], ValueError, "no text: 2 rows, none with anything in column 'text'"),
-        (["a", 3, None], TypeError, "list of NoneType, int, str; a list must hold strings only"),
+        (["", " \n"], ValueError, "no text: 2 rows, none with text in column 'text'"),
+        (["a", 3, None], TypeError, "list of NoneType, int, str; a list must contain only strings"),
         (3.5, TypeError, "task is a float; give a name, a path"),
         ({"text": ["a"]}, TypeError, "task is a dict"),
         (datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"]})), TypeError, r"choose one of its splits: data\['train'\]"),
@@ -167,10 +168,10 @@ def test_bad_tasks(given, error, message):
 
 def test_bad_folders_and_files(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty is no \.txt, \.jsonl, \.csv, \.parquet or \.arrow file and holds none"):
+    with pytest.raises(ValueError, match=r"empty is not a \.txt, \.jsonl, \.csv, \.parquet or \.arrow file and contains none"):
         sepcap.load_task(tmp_path / "empty")
     (tmp_path / "a.xls").write_text("a,b")
-    with pytest.raises(ValueError, match=r"a\.xls is no \.txt"):
+    with pytest.raises(ValueError, match=r"a\.xls is not a \.txt"):
         sepcap.load_task(tmp_path / "a.xls")
     mixed = tmp_path / "mixed"
     write(mixed, "txt"), write(mixed, "jsonl")

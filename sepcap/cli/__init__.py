@@ -1,0 +1,1 @@
+"""The command line: the same dataclasses as the Python interface, as commands."""

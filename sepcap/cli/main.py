@@ -1,0 +1,72 @@
+"""The command line: the same dataclasses as the Python interface, as commands.
+
+No heavy package is imported before a command is parsed, so that --help is fast.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import tyro
+
+from sepcap.cli.ablations import Ablate, CompareAblations
+from sepcap.cli.check import Check
+from sepcap.cli.core import Evaluate, Models, Score, Tasks
+from sepcap.cli.geometry import Geometry
+from sepcap.cli.modules import Modules
+from sepcap.cli.paragraphs import Transfer
+from sepcap.cli.pruning import CompareMethods, Demo, Prune
+from sepcap.cli.running import ended, parsed, versions
+from sepcap.cli.studies import Report, Reproduce
+
+COMMANDS = {
+    "demo": Demo,
+    "prune": Prune,
+    "score": Score,
+    "evaluate": Evaluate,
+    "ablate": Ablate,
+    "compare-ablations": CompareAblations,
+    "compare-methods": CompareMethods,
+    "reproduce": Reproduce,
+    "modules": Modules,
+    "geometry": Geometry,
+    "paragraphs": Transfer,
+    "report": Report,
+    "check": Check,
+    "models": Models,
+    "tasks": Tasks,
+}
+
+
+def main(args: Sequence[str] | None = None, *, stopped: Sequence[Any] = ()) -> None:
+    """Run one command.
+
+    Args:
+        args: its words; default is those of the command line. A hidden --debug shows the traceback of an error.
+        stopped: contains a signal once one was received, whatever a library did with it (`sepcap.__main__`).
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words == ["--version"]:
+        print(versions())
+        return
+    command = None
+    try:
+        command = parsed(partial(_parse, words), " ".join(["sepcap", *(word for word in words[:1] if word in COMMANDS)]), words)
+        command.run()
+    except (KeyboardInterrupt, Exception) as error:
+        ended(error, command, stopped, debug=debug)
+
+
+def _parse(words: Sequence[str]) -> Any:
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        args=words,
+        prog="sepcap",
+        # options keep their field names also if a study of a command is chosen
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        description="Find which neurons of a language model carry a capability, and measure what is left without them. "
+        "`sepcap --version` prints the versions.",
+    )

@@ -1,0 +1,166 @@
+"""Shared parts of commands: options beyond single words and numbers, configurations in a command, figures as files."""
+
+import dataclasses
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from sepcap.checks import check_fields
+
+T = TypeVar("T")
+
+
+def parse_fractions(text: str) -> dict[str, float]:
+    """`mlp=0.05,attn_pre_out=20` as a dictionary: a decimal is a share, a whole number a count."""
+    fractions = {}
+    for part in text.split(","):
+        site, equals, number = part.partition("=")
+        try:
+            share = int(number) if number.strip().isdecimal() else float(number)
+        except ValueError:
+            equals, share = "", 0.0
+        if not equals:
+            raise ValueError(f"fractions: {part!r} is not of the form site=fraction, as in mlp=0.05, or site=count, as in mlp=20")
+        if site.strip() in fractions:
+            raise ValueError(f"fractions: {site.strip()!r} is given twice")
+        fractions[site.strip()] = share
+    return fractions
+
+
+Fractions = Annotated[
+    dict[str, float],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="SITE=FRACTION|COUNT[,…]",
+        instance_from_str=lambda args: parse_fractions(args[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [",".join(f"{k}={v!r}" for k, v in value.items())],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Command:
+    """Base of every command: its fields are checked by type, and `~` is the home folder."""
+
+    RESUMES: ClassVar[bool] = False
+    """Whether repeating the command resumes an interrupted one in its folder."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class OnDevice(Command):
+    """Which model a command loads, and on which device."""
+
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    device: str | None = None
+    """Device of the model, such as cpu, cuda, cuda:1 or mps; default is the GPU if there is one."""
+
+    def load(self, **options: Any) -> Any:
+        """Load the model of the command."""
+        from sepcap.models.load import load_model
+
+        return load_model(self.model, device=self.device, **options)
+
+
+@dataclass(frozen=True)
+class Loading(OnDevice):
+    """How a command loads and runs its model; shared by commands that load one."""
+
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Precision of the model."""
+    batch_size: int = 16
+    """Rows per forward pass; halved, with a warning, if memory runs out."""
+
+    def load(self, **options: Any) -> Any:
+        """Load the model of the command."""
+        return super().load(dtype=self.dtype, **options)
+
+
+def config_in(kind: type[T], command: Any) -> T:
+    """The configuration in a command, without the options of the command line alone."""
+    # T is a dataclass, which no type expresses
+    return kind(**{f.name: getattr(command, f.name) for f in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
+
+
+def write_figures(draw: Mapping[str, Callable[[], Any]], folder: Path) -> None:
+    """Write standalone HTML pages and, if a browser for the export is found, SVG and PNG; if not, this is reported once.
+
+    Args:
+        draw: name of a figure -> function that draws it; its ValueError states why there is none.
+        folder: for the files.
+    """
+    from sepcap.drawing.save import save
+    from sepcap.storage import write_atomically
+
+    figures: dict[str, Any] = {}
+    for name, make in draw.items():
+        try:
+            figures[name] = make()
+        except ValueError as error:  # division by an accuracy of 0, or a part of a study that was not asked for
+            print(f"  (no figure {name!r}: {error})")
+    try:
+        for name, figure in figures.items():
+            print(f"  {save(figure, folder / f'{name}.html')}", flush=True)
+        for file, content in _pictures(figures).items():
+            write_atomically(folder / file, content)
+            print(f"  {folder / file}")
+    except OSError as error:
+        if not read_only(error, folder):
+            raise
+
+
+def _pictures(figures: Mapping[str, Any]) -> dict[str, bytes]:
+    """SVG and PNG of all figures, drawn by one browser because starting it takes seconds; empty if there is none."""
+    from sepcap.drawing.save import static
+
+    files = {f"{name}{suffix}": (figure, suffix) for name, figure in figures.items() for suffix in (".svg", ".png")}
+    if not files:
+        return {}
+    try:
+        return dict(zip(files, static(*map(list, zip(*files.values(), strict=True))), strict=True))
+    except (ImportError, RuntimeError) as error:
+        print(f"  (HTML only, no SVG and PNG: {str(error).splitlines()[0]})")
+        return {}
+
+
+def write_figure(figure: Any, stem: Path) -> None:
+    """Write one figure as `write_figures` does."""
+    write_figures({stem.name: lambda: figure}, stem.parent)
+
+
+def write_table(table: Any, path: Path) -> None:
+    """Write a table as CSV and print its path, or that its folder is read-only."""
+    from sepcap.storage import write_atomically
+
+    try:
+        write_atomically(path, table.to_csv(index=False).encode())
+    except OSError as error:
+        if not read_only(error, path):
+            raise
+    else:
+        print(f"  {path}")
+
+
+def read_only(error: OSError, path: Path) -> bool:
+    """Whether a figure or table of a finished result is left out because its folder is read-only; if so, this is reported."""
+    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return False
+    print(f"  (no {path}: its folder is read-only)")
+    return True
+
+
+def show(result: Any, folder: Path) -> None:
+    """Print the summary of a study, and write its figures to its folder."""
+    for sentence in result.summary():
+        print(sentence)
+    print(f"\n  {folder}  (sepcap report {folder} writes a page about it)")
+    write_figures({kind: partial(result.figure, kind) for kind in result.FIGURES}, folder / "figures")

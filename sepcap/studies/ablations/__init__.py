@@ -1,0 +1,1 @@
+"""Comparison of ablation kinds: on heads, and on random neurons in steps."""

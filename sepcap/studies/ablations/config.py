@@ -1,0 +1,46 @@
+"""Configuration of the [PEAK] protocol. The API, the command line and the saved JSON use the same object."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sepcap.checks import check_fields, distinct
+
+COMPARED = ("zero", "mean", "median", "peak", "resample", "optimal")
+"""Kinds of ablation that are compared."""
+
+
+@dataclass(frozen=True)
+class AblationSweepConfig:
+    """Ablation of random neurons in equal steps up to all of them, the same neurons for every kind ([PEAK]; METHODS 8)."""
+
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    task: Any = "local-code"
+    """The reference set: a name or a path (in Python also a Dataset or a list of strings). Constants are computed on its collection
+    part, loss and top-1 on its evaluation part."""
+    site: Literal["attn_pre_out", "attn_value", "mlp"] = "attn_pre_out"
+    """Site whose neurons are ablated."""
+    steps: int = 10
+    """Number of equal steps: 10 for 10%, 20%, … 100%."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each seed gives one random order of the neurons; each step includes the neurons of the previous step."""
+    kinds: tuple[Literal["zero", "mean", "median", "peak", "resample", "optimal"], ...] = ("zero", "mean", "median", "peak", "resample")
+    """Kinds of ablation. "optimal" is excluded by default: it is refitted for every set, with gradients through all layers, and
+    takes many times as long as all other kinds together."""
+    tokens: int = 15_000
+    """Number of predictions on which every set is evaluated."""
+    reference_tokens: int = 50_000
+    """Token positions from which constants are computed."""
+    fit_tokens: int = 10_000
+    """Tokens that "optimal" is fitted to; a third of their documents is held out for early stopping."""
+    batch_size: int = 16
+    """Rows per forward pass; "resample" draws from the rows of one batch."""
+    context: int | None = None
+    """Tokens per row; default is the model's context, at most 512."""
+    per_document: int | Literal["row"] | None = "row"
+    """Maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        distinct("seeds", self.seeds)
+        distinct("kinds", self.kinds)

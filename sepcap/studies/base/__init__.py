@@ -1,0 +1,1 @@
+"""Shared parts of all studies: results, folders, intervals over seeds, sets of tasks, pages."""

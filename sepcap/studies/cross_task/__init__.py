@@ -1,0 +1,1 @@
+"""Accuracy on every task after pruning each one."""

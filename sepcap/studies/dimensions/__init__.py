@@ -1,0 +1,1 @@
+"""Dimensions of the residual stream that separate categories of texts."""

@@ -1,0 +1,98 @@
+"""Streams: residual dimensions over the layers, one thin line per text and position."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sepcap.drawing.style import PALETTE, SYMBOLS, Width, every, is_wide, new_figure, plain, rounded, width_px
+from sepcap.models.places import stage_name
+
+HEIGHT_PX = 170
+GAP_PX = 84
+ROW_GAP_PX = 80
+LEFT_PX, RIGHT_PX = 76, 20
+
+
+def streams(result: Any, *, width: Width = "page") -> go.Figure:
+    """Value of every dimension from the embedding to the last layer, one panel per dimension.
+
+    Thin lines are single positions of single texts, in the colour of the category; thick lines are the category means.
+
+    Args:
+        result: what `sepcap.trace_dimensions` returns.
+        width: inches, "column" or "page".
+    """
+    dims, categories = result.config["dims"], list(result.config["categories"])
+    inside = width_px(width) - LEFT_PX - RIGHT_PX
+    columns = min(2 if is_wide(width) else 1, len(dims))
+    rows = -(-len(dims) // columns)
+    share = (1 - (columns - 1) * GAP_PX / inside) / columns
+    total = rows * HEIGHT_PX + (rows - 1) * ROW_GAP_PX
+    values, means = result.tables["values"], result.tables["means"]
+    stages = list(range(result.config["stages"]))
+    step = every(len(stages) - 1, 12)
+    ticks = [0, *range(1, len(stages), step)]
+    thin: list[Any] = []
+    thick: list[Any] = []
+    layout: dict[str, Any] = {"annotations": []}
+    for i, dim in enumerate(dims):
+        row, column = divmod(i, columns)
+        key = "" if i == 0 else str(i + 1)
+        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
+        for number, category in enumerate(categories):
+            of_category = (values["dim"] == dim) & (values["category"] == category)
+            look = {"colour": PALETTE[number % len(PALETTE)], "symbol": SYMBOLS[number % len(SYMBOLS)]}
+            thin.append(_lines(values[of_category], stages, look["colour"], category, axes))
+            own = means[(means["dim"] == dim) & (means["category"] == category)]
+            thick.append(_mean(own, dim, category, look, axes, first=i == 0))
+        left, top = column * (share + GAP_PX / inside), 1 - row * (HEIGHT_PX + ROW_GAP_PX) / total
+        layout[f"xaxis{key}"] = {
+            "title": {"text": "After layer"},
+            "domain": [left, min(1.0, left + share)],
+            "anchor": f"y{key}",
+            "range": [-0.3, stages[-1] + 0.3],
+            "tickvals": ticks,
+            "ticktext": ["emb.", *(str(stage - 1) for stage in ticks[1:])],
+            "tickangle": 0,
+        }
+        layout[f"yaxis{key}"] = {
+            "title": {"text": "Value in the<br>residual stream"},
+            "domain": [max(0.0, top - HEIGHT_PX / total), top],
+            "anchor": f"x{key}",
+            "nticks": 6,
+        }
+        # with one column of panels a title can be as wide as the figure
+        place = {"xref": "paper", "yref": "paper", "xanchor": "left", "xshift": 8 - LEFT_PX if columns == 1 else 0, "yanchor": "bottom"}
+        place["yshift"] = 4
+        layout["annotations"].append({"text": f"Dimension {dim}{_test(result, i)}", "x": left, "y": top, **place})
+    layout["legend"] = {"title": {"text": "Thin: one position of one text; thick: mean"}}
+    options = {"left": LEFT_PX, "right": RIGHT_PX, "top": 26, "legend_rows": len(categories) + 1, "legend_below": True}
+    return new_figure(thin + thick, layout, width=width, plot_px=total, **options)
+
+
+def _lines(values: Any, stages: list[int], colour: str, category: str, axes: dict[str, str]) -> go.Scatter:
+    by_line = values.pivot(index=["text", "position"], columns="stage", values="value").to_numpy()
+    broken = np.hstack([by_line, np.full((len(by_line), 1), np.nan)])
+    x = np.tile([*stages, np.nan], len(by_line)).astype(np.float32)
+    line = {"color": colour, "width": 0.7}
+    common = {"mode": "lines", "opacity": 0.3, "hoverinfo": "skip", "showlegend": False, "legendgroup": category}
+    return go.Scatter(x=x, y=broken.ravel().astype(np.float32), line=line, **common, **axes)
+
+
+def _mean(own: Any, dim: int, category: str, look: dict[str, str], axes: dict[str, str], *, first: bool) -> go.Scatter:
+    hovers = [
+        f"<b>{plain(category)}, dimension {dim}</b><br>{stage_name(row['stage'])}<br>"
+        f"mean {row['mean']:.3g}, 95% interval over texts [{row['low']:.3g}, {row['high']:.3g}]".replace("-", "−")
+        for row in own.to_dict("records")
+    ]
+    marker = {"color": look["colour"], "size": 6, "symbol": look["symbol"]}
+    drawn = {"mode": "lines+markers", "line": {"color": look["colour"], "width": 2.2}, "marker": marker}
+    told = {"hovertext": hovers, "hoverinfo": "text", "name": plain(category), "legendgroup": category, "showlegend": first}
+    return go.Scatter(x=own["stage"].tolist(), y=rounded(own["mean"]), cliponaxis=False, **drawn, **told, **axes)
+
+
+def _test(result: Any, i: int) -> str:
+    """End of a panel title: the p-value, and whether the dimension was found on other texts."""
+    p = result.tables["tests"]["p"].iloc[i]
+    return f": p = {p:.2g}{' (found on other texts)' * bool(result.config['searched'])}"

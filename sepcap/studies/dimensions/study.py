@@ -1,0 +1,373 @@
+"""Single residual dimensions across layers, and a search for dimensions that separate kinds of text (METHODS 13)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+
+from sepcap.checks import checked
+from sepcap.errors import warn
+from sepcap.models.forward import Hook
+from sepcap.models.places import Look, all_layers, place_hooks, stage_name
+from sepcap.progress import progress
+from sepcap.statistics.collect import BATCH_SIZE
+from sepcap.statistics.intervals import t_factor
+from sepcap.statistics.vectors import vectors_at
+from sepcap.studies.base.permutations import PERMUTATIONS, TIES, Relabellings, relabel
+from sepcap.studies.base.provenance import made_with
+from sepcap.studies.base.result import Figures, StudyResult
+from sepcap.studies.dimensions import figures
+from sepcap.tasks.labelled import PER_CATEGORY_HALVED, LabelledTexts, check_positions, load_labelled_texts
+
+Values = Float[Tensor, "stage text position dim"]
+
+
+class DimensionTraces(StudyResult):
+    """Values of residual dimensions across layers.
+
+    A stage is a point in the residual stream: 0 is the input of the first block (embedding and positions), l + 1 the output of block l.
+
+    Attributes:
+        config: dimensions, positions, the texts and the relabellings; with the model and versions.
+        tables: `values`, one row per dim, stage, text and position, with category and value; `means`, per dim, stage and category the
+            mean over texts with the ends of its 95% interval (`low`, `high`; t over the texts, each the mean of its positions);
+            `tests`, one row per dim: `eta2`, the share of the variance between texts that categories explain, and `p`, at one stage. For a
+            dimension that `find_dimensions` found on the other half of the texts it is the stage found there, and p is corrected for
+            the dims here; for any other dimension it is the stage with the highest `eta2`, and p is corrected for all dims and stages here.
+            `separation`, the same per dim and stage, with `p` corrected for all of them, and `p_uncorrected`; and `texts`.
+    """
+
+    STUDY: ClassVar[str] = "streams"
+    PAGE_TABLES = ("tests", "means", "separation", "texts")
+    TITLE: ClassVar[str] = "How do residual dimensions that separate kinds of text change over the layers?"
+    FIGURES: ClassVar[Figures] = {"streams": ("Value of residual dimensions across layers", figures.streams)}
+
+    def summary(self) -> list[str]:
+        """What was found, in sentences."""
+        config = self.config
+        several, places = len(config["dims"]) > 1, len(config["positions"])
+        of_categories = ", ".join(f"{name} {n}" for name, n in config["categories"].items())
+        told = [
+            f"Residual dimension{'s' * several} {', '.join(map(str, config['dims']))} over {config['stages']} stages, at {places} "
+            f"position{'s' * (places > 1)} of {len(self.tables['texts'])} texts ({of_categories})."
+        ]
+        for row in self.tables["tests"].to_dict("records"):
+            at = self.tables["means"].query("dim == @row['dim'] and stage == @row['stage']").sort_values("mean").to_dict("records")
+            ends = " to ".join(f"{m['mean']:.3g} [{m['low']:.3g}, {m['high']:.3g}] ({m['category']})" for m in (at[0], at[-1]))
+            told.append(
+                f"Dimension {row['dim']}: {stage_name(row['stage'])} categories explain η² = {row['eta2']:.3f} "
+                f"of the variance between texts, p = {row['p']:.2g}; means from {ends}."
+            )
+        return [*told, self._what_p_means()]
+
+    def _what_p_means(self) -> str:
+        config = self.config
+        told = f"Control: {config['relabellings']}."
+        n = len(config["dims"])
+        if config["searched"]:
+            several = f"the {n} dimensions" if n > 1 else "the dimension"
+            return (
+                f"{told} The search for {several} used {config['searched']} other texts of the same categories: each is tested here at "
+                f"the stage with the highest η² there, and p is corrected for {several}."
+            )
+        return f"{told} p is corrected for all dimensions and stages shown; it is valid only if they were not chosen on these texts."
+
+
+@checked()
+def trace_dimensions(
+    model: Any,
+    texts: LabelledTexts | Mapping[str, Any] | None = None,
+    dims: int | Iterable[int] | pd.DataFrame | None = None,
+    positions: Iterable[int] | None = None,
+    *,
+    per_category: int = PER_CATEGORY_HALVED,
+    context: int | None = None,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> DimensionTraces:
+    """Trace residual dimensions through the layers, at the same positions of labelled texts.
+
+    Args:
+        model: what `load_model` returns.
+        texts: `LabelledTexts`, category -> list of texts, category -> task, or None for the offline texts; see `load_labelled_texts`.
+        dims: a dimension, several, or rows of the table of `find_dimensions`; default is the first four of that table. If the table was
+            found on one half of these texts, only the other half is shown and tested. Any other dimensions are shown on all texts, and
+            their p-values are valid only if they were not chosen by looking at these; a table found on other texts gives a warning.
+        positions: token positions; default is ten, every fourth up to the end of the context.
+        per_category: texts per category, if they are taken from a task.
+        context: number of tokens at which the default positions end; default is the model's context, at most 512.
+        permutations: most relabellings of the texts: all of them if there are no more, else random ones.
+        seed: for drawing relabellings and halves of the texts; if `dims` is a table of `find_dimensions`, the seed used there.
+        batch_size: texts per pass; halved, with a warning, when memory runs out.
+
+    Returns:
+        DimensionTraces with `.tables["values"]`, `.tables["separation"]` and `.figure()`.
+
+    Raises:
+        ValueError: no dimension, one that does not exist or is repeated; a table found on these texts with another seed; texts too
+            short or too few (without `dims`, fewer than six per category).
+        NotImplementedError: an image classifier.
+
+    Source: [OPT]; METHODS section 13.
+
+    Example:
+        >>> found = sepcap.find_dimensions(model, n=4)  # doctest: +SKIP
+        >>> sepcap.trace_dimensions(model, dims=found).figure()  # doctest: +SKIP
+    """
+    at, length = check_positions(model, positions, context)
+    texts = load_labelled_texts(model, texts, per_category=per_category, context=context, differ_within=length)
+    if dims is None:
+        dims = find_dimensions(model, texts, positions, n=4, context=context, permutations=permutations, seed=seed, batch_size=batch_size)
+    chosen, stages, searched = _check_dims(dims), None, None
+    if isinstance(dims, pd.DataFrame) and (half := _other_half(texts, dims, seed)) is not None:
+        searched, texts = half
+        stages = [int(stage) for stage in dims["stage"]]
+    rows = texts.rows(model, length)
+    relabellings = relabel(texts.labels, permutations, seed)
+    values = vectors_at(model, rows, lambda look: stage_hooks(model, look), at, dims=_within(model, chosen), batch_size=batch_size)
+    means = values.double().mean(dim=2).numpy()
+    separated = _separation_table(means, chosen, relabellings)
+    config = {
+        **made_with(model),
+        "dims": chosen,
+        "stages": len(values),
+        "positions": list(at),
+        "texts": texts.fingerprint,
+        "searched": searched,
+        "categories": {category: len(held) for category, held in texts.texts.items()},
+        "permutations": permutations,
+        "relabellings": relabellings.said,
+        "seed": seed,
+    }
+    tables = {
+        "tests": _tests_found(means, chosen, stages, relabellings) if stages else _tests_given(separated, chosen),
+        "values": _value_table(values, chosen, texts, at),
+        "means": _mean_table(values, chosen, texts),
+        "separation": separated,
+        "texts": texts.table,
+    }
+    return DimensionTraces(config, tables)
+
+
+def _other_half(texts: LabelledTexts, table: pd.DataFrame, seed: int) -> tuple[int, LabelledTexts] | None:
+    """Number of searched texts, and the texts left for the test; None if the table names no half, or one of other texts (a warning)."""
+    if "searched" not in table:
+        return None
+    halves = [str(name) for name in dict.fromkeys(table["searched"])]
+    these = [name for name in halves if name.startswith(_half_of(texts, ""))]
+    if not these:
+        warn(
+            f"dims: the table was found in {' and '.join(halves)}, which are other texts than these ({texts.fingerprint}), so all of "
+            "these are tested. If the search used some of them, p is too small"
+        )
+        return None
+    if halves != [_half_of(texts, seed)] or "stage" not in table:
+        raise ValueError(
+            f"dims: the table was found in {' and '.join(halves)}, and with seed={seed} these texts are cut into other halves, so "
+            "searched texts would be tested; give the seed= of find_dimensions, and its table with the columns dim, stage and searched"
+        )
+    first, second = texts.halves(seed)
+    return len(first.labels), second
+
+
+def _half_of(texts: LabelledTexts, seed: int | str) -> str:
+    """Name of the searched half in the table: never parsed as a number, also after writing and reading a CSV."""
+    return f"half of texts {texts.fingerprint}, seed {seed}"
+
+
+@checked()
+def find_dimensions(
+    model: Any,
+    texts: LabelledTexts | Mapping[str, Any] | None = None,
+    positions: Iterable[int] | None = None,
+    *,
+    n: int = 10,
+    stages: Iterable[int] | None = None,
+    per_category: int = PER_CATEGORY_HALVED,
+    context: int | None = None,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> pd.DataFrame:
+    """Rank residual dimensions by how well they separate categories of text on one half of the texts, and test them on the other half.
+
+    Each text counts once, as the mean over its positions. A dimension is scored at every stage by η², the share of the variance
+    between texts that their categories explain (an increasing function of the F ratio of between to within), and ranked by its
+    highest η² on the first half. On the other half it is scored at that stage; its p-value is the share of relabellings under which
+    any of the n dimensions reaches at least its η² (Westfall and Young).
+
+    Args:
+        model: what `load_model` returns.
+        texts: as in `trace_dimensions`.
+        positions: as in `trace_dimensions`.
+        n: number of dimensions to return.
+        stages: stages to search: 0 is the input of the first block, l + 1 the output of block l; default is all.
+        per_category, context, permutations, seed, batch_size: as in `trace_dimensions`.
+
+    Returns:
+        One row per dimension, the best on the searched half first: dim, stage (with the highest η² there), `eta2_searched` (that η²),
+        and on the other half `eta2`, `p` corrected for the n dimensions, and `p_uncorrected`; `searched` names the searched half.
+        Pass it to `trace_dimensions` as `dims`, which then shows the other half of the texts.
+
+    Raises:
+        ValueError: as in `trace_dimensions`; fewer than six texts of a category; a stage that does not exist.
+
+    Source: METHODS section 13; Westfall and Young 1993.
+
+    Example:
+        >>> sepcap.find_dimensions(model, n=5)  # doctest: +SKIP
+    """
+    if n < 1:
+        raise ValueError(f"n={n}: give at least 1")
+    at, length = check_positions(model, positions, context)
+    texts = load_labelled_texts(model, texts, per_category=per_category, context=context, differ_within=length)
+    chosen = _check_stages(model, stages)
+    texts.rows(model, length)  # raises if a text of one half begins like one of the other
+
+    def means(half: LabelledTexts, dims: list[int] | None = None) -> Float[np.ndarray, "stage text dim"]:
+        rows = half.rows(model, length)
+        values = vectors_at(model, rows, lambda look: stage_hooks(model, look, chosen), at, dims=dims, batch_size=batch_size)
+        return values.double().mean(dim=2).numpy()
+
+    first, second = texts.halves(seed)
+    found = search_dims(means(first), first.labels).head(n)
+    dims, places = found["dim"].tolist(), found["stage"].tolist()
+    tested = _tests_found(means(second, dims), dims, places, relabel(second.labels, permutations, seed))
+    return tested.assign(stage=[chosen[place] for place in places], eta2_searched=found["eta2"], searched=_half_of(texts, seed))
+
+
+def search_dims(means: Float[np.ndarray, "stage text dim"], labels: Int[np.ndarray, " text"]) -> pd.DataFrame:
+    """All dimensions, the best first, at the stage with their highest eta2: dim, stage (index into `means`) and eta2.
+
+    Args:
+        means: mean over positions of every text.
+        labels: number of the category of every text.
+    """
+    stages, texts, dims = means.shape
+    eta2 = _explained(_scaled(means.transpose(1, 0, 2).reshape(texts, stages * dims)), labels[None])[0].reshape(stages, dims)
+    best, every = eta2.argmax(axis=0), np.arange(dims)
+    table = pd.DataFrame({"dim": every, "stage": best, "eta2": eta2[best, every]})
+    return table.sort_values("eta2", ascending=False, kind="stable", ignore_index=True)
+
+
+def separation(
+    means: Float[np.ndarray, "stage text dim"], relabellings: Relabellings
+) -> tuple[Float[np.ndarray, "stage dim"], Float[np.ndarray, "stage dim"], Float[np.ndarray, "stage dim"]]:
+    """η² of every dimension at every stage, its p-value corrected for all of them, and its uncorrected p-value.
+
+    η² = Σ over categories of n (mean of the category − mean)² / Σ over texts of (value − mean)²; 0 if all texts are equal.
+    """
+    stages, texts, dims = means.shape
+    scaled = _scaled(means.transpose(1, 0, 2).reshape(texts, stages * dims))
+    labels = relabellings.labels
+    found = _explained(scaled, labels[:1])[0]
+    highest, as_high = [], np.zeros(stages * dims)
+    step = max(1, 4_000_000 // (scaled.shape[1] * (labels.max() + 1)))
+    for start in progress(range(0, len(labels), step), desc="relabel texts"):
+        explained = _explained(scaled, labels[start : start + step])
+        highest.append(explained.max(axis=1))
+        as_high += (explained >= found - TIES).sum(axis=0)
+    ordered = np.sort(np.concatenate(highest))
+    reached = len(ordered) - np.searchsorted(ordered, found - TIES)
+    shape = (stages, dims)
+    return found.reshape(shape), (reached / len(labels)).reshape(shape), (as_high / len(labels)).reshape(shape)
+
+
+def _scaled(cells: Float[np.ndarray, "text cell"]) -> Float[np.ndarray, "text cell"]:
+    """Every cell minus its mean, with sum of squares 1; 0 if all texts are equal."""
+    centred = cells - cells.mean(axis=0)
+    total = (centred**2).sum(axis=0)
+    # differences within float32 rounding count as 0
+    flat = total <= 1e-12 * (cells**2).sum(axis=0)
+    return np.where(flat, 0.0, centred / np.sqrt(np.where(flat, 1.0, total)))
+
+
+def _explained(
+    scaled: Float[np.ndarray, "text cell"], labels: Int[np.ndarray, "relabelling text"]
+) -> Float[np.ndarray, "relabelling cell"]:
+    explained = np.zeros((len(labels), scaled.shape[1]))
+    for category in range(labels.max() + 1):
+        members = (labels == category).astype(np.float64)
+        explained += (members @ scaled) ** 2 / members.sum(axis=1, keepdims=True)
+    return explained
+
+
+def stage_hooks(model: Any, look: Look, stages: Sequence[int] | None = None) -> list[Hook]:
+    """Hooks on the residual stream: stage 0 at the input of the first block, stage l + 1 at the output of block l."""
+    wanted = range(len(all_layers(model)) + 1) if stages is None else stages
+    blocks = [stage - 1 for stage in wanted if stage > 0]
+    entering = place_hooks(model, "resid_pre", [0], look) if 0 in wanted else []
+    return entering + place_hooks(model, "resid_post", blocks, lambda layer, vectors: look(layer + 1, vectors))
+
+
+def _check_stages(model: Any, stages: Iterable[int] | None) -> list[int]:
+    last = len(all_layers(model))
+    chosen = list(range(last + 1)) if stages is None else sorted({int(stage) for stage in stages})
+    if not chosen or not 0 <= chosen[0] <= chosen[-1] <= last:
+        raise ValueError(f"stages={chosen}: give some of 0 (input of the first block) to {last} (output of the last)")
+    return chosen
+
+
+def _check_dims(dims: int | Iterable[int] | pd.DataFrame) -> list[int]:
+    if isinstance(dims, pd.DataFrame):
+        if "dim" not in dims:
+            raise ValueError(f"dims is a table with the columns {', '.join(map(str, dims.columns))}; give what find_dimensions returns")
+        dims = dims["dim"].tolist()
+    chosen = [int(dims)] if isinstance(dims, int | np.integer) else [int(dim) for dim in dims]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"dims={chosen}: give different dimensions, at least one")
+    return chosen
+
+
+def _within(model: Any, dims: list[int]) -> list[int]:
+    width = int(model.cfg.d_model)
+    if not 0 <= min(dims) <= max(dims) < width:
+        raise ValueError(f"dims={dims}: the residual stream has dimensions 0 to {width - 1}")
+    return dims
+
+
+def _value_table(values: Values, dims: list[int], texts: LabelledTexts, at: Sequence[int]) -> pd.DataFrame:
+    stages, n, _, _ = values.shape
+    index = pd.MultiIndex.from_product([dims, range(stages), range(n), at], names=["dim", "stage", "text", "position"])
+    table = index.to_frame(index=False)
+    table["category"] = np.array(texts.categories)[texts.labels[table["text"]]]
+    return table.assign(value=values.permute(3, 0, 1, 2).reshape(-1).numpy())
+
+
+def _mean_table(values: Values, dims: list[int], texts: LabelledTexts) -> pd.DataFrame:
+    of_texts = values.double().mean(dim=2).numpy()
+    rows = []
+    for number, category in enumerate(texts.categories):
+        own = of_texts[:, texts.labels == number]
+        half = t_factor(own.shape[1]) * stats.sem(own, axis=1)
+        for i, dim in enumerate(dims):
+            means = own[:, :, i].mean(axis=1)
+            ends = {"low": means - half[:, i], "high": means + half[:, i]}
+            rows.append(pd.DataFrame({"dim": dim, "stage": range(len(means)), "category": category, "mean": means, **ends}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _separation_table(means: Float[np.ndarray, "stage text dim"], dims: list[int], relabellings: Relabellings) -> pd.DataFrame:
+    eta2, p, alone = separation(means, relabellings)
+    columns = {"eta2": eta2.T.ravel(), "p": p.T.ravel(), "p_uncorrected": alone.T.ravel()}
+    return pd.DataFrame({"dim": np.repeat(dims, len(eta2)), "stage": np.tile(np.arange(len(eta2)), len(dims)), **columns})
+
+
+def _tests_found(
+    means: Float[np.ndarray, "stage text dim"], dims: list[int], stages: list[int], relabellings: Relabellings
+) -> pd.DataFrame:
+    """Every dimension at the stage where a search on other texts found it, with p corrected for these dimensions."""
+    at_stages = np.stack([means[stage, :, i] for i, stage in enumerate(stages)], axis=1)
+    eta2, p, alone = (values[0] for values in separation(at_stages[None], relabellings))
+    return pd.DataFrame({"dim": dims, "stage": stages, "eta2": eta2, "p": p, "p_uncorrected": alone})
+
+
+def _tests_given(separated: pd.DataFrame, dims: list[int]) -> pd.DataFrame:
+    """Every dimension at the stage with its highest eta2, with p corrected for all dimensions and stages."""
+    rows = [separated.loc[separated.loc[separated["dim"] == dim, "eta2"].idxmax()] for dim in dims]
+    return pd.DataFrame(rows).astype({"dim": int, "stage": int}).reset_index(drop=True)

@@ -1,0 +1,1 @@
+"""One pair of tasks pruned in both directions, against random neurons."""

@@ -1,0 +1,1 @@
+"""Singular values of the Jacobian of attention and mlp blocks."""

@@ -1,0 +1,1 @@
+"""Comparison of pruning methods: populations, importances, bases, offsets."""

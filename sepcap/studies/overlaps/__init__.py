@@ -1,0 +1,1 @@
+"""Overlap of the neuron sets of several tasks."""

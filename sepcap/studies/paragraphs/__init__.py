@@ -1,0 +1,1 @@
+"""What a paragraph break carries into the next paragraph: activations transferred to another prompt."""

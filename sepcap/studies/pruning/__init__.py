@@ -1,0 +1,1 @@
+"""A pruning run: configuration, steps, folder, areas, random baselines, trackers, page."""

@@ -1,0 +1,97 @@
+"""Configuration of a pruning run: the same object is the API, the command line and the saved JSON."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sepcap.checks import check_fields
+from sepcap.studies.base.neuron_sets import DIVERGENCES, FRACTION_KEYS, check_fractions
+
+Direction = Literal["forward", "reverse"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
+"""Which task of a pair is forgotten: the first or the second."""
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """What to prune from which model, how far, and how to measure it ([SP] section 4; METHODS 10)."""
+
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    forget: Any = "local-code"
+    """Task to forget: a name or a path (in Python also a Dataset or a list of strings)."""
+    retain: Any = "local-prose"
+    """Task to retain."""
+    fractions: dict[str, float] = field(default_factory=lambda: {"mlp": 0.02})
+    """Share of each site's original neurons that is pruned at every step, or a whole number of them: 0.02 is two percent, 20 are twenty
+    neurons. "heads" prunes whole heads."""
+    steps: int = 50
+    """Number of pruning steps."""
+    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift", "kl", "js", "wasserstein", "random"] = "abs"
+    """Importance function, or "random" for a baseline."""
+    baseline: Literal["uniform", "per_layer", "activity"] = "uniform"
+    """For "random": neurons drawn uniformly over the model; as many per layer as another run pruned at the same step; or as many per layer
+    and per tenth of it by activity on the retain task as that run pruned."""
+    matched: str | None = None
+    """Folder of the run that "per_layer" and "activity" are matched with; it must be finished."""
+    rotation: Literal["none", "fold", "rotate"] = "none"
+    """Prune attention in the singular basis of its value/output circuits; the value bias is folded into b_O or rotated along."""
+    offset: Literal["none", "mean", "peak"] = "none"
+    """Add the output of the pruned neurons at their mean or peak activation on the retain task to the output bias."""
+    eps: float | None = None
+    """ε of the score; default 1e-3 for mlp and 1e-4 for attention."""
+    tokens: int = 100_000
+    """Token positions per task and step from which statistics are collected."""
+    eval_tokens: int = 100_000
+    """Predictions per task and step on which the model is evaluated."""
+    recollect: bool = True
+    """Recollect statistics at every step with the current model; else reuse the statistics of step 0."""
+    per_layer: bool = False
+    """Prune the same share of every layer, instead of the highest scores over all layers."""
+    aggregate: Literal["mean", "median"] = "mean"
+    """How the scores of its neurons are combined into the score of a head."""
+    seed: int = 0
+    """Seed of random selections and of the order in which the documents of the collect split are read; 0 reads them in their
+    original order. Evaluation uses the same tokens for every seed, so that runs are paired."""
+    batch_size: int = 16
+    """Rows per forward pass."""
+    context: int | None = None
+    """Tokens per row; default is the model's context, at most 512."""
+    per_document: int | Literal["row"] | None = "row"
+    """Maximum number of tokens per document: "row" for what fits one row, a number, or None for whole documents."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_fractions(self.fractions, self.steps, self.importance)
+        attention = [site for site in self.fractions if site != "mlp"]
+        if self.baseline != "uniform" and self.importance != "random":
+            raise ValueError(
+                f"baseline={self.baseline!r} is a way of drawing random neurons, and importance={self.importance!r}; use 'random'"
+            )
+        if (self.baseline == "uniform") != (self.matched is None):
+            raise ValueError(
+                f"baseline={self.baseline!r} with matched={self.matched!r}: 'per_layer' and 'activity' need the folder of the run that "
+                "they are matched with, and 'uniform' has none"
+            )
+        if self.rotation != "none" and not attention:
+            raise ValueError(f"rotation={self.rotation!r} needs attention neurons, but fractions has none; give one of {FRACTION_KEYS[1:]}")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Sites whose statistics are needed."""
+        return tuple(dict.fromkeys("attn_pre_out" if s == "heads" else s for s in self.fractions))
+
+    def histogram(self, role: str) -> bool:
+        """Whether the statistics of a role need histograms."""
+        return self.importance in DIVERGENCES or (self.offset == "peak" and role == "retain")
+
+    @property
+    def unpruned_roles(self) -> tuple[Literal["forget", "retain"], ...]:
+        """Roles whose statistics of the unpruned model are stored."""
+        return self.collected_roles if self.importance == "random" else ("forget", "retain")
+
+    @property
+    def collected_roles(self) -> tuple[Literal["forget", "retain"], ...]:
+        """Roles whose statistics a step needs; random neurons need only those of their offset."""
+        if self.importance != "random":
+            return ("forget", "retain")
+        return () if self.offset == "none" else ("retain",)

@@ -1,0 +1,81 @@
+"""Pruned neurons per layer and step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sepcap.drawing.style import SHARES, SITE_NAMES, Width, capital, chosen_layers, every, in_lines, layer_ticks, new_figure, rounded
+from sepcap.studies.pruning.figures.labels import named, sizes
+from sepcap.studies.pruning.run_folder import RunFolder
+
+GAP_PX = 34
+
+
+def neurons_gone(run: RunFolder, *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
+    """Share of every layer that is pruned after every step, one panel per site.
+
+    Args:
+        run: a run with at least step 0.
+        layers: layers to draw; default all.
+        width: inches, "column" or "page".
+    """
+    named(run)
+    table = run.gone_per_layer
+    panels = sizes(run)
+    steps = run.steps_done + 1
+    shown = {site: chosen_layers(layers, range(count)) for site, (count, _) in panels.items()}
+    heights = [min(300, max(96, 16 * len(numbers))) for numbers in shown.values()]
+    total = sum(heights) + GAP_PX * (len(panels) - 1)
+    traces: list[Any] = []
+    layout: dict[str, Any] = {"annotations": []}
+    top = total
+    for i, ((site, (count, each)), height) in enumerate(zip(panels.items(), heights, strict=True)):
+        key = "" if i == 0 else str(i + 1)
+        gone = np.zeros((count, steps), dtype=np.int64)
+        of_site = table[table["site"] == site]
+        gone[of_site["layer"], of_site["step"]] = of_site["gone"]
+        gone = gone[shown[site]]
+        hover = (
+            f"<b>{SITE_NAMES[site]}</b><br>layer %{{text}}, step %{{x}}<br>"
+            f"%{{customdata:,}} of {each:,} neurons pruned (%{{z:.1%}})<extra></extra>"
+        )
+        traces.append(
+            go.Heatmap(
+                z=[rounded(row, 4) for row in gone / each],
+                customdata=gone.tolist(),
+                text=[[str(n)] * steps for n in shown[site]],
+                xaxis=f"x{key}",
+                yaxis=f"y{key}",
+                coloraxis="coloraxis",
+                hovertemplate=hover,
+            )
+        )
+        bottom, last = top - height, i == len(panels) - 1
+        layout[f"xaxis{key}"] = {
+            "title": {"text": "Pruning step"} if last else {},
+            "showticklabels": last,
+            "anchor": f"y{key}",
+            "tick0": 0,
+            "dtick": every(steps, 12),
+        }
+        layout[f"yaxis{key}"] = {
+            "title": {"text": "Layer"},
+            "domain": [max(0.0, bottom / total), top / total],
+            "anchor": f"x{key}",
+            **layer_ticks(shown[site], height / 14),
+        }
+        place = {"x": 0, "xref": "paper", "xanchor": "left", "y": top / total, "yref": "paper", "yanchor": "bottom", "yshift": 3}
+        layout["annotations"].append({"text": capital(SITE_NAMES[site]), **place})
+        top = bottom - GAP_PX
+    bar = {
+        "title": {"text": in_lines("Share of layer pruned", total), "side": "right"},
+        "tickformat": ".0%",
+        "dtick": 0.25,
+        "len": 1,
+        "xpad": 6,
+        "ypad": 0,
+    }
+    layout["coloraxis"] = {"colorscale": SHARES, "cmin": 0, "cmax": 1, "colorbar": bar}
+    return new_figure(traces, layout, width=width, plot_px=total, left=48, right=90, top=26)

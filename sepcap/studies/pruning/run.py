@@ -1,0 +1,124 @@
+"""A pruning run with comparison to random neurons, figures and a page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from sepcap.checks import checked
+from sepcap.errors import unknown
+from sepcap.selection.figures import score_histograms
+from sepcap.statistics.intervals import Cluster
+from sepcap.studies.pruning.above_random import baselines_of, with_above_random
+from sepcap.studies.pruning.check_run import check_run
+from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
+from sepcap.studies.pruning.figures.neurons_gone import neurons_gone
+from sepcap.studies.pruning.figures.steps import metric_over_steps, thresholds
+from sepcap.studies.pruning.figures.trajectory import trajectory
+from sepcap.studies.pruning.report import report, summary_of
+from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.separability import Separability
+
+
+class Run(RunFolder):
+    """A pruning run on disk, finished or not.
+
+    Attributes:
+        folder: folder of the run.
+        config: the resolved configuration, with versions, seeds and fingerprints.
+        trajectory: one row per step and task: step, task, role, n, n_documents, every metric with its standard error, perplexity,
+            perplexity_ratio (relative to the unpruned model's), pruned neurons and threshold per site, seconds and tokens of the step.
+
+    Example:
+        >>> run = sepcap.Run.load("runs/opt")  # doctest: +SKIP
+        >>> run.separability("top1").percent  # doctest: +SKIP
+    """
+
+    @checked()
+    def separability(
+        self,
+        metric: str = "top1",
+        *,
+        specific: Literal["forget", "retain"] = "forget",
+        baseline: RunFolder | Sequence[RunFolder] | str | None = None,
+        seed: int = 0,
+        cluster: Cluster = "document",
+    ) -> Separability:
+        """How separable the two tasks are along this run (METHODS 11).
+
+        Args:
+            metric: "top1", "top10", "skip50_top1" or "skip50_top10".
+            specific: the role on the x axis; "forget" makes 2 the perfect area, "retain" makes it 0.
+            baseline: random neurons to compare the area with: random runs that differ in their seed, or "uniform",
+                "per_layer" or "activity" for those of the comparison that this run belongs to.
+            seed: seed of the bootstrap.
+            cluster: unit that is drawn for intervals, "document" or "package" with all its documents.
+
+        Raises:
+            ValueError: no step yet, an unpruned accuracy of 0, random runs that are not baselines of this run, or unknown packages.
+
+        Example:
+            >>> run.separability("top1", baseline="per_layer").above_random  # doctest: +SKIP
+        """
+        found = super().separability(metric, specific=specific, seed=seed, cluster=cluster)
+        if baseline is None:
+            return found
+        return with_above_random(found, self, baselines_of(self, baseline), seed=seed, cluster=cluster)
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """`trajectory` by its name, as every result has its tables."""
+        return {"trajectory": self.trajectory}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """`trajectory`."""
+        return self.trajectory
+
+    def summary(self, baseline: RunFolder | Sequence[RunFolder] | str | None = None) -> list[str]:
+        """What was pruned, what remains, and how separable the tasks are, in sentences.
+
+        Args:
+            baseline: random runs to compare with, as for `separability`.
+        """
+        return summary_of(self, [] if baseline is None else baselines_of(self, baseline))
+
+    def figure(self, kind: str = "trajectory", **options: Any) -> Any:
+        """A figure of the run: "trajectory", "drops", "perplexity", "metric", "gone", "threshold" or "scores"."""
+        kinds = {
+            "trajectory": lambda: trajectory(self, **options),
+            "drops": lambda: drop_against_drop(self, **options),
+            "perplexity": lambda: perplexity_against_perplexity(self, **options),
+            "metric": lambda: metric_over_steps(self, **options),
+            "gone": lambda: neurons_gone(self, **options),
+            "threshold": lambda: thresholds(self, **options),
+            "scores": lambda: score_histograms(self.scores(), **options),
+        }
+        if kind not in kinds:
+            raise unknown("figure", kind, kinds)
+        return kinds[kind]()
+
+    @checked()
+    def report(
+        self,
+        path: str | Path | None = None,
+        *,
+        model: Any = None,
+        baseline: RunFolder | Sequence[RunFolder] | str | None = None,
+        device: str | None = None,
+    ) -> Path:
+        """Write one self-contained HTML page about the run; see `sepcap.studies.pruning.report.report`."""
+        return report(self, path, model=model, baseline=baseline, device=device)
+
+
+def whole_run(folder: str | Path) -> Run:
+    """Load the run in a folder and compare all of its files with what was recorded when they were written.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptFile: a file differs from what was written; it is named.
+    """
+    run = Run.load(folder)
+    check_run(run)
+    return run

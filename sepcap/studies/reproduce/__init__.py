@@ -1,0 +1,1 @@
+"""Stored studies of papers, with published and measured values."""

@@ -1,0 +1,1 @@
+"""Complementary checks of a selection: keep only, step size, layers, meeting point."""

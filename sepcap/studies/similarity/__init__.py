@@ -1,0 +1,1 @@
+"""Similarity of activations within and between categories of texts."""

@@ -1,0 +1,302 @@
+"""How similar activations of different kinds of text are: cosine similarities, layer by layer (METHODS 13)."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sepcap.checks import checked
+from sepcap.errors import unknown
+from sepcap.models.places import PLACES, all_layers, head_hooks, norm_behind, place_hooks
+from sepcap.statistics.collect import BATCH_SIZE
+from sepcap.statistics.vectors import vectors_at
+from sepcap.studies.base.permutations import PERMUTATIONS, corrected, jackknife, p_values, relabel
+from sepcap.studies.base.provenance import made_with
+from sepcap.studies.base.result import Figures, StudyResult
+from sepcap.studies.similarity import figures
+from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions
+from sepcap.tasks.labelled import load_labelled_texts as texts_for
+
+WHAT = ("attn_out", "mlp_out", "resid_post")
+"""Places that can be compared by name; a head is given as (layer, head), or as its number for that head of every layer."""
+
+Matrix = Float[np.ndarray, "layer text text"]
+
+
+class ActivationSimilarity(StudyResult):
+    """Similarities of all (text, position) pairs per layer, and how well they follow the categories.
+
+    Attributes:
+        config: what was compared, positions, the texts and the relabellings; with the model and versions.
+        tables: `layers`, one row per layer: within, between and gap (within − between) with the ends of its 95% interval (`low`,
+            `high`), `within_text`, the central 95% of the gap under relabelling (`null_low`, `null_high`), `critical` (the smallest
+            gap at which p is at most 0.05), `p` corrected for the number of layers and `p_uncorrected`.
+            `pairs`: the mean similarity of two categories (`first`, `second`) per layer.
+            `texts`: number, category and name of every text.
+        tensors: `similarity` [layer, text · position, text · position], all positions of the first text first; `text_similarity`
+            [layer, text, text], means over positions, on the diagonal over different positions of one text.
+
+    Two texts of one category count as "within", two of different categories as "between", whatever the positions. Two positions of
+    one text count as neither: they share words, which says nothing about the category. Their mean is `within_text`.
+    """
+
+    STUDY: ClassVar[str] = "similarity"
+    TITLE: ClassVar[str] = "How similar are activations of different kinds of text?"
+    FIGURES: ClassVar[Figures] = {
+        "profile": ("Within- minus between-category similarity over layers", figures.similarity_profile),
+        "matrices": ("Similarity of every text and position to every other", figures.similarity),
+    }
+
+    @property
+    def labels(self) -> Int[np.ndarray, " text"]:
+        """Number of the category of every text."""
+        return pd.factorize(self.tables["texts"]["category"])[0]
+
+    def compared(self, other: "ActivationSimilarity") -> pd.DataFrame:
+        """The gap of this result minus the gap of another on the same texts, for example of a model with random weights.
+
+        Returns:
+            One row per layer: layer, gap, other_gap, difference, and `low` and `high`, the ends of its 95% interval, paired
+            over texts.
+
+        Raises:
+            ValueError: the other result has other texts, layers, positions, `what` or `scaled`.
+        """
+        for name in ("texts", "what", "scaled", "positions"):
+            if self.config[name] != other.config[name]:
+                raise ValueError(f"other: {name} is {other.config[name]!r}, but here {self.config[name]!r}; only the model may differ")
+        mine, its = (result.tables["layers"] for result in (self, other))
+        if mine["layer"].tolist() != its["layer"].tolist():
+            raise ValueError(f"other has {len(its)} layers, this result {len(mine)}: compare models of the same shape")
+        sums = [result.tensors["text_similarity"].double().numpy() for result in (self, other)]
+        difference = mine["gap"].to_numpy() - its["gap"].to_numpy()
+        without = np.subtract(*(gaps_without(matrix, self.labels) for matrix in sums))
+        low, high = jackknife(difference, without, self.labels)
+        columns = {"gap": mine["gap"], "other_gap": its["gap"], "difference": difference, "low": low, "high": high}
+        return pd.DataFrame({"layer": mine["layer"], **columns})
+
+    def summary(self) -> list[str]:
+        """What was found, in sentences."""
+        config, layers = self.config, self.tables["layers"]
+        widest = layers.loc[layers["gap"].idxmax()]
+        sure = layers.loc[layers["p"] <= 0.05, "layer"].tolist()
+        kind = "scaled cosine" if config["scaled"] else "cosine"
+        at = f"position{'s' * (len(config['positions']) > 1)} {_listed(config['positions'])}"
+        over = f"corrected for {len(layers)} layers" if len(layers) > 1 else "of this one layer"
+        return [
+            f"{_in_words(config['what'], config.get('norm'))}: {kind} similarity at {at} of "
+            f"{len(self.labels)} texts ({', '.join(f'{name} {n}' for name, n in config['categories'].items())}).",
+            f"Within- minus between-category similarity is largest in layer {widest['layer']:.0f}: {widest['gap']:.3f} "
+            f"(within {widest['within']:.3f}, between {widest['between']:.3f}); p = {widest['p']:.2g}, {over}"
+            f"{'; no interval, because the layer was chosen by its value' * (len(layers) > 1)}.",
+            f"Layers in which texts of a category are more similar than expected by chance (p ≤ 0.05{', corrected' * (len(layers) > 1)}): "
+            f"{', '.join(map(str, sure)) or 'none'} of {len(layers)}. Control: {config['relabellings']}.",
+        ]
+
+
+@checked()
+def compare_activations(
+    model: Any,
+    labelled_texts: LabelledTexts | Mapping[str, Any] | None = None,
+    positions: Iterable[int] | None = None,
+    what: Any = "attn_out",
+    scaled: bool = False,
+    *,
+    per_category: int = PER_CATEGORY,
+    context: int | None = None,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> ActivationSimilarity:
+    """Compare the activations of labelled texts in every layer, and test whether similarity follows the labels.
+
+    Every text is run through the model once; only its vectors at the positions are kept.
+
+    Args:
+        model: what `load_model` returns.
+        labelled_texts: `LabelledTexts`, category -> list of texts, category -> task, or None for the offline texts; see the function
+            `sepcap.load_labelled_texts`.
+        positions: token positions to compare; default is ten, every fourth up to the end of the context.
+        what: "attn_out" or "mlp_out": the output without the residual stream; "resid_post": the stream after the block; (layer, head):
+            what that head adds to the stream (z_h W_O[h], no bias); a number: that head of every layer. If a norm follows attention or
+            the mlp (Gemma-2, OLMo-2: after the output; BERT: after the sum), outputs and heads are taken before it, and the summary
+            states this: in Gemma-2 they are not yet what is added to the stream.
+        scaled: divide every vector by the largest norm of all instead of its own norm, so that norms count.
+        per_category: texts per category, if they are taken from a task.
+        context: number of tokens at which the default positions end; default is the model's context, at most 512.
+        permutations: most relabellings of the texts: all of them if there are no more, else random ones.
+        seed: for drawing relabellings.
+        batch_size: texts per pass; halved, with a warning, when memory runs out.
+
+    Returns:
+        ActivationSimilarity with `.tables["layers"]`, `.tensors["similarity"]`, `.figure("profile")` and `.figure("matrices")`.
+
+    Raises:
+        ValueError: texts too short or too few, positions outside of the context, an unknown place.
+        IndexError: a head that does not exist.
+        NotImplementedError: an image classifier; a place that the architecture does not have.
+
+    Source: [OPT]; METHODS section 13.
+
+    Example:
+        >>> found = sepcap.compare_activations(model, what="resid_post")  # doctest: +SKIP
+        >>> found.tables["layers"][["layer", "gap", "low", "high", "p"]]  # doctest: +SKIP
+    """
+    chosen, length = check_positions(model, positions, context)
+    texts = texts_for(model, labelled_texts, per_category=per_category, context=context, differ_within=length)
+    hooks_for, layers = _hooks_for(model, what)
+    relabellings = relabel(texts.labels, permutations, seed)
+    vectors = vectors_at(model, texts.rows(model, length), hooks_for, chosen, batch_size=batch_size)
+    matrices = torch.stack([similarities(one.flatten(0, 1), scaled) for one in vectors])
+    of_texts = text_similarities(matrices, len(texts.labels)).numpy()
+    config = {
+        **made_with(model),
+        "what": list(what) if isinstance(what, tuple) else what,
+        "norm": norm_behind(model, what if isinstance(what, str) else "attn_out"),
+        "scaled": scaled,
+        "positions": list(chosen),
+        "texts": texts.fingerprint,
+        "categories": {category: len(held) for category, held in texts.texts.items()},
+        "permutations": permutations,
+        "relabellings": relabellings.said,
+        "seed": seed,
+    }
+    tables = {
+        "layers": _layer_table(of_texts, relabellings.labels, layers),
+        "pairs": _pair_table(of_texts, texts, layers),
+        "texts": texts.table,
+    }
+    return ActivationSimilarity(config, tables, {"similarity": matrices.float(), "text_similarity": torch.from_numpy(of_texts)})
+
+
+def _hooks_for(model: Any, what: Any) -> tuple[Any, list[int]]:
+    """The function that makes the hooks, and the layers of the hooks."""
+    every = list(all_layers(model))
+    if isinstance(what, bool) or not isinstance(what, str | int | tuple):
+        raise TypeError(f"what={what!r}: give {', '.join(map(repr, WHAT))}, a head as (layer, head), or the number of a head")
+    if isinstance(what, str):
+        if what not in WHAT:
+            raise unknown("what", what, WHAT, "Or a head: (layer, head), or its number for that head of every layer.")
+        return partial(place_hooks, model, what, every), every
+    heads = [(layer, what) for layer in every] if isinstance(what, int) else [what]
+    if len(heads[0]) != 2 or not all(isinstance(number, int) for number in heads[0]):
+        raise ValueError(f"what={what!r}: a head is (layer, head)")
+    return partial(head_hooks, model, heads), [layer for layer, _ in heads]
+
+
+def similarities(vectors: Float[Tensor, "vector dim"], scaled: bool = False) -> Float[Tensor, "vector vector"]:
+    """Cosine of every vector with every other, or the dot products after division by the largest norm, in float64.
+
+    A zero vector has similarity 0 to every vector, itself included.
+    """
+    vectors = vectors.double()
+    norms = vectors.norm(dim=1, keepdim=True)
+    by = norms.max() if scaled else norms
+    unit = vectors / torch.where(by > 0, by, torch.ones_like(by))
+    return unit @ unit.T
+
+
+def text_similarities(matrices: Float[Tensor, "layer vector vector"], texts: int) -> Float[Tensor, "layer text text"]:
+    """Means over all pairs of positions; on the diagonal, over different positions of one text (NaN for a single position)."""
+    blocks = matrices.unflatten(2, (texts, -1)).unflatten(1, (texts, -1))  # layer, text, position, text, position
+    means = blocks.mean(dim=(2, 4))
+    own = blocks.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)  # layer, text, position, position
+    positions = own.shape[-1]
+    apart = own.sum(dim=(2, 3)) - own.diagonal(dim1=2, dim2=3).sum(dim=2)
+    means.diagonal(dim1=1, dim2=2).copy_(apart / (positions * (positions - 1)) if positions > 1 else torch.full_like(apart, torch.nan))
+    return means
+
+
+def gaps(matrix: Matrix, labels: Int[np.ndarray, "relabelling text"]) -> Float[np.ndarray, "relabelling layer"]:
+    """Mean similarity of texts of one category minus that of texts of different categories, for every relabelling."""
+    first, second = np.triu_indices(matrix.shape[1], 1)
+    values = matrix[:, first, second]
+    found = np.empty((len(labels), len(matrix)))
+    step = max(1, 4_000_000 // len(first))
+    for start in range(0, len(labels), step):
+        part = labels[start : start + step]
+        same = (part[:, first] == part[:, second]).astype(np.float64)
+        pairs = same.sum(axis=1, keepdims=True)
+        inside = same @ values.T
+        found[start : start + step] = inside / pairs - (values.sum(axis=1) - inside) / (len(first) - pairs)
+    return found
+
+
+def gaps_without(matrix: Matrix, labels: Int[np.ndarray, " text"]) -> Float[np.ndarray, "text layer"]:
+    """The gap with each text left out in turn.
+
+    Every pair of categories keeps its weight among all texts. Otherwise a category that loses a text would also lose weight, which
+    is no sampling uncertainty, and the intervals would be too narrow.
+    """
+    counts = np.bincount(labels)
+    pairs = np.outer(counts, counts) - np.diag(counts)
+    same = np.eye(len(counts), dtype=bool)
+    weights = np.where(same, pairs / pairs[same].sum(), -pairs / pairs[~same].sum())
+    kept = [np.delete(np.arange(len(labels)), text) for text in range(len(labels))]
+    return np.array([(weights * category_means(matrix[:, keep][:, :, keep], labels[keep])).sum(axis=(1, 2)) for keep in kept])
+
+
+def category_means(matrix: Matrix, labels: Int[np.ndarray, " text"]) -> Float[np.ndarray, "layer category category"]:
+    """Mean similarity of two different texts, one from each category."""
+    member = np.eye(labels.max() + 1)[labels]
+    apart = np.where(np.eye(len(labels), dtype=bool), 0.0, matrix)
+    counts = member.sum(axis=0)
+    return member.T @ apart @ member / (np.outer(counts, counts) - np.diag(counts))
+
+
+def _layer_table(matrix: Matrix, relabelled: Int[np.ndarray, "relabelling text"], layers: list[int]) -> pd.DataFrame:
+    null, labels = gaps(matrix, relabelled), relabelled[0]
+    first, second = np.triu_indices(len(labels), 1)
+    same = labels[first] == labels[second]
+    values = matrix[:, first, second]
+    low, high = jackknife(null[0], gaps_without(matrix, labels), labels)
+    p, reached = corrected(null)
+    return pd.DataFrame(
+        {
+            "layer": layers,
+            "within": values[:, same].mean(axis=1),
+            "between": values[:, ~same].mean(axis=1),
+            "within_text": np.diagonal(matrix, axis1=1, axis2=2).mean(axis=1),
+            "gap": null[0],
+            "low": low,
+            "high": high,
+            "null_low": np.quantile(null, 0.025, axis=0),
+            "null_high": np.quantile(null, 0.975, axis=0),
+            "critical": reached,
+            "p": p,
+            "p_uncorrected": p_values(null),
+        }
+    )
+
+
+def _pair_table(matrix: Matrix, texts: LabelledTexts, layers: list[int]) -> pd.DataFrame:
+    means = category_means(matrix, texts.labels)
+    pairs = list(itertools.combinations_with_replacement(range(len(texts.categories)), 2))
+    rows = [(layer, texts.categories[i], texts.categories[j], means[at, i, j]) for at, layer in enumerate(layers) for i, j in pairs]
+    return pd.DataFrame(rows, columns=["layer", "first", "second", "similarity"])
+
+
+BEHIND = {
+    None: "{0} adds",
+    "sum": "{0} adds, before the norm of the sum",
+    "output": "{0} outputs, before the norm that follows it",
+}
+"""Value of `norm_behind` -> phrase for the summary."""
+
+
+def _in_words(what: str | int | list[int], norm: str | None) -> str:
+    if isinstance(what, str):
+        means = PLACES[what].means if norm is None else PLACES[what].means.replace(" adds", BEHIND[norm].format(""))
+        return means[0].upper() + means[1:]
+    head = f"head {what} of every layer" if isinstance(what, int) else f"head {what[1]} of layer {what[0]}"
+    return f"What {BEHIND[norm].format(head)}"
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) if len(numbers) <= 3 else f"{numbers[0]}, {numbers[1]}, … {numbers[-1]}"

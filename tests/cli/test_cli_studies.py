@@ -1,0 +1,139 @@
+"""The commands of studies, on a tiny model: what they print is what the study found, and their folder opens again."""
+
+import inspect
+import json
+
+import pandas as pd
+import pytest
+
+import sepcap
+from sepcap.cli.geometry import FindDims, Similarity, Streams
+from sepcap.cli.main import main
+
+
+@pytest.fixture
+def files(letters, digits, tmp_path):
+    """Two tasks as files."""
+    paths = []
+    for name, texts in (("letters", letters), ("digits", digits)):
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return [str(path) for path in paths]
+
+
+SMALL = ["--tokens", "300", "--context", "16"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["modules", "concentration", "--k", "6", "--seeds", "0", "1", "--draws", "20", "--fractions", "0.1", *SMALL],
+        ["modules", "overlap", "--fractions", "0.1", "0.2", "--sites", "mlp", *SMALL],
+        ["modules", "cross-task", "--eval-tokens", "200", "--seeds", "0", *SMALL],
+        ["geometry", "similarity", "--what", "resid_post", "--per-category", "3", "--context", "16"],
+        ["geometry", "dimensions", "--dims", "3", "5", "--per-category", "3", "--context", "16"],
+        ["geometry", "jacobian", "--part", "mlp", "--tokens", "2", "--rows", "2", "--layer", "1"],
+    ],
+    ids=lambda command: "-".join(command[:2]),
+)
+def test_a_study_says_what_it_found_and_opens_again(command, files, trained_folder, tmp_path, capsys):
+    out = tmp_path / "study"
+    tasks = {"concentration": ["--tasks", files[0], "--retain", files[1]], "overlap": ["--tasks", *files, "--retain", "others"]}
+    data = ["--task", files[0]] if command[1] == "jacobian" else tasks.get(command[1], ["--tasks", *files])
+    main([*command, *data, "--model", str(trained_folder), "--out", str(out)])
+    printed = capsys.readouterr().out
+    found = sepcap.load_result(out)
+    assert all(sentence in printed for sentence in found.summary())
+    assert f"sepcap report {out}" in printed
+    if command[0] == "modules":  # what it costs comes before what was found
+        assert -1 < printed.find("M tokens through") < printed.find(found.summary()[0])
+
+
+def test_checks_from_the_other_side(files, trained_folder, tmp_path, capsys):
+    options = ["--checks", "keep-only", "meeting", "--fractions", "0.2", "0.6", "1.0", "--eval-tokens", "200", "--seeds", "0", *SMALL]
+    pair = ["--forget", files[0], "--retain", files[1]]
+    main(["modules", "selection", *pair, *options, "--model", str(trained_folder), "--out", str(tmp_path / "checks")])
+    printed = capsys.readouterr().out
+    assert all(sentence in printed for sentence in sepcap.load_result(tmp_path / "checks").summary())
+    assert "no figure 'layers'" in printed
+    assert -1 < printed.find("M tokens through the model") < printed.find("When only the")
+
+
+TINY = ["--per-category", "3", "--context", "16", "--positions", "7", "15", "--batch-size", "4"]
+
+
+def test_the_control_is_printed_paired_and_drawn(files, trained_folder, tmp_path, capsys, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("sepcap.cli.geometry.write_figure", lambda figure, stem: drawn.update({stem.name: figure}))
+    main(["geometry", "similarity", "--control", *TINY, "--tasks", *files, "--model", str(trained_folder), "--out", str(tmp_path / "s")])
+    found, other = (sepcap.load_result(folder) for folder in (tmp_path / "s", tmp_path / "s" / "random-weights"))
+    assert found.config["positions"] == other.config["positions"] == [7, 15]
+    assert found.config["model_fingerprint"] != other.config["model_fingerprint"]
+    assert found.config["study"] == "similarity"
+    assert found.compared(other).to_string(index=False, float_format=lambda x: f"{x:.4f}") in capsys.readouterr().out
+    assert {"this model", "random weights"} <= {trace.name for trace in drawn["profile-control"].data}
+    with pytest.raises(SystemExit):
+        main(["geometry", "similarity", "--control", "--random-weights"])
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_dimensions_that_were_found_are_printed_and_followed_elsewhere(files, trained_folder, tmp_path, capsys):
+    """The file names the half that was searched: of the same texts the other half is shown, of others all."""
+    common = ["--per-category", "6", *TINY[2:], "--tasks", *files, "--model", str(trained_folder)]
+    csv = tmp_path / "new" / "dims.csv"
+    main(["geometry", "find-dimensions", "--n", "3", "--stages", "1", "2", *common, "--out", str(csv)])
+    table = pd.read_csv(csv)
+    printed = capsys.readouterr().out
+    assert len(table) == 3
+    assert all(str(dim) in printed for dim in table["dim"])
+    assert "eta2 and p are of the other half" in printed
+    texts = {}
+    for name, skip in (("same", "0"), ("others", "6")):
+        main(["geometry", "dimensions", "--found", str(csv), "--skip", skip, *common, "--out", str(tmp_path / name)])
+        found = sepcap.load_result(tmp_path / name)
+        assert found.config["dims"] == table["dim"].tolist()
+        texts[name] = (found.config["searched"], len(found.tables["texts"]))
+    n = 6 * len(files)
+    assert texts == {"same": (n // 2, n // 2), "others": (None, n)}
+    main(["geometry", "dimensions", "--n", "2", *common, "--out", str(tmp_path / "searched")])
+    assert sepcap.load_result(tmp_path / "searched").config["searched"] == n // 2
+    assert "Ranked on one half" in capsys.readouterr().out
+    for wrong, says in (
+        (["find-dimensions", *common, "--out", str(csv)], "already exists"),
+        (["dimensions", "--found", str(csv), "--dims", "3"], "give one of them"),
+        (["dimensions", "--found", str(tmp_path / "no.csv"), *common], "does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["geometry", *wrong])
+        assert says in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_defaults_are_those_of_the_functions():
+    functions = {Similarity: sepcap.compare_activations, Streams: sepcap.trace_dimensions, FindDims: sepcap.find_dimensions}
+    for command, function in functions.items():
+        taken = inspect.signature(function).parameters
+        for name in {"per_category", "context", "permutations", "seed", "batch_size", "what", "scaled", "n"} & set(taken):
+            assert getattr(command(), name) == taken[name].default, (command, name)
+
+
+def test_a_head_needs_no_layer_but_a_layer_needs_a_head(capsys):
+    with pytest.raises(SystemExit):
+        main(["geometry", "similarity", "--layer", "2"])
+    assert "give --head too" in capsys.readouterr().err
+
+
+def test_two_tasks_of_one_name_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["geometry", "dimensions", "--tasks", "a/x.txt", "b/x.txt"])
+    assert "two have the same name" in capsys.readouterr().err
+
+
+def test_ablations_of_a_head_are_kept_and_never_written_over(files, trained_folder, tmp_path, capsys):
+    options = ["--task", files[0], "--layer", "1", "--head", "2", "--kinds", "zero", "mean", "--tokens", "200"]
+    command = ["compare-ablations", *options, "--model", str(trained_folder), "--out", str(tmp_path / "head")]
+    main(command)
+    table = sepcap.load_result(tmp_path / "head").table
+    assert table.to_string(index=False, float_format=lambda x: f"{x:.4f}") in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "is not empty" in capsys.readouterr().err
