@@ -293,6 +293,8 @@ def _load_histogram(tensors: Mapping[str, Tensor], site: str) -> Histogram | Non
     return Histogram(*(tensors[f"{site}.{name}"] for name in ("histogram.counts", "histogram.exponent", "histogram.start", "low", "high")))
 
 
-def between(n: int, total: Tensor, m: int, other: Tensor) -> Tensor | float:
+def between(
+    n: int, total: Float[Tensor, "*layer neuron"], m: int, other: Float[Tensor, "*layer neuron"]
+) -> Float[Tensor, "*layer neuron"] | float:
     """Excess of Σ(z−z̄)² of two parts together over the two sums: n·m/(n+m) times the squared distance of their means."""
     return (total / n - other / m).square() * (n * m / (n + m)) if n and m else 0.0

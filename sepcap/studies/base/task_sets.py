@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -160,6 +160,9 @@ def scores_of(statistics: Mapping[str, Statistics], tasks: NamedTasks, importanc
     return scores
 
 
+LesionPlanKind = TypeVar("LesionPlanKind", bound="LesionPlan")
+
+
 @dataclass(frozen=True, eq=False)
 class LesionPlan:
     """Samples and checked inputs of a study that deletes neurons; nothing is written yet."""
@@ -170,6 +173,14 @@ class LesionPlan:
     collect: dict[str, TokenSample]
     evaluate: dict[str, TokenSample]
     resolved: dict[str, Any]
+
+    @classmethod
+    def sampled(cls: type[LesionPlanKind], model: Any, config: Any, tasks: NamedTasks, names: Mapping[str, Any]) -> LesionPlanKind:
+        """A plan with samples of all tasks; `names` are the tasks' names, by the fields of the configuration."""
+        collect = tasks.samples(model, "collect", config.tokens, config)
+        evaluate = tasks.samples(model, "evaluate", config.eval_tokens, config)
+        made = resolved(model, config, names, {"collect": collect, "evaluate": evaluate})
+        return cls(config, model, tasks, collect, evaluate, made)
 
     @property
     def neurons(self) -> int:

@@ -26,7 +26,6 @@ from sepcap.studies.base.task_sets import (
     Relative,
     n_highest,
     n_random,
-    resolved,
     scores_and_lesions,
     what_intervals_cover,
 )
@@ -171,11 +170,7 @@ def plan_cross_task(model: Any, config: CrossTaskConfig) -> CrossTaskPlan:
         raise TypeError(f"config is a {type(config).__name__}; give a sepcap.CrossTaskConfig")
     check_deletion(model, config.site)
     tasks = NamedTasks.of(config.tasks, config.retain)
-    collect = tasks.samples(model, "collect", config.tokens, config)
-    evaluate = tasks.samples(model, "evaluate", config.eval_tokens, config)
-    names = {"tasks": tasks.names, "retain": tasks.retain_name}
-    made = resolved(model, config, names, {"collect": collect, "evaluate": evaluate})
-    return CrossTaskPlan(config, model, tasks, collect, evaluate, made)
+    return CrossTaskPlan.sampled(model, config, tasks, {"tasks": tasks.names, "retain": tasks.retain_name})
 
 
 @checked()

@@ -22,7 +22,6 @@ from sepcap.studies.base.runner import run_study
 from sepcap.studies.base.task_sets import (
     LesionPlan,
     NamedTasks,
-    resolved,
     scores_and_lesions,
     what_intervals_cover,
 )
@@ -207,11 +206,7 @@ def plan_cross_checks(model: Any, config: SelectionChecksConfig) -> CrossChecksP
     if "step-size" in config.checks:
         equal_number(config, neurons)
     tasks = NamedTasks.of((config.forget, config.retain), OTHERS)
-    collect = tasks.samples(model, "collect", config.tokens, config)
-    evaluate = tasks.samples(model, "evaluate", config.eval_tokens, config)
-    names = {"forget": tasks.names[0], "retain": tasks.names[1]}
-    made = resolved(model, config, names, {"collect": collect, "evaluate": evaluate})
-    return CrossChecksPlan(config, model, tasks, collect, evaluate, made)
+    return CrossChecksPlan.sampled(model, config, tasks, {"forget": tasks.names[0], "retain": tasks.names[1]})
 
 
 @checked()
