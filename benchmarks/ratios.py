@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 import sepcap
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.models.forward import logits_of
-from sepcap.models.load import default_folder
+from sepcap.models.loading.load import default_folder
 from sepcap.statistics.collect import collect_sample
 from sepcap.tasks.batches import TokenSample, sample_tokens
 

@@ -20,8 +20,8 @@ import sepcap
 from sepcap import plots
 from sepcap.statistics.intervals import in_percent
 from sepcap.studies.directions.study import Comparison, compare
-from sepcap.studies.pruning.above_random import over_seeds
 from sepcap.studies.pruning.config import PruningConfig
+from sepcap.studies.pruning.random_neurons.above_random import over_seeds
 from sepcap.tasks.passages import Passage, sample_passages
 
 DEMO_TABLE = re.compile(r"\| run \| area \[95%\] .*\n(?:\|.*\n)+")

@@ -14,7 +14,7 @@ from .interventions.optimal import fit_constants as fit_constants
 from .interventions.rotation import Rotation as Rotation
 from .interventions.rotation import compute_rotation as compute_rotation
 from .interventions.rotation import rotate_values as rotate_values
-from .models.load import load_model as load_model
+from .models.loading.load import load_model as load_model
 from .models.weights import save_pretrained as save_pretrained
 from .selection.clusters import Clusters as Clusters
 from .selection.clusters import cluster_neurons as cluster_neurons

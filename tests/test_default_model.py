@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sepcap
-from sepcap.models.load import default_folder
+from sepcap.models.loading.load import default_folder
 
 
 @pytest.fixture(scope="module")

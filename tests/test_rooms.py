@@ -1,6 +1,7 @@
-"""The rooms of the package: every import runs down, no circle, no file that is too long."""
+"""The rooms of the package: every import runs down, no circle, no file that is too long, no folder that is too full."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,9 @@ FLOORS = (
 
 LONGEST = 400
 """Lines of a file."""
+
+FULLEST = 12
+"""Files of a folder, beside its `__init__.py`."""
 
 FILES = {path.relative_to(HOME).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path for path in HOME.rglob("*.py")}
 """Module below `sepcap.` -> its file."""
@@ -112,6 +116,11 @@ def test_no_circle_of_imports():
 @pytest.mark.parametrize("module", MODULES)
 def test_no_file_is_longer_than_a_reader_can_hold(module):
     assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+def test_no_folder_is_fuller_than_a_reader_can_hold():
+    files = Counter(path.parent.relative_to(HOME).as_posix() for path in FILES.values() if path.stem != "__init__")
+    assert {folder: n for folder, n in files.items() if n > FULLEST} == {}
 
 
 def test_imports_stand_at_the_top_but_where_torch_would_be_loaded_too_early():

@@ -11,7 +11,7 @@ import tyro
 
 import sepcap
 from sepcap.evaluation.generation import continuation, prompt_of
-from sepcap.models.load import default_folder
+from sepcap.models.loading.load import default_folder
 from sepcap.tasks.samples import sample_task
 
 TASKS = ("local-prose", "local-code", "local-python", "local-cpp")

@@ -17,9 +17,9 @@ from typing import Any
 import tyro
 from train import EXTRA, SHARES
 
-from sepcap.tasks.local import Kind, documents
-from sepcap.tasks.ngrams import runs
 from sepcap.tasks.overlap import measured
+from sepcap.tasks.sources.local import Kind, documents
+from sepcap.tasks.sources.ngrams import runs
 
 MOST_SHARED = 0.05
 """Maximum share of the words of evaluation documents in 13-grams of collection or training texts, without idiom."""

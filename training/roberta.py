@@ -26,8 +26,8 @@ import sepcap
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.evaluation.result import Evaluation
 from sepcap.tasks.batches import pack
-from sepcap.tasks.local import Kind, documents
 from sepcap.tasks.samples import sample_task
+from sepcap.tasks.sources.local import Kind, documents
 
 
 @dataclass(frozen=True)

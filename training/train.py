@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from sepcap.tasks.batches import pack
-from sepcap.tasks.local import TRAINED_ON, Kind, documents
-from sepcap.tasks.ngrams import common_runs, runs, sampled, united
+from sepcap.tasks.sources.local import TRAINED_ON, Kind, documents
+from sepcap.tasks.sources.ngrams import common_runs, runs, sampled, united
 
 SHARES: dict[Kind, int] = {"prose": 2, "python": 1, "cpp": 1}
 """Rows of each kind of text per four rows of a batch."""

@@ -92,7 +92,7 @@ class Models(Command):
 
     def run(self) -> None:
         """Carry out the command."""
-        from sepcap.models.load import default_folder
+        from sepcap.models.loading.load import default_folder
 
         print(f"default      the embedded model, in {default_folder()}")
         print("FOLDER       a model in Hugging Face format, with its tokenizer or image processor")

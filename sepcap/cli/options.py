@@ -66,7 +66,7 @@ class OnDevice(Command):
 
     def load(self, **options: Any) -> Any:
         """Load the model of the command."""
-        from sepcap.models.load import load_model
+        from sepcap.models.loading.load import load_model
 
         return load_model(self.model, device=self.device, **options)
 

@@ -89,10 +89,10 @@ class Prune(PruningConfig, Loading):
 
     def run(self) -> None:
         """Carry out the command."""
-        from sepcap.studies.pruning.above_random import no_baseline
         from sepcap.studies.pruning.check_run import is_left
         from sepcap.studies.pruning.plan import plan
         from sepcap.studies.pruning.prune import execute
+        from sepcap.studies.pruning.random_neurons.above_random import no_baseline
         from sepcap.studies.pruning.trackers import trackers_of
 
         config, trackers = config_in(PruningConfig, self), trackers_of(self.tracker)

@@ -29,10 +29,10 @@ from sepcap.statistics.intervals import Ends, bootstrap_interval, bootstrap_weig
 from sepcap.storage import html_card, open_regular, write_atomically
 from sepcap.tasks.batches import separator_of
 from sepcap.tasks.documents import Spelling
-from sepcap.tasks.files import read_files, read_text
-from sepcap.tasks.hub import Streamed
 from sepcap.tasks.load import load_task
 from sepcap.tasks.registry import TASKS
+from sepcap.tasks.sources.files import read_files, read_text
+from sepcap.tasks.sources.hub import Streamed
 
 SUMMARIES = ("fraction", "mean")
 Z = 1.959964

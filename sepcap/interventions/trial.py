@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from sepcap.interventions.resample import undisturbed
+from sepcap.models.blocks.places import PLACES
 from sepcap.models.devices import check_at_hand
 from sepcap.models.forward import Hook, device_of, logits_of, measuring, point_at, with_hooks
 from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, kind_of
-from sepcap.models.places import PLACES
 from sepcap.models.sites import add_offset, check_zero, delete_weights, get_site, live_weight, n_layers, norm_inside, site_shape
 from sepcap.models.wrappers import check_plain_weights
 

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from sepcap.drawing.ridges import Panel, bin_layers, edges_of, ridges
 from sepcap.drawing.style import GREY, Width, chosen_layers
-from sepcap.models.views import mlp_input_biases, value_row_norms
+from sepcap.models.blocks.views import mlp_input_biases, value_row_norms
 
 
 def value_norms(

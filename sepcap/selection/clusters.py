@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import missing_extra
+from sepcap.models.blocks.views import mlp_input_weights
 from sepcap.models.sites import n_layers, site_shape
-from sepcap.models.views import mlp_input_weights
 from sepcap.progress import progress, tell
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import html_card, load_tensors, save_tensors

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sepcap.models.blocks.places import Look
 from sepcap.models.forward import Hook, device_of, measuring, run_hooks
-from sepcap.models.places import Look
 from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE, halving_batches
 

@@ -8,9 +8,9 @@ from sepcap.checks import checked
 from sepcap.errors import CorruptFile
 from sepcap.storage import PART, check_seal
 from sepcap.studies.base.folder import FINISHED, PAGES, identity_of, own_files, read_config, study_damage
-from sepcap.studies.pruning.baselines import found_again
 from sepcap.studies.pruning.check_run import problems
 from sepcap.studies.pruning.generations import FILE, texts_kept
+from sepcap.studies.pruning.random_neurons.baselines import found_again
 from sepcap.studies.pruning.run import Run
 from sepcap.studies.pruning.trackers import LINES, lines_are_behind
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sepcap.errors import warn
 from sepcap.tasks.documents import Document, Documents, PerDocument, Spelling, in_rounds
-from sepcap.tasks.hub import read_from
+from sepcap.tasks.sources.hub import read_from
 from sepcap.tasks.task import Split, Task
 
 FEW = 50

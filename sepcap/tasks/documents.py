@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from sepcap.tasks.hub import Streamed
+from sepcap.tasks.sources.hub import Streamed
 from sepcap.tasks.task import Source, Split
 
 T = TypeVar("T")

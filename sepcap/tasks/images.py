@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 
 from sepcap.errors import unknown
 from sepcap.tasks.batches import Batch, TokenSample, warn_of_less
-from sepcap.tasks.hub import Streamed, read_from
-from sepcap.tasks.pixels import WITH_TRAINING, WITHOUT_TRAINING, percentile, pixel_hash
+from sepcap.tasks.sources.hub import Streamed, read_from
+from sepcap.tasks.sources.pixels import WITH_TRAINING, WITHOUT_TRAINING, percentile, pixel_hash
 from sepcap.tasks.task import Source, Split
 
 

@@ -15,13 +15,13 @@ from sepcap.checks import checked
 from sepcap.models.forward import positions_of
 from sepcap.models.kinds import architecture_of, kind_of
 from sepcap.storage import html_card
-from sepcap.tasks import local
 from sepcap.tasks.batches import separator_of
 from sepcap.tasks.documents import Spelling, in_rounds
-from sepcap.tasks.hub import Streamed
 from sepcap.tasks.load import load_task
-from sepcap.tasks.local import LocalSource
 from sepcap.tasks.samples import check_content, check_context
+from sepcap.tasks.sources import local
+from sepcap.tasks.sources.hub import Streamed
+from sepcap.tasks.sources.local import LocalSource
 from sepcap.tasks.task import Source, Split, Task
 
 REFERENCE = "stdlib:pydoc_data/topics.py"

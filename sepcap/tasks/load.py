@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from sepcap.checks import checked
 from sepcap.errors import unknown
-from sepcap.tasks.files import KINDS, PACKED, READ, name_of, read_files
-from sepcap.tasks.given import dataset_of, plain, saved_dataset
-from sepcap.tasks.hub import HubSource
 from sepcap.tasks.images import DigitsSource, ImageSource, has_images
-from sepcap.tasks.local import LocalSource
 from sepcap.tasks.registry import TASKS, DigitsRow, LocalRow, Row
+from sepcap.tasks.sources.files import KINDS, PACKED, READ, name_of, read_files
+from sepcap.tasks.sources.given import dataset_of, plain, saved_dataset
+from sepcap.tasks.sources.hub import HubSource
+from sepcap.tasks.sources.local import LocalSource
+from sepcap.tasks.sources.texts import DataSource
 from sepcap.tasks.task import Source, Task
-from sepcap.tasks.texts import DataSource
 
 
 @checked()

@@ -14,7 +14,7 @@ from sepcap.errors import warn
 from sepcap.storage import html_card
 from sepcap.tasks.labelled import documents_in_turn
 from sepcap.tasks.load import load_task
-from sepcap.tasks.ngrams import COMMON, LENGTH, among, copies_and_idiom, runs, united, words_in
+from sepcap.tasks.sources.ngrams import COMMON, LENGTH, among, copies_and_idiom, runs, united, words_in
 from sepcap.tasks.task import PARTS
 
 TOLERATED = 0.05

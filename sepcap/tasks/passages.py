@@ -15,8 +15,8 @@ from operator import index
 from typing import Any
 
 from sepcap.checks import checked
-from sepcap.tasks.hub import Streamed
 from sepcap.tasks.load import load_task
+from sepcap.tasks.sources.hub import Streamed
 
 Ids = tuple[int, ...]
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from sepcap.checks import checked
 from sepcap.errors import unknown
-from sepcap.tasks.hub_rows import HubRow
-from sepcap.tasks.local import Kind
+from sepcap.tasks.sources.hub_rows import HubRow
+from sepcap.tasks.sources.local import Kind
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from conftest import words
 from family_rows import FAMILIES, save_family
 
 import sepcap
-from sepcap.models.places import head_hooks, place_hooks
+from sepcap.models.blocks.places import head_hooks, place_hooks
 from sepcap.statistics.vectors import vectors_at
 from sepcap.tasks.labelled import LabelledTexts
 

@@ -9,7 +9,7 @@ from conftest import FAMILIES
 from pretended import PretendedDevices, where
 
 import sepcap
-from sepcap.models import load
+from sepcap.models.loading import load
 from sepcap.models.sites import SITES
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

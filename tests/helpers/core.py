@@ -20,9 +20,9 @@ from conftest import CONTEXT, words
 from safetensors.torch import load_file
 
 import sepcap
+from sepcap.models.blocks.views import value_row_norms
 from sepcap.models.partial import logits_from, residuals
 from sepcap.models.sites import SITES, live_weight
-from sepcap.models.views import value_row_norms
 from sepcap.models.weights import WeightSnapshot, fingerprint
 from sepcap.selection.neurons import NeuronSet
 from sepcap.studies.ablations.heads import compare_ablations

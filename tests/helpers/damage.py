@@ -14,8 +14,8 @@ import torch
 
 from sepcap.errors import CorruptFile
 from sepcap.studies.catalog import load_result
+from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.run import Run
-from sepcap.studies.pruning.step_files import ROLES
 
 
 def flip(path: Path, at: float = 0.6, bit: int = 0) -> None:

@@ -6,8 +6,8 @@ import torch
 from sepcap.evaluation.result import COUNTS, Evaluation
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.moments import SUMS, NeuronStatistics, Statistics
+from sepcap.studies.pruning.on_disk.run_folder import begin_run, metrics_of
 from sepcap.studies.pruning.run import Run
-from sepcap.studies.pruning.run_folder import begin_run, metrics_of
 
 ROW = 200
 

@@ -26,7 +26,7 @@ from transformers import (
 
 import sepcap
 from sepcap.models.kinds import kind_of
-from sepcap.models.probe import probed
+from sepcap.models.loading.probe import probed
 from sepcap.models.wrappers import check_tokens
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task

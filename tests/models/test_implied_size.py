@@ -6,7 +6,7 @@ import os
 import pytest
 
 from sepcap.errors import CorruptFile
-from sepcap.models.implied_size import check_size
+from sepcap.models.loading.implied_size import check_size
 
 
 def folder_of(tmp_path, **config):

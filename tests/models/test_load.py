@@ -19,8 +19,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import sepcap
 from sepcap.errors import CorruptFile
-from sepcap.models.hub import must_be_local, reachable
-from sepcap.models.reading import _no_bars
+from sepcap.models.loading.hub import must_be_local, reachable
+from sepcap.models.loading.reading import _no_bars
 from sepcap.tasks.samples import sample_task
 
 
@@ -175,7 +175,7 @@ def test_small_folder_shows_no_bar_and_leaves_bars_as_they_were(tiny_folders, mo
         sepcap.load_model(tiny_folders["opt"], device="cpu")
         assert bars == []
         assert logging.set_tqdm_hook(mine) is mine
-        monkeypatch.setattr("sepcap.models.reading.SMALL", 1000)  # a large one shows transformers' own
+        monkeypatch.setattr("sepcap.models.loading.reading.SMALL", 1000)  # a large one shows transformers' own
         sepcap.load_model(tiny_folders["opt"], device="cpu")
         assert bars
         with pytest.raises(ZeroDivisionError), _no_bars():

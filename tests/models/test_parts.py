@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import sepcap
+from sepcap.models.blocks.parts import block_part, widest
 from sepcap.models.forward import logits_of, run_hooks
-from sepcap.models.parts import block_part, widest
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.spectrum import all_values, jacobian
 

@@ -12,7 +12,7 @@ from planted_runs import maker
 import sepcap
 from sepcap.selection.score import Scores
 from sepcap.studies.directions.study import Comparison
-from sepcap.studies.pruning.above_random import over_seeds
+from sepcap.studies.pruning.random_neurons.above_random import over_seeds
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ import torch
 
 import sepcap
 from sepcap import plots
-from sepcap.models.views import mlp_input_biases, value_row_norms
+from sepcap.models.blocks.views import mlp_input_biases, value_row_norms
 from sepcap.selection.neurons import NeuronSet
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 import sepcap
 from sepcap.errors import CorruptFile
-from sepcap.models.views import mlp_input_weights
+from sepcap.models.blocks.views import mlp_input_weights
 from sepcap.selection.clusters import Clusters, index_clusters, input_fingerprint, moefy_cost, seconds_per_start
 
 WIDTH, GROUPS = 72, 6

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sepcap.evaluation.result import COUNTS, Evaluation
-from sepcap.studies.pruning.above_random import over_seeds, with_above_random
+from sepcap.studies.pruning.random_neurons.above_random import over_seeds, with_above_random
 from sepcap.studies.pruning.separability import area, costs_at, separability
 
 REPETITIONS = 2000

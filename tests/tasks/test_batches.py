@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import sepcap
 from sepcap.tasks.batches import make_batch, pack, sample_tokens, separator_of
+from sepcap.tasks.sources.texts import DataSource
 from sepcap.tasks.task import Task
-from sepcap.tasks.texts import DataSource
 
 
 @pytest.fixture(scope="module")

@@ -227,7 +227,7 @@ def test_hidden_files_empty_ones_and_links_back_are_left_out(tmp_path, tokenizer
 
 
 def test_pipes_devices_and_bombs_end_in_one_error(tmp_path, monkeypatch):
-    from sepcap.tasks import files
+    from sepcap.tasks.sources import files
 
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")

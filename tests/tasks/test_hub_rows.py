@@ -15,10 +15,10 @@ from encoders import dataset_of, file_of, noise, part_of_image
 
 import sepcap
 from sepcap.tasks import registry
-from sepcap.tasks.hub_rows import HubRow
 from sepcap.tasks.images import ImageSource
-from sepcap.tasks.pixels import WITH_TRAINING
 from sepcap.tasks.registry import names
+from sepcap.tasks.sources.hub_rows import HubRow
+from sepcap.tasks.sources.pixels import WITH_TRAINING
 
 SETS = {
     "ArXiv": "pile_arxiv",

@@ -18,8 +18,8 @@ DOCUMENTS = [f"document number {i} of the small hub" for i in range(90)]
 PAGE = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: data/test-*.parquet\n---\n"
 CALLER = """
 import json, sys
-from sepcap.tasks.hub import HubSource
-from sepcap.tasks.hub_rows import HubRow
+from sepcap.tasks.sources.hub import HubSource
+from sepcap.tasks.sources.hub_rows import HubRow
 
 def read(row):
     try:

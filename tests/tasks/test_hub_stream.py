@@ -19,10 +19,11 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from encoders import file_of, load, noise, part_of_image, save_vit
 
 import sepcap
-from sepcap.tasks import hub, registry
+from sepcap.tasks import registry
 from sepcap.tasks.batches import sample_tokens
-from sepcap.tasks.hub import HubSource, Streamed
-from sepcap.tasks.hub_rows import HubRow, value_of
+from sepcap.tasks.sources import hub
+from sepcap.tasks.sources.hub import HubSource, Streamed
+from sepcap.tasks.sources.hub_rows import HubRow, value_of
 
 SHARDS, ROWS, GROUP = 4, 30, 10
 SLICE = 8

@@ -6,9 +6,10 @@ import pytest
 from conftest import words
 
 import sepcap
-from sepcap.tasks import labelled, local
+from sepcap.tasks import labelled
 from sepcap.tasks.labelled import LabelledTexts, last_positions
 from sepcap.tasks.load import load_task
+from sepcap.tasks.sources import local
 
 LISTS = {"letters": words(0, n=3), "digits": words(0, n=4, alphabet="0123456789")}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 
-from sepcap.tasks import cleaning, local
-from sepcap.tasks.ngrams import among, runs, sampled, united
+from sepcap.tasks.sources import cleaning, local
+from sepcap.tasks.sources.ngrams import among, runs, sampled, united
 
 KINDS = ("prose", "python", "cpp")
 WORDS = ["the", "model", "reads", "text", "slowly", "while", "every", "small", "number", "of", "rows", "keeps", "its"]

@@ -7,7 +7,19 @@ import re
 import numpy as np
 import pytest
 
-from sepcap.tasks.ngrams import COMMON, LENGTH, among, common_runs, copies, copies_and_idiom, runs, sampled, united, without, words_in
+from sepcap.tasks.sources.ngrams import (
+    COMMON,
+    LENGTH,
+    among,
+    common_runs,
+    copies,
+    copies_and_idiom,
+    runs,
+    sampled,
+    united,
+    without,
+    words_in,
+)
 
 
 def tuples(text: str) -> list[tuple[str, ...]]:

@@ -6,9 +6,9 @@ from datasets import Dataset
 
 import sepcap
 from sepcap.tasks import registry
-from sepcap.tasks.hub import HubSource
-from sepcap.tasks.hub_rows import HubRow
 from sepcap.tasks.registry import described, listing, names, register_task, table
+from sepcap.tasks.sources.hub import HubSource
+from sepcap.tasks.sources.hub_rows import HubRow
 
 
 @pytest.fixture(autouse=True)

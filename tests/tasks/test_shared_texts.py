@@ -11,7 +11,7 @@ import pytest
 
 import sepcap
 from sepcap.tasks.load import load_task
-from sepcap.tasks.local import cleaned
+from sepcap.tasks.sources.local import cleaned
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 import overlap

@@ -8,8 +8,9 @@ import pytest
 from conftest import words
 
 import sepcap
-from sepcap.tasks import local, registry
-from sepcap.tasks.local import LocalSource
+from sepcap.tasks import registry
+from sepcap.tasks.sources import local
+from sepcap.tasks.sources.local import LocalSource
 from sepcap.tasks.task import Source, Task
 
 TEXTS = words(0, n=21, length=12)

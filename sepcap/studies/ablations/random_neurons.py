@@ -19,7 +19,7 @@ from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.evaluation.result import Evaluation, ratio
 from sepcap.interventions.ablation import ablate
-from sepcap.models.load import load_model
+from sepcap.models.loading.load import load_model
 from sepcap.models.sites import site_shape
 from sepcap.progress import progress, tell
 from sepcap.selection.neurons import NeuronSet, how_many

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.checks import checked
-from sepcap.models.load import load_model
+from sepcap.models.blocks.views import mlp_input_weights
+from sepcap.models.loading.load import load_model
+from sepcap.models.loading.untrained import untrained
 from sepcap.models.sites import n_layers, site_shape
-from sepcap.models.untrained import untrained
-from sepcap.models.views import mlp_input_weights
 from sepcap.progress import progress, tell
 from sepcap.selection.clusters import (
     Clusters,

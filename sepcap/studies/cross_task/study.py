@@ -12,7 +12,7 @@ import pandas as pd
 from sepcap.checks import checked
 from sepcap.evaluation.result import ratio
 from sepcap.interventions.trial import check_deletion
-from sepcap.models.load import load_model
+from sepcap.models.loading.load import load_model
 from sepcap.progress import progress, tell
 from sepcap.selection.score import Scores
 from sepcap.studies.base.folder import Pieces, as_json

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.drawing.style import PALETTE, SYMBOLS, Width, every, is_wide, new_figure, plain, rounded, width_px
-from sepcap.models.places import stage_name
+from sepcap.models.blocks.places import stage_name
 
 HEIGHT_PX = 170
 GAP_PX = 84

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import warn
+from sepcap.models.blocks.places import Look, all_layers, place_hooks, stage_name
 from sepcap.models.forward import Hook
-from sepcap.models.places import Look, all_layers, place_hooks, stage_name
 from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.intervals import t_factor

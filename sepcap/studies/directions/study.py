@@ -15,8 +15,6 @@ from sepcap.statistics.intervals import in_percent, whole
 from sepcap.storage import make_folder, sole_writer
 from sepcap.studies.base.folder import identity_of
 from sepcap.studies.base.result import Figures, Shown
-from sepcap.studies.pruning.above_random import few_steps, folder_of, over_seeds
-from sepcap.studies.pruning.baselines import baseline_config
 from sepcap.studies.pruning.check_run import is_left
 from sepcap.studies.pruning.config import DIRECTIONS, Direction, PruningConfig
 from sepcap.studies.pruning.figures.areas import areas
@@ -25,6 +23,8 @@ from sepcap.studies.pruning.figures.trajectory import trajectory
 from sepcap.studies.pruning.plan import plan, tokens_per_second
 from sepcap.studies.pruning.planned import name_study, planned_runs
 from sepcap.studies.pruning.prune import execute
+from sepcap.studies.pruning.random_neurons.above_random import few_steps, folder_of, over_seeds
+from sepcap.studies.pruning.random_neurons.baselines import baseline_config
 from sepcap.studies.pruning.run import Run, whole_run
 from sepcap.studies.pruning.separability import BASELINES, Separability
 from sepcap.studies.pruning.trackers import Trackers, trackers_of

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import warn
+from sepcap.models.blocks.parts import block_part, check_part
 from sepcap.models.forward import device_of
 from sepcap.models.kinds import kind_of
-from sepcap.models.load import DTYPES
-from sepcap.models.parts import block_part, check_part
+from sepcap.models.loading.load import DTYPES
 from sepcap.models.sites import n_layers
 from sepcap.statistics.spectrum import BLOCKS, CHUNK_BYTES, OVERSAMPLE, PROBES, jacobian_products
 from sepcap.studies.base.provenance import made_with

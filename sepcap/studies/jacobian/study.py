@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import unknown
-from sepcap.models.load import DTYPES
-from sepcap.models.parts import block_part, widest
-from sepcap.models.untrained import untrained
+from sepcap.models.blocks.parts import block_part, widest
+from sepcap.models.loading.load import DTYPES
+from sepcap.models.loading.untrained import untrained
 from sepcap.progress import progress, tell
 from sepcap.statistics.intervals import t_factor
 from sepcap.statistics.spectrum import Count, Spectrum, all_values, jacobian, jacobian_blocks, jacobian_products, leading_values

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sepcap.statistics.intervals import REPLICAS, Interval, bootstrap_interval
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.separability import Separability, costs_at, halves, separability
-from sepcap.studies.pruning.step_files import ROLES
 
 Measure = Callable[[Separability], tuple[float, np.ndarray, int]]
 """Of one run: a value, its bootstrap replicas, and the number of clusters of documents that each of them drew."""

@@ -22,13 +22,13 @@ from sepcap.studies.base.result import Figures, Shown
 from sepcap.studies.methods import figures
 from sepcap.studies.methods.config import METHODS, PLAIN, MethodComparisonConfig, shared_with_random
 from sepcap.studies.methods.measured import Measured, cost_of, drop_of, over_seeds, percent_of, separabilities_of
-from sepcap.studies.pruning.above_random import equal_steps, few_steps
-from sepcap.studies.pruning.baselines import baseline_config
 from sepcap.studies.pruning.check_run import is_left
 from sepcap.studies.pruning.config import DIRECTIONS, Direction, PruningConfig
 from sepcap.studies.pruning.plan import Plan, plan, tokens_per_second
 from sepcap.studies.pruning.planned import name_study, planned_runs
 from sepcap.studies.pruning.prune import execute
+from sepcap.studies.pruning.random_neurons.above_random import equal_steps, few_steps
+from sepcap.studies.pruning.random_neurons.baselines import baseline_config
 from sepcap.studies.pruning.run import Run, whole_run
 from sepcap.studies.pruning.separability import ACCURACIES, BASELINES, Separability
 from sepcap.tasks.load import load_task

@@ -15,9 +15,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sepcap.checks import checked
-from sepcap.models.load import load_model
+from sepcap.models.loading.load import load_model
+from sepcap.models.loading.untrained import untrained
 from sepcap.models.sites import site_shape
-from sepcap.models.untrained import untrained
 from sepcap.progress import tell
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.overlap import overlap

@@ -8,9 +8,9 @@ import numpy as np
 from sepcap.errors import CorruptFile
 from sepcap.evaluation.result import COUNTS, Evaluation
 from sepcap.storage import load_tensors
-from sepcap.studies.pruning.baselines import counts_differ, found_again
-from sepcap.studies.pruning.run_folder import RunFolder, find_run
-from sepcap.studies.pruning.step_files import ROLES, ROTATION, clusters_name
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder, find_run
+from sepcap.studies.pruning.on_disk.step_files import ROLES, ROTATION, clusters_name
+from sepcap.studies.pruning.random_neurons.baselines import counts_differ, found_again
 
 LISTED = 5
 """Maximum number of sentences in an error."""

@@ -10,11 +10,11 @@ import pandas as pd
 from sepcap.errors import CorruptFile
 from sepcap.evaluation.generation import continuation
 from sepcap.models.kinds import kind_of
-from sepcap.models.load import load_model
+from sepcap.models.loading.load import load_model
 from sepcap.models.weights import WeightSnapshot, fingerprint
 from sepcap.schemas import Generations
 from sepcap.storage import read_json, write_json
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

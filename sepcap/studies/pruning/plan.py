@@ -18,9 +18,9 @@ from sepcap.models.sites import output_biases, site_shape
 from sepcap.selection.neurons import amount_in_words, how_many
 from sepcap.statistics.histogram import BINS
 from sepcap.studies.base.provenance import made_with
-from sepcap.studies.pruning.baselines import Matched, matched_with
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
+from sepcap.studies.pruning.random_neurons.baselines import Matched, matched_with
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import check_context, sample_task

@@ -8,7 +8,7 @@ from typing import Any
 from sepcap.errors import CorruptFile
 from sepcap.storage import FORMAT, write_json
 from sepcap.studies.base.folder import LISTED, identity_of, read_config, study_config
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 
 
 def name_study(folder: Path, study: str, runs: Mapping[str, str | None], config: Mapping[str, Any] | None = None) -> None:

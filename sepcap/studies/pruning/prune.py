@@ -15,7 +15,7 @@ from sepcap.errors import CorruptFile, warn
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.interventions.deletion import delete
 from sepcap.interventions.rotation import compute_rotation
-from sepcap.models.load import load_model
+from sepcap.models.loading.load import load_model
 from sepcap.models.sites import output_biases
 from sepcap.models.weights import WeightSnapshot
 from sepcap.progress import progress, tell
@@ -26,10 +26,10 @@ from sepcap.statistics.moments import Statistics
 from sepcap.storage import make_folder, output_path, remove_parts, sole_writer
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
+from sepcap.studies.pruning.on_disk.run_folder import begin_run, find_run, metrics_of
+from sepcap.studies.pruning.on_disk.step_files import ROTATION
 from sepcap.studies.pruning.plan import Plan, plan
 from sepcap.studies.pruning.run import Run
-from sepcap.studies.pruning.run_folder import begin_run, find_run, metrics_of
-from sepcap.studies.pruning.step_files import ROTATION
 from sepcap.studies.pruning.trackers import Callback, Trackers, lines_are_behind, tracked, trackers_of
 
 T = TypeVar("T")

@@ -15,7 +15,6 @@ from sepcap.progress import progress
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.intervals import whole
-from sepcap.studies.pruning.above_random import baselines_of, check_baselines, no_baseline, separability_above
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.figures.areas import areas
@@ -24,9 +23,10 @@ from sepcap.studies.pruning.figures.neurons_gone import neurons_gone
 from sepcap.studies.pruning.figures.steps import metric_over_steps, thresholds
 from sepcap.studies.pruning.figures.trajectory import trajectory
 from sepcap.studies.pruning.generations import generations
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.step_files import ROLES
+from sepcap.studies.pruning.random_neurons.above_random import baselines_of, check_baselines, no_baseline, separability_above
 from sepcap.studies.pruning.separability import ACCURACIES, Separability
-from sepcap.studies.pruning.step_files import ROLES
 from sepcap.tasks.registry import TASKS
 
 DROP = 80

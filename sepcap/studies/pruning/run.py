@@ -10,14 +10,14 @@ from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.selection.figures import score_histograms
 from sepcap.statistics.intervals import Cluster
-from sepcap.studies.pruning.above_random import baselines_of, with_above_random
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
 from sepcap.studies.pruning.figures.neurons_gone import neurons_gone
 from sepcap.studies.pruning.figures.steps import metric_over_steps, thresholds
 from sepcap.studies.pruning.figures.trajectory import trajectory
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+from sepcap.studies.pruning.random_neurons.above_random import baselines_of, with_above_random
 from sepcap.studies.pruning.report import report, summary_of
-from sepcap.studies.pruning.run_folder import RunFolder
 from sepcap.studies.pruning.separability import Separability
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sepcap.errors import missing_extra, unknown, warn
 from sepcap.storage import digest_of, open_regular, output_path
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 
 log = logging.getLogger("sepcap.studies.pruning.prune")  # what goes into the run's own run.log
 

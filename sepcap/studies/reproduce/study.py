@@ -12,7 +12,7 @@ import pandas as pd
 
 from sepcap.checks import checked
 from sepcap.evaluation.next_token import evaluate_sample
-from sepcap.models.load import load_model
+from sepcap.models.loading.load import load_model
 from sepcap.progress import tell
 from sepcap.storage import html_card, make_folder, sole_writer, write_atomically
 from sepcap.studies.ablations.figures import ablation_protocol as ablation_protocol_figure

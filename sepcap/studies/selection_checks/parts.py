@@ -19,10 +19,10 @@ from sepcap.statistics.intervals import Interval, bootstrap_interval
 from sepcap.studies.base.seeds import bonferroni
 from sepcap.studies.base.task_sets import WHOLE, Lesions, NamedTasks, Relative, n_highest, n_random
 from sepcap.studies.pruning.config import PruningConfig
+from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.plan import plan
 from sepcap.studies.pruning.prune import execute
 from sepcap.studies.pruning.run import Run
-from sepcap.studies.pruning.step_files import ROLES
 from sepcap.studies.selection_checks.config import SelectionChecksConfig
 
 OTHER_TEXTS = "1 step, other texts"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from sepcap.checks import checked
 from sepcap.interventions.trial import check_deletion
-from sepcap.models.load import load_model
+from sepcap.models.loading.load import load_model
 from sepcap.models.sites import site_shape
 from sepcap.progress import progress, tell
 from sepcap.selection.neurons import how_many

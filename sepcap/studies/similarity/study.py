@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import unknown
-from sepcap.models.places import PLACES, all_layers, head_hooks, norm_behind, place_hooks
+from sepcap.models.blocks.places import PLACES, all_layers, head_hooks, norm_behind, place_hooks
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.vectors import vectors_at
 from sepcap.studies.base.permutations import PERMUTATIONS, corrected, jackknife, p_values, relabel

@@ -94,7 +94,7 @@ def test_exact_and_matrix_free_agree_on_the_leading_values(tiny, letters, part):
 
 
 def test_the_spectrum_of_an_mlp_is_the_union_over_its_tokens(opt, letters):
-    from sepcap.models.parts import block_part
+    from sepcap.models.blocks.parts import block_part
     from sepcap.statistics.spectrum import jacobian
 
     plan = plan_jacobian_spectrum(opt, make_config(layer=1, part="mlp", task=letters, **SMALL))

@@ -9,7 +9,7 @@ from sepcap.statistics.intervals import bootstrap_interval
 from sepcap.studies.methods.config import METHODS
 from sepcap.studies.methods.study import MethodComparison, MethodComparisonConfig, compare_methods
 from sepcap.studies.pruning import prune as pruning
-from sepcap.studies.pruning.above_random import check_baselines
+from sepcap.studies.pruning.random_neurons.above_random import check_baselines
 from sepcap.studies.pruning.separability import halves, separability
 
 CHOSEN = ("mlp", "mlp-offset-mean", "attention-svd", "heads-median")

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 import sepcap
-from sepcap.models.untrained import untrained
+from sepcap.models.loading.untrained import untrained
 from sepcap.models.weights import fingerprint
 from sepcap.selection.overlap import overlap
 from sepcap.selection.score import Scores

@@ -14,8 +14,8 @@ from run_folders import config_of
 import sepcap
 from sepcap.selection.neurons import NeuronSet
 from sepcap.studies.directions.study import compare
-from sepcap.studies.pruning.above_random import baselines_beside, check_baselines, no_baseline, why_not
-from sepcap.studies.pruning.baselines import Matched, baseline_config
+from sepcap.studies.pruning.random_neurons.above_random import baselines_beside, check_baselines, no_baseline, why_not
+from sepcap.studies.pruning.random_neurons.baselines import Matched, baseline_config
 
 
 @pytest.fixture(scope="module")

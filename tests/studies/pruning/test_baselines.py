@@ -14,8 +14,8 @@ from sepcap.evaluation.result import Evaluation
 from sepcap.models.weights import WeightSnapshot
 from sepcap.studies.check import check_folder
 from sepcap.studies.pruning import prune as pruning
-from sepcap.studies.pruning.baselines import baseline_config, draw_like, found_again, quantile_bins
 from sepcap.studies.pruning.check_run import problems
+from sepcap.studies.pruning.random_neurons.baselines import baseline_config, draw_like, found_again, quantile_bins
 from sepcap.studies.pruning.run import Run
 
 STEPS = 4

@@ -187,7 +187,7 @@ def test_the_vectors_are_those_of_the_plain_model(tiny, family, tiny_folders, wh
 
 
 def test_heads_and_bias_sum_up_to_what_attention_adds(tiny, family):
-    from sepcap.models.places import head_hooks, place_hooks
+    from sepcap.models.blocks.places import head_hooks, place_hooks
     from sepcap.statistics.vectors import vectors_at
 
     rows = TEXTS.rows(tiny, 21)
@@ -210,7 +210,7 @@ def test_the_batch_size_changes_nothing_and_the_model_is_left_as_it_was(tiny_opt
 
 
 def test_only_chosen_positions_are_held(tiny_opt):
-    from sepcap.models.places import place_hooks
+    from sepcap.models.blocks.places import place_hooks
     from sepcap.statistics.vectors import vectors_at
 
     rows, sizes = TEXTS.rows(tiny_opt, CONTEXT), []

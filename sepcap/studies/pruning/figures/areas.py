@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 
 from sepcap.drawing.style import GREY, INK, TICK_PX, Width, metric_name, new_figure, plain, rounded
 from sepcap.statistics.intervals import in_percent
-from sepcap.studies.pruning.above_random import OverSeeds, over_seeds
 from sepcap.studies.pruning.figures.labels import colours, is_random, seeds_together
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+from sepcap.studies.pruning.random_neurons.above_random import OverSeeds, over_seeds
 
 ROW_PX = 26
 TWO_LINES_PX = 36

@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 from sepcap.drawing.style import INK, Width, every, metric_name, new_figure, plain, power_of_ten, rounded
 from sepcap.errors import unknown
 from sepcap.studies.pruning.figures.labels import colours, is_random, named, series, step_hovers, symbols, tasks_of
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.separability import ACCURACIES
-from sepcap.studies.pruning.step_files import ROLES
 
 
 def drop_against_drop(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Figure:

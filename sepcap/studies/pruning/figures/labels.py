@@ -9,8 +9,8 @@ from sepcap.drawing.style import GREY, PALETTE, SYMBOLS, plain, with_error
 from sepcap.errors import unknown
 from sepcap.models.sites import SITES
 from sepcap.statistics.intervals import in_percent
-from sepcap.studies.pruning.run_folder import RunFolder
-from sepcap.studies.pruning.step_files import ROLES
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.step_files import ROLES
 
 # fields of a configuration that may distinguish runs, in order of priority
 TELLING = (

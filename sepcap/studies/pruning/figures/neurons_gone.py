@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sepcap.drawing.style import SHARES, SITE_NAMES, Width, capital, chosen_layers, every, in_lines, layer_ticks, new_figure, rounded
 from sepcap.studies.pruning.figures.labels import named, sizes
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 
 GAP_PX = 34
 

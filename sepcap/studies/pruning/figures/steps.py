@@ -26,8 +26,8 @@ from sepcap.drawing.style import (
 )
 from sepcap.errors import unknown
 from sepcap.studies.pruning.figures.labels import colours, gone_total, is_random, named, seeds_together, series, sizes, step_hovers, symbols
-from sepcap.studies.pruning.run_folder import RunFolder
-from sepcap.studies.pruning.step_files import ROLES
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.step_files import ROLES
 
 AGAINST = ("gone", "step")
 

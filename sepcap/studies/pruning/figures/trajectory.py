@@ -18,9 +18,9 @@ from sepcap.studies.pruning.figures.labels import (
     symbols,
     tasks_of,
 )
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.separability import ACCURACIES
-from sepcap.studies.pruning.step_files import ROLES
 
 
 def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, width: Width = "column") -> go.Figure:

@@ -4,8 +4,8 @@ import hashlib
 from typing import Any
 
 from sepcap.errors import unknown
-from sepcap.tasks.files import checked_text, choose_column
-from sepcap.tasks.given import plain
+from sepcap.tasks.sources.files import checked_text, choose_column
+from sepcap.tasks.sources.given import plain
 from sepcap.tasks.task import PARTS, Split
 
 

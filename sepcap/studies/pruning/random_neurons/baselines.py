@@ -13,7 +13,7 @@ from sepcap.selection.matching import quantile_bins
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import digest_of
 from sepcap.studies.pruning.config import PruningConfig
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from sepcap.storage import (
 )
 from sepcap.studies.base.folder import differing_fields
 from sepcap.studies.base.tables import read_table, same_table
+from sepcap.studies.pruning.on_disk.step_files import BIASES, ROLES, ROTATION, StepFiles, clusters_name
 from sepcap.studies.pruning.separability import Separability, separability
-from sepcap.studies.pruning.step_files import BIASES, ROLES, ROTATION, StepFiles, clusters_name
 
 Loaded = TypeVar("Loaded", bound="RunFolder")
 

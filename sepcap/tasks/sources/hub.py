@@ -23,10 +23,10 @@ from urllib.parse import quote
 import numpy as np
 
 from sepcap.errors import missing_extra, unknown
-from sepcap.models.hub import PATIENCE, reachable
+from sepcap.models.loading.hub import PATIENCE, reachable
 from sepcap.progress import progress
-from sepcap.tasks.hub_rows import READERS, HubRow, document_of, in_terms_of, split_of
-from sepcap.tasks.quiet import quietly
+from sepcap.tasks.sources.hub_rows import READERS, HubRow, document_of, in_terms_of, split_of
+from sepcap.tasks.sources.quiet import quietly
 from sepcap.tasks.task import PARTS, Source, Split
 
 VERSION = 2

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sepcap.errors import missing_extra, unknown
-from sepcap.tasks.quiet import quietly
+from sepcap.tasks.sources.quiet import quietly
 
 KINDS = {".txt": "text", ".jsonl": "JSON", ".json": "JSON", ".csv": "CSV", ".parquet": "Parquet", ".arrow": "Arrow"}
 """How a file is read, by suffix."""

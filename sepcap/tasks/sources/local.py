@@ -25,9 +25,9 @@ from jaxtyping import UInt32
 from safetensors.numpy import load_file
 
 from sepcap.progress import progress
-from sepcap.tasks.cleaning import clean_prose, docstrings, is_generated, is_table, strip_cpp_comments, strip_python
-from sepcap.tasks.ngrams import SAME, among, copies_and_idiom, runs, sampled, united, without
-from sepcap.tasks.quiet import quietly
+from sepcap.tasks.sources.cleaning import clean_prose, docstrings, is_generated, is_table, strip_cpp_comments, strip_python
+from sepcap.tasks.sources.ngrams import SAME, among, copies_and_idiom, runs, sampled, united, without
+from sepcap.tasks.sources.quiet import quietly
 from sepcap.tasks.task import Split
 
 Kind = Literal["prose", "python", "cpp"]
@@ -52,7 +52,7 @@ PACKAGES = frozenset({
 })  # fmt: skip
 """Packages of a plain installation of sepcap: folders of site-packages, and distributions if their names differ."""
 
-TRAINED_ON = Path(__file__).parents[1] / "models" / "assets" / "default" / "trained_on.safetensors"
+TRAINED_ON = Path(__file__).parents[2] / "models" / "assets" / "default" / "trained_on.safetensors"
 """Sampled 13-grams of the training texts of the embedded model, without idiom: `training/train.py` writes it next to the weights."""
 
 TOLERATED = 0.05

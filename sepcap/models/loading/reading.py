@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from sepcap.errors import CorruptFile
-from sepcap.models.damaged import SAVE, check_weights, on_meta, reading
-from sepcap.models.hub import WAYS_OUT, must_be_local
-from sepcap.models.implied_size import check_size
 from sepcap.models.kinds import AUTO_CLASSES, kind_of_config
+from sepcap.models.loading.damaged import SAVE, check_weights, on_meta, reading
+from sepcap.models.loading.hub import WAYS_OUT, must_be_local
+from sepcap.models.loading.implied_size import check_size
 
 SMALL = 200_000_000
 """Bytes of weights that are read in well under two seconds, so that a progress bar would only flash up."""

@@ -9,7 +9,7 @@ import torch
 
 from sepcap.models.forward import device_of
 from sepcap.models.kinds import check_wraps, inner
-from sepcap.models.load import load_model
+from sepcap.models.loading.load import load_model
 
 
 def untrained(model: Any) -> Callable[[int], Any]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from sepcap.checks import check_fields
 from sepcap.errors import unknown
-from sepcap.tasks.pixels import part_of, pixel_hash
+from sepcap.tasks.sources.pixels import part_of, pixel_hash
+from sepcap.tasks.sources.texts import words_digest
 from sepcap.tasks.task import PARTS, Split
-from sepcap.tasks.texts import words_digest
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,

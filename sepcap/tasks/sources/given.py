@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from sepcap.tasks.files import checked_text
+from sepcap.tasks.sources.files import checked_text
 
 
 def dataset_of(given: Any) -> Any:

@@ -16,9 +16,9 @@ from sepcap.models.attention import rotate_in_own_precision
 from sepcap.models.devices import DeviceMap, check_at_hand, check_device, checked_device_map
 from sepcap.models.hooked_transformers import check_line, hooked_class, hooked_from
 from sepcap.models.kinds import is_hooked_transformer, kind_of
-from sepcap.models.probe import check_hooked, probed, taking_apart
-from sepcap.models.reading import check_class, check_tokenizer, from_name, random_model, trained_model
-from sepcap.models.reading import default_folder as default_folder  # re-exported
+from sepcap.models.loading.probe import check_hooked, probed, taking_apart
+from sepcap.models.loading.reading import check_class, check_tokenizer, from_name, random_model, trained_model
+from sepcap.models.loading.reading import default_folder as default_folder  # re-exported
 from sepcap.models.wrappers import check_tokens, known_class, unwrapped
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

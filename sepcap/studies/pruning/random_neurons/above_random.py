@@ -13,10 +13,10 @@ from jaxtyping import Float
 
 from sepcap.errors import CorruptFile, unknown
 from sepcap.statistics.intervals import Cluster, Ends, bootstrap_interval
-from sepcap.studies.pruning.baselines import matched_again
-from sepcap.studies.pruning.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+from sepcap.studies.pruning.on_disk.step_files import ROLES
+from sepcap.studies.pruning.random_neurons.baselines import matched_again
 from sepcap.studies.pruning.separability import BASELINES, Separability, separability
-from sepcap.studies.pruning.step_files import ROLES
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A model from the embedded default, a folder, the hub or memory: read, checked, and hooked."""

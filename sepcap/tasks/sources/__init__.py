@@ -1,0 +1,1 @@
+"""Where the documents of a task come from: the hub, files, Python objects, or the installation itself."""
