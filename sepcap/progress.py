@@ -1,9 +1,11 @@
 """Progress bars: widgets in notebooks that support them, text in other notebooks and in terminals, nothing elsewhere."""
 
+import contextlib
+import contextvars
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import TqdmWarning
@@ -15,6 +17,18 @@ with warnings.catch_warnings():
     from tqdm.auto import tqdm
 
 log = logging.getLogger(__name__)
+
+_silent = contextvars.ContextVar("silent", default=False)
+
+
+@contextlib.contextmanager
+def silent(on: bool = True) -> Iterator[None]:
+    """No bar inside of it, whoever makes one."""
+    before = _silent.set(on or _silent.get())
+    try:
+        yield
+    finally:
+        _silent.reset(before)
 
 
 def in_notebook() -> bool:
@@ -39,7 +53,7 @@ def progress(
         leave: whether it stays at the end; None: only if no other bar is above it.
         how: other arguments of tqdm: total, desc, unit, initial.
     """
-    return tqdm(iterable, delay=delay, leave=leave, disable=quiet or not watched(), **how)
+    return tqdm(iterable, delay=delay, leave=leave, disable=quiet or _silent.get() or not watched(), **how)
 
 
 def tell(text: str, log: logging.Logger = log) -> None:

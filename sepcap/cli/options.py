@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -85,6 +86,64 @@ class Loading(OnDevice):
         return super().load(dtype=self.dtype, **options)
 
 
+@dataclass(frozen=True)
+class Study(Loading):
+    """A command that runs a study in a folder; see `study_command`."""
+
+    RESUMES = True
+    FUNCTION: ClassVar[str]
+    """Name of the study in `sepcap`."""
+    CONFIG: ClassVar[type]
+    """Class of its configuration."""
+
+    out: Path = Path()
+    """Folder of the study; repeat the command to resume after an interruption."""
+
+    def run(self) -> None:
+        """Carry out the command."""
+        import sepcap
+
+        model = self.load()
+        study = getattr(sepcap, self.FUNCTION)
+        show(study(model, config_in(self.CONFIG, self), out=self.out, progress=partial(print, flush=True)), self.out)
+
+
+S = TypeVar("S", bound=Study)
+
+ON_COMMAND_LINE: dict[Any, Any] = {Any: str, tuple[Any, ...]: tuple[str, ...], dict[str, float]: Fractions}
+"""Kinds of fields that Python fills with objects -> what is typed instead; a task is a name or a path."""
+
+
+def study_command(function: str, out: str, **kinds: Any) -> Callable[[type[S]], type[S]]:
+    """Make a command of a class that inherits from a configuration and from `Study`.
+
+    The fields of the configuration become options, with its defaults and docstrings; the command loads the model, calls the function
+    and shows its result.
+
+    Args:
+        function: name of the study in `sepcap`.
+        out: default folder of the result.
+        kinds: kinds of the options that differ from those of the configuration, by field.
+    """
+
+    def decorate(cls: type[S]) -> type[S]:
+        config: Any = cls.__mro__[1]
+        options: dict[str, Any] = {}
+        for field in dataclasses.fields(config):
+            kind = kinds.get(field.name, ON_COMMAND_LINE.get(field.type, field.type))
+            if kind is not field.type:
+                options[field.name] = kind
+                several = field.default_factory is not dataclasses.MISSING
+                default: Any = {"default_factory": field.default_factory} if several else {"default": field.default}
+                setattr(cls, field.name, dataclasses.field(**default))
+        cls.__annotations__ = {**options, "out": Path, **inspect.get_annotations(cls)}
+
+        cls.out, cls.FUNCTION, cls.CONFIG = Path(out), function, config
+        return dataclass(frozen=True)(cls)
+
+    return decorate
+
+
 def config_in(kind: type[T], command: Any) -> T:
     """The configuration in a command, without the options of the command line alone."""
     # T is a dataclass, which no type expresses
@@ -159,8 +218,9 @@ def read_only(error: OSError, path: Path) -> bool:
 
 
 def show(result: Any, folder: Path) -> None:
-    """Print the summary of a study, and write its figures to its folder."""
+    """Print the summary of a study, and write its table and figures to its folder."""
     for sentence in result.summary():
         print(sentence)
     print(f"\n  {folder}  (sepcap report {folder} writes a page about it)")
+    write_table(result.table, folder / "table.csv")
     write_figures({kind: partial(result.figure, kind) for kind in result.FIGURES}, folder / "figures")

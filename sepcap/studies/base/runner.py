@@ -1,13 +1,94 @@
-"""Run a study in its folder: start or resume it, and write the result last."""
+"""How every study is called, and how it runs in its folder: start or resume it, and write the result last."""
 
 import contextlib
+import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
+from sepcap.checks import conform, wrong
+from sepcap.errors import unknown
+from sepcap.models.loading.load import load_model
+from sepcap.progress import silent, tell
 from sepcap.studies.base.folder import Pieces, is_finished, open_study
 from sepcap.studies.base.result import Result, StudyResult
+
+R = TypeVar("R")
+
+Progress = bool | Callable[[str], Any]
+"""True announces the work and shows bars, False shows nothing; a function receives the announcements, and bars are shown."""
+
+
+def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Give a function the calling convention of every study.
+
+    The function takes (model, config, *, out, say) and optionally more keywords. It is called with a model or its name, a configuration
+    or its fields as keywords, `out`, and `progress`; the model of the configuration is loaded if none is given.
+
+    Args:
+        kind: class of the configuration.
+        loads: whether the model is loaded here; if not, the function may receive None.
+    """
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        own = inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def call(model: Any = None, config: Any = None, *, progress: Any = True, **given: Any) -> R:
+            fields = {name: given.pop(name) for name in list(given) if name not in own}
+            config = configured(kind, config, fields, others=[*own, "progress"])
+            shown = conform("progress", progress, Progress)
+            say = {True: tell, False: _nothing}[shown] if isinstance(shown, bool) else shown
+            with silent(shown is False):
+                if loads:
+                    model = load_model(config.model if model is None else model)
+                return function(model, config, say=say, **given)
+
+        call.__signature__ = _signature(own, kind)  # pyright: ignore[reportAttributeAccessIssue]  # what Jupyter and help() show
+        return call
+
+    return decorate
+
+
+def configured(kind: type, config: Any, fields: dict[str, Any], others: list[str] | None = None) -> Any:
+    """A configuration with some of its fields replaced.
+
+    Raises:
+        TypeError: `config` is of another class.
+        ValueError: a field that it does not have; the error names the nearest ones.
+    """
+    if config is not None and not isinstance(config, kind):
+        raise wrong("config", config, f"a sepcap.{kind.__name__}, or its fields as keywords")
+    known = [field.name for field in dataclasses.fields(kind) if field.init]
+    for name in fields:
+        if name not in known:
+            raise unknown("argument", name, [*known, *(others or [])])
+    return kind(**fields) if config is None else dataclasses.replace(config, **fields)
+
+
+def _nothing(_: str) -> None:
+    """Receives announcements that nobody asked for."""
+
+
+def _signature(own: Any, kind: type) -> inspect.Signature:
+    """The signature with all fields of the configuration, for completion in notebooks and `help`."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    first = [inspect.Parameter(name, either, default=None) for name in ("model", "config")]
+    others = [p.replace(kind=keyword) for name, p in own.items() if name not in ("model", "config", "say")]
+    others.append(inspect.Parameter("progress", keyword, default=True))
+    taken = {"model", *(p.name for p in others)}
+    fields = [inspect.Parameter(f.name, keyword, default=_default(f)) for f in dataclasses.fields(kind) if f.name not in taken]
+    return inspect.Signature([*first, *others, *fields])
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return inspect.Parameter.empty if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 @contextlib.contextmanager

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.models.blocks.views import mlp_input_weights
-from sepcap.models.loading.load import load_model
 from sepcap.models.loading.untrained import untrained
 from sepcap.models.sites import n_layers, site_shape
-from sepcap.progress import progress, tell
+from sepcap.progress import progress
 from sepcap.selection.clusters import (
     Clusters,
     check_clustering,
@@ -34,7 +33,7 @@ from sepcap.selection.score import score
 from sepcap.statistics.collect import collect_sample
 from sepcap.studies.base.folder import Pieces, study_config
 from sepcap.studies.base.provenance import made_with
-from sepcap.studies.base.runner import run_study
+from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.base.task_sets import NamedTasks
 from sepcap.studies.clusters.config import LEAST, MOST, SCORE, ModularityConfig
 from sepcap.studies.clusters.result import Modularity, Weights
@@ -100,10 +99,9 @@ def plan_modules(model: Any, config: ModularityConfig) -> ModularityPlan:
     return ModularityPlan(config, model, named.names, samples, resolved)
 
 
+@study(ModularityConfig)
 @checked()
-def measure_modularity(
-    model: Any = None, config: ModularityConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = tell
-) -> Modularity:
+def measure_modularity(model: Any, config: ModularityConfig, *, out: str | Path | None = None, say: Callable[[str], Any]) -> Modularity:
     """Select the neurons of every task, cluster the mlp neurons of every layer, and measure how concentrated task neurons are in clusters.
 
     Controls: random sets in the same clusters, with as many neurons in every layer, and also matched on activity on the retain task;
@@ -113,9 +111,9 @@ def measure_modularity(
 
     Args:
         model: what `load_model` returns; default is to load `config.model`.
-        config: the study; default is the embedded model and the offline tasks.
+        config: a `ModularityConfig`; its fields can also be given as keywords.
         out: folder of the study.
-        say: receives a sentence with the planned work and its cost, before it begins.
+        progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
         Modularity with `.summary()`, `.estimates()`, `.differences()` and `.figure()`.
@@ -131,8 +129,7 @@ def measure_modularity(
         >>> found = sepcap.measure_modularity(config=sepcap.ModularityConfig(seeds=(0, 1, 2)), out="runs/modules")  # doctest: +SKIP
         >>> print(*found.summary(), sep="\\n")  # doctest: +SKIP
     """
-    config = config or ModularityConfig()
-    prepared = plan_modules(load_model(config.model if model is None else model), config)
+    prepared = plan_modules(model, config)
     return run_study(Modularity, prepared.resolved, partial(_measure, prepared), out, prepared.cost, say)
 
 

@@ -12,12 +12,11 @@ import pandas as pd
 from sepcap.checks import checked
 from sepcap.evaluation.result import ratio
 from sepcap.interventions.trial import check_deletion
-from sepcap.models.loading.load import load_model
-from sepcap.progress import progress, tell
+from sepcap.progress import progress
 from sepcap.selection.score import Scores
 from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.base.result import Figures, StudyResult
-from sepcap.studies.base.runner import run_study
+from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.base.task_sets import (
     WHOLE,
     LesionPlan,
@@ -166,16 +165,15 @@ class CrossTaskPlan(LesionPlan):
 
 def plan_cross_task(model: Any, config: CrossTaskConfig) -> CrossTaskPlan:
     """Load tasks and tokens, and check that the neurons can be deleted."""
-    if not isinstance(config, CrossTaskConfig):
-        raise TypeError(f"config is a {type(config).__name__}; give a sepcap.CrossTaskConfig")
     check_deletion(model, config.site)
     tasks = NamedTasks.of(config.tasks, config.retain)
     return CrossTaskPlan.sampled(model, config, tasks, {"tasks": tasks.names, "retain": tasks.retain_name})
 
 
+@study(CrossTaskConfig)
 @checked()
 def prune_across_tasks(
-    model: Any = None, config: CrossTaskConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = tell
+    model: Any, config: CrossTaskConfig, *, out: str | Path | None = None, say: Callable[[str], Any]
 ) -> CrossTaskPruning:
     """Prune every task separately to a target accuracy, and measure the accuracy left on all of them.
 
@@ -185,9 +183,9 @@ def prune_across_tasks(
 
     Args:
         model: what `load_model` returns; default is to load `config.model`.
-        config: the study.
+        config: a `CrossTaskConfig`; its fields can also be given as keywords.
         out: folder of the study; without one, nothing is saved.
-        say: receives a sentence with the planned work and its cost, before it begins.
+        progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
         CrossTaskPruning with `.matrix()`, `.tables`, `.summary()` and `.figure()`.
@@ -203,8 +201,7 @@ def prune_across_tasks(
         >>> config = sepcap.CrossTaskConfig(tasks=("local-python", "local-cpp"), target=0.5, tokens=5_000, eval_tokens=5_000)
         >>> sepcap.prune_across_tasks(model, config).matrix()  # doctest: +SKIP
     """
-    config = config or CrossTaskConfig()
-    prepared = plan_cross_task(load_model(config.model) if model is None else model, config)
+    prepared = plan_cross_task(model, config)
     return run_study(CrossTaskPruning, prepared.resolved, partial(_measure, prepared), out, prepared.cost, say)
 
 

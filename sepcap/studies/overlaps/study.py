@@ -18,13 +18,12 @@ from sepcap.checks import checked
 from sepcap.models.loading.load import load_model
 from sepcap.models.loading.untrained import untrained
 from sepcap.models.sites import site_shape
-from sepcap.progress import tell
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.overlap import overlap
 from sepcap.selection.score import Scores
 from sepcap.statistics.moments import Statistics
 from sepcap.studies.base.folder import Pieces, as_json, is_finished
-from sepcap.studies.base.runner import study_folder
+from sepcap.studies.base.runner import study, study_folder
 from sepcap.studies.base.seeds import bonferroni
 from sepcap.studies.base.task_sets import NamedTasks, resolved, scores_of, statistics_of
 from sepcap.studies.overlaps.config import OverlapConfig
@@ -90,8 +89,6 @@ class OverlapPlan:
 
 def plan_overlaps(model: Any, config: OverlapConfig) -> OverlapPlan:
     """Load tasks and tokens, and check that every selection is possible."""
-    if not isinstance(config, OverlapConfig):
-        raise TypeError(f"config is a {type(config).__name__}; give a sepcap.OverlapConfig")
     tasks = NamedTasks.of(config.tasks, config.retain)
     shapes = {site: site_shape(model, site) for site in scored(config.sites)}
     for site in config.sites:
@@ -105,10 +102,9 @@ def plan_overlaps(model: Any, config: OverlapConfig) -> OverlapPlan:
     return OverlapPlan(config, tasks, samples, made, shapes, untrained(model))
 
 
+@study(OverlapConfig, loads=False)
 @checked()
-def measure_overlap(
-    model: Any = None, config: OverlapConfig | None = None, *, out: str | Path | None = None, say: Callable[[str], None] = tell
-) -> Overlap:
+def measure_overlap(model: Any, config: OverlapConfig, *, out: str | Path | None = None, say: Callable[[str], Any]) -> Overlap:
     """Select the neurons of several tasks and compare every pair of sets, in the trained model and in randomly initialised ones.
 
     Every seed is one repetition with other documents, in the trained model and in one with other random weights. Every task is scored
@@ -117,9 +113,9 @@ def measure_overlap(
 
     Args:
         model: what `load_model` returns; default is to load `config.model`, which is then freed before the control is created.
-        config: the study.
+        config: an `OverlapConfig`; its fields can also be given as keywords.
         out: folder of the study; without one, nothing is saved.
-        say: receives a sentence with the planned work and its cost, before it begins.
+        progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
         Overlap with `.table`, `.totals()`, `.estimates()`, `.differences()`, `.neurons(task, fractions)`, `.summary()` and `.figure()`.
@@ -136,7 +132,6 @@ def measure_overlap(
         >>> config = sepcap.OverlapConfig(tasks=("local-python", "local-cpp"), fractions=(0.02, 0.1), tokens=10_000)
         >>> sepcap.measure_overlap(model, config).figure("maps", measure="iou", fraction=0.1)  # doctest: +SKIP
     """
-    config = config or OverlapConfig()
     load = partial(load_model, config.model) if model is None else lambda: model
 
     def announce(prepared: OverlapPlan, _model: Any, left: int) -> None:

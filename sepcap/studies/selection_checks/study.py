@@ -11,14 +11,13 @@ import pandas as pd
 
 from sepcap.checks import checked
 from sepcap.interventions.trial import check_deletion
-from sepcap.models.loading.load import load_model
 from sepcap.models.sites import site_shape
-from sepcap.progress import progress, tell
+from sepcap.progress import progress
 from sepcap.selection.neurons import how_many
 from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.base.neuron_sets import OTHERS
 from sepcap.studies.base.result import Figures, StudyResult
-from sepcap.studies.base.runner import run_study
+from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.base.task_sets import (
     LesionPlan,
     NamedTasks,
@@ -194,8 +193,6 @@ class CrossChecksPlan(LesionPlan):
 
 def plan_cross_checks(model: Any, config: SelectionChecksConfig) -> CrossChecksPlan:
     """Load tasks and tokens, and check that every selection is possible."""
-    if not isinstance(config, SelectionChecksConfig):
-        raise TypeError(f"config is a {type(config).__name__}; give a sepcap.SelectionChecksConfig")
     check_deletion(model, config.site)
     shape = site_shape(model, config.site)
     neurons = int(np.prod(shape))
@@ -209,13 +206,10 @@ def plan_cross_checks(model: Any, config: SelectionChecksConfig) -> CrossChecksP
     return CrossChecksPlan.sampled(model, config, tasks, {"forget": tasks.names[0], "retain": tasks.names[1]})
 
 
+@study(SelectionChecksConfig)
 @checked()
 def check_selection(
-    model: Any = None,
-    config: SelectionChecksConfig | None = None,
-    *,
-    out: str | Path | None = None,
-    say: Callable[[str], None] = tell,
+    model: Any, config: SelectionChecksConfig, *, out: str | Path | None = None, say: Callable[[str], Any]
 ) -> SelectionChecks:
     """Run complementary checks of the neurons selected for each task of a pair against the other.
 
@@ -227,9 +221,9 @@ def check_selection(
 
     Args:
         model: what `load_model` returns; default is to load `config.model`.
-        config: the checks.
+        config: a `SelectionChecksConfig`; its fields can also be given as keywords.
         out: folder of the study; without one, nothing is saved.
-        say: receives a sentence with the planned work and its cost, before it begins.
+        progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
         SelectionChecks with `.tables`, `.summary()` and `.figure(check)`.
@@ -245,8 +239,7 @@ def check_selection(
         >>> config = sepcap.SelectionChecksConfig(fractions=(0.25, 0.5, 0.75, 1.0), tokens=5_000, eval_tokens=5_000)
         >>> sepcap.check_selection(model, config).figure("meeting")  # doctest: +SKIP
     """
-    config = config or SelectionChecksConfig()
-    prepared = plan_cross_checks(load_model(config.model) if model is None else model, config)
+    prepared = plan_cross_checks(model, config)
     return run_study(SelectionChecks, prepared.resolved, partial(_measure, prepared), out, prepared.cost, say)
 
 

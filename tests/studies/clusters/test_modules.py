@@ -134,7 +134,7 @@ def test_an_interrupted_study_goes_on_and_gives_the_same(found, trained, digits,
     same(resumed, found)
     assert calls["clusters"] == 2 * 2 * 2  # every layer of every model once
     said = []
-    again = sepcap.measure_modularity(trained, config, out=tmp_path / "study", say=said.append)
+    again = sepcap.measure_modularity(trained, config, out=tmp_path / "study", progress=said.append)
     same(again, found)
     assert "is finished; nothing is recomputed" in said[0]
     assert calls["clusters"] == 8

@@ -151,7 +151,7 @@ def test_the_cost_is_said_before_anything_is_evaluated(halves, tmp_path, monkeyp
     monkeypatch.setattr(several_tasks, "collect_sample", lambda *args, **kw: calls.append(1) or real(*args, **kw))
     for _ in range(2):
         config = config_of(halves, seeds=(0,), eval_tokens=300)
-        sepcap.prune_across_tasks(halves.model, config, out=tmp_path / "study", say=lambda text: heard.append((text, len(calls))))
+        sepcap.prune_across_tasks(halves.model, config, out=tmp_path / "study", progress=lambda text: heard.append((text, len(calls))))
     assert [n for _, n in heard] == [0, 2]
     # 28 neurons: all of them, and five halvings
     assert "prune a, b, each against others, to 0.5 of its top1 by up to 6 evaluations of 28 mlp neurons" in heard[0][0]

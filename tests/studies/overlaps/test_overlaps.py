@@ -250,7 +250,7 @@ def test_the_cost_is_said_before_anything_is_collected(trained, letters, digits,
     collected, heard, real = [], [], several_tasks.collect_sample
     monkeypatch.setattr(several_tasks, "collect_sample", lambda *args, **kw: collected.append(1) or real(*args, **kw))
     for _ in range(2):
-        sepcap.measure_overlap(trained, config, out=tmp_path / "study", say=lambda text: heard.append((text, len(collected))))
+        sepcap.measure_overlap(trained, config, out=tmp_path / "study", progress=lambda text: heard.append((text, len(collected))))
     # three tasks and as many retain samples, two seeds, two models, of 100 tokens each
     assert [n for _, n in heard] == [0, 24]
     assert "one, two, three against base" in heard[0][0]

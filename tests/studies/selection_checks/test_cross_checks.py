@@ -101,7 +101,7 @@ def test_a_single_number_of_steps_is_compared_with_other_texts_alone_and_the_cos
         for module in (several_tasks, pruning):
             real = module.evaluate_sample
             patched.setattr(module, "evaluate_sample", lambda *args, real=real, **kw: evaluated.append(1) or real(*args, **kw))
-        result = sepcap.check_selection(halves.model, config, out=tmp_path, say=lambda text: heard.append((text, len(evaluated))))
+        result = sepcap.check_selection(halves.model, config, out=tmp_path, progress=lambda text: heard.append((text, len(evaluated))))
     # whole, two random sets, and from both sides 3 steps after step 0 and one after step 0, all on two tasks
     assert heard == [(heard[0][0], 0)]
     assert "15 sets evaluated" in heard[0][0]
@@ -111,7 +111,7 @@ def test_a_single_number_of_steps_is_compared_with_other_texts_alone_and_the_cos
     assert said[-1] == "In brackets 95% intervals: over texts, and for random neurons over texts and 2 seeds."
     assert "and 1 step, other texts share 100%" in said[0]
     assert not any("difference from" in sentence for sentence in said)
-    sepcap.check_selection(halves.model, config, out=tmp_path, say=lambda text: heard.append((text, len(evaluated))))
+    sepcap.check_selection(halves.model, config, out=tmp_path, progress=lambda text: heard.append((text, len(evaluated))))
     assert "is finished; nothing is recomputed" in heard[1][0]
     assert len(evaluated) == 2 * 15
 

@@ -1,0 +1,65 @@
+"""Every study is called in the same way: model, configuration or its fields, out, progress."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+import sepcap
+from sepcap.progress import progress as bar
+from sepcap.studies.base.runner import study
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    model: str = "default"
+    tokens: int = 5
+    tasks: tuple[str, ...] = ("a",)
+
+
+@study(Config, loads=False)
+def measure(model, config, *, out=None, say, again=False):
+    say("cost")
+    return model, config, out, again, bar([1], delay=0).disable
+
+
+def test_fields_are_keywords():
+    assert measure("m", tokens=7)[1] == Config(tokens=7)
+    assert measure("m", Config(tasks=("b",)), tokens=7)[1] == Config(tokens=7, tasks=("b",))
+    assert measure("m")[1] == Config()
+    assert measure("m", out="folder", again=True)[2:4] == ("folder", True)
+
+
+def test_a_wrong_field_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match="argument='token' is not known. Did you mean 'tokens'"):
+        measure("m", token=7)
+    with pytest.raises(TypeError, match=r"config is a dict|config=\{.*: give a sepcap.Config, or its fields as keywords"):
+        measure("m", {"tokens": 7})
+
+
+def test_progress_is_a_flag_or_a_function(monkeypatch):
+    from sepcap import progress as module
+
+    monkeypatch.setattr(module, "watched", lambda: True)
+    heard = []
+    assert not measure("m", progress=heard.append)[4]
+    assert heard == ["cost"]
+    assert measure("m", progress=False)[4]
+    with pytest.raises(TypeError, match="progress='no': give True or False or a function"):
+        measure("m", progress="no")
+
+
+def test_the_signature_lists_the_fields():
+    assert list(inspect.signature(measure).parameters) == ["model", "config", "out", "again", "progress", "tokens", "tasks"]
+
+
+STUDIES = [
+    "measure_modularity", "measure_overlap", "prune_across_tasks", "check_selection",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_has_this_signature(name):
+    parameters = list(inspect.signature(getattr(sepcap, name)).parameters)
+    assert parameters[:2] == ["model", "config"]
+    assert {"out", "progress"} < set(parameters)
