@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, InstanceOf, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, InstanceOf, TypeAdapter, ValidationError, with_config
 from typing_extensions import NotRequired, TypedDict
 
 from sepcap.errors import CorruptFile
@@ -41,10 +41,9 @@ Within = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
 """A file in the folder, never one outside of it."""
 
 
+@with_config(ConfigDict(strict=True, extra="allow"))
 class Strict(TypedDict):
     """Strings, numbers and flags are not converted into each other; fields not named here are allowed."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # pyright: ignore[reportGeneralTypeIssues] (pydantic's own way)
 
 
 class Seal(Strict):

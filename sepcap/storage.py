@@ -259,7 +259,8 @@ def load_tensors(path: str | Path, kind: str, needed: Iterable[str] = ()) -> tup
             held = meta.get("kind") if isinstance(meta, dict) else None
             if held != kind:
                 raise CorruptFile(f"{path} holds {held or 'nothing that sepcap wrote'}, but a file of {kind} was expected")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator of its own)
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise _damaged(path, str(error)) from error
     for name in needed:

@@ -1,5 +1,9 @@
-"""Shared fixtures: tiny models of real configuration classes, saved to and loaded from a folder."""
+"""Shared fixtures: tiny models of real configuration classes, saved to and loaded from a folder.
 
+torch and the package are imported in functions: the process that hands out the tests to workers reads this file before it starts them.
+"""
+
+import functools
 import os
 import shutil
 import sys
@@ -16,24 +20,34 @@ jaxtyping.jaxtyped = jaxtyped
 jaxtyping.install_import_hook("sepcap", "checker.check")
 
 import pytest
-import torch
 from hypothesis import settings
-from shared_models import Watched
 from tiny import CONTEXT, FAMILIES, fresh, save_tiny, words
 from tiny import VOCABULARY as VOCABULARY
 from tiny import tiny_config as tiny_config
 from tiny import tiny_tokenizer as tiny_tokenizer
 
-from sepcap.tasks import batches
-
-# the samples of nearly all tests are of few documents; those of the warning set it back
-batches.FEW = 0
-
 # the same examples on every run: what passes here passes elsewhere
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
-WATCHED = Watched()
+
+@functools.cache
+def watched():
+    """The models of the fixtures that live longer than a test."""
+    from shared_models import Watched
+
+    return Watched()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settings_of_all_tests():
+    """One thread, with which tiny models are faster; no warning of few documents, which nearly all samples here are of."""
+    import torch
+
+    from sepcap.tasks import batches
+
+    torch.set_num_threads(1)
+    batches.FEW = 0
 
 
 @pytest.hookimpl(wrapper=True)
@@ -41,7 +55,7 @@ def pytest_fixture_setup(fixturedef):
     """Look at the models of fixtures that live longer than a test."""
     result = yield
     if fixturedef.scope != "function":
-        WATCHED.add(fixturedef.argname, result)
+        watched().add(fixturedef.argname, result)
     return result
 
 
@@ -49,7 +63,7 @@ def pytest_fixture_setup(fixturedef):
 def shared_models_stay_as_they_are(request):
     """Fail the test that leaves a hook or a changed weight on a model that others use."""
     yield
-    WATCHED.check(request.fixturenames)
+    watched().check(request.fixturenames)
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +118,7 @@ def digits():
 @pytest.fixture(scope="session")
 def trained_folder(tmp_path_factory, letters, digits):
     """A tiny OPT that has seen both tasks for a second or two, so that it has accuracies to lose."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = save_tiny("opt", tmp_path_factory.mktemp("trained"))
@@ -149,13 +164,11 @@ def browser():
         opened.close()
 
 
-# tiny models are slower with two threads than with one, those of fixtures that live for a session too
-torch.set_num_threads(1)
-
-
 @pytest.fixture(autouse=True)
 def own_settings():
     """A test may set the number of threads or filter warnings; the next one does not notice."""
+    import torch
+
     with warnings.catch_warnings():
         yield
     torch.set_num_threads(1)

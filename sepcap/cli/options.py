@@ -146,8 +146,8 @@ def study_command(function: str, out: str, **kinds: Any) -> Callable[[type[S]], 
 
 def config_in(kind: type[T], command: Any) -> T:
     """The configuration in a command, without the options of the command line alone."""
-    # T is a dataclass, which no type expresses
-    return kind(**{f.name: getattr(command, f.name) for f in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
+    known = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType] (T is a dataclass, which no type expresses)
+    return kind(**{f.name: getattr(command, f.name) for f in known})
 
 
 def write_figures(draw: Mapping[str, Callable[[], Any]], folder: Path) -> None:

@@ -65,10 +65,9 @@ def run_lm_eval(
     if (kind := kind_of(model)) != "causal":
         raise ValueError(f"model is of kind {kind!r}, but the harness needs a causal language model")
     try:
-        # an extra: it may not be installed when types are checked
-        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
-        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
-        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports] (an extra, which need not be installed)
+        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports] (an extra)
+        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError as error:
         raise missing_extra("lm-eval", "lm-eval", "sepcap.run_lm_eval") from error
     names = [tasks] if isinstance(tasks, str) else list(tasks)

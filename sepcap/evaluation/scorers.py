@@ -37,8 +37,7 @@ def get_scorer(scorer: str | Path | Scorer, label: str | None, device: torch.dev
 
 def _detoxify(label: str | None, device: torch.device) -> Scorer:
     try:
-        # an extra: it may not be installed when types are checked
-        from detoxify import Detoxify  # pyright: ignore[reportMissingImports]
+        from detoxify import Detoxify  # pyright: ignore[reportMissingImports] (an extra, which need not be installed)
     except ImportError as error:
         raise missing_extra("detoxify", "toxicity", "scorer='detoxify'") from error
     detector = Detoxify("original", device=device)

@@ -130,7 +130,7 @@ class NeuronSet:
     def __bool__(self) -> bool:
         return len(self) > 0
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: object) -> bool:  # without __hash__: masks are mutable tensors
         if not isinstance(other, NeuronSet):
             return NotImplemented
         sites = set(self.masks) | set(other.masks)
@@ -139,8 +139,6 @@ class NeuronSet:
             or (self.count(site) == 0 and other.count(site) == 0)
             for site in sites
         )
-
-    __hash__ = None  # type: ignore[assignment]  # masks are mutable tensors
 
     def _combine(self, other: "NeuronSet", how: Callable[[Tensor, Tensor], Tensor]) -> "NeuronSet":
         if not isinstance(other, NeuronSet):

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
-
 CONTEXT = 32
 VOCABULARY = 320
 SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "vocab_size": VOCABULARY}
@@ -69,14 +67,13 @@ def tiny_config(family: str):
     raise KeyError(family)
 
 
-@torch.no_grad()
 def shaken(hf_model: Any) -> Any:
     """The model with weights of which every one matters: initial biases are zero and initial matrices tiny."""
     for name, parameter in hf_model.named_parameters():
         if parameter.dim() == 1 and "bias" in name:
-            parameter.normal_(0, 0.1)
+            parameter.data.normal_(0, 0.1)
         elif parameter.dim() > 1:
-            parameter.mul_(4)
+            parameter.data.mul_(4)
     return hf_model
 
 
@@ -89,6 +86,7 @@ def save_parts(folder: Path, *parts: Any) -> Path:
 
 def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
     """A randomly initialised model of the family with its tokenizer, saved as a Hugging Face folder."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)

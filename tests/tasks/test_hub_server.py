@@ -18,8 +18,11 @@ DOCUMENTS = [f"document number {i} of the small hub" for i in range(90)]
 PAGE = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: data/test-*.parquet\n---\n"
 CALLER = """
 import json, sys
+import datasets
 from sepcap.tasks.sources.hub import HubSource
 from sepcap.tasks.sources.hub_rows import HubRow
+
+datasets.config.STREAMING_READ_RETRY_INTERVAL = 0  # 5 seconds of sleep
 
 def read(row):
     try:

@@ -47,8 +47,9 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
                     model = load_model(config.model if model is None else model)
                 return function(model, config, say=say, **given)
 
-        call.__signature__ = _signature(own, kind)  # pyright: ignore[reportAttributeAccessIssue]  # what Jupyter and help() show
-        return call
+        described: Any = call  # the type of a function does not declare that it may have a signature of its own
+        described.__signature__ = _signature(own, kind)  # what Jupyter and help() show
+        return described
 
     return decorate
 

@@ -4,6 +4,7 @@ A tracker is not part of a run. The folder is complete without it, and a run can
 """
 
 import contextlib
+import importlib
 import json
 import logging
 import math
@@ -53,7 +54,7 @@ def trackers_of(chosen: Any) -> tuple[str | Callback, ...]:
             raise TypeError(f"tracker={one!r} is a {type(one).__name__}; give {', '.join(map(repr, NAMES))}, or a function (step, values)")
     if "wandb" in listed:
         try:
-            import wandb  # noqa: F401
+            importlib.import_module("wandb")
         except ImportError as error:
             raise missing_extra("wandb", "wandb", "Tracking with Weights & Biases") from error
     return tuple(one for one in listed if one != "none")

@@ -32,6 +32,12 @@ def compared(trained_folder, letters, digits, tmp_path_factory):
     return result
 
 
+@pytest.fixture(scope="module")
+def summary(compared):
+    """Its sentences; the intervals in them take a second."""
+    return compared.summary()
+
+
 def test_every_method_direction_and_seed_is_a_run_of_its_own(compared):
     assert len(compared.runs) == 4 * 2 * 2
     for (method, direction, seed), run in compared.runs.items():
@@ -103,19 +109,18 @@ def test_table_is_made_of_the_areas_of_the_runs(compared):
             assert row["retain_cost"] == pytest.approx(expected, nan_ok=True)
 
 
-def test_the_summary_says_which_random_neurons_and_what_the_selection_itself_gains(compared):
-    said = compared.summary()
-    assert "Every method and direction is compared with random neurons, drawn as many per layer as each run pruned (24 runs)." in said[0]
+def test_the_summary_says_which_random_neurons_and_what_the_selection_itself_gains(compared, summary):
+    assert "Every method and direction is compared with random neurons, drawn as many per layer as each run pruned (24 runs)." in summary[0]
     for row in compared.table.query("method in ('mlp-offset-mean', 'attention-svd')").to_dict("records"):
-        (one,) = [s for s in said if s.startswith(f"To {row['direction']}, the selection of {row['method']} itself gains")]
+        (one,) = [s for s in summary if s.startswith(f"To {row['direction']}, the selection of {row['method']} itself gains")]
         assert f"gains {row['minus_random']:+.1f} points ({row['minus_random_low']:+.1f} to {row['minus_random_high']:+.1f})" in one
         shared = {"mlp-offset-mean": "with the same offset; of mlp, which has neither, ", "attention-svd": "in the same basis."}
         assert f"over random neurons matched per layer {shared[row['method']]}" in one
 
 
-def test_the_best_method_is_chosen_on_one_half_of_the_documents_and_measured_on_the_other(compared):
+def test_the_best_method_is_chosen_on_one_half_of_the_documents_and_measured_on_the_other(compared, summary):
     for direction in WAYS:
-        (said,) = [s for s in compared.summary() if f"To forget {compared.task(direction)}, " in s and " is highest of 4 " in s]
+        (said,) = [s for s in summary if f"To forget {compared.task(direction)}, " in s and " is highest of 4 " in s]
         first, second = {}, {}
         for method in CHOSEN:
             runs = [compared.runs[method, direction, seed] for seed in (0, 1)]

@@ -154,11 +154,10 @@ class StepFiles:
             now = (there.st_size, there.st_mtime_ns, there.st_ino)
         except OSError:
             return look()  # which raises the error
-        before, held = self._seen.get(str(path), ((), None))
-        if before != now:
-            held = look()
-            self._seen[str(path)] = now, held
-        return held  # pyright: ignore[reportReturnType] (what `look` gave for this very path)
+        seen = self._seen.get(str(path))
+        if seen is None or seen[0] != now:
+            seen = self._seen[str(path)] = now, look()
+        return seen[1]
 
     def _checked(self, step: int, name: str) -> Path:
         """The path of a file of a step, after comparing the file with the record of the step."""
