@@ -117,8 +117,7 @@ def trace_dimensions(
     """
     texts, at, length = texts_of(model, config)
     given = None if config.dims is None else _within(model, _check_dims(config.dims))
-    every, stages = _check_stages(model, None), None
-    searched: Any = None  # the texts of the half that was searched
+    every, searched, stages = _check_stages(model, None), None, None
     if given is None:
         texts.rows(model, length)  # raises if a text of one half begins like one of the other
         searched, texts = texts.halves(config.seed)
@@ -143,8 +142,9 @@ def trace_dimensions(
     }
 
     def compute(_: Pieces) -> DimensionTraces:
-        dims, found_at = given, stages
-        if dims is None:
+        dims: Any = given
+        found_at = stages
+        if given is None and searched is not None:
             found = _search(model, searched, at, length, config, every)
             dims, found_at = found["dim"].tolist(), found["stage"].tolist()
         values = vectors_at(model, rows, partial(stage_hooks, model), at, dims=dims, batch_size=config.batch_size)

@@ -133,8 +133,9 @@ def plan_jacobian_spectrum(model: Any, config: JacobianSpectrumConfig) -> Jacobi
         )
     sample = _sample(model, config)
     rows = _rows(sample, config)
-    resolved = dataclasses.asdict(dataclasses.replace(config, task=sample.task, layers=layers, method=method)) | {
+    resolved = dataclasses.asdict(dataclasses.replace(config, task=sample.task, method=method)) | {
         **made_with(model),
+        "layers": list(layers),
         "size": size,
         "d_model": width,
         "rows": len(rows),
