@@ -42,7 +42,7 @@ SECTIONS = {
     "bridge": "Bridges of transformer-lens {transformer-lens}\n\nModels returned by `load_model`, with transformers {transformers}.",
     "hooked": "HookedTransformers of transformer-lens {transformer-lens}\n\nModels returned by `load_model(..., backend=\"hooked\")`, with "
     "transformers {transformers}. With rotary embeddings they have at most {longest} positions.\nFunctions that use the Hugging Face model "
-    "(the harness, toxicity, transfer, a control with random weights, a tight pass) need the bridge.",
+    "(the harness, toxicity, transfer, a control with random weights, Jacobians) need the bridge.",
 }
 
 

@@ -157,7 +157,7 @@ def studies(model: Any, config: FigureConfig) -> None:
         "modules": sepcap.measure_modularity(model, out=folder / "modules", say=print),
         "cross-task": sepcap.prune_across_tasks(model, sepcap.CrossTaskConfig(eval_tokens=15_000, tolerance=8), out=folder / "cross-task"),
         "similarity": sepcap.compare_activations(model),
-        "tight-pass": sepcap.jacobian_spectrum(model, tokens=3, rows=5, out=folder / "tight-pass"),
+        "jacobian": sepcap.jacobian_spectrum(model, tokens=3, rows=5, out=folder / "jacobian"),
         "transfer": sepcap.transfer_paragraphs(model, tested, layers=last_layers(model, searched), out=folder / "transfer"),
     }
     untrained = sepcap.compare_activations(sepcap.load_model(random_weights=True, seed=0))
@@ -167,7 +167,7 @@ def studies(model: Any, config: FigureConfig) -> None:
         "cross-task": found["cross-task"].figure(),
         "similarity-matrices": found["similarity"].figure("matrices"),
         "similarity-profile": found["similarity"].figure("profile", control=untrained),
-        "tight-pass-ranks": found["tight-pass"].figure("ranks"),
+        "jacobian-ranks": found["jacobian"].figure("ranks"),
         "transfer-distances": found["transfer"].figure("distances"),
         "transfer-layers": found["transfer"].figure("layers"),
     }
@@ -177,7 +177,7 @@ def studies(model: Any, config: FigureConfig) -> None:
         "modules": found["modules"].estimates(),
         "cross-task": found["cross-task"].tables["matrix"],
         "similarity": found["similarity"].tables["layers"],
-        "tight-pass": found["tight-pass"].by_layer,
+        "jacobian": found["jacobian"].by_layer,
         "transfer": found["transfer"].tables["differences"],
     }
     for name, table in tables.items():

@@ -35,7 +35,7 @@ texts.table
 # diagonal are similarities within one text, which are not evidence about categories.
 
 # %%
-attention = sepcap.compare_activations(model, texts, what="attn_out")
+attention = sepcap.compare_activations(model, texts=texts, what="attn_out")
 attention.figure("matrices")
 
 # %% [markdown]
@@ -43,7 +43,7 @@ attention.figure("matrices")
 # Grey: the same difference when the texts are relabelled. All positions of a text have the same label.
 
 # %%
-attention_untrained = sepcap.compare_activations(untrained, texts, what="attn_out")
+attention_untrained = sepcap.compare_activations(untrained, texts=texts, what="attn_out")
 attention.figure("profile", control=attention_untrained, width="page")
 
 # %%
@@ -59,8 +59,8 @@ attention.compared(attention_untrained).round(3)
 # ## The residual stream after each block
 
 # %%
-stream = sepcap.compare_activations(model, texts, what="resid_post")
-stream_untrained = sepcap.compare_activations(untrained, texts, what="resid_post")
+stream = sepcap.compare_activations(model, texts=texts, what="resid_post")
+stream_untrained = sepcap.compare_activations(untrained, texts=texts, what="resid_post")
 stream.figure("profile", control=stream_untrained, width="page")
 
 # %%
@@ -78,7 +78,7 @@ last.pivot(index="second", columns="first", values="similarity").reindex(index=t
 # Scaled cosine divides all vectors by the largest norm among them, so a short vector has a low similarity to every vector.
 
 # %%
-scaled = sepcap.compare_activations(model, texts, what="attn_out", scaled=True)
+scaled = sepcap.compare_activations(model, texts=texts, what="attn_out", scaled=True)
 scaled.tables["layers"][["layer", "within", "between", "gap", "low", "high", "p"]].round(5)
 
 # %% [markdown]
@@ -87,7 +87,7 @@ scaled.tables["layers"][["layer", "within", "between", "gap", "low", "high", "p"
 # %%
 import pandas as pd
 
-heads = [sepcap.compare_activations(model, texts, what=head).tables["layers"].assign(head=head) for head in range(model.cfg.n_heads)]
+heads = [sepcap.compare_activations(model, texts=texts, head=head).tables["layers"].assign(head=head) for head in range(model.cfg.n_heads)]
 heads = pd.concat(heads)
 # each p is corrected for the layers of its head; here also for the number of heads (Bonferroni)
 heads["p_all"] = (heads["p"] * model.cfg.n_heads).clip(upper=1)
@@ -101,18 +101,18 @@ heads.sort_values("gap", ascending=False)[["layer", "head", "gap", "low", "high"
 
 # %%
 more = sepcap.load_labelled_texts(model, per_category=10)
-found = sepcap.find_dimensions(model, more, n=6)
+found = sepcap.find_dimensions(model, texts=more, n=6)
 found
 
 # %%
-sepcap.find_dimensions(untrained, more, n=6)
+sepcap.find_dimensions(untrained, texts=more, n=6)
 
 # %% [markdown]
 # The first four, on the texts that were not searched. (The model was trained on some texts of the language reference: there are not
 # enough other chapters.)
 
 # %%
-followed = sepcap.trace_dimensions(model, more, found.head(4))
+followed = sepcap.trace_dimensions(model, texts=more, dims=found.head(4))
 followed.figure()
 
 # %%

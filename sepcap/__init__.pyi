@@ -40,6 +40,8 @@ from .studies.clusters.study import measure_modularity as measure_modularity
 from .studies.cross_task.config import CrossTaskConfig as CrossTaskConfig
 from .studies.cross_task.study import CrossTaskPruning as CrossTaskPruning
 from .studies.cross_task.study import prune_across_tasks as prune_across_tasks
+from .studies.dimensions.config import DimensionSearchConfig as DimensionSearchConfig
+from .studies.dimensions.config import DimensionTracesConfig as DimensionTracesConfig
 from .studies.dimensions.study import (
     DimensionTraces as DimensionTraces,
 )
@@ -50,7 +52,6 @@ from .studies.dimensions.study import (
     trace_dimensions as trace_dimensions,
 )
 from .studies.jacobian.config import JacobianSpectrumConfig as JacobianSpectrumConfig
-from .studies.jacobian.plan import plan_jacobian_spectrum as plan_jacobian_spectrum
 from .studies.jacobian.study import JacobianSpectrum as JacobianSpectrum
 from .studies.jacobian.study import jacobian_spectrum as jacobian_spectrum
 from .studies.methods.config import MethodComparisonConfig as MethodComparisonConfig
@@ -72,6 +73,7 @@ from .studies.reproduce.study import reproduce as reproduce
 from .studies.selection_checks.config import SelectionChecksConfig as SelectionChecksConfig
 from .studies.selection_checks.study import SelectionChecks as SelectionChecks
 from .studies.selection_checks.study import check_selection as check_selection
+from .studies.similarity.config import ActivationSimilarityConfig as ActivationSimilarityConfig
 from .studies.similarity.study import ActivationSimilarity as ActivationSimilarity
 from .studies.similarity.study import compare_activations as compare_activations
 from .tasks.labelled import LabelledTexts as LabelledTexts

@@ -196,7 +196,7 @@ def commands(model: Path, run: Path, texts: Path, place: Path) -> Iterator[tuple
         ("no such option", ["prune", "--tokns", "3"], "tokns"),
         ("compare-ablations layer", ["compare-ablations", *base, "--task", str(texts), "--layer", "99", "--head", "0"], "99"),
         ("compare-ablations head", ["compare-ablations", *base, "--task", str(texts), "--layer", "0", "--head", "-1"], "head"),
-        ("jacobian layer", ["geometry", "jacobian", *base, "--layer", "99"], "layer"),
+        ("jacobian layer", ["geometry", "jacobian", *base, "--layers", "99"], "layers"),
     )
 
 
@@ -327,8 +327,8 @@ def main() -> int:
         run = sepcap.prune(model, sepcap.PruningConfig(**quick), out=place / "run").folder
         sepcap.compare_ablations(model, texts, layer=0, head=1, kinds=("zero", "mean"), tokens=100, context=16, out=place / "ablations")
         compare(model, sepcap.PruningConfig(**quick), place / "comparison", say=lambda text: None)
-        sepcap.jacobian_spectrum(model, layer=0, tokens=2, task=texts, rows=2, out=place / "tight-pass")
-        folders = [run, *(place / name for name in ("ablations", "comparison", "tight-pass"))]
+        sepcap.jacobian_spectrum(model, layers=[0], tokens=2, task=texts, rows=2, out=place / "jacobian")
+        folders = [run, *(place / name for name in ("ablations", "comparison", "jacobian"))]
         before = {name: value.clone() for name, value in model.state_dict().items()}
         work = place / "work"
         work.mkdir()

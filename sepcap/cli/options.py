@@ -58,36 +58,32 @@ class Command:
 
 @dataclass(frozen=True)
 class OnDevice(Command):
-    """Which model a command loads, and on which device."""
+    """Which model a command loads, on which device and in which precision."""
 
     model: str = "default"
     """"default", a folder, or a hub name."""
     device: str | None = None
     """Device of the model, such as cpu, cuda, cuda:1 or mps; default is the GPU if there is one."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Precision of the model."""
 
     def load(self, **options: Any) -> Any:
         """Load the model of the command."""
         from sepcap.models.loading.load import load_model
 
-        return load_model(self.model, device=self.device, **options)
+        return load_model(self.model, device=self.device, dtype=self.dtype, **options)
 
 
 @dataclass(frozen=True)
 class Loading(OnDevice):
-    """How a command loads and runs its model; shared by commands that load one."""
+    """How a command without a configuration loads and runs its model."""
 
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Precision of the model."""
     batch_size: int = 16
     """Rows per forward pass; halved, with a warning, if memory runs out."""
 
-    def load(self, **options: Any) -> Any:
-        """Load the model of the command."""
-        return super().load(dtype=self.dtype, **options)
-
 
 @dataclass(frozen=True)
-class Study(Loading):
+class Study(OnDevice):
     """A command that runs a study in a folder; see `study_command`."""
 
     RESUMES = True
@@ -106,6 +102,20 @@ class Study(Loading):
         model = self.load()
         study = getattr(sepcap, self.FUNCTION)
         show(study(model, config_in(self.CONFIG, self), out=self.out, progress=partial(print, flush=True)), self.out)
+
+
+@dataclass(frozen=True)
+class Untrained(Study):
+    """A study that can be repeated on a model with random weights, as a control."""
+
+    random_weights: bool = False
+    """The control: weights as initialised before training, with the seed of the study."""
+    seed: int = 0
+    """Seed of the random weights, and of the study."""
+
+    def load(self, **options: Any) -> Any:
+        """Load the model of the command, trained or with random weights."""
+        return super().load(**{"random_weights": self.random_weights, "seed": self.seed, **options})
 
 
 S = TypeVar("S", bound=Study)

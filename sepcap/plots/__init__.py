@@ -12,8 +12,8 @@ from sepcap.selection.figures import head_scores, importance_histograms, score_h
 from sepcap.studies.ablations.figures import ablation_protocol, ablations
 from sepcap.studies.clusters.figures import concentration_curve, concentration_profile
 from sepcap.studies.cross_task.figures import cross_task, cross_task_bisection
-from sepcap.studies.dimensions.figures import streams
-from sepcap.studies.jacobian.figures import tight_pass_ranks, tight_pass_spectra
+from sepcap.studies.dimensions.figures import dimension_traces
+from sepcap.studies.jacobian.figures import jacobian_ranks, jacobian_spectra
 from sepcap.studies.methods.figures import methods
 from sepcap.studies.overlaps.figures import overlap_layers, overlap_ratios, overlaps
 from sepcap.studies.paragraphs.figures import transfer_distances, transfer_layers, transfer_positions
@@ -47,10 +47,13 @@ __all__ = [
     "cross_checks_steps",
     "cross_task",
     "cross_task_bisection",
+    "dimension_traces",
     "drop_against_drop",
     "head_scores",
     "importance_histograms",
     "importance_scatter",
+    "jacobian_ranks",
+    "jacobian_spectra",
     "methods",
     "metric_over_steps",
     "mlp_biases",
@@ -63,10 +66,7 @@ __all__ = [
     "score_histograms",
     "similarity",
     "similarity_profile",
-    "streams",
     "thresholds",
-    "tight_pass_ranks",
-    "tight_pass_spectra",
     "trajectory",
     "transfer_distances",
     "transfer_layers",

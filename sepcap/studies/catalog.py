@@ -10,9 +10,9 @@ from sepcap.studies.base.folder import read_config
 from sepcap.studies.pruning.run import whole_run
 
 STUDIES: dict[str, str] = {
-    "similarity": "studies.similarity.study.ActivationSimilarity",
-    "streams": "studies.dimensions.study.DimensionTraces",
-    "tight-pass": "studies.jacobian.study.JacobianSpectrum",
+    "activation-similarity": "studies.similarity.study.ActivationSimilarity",
+    "dimension-traces": "studies.dimensions.study.DimensionTraces",
+    "jacobian-spectrum": "studies.jacobian.study.JacobianSpectrum",
     "transfer": "studies.paragraphs.study.ParagraphTransfer",
     "modules": "studies.clusters.study.Modularity",
     "overlaps": "studies.overlaps.study.Overlap",
@@ -38,7 +38,7 @@ def load_result(folder: str | Path) -> Any:
         CorruptFile: a file differs from what was written; it is named.
 
     Example:
-        >>> sepcap.load_result("runs/similarity").figure()  # doctest: +SKIP
+        >>> sepcap.load_result("runs/geometry/similarity").figure()  # doctest: +SKIP
     """
     study = read_config(Path(folder)).get("study")
     if study is None:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sepcap.models.kinds import architecture_of, kind_of
 from sepcap.storage import html_card
 from sepcap.tasks.batches import separator_of
 from sepcap.tasks.documents import Spelling, in_rounds
+from sepcap.tasks.labelled_config import PER_CATEGORY, LabelledTextsConfig
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import check_content, check_context
 from sepcap.tasks.sources import local
@@ -32,12 +34,6 @@ OFFLINE = ("prose", "language reference", "Python", "C++")
 
 FEWEST = 3
 """Minimum number of texts per category: if one is left out, there must still be a pair."""
-
-PER_CATEGORY = 5
-"""Default number of texts per category. With 3 every relabelling can be tried, but single dimensions hardly differ from chance."""
-
-PER_CATEGORY_HALVED = 2 * PER_CATEGORY
-"""Default number of texts per category if one half is searched and the other tests the result."""
 
 HELD_OUT: tuple[Split, ...] = ("evaluate", "collect")
 
@@ -244,6 +240,22 @@ def load_labelled_texts(
         found[category] = tuple(text for _, text in chosen)
         names[category] = tuple(name for name, _ in chosen)
     return LabelledTexts(found, names)
+
+
+def texts_of(model: Any, config: LabelledTextsConfig) -> tuple[LabelledTexts, tuple[int, ...], int]:
+    """The texts of a configuration, the positions to use, and the length of the rows that they need.
+
+    Raises:
+        ValueError: two tasks of one name; as `load_labelled_texts` and `check_positions`.
+    """
+    positions, length = check_positions(model, config.positions, config.context)
+    texts = config.texts
+    if config.tasks:
+        texts = {Path(task).stem if isinstance(task, str | Path) else load_task(task).name: task for task in config.tasks}
+        if len(texts) < len(config.tasks):
+            raise ValueError(f"tasks={config.tasks}: two have the same name; give each once")
+    chosen = {"per_category": config.per_category, "skip": config.skip, "context": config.context, "differ_within": length}
+    return load_labelled_texts(model, texts, **chosen), positions, length
 
 
 def check_reads_text(model: Any) -> None:

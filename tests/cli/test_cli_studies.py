@@ -1,5 +1,6 @@
 """The commands of studies, on a tiny model: what they print is what the study found, and their folder opens again."""
 
+import dataclasses
 import inspect
 import json
 
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 
 import sepcap
-from sepcap.cli.geometry import FindDims, Similarity, Streams
+from sepcap.cli.geometry import Dimensions, FindDimensions, Jacobian, Similarity
 from sepcap.cli.main import main
 
 
@@ -32,7 +33,7 @@ SMALL = ["--tokens", "300", "--context", "16"]
         ["modules", "cross-task", "--eval-tokens", "200", "--seeds", "0", *SMALL],
         ["geometry", "similarity", "--what", "resid_post", "--per-category", "3", "--context", "16"],
         ["geometry", "dimensions", "--dims", "3", "5", "--per-category", "3", "--context", "16"],
-        ["geometry", "jacobian", "--part", "mlp", "--tokens", "2", "--rows", "2", "--layer", "1"],
+        ["geometry", "jacobian", "--part", "mlp", "--tokens", "2", "--rows", "2", "--layers", "1"],
     ],
     ids=lambda command: "-".join(command[:2]),
 )
@@ -69,7 +70,7 @@ def test_the_control_is_printed_paired_and_drawn(files, trained_folder, tmp_path
     found, other = (sepcap.load_result(folder) for folder in (tmp_path / "s", tmp_path / "s" / "random-weights"))
     assert found.config["positions"] == other.config["positions"] == [7, 15]
     assert found.config["model_fingerprint"] != other.config["model_fingerprint"]
-    assert found.config["study"] == "similarity"
+    assert found.config["study"] == "activation-similarity"
     assert found.compared(other).to_string(index=False, float_format=lambda x: f"{x:.4f}") in capsys.readouterr().out
     assert {"this model", "random weights"} <= {trace.name for trace in drawn["profile-control"].data}
     with pytest.raises(SystemExit):
@@ -80,7 +81,7 @@ def test_the_control_is_printed_paired_and_drawn(files, trained_folder, tmp_path
 def test_dimensions_that_were_found_are_printed_and_followed_elsewhere(files, trained_folder, tmp_path, capsys):
     """The file names the half that was searched: of the same texts the other half is shown, of others all."""
     common = ["--per-category", "6", *TINY[2:], "--tasks", *files, "--model", str(trained_folder)]
-    csv = tmp_path / "new" / "dims.csv"
+    csv = tmp_path / "new" / "found.csv"
     main(["geometry", "find-dimensions", "--n", "3", "--stages", "1", "2", *common, "--out", str(csv)])
     table = pd.read_csv(csv)
     printed = capsys.readouterr().out
@@ -97,7 +98,7 @@ def test_dimensions_that_were_found_are_printed_and_followed_elsewhere(files, tr
     assert texts == {"same": (n // 2, n // 2), "others": (None, n)}
     main(["geometry", "dimensions", "--n", "2", *common, "--out", str(tmp_path / "searched")])
     assert sepcap.load_result(tmp_path / "searched").config["searched"] == n // 2
-    assert "Ranked on one half" in capsys.readouterr().out
+    assert "The search for the 2 dimensions used" in capsys.readouterr().out
     for wrong, says in (
         (["find-dimensions", *common, "--out", str(csv)], "already exists"),
         (["dimensions", "--found", str(csv), "--dims", "3"], "give one of them"),
@@ -109,17 +110,16 @@ def test_dimensions_that_were_found_are_printed_and_followed_elsewhere(files, tr
 
 
 def test_defaults_are_those_of_the_functions():
-    functions = {Similarity: sepcap.compare_activations, Streams: sepcap.trace_dimensions, FindDims: sepcap.find_dimensions}
-    for command, function in functions.items():
-        taken = inspect.signature(function).parameters
-        for name in {"per_category", "context", "permutations", "seed", "batch_size", "what", "scaled", "n"} & set(taken):
-            assert getattr(command(), name) == taken[name].default, (command, name)
+    for command in (Similarity, Dimensions, FindDimensions, Jacobian):
+        taken = inspect.signature(getattr(sepcap, command.FUNCTION)).parameters
+        for field in dataclasses.fields(command.CONFIG):
+            assert field.name == "model" or getattr(command(), field.name) == taken[field.name].default, (command, field.name)
 
 
 def test_a_head_needs_no_layer_but_a_layer_needs_a_head(capsys):
     with pytest.raises(SystemExit):
         main(["geometry", "similarity", "--layer", "2"])
-    assert "give --head too" in capsys.readouterr().err
+    assert "give head too" in capsys.readouterr().err
 
 
 def test_two_tasks_of_one_name_are_refused(capsys):

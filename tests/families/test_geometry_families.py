@@ -1,4 +1,4 @@
-"""Similarity and streams on every family of the table: they are measured, or the error says why not."""
+"""Similarity and traces of dimensions on every family of the table: they are measured, or the error says why not."""
 
 import os
 
@@ -41,17 +41,18 @@ def no_flushing(monkeypatch):
 
 @pytest.mark.parametrize("row", WORDS, ids=lambda row: row.name)
 def test_the_stream_adds_up(row, models):
-    """What leaves a block is what enters the next, and streams are the same numbers as similarity's vectors."""
+    """What leaves a block is what enters the next, and traces are the same numbers as similarity's vectors."""
     model = models(row)
     rows = TEXTS.rows(model, 14)
     out = vectors_at(model, rows, lambda look: place_hooks(model, "resid_post", [0], look), POSITIONS)[0]
     into = vectors_at(model, rows, lambda look: place_hooks(model, "resid_pre", [1], look), POSITIONS)[0]
     torch.testing.assert_close(out, into)
-    values = sepcap.trace_dimensions(model, TEXTS, [0, 31], POSITIONS).tables["values"]
+    values = sepcap.trace_dimensions(model, texts=TEXTS, dims=(0, 31), positions=POSITIONS).tables["values"]
     assert len(values) == 2 * 3 * 6 * 2
     at = torch.from_numpy(values[values["stage"] == 1]["value"].to_numpy(copy=True)).view(2, 6, 2).permute(1, 2, 0)
     torch.testing.assert_close(at, out[..., [0, 31]], atol=1e-5, rtol=1e-4)
-    assert sepcap.compare_activations(model, TEXTS, POSITIONS, "resid_post").tables["layers"]["p"].between(1 / 10, 1).all()
+    compared = sepcap.compare_activations(model, texts=TEXTS, positions=POSITIONS, what="resid_post")
+    assert compared.tables["layers"]["p"].between(1 / 10, 1).all()
 
 
 @pytest.mark.parametrize("row", [row for row in WORDS if row not in NO_HEADS], ids=lambda row: row.name)
@@ -70,21 +71,21 @@ def test_heads_and_bias_are_what_attention_adds(row, models):
 @pytest.mark.parametrize("row", NO_HEADS, ids=lambda row: row.name)
 def test_heads_that_cannot_be_told_apart_are_refused(row, models):
     with pytest.raises(NotImplementedError, match="attn_pre_out"):
-        sepcap.compare_activations(models(row), TEXTS, POSITIONS, 0)
+        sepcap.compare_activations(models(row), texts=TEXTS, positions=POSITIONS, head=0)
 
 
 @pytest.mark.parametrize("row", NO_SINGLE_MLP, ids=lambda row: row.name)
 def test_a_mixture_of_experts_has_no_mlp_out_and_says_what_works(row, models):
     with pytest.raises(NotImplementedError, match=r"'mlp_out' .* layer \d has no mlp\.out\.hook_out\. What works everywhere: 'resid_post'"):
-        sepcap.compare_activations(models(row), TEXTS, POSITIONS, "mlp_out")
+        sepcap.compare_activations(models(row), texts=TEXTS, positions=POSITIONS, what="mlp_out")
 
 
 def test_layers_without_attention_are_refused(models):
     with pytest.raises(NotImplementedError, match=r"'attn_out' .* layer 0 has no attn"):
-        sepcap.compare_activations(models(ROWS["Qwen-3.5 (linear attention)"]), TEXTS, POSITIONS)
+        sepcap.compare_activations(models(ROWS["Qwen-3.5 (linear attention)"]), texts=TEXTS, positions=POSITIONS)
 
 
-@pytest.mark.parametrize("study", ["similarity", "streams", "find_dimensions", "labelled_texts"])
+@pytest.mark.parametrize("study", ["compare_activations", "trace_dimensions", "find_dimensions", "load_labelled_texts"])
 def test_an_image_classifier_is_refused(study, models):
     pytest.importorskip("PIL")
     with pytest.raises(NotImplementedError, match="is an image classifier: there are no texts"):
@@ -98,10 +99,10 @@ def test_rows_of_masked_models_are_closed_and_the_last_position_is_a_word(name, 
     ends = model.tokenizer.eos_token_id if model.tokenizer.sep_token_id is None else model.tokenizer.sep_token_id
     assert (rows[:, -1] == ends).all()
     assert (rows[:, 1:-1] != ends).all()
-    found = sepcap.compare_activations(model, TEXTS)
+    found = sepcap.compare_activations(model, texts=TEXTS)
     assert max(found.config["positions"]) == 30
     with pytest.raises(ValueError, match="from 0 to 30"):
-        sepcap.compare_activations(model, TEXTS, (31,))
+        sepcap.compare_activations(model, texts=TEXTS, positions=(31,))
 
 
 @pytest.mark.parametrize(
@@ -117,11 +118,12 @@ def test_rows_of_masked_models_are_closed_and_the_last_position_is_a_word(name, 
 def test_what_stands_behind_an_output_is_said_and_true(name, norm, says, models):
     """The sum of stream and outputs is what leaves the block only where no norm is in between."""
     model = models(ROWS[name])
-    found = sepcap.compare_activations(model, TEXTS, POSITIONS)
+    found = sepcap.compare_activations(model, texts=TEXTS, positions=POSITIONS)
     assert found.config["norm"] == norm
     assert found.summary()[0].startswith(f"What attention {says}, without the residual stream: cosine")
-    assert sepcap.compare_activations(model, TEXTS, POSITIONS, 1).summary()[0].startswith(f"What head 1 of every layer {says}: cosine")
-    assert sepcap.compare_activations(model, TEXTS, POSITIONS, "resid_post").config["norm"] is None
+    of_head = sepcap.compare_activations(model, texts=TEXTS, positions=POSITIONS, head=1)
+    assert of_head.summary()[0].startswith(f"What head 1 of every layer {says}: cosine")
+    assert sepcap.compare_activations(model, texts=TEXTS, positions=POSITIONS, what="resid_post").config["norm"] is None
     rows = TEXTS.rows(model, 14)
     seen = {
         place: vectors_at(model, rows, lambda look, p=place: place_hooks(model, p, [0], look), POSITIONS)[0]

@@ -10,11 +10,11 @@ sys.path += [str(TESTS / "plots"), *map(str, sorted((TESTS / "studies").glob("*/
 
 import test_ablations_figures
 import test_activations
+import test_dimensions_figures
+import test_jacobian_figures
 import test_module_figures
 import test_neuron_set_figures
 import test_similarity_figures
-import test_streams_figures
-import test_tight_pass_figures
 import test_transfer_figures
 import torch
 from planted_runs import maker
@@ -84,7 +84,7 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
     chosen = sepcap.score(*statistics(), importance="abs").top({"mlp": 0.1})
     tasks = ("local-code", "local-prose")
     acts = [test_activations.statistics(task, test_activations.activations(seed, (2, 3, 4))) for seed, task in enumerate(tasks)]
-    passes, sets = test_tight_pass_figures.study(), test_neuron_set_figures
+    passes, sets = test_jacobian_figures.study(), test_neuron_set_figures
     moved = test_transfer_figures.planted()
     heads = test_ablations_figures.comparison(test_ablations_figures.grid(6, 4), unsure=[(3, 1)])
     few = test_ablations_figures.comparison([(0, 0), (1, 2)])
@@ -111,10 +111,13 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
         "cross-checks-steps": draw(plots.cross_checks_steps, checks),
         "cross-task": draw(plots.cross_task, sets.cross_task()),
         "cross-task-bisection": draw(plots.cross_task_bisection, sets.cross_task()),
+        "dimension-traces": draw(plots.dimension_traces, test_dimensions_figures.result()),
         "drop-against-drop": draw(plots.drop_against_drop, of["demo"]),
         "head-scores": draw(plots.head_scores, scores()),
         "importance-histograms": draw(plots.importance_histograms, forget, retain, log_counts=True),
         "importance-scatter": draw(plots.importance_scatter, forget, retain, neurons=chosen, site="mlp"),
+        "jacobian-ranks": draw(plots.jacobian_ranks, passes),
+        "jacobian-spectra": draw(plots.jacobian_spectra, passes),
         "methods": draw(plots.methods, of["methods"]),
         "metric-over-steps": draw(plots.metric_over_steps, one),
         "metric-over-steps-of-runs": draw(plots.metric_over_steps, of["demo"]),
@@ -129,10 +132,7 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
         "score-histograms-of-a-layer": draw(plots.score_histograms, scores("mlp"), layers=[3]),
         "similarity": draw(plots.similarity, test_similarity_figures.result()),
         "similarity-profile": draw(plots.similarity_profile, test_similarity_figures.result()),
-        "streams": draw(plots.streams, test_streams_figures.result()),
         "thresholds": draw(plots.thresholds, of["zero"]),
-        "tight-pass-ranks": draw(plots.tight_pass_ranks, passes),
-        "tight-pass-spectra": draw(plots.tight_pass_spectra, passes),
         "trajectory": draw(plots.trajectory, of["demo"]),
         "trajectory-of-many": draw(plots.trajectory, of["many"]),
         "trajectory-of-seeds": draw(plots.trajectory, of["seeds"]),

@@ -1,8 +1,9 @@
-"""Checks of every selection of neurons: sites, shares, importance, tasks (METHODS 5)."""
+"""Checks of fields that several configurations have: sites, shares, importance, tasks, layers (METHODS 5)."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from operator import index
+from typing import Any, Literal
 
 from sepcap.errors import unknown
 
@@ -60,3 +61,23 @@ def check_tasks(tasks: tuple[Any, ...], why: str) -> None:
     """Refuse fewer than two tasks."""
     if len(tasks) < 2:
         raise ValueError(f"tasks={tasks!r}: give at least two, in a tuple; {why}")
+
+
+def layers_of(layers: Any) -> tuple[int, ...] | Literal["all"]:
+    """Layers in the form of a configuration.
+
+    Raises:
+        ValueError: a word other than "all".
+        TypeError: anything else that is not whole numbers.
+    """
+    if isinstance(layers, str):
+        if layers != "all":
+            raise ValueError(f"layers={layers!r}: give 'all' or numbers of layers")
+        return "all"
+    try:
+        numbers = list(layers)
+        if any(isinstance(number, bool) for number in numbers):
+            raise TypeError
+        return tuple(map(index, numbers))
+    except TypeError:
+        raise TypeError(f"layers={layers!r}: give 'all' or whole numbers of layers in a list, such as [2, 3]") from None

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-PERMUTATIONS = 20_000
-"""Maximum number of relabellings; twelve texts in four categories of three have 15,400, so their test is exact."""
+from sepcap.tasks.labelled_config import PERMUTATIONS
 
 TIES = 1e-9
 """Relative difference up to which two values of a statistic count as equal: the order of summation may differ."""

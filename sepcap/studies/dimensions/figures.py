@@ -1,4 +1,4 @@
-"""Streams: residual dimensions over the layers, one thin line per text and position."""
+"""Residual dimensions over the layers, one thin line per text and position."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ROW_GAP_PX = 80
 LEFT_PX, RIGHT_PX = 76, 20
 
 
-def streams(result: Any, *, width: Width = "page") -> go.Figure:
+def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
     """Value of every dimension from the embedding to the last layer, one panel per dimension.
 
     Thin lines are single positions of single texts, in the colour of the category; thick lines are the category means.
@@ -23,7 +23,7 @@ def streams(result: Any, *, width: Width = "page") -> go.Figure:
         result: what `sepcap.trace_dimensions` returns.
         width: inches, "column" or "page".
     """
-    dims, categories = result.config["dims"], list(result.config["categories"])
+    dims, categories = result.dims, list(result.config["categories"])
     inside = width_px(width) - LEFT_PX - RIGHT_PX
     columns = min(2 if is_wide(width) else 1, len(dims))
     rows = -(-len(dims) // columns)

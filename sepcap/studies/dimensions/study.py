@@ -1,6 +1,8 @@
 """Single residual dimensions across layers, and a search for dimensions that separate kinds of text (METHODS 13)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,14 +16,17 @@ from sepcap.errors import warn
 from sepcap.models.blocks.places import Look, all_layers, place_hooks, stage_name
 from sepcap.models.forward import Hook
 from sepcap.progress import progress
-from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.intervals import t_factor
 from sepcap.statistics.vectors import vectors_at
-from sepcap.studies.base.permutations import PERMUTATIONS, TIES, Relabellings, relabel
+from sepcap.storage import write_atomically
+from sepcap.studies.base.folder import Pieces
+from sepcap.studies.base.permutations import TIES, Relabellings, relabel
 from sepcap.studies.base.provenance import made_with
 from sepcap.studies.base.result import Figures, StudyResult
+from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.dimensions import figures
-from sepcap.tasks.labelled import PER_CATEGORY_HALVED, LabelledTexts, check_positions, load_labelled_texts
+from sepcap.studies.dimensions.config import DimensionSearchConfig, DimensionTracesConfig
+from sepcap.tasks.labelled import LabelledTexts, texts_of
 
 Values = Float[Tensor, "stage text position dim"]
 
@@ -32,7 +37,7 @@ class DimensionTraces(StudyResult):
     A stage is a point in the residual stream: 0 is the input of the first block (embedding and positions), l + 1 the output of block l.
 
     Attributes:
-        config: dimensions, positions, the texts and the relabellings; with the model and versions.
+        config: the dimensions given (None if they were searched), positions, the texts and the relabellings; with the model and versions.
         tables: `values`, one row per dim, stage, text and position, with category and value; `means`, per dim, stage and category the
             mean over texts with the ends of its 95% interval (`low`, `high`; t over the texts, each the mean of its positions);
             `tests`, one row per dim: `eta2`, the share of the variance between texts that categories explain, and `p`, at one stage. For a
@@ -41,18 +46,23 @@ class DimensionTraces(StudyResult):
             `separation`, the same per dim and stage, with `p` corrected for all of them, and `p_uncorrected`; and `texts`.
     """
 
-    STUDY: ClassVar[str] = "streams"
+    STUDY: ClassVar[str] = "dimension-traces"
     PAGE_TABLES = ("tests", "means", "separation", "texts")
     TITLE: ClassVar[str] = "How do residual dimensions that separate kinds of text change over the layers?"
-    FIGURES: ClassVar[Figures] = {"streams": ("Value of residual dimensions across layers", figures.streams)}
+    FIGURES: ClassVar[Figures] = {"traces": ("Value of residual dimensions across layers", figures.dimension_traces)}
+
+    @property
+    def dims(self) -> list[int]:
+        """The traced dimensions, in the order of the panels."""
+        return self.tables["tests"]["dim"].tolist()
 
     def summary(self) -> list[str]:
         """What was found, in sentences."""
         config = self.config
-        several, places = len(config["dims"]) > 1, len(config["positions"])
+        several, places = len(self.dims) > 1, len(config["positions"])
         of_categories = ", ".join(f"{name} {n}" for name, n in config["categories"].items())
         told = [
-            f"Residual dimension{'s' * several} {', '.join(map(str, config['dims']))} over {config['stages']} stages, at {places} "
+            f"Residual dimension{'s' * several} {', '.join(map(str, self.dims))} over {config['stages']} stages, at {places} "
             f"position{'s' * (places > 1)} of {len(self.tables['texts'])} texts ({of_categories})."
         ]
         for row in self.tables["tests"].to_dict("records"):
@@ -67,7 +77,7 @@ class DimensionTraces(StudyResult):
     def _what_p_means(self) -> str:
         config = self.config
         told = f"Control: {config['relabellings']}."
-        n = len(config["dims"])
+        n = len(self.dims)
         if config["searched"]:
             several = f"the {n} dimensions" if n > 1 else "the dimension"
             return (
@@ -77,41 +87,27 @@ class DimensionTraces(StudyResult):
         return f"{told} p is corrected for all dimensions and stages shown; it is valid only if they were not chosen on these texts."
 
 
+@study(DimensionTracesConfig)
 @checked()
 def trace_dimensions(
-    model: Any,
-    texts: LabelledTexts | Mapping[str, Any] | None = None,
-    dims: int | Iterable[int] | pd.DataFrame | None = None,
-    positions: Iterable[int] | None = None,
-    *,
-    per_category: int = PER_CATEGORY_HALVED,
-    context: int | None = None,
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    model: Any, config: DimensionTracesConfig, *, out: str | Path | None = None, say: Callable[[str], Any]
 ) -> DimensionTraces:
     """Trace residual dimensions through the layers, at the same positions of labelled texts.
 
     Args:
-        model: what `load_model` returns.
-        texts: `LabelledTexts`, category -> list of texts, category -> task, or None for the offline texts; see `load_labelled_texts`.
-        dims: a dimension, several, or rows of the table of `find_dimensions`; default is the first four of that table. If the table was
-            found on one half of these texts, only the other half is shown and tested. Any other dimensions are shown on all texts, and
-            their p-values are valid only if they were not chosen by looking at these; a table found on other texts gives a warning.
-        positions: token positions; default is ten, every fourth up to the end of the context.
-        per_category: texts per category, if they are taken from a task.
-        context: number of tokens at which the default positions end; default is the model's context, at most 512.
-        permutations: most relabellings of the texts: all of them if there are no more, else random ones.
-        seed: for drawing relabellings and halves of the texts; if `dims` is a table of `find_dimensions`, the seed used there.
-        batch_size: texts per pass; halved, with a warning, when memory runs out.
+        model: what `load_model` returns; default is to load `config.model`.
+        config: a `DimensionTracesConfig`; its fields can also be given as keywords.
+        out: folder of the study; a finished one is read. Without one, nothing is saved.
+        progress: True announces the work and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
-        DimensionTraces with `.tables["values"]`, `.tables["separation"]` and `.figure()`.
+        DimensionTraces with `.dims`, `.tables["values"]`, `.tables["separation"]` and `.figure()`.
 
     Raises:
         ValueError: no dimension, one that does not exist or is repeated; a table found on these texts with another seed; texts too
             short or too few (without `dims`, fewer than six per category).
         NotImplementedError: an image classifier.
+        FileExistsError: the folder contains another configuration (the error names the differing fields).
 
     Source: [OPT]; METHODS section 13.
 
@@ -119,43 +115,58 @@ def trace_dimensions(
         >>> found = sepcap.find_dimensions(model, n=4)  # doctest: +SKIP
         >>> sepcap.trace_dimensions(model, dims=found).figure()  # doctest: +SKIP
     """
-    at, length = check_positions(model, positions, context)
-    texts = load_labelled_texts(model, texts, per_category=per_category, context=context, differ_within=length)
-    if dims is None:
-        dims = find_dimensions(model, texts, positions, n=4, context=context, permutations=permutations, seed=seed, batch_size=batch_size)
-    chosen, stages, searched = _check_dims(dims), None, None
-    if isinstance(dims, pd.DataFrame) and (half := _other_half(texts, dims, seed)) is not None:
+    texts, at, length = texts_of(model, config)
+    given = None if config.dims is None else _within(model, _check_dims(config.dims))
+    every, searched, stages = _check_stages(model, None), None, None
+    if given is None:
+        texts.rows(model, length)  # raises if a text of one half begins like one of the other
+        searched, texts = texts.halves(config.seed)
+    elif isinstance(config.dims, pd.DataFrame) and (half := _other_half(texts, config.dims, config.seed)) is not None:
         searched, texts = half
-        stages = [int(stage) for stage in dims["stage"]]
+        stages = [int(stage) for stage in config.dims["stage"]]
     rows = texts.rows(model, length)
-    relabellings = relabel(texts.labels, permutations, seed)
-    values = vectors_at(model, rows, lambda look: stage_hooks(model, look), at, dims=_within(model, chosen), batch_size=batch_size)
-    means = values.double().mean(dim=2).numpy()
-    separated = _separation_table(means, chosen, relabellings)
-    config = {
+    relabellings = relabel(texts.labels, config.permutations, config.seed)
+    resolved = {
         **made_with(model),
-        "dims": chosen,
-        "stages": len(values),
+        "dims": given,
+        "dims_stages": stages,
+        "n": config.n if given is None else len(given),
+        "stages": len(every),
         "positions": list(at),
         "texts": texts.fingerprint,
-        "searched": searched,
+        "searched": None if searched is None else len(searched.labels),
         "categories": {category: len(held) for category, held in texts.texts.items()},
-        "permutations": permutations,
+        "permutations": config.permutations,
         "relabellings": relabellings.said,
-        "seed": seed,
+        "seed": config.seed,
     }
-    tables = {
-        "tests": _tests_found(means, chosen, stages, relabellings) if stages else _tests_given(separated, chosen),
-        "values": _value_table(values, chosen, texts, at),
-        "means": _mean_table(values, chosen, texts),
-        "separation": separated,
-        "texts": texts.table,
-    }
-    return DimensionTraces(config, tables)
+
+    def compute(_: Pieces) -> DimensionTraces:
+        dims: Any = given
+        found_at = stages
+        if given is None and searched is not None:
+            found = _search(model, searched, at, length, config, every)
+            dims, found_at = found["dim"].tolist(), found["stage"].tolist()
+        values = vectors_at(model, rows, partial(stage_hooks, model), at, dims=dims, batch_size=config.batch_size)
+        means = values.double().mean(dim=2).numpy()
+        separated = _separation_table(means, dims, relabellings)
+        tables = {
+            "tests": _tests_found(means, dims, found_at, relabellings) if found_at else _tests_given(separated, dims),
+            "values": _value_table(values, dims, texts, at),
+            "means": _mean_table(values, dims, texts),
+            "separation": separated,
+            "texts": texts.table,
+        }
+        return DimensionTraces(resolved, tables)
+
+    def cost() -> str:
+        return f"{len(rows) + (0 if given or searched is None else len(searched.labels)):,} texts of {length:,} tokens"
+
+    return run_study(DimensionTraces, resolved, compute, out, cost, say)
 
 
-def _other_half(texts: LabelledTexts, table: pd.DataFrame, seed: int) -> tuple[int, LabelledTexts] | None:
-    """Number of searched texts, and the texts left for the test; None if the table names no half, or one of other texts (a warning)."""
+def _other_half(texts: LabelledTexts, table: pd.DataFrame, seed: int) -> tuple[LabelledTexts, LabelledTexts] | None:
+    """The searched texts, and those left for the test; None if the table names no half, or one of other texts (a warning)."""
     if "searched" not in table:
         return None
     halves = [str(name) for name in dict.fromkeys(table["searched"])]
@@ -171,8 +182,7 @@ def _other_half(texts: LabelledTexts, table: pd.DataFrame, seed: int) -> tuple[i
             f"dims: the table was found in {' and '.join(halves)}, and with seed={seed} these texts are cut into other halves, so "
             "searched texts would be tested; give the seed= of find_dimensions, and its table with the columns dim, stage and searched"
         )
-    first, second = texts.halves(seed)
-    return len(first.labels), second
+    return texts.halves(seed)
 
 
 def _half_of(texts: LabelledTexts, seed: int | str) -> str:
@@ -180,20 +190,9 @@ def _half_of(texts: LabelledTexts, seed: int | str) -> str:
     return f"half of texts {texts.fingerprint}, seed {seed}"
 
 
+@study(DimensionSearchConfig)
 @checked()
-def find_dimensions(
-    model: Any,
-    texts: LabelledTexts | Mapping[str, Any] | None = None,
-    positions: Iterable[int] | None = None,
-    *,
-    n: int = 10,
-    stages: Iterable[int] | None = None,
-    per_category: int = PER_CATEGORY_HALVED,
-    context: int | None = None,
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-) -> pd.DataFrame:
+def find_dimensions(model: Any, config: DimensionSearchConfig, *, out: str | Path | None = None, say: Callable[[str], Any]) -> pd.DataFrame:
     """Rank residual dimensions by how well they separate categories of text on one half of the texts, and test them on the other half.
 
     Each text counts once, as the mean over its positions. A dimension is scored at every stage by η², the share of the variance
@@ -202,12 +201,10 @@ def find_dimensions(
     any of the n dimensions reaches at least its η² (Westfall and Young).
 
     Args:
-        model: what `load_model` returns.
-        texts: as in `trace_dimensions`.
-        positions: as in `trace_dimensions`.
-        n: number of dimensions to return.
-        stages: stages to search: 0 is the input of the first block, l + 1 the output of block l; default is all.
-        per_category, context, permutations, seed, batch_size: as in `trace_dimensions`.
+        model: what `load_model` returns; default is to load `config.model`.
+        config: a `DimensionSearchConfig`; its fields can also be given as keywords.
+        out: a new CSV file for the table; without one, nothing is saved.
+        progress: True announces the work and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
         One row per dimension, the best on the searched half first: dim, stage (with the highest η² there), `eta2_searched` (that η²),
@@ -216,29 +213,50 @@ def find_dimensions(
 
     Raises:
         ValueError: as in `trace_dimensions`; fewer than six texts of a category; a stage that does not exist.
+        FileExistsError: the file exists already.
 
     Source: METHODS section 13; Westfall and Young 1993.
 
     Example:
         >>> sepcap.find_dimensions(model, n=5)  # doctest: +SKIP
     """
-    if n < 1:
-        raise ValueError(f"n={n}: give at least 1")
-    at, length = check_positions(model, positions, context)
-    texts = load_labelled_texts(model, texts, per_category=per_category, context=context, differ_within=length)
-    chosen = _check_stages(model, stages)
-    texts.rows(model, length)  # raises if a text of one half begins like one of the other
+    if out is not None and Path(out).exists():
+        raise FileExistsError(f"{out} already exists; give another out. Nothing was changed.")
+    texts, at, length = texts_of(model, config)
+    chosen = _check_stages(model, config.stages)
+    say(f"{len(texts.rows(model, length)):,} texts of {length:,} tokens")  # raises if a text of one half begins like one of the other
+    first, second = texts.halves(config.seed)
+    found = _search(model, first, at, length, config, chosen)
+    dims, stages = found["dim"].tolist(), found["stage"].tolist()
+    means = _means(model, second, at, length, config, chosen, dims)
+    places = [chosen.index(stage) for stage in stages]
+    tested = _tests_found(means, dims, places, relabel(second.labels, config.permutations, config.seed))
+    table = tested.assign(stage=stages, eta2_searched=found["eta2"], searched=_half_of(texts, config.seed))
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, table.to_csv(index=False).encode())
+    return table
 
-    def means(half: LabelledTexts, dims: list[int] | None = None) -> Float[np.ndarray, "stage text dim"]:
-        rows = half.rows(model, length)
-        values = vectors_at(model, rows, lambda look: stage_hooks(model, look, chosen), at, dims=dims, batch_size=batch_size)
-        return values.double().mean(dim=2).numpy()
 
-    first, second = texts.halves(seed)
-    found = search_dims(means(first), first.labels).head(n)
-    dims, places = found["dim"].tolist(), found["stage"].tolist()
-    tested = _tests_found(means(second, dims), dims, places, relabel(second.labels, permutations, seed))
-    return tested.assign(stage=[chosen[place] for place in places], eta2_searched=found["eta2"], searched=_half_of(texts, seed))
+def _search(model: Any, texts: LabelledTexts, at: Sequence[int], length: int, config: Any, stages: list[int]) -> pd.DataFrame:
+    """The `config.n` dimensions that separate the texts best, each with its stage and eta2."""
+    found = search_dims(_means(model, texts, at, length, config, stages), texts.labels).head(config.n)
+    return found.assign(stage=[stages[place] for place in found["stage"]])
+
+
+def _means(
+    model: Any,
+    texts: LabelledTexts,
+    at: Sequence[int],
+    length: int,
+    config: Any,
+    stages: list[int],
+    dims: list[int] | None = None,
+) -> Float[np.ndarray, "stage text dim"]:
+    """Values of dimensions at stages, as means over the positions of every text."""
+    hooks_for = partial(stage_hooks, model, stages=stages)
+    values = vectors_at(model, texts.rows(model, length), hooks_for, at, dims=dims, batch_size=config.batch_size)
+    return values.double().mean(dim=2).numpy()
 
 
 def search_dims(means: Float[np.ndarray, "stage text dim"], labels: Int[np.ndarray, " text"]) -> pd.DataFrame:

@@ -1,10 +1,10 @@
 """Configuration of a study of the Jacobians of attention or mlp blocks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sepcap.checks import BETWEEN_0_AND_1, check_fields
+from sepcap.checks import BETWEEN_0_AND_1, FROM_0, check_fields
+from sepcap.studies.base.neuron_sets import layers_of
 
 PartName = Literal["attn", "mlp"]
 Method = Literal["auto", "exact", "randomized"]
@@ -25,8 +25,10 @@ TRAINED, RANDOM = "trained", "random"
 class JacobianSpectrumConfig:
     """Which Jacobians are computed, how, and which singular values count towards the rank."""
 
-    layer: Any = "all"
-    """A layer, several, or "all"."""
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    layers: tuple[int, ...] | Literal["all"] = "all"
+    """Layers whose Jacobians are computed."""
     part: PartName = "attn"
     """"attn" or "mlp"."""
     tokens: int = 4
@@ -51,7 +53,7 @@ class JacobianSpectrumConfig:
     precisions give the same rank."""
     norm: bool = True
     """The input is the residual stream, and the Jacobian includes the norm before the part; else the input is the norm's output."""
-    dtype: Precision = "float64"
+    precision: Precision = "float64"
     """Precision in which the block is computed: "float64" or "float32"."""
     control: bool = True
     """Also measure the model of the same configuration with random weights, on the same tokens."""
@@ -59,24 +61,8 @@ class JacobianSpectrumConfig:
     """Seed of the random weights and of the random directions."""
 
     def __post_init__(self) -> None:
-        check_fields(self, threshold=BETWEEN_0_AND_1, tolerance=BETWEEN_0_AND_1)
-
-    def layers(self, n_layers: int) -> tuple[int, ...]:
-        """The chosen layers of a model with `n_layers` layers.
-
-        Raises:
-            ValueError: neither "all" nor numbers, or no layer.
-            IndexError: a layer that does not exist.
-        """
-        if self.layer == "all":
-            return tuple(range(n_layers))
-        chosen = self.layer if isinstance(self.layer, Sequence) else [self.layer]
-        if isinstance(chosen, str) or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in chosen) or not chosen:
-            raise ValueError(f"layer={self.layer!r}: give a number, several, or 'all'")
-        for layer in chosen:
-            if not 0 <= layer < n_layers:
-                raise IndexError(f"layer={layer} does not exist: the model has layers 0 to {n_layers - 1}")
-        return tuple(dict.fromkeys(chosen))
+        object.__setattr__(self, "layers", layers_of(self.layers))
+        check_fields(self, layers=FROM_0, threshold=BETWEEN_0_AND_1, tolerance=BETWEEN_0_AND_1)
 
     def check_threshold(self, size: int) -> None:
         """Raise if the threshold is within rounding for a Jacobian of this size: eps·size of the largest, as in numpy's matrix_rank.
@@ -84,15 +70,15 @@ class JacobianSpectrumConfig:
         Raises:
             ValueError: the threshold is too small; the message names the limit.
         """
-        noise = EPSILON[self.dtype] * size
+        noise = EPSILON[self.precision] * size
         if self.threshold <= noise:
             raise ValueError(
-                f"threshold={self.threshold:g} is within rounding: in {self.dtype} a Jacobian of {size:,} rows can have singular values up "
-                f"to {noise:.1g} of the largest that would be 0 without rounding; give more than that"
-                + (", or dtype='float64'" if self.dtype == "float32" else "")
+                f"threshold={self.threshold:g} is within rounding: in {self.precision} a Jacobian of {size:,} rows can have singular "
+                f"values up to {noise:.1g} of the largest that would be 0 without rounding; give more than that"
+                + (", or precision='float64'" if self.precision == "float32" else "")
             )
 
     def thresholds(self, size: int) -> list[float]:
         """The reported thresholds: `THRESHOLDS` above rounding, and the configured one."""
-        noise = EPSILON[self.dtype] * size
+        noise = EPSILON[self.precision] * size
         return sorted({self.threshold, *(threshold for threshold in THRESHOLDS if threshold > noise)}, reverse=True)

@@ -29,9 +29,7 @@ SCALE = ((86, 180, 233), (0, 114, 178), (60, 20, 90))
 """Colours from the first layer to the last: lightness falls evenly."""
 
 
-def tight_pass_ranks(
-    result: Any, measure: str = "rank", *, layers: Sequence[int] | None = None, width: Width = "column"
-) -> go.Figure:
+def jacobian_ranks(result: Any, measure: str = "rank", *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Rank over layers, trained and with random weights: means over rows of tokens with 95% intervals, and the largest rank possible.
 
     If the rank of a row is only a lower bound, the mean is a triangle that points up ("at least"), without interval and without a line
@@ -48,7 +46,7 @@ def tight_pass_ranks(
         raise unknown("measure", measure, MEASURES)
     table: Any = result.by_layer
     c = result.config
-    shown = chosen_layers(layers, c["layer"])
+    shown = chosen_layers(layers, c["layers"])
     table = table[table["layer"].isin(shown)]
     traces: list[Any] = []
     highest, open_ended = 0.0, False
@@ -126,9 +124,7 @@ def _bounds(result: Any, table: Any) -> go.Scatter:
     return go.Scatter(x=rounded(x), y=rounded(table["bound"]), mode="markers", name=name, marker=dash, hoverinfo="skip")
 
 
-def tight_pass_spectra(
-    result: Any, *, control: bool = True, layers: Sequence[int] | None = None, width: Width = "column"
-) -> go.Figure:
+def jacobian_spectra(result: Any, *, control: bool = True, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Singular values as shares of the largest, one line per layer (medians over rows), with the threshold of the rank.
 
     Args:
@@ -142,10 +138,10 @@ def tight_pass_spectra(
     lowest = c["threshold"]
     shares = {weights: _shares(result.tensors[weights].double().numpy()) for weights in LOOK if weights in result.tensors}
     number = _places(shares[TRAINED].shape[-1])
-    layers = chosen_layers(layers, c["layer"])
+    layers = chosen_layers(layers, c["layers"])
     named = range(len(layers)) if len(layers) <= NAMED else (0, len(layers) // 2, len(layers) - 1)
     for i, layer in enumerate(layers):
-        y = np.median(shares[TRAINED][c["layer"].index(layer)], axis=0)[number - 1]
+        y = np.median(shares[TRAINED][c["layers"].index(layer)], axis=0)[number - 1]
         told = f"<b>layer {layer}</b><br>σ at index %{{x:,}} is %{{y:.2e}} of the largest<extra></extra>"
         look = {"mode": "lines", "name": f"layer {layer}", "line": {"color": _shade(i, len(layers)), "width": 1.4}}
         traces.append(go.Scatter(x=number.tolist(), y=_positive(y), hovertemplate=told, showlegend=i in named, **look))
@@ -169,9 +165,7 @@ def tight_pass_spectra(
             "tickvals": [10.0**power for power in powers],
             "ticktext": [power_of_ten(power) if power else "1" for power in powers],
         },
-        "shapes": [
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": c["threshold"], "y1": c["threshold"], "line": dotted}
-        ],
+        "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": c["threshold"], "y1": c["threshold"], "line": dotted}],
         "legend": {"title": {"text": _said(result)}},
     }
     return new_figure(traces, layout, width=width, plot_px=230, right=24, legend_rows=len(named) + len(traces) - len(layers) + 2)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import warn
+from sepcap.interventions.patching import check_layers
 from sepcap.models.blocks.parts import block_part, check_part
 from sepcap.models.forward import device_of
 from sepcap.models.kinds import kind_of
@@ -89,7 +90,7 @@ class JacobianSpectrumPlan:
         """
         c, size = self.config, self.resolved["size"]
         ids, kept = self.rows[0]
-        with block_part(self.model, self.layers[0], c.part, ids, kept, norm=c.norm, dtype=DTYPES[c.dtype]) as part:
+        with block_part(self.model, self.layers[0], c.part, ids, kept, norm=c.norm, dtype=DTYPES[c.precision]) as part:
             few = min(32, size)
             products = jacobian_products(part.function, part.at, chunk_of(part.product_bytes, size))
             some = torch.eye(size, few, dtype=part.at.dtype, device=part.at.device)
@@ -113,18 +114,18 @@ def plan_jacobian_spectrum(model: Any, config: JacobianSpectrumConfig) -> Jacobi
     """Choose rows and method, and check that every Jacobian can be computed; `.cost()` of the plan states the cost.
 
     Example:
-        >>> plan_jacobian_spectrum(model, JacobianSpectrumConfig(layer="all", tokens=8)).cost()  # doctest: +SKIP
+        >>> plan_jacobian_spectrum(model, JacobianSpectrumConfig(tokens=8)).cost()  # doctest: +SKIP
     """
     if not hasattr(model, "cfg"):
         raise TypeError(f"model is a {type(model).__name__}; give what sepcap.load_model returns")
-    check_part(model, config.part, DTYPES[config.dtype])  # before the model is used
-    layers = config.layers(n_layers(model))
+    check_part(model, config.part, DTYPES[config.precision])  # before the model is used
+    layers = check_layers(None if config.layers == "all" else config.layers, n_layers(model))
     width = int(model.cfg.d_model)
     size = config.tokens * width
     config.check_threshold(size)
     needed = bytes_needed("exact", config, size, width)
     method = ("exact" if needed <= EXACT_BYTES else "randomized") if config.method == "auto" else config.method
-    check_part(model, config.part, DTYPES[config.dtype], forward=method == "randomized")
+    check_part(model, config.part, DTYPES[config.precision], forward=method == "randomized")
     if method == "exact" and needed > (there := _memory(device_of(model))):
         raise MemoryError(
             f"method='exact' with tokens={config.tokens} needs {_megabytes(needed)} for one Jacobian of {size:,} rows, and "
@@ -132,9 +133,9 @@ def plan_jacobian_spectrum(model: Any, config: JacobianSpectrumConfig) -> Jacobi
         )
     sample = _sample(model, config)
     rows = _rows(sample, config)
-    resolved = dataclasses.asdict(dataclasses.replace(config, task=sample.task, layer=list(layers), method=method)) | {
+    resolved = dataclasses.asdict(dataclasses.replace(config, task=sample.task, method=method)) | {
         **made_with(model),
-        "precision": config.dtype,
+        "layers": list(layers),
         "size": size,
         "d_model": width,
         "rows": len(rows),
@@ -157,7 +158,7 @@ def _products_at_most(k: int, size: int) -> int:
 
 
 def _itemsize(config: JacobianSpectrumConfig) -> int:
-    return DTYPES[config.dtype].itemsize
+    return DTYPES[config.precision].itemsize
 
 
 def chunk_of(product_bytes: int, size: int) -> int:

@@ -1,6 +1,5 @@
-"""Singular values and rank of the Jacobians of attention and mlp blocks (METHODS 13, "Tight pass")."""
+"""Singular values and rank of the Jacobians of attention and mlp blocks (METHODS 13)."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from sepcap.errors import unknown
 from sepcap.models.blocks.parts import block_part, widest
 from sepcap.models.loading.load import DTYPES
 from sepcap.models.loading.untrained import untrained
-from sepcap.progress import progress, tell
+from sepcap.progress import progress
 from sepcap.statistics.intervals import t_factor
 from sepcap.statistics.spectrum import Count, Spectrum, all_values, jacobian, jacobian_blocks, jacobian_products, leading_values
 from sepcap.studies.base.folder import Pieces
 from sepcap.studies.base.result import Figures, StudyResult
-from sepcap.studies.base.runner import run_study
+from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.base.text import between, counted
 from sepcap.studies.jacobian import figures
 from sepcap.studies.jacobian.config import RANDOM, TRAINED, JacobianSpectrumConfig
@@ -58,15 +57,15 @@ class JacobianSpectrum(StudyResult):
             singular value, which need not be the one with the same index (`JacobianSpectrumConfig.tolerance`).
 
     Example:
-        >>> found = sepcap.jacobian_spectrum(model, "all", "attn")  # doctest: +SKIP
+        >>> found = sepcap.jacobian_spectrum(model, part="attn")  # doctest: +SKIP
         >>> found.by_layer[["weights", "layer", "rank", "rank_low", "rank_high", "bound"]]  # doctest: +SKIP
     """
 
-    STUDY: ClassVar[str] = "tight-pass"
-    TITLE: ClassVar[str] = "Is there a tight pass?"
+    STUDY: ClassVar[str] = "jacobian-spectrum"
+    TITLE: ClassVar[str] = "How many directions pass through a block?"
     FIGURES: ClassVar[Figures] = {
-        "ranks": ("Rank over layers", figures.tight_pass_ranks),
-        "spectra": ("Singular values", figures.tight_pass_spectra),
+        "ranks": ("Rank over layers", figures.jacobian_ranks),
+        "spectra": ("Singular values", figures.jacobian_spectra),
     }
 
     @cached_property
@@ -140,7 +139,7 @@ class JacobianSpectrum(StudyResult):
         names = ("difference", "low", "high")
         return pd.DataFrame(
             {"layer": layer, **dict(zip(names, mean_and_interval(lines[TRAINED, layer] - lines[RANDOM, layer], intervals), strict=True))}
-            for layer in self.config["layer"]
+            for layer in self.config["layers"]
         )
 
     def summary(self) -> list[str]:
@@ -189,7 +188,7 @@ class JacobianSpectrum(StudyResult):
 
     def _against(self, measure: str) -> str:
         """One measure against random weights, in a sentence."""
-        differences, name = self._differences(measure, len(self.config["layer"])), measure.replace("_", " ")
+        differences, name = self._differences(measure, len(self.config["layers"])), measure.replace("_", " ")
         table = self.by_layer.dropna(subset=[measure])
         trained, random = (table.loc[table["weights"] == weights, measure].to_numpy() for weights in (TRAINED, RANDOM))
         if not len(trained) or not len(random):
@@ -222,15 +221,10 @@ def mean_and_interval(values: Any, intervals: int = 1) -> tuple[float, float, fl
     return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
 
 
+@study(JacobianSpectrumConfig)
 @checked()
 def jacobian_spectrum(
-    model: Any,
-    layer: Any = "all",
-    part: str = "attn",
-    *,
-    out: str | Path | None = None,
-    say: Callable[[str], Any] = tell,
-    **options: Any,
+    model: Any, config: JacobianSpectrumConfig, *, out: str | Path | None = None, say: Callable[[str], Any]
 ) -> JacobianSpectrum:
     """Singular values of the Jacobian ∂output/∂input of attention or mlp blocks, without the residual connection.
 
@@ -239,14 +233,11 @@ def jacobian_spectrum(
     stream at the same tokens, after any norm that follows the part (Gemma). BOS before the tokens is held fixed and not counted.
 
     Args:
-        model: what `load_model` returns.
-        layer: number of a layer, several, or "all".
-        part: "attn" or "mlp".
+        model: what `load_model` returns; default is to load `config.model`.
+        config: a `JacobianSpectrumConfig`; its fields can also be given as keywords.
         out: folder to which every spectrum is written as soon as it is computed; the same call resumes there.
-        say: receives a description of the work, its memory and its time before it starts, also if "auto" chooses the leading values
-            only. `sepcap.plan_jacobian_spectrum(model, config).cost()` returns the same without running the study.
-        options: the other fields of `JacobianSpectrumConfig`: tokens, task, rows, method, k, tolerance, threshold, norm, dtype, control,
-            seed.
+        progress: True announces the work, its memory and its time before it starts, also if "auto" chooses the leading values only,
+            and shows bars; False shows nothing; a function receives the announcements.
 
     Returns:
         JacobianSpectrum with `.tables`, `.by_layer`, `.against_control()`, `.summary()` and `.figure("ranks" | "spectra")`.
@@ -261,28 +252,14 @@ def jacobian_spectrum(
     Source: [OPT]; METHODS section 13.
 
     Example:
-        >>> sepcap.jacobian_spectrum(model, "all", "attn", tokens=4, rows=6).figure()  # doctest: +SKIP
+        >>> sepcap.jacobian_spectrum(model, part="attn", tokens=4, rows=6).figure()  # doctest: +SKIP
     """
-    return measure_jacobian_spectrum(plan_jacobian_spectrum(model, make_config(layer=layer, part=part, **options)), out, say)
+    prepared = plan_jacobian_spectrum(model, config)
+    return run_study(JacobianSpectrum, prepared.resolved, partial(measure_spectra, prepared), out, prepared.cost, say)
 
 
-def make_config(**options: Any) -> JacobianSpectrumConfig:
-    """The configuration, or an error that names the unknown option."""
-    known = [field.name for field in dataclasses.fields(JacobianSpectrumConfig)]
-    for name in options:
-        if name not in known:
-            raise unknown("option", name, known)
-    return JacobianSpectrumConfig(**options)
-
-
-def measure_jacobian_spectrum(
-    prepared: JacobianSpectrumPlan, out: str | Path | None = None, say: Callable[[str], Any] | None = None
-) -> JacobianSpectrum:
-    """Compute every spectrum of a plan; with `out`, each is written before the next starts, and existing ones are read."""
-    return run_study(JacobianSpectrum, prepared.resolved, partial(_measure, prepared), out, prepared.cost, say)
-
-
-def _measure(prepared: JacobianSpectrumPlan, pieces: Pieces) -> JacobianSpectrum:
+def measure_spectra(prepared: JacobianSpectrumPlan, pieces: Pieces) -> JacobianSpectrum:
+    """Compute every spectrum of a plan; each is written before the next starts, and existing ones are read."""
     found: dict[str, list[Found]] = {}
     with progress(total=prepared.jacobians * prepared.products, desc="Jacobians", unit="product", unit_scale=True) as bar:
         for weights in (TRAINED, RANDOM) if prepared.config.control else (TRAINED,):
@@ -308,7 +285,7 @@ def _of_weights(prepared: JacobianSpectrumPlan, weights: str, pieces: Pieces, ba
 def _spectrum(prepared: JacobianSpectrumPlan, model: Any, weights: str, layer: int, row: int, count: Count) -> Found:
     c, size = prepared.config, prepared.resolved["size"]
     ids, kept = prepared.rows[row]
-    with block_part(model, layer, c.part, ids, kept, norm=c.norm, dtype=DTYPES[c.dtype]) as part:
+    with block_part(model, layer, c.part, ids, kept, norm=c.norm, dtype=DTYPES[c.precision]) as part:
         chunk = chunk_of(part.product_bytes, size)
         if prepared.method == "randomized":
             products = jacobian_products(part.function, part.at, chunk, count)

@@ -1,8 +1,7 @@
 """Configuration of a paragraph transfer; imports nothing heavy."""
 
 from dataclasses import dataclass
-from operator import index
-from typing import Any, Literal
+from typing import Literal
 
 from sepcap.checks import ANY, FROM_0, check_fields, distinct
 
@@ -10,23 +9,6 @@ Sites = Literal["mlp", "attn_pre_out", "resid"]
 SITES: tuple[Sites, ...] = ("mlp", "attn_pre_out", "resid")
 TRANSFERRED = ("mlp", "attn_pre_out")
 GIVEN = (0, 1, 2, 5, 10, 20)
-
-
-def layers_of(layers: Any) -> tuple[int, ...] | Literal["all"]:
-    """Layers in the form of a configuration.
-
-    Raises:
-        ValueError: a word other than "all".
-        TypeError: anything else that is not whole numbers.
-    """
-    if isinstance(layers, str):
-        if layers != "all":
-            raise ValueError(f"layers={layers!r}: give 'all' or numbers of layers")
-        return "all"
-    try:
-        return tuple(map(index, layers))
-    except TypeError:
-        raise TypeError(f"layers={layers!r}: give 'all' or whole numbers of layers in a list, such as [2, 3]") from None
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,11 @@ from sepcap.models.kinds import check_wraps, kind_of
 from sepcap.models.sites import SITES, n_layers, site_shape
 from sepcap.progress import progress
 from sepcap.studies.base.folder import Pieces, as_json
+from sepcap.studies.base.neuron_sets import layers_of
 from sepcap.studies.base.provenance import made_with
 from sepcap.studies.base.runner import run_study
 from sepcap.studies.paragraphs.conditions import OWN, Condition, Prompts, baselines, compared, donors_of, matched, profile
-from sepcap.studies.paragraphs.config import TRANSFERRED, ParagraphTransferConfig, Sites, layers_of
+from sepcap.studies.paragraphs.config import TRANSFERRED, ParagraphTransferConfig, Sites
 from sepcap.studies.paragraphs.result import ParagraphTransfer
 from sepcap.studies.paragraphs.tables import Found, make_tables
 from sepcap.tasks.passages import Passage, check_passage, passages

@@ -1,8 +1,9 @@
 """How similar activations of different kinds of text are: cosine similarities, layer by layer (METHODS 13)."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,19 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sepcap.checks import checked
-from sepcap.errors import unknown
 from sepcap.models.blocks.places import PLACES, all_layers, head_hooks, norm_behind, place_hooks
-from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.vectors import vectors_at
-from sepcap.studies.base.permutations import PERMUTATIONS, corrected, jackknife, p_values, relabel
+from sepcap.studies.base.folder import Pieces
+from sepcap.studies.base.permutations import corrected, jackknife, p_values, relabel
 from sepcap.studies.base.provenance import made_with
 from sepcap.studies.base.result import Figures, StudyResult
+from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.similarity import figures
-from sepcap.tasks.labelled import PER_CATEGORY, LabelledTexts, check_positions
-from sepcap.tasks.labelled import load_labelled_texts as texts_for
-
-WHAT = ("attn_out", "mlp_out", "resid_post")
-"""Places that can be compared by name; a head is given as (layer, head), or as its number for that head of every layer."""
+from sepcap.studies.similarity.config import ActivationSimilarityConfig
+from sepcap.tasks.labelled import LabelledTexts, texts_of
 
 Matrix = Float[np.ndarray, "layer text text"]
 
@@ -46,7 +44,7 @@ class ActivationSimilarity(StudyResult):
     one text count as neither: they share words, which says nothing about the category. Their mean is `within_text`.
     """
 
-    STUDY: ClassVar[str] = "similarity"
+    STUDY: ClassVar[str] = "activation-similarity"
     TITLE: ClassVar[str] = "How similar are activations of different kinds of text?"
     FIGURES: ClassVar[Figures] = {
         "profile": ("Within- minus between-category similarity over layers", figures.similarity_profile),
@@ -66,9 +64,9 @@ class ActivationSimilarity(StudyResult):
             over texts.
 
         Raises:
-            ValueError: the other result has other texts, layers, positions, `what` or `scaled`.
+            ValueError: the other result has other texts, layers, positions, `what`, `head` or `scaled`.
         """
-        for name in ("texts", "what", "scaled", "positions"):
+        for name in ("texts", "what", "head", "layer", "scaled", "positions"):
             if self.config[name] != other.config[name]:
                 raise ValueError(f"other: {name} is {other.config[name]!r}, but here {self.config[name]!r}; only the model may differ")
         mine, its = (result.tables["layers"] for result in (self, other))
@@ -90,7 +88,7 @@ class ActivationSimilarity(StudyResult):
         at = f"position{'s' * (len(config['positions']) > 1)} {_listed(config['positions'])}"
         over = f"corrected for {len(layers)} layers" if len(layers) > 1 else "of this one layer"
         return [
-            f"{_in_words(config['what'], config.get('norm'))}: {kind} similarity at {at} of "
+            f"{_in_words(config)}: {kind} similarity at {at} of "
             f"{len(self.labels)} texts ({', '.join(f'{name} {n}' for name, n in config['categories'].items())}).",
             f"Within- minus between-category similarity is largest in layer {widest['layer']:.0f}: {widest['gap']:.3f} "
             f"(within {widest['within']:.3f}, between {widest['between']:.3f}); p = {widest['p']:.2g}, {over}"
@@ -100,47 +98,29 @@ class ActivationSimilarity(StudyResult):
         ]
 
 
+@study(ActivationSimilarityConfig)
 @checked()
 def compare_activations(
-    model: Any,
-    labelled_texts: LabelledTexts | Mapping[str, Any] | None = None,
-    positions: Iterable[int] | None = None,
-    what: Any = "attn_out",
-    scaled: bool = False,
-    *,
-    per_category: int = PER_CATEGORY,
-    context: int | None = None,
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
+    model: Any, config: ActivationSimilarityConfig, *, out: str | Path | None = None, say: Callable[[str], Any]
 ) -> ActivationSimilarity:
     """Compare the activations of labelled texts in every layer, and test whether similarity follows the labels.
 
     Every text is run through the model once; only its vectors at the positions are kept.
 
     Args:
-        model: what `load_model` returns.
-        labelled_texts: `LabelledTexts`, category -> list of texts, category -> task, or None for the offline texts; see the function
-            `sepcap.load_labelled_texts`.
-        positions: token positions to compare; default is ten, every fourth up to the end of the context.
-        what: "attn_out" or "mlp_out": the output without the residual stream; "resid_post": the stream after the block; (layer, head):
-            what that head adds to the stream (z_h W_O[h], no bias); a number: that head of every layer. If a norm follows attention or
-            the mlp (Gemma-2, OLMo-2: after the output; BERT: after the sum), outputs and heads are taken before it, and the summary
-            states this: in Gemma-2 they are not yet what is added to the stream.
-        scaled: divide every vector by the largest norm of all instead of its own norm, so that norms count.
-        per_category: texts per category, if they are taken from a task.
-        context: number of tokens at which the default positions end; default is the model's context, at most 512.
-        permutations: most relabellings of the texts: all of them if there are no more, else random ones.
-        seed: for drawing relabellings.
-        batch_size: texts per pass; halved, with a warning, when memory runs out.
+        model: what `load_model` returns; default is to load `config.model`.
+        config: an `ActivationSimilarityConfig`; its fields can also be given as keywords.
+        out: folder of the study; a finished one is read. Without one, nothing is saved.
+        progress: True announces the work and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
         ActivationSimilarity with `.tables["layers"]`, `.tensors["similarity"]`, `.figure("profile")` and `.figure("matrices")`.
 
     Raises:
-        ValueError: texts too short or too few, positions outside of the context, an unknown place.
+        ValueError: texts too short or too few, positions outside of the context, an unknown place, a layer without a head.
         IndexError: a head that does not exist.
         NotImplementedError: an image classifier; a place that the architecture does not have.
+        FileExistsError: the folder contains another configuration (the error names the differing fields).
 
     Source: [OPT]; METHODS section 13.
 
@@ -148,46 +128,46 @@ def compare_activations(
         >>> found = sepcap.compare_activations(model, what="resid_post")  # doctest: +SKIP
         >>> found.tables["layers"][["layer", "gap", "low", "high", "p"]]  # doctest: +SKIP
     """
-    chosen, length = check_positions(model, positions, context)
-    texts = texts_for(model, labelled_texts, per_category=per_category, context=context, differ_within=length)
-    hooks_for, layers = _hooks_for(model, what)
-    relabellings = relabel(texts.labels, permutations, seed)
-    vectors = vectors_at(model, texts.rows(model, length), hooks_for, chosen, batch_size=batch_size)
-    matrices = torch.stack([similarities(one.flatten(0, 1), scaled) for one in vectors])
-    of_texts = text_similarities(matrices, len(texts.labels)).numpy()
-    config = {
+    texts, positions, length = texts_of(model, config)
+    hooks_for, layers = _hooks_for(model, config)
+    relabellings = relabel(texts.labels, config.permutations, config.seed)
+    rows = texts.rows(model, length)
+    resolved = {
         **made_with(model),
-        "what": list(what) if isinstance(what, tuple) else what,
-        "norm": norm_behind(model, what if isinstance(what, str) else "attn_out"),
-        "scaled": scaled,
-        "positions": list(chosen),
+        **{name: getattr(config, name) for name in ("what", "head", "layer")},
+        "norm": norm_behind(model, config.what),
+        "scaled": config.scaled,
+        "positions": list(positions),
         "texts": texts.fingerprint,
         "categories": {category: len(held) for category, held in texts.texts.items()},
-        "permutations": permutations,
+        "permutations": config.permutations,
         "relabellings": relabellings.said,
-        "seed": seed,
+        "seed": config.seed,
     }
-    tables = {
-        "layers": _layer_table(of_texts, relabellings.labels, layers),
-        "pairs": _pair_table(of_texts, texts, layers),
-        "texts": texts.table,
-    }
-    return ActivationSimilarity(config, tables, {"similarity": matrices.float(), "text_similarity": torch.from_numpy(of_texts)})
+
+    def compute(_: Pieces) -> ActivationSimilarity:
+        vectors = vectors_at(model, rows, hooks_for, positions, batch_size=config.batch_size)
+        matrices = torch.stack([similarities(one.flatten(0, 1), config.scaled) for one in vectors])
+        of_texts = text_similarities(matrices, len(texts.labels)).numpy()
+        tables = {
+            "layers": _layer_table(of_texts, relabellings.labels, layers),
+            "pairs": _pair_table(of_texts, texts, layers),
+            "texts": texts.table,
+        }
+        return ActivationSimilarity(resolved, tables, {"similarity": matrices.float(), "text_similarity": torch.from_numpy(of_texts)})
+
+    return run_study(ActivationSimilarity, resolved, compute, out, lambda: f"{len(rows):,} texts of {length:,} tokens", say)
 
 
-def _hooks_for(model: Any, what: Any) -> tuple[Any, list[int]]:
+def _hooks_for(model: Any, config: ActivationSimilarityConfig) -> tuple[Any, list[int]]:
     """The function that makes the hooks, and the layers of the hooks."""
-    every = list(all_layers(model))
-    if isinstance(what, bool) or not isinstance(what, str | int | tuple):
-        raise TypeError(f"what={what!r}: give {', '.join(map(repr, WHAT))}, a head as (layer, head), or the number of a head")
-    if isinstance(what, str):
-        if what not in WHAT:
-            raise unknown("what", what, WHAT, "Or a head: (layer, head), or its number for that head of every layer.")
-        return partial(place_hooks, model, what, every), every
-    heads = [(layer, what) for layer in every] if isinstance(what, int) else [what]
-    if len(heads[0]) != 2 or not all(isinstance(number, int) for number in heads[0]):
-        raise ValueError(f"what={what!r}: a head is (layer, head)")
-    return partial(head_hooks, model, heads), [layer for layer, _ in heads]
+    layers = list(all_layers(model)) if config.layer is None else [config.layer]
+    if config.head is None:
+        hooks_for = partial(place_hooks, model, config.what, layers)
+    else:
+        hooks_for = partial(head_hooks, model, [(layer, config.head) for layer in layers])
+    hooks_for(lambda layer, vectors: None)  # raises before a folder is made if there is no such head or place
+    return hooks_for, layers
 
 
 def similarities(vectors: Float[Tensor, "vector dim"], scaled: bool = False) -> Float[Tensor, "vector vector"]:
@@ -290,12 +270,14 @@ BEHIND = {
 """Value of `norm_behind` -> phrase for the summary."""
 
 
-def _in_words(what: str | int | list[int], norm: str | None) -> str:
-    if isinstance(what, str):
-        means = PLACES[what].means if norm is None else PLACES[what].means.replace(" adds", BEHIND[norm].format(""))
+def _in_words(config: Mapping[str, Any]) -> str:
+    norm, head, layer = config["norm"], config["head"], config["layer"]
+    if head is None:
+        means = PLACES[config["what"]].means
+        means = means if norm is None else means.replace(" adds", BEHIND[norm].format(""))
         return means[0].upper() + means[1:]
-    head = f"head {what} of every layer" if isinstance(what, int) else f"head {what[1]} of layer {what[0]}"
-    return f"What {BEHIND[norm].format(head)}"
+    where = "every layer" if layer is None else f"layer {layer}"
+    return f"What {BEHIND[norm].format(f'head {head} of {where}')}"
 
 
 def _listed(numbers: list[int]) -> str:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sepcap.studies.paragraphs.config import ParagraphTransferConfig, layers_of
+from sepcap.studies.base.neuron_sets import layers_of
+from sepcap.studies.paragraphs.config import ParagraphTransferConfig
 from sepcap.studies.paragraphs.study import plan_paragraph_transfer, transfer_paragraphs
 from sepcap.tasks.passages import Passage, check_passage
 
@@ -21,7 +22,7 @@ def made(**parts):
 
 
 def test_what_types_refuse_in_tests_is_refused_in_words_elsewhere(tiny_opt):
-    for layers in ([0.5], 1, None, [[1]]):
+    for layers in ([0.5], 1, None, [[1]], [0, True]):
         with pytest.raises(TypeError, match=r"layers=.*give 'all' or whole numbers of layers"):
             layers_of(layers)
         with pytest.raises(TypeError, match="layers="):

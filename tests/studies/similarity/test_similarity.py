@@ -11,6 +11,7 @@ from sepcap.models.forward import logits_of
 from sepcap.studies.catalog import load_result
 from sepcap.studies.similarity.study import gaps, similarities, text_similarities
 from sepcap.tasks.labelled import LabelledTexts
+from sepcap.tasks.load import load_task
 
 ALPHABETS = {"letters": "abcdefgh", "digits": "0123456789", "xyz": "xyz"}
 TEXTS = LabelledTexts({name: tuple(words(0, n=3, alphabet=alphabet)) for name, alphabet in ALPHABETS.items()})
@@ -78,7 +79,7 @@ def test_a_planted_gap_is_found_exactly_and_no_relabelling_reaches_it(tiny_opt):
         ("blocks.1.hook_out", lambda out, hook: vectors[:, None].expand_as(out)),
     ]
     with tiny_opt.hooks(fwd_hooks=hooks):
-        found = sepcap.compare_activations(tiny_opt, TEXTS, POSITIONS, "resid_post")
+        found = sepcap.compare_activations(tiny_opt, texts=TEXTS, positions=POSITIONS, what="resid_post")
     noisy, row = found.tables["layers"].to_dict("records")
     for name, value in {"within": 0.7, "between": 0.2, "within_text": 1, "gap": 0.5, "low": 0.5, "high": 0.5, "p": 1 / 280}.items():
         assert row[name] == pytest.approx(value, abs=1e-6), name
@@ -98,11 +99,11 @@ def test_a_planted_gap_is_found_exactly_and_no_relabelling_reaches_it(tiny_opt):
 
 
 def test_one_layer_and_one_position_are_not_several(tiny_opt):
-    told = sepcap.compare_activations(tiny_opt, TEXTS, (5,), (1, 2)).summary()
+    told = sepcap.compare_activations(tiny_opt, texts=TEXTS, positions=(5,), layer=1, head=2).summary()
     assert "at position 5 of 9 texts" in told[0]
     assert told[1].endswith("of this one layer.")
     assert "(p ≤ 0.05):" in told[2]
-    told = sepcap.compare_activations(tiny_opt, TEXTS, (5, 9)).summary()
+    told = sepcap.compare_activations(tiny_opt, texts=TEXTS, positions=(5, 9)).summary()
     assert "at positions 5, 9 of 9 texts" in told[0]
     assert told[1].endswith("corrected for 2 layers; no interval, because the layer was chosen by its value.")
 
@@ -110,7 +111,7 @@ def test_one_layer_and_one_position_are_not_several(tiny_opt):
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_layer_without_activations_is_no_evidence_and_leaves_the_others_alone(tiny_opt):
     with tiny_opt.hooks(fwd_hooks=[("blocks.1.hook_out", lambda out, hook: out * 0)]):
-        layers = sepcap.compare_activations(tiny_opt, TEXTS, POSITIONS, "resid_post").tables["layers"]
+        layers = sepcap.compare_activations(tiny_opt, texts=TEXTS, positions=POSITIONS, what="resid_post").tables["layers"]
     assert (layers["critical"][1], layers["p"][1], layers["gap"][1]) == (np.inf, 1, 0)
     assert np.isfinite(layers["critical"][0])
 
@@ -121,7 +122,7 @@ def test_lengths_count_only_when_scaled(tiny_opt):
     expected = {False: torch.ones(9), True: lengths / 4}
     with tiny_opt.hooks(fwd_hooks=[("blocks.1.hook_out", lambda out, hook: vectors[:, None].expand_as(out))]):
         for scaled, relative in expected.items():
-            found = sepcap.compare_activations(tiny_opt, TEXTS, POSITIONS, "resid_post", scaled)
+            found = sepcap.compare_activations(tiny_opt, texts=TEXTS, positions=POSITIONS, what="resid_post", scaled=scaled)
             same = torch.from_numpy(TEXTS.labels[:, None] == TEXTS.labels[None])
             matrix = torch.where(same, 0.7, 0.2) * relative[:, None] * relative[None]
             matrix.diagonal().copy_(relative**2)
@@ -166,22 +167,26 @@ class Looked(Plain):
         return kept
 
 
-@pytest.mark.parametrize("what", ["attn_out", "mlp_out", "resid_post", 1, (1, 2)])
-def test_the_vectors_are_those_of_the_plain_model(tiny, family, tiny_folders, what):
+@pytest.mark.parametrize(
+    "where",
+    [{"what": "attn_out"}, {"what": "mlp_out"}, {"what": "resid_post"}, {"head": 1}, {"layer": 1, "head": 2}],
+    ids=lambda where: "-".join(map(str, where.values())),
+)
+def test_the_vectors_are_those_of_the_plain_model(tiny, family, tiny_folders, where):
     ids = torch.from_numpy(TEXTS.rows(tiny, 21))
     assert LAYOUTS[family].auto == "AutoModelForCausalLM"
-    kept = Looked(family, tiny_folders[family]).vectors(ids, what[1] if isinstance(what, tuple) else what if isinstance(what, int) else 0)
-    found = sepcap.compare_activations(tiny, TEXTS, POSITIONS, what)
-    layers = [1] if isinstance(what, tuple) else [0, 1]
+    kept = Looked(family, tiny_folders[family]).vectors(ids, where.get("head", 0))
+    found = sepcap.compare_activations(tiny, texts=TEXTS, positions=POSITIONS, **where)
+    layers = [1] if "layer" in where else [0, 1]
     told = {
-        1: "What head 1 of every layer adds",
-        (1, 2): "What head 2 of layer 1 adds",
+        ("head",): "What head 1 of every layer adds",
+        ("layer", "head"): "What head 2 of layer 1 adds",
         "mlp_out": "What the mlp adds, without the residual",
     }
-    assert found.summary()[0].startswith(told.get(what, ""))
+    assert found.summary()[0].startswith(told.get(where.get("what", tuple(where)), ""))
     assert found.tables["layers"]["layer"].tolist() == layers
     for i, layer in enumerate(layers):
-        vectors = kept[what if isinstance(what, str) else "head", layer][:, list(POSITIONS)].flatten(0, 1)
+        vectors = kept[where.get("what", "head"), layer][:, list(POSITIONS)].flatten(0, 1)
         expected = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], dim=-1)
         torch.testing.assert_close(found.tensors["similarity"][i], expected, atol=2e-5, rtol=0)
 
@@ -203,7 +208,7 @@ def test_the_batch_size_changes_nothing_and_the_model_is_left_as_it_was(tiny_opt
     ids = torch.arange(3, 20)[None]
     before = logits_of(tiny_opt, ids)
     hooks = sum(len(point.fwd_hooks) for point in tiny_opt.hook_dict.values())
-    one, many = (sepcap.compare_activations(tiny_opt, TEXTS, POSITIONS, batch_size=size) for size in (1, 16))
+    one, many = (sepcap.compare_activations(tiny_opt, texts=TEXTS, positions=POSITIONS, batch_size=size) for size in (1, 16))
     torch.testing.assert_close(one.tensors["similarity"], many.tensors["similarity"], atol=1e-5, rtol=0)
     assert torch.equal(logits_of(tiny_opt, ids), before)
     assert sum(len(point.fwd_hooks) for point in tiny_opt.hook_dict.values()) == hooks
@@ -231,9 +236,9 @@ def test_only_chosen_positions_are_held(tiny_opt):
 
 
 def test_results_come_back_and_default_positions_end_the_context(tiny_opt, tmp_path):
-    found = sepcap.compare_activations(tiny_opt, TEXTS)
+    found = sepcap.compare_activations(tiny_opt, texts=TEXTS)
     assert found.config["positions"] == [3, 7, 11, 15, 19, 23, 27, 31]
-    assert found.config["study"] == "similarity"
+    assert found.config["study"] == "activation-similarity"
     back = load_result(found.save(tmp_path / "similarity"))
     assert isinstance(back, sepcap.ActivationSimilarity)
     assert back.summary() == found.summary()
@@ -243,11 +248,30 @@ def test_results_come_back_and_default_positions_end_the_context(tiny_opt, tmp_p
     assert back.figure("matrices").data
     np.testing.assert_array_equal(back.labels, TEXTS.labels)
     with pytest.raises(FileExistsError, match="scaled"):
-        sepcap.compare_activations(tiny_opt, TEXTS, scaled=True).save(tmp_path / "similarity")
+        sepcap.compare_activations(tiny_opt, texts=TEXTS, scaled=True, out=tmp_path / "similarity")
+
+
+def test_a_finished_folder_is_read_and_nothing_is_computed(tiny_opt, tmp_path, monkeypatch):
+    options, heard = {"texts": TEXTS, "positions": POSITIONS, "out": tmp_path / "similarity"}, []
+    found = sepcap.compare_activations(tiny_opt, **options)
+    monkeypatch.setattr("sepcap.studies.similarity.study.vectors_at", None)
+    again = sepcap.compare_activations(tiny_opt, **options, progress=heard.append)
+    assert heard == [f"{tmp_path / 'similarity'} is finished; nothing is recomputed"]
+    assert again.summary() == found.summary()
+
+
+def test_tasks_are_the_categories(tiny_opt):
+    tasks = tuple(load_task(words(0, n=40, alphabet=ALPHABETS[name]), name=name) for name in ("letters", "digits"))
+    found = sepcap.compare_activations(tiny_opt, tasks=tasks, positions=POSITIONS, per_category=3)
+    assert found.config["categories"] == {"letters": 3, "digits": 3}
+    others = sepcap.compare_activations(tiny_opt, tasks=tasks, positions=POSITIONS, per_category=3, skip=3)
+    assert not set(found.tables["texts"]["name"]) & set(others.tables["texts"]["name"])
+    with pytest.raises(ValueError, match="two have the same name"):
+        sepcap.compare_activations(tiny_opt, tasks=(*tasks, tasks[0]), positions=POSITIONS)
 
 
 def test_two_models_are_compared_text_by_text(tiny_opt, tiny_folders):
-    options = {"labelled_texts": TEXTS, "positions": POSITIONS}
+    options = {"texts": TEXTS, "positions": POSITIONS}
     found = sepcap.compare_activations(tiny_opt, **options)
     same = found.compared(found)
     assert (same[["difference", "low", "high"]] == 0).all(axis=None)
@@ -267,14 +291,13 @@ def test_two_models_are_compared_text_by_text(tiny_opt, tiny_folders):
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"what": "atn_out"}, ValueError, "Did you mean 'attn_out'"),
-        ({"what": (0, 4)}, IndexError, r"head \(0, 4\) does not exist"),
-        ({"what": (2, 0)}, IndexError, "layers 0 to 1 with heads 0 to 3"),
-        ({"what": 4}, IndexError, r"head \(0, 4\)"),
-        ({"what": (1,)}, ValueError, r"a head is \(layer, head\)"),
-        ({"what": ("attn_out", 1)}, ValueError, r"a head is \(layer, head\)"),
-        ({"what": 1.5}, TypeError, "what=1.5"),
-        ({"what": True}, TypeError, "what=True"),
+        ({"layer": 0, "head": 4}, IndexError, r"head \(0, 4\) does not exist"),
+        ({"layer": 2, "head": 0}, IndexError, "layers 0 to 1 with heads 0 to 3"),
+        ({"head": 4}, IndexError, r"head \(0, 4\)"),
+        ({"head": True}, TypeError, "head=True"),
+        ({"layer": 1}, ValueError, "layer=1 needs a head: give head too"),
+        ({"head": 1, "what": "mlp_out"}, ValueError, "head=1 is a part of attention, and what='mlp_out' is not"),
+        ({"tasks": ("local-prose", "local-cpp")}, ValueError, "are both given"),
         ({"positions": ()}, ValueError, r"positions=\[\]"),
         ({"positions": (3, 3)}, ValueError, "distinct ones from 0 to 31"),
         ({"positions": (3, 32)}, ValueError, "from 0 to 31"),
@@ -284,13 +307,31 @@ def test_two_models_are_compared_text_by_text(tiny_opt, tiny_folders):
         ({"batch_size": 0}, ValueError, "batch_size=0"),
     ],
 )
-def test_bad_input_is_named(tiny_opt, options, error, says):
+def test_bad_input_is_named_before_a_folder_is_made(tiny_opt, options, error, says, tmp_path):
     with pytest.raises(error, match=says):
-        sepcap.compare_activations(tiny_opt, TEXTS, **options)
+        sepcap.compare_activations(tiny_opt, texts=TEXTS, out=tmp_path / "study", **options)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [
+        ("what", "atn_out", "Did you mean 'attn_out'"),
+        ("what", 1, "what=1 is not known"),
+        ("head", (1, 2), r"head=\(1, 2\): give a whole number, 0 or more"),
+        ("head", 1.5, "head=1.5"),
+    ],
+)
+def test_places_of_the_wrong_kind_are_named(name, given, says):
+    # the type checker of the tests would answer first
+    config = sepcap.ActivationSimilarityConfig()
+    object.__setattr__(config, name, given)
+    with pytest.raises(ValueError, match=says):
+        config.__post_init__()
 
 
 def test_broken_weights_are_named(tiny_opt):
     with torch.no_grad():
         tiny_opt.blocks[1].attn.W_O[0, 0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="layer 1 are NaN"):
-        sepcap.compare_activations(tiny_opt, TEXTS, POSITIONS)
+        sepcap.compare_activations(tiny_opt, texts=TEXTS, positions=POSITIONS)

@@ -24,7 +24,7 @@ def result(layers=(0, 1), positions=4, scaled=False, seed=0):
     of_texts = text_similarities(matrices, 7)
     texts = pd.DataFrame({"text": range(7), "category": np.repeat(list(CATEGORIES), list(CATEGORIES.values())), "name": "n"})
     config = {"model": "m", "what": "attn_out", "scaled": scaled, "positions": list(range(10, 10 + 4 * positions, 4))}
-    config |= {"categories": CATEGORIES, "relabellings": "all", "texts": "f"}
+    config |= {"categories": CATEGORIES, "relabellings": "all", "texts": "f", "head": None, "layer": None, "norm": None}
     tables = {"layers": _layer_table(of_texts.numpy(), relabel(LABELS).labels, list(layers)), "texts": texts}
     return ActivationSimilarity(config, tables, {"similarity": matrices.float(), "text_similarity": of_texts})
 

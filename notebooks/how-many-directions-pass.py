@@ -9,10 +9,10 @@
 # ---
 
 # %% [markdown]
-# # Is there a tight pass?
+# # How many directions pass through a block?
 #
 # A block adds the outputs of its attention and its mlp to the residual stream. To how many directions of its input does such a part
-# respond: is it a tight pass? The Jacobian ∂output/∂input on a real text, without the residual connection, answers this for small
+# respond? The Jacobian ∂output/∂input on a real text, without the residual connection, answers this for small
 # changes: its singular values measure how strongly each direction passes, its rank how many do.
 
 # %%
@@ -21,13 +21,9 @@ import sepcap
 model = sepcap.load_model()
 
 # %% [markdown]
-# ## Cost, estimated beforehand
+# ## What is computed
 # Three tokens of 256 dimensions each give 768 rows and columns. All singular values of every layer are computed on five rows of
 # tokens, for the model and for one of the same configuration with random weights.
-
-# %%
-options = {"task": "local-prose", "rows": 5}
-sepcap.plan_jacobian_spectrum(model, sepcap.JacobianSpectrumConfig(part="attn", tokens=3, **options)).cost()
 
 # %% [markdown]
 # ## Attention
@@ -35,7 +31,8 @@ sepcap.plan_jacobian_spectrum(model, sepcap.JacobianSpectrumConfig(part="attn", 
 # largest possible rank is 765.
 
 # %%
-attention = sepcap.jacobian_spectrum(model, "all", "attn", tokens=3, **options)
+options = {"task": "local-prose", "rows": 5}
+attention = sepcap.jacobian_spectrum(model, part="attn", tokens=3, **options)
 attention.summary()
 
 # %%
@@ -55,7 +52,7 @@ attention.tables["ranks"].groupby(["weights", "threshold"])["rank"].mean().unsta
 # The mlp does not mix positions, so more tokens cost little.
 
 # %%
-mlp = sepcap.jacobian_spectrum(model, "all", "mlp", tokens=8, **options)
+mlp = sepcap.jacobian_spectrum(model, part="mlp", tokens=8, **options)
 mlp.summary()
 
 # %%
@@ -90,7 +87,7 @@ differences["attention"].merge(differences["mlp"], on="layer", suffixes=("_atten
 # compared; the stable rank is, because the contribution of all other directions to it is estimated without bias.
 
 # %%
-longer = sepcap.jacobian_spectrum(model, 2, "attn", tokens=48, rows=3, k=32, method="randomized")
+longer = sepcap.jacobian_spectrum(model, layers=[2], part="attn", tokens=48, rows=3, k=32, method="randomized")
 values, errors = longer.tensors["trained"], longer.tensors["trained_errors"]
 print(f"largest relative error bound: {float((errors / values).max()):.1e}")
 longer.tables["jacobians"][["weights", "row", "largest", "rank", "at_least", "bound", "stable_rank", "products"]]
@@ -100,7 +97,7 @@ longer.by_layer[["weights", "layer", "stable_rank", "stable_rank_low", "stable_r
 
 # %% [markdown]
 # ## The answer
-# In the mlp, yes: from layer 1 on its rank equals the number of active neurons, 43 (layer 2, [39, 46]) to 90 (layer 5, [75, 105]) per
+# In the mlp, few: from layer 1 on its rank equals the number of active neurons, 43 (layer 2, [39, 46]) to 90 (layer 5, [75, 105]) per
 # token of 255 possible, where random weights give 254. For layer 0, with 243 [236, 250], a difference from random weights is not shown
 # after correction for six layers. (95% intervals over five rows of prose, the first tokens of each, each for its own layer.)
 #

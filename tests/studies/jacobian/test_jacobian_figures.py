@@ -1,4 +1,4 @@
-"""Figures of the tight pass: what is drawn is what was found."""
+"""Figures of spectra of Jacobians: what is drawn is what was found."""
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ def study(layers=(0, 1, 2), rows=3, control=True, at_least=False, model="default
                 line = {"weights": weights, "layer": layer, "row": j, "largest": 1.0, "rank": rank, "at_least": at_least, "bound": 45 + i}
                 lines.append(line | measures)
     config = {"part": "attn", "model": model, "task": "local-prose", "tokens": 2, "rows": rows, "threshold": 1e-3}
-    config |= {"layer": list(layers), "control": control, "size": SIZE}
+    config |= {"layers": list(layers), "control": control, "size": SIZE}
     return JacobianSpectrum(config, {"jacobians": pd.DataFrame(lines)}, tensors)
 
 
@@ -59,7 +59,7 @@ def test_other_measures_have_no_bound_and_unknown_ones_are_refused():
     assert [trace.name for trace in fig.data] == ["trained", "random weights"]
     assert named(fig, "trained").y == (3, 3, 3)
     with pytest.raises(ValueError, match=r"measure='rang'.*'rank'"):
-        plots.tight_pass_ranks(study(), "rang")
+        plots.jacobian_ranks(study(), "rang")
 
 
 def test_lower_bounds_point_up_have_no_interval_and_no_line_to_compare_them_by():

@@ -1,4 +1,4 @@
-"""Figures of streams: a line per text and position, a mean per category, a panel per dimension."""
+"""Figures of residual dimensions: a line per text and position, a mean per category, a panel per dimension."""
 
 import json
 
@@ -31,7 +31,7 @@ def result(dims=(3, 9), searched=None):
 
 
 def test_every_text_and_position_is_a_line_and_every_category_a_mean():
-    fig = plots.streams(result())
+    fig = plots.dimension_traces(result())
     thin, thick = [t for t in fig.data if t.hoverinfo == "skip"], [t for t in fig.data if t.hovertext is not None]
     assert [(t.legendgroup, t.yaxis) for t in thin] == [(c, axis) for axis in ("y", "y2") for c in CATEGORIES]
     for i, trace in enumerate(thin):
@@ -53,17 +53,17 @@ def test_every_text_and_position_is_a_line_and_every_category_a_mean():
 
 
 def test_titles_give_the_p_value_and_whether_other_texts_were_searched():
-    titles = [note.text for note in plots.streams(result()).layout.annotations]
+    titles = [note.text for note in plots.dimension_traces(result()).layout.annotations]
     assert titles == ["Dimension 3: p = 0.013", "Dimension 9: p = 0.019"]
-    titles = [note.text for note in plots.streams(result(searched=6)).layout.annotations]
+    titles = [note.text for note in plots.dimension_traces(result(searched=6)).layout.annotations]
     assert titles == ["Dimension 3: p = 0.013 (found on other texts)", "Dimension 9: p = 0.019 (found on other texts)"]
-    assert "residual stream" in plots.streams(result()).layout.yaxis.title.text
+    assert "residual stream" in plots.dimension_traces(result()).layout.yaxis.title.text
 
 
 @pytest.mark.parametrize("width", ["column", "page"])
 @pytest.mark.parametrize("dims", [(3,), (3, 9, 12)])
 def test_panels_do_not_overlap_and_stages_are_named(width, dims):
-    fig = plots.streams(result(dims), width=width)
+    fig = plots.dimension_traces(result(dims), width=width)
     layout = json.loads(plotly.io.to_json(fig))["layout"]
     assert layout["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
     boxes = [(*layout[f"xaxis{k}"]["domain"], *layout[f"yaxis{k}"]["domain"]) for k in ["", *(str(i) for i in range(2, len(dims) + 1))]]

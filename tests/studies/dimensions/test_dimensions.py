@@ -1,4 +1,4 @@
-"""Streams: the values are the plain model's, a planted dimension is found, and the search is not fooled by its own size."""
+"""Residual dimensions: the values are the plain model's, a planted dimension is found, and the search is not fooled by its own size."""
 
 import contextlib
 
@@ -38,7 +38,7 @@ def test_values_are_the_hidden_states_of_the_plain_model(tiny, family, tiny_fold
         states = plain.hf(ids, output_hidden_states=True).hidden_states
     # the last hidden state has the final norm behind it
     expected = torch.stack([states[0], states[1], last["out"].view(states[1].shape)])
-    found = sepcap.trace_dimensions(tiny, TEXTS, (3, 30), POSITIONS).tables["values"]
+    found = sepcap.trace_dimensions(tiny, texts=TEXTS, dims=(3, 30), positions=POSITIONS).tables["values"]
     assert len(found) == 2 * 3 * 9 * 3
     values = torch.from_numpy(found["value"].to_numpy(copy=True)).view(2, 3, 9, 3)
     torch.testing.assert_close(values, expected[:, :, list(POSITIONS)][..., [3, 30]].permute(3, 0, 1, 2), atol=1e-5, rtol=1e-5)
@@ -61,8 +61,8 @@ def plant(dim, values):
 def test_a_planted_dimension_comes_first_and_it_alone_is_significant(tiny_opt):
     values = torch.from_numpy(LABELS * 10.0) + torch.tensor([-0.1, 0, 0.1] * 3)
     with tiny_opt.hooks(fwd_hooks=plant(7, values)):
-        table = sepcap.find_dimensions(tiny_opt, WHOLE, POSITIONS, n=32)
-        shown = sepcap.trace_dimensions(tiny_opt, WHOLE, table.head(2), POSITIONS)
+        table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32)
+        shown = sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=table.head(2), positions=POSITIONS)
     best = table.iloc[0]
     assert (best["dim"], best["stage"], best["p"], best["p_uncorrected"]) == (7, 2, pytest.approx(1 / 280), pytest.approx(1 / 280))
     assert best["eta2"] == pytest.approx(600 / 600.06)  # Σ n·(mean − 10)² = 600 of a total with 9 · 0.02/3 more
@@ -91,7 +91,7 @@ def test_the_searched_half_alone_decides_and_the_other_half_alone_tests(tiny_opt
             return out
 
         with tiny_opt.hooks(fwd_hooks=[("blocks.1.hook_out", put)]):
-            table = sepcap.find_dimensions(tiny_opt, WHOLE, POSITIONS, n=32, stages=[2])
+            table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32, stages=(2,))
         row = table.set_index("dim").loc[7]
         assert (table["dim"][0] == 7) == searched
         assert (row["eta2_searched"] > 0.999) == searched
@@ -113,11 +113,11 @@ def test_a_search_in_noise_gives_uniform_p_values():
     assert np.mean(np.array(naive) <= 0.05) > 0.95  # on the searched texts themselves
 
 
-def test_streams_shows_the_half_that_was_not_searched(tiny_opt, tmp_path):
-    table = sepcap.find_dimensions(tiny_opt, WHOLE, POSITIONS, n=3)
+def test_traces_show_the_half_that_was_not_searched(tiny_opt, tmp_path):
+    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=3)
     table.to_csv(tmp_path / "found.csv", index=False)
     for again in (table, pd.read_csv(tmp_path / "found.csv"), table.iloc[[2, 0]]):
-        found = sepcap.trace_dimensions(tiny_opt, WHOLE, again, POSITIONS)
+        found = sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=again, positions=POSITIONS)
         assert found.config["texts"] == TEXTS.fingerprint
         assert found.config["searched"] == 9
         tests = found.tables["tests"]
@@ -125,17 +125,18 @@ def test_streams_shows_the_half_that_was_not_searched(tiny_opt, tmp_path):
         np.testing.assert_allclose(tests["p_uncorrected"], again["p_uncorrected"])
         for row, note in zip(tests.to_dict("records"), found.figure().layout.annotations, strict=True):
             assert note.text == f"Dimension {row['dim']}: p = {row['p']:.2g} (found on other texts)"
-    np.testing.assert_allclose(sepcap.trace_dimensions(tiny_opt, WHOLE, table, POSITIONS).tables["tests"]["p"], table["p"])
+    found = sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=table, positions=POSITIONS)
+    np.testing.assert_allclose(found.tables["tests"]["p"], table["p"])
 
 
 def test_what_was_chosen_before_is_tested_on_all_texts(tiny_opt):
-    table = sepcap.find_dimensions(tiny_opt, WHOLE, POSITIONS, n=2)
+    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=2)
     others = LabelledTexts({name: tuple(words(seed, n=6)) for seed, name in enumerate(("one", "two", "three"), start=20)})
     dims = table["dim"].tolist()
     for texts, given in ((WHOLE, dims), (others, table), (WHOLE, table[["dim"]])):
         warned = pytest.warns(UserWarning, match="which are other texts than these") if given is table else contextlib.nullcontext()
         with warned:
-            found = sepcap.trace_dimensions(tiny_opt, texts, given, POSITIONS)
+            found = sepcap.trace_dimensions(tiny_opt, texts=texts, dims=given, positions=POSITIONS)
         assert (found.config["texts"], found.config["searched"]) == (texts.fingerprint, None)
         assert found.summary()[-1].endswith("it is valid only if they were not chosen on these texts.")
         separated, tests = found.tables["separation"], found.tables["tests"]
@@ -144,37 +145,54 @@ def test_what_was_chosen_before_is_tested_on_all_texts(tiny_opt):
 
 def test_a_search_with_another_seed_is_no_test_on_the_searched_texts(tiny_opt, tmp_path):
     """With another seed the texts are cut elsewhere, so that some that were searched would be among those of the test."""
-    table = sepcap.find_dimensions(tiny_opt, WHOLE, POSITIONS, n=2, seed=3)
+    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=2, seed=3)
     table.to_csv(tmp_path / "found.csv", index=False)
-    both = pd.concat([table, sepcap.find_dimensions(tiny_opt, WHOLE, POSITIONS, n=32).tail(1)])
+    both = pd.concat([table, sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32).tail(1)])
     for given in (table, pd.read_csv(tmp_path / "found.csv"), both):
         with pytest.raises(ValueError, match=r"dims: .* seed 3.*with seed=0 these texts are cut into other.*give the seed="):
-            sepcap.trace_dimensions(tiny_opt, WHOLE, given, POSITIONS)
-    assert sepcap.trace_dimensions(tiny_opt, WHOLE, table, POSITIONS, seed=3).config["searched"] == 9
+            sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=given, positions=POSITIONS)
+    assert sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=table, positions=POSITIONS, seed=3).config["searched"] == 9
 
 
 def test_without_dimensions_the_best_four_are_shown_and_the_model_is_left_as_it_was(tiny_opt):
     ids = torch.arange(3, 20)[None]
     logits = logits_of(tiny_opt, ids)
-    found, table = sepcap.trace_dimensions(tiny_opt, WHOLE), sepcap.find_dimensions(tiny_opt, WHOLE, n=4)
-    assert found.config["dims"] == table["dim"].tolist()
+    found, table = sepcap.trace_dimensions(tiny_opt, texts=WHOLE), sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=4)
+    assert found.dims == table["dim"].tolist()
     assert found.config["texts"] == TEXTS.fingerprint
     assert found.tables["tests"]["p"].tolist() == table["p"].tolist()
     assert torch.equal(logits_of(tiny_opt, ids), logits)
     with pytest.raises(ValueError, match="category 'one' has 3; one half is searched and the other tests the result, which needs 6"):
-        sepcap.trace_dimensions(tiny_opt, TEXTS)
+        sepcap.trace_dimensions(tiny_opt, texts=TEXTS)
 
 
 def test_results_come_back(tiny_opt, tmp_path):
-    for name, dims in {"numbers": 3, "table": sepcap.find_dimensions(tiny_opt, WHOLE, n=2)}.items():
-        found = sepcap.trace_dimensions(tiny_opt, WHOLE, dims)
-        assert found.config["study"] == "streams"
+    for name, dims in {"numbers": 3, "table": sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=2)}.items():
+        found = sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=dims)
+        assert found.config["study"] == "dimension-traces"
         back = load_result(found.save(tmp_path / name))
+        assert back.dims == found.dims
         assert isinstance(back, sepcap.DimensionTraces)
         assert back.summary() == found.summary()
         for table in found.tables:
             pd.testing.assert_frame_equal(back.tables[table], found.tables[table], check_dtype=False)
         assert back.figure().data
+
+
+def test_a_finished_search_is_read_and_nothing_is_computed(tiny_opt, tmp_path, monkeypatch):
+    found = sepcap.trace_dimensions(tiny_opt, texts=WHOLE, n=2, out=tmp_path / "traces")
+    monkeypatch.setattr("sepcap.studies.dimensions.study.vectors_at", None)
+    again = sepcap.trace_dimensions(tiny_opt, texts=WHOLE, n=2, out=tmp_path / "traces")
+    assert again.summary() == found.summary()
+    with pytest.raises(FileExistsError, match="n: 2 stored, 3 requested"):
+        sepcap.trace_dimensions(tiny_opt, texts=WHOLE, n=3, out=tmp_path / "traces")
+
+
+def test_a_table_is_written_once(tiny_opt, tmp_path):
+    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=2, out=tmp_path / "new" / "found.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new" / "found.csv"), table)
+    with pytest.raises(FileExistsError, match="already exists"):
+        sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=2, out=tmp_path / "new" / "found.csv")
 
 
 @pytest.mark.parametrize(
@@ -190,12 +208,12 @@ def test_results_come_back(tiny_opt, tmp_path):
 )
 def test_bad_input_is_named(tiny_opt, options, says):
     with pytest.raises(ValueError, match=says):
-        sepcap.trace_dimensions(tiny_opt, TEXTS, **options)
+        sepcap.trace_dimensions(tiny_opt, texts=TEXTS, **options)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"n": 0}, "n=0"), ({"stages": []}, r"stages=\[\]"), ({"stages": [3]}, r"to 2 \(output of the last")]
+    ("options", "says"), [({"n": 0}, "n=0"), ({"stages": ()}, r"stages=\[\]"), ({"stages": (3,)}, r"to 2 \(output of the last")]
 )
 def test_bad_searches_are_named(tiny_opt, options, says):
     with pytest.raises(ValueError, match=says):
-        sepcap.find_dimensions(tiny_opt, WHOLE, POSITIONS, **options)
+        sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, **options)
