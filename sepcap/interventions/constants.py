@@ -67,10 +67,8 @@ def check_constants(neurons: NeuronSet, constants: Constants, name: str) -> None
 def constant_hooks(neurons: NeuronSet, constants: Constants) -> list[Hook]:
     """Plain TransformerLens `fwd_hooks` that set the neurons to constants; gradients flow to the constants."""
     return [
-        (get_site(site).hook_name(layer), partial(_set, mask=mask[layer], constant=constants[site][layer]))
-        for site, mask in neurons.masks.items()
-        for layer in range(len(mask))
-        if bool(mask[layer].any())
+        (get_site(site).hook_name(layer), partial(_set, mask=mask, constant=constants[site][layer]))
+        for site, layer, mask in neurons.by_layer()
     ]
 
 

@@ -10,7 +10,7 @@ from sepcap.checks import checked
 from sepcap.interventions.constants import check_constants
 from sepcap.interventions.trial import check_deletion
 from sepcap.models.kinds import architecture_of
-from sepcap.models.sites import add_offset, delete_weights, get_site, output_bias
+from sepcap.models.sites import Population
 from sepcap.selection.neurons import NeuronSet
 
 
@@ -44,23 +44,23 @@ def delete(model: Any, neurons: NeuronSet, offset: Mapping[str, Float[Tensor, "l
     """
     if not isinstance(neurons, NeuronSet):
         raise TypeError(f"neurons is a {type(neurons).__name__}; give a sepcap.NeuronSet (one in a file: NeuronSet.load(path))")
-    neurons.check(model)
+    populations = neurons.check(model)
     if offset is not None:
-        check_output_biases(model, neurons.masks)
+        check_output_biases(populations.values())
         check_constants(neurons, offset, "offset")
-    for site in neurons.masks:
-        check_deletion(model, site, offset is not None)
-    for site, mask in neurons.masks.items():
+    for population in populations.values():
+        check_deletion(population, offset is not None)
+    for site, layer, mask in neurons.by_layer():
         if offset is not None:
-            add_offset(model, site, mask, offset[site])
-        delete_weights(model, site, mask)
+            populations[site].add_offset(layer, mask, offset[site][layer])
+        populations[site].delete(layer, mask)
 
 
-def check_output_biases(model: Any, sites: Iterable[str]) -> None:
+def check_output_biases(populations: Iterable[Population]) -> None:
     """Raise if an architecture lacks the bias that would take an offset."""
-    for site in sites:
-        if output_bias(model, site, 0) is None:
+    for population in populations:
+        if population.bias(0) is None:
             raise ValueError(
-                f"offset: {architecture_of(model)} has no {get_site(site).output_bias[1]}, the bias that would take the offset of "
-                f"{site!r} neurons; delete without offset"
+                f"offset: {architecture_of(population.model)} has no {population.site.bias}, the bias that would take the offset of "
+                f"{population.site.name!r} neurons; delete without offset"
             )

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sepcap.errors import unknown
+from sepcap.models.blocks.places import hook_of
 from sepcap.models.forward import Hook, device_of, run_hooks
-from sepcap.models.kinds import is_hooked_transformer
-from sepcap.models.sites import SITES, get_site, n_layers
+from sepcap.models.sites import n_layers, populations
 from sepcap.tasks.batches import pad
 
 RESIDUAL = "resid"
@@ -52,10 +52,10 @@ def patch_points(model: Any, sites: str | Iterable[str], layers: Iterable[int] |
         NotImplementedError: an architecture that has no such site.
     """
     names = check_sites(sites)
-    for name in set(names) & set(SITES):
-        get_site(name).shape(model)
-    numbers = check_layers(layers, n_layers(model))
-    return tuple(_point(model, name, layer) for layer in numbers for name in names)
+    if names == (RESIDUAL,):
+        return tuple(hook_of(model, "resid_post", layer) for layer in check_layers(layers, n_layers(model)))
+    bound = populations(model, names).values()
+    return tuple(its.site.hook_name(layer) for layer in check_layers(layers, n_layers(model)) for its in bound)
 
 
 def check_sites(sites: str | Iterable[str]) -> tuple[str, ...]:
@@ -79,12 +79,6 @@ def check_layers(layers: Iterable[int] | None, n: int) -> tuple[int, ...]:
     if numbers[0] < 0 or numbers[-1] >= n:
         raise IndexError(f"layers={numbers}: this model has layers 0 to {n - 1}")
     return numbers
-
-
-def _point(model: Any, site: str, layer: int) -> str:
-    if site == RESIDUAL:
-        return f"blocks.{layer}.{'hook_resid_post' if is_hooked_transformer(model) else 'hook_out'}"
-    return get_site(site).hook_name(layer)
 
 
 def take(model: Any, texts: Sequence[Sequence[int]], slots: Sequence[int], points: Sequence[str]) -> Taken:

@@ -185,12 +185,7 @@ class Donors:
 
     def __init__(self, model: Any, neurons: NeuronSet, draw: Draw) -> None:
         self._model, self._draw = model, draw
-        self._masks = {
-            get_site(site).hook_name(layer): mask[layer]
-            for site, mask in neurons.masks.items()
-            for layer in range(len(mask))
-            if bool(mask[layer].any())
-        }
+        self._masks = {get_site(site).hook_name(layer): mask for site, layer, mask in neurons.by_layer()}
         self.hooks: list[Hook] = [(name, partial(self._replace, name)) for name in self._masks]
         if self.hooks:
             self.hooks.insert(0, (_input_point(model), self._begin_image if kind_of(model) == "images" else self._begin))
@@ -240,9 +235,23 @@ class Donors:
         donors = self._draw(rows, self._first, self._former)
         self._found = self._activations(torch.from_numpy(np.stack(donors)), None)
 
-    def _activations(self, inputs: Shaped[Tensor, "batch ..."], mask: Bool[Tensor, "batch pos"] | None) -> dict[str, Tensor]:
-        device = device_of(self._model)
-        return _activations(self._model, inputs.to(device), None if mask is None else mask.to(device), self._masks)
+    @torch.no_grad()
+    def _activations(
+        self, inputs: Shaped[Tensor, "batch ..."], mask: Bool[Tensor, "batch pos"] | None
+    ) -> dict[str, Float[Tensor, "batch pos chosen"]]:
+        device, found = device_of(self._model), {}
+
+        def keep(name: str, z: Tensor, hook: Any) -> None:
+            found[name] = z[..., self._masks[name].to(z.device)]
+            if len(found) == len(self._masks):
+                raise _Enough
+
+        try:
+            with undisturbed(self._model), with_hooks(self._model, [(name, partial(keep, name)) for name in self._masks]):
+                call(self._model, inputs.to(device), None if mask is None else mask.to(device))
+        except _Enough:
+            pass
+        return found
 
     def _past(self, new: np.ndarray) -> int:
         if self._call is None:  # plain hooks: a single token can only be the next one
@@ -292,25 +301,6 @@ def _columns(real: Bool[np.ndarray, "batch pos"], lengths: Int[np.ndarray, " bat
 
 class _Enough(Exception):
     """Raised to end a donor's pass once all activations needed are recorded."""
-
-
-@torch.no_grad()
-def _activations(
-    model: Any, inputs: Shaped[Tensor, "batch ..."], mask: Bool[Tensor, "batch pos"] | None, masks: Mapping[str, Tensor]
-) -> dict[str, Float[Tensor, "batch pos chosen"]]:
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, z: Tensor, hook: Any) -> None:
-        found[name] = z[..., masks[name].to(z.device)]
-        if len(found) == len(masks):
-            raise _Enough
-
-    try:
-        with undisturbed(model), with_hooks(model, [(name, partial(keep, name)) for name in masks]):
-            call(model, inputs, mask)
-    except _Enough:
-        pass
-    return found
 
 
 @contextmanager

@@ -15,14 +15,13 @@ from sepcap.interventions.resample import undisturbed
 from sepcap.interventions.trial import check_same, one_pass, small_input
 from sepcap.models.forward import measuring, run_hooks
 from sepcap.models.kinds import architecture_of
-from sepcap.models.sites import get_site, live_weight, n_layers, norm_inside, write_weight
+from sepcap.models.sites import bind, get_site, live_weight, live_weights, n_layers, norm_inside, write_weight, write_weights
 from sepcap.models.wrappers import check_plain_weights
 from sepcap.progress import progress
 from sepcap.storage import load_tensors, save_tensors
 
 BIASES = ("fold", "rotate")
 SITES = ("attn_value", "attn_pre_out")
-CIRCUIT = ("W_V", "b_V", "W_O", "b_O")
 NULL = 2.0**-23
 """A singular value below this fraction of its head's largest counts as zero: it is within the rounding of float32 weights."""
 ROUNDING = 5e-3
@@ -100,27 +99,29 @@ class Rotation:
         original = _circuit(model)
         if _hash(original) != self.source:
             raise ValueError("model: its value and output weights are not those this rotation was computed from")
-        before = one_pass(model, "attn_pre_out")
+        neurons = bind(model, "attn_pre_out")
+        before = one_pass(neurons)
         try:
             for layer in range(n_layers(model)):
-                self._apply_to(model.blocks[layer].attn, layer)
-            after = one_pass(model, "attn_pre_out", before.entered)
+                self._apply_to(model, layer)
+            after = one_pass(neurons, before.entered)
             check_same(model, after, before, "rotation", "in another basis of the values the attention output differs")
         except BaseException:
             _write_circuit(model, original)
             raise
 
-    def _apply_to(self, attn: Any, layer: int) -> None:
-        where, w_v, b_v = f"blocks.{layer}.attn", live_weight(attn, "W_V"), live_weight(attn, "b_V", None)
+    def _apply_to(self, model: Any, layer: int) -> None:
+        attn = model.blocks[layer].attn
+        w_v, b_v = live_weight(attn, "W_V"), live_weight(attn, "b_V", None)
         basis, inverse = (tensor[layer].to(w_v.device) for tensor in (self.basis, self.inverse))
-        write_weight(attn, "W_V", w_v.double() @ basis, where)
+        write_weight(model, layer, "attn.W_V", w_v.double() @ basis)
         if b_v is not None:
             rotated = torch.einsum("hd,hde->he", b_v.double(), basis)
-            write_weight(attn, "b_V", torch.zeros_like(rotated) if self.bias == "fold" else rotated, where)
+            write_weight(model, layer, "attn.b_V", torch.zeros_like(rotated) if self.bias == "fold" else rotated)
         group = len(attn.W_O) // len(inverse)
-        write_weight(attn, "W_O", inverse.repeat_interleave(group, dim=0) @ attn.W_O.double(), where)
+        write_weight(model, layer, "attn.W_O", inverse.repeat_interleave(group, dim=0) @ attn.W_O.double())
         if bool(self.output_bias[layer].any()):
-            write_weight(attn, "b_O", attn.b_O.double() + self.output_bias[layer].to(attn.b_O.device), where)
+            write_weight(model, layer, "attn.b_O", attn.b_O.double() + self.output_bias[layer].to(attn.b_O.device))
 
     @torch.no_grad()
     def undo(self, model: Any) -> None:
@@ -212,7 +213,7 @@ def check_rotation(model: Any, bias: str) -> None:
         NotImplementedError: an architecture without value weights, with a norm, gate or bound between the values and W_O, or, under
             "fold", with a value bias and attention whose rows do not sum to 1, or no output bias.
     """
-    get_site("attn_value").shape(model)
+    d_head = bind(model, "attn_value").shape[-1]
     check_plain_weights(model, ["attn"], "rotation")
     attn, name = model.blocks[0].attn, architecture_of(model)
     tolerance = max(ROUNDING, 8 * torch.finfo(attn.W_V.dtype).eps)
@@ -220,7 +221,7 @@ def check_rotation(model: Any, bias: str) -> None:
         raise NotImplementedError(
             f"bias='fold' on {name}: it has a value bias, but no output bias b_O to fold it into; use bias='rotate'"
         )
-    for layer, (turned, expected, ones) in enumerate(_mixtures_of_known_values(model)):
+    for layer, (turned, expected, ones) in enumerate(_mixtures_of_known_values(model, d_head)):
         if not float((turned - expected).abs().max()) <= tolerance * float(expected.abs().max()):
             norm = norm_inside(model.blocks[layer].attn)
             raise NotImplementedError(
@@ -235,14 +236,13 @@ def check_rotation(model: Any, bias: str) -> None:
 
 
 @torch.no_grad()
-def _mixtures_of_known_values(model: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _mixtures_of_known_values(model: Any, d_head: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Outputs of attention for values N A, for N (then times A) and for ones, in every layer; N is noise, A an arbitrary matrix.
 
     A batch of three equal rows differs only in the values. The difference does not enter the residual stream, so that
     all rows have the same attention patterns in all layers.
     """
     generator = torch.Generator().manual_seed(0)
-    _, d_head = get_site("attn_value").shape(model)
     turn = torch.randn(d_head, d_head, generator=generator) / d_head**0.5
     mixtures = []
 
@@ -316,18 +316,12 @@ def _of_layer(attn: Any, bias: str) -> tuple[Tensor, ...]:
 
 def _circuit(model: Any) -> dict[str, Tensor]:
     """Copies of the value and output weights of all layers, on the CPU."""
-    by_name = {name: [live_weight(block.attn, name, None) for block in model.blocks] for name in CIRCUIT}
-    return {
-        name: torch.stack([w.detach().cpu() for w in weights if w is not None])
-        for name, weights in by_name.items()
-        if weights[0] is not None
-    }
+    of_layers = [live_weights(block, "attn") for block in model.blocks]
+    return {name: torch.stack([weights[name].detach().cpu() for weights in of_layers]) for name in of_layers[0]}
 
 
 def _write_circuit(model: Any, circuit: dict[str, Tensor]) -> None:
-    for name, of_layers in circuit.items():
-        for layer, weight in enumerate(of_layers):
-            write_weight(model.blocks[layer].attn, name, weight, f"blocks.{layer}.attn")
+    write_weights(model, {f"attn.{name}": weights for name, weights in circuit.items()})
 
 
 def _hash(tensors: dict[str, Tensor]) -> str:

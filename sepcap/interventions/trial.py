@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from sepcap.interventions.resample import undisturbed
-from sepcap.models.blocks.places import PLACES
+from sepcap.models.blocks.places import hook_of
 from sepcap.models.devices import check_at_hand
 from sepcap.models.forward import Hook, device_of, logits_of, measuring, point_at, with_hooks
-from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, kind_of
-from sepcap.models.sites import add_offset, check_zero, delete_weights, get_site, live_weight, n_layers, norm_inside, site_shape
+from sepcap.models.kinds import architecture_of, inner, kind_of
+from sepcap.models.sites import Population, bind, live_weight, live_weights, norm_inside
 from sepcap.models.wrappers import check_plain_weights
 
 TOKENS = 8
@@ -53,21 +53,21 @@ class Pass:
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-def check_deletion(model: Any, name: str, offset: bool = False) -> None:
-    """Raise if a model has no such neurons, if deleting them would change others, or if a trial deletion fails.
+def check_deletion(population: Population, offset: bool = False) -> None:
+    """Raise if deleting neurons would change others, or if a trial deletion fails.
 
     The trial is run once per model: neurons are deleted by their weights, the effect is compared with setting their activations
     to zero (with an offset: to constants) by hooks, and every weight is restored bit for bit.
 
     Raises:
-        NotImplementedError: see `Site.shape`; or an architecture with a norm, or an SAE, over the neurons before their output weights.
+        NotImplementedError: an architecture with a norm, or an SAE, over the neurons before their output weights.
         ValueError: weights that do not act as their layout implies.
     """
-    site_shape(model, name)
-    what, part = f"deleting {name!r} neurons", get_site(name).output_bias[0]
+    model, name, part = population.model, population.site.name, population.site.part
+    what = f"deleting {name!r} neurons"
     check_at_hand(model, what)
     check_plain_weights(model, [part], what)
-    norm = norm_inside(getattr(model.blocks[0], part))
+    norm = norm_inside(population.part(0))
     if norm and name != "attn_value":  # the hook and the weights both read a value before the norm
         raise NotImplementedError(
             f"{what} of {architecture_of(model)}: {norm} normalises over them before their output weights, so "
@@ -82,45 +82,38 @@ def check_deletion(model: Any, name: str, offset: bool = False) -> None:
             )
     trial = (name, offset, *map(id, model.modules()))
     if trial not in _PASSED.get(model, ()):
-        _try_deletion(model, name, offset)
+        _try_deletion(population, offset, what)
         _PASSED.setdefault(model, set()).add(trial)
 
 
-Edit = Callable[[Any, str, Tensor, Tensor], None]
-"""Changes the weights of masked neurons: (model, site, masks, constants that replace their activations)."""
+Edit = Callable[[Population, int, Tensor, Tensor], None]
+"""Changes the weights of masked neurons of a layer: (population, layer, mask, constants that replace their activations)."""
 
 
-def _zero_rows(model: Any, name: str, masks: Tensor, constants: Tensor) -> None:
-    site = get_site(name)
-    for layer, mask in enumerate(masks):
-        rows = site.rows(model, layer)
-        rows[mask.to(rows.device)] = 0
-        check_zero(site.rows(model, layer)[mask.to(rows.device)], f"blocks.{layer}.{'mlp.W_out' if name == 'mlp' else 'attn.W_O'}")
-
-
-def _delete(model: Any, name: str, masks: Tensor, constants: Tensor) -> None:
+def _delete(population: Population, layer: int, mask: Tensor, constants: Tensor) -> None:
     if bool(constants.any()):
-        add_offset(model, name, masks, constants)
-    delete_weights(model, name, masks)
+        population.add_offset(layer, mask, constants)
+    population.delete(layer, mask)
 
 
 @torch.no_grad()
-def _try_deletion(model: Any, name: str, offset: bool) -> None:
-    what = f"deleting {name!r} neurons{' with an offset' if offset else ''}"
+def _try_deletion(population: Population, offset: bool, what: str) -> None:
+    what += " with an offset" if offset else ""
     # zeroed values would hide the effect of W_O, which has rows for query heads
-    trial = _Trial(model, "attn_pre_out" if name == "attn_value" else name, 0.0)
-    trial.of(_zero_rows, what)
-    (trial if trial.name == name and not offset else _Trial(model, name, float(offset))).of(_delete, what)
+    written = bind(population.model, "attn_pre_out") if population.site.name == "attn_value" else population
+    trial = _Trial(written, 0.0)
+    trial.of(lambda population, layer, mask, _: population.zero_outputs(layer, mask), what)
+    (trial if written is population and not offset else _Trial(population, float(offset))).of(_delete, what)
 
 
 class _Trial:
-    """The strongest neurons of a site, and the effect of holding them at constants by hooks, with which an edit is compared."""
+    """The strongest neurons, and the effect of holding them at constants by hooks, with which an edit is compared."""
 
-    def __init__(self, model: Any, name: str, offset: float) -> None:
-        self.model, self.name = model, name
-        self.before = one_pass(model, name)
-        self.flat = [z.reshape(-1, *site_shape(model, name)[1:]).float() for z in self.before.neurons]
-        self.rows = [get_site(name).rows(model, layer).float().cpu() for layer in range(n_layers(model))]
+    def __init__(self, population: Population, offset: float) -> None:
+        self.population = population
+        self.before = one_pass(population)
+        self.flat = [z.reshape(-1, *population.shape[1:]).float() for z in self.before.neurons]
+        self.rows = [population.rows(layer).float().cpu() for layer in population.layers]
         strength = (z.abs().amax(0) * r.norm(dim=-1) for z, r in zip(self.flat, self.rows, strict=True))
         self.masks = torch.stack([_strongest(one) for one in strength])
         self.constants = torch.stack([z.mean(0) for z in self.flat]) * offset
@@ -128,13 +121,13 @@ class _Trial:
         def put(layer: int, z: Tensor) -> Tensor:
             return torch.where(self.masks[layer].to(z.device), self.constants[layer].to(z), z)
 
-        self.ablated = one_pass(model, name, self.before.entered, put)
+        self.ablated = one_pass(population, self.before.entered, put)
 
     def of(self, edit: Edit, what: str) -> None:
         """Raise if an edit has another effect."""
-        model, name = self.model, self.name
-        with _edited(model, name, edit, self.masks, self.constants):
-            deleted = one_pass(model, name, self.before.entered)
+        population, model = self.population, self.population.model
+        with _edited(population, edit, self.masks, self.constants):
+            deleted = one_pass(population, self.before.entered)
         check_same(model, deleted, self.ablated, what, "zeroing them has another effect than holding the neurons constant by hooks")
         for layer, mask in enumerate(self.masks):
             z = self.flat[layer]
@@ -143,22 +136,23 @@ class _Trial:
             if bool((written > _same(model) * left.norm(dim=-1)).any()) and torch.equal(left, without):
                 raise _refusal(model, layer, what, "the output of these neurons does not reach the residual stream through them")
             silent = deleted.neurons[layer].reshape(z.shape)[:, mask]
+            differ = bool((silent - silent[:1]).abs().max() > _same(model) * z.abs().max())
             # a query head's mixture of values is kept as long as another head uses the values
-            if edit is _delete and name != "attn_pre_out" and bool((silent - silent[:1]).abs().max() > _same(model) * z.abs().max()):
+            if differ and edit is _delete and population.site.name != "attn_pre_out":
                 raise _refusal(model, layer, what, "with the input weights zeroed, neurons still depend on the input")
 
 
-def one_pass(model: Any, name: str, entered: Sequence[Tensor] | None = None, put: Callable[[int, Tensor], Tensor] | None = None) -> Pass:
+def one_pass(
+    population: Population, entered: Sequence[Tensor] | None = None, put: Callable[[int, Tensor], Tensor] | None = None
+) -> Pass:
     """Run a few tokens through a model, without hooks of the user other than permanent ones.
 
     Args:
-        model: a hooked model.
-        name: name of a site.
+        population: the neurons to look at.
         entered: replaces the residual stream that enters each layer.
         put: function (layer, activations at the site's hook) that returns their replacements.
     """
-    seen, site = Pass(), get_site(name)
-    layers = range(n_layers(model))
+    seen, model, site, layers = Pass(), population.model, population.site, population.layers
 
     def enter(layer: int, x: Tensor, hook: Any) -> Tensor:
         seen.entered.append(x.clone())
@@ -177,7 +171,7 @@ def one_pass(model: Any, name: str, entered: Sequence[Tensor] | None = None, put
     points = (
         ([_point(model, "resid_pre", layer) for layer in layers], enter),
         ([site.hook_name(layer) for layer in layers], act),
-        ([_point(model, f"{site.output_bias[0]}_out", layer) for layer in layers], add),
+        ([_point(model, f"{site.part}_out", layer) for layer in layers], add),
         ([_point(model, "resid_post", layer) for layer in layers], leave),
     )
     hooks: list[Hook] = [(hook, partial(function, layer)) for names, function in points for layer, hook in enumerate(names)]
@@ -225,19 +219,15 @@ def _strongest(size: Float[Tensor, "*neuron"]) -> Bool[Tensor, "*neuron"]:
 
 
 @contextmanager
-def _edited(model: Any, name: str, edit: Edit, masks: Tensor, constants: Tensor) -> Iterator[None]:
+def _edited(population: Population, edit: Edit, masks: Tensor, constants: Tensor) -> Iterator[None]:
     """The model with neurons deleted; afterwards every weight is restored bit for bit. Only changed entries are stored meanwhile."""
-    part = get_site(name).output_bias[0]
-    names = ("W_in", "b_in", "W_gate", "b_gate", "W_out", "b_out") if part == "mlp" else ("W_V", "b_V", "W_O", "b_O")
     changed: list[tuple[Any, str, tuple[Tensor, ...], Tensor]] = []
     try:
-        for layer, block in enumerate(model.blocks):
-            owner = getattr(block, part)
-            before = {weight: live.detach().clone() for weight in names if (live := live_weight(owner, weight, None)) is not None}
-            here = torch.zeros_like(masks)
-            here[layer] = masks[layer]
+        for layer, block in enumerate(population.model.blocks):
+            owner = population.part(layer)
+            before = {name: live.detach().clone() for name, live in live_weights(block, population.site.part).items()}
             try:
-                edit(model, name, here, constants)
+                edit(population, layer, masks[layer], constants[layer])
             finally:
                 for weight, old in before.items():
                     where = (_bits(live_weight(owner, weight)) != _bits(old)).nonzero(as_tuple=True)
@@ -254,16 +244,13 @@ def _bits(weight: Tensor) -> Tensor:
 
 def _point(model: Any, place: str, layer: int) -> str:
     """Hook of a place in a layer; if a part has no output hook of its own, that of the block."""
-    own, block = (PLACES[p].hooked_transformer if is_hooked_transformer(model) else PLACES[p].bridge for p in (place, "resid_post"))
-    return f"blocks.{layer}.{own if point_at(model, f'blocks.{layer}.{own}') in model.hook_dict else block}"
-
-
-def _dtype(model: Any) -> torch.dtype:
-    return next(p.dtype for p in inner(model).parameters() if p.is_floating_point())
+    own = hook_of(model, place, layer)
+    return own if point_at(model, own) in model.hook_dict else hook_of(model, "resid_post", layer)
 
 
 def _same(model: Any) -> float:
-    return max(SAME, 4 * torch.finfo(_dtype(model)).eps)
+    dtype = next(p.dtype for p in inner(model).parameters() if p.is_floating_point())
+    return max(SAME, 4 * torch.finfo(dtype).eps)
 
 
 def _refusal(model: Any, layer: int | None, what: str, why: str) -> ValueError:

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from sepcap.models.blocks.places import hook_of
 from sepcap.models.forward import Hook, call, run_hooks, with_hooks
-from sepcap.models.kinds import is_hooked_transformer
-from sepcap.models.sites import n_layers
+from sepcap.models.sites import check_layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ def recording(model: Any, layers: Iterable[int]) -> Iterator[dict[int, Residual]
     """
     wanted = sorted(set(layers))
     for layer in wanted:
-        _check_layer(model, layer)
+        check_layer(model, layer)
     kept: dict[int, Residual] = {}
     in_tuple = False
 
@@ -68,7 +68,7 @@ def recording(model: Any, layers: Iterable[int]) -> Iterator[dict[int, Residual]
 
     with ExitStack() as stack:
         stack.callback(model.blocks[0].register_forward_hook(look_at_form).remove)
-        stack.enter_context(with_hooks(model, [(_entry(model, layer), keep(layer)) for layer in wanted]))
+        stack.enter_context(with_hooks(model, [(hook_of(model, "resid_pre", layer), keep(layer)) for layer in wanted]))
         yield kept
 
 
@@ -85,7 +85,7 @@ def residuals(
     if not wanted:
         return {}
     with recording(model, wanted) as kept:
-        run_hooks(model, inputs, [(_entry(model, wanted[-1]), lambda residual, hook: None)], mask)
+        run_hooks(model, inputs, [(hook_of(model, "resid_pre", wanted[-1]), lambda residual, hook: None)], mask)
     return kept
 
 
@@ -102,7 +102,7 @@ def starting_from(model: Any, residual: Residual) -> Iterator[None]:
     Raises:
         RuntimeError: inside another `starting_from`.
     """
-    _check_layer(model, residual.layer)
+    check_layer(model, residual.layer)
     passed_on = (residual.value,) if residual.in_tuple else residual.value
     if any("forward" in block.__dict__ for block in model.blocks):
         raise RuntimeError("starting_from: the model starts from another layer already; leave that context first")
@@ -111,7 +111,7 @@ def starting_from(model: Any, residual: Residual) -> Iterator[None]:
         for block in skipped:
             # bypasses the bridge's own setattr, which would set it on the wrapped block
             block.__dict__["forward"] = lambda *args, **kwargs: passed_on
-        with with_hooks(model, [(_entry(model, residual.layer), lambda _, hook: residual.value)]):
+        with with_hooks(model, [(hook_of(model, "resid_pre", residual.layer), lambda _, hook: residual.value)]):
             yield
     finally:
         for block in skipped:
@@ -145,12 +145,3 @@ def logits_from(
             raise ValueError(f"fwd_hooks: {name} is never called in a pass that starts at layer {residual.layer}")
     with starting_from(model, residual), with_hooks(model, fwd_hooks):
         return call(model, inputs, mask)
-
-
-def _entry(model: Any, layer: int) -> str:
-    return f"blocks.{layer}.{'hook_resid_pre' if is_hooked_transformer(model) else 'hook_in'}"
-
-
-def _check_layer(model: Any, layer: int) -> None:
-    if not 0 <= layer < n_layers(model):
-        raise IndexError(f"layer={layer} does not exist: the model has layers 0 to {n_layers(model) - 1}")

@@ -15,7 +15,7 @@ from sepcap.checks import checked
 from sepcap.models.devices import check_at_hand
 from sepcap.models.hooked_transformers import written_back
 from sepcap.models.kinds import inner, is_hooked_transformer
-from sepcap.models.sites import live_weight, n_layers
+from sepcap.models.sites import get_site, live_weight, live_weights, n_layers
 from sepcap.models.wrappers import check_plain_weights, known_class
 
 log = logging.getLogger(__name__)
@@ -44,18 +44,12 @@ class WeightSnapshot:
 
     def __init__(self, model: Any, sites: tuple[str, ...]) -> None:
         check_at_hand(model, "a copy to restore")
-        self._saved: list[tuple[Any, str, Tensor]] = []
-        for block in model.blocks:
-            if "mlp" in sites:
-                self._keep(block.mlp, "W_in", "b_in", "W_gate", "b_gate", "W_out", "b_out")
-            if any(site.startswith("attn") for site in sites):
-                self._keep(block.attn, "W_V", "b_V", "W_O", "b_O")
-
-    def _keep(self, part: Any, *names: str) -> None:
-        for name in names:
-            weight = live_weight(part, name, None)
-            if weight is not None:
-                self._saved.append((part, name, weight.detach().clone()))
+        self._saved = [
+            (getattr(block, part), name, weight.detach().clone())
+            for block in model.blocks
+            for part in {get_site(site).part for site in sites}
+            for name, weight in live_weights(block, part).items()
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:

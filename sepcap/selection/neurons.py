@@ -1,7 +1,7 @@
 """Neuron sets: one boolean mask per site, with set algebra and random baselines (METHODS 5, 12)."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.latex import latex_table
-from sepcap.models.sites import resolve_sites, site_shape
+from sepcap.models.sites import Population, bind, populations, resolve_sites
 from sepcap.storage import html_card, load_tensors, save_tensors
 
 
@@ -50,7 +50,7 @@ class NeuronSet:
     @checked()
     def empty(cls, model: Any, sites: str | Iterable[str]) -> "NeuronSet":
         """The empty set over sites of a model."""
-        return cls({site: torch.zeros(site_shape(model, site), dtype=torch.bool) for site in resolve_sites(sites)})
+        return cls({site: torch.zeros(its.shape, dtype=torch.bool) for site, its in populations(model, sites).items()})
 
     @classmethod
     @checked()
@@ -76,8 +76,7 @@ class NeuronSet:
             exclude.check(model)
         if not fractions:
             raise ValueError("fractions={}: give at least one site, {'mlp': 0.02}")
-        sites = dict.fromkeys("attn_pre_out" if key == "heads" else key for key in fractions)
-        ranks = random_ranks(model, sites, seed)
+        ranks = random_ranks(populations(model, ("attn_pre_out" if key == "heads" else key for key in fractions)), seed)
         chosen, thresholds = select(ranks, fractions, lambda: ranks["attn_pre_out"].mean(dim=-1), per_layer=per_layer, exclude=exclude)
         chosen.info = {"importance": "random", "fractions": dict(fractions), "per_layer": per_layer, "threshold": thresholds}
         return chosen
@@ -86,10 +85,11 @@ class NeuronSet:
     @checked()
     def heads(cls, model: Any, heads: Iterable[tuple[int, int]], site: str = "attn_pre_out") -> "NeuronSet":
         """All neurons of whole heads, given as (layer, head) pairs."""
-        if len(site_shape(model, site)) != 3:
+        shape = bind(model, site).shape
+        if len(shape) != 3:
             raise ValueError(f"site={site!r} has no heads; use 'attn_pre_out' or 'attn_value'")
-        layers, n_heads, _ = site_shape(model, site)
-        mask = torch.zeros(site_shape(model, site), dtype=torch.bool)
+        layers, n_heads, _ = shape
+        mask = torch.zeros(shape, dtype=torch.bool)
         for layer, head in heads:
             if not (0 <= layer < layers and 0 <= head < n_heads):
                 raise IndexError(f"head {(layer, head)} does not exist: {layers} layers of {n_heads} heads at site {site!r}")
@@ -114,15 +114,20 @@ class NeuronSet:
         """Neurons in the set per layer of one site."""
         return self.masks[site].flatten(1).sum(dim=1).tolist()
 
-    def check(self, model: Any) -> None:
-        """Raise if the set belongs to a model of another shape."""
+    def by_layer(self) -> Iterator[tuple[str, int, Tensor]]:
+        """(site, layer, mask of the layer) wherever the set has neurons."""
+        return ((site, i, mask[i]) for site, mask in self.masks.items() for i in range(len(mask)) if bool(mask[i].any()))
+
+    def check(self, model: Any) -> dict[str, Population]:
+        """The populations of the model that the set is of; raises if the model has another shape."""
+        found = populations(model, self.masks)
         for site, mask in self.masks.items():
-            want = site_shape(model, site)
-            if tuple(mask.shape) != want:
+            if tuple(mask.shape) != found[site].shape:
                 raise ValueError(
-                    f"neurons: the mask of site {site!r} is {list(mask.shape)} but this model has {list(want)}: "
+                    f"neurons: the mask of site {site!r} is {list(mask.shape)} but this model has {list(found[site].shape)}: "
                     "the set was made for another model"
                 )
+        return found
 
     def __len__(self) -> int:
         return self.count()
@@ -209,10 +214,10 @@ def neuron_table(places: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return whole.drop(columns="head") if bool(np.all(whole["head"].isna())) else whole
 
 
-def random_ranks(model: Any, sites: Iterable[str], seed: int | Sequence[int]) -> dict[str, Float[Tensor, "layer *neuron"]]:
+def random_ranks(among: Mapping[str, Population], seed: int | Sequence[int]) -> dict[str, Float[Tensor, "layer *neuron"]]:
     """Uniform random numbers in place of scores: selecting the highest is sampling uniformly without replacement."""
     rng = np.random.default_rng(seed)
-    return {site: torch.from_numpy(rng.random(site_shape(model, site))) for site in sites}
+    return {site: torch.from_numpy(rng.random(population.shape)) for site, population in among.items()}
 
 
 def select(
@@ -241,24 +246,22 @@ def select(
         masks = chosen.masks
     if "heads" in fractions:
         of_heads = heads()
-        mask, thresholds["heads"] = _top_heads(of_heads, fractions["heads"], per_layer, _gone_heads(exclude, head_site, of_heads))
-        whole = mask[..., None].expand(ranks[head_site].shape)
+        gone = _excluded(exclude, head_site, ranks[head_site]).all(dim=-1).to(of_heads.device)
+        how_many(fractions["heads"], of_heads[0].numel() if per_layer else of_heads.numel(), "heads", "heads")
+        check_order(of_heads, gone, "heads")
+        # heads are treated as a separate site with one number per head, selected like mlp neurons
+        taken = NeuronSet({"mlp": gone})
+        chosen, threshold = top_of({"mlp": of_heads}, {"mlp": fractions["heads"]}, per_layer=per_layer, exclude=taken)
+        thresholds["heads"] = threshold["mlp"]
+        whole = chosen.masks["mlp"][..., None].expand(ranks[head_site].shape)
         masks[head_site] = whole | masks[head_site] if head_site in masks else whole.clone()
     return NeuronSet(masks), thresholds
 
 
-def _gone_heads(exclude: NeuronSet | None, site: str, like: Tensor) -> Tensor:
+def _excluded(exclude: NeuronSet | None, site: str, like: Tensor) -> Tensor:
     if exclude is None or site not in exclude.masks:
         return torch.zeros_like(like, dtype=torch.bool)
-    return exclude.masks[site].all(dim=-1).to(like.device)
-
-
-def _top_heads(heads: Tensor, fraction: float, per_layer: bool, gone: Tensor) -> tuple[Tensor, float]:
-    how_many(fraction, heads[0].numel() if per_layer else heads.numel(), "heads", "heads")
-    check_order(heads, gone, "heads")
-    # heads are treated as a separate site with one number per head, selected like mlp neurons
-    chosen, threshold = top_of({"mlp": heads}, {"mlp": fraction}, per_layer=per_layer, exclude=NeuronSet({"mlp": gone}))
-    return chosen.masks["mlp"], threshold["mlp"]
+    return exclude.masks[site].to(like.device)
 
 
 def top_of(
@@ -274,11 +277,7 @@ def top_of(
     masks, thresholds = {}, {}
     for site, fraction in fractions.items():
         values = ranks[site]
-        gone = (
-            exclude.masks[site].to(values.device)
-            if exclude is not None and site in exclude.masks
-            else torch.zeros_like(values, dtype=torch.bool)
-        )
+        gone = _excluded(exclude, site, values)
         check_order(values, gone, site)
         masks[site] = torch.zeros_like(gone)
         groups = range(len(values)) if per_layer else [slice(None)]

@@ -1,6 +1,6 @@
 """Scores: importance on the forget task relative to importance on the retain task (METHODS 5)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from sepcap.latex import latex_table
 from sepcap.models.sites import get_site
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.importance import get_importance
-from sepcap.selection.neurons import NeuronSet, neuron_table, random_ranks, select
+from sepcap.selection.neurons import NeuronSet, neuron_table, select
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import html_card, load_tensors, save_tensors
 
@@ -175,11 +175,6 @@ class Scores(Mapping[str, Tensor]):
                 }
             )
         return html_card("Scores", {k: self.info.get(k) for k in ("importance", "forget", "retain", "model")}, pd.DataFrame(rows))
-
-
-def random_scores(model: Any, sites: Iterable[str], seed: int | Sequence[int]) -> Scores:
-    """Uniform random numbers in place of scores: selecting the highest is sampling uniformly without replacement."""
-    return Scores(random_ranks(model, sites, seed), {"importance": "random"})
 
 
 @checked()

@@ -12,7 +12,7 @@ from sepcap.checks import checked
 from sepcap.errors import warn
 from sepcap.models.devices import device_of, layer_device
 from sepcap.models.forward import is_out_of_memory, measuring, run_hooks
-from sepcap.models.sites import get_site, n_layers, resolve_sites
+from sepcap.models.sites import Population, get_site, populations
 from sepcap.progress import progress
 from sepcap.statistics.accumulate import Accumulator, gather
 from sepcap.statistics.moments import Statistics
@@ -77,21 +77,13 @@ def collect(
         torch.Size([6, 1024])
     """
     sample = sample_task(model, load_task(task), "collect", tokens, context, seed, per_document)
-    return collect_sample(
-        model,
-        sample,
-        resolve_sites(sites),
-        batch_size=batch_size,
-        include_bos=include_bos,
-        histogram=histogram,
-        rotation=rotation,
-    )
+    return collect_sample(model, sample, sites, batch_size=batch_size, include_bos=include_bos, histogram=histogram, rotation=rotation)
 
 
 def collect_sample(
     model: Any,
     sample: TokenSample,
-    sites: tuple[str, ...],
+    sites: str | Iterable[str],
     *,
     batch_size: int = BATCH_SIZE,
     include_bos: bool = False,
@@ -100,12 +92,14 @@ def collect_sample(
     rotation: Any = None,
 ) -> Statistics:
     """`collect` on tokens that are already sampled."""
+    bound = populations(model, sites)
     if rotation is not None and not hasattr(rotation, "activations"):
         raise TypeError(f"rotation is a {type(rotation).__name__}; give the Rotation that sepcap.rotate_values returned")
 
     def one_pass(size: int) -> Statistics:
-        accumulators = {site: _accumulators(model, site, histogram) for site in sites}
-        with measuring(model), _bar(sample, f"collect {sample.task}", quiet) as bar:
+        accumulators = {site: _accumulators(population, histogram) for site, population in bound.items()}
+        bar = progress(total=sample.tokens, desc=f"collect {sample.task}", unit="tok", unit_scale=True, quiet=quiet)
+        with measuring(model), bar:
             for batch in sample.batches(size):
                 _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation)
                 bar.update(batch.size)
@@ -131,17 +125,12 @@ def halving_batches(one_pass: Callable[[int], T], batch_size: int) -> T:
         warn(f"out of memory: continuing with batch_size={batch_size}")
 
 
-def _bar(sample: TokenSample, what: str, quiet: bool) -> Any:
-    return progress(total=sample.tokens, desc=what, unit="tok", unit_scale=True, quiet=quiet)
-
-
-def _accumulators(model: Any, site: str, histogram: bool = False) -> list[Accumulator]:
-    shape = get_site(site).shape(model)
+def _accumulators(population: Population, histogram: bool) -> list[Accumulator]:
     # the device of the activations; Apple's GPUs cannot add in float64
-    at = [layer_device(model, layer) for layer in range(n_layers(model))]
+    at = [layer_device(population.model, layer) for layer in population.layers]
     devices = [torch.device("cpu") if device.type == "mps" else device for device in at]
     scratch: dict[torch.device, dict[tuple[int, torch.dtype], Tensor]] = {device: {} for device in devices}
-    return [Accumulator(shape, device, scratch[device], histogram) for device in devices]
+    return [Accumulator(population.shape[1:], device, scratch[device], histogram) for device in devices]
 
 
 def _collect_batch(model: Any, batch: Batch, accumulators: dict[str, list[Accumulator]], include_bos: bool, rotation: Any = None) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import sepcap
 from sepcap.models.blocks.views import value_row_norms
 from sepcap.models.partial import logits_from, residuals
-from sepcap.models.sites import SITES, live_weight
+from sepcap.models.sites import SITES, bind, live_weight
 from sepcap.models.weights import WeightSnapshot, fingerprint
 from sepcap.selection.neurons import NeuronSet
 from sepcap.studies.ablations.heads import compare_ablations
@@ -153,7 +153,7 @@ def test_deletion_is_zero_ablation_and_reaches_the_parameters(model, site):
     assert (ablated - before).abs().max() > 1e-2
     torch.testing.assert_close(model(IDS), ablated, rtol=0, atol=2e-5)
     for site_of, mask in neurons.masks.items():
-        rows = [SITES[site_of].rows(model, layer) for layer in range(2)]
+        rows = [bind(model, site_of).rows(layer) for layer in range(2)]
         assert all(bool((row[gone] == 0).all()) for row, gone in zip(rows, mask, strict=True))
 
 

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import sepcap
 from sepcap.interventions import trial
-from sepcap.models.sites import SITES
+from sepcap.models.sites import SITES, bind
 from sepcap.models.weights import fingerprint
 
 WHERE = {"mlp": ("fc1", "fc2"), "attn_pre_out": ("self_attn.out_proj",), "attn_value": ("self_attn.v_proj", "self_attn.out_proj")}
@@ -127,11 +127,11 @@ def test_an_mlp_that_goes_past_its_output_weights_is_found(tiny_folders):
 @pytest.mark.parametrize("site", SITES)
 def test_a_trial_leaves_the_model_as_it_was_and_is_made_once(tiny, site, monkeypatch):
     before, grads = fingerprint(tiny), [p.requires_grad for p in tiny.parameters()]
-    trial.check_deletion(tiny, site)
+    trial.check_deletion(bind(tiny, site))
     assert fingerprint(tiny) == before
     assert [p.requires_grad for p in tiny.parameters()] == grads
     monkeypatch.setattr(trial, "one_pass", lambda *_: pytest.fail("tried again"))
-    trial.check_deletion(tiny, site)
+    trial.check_deletion(bind(tiny, site))
 
 
 def test_a_trial_that_breaks_off_puts_the_weights_back(tiny_opt, monkeypatch):
@@ -162,4 +162,4 @@ def test_the_trial_of_all_sites_is_before_the_first_edit(tiny_folders):
 def test_ablations_that_are_on_are_no_part_of_a_trial(tiny_opt):
     everything = sepcap.NeuronSet.random(tiny_opt, {"mlp": 1.0}, seed=0)
     with sepcap.ablate(tiny_opt, everything, "zero"):
-        assert any(z.any() for z in trial.one_pass(tiny_opt, "mlp").neurons)
+        assert any(z.any() for z in trial.one_pass(bind(tiny_opt, "mlp")).neurons)

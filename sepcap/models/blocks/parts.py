@@ -15,7 +15,7 @@ from sepcap.errors import unknown
 from sepcap.models.attention import FUSED, NATIVE, SEPARATE
 from sepcap.models.forward import call, device_of
 from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, kind_of
-from sepcap.models.sites import n_layers, site_shape
+from sepcap.models.sites import check_layer, site_shape
 
 PARTS = {"attn": "ln1", "mlp": "ln2"}
 """Part of a block -> the norm through which it reads the residual stream, if it has one of its own."""
@@ -133,8 +133,7 @@ def block_part(
         dtype: precision in which everything inside is computed.
     """
     check_part(model, part, dtype)
-    if not 0 <= layer < n_layers(model):
-        raise IndexError(f"layer={layer} does not exist: the model has layers 0 to {n_layers(model) - 1}")
+    check_layer(model, layer)
     with _step_by_step(model), torch.no_grad():
         seen = _look(model, layer, ids)
         if f"{part}.hook_in" not in seen.values or not any(name in seen.values for name in _ends(part)):

@@ -10,7 +10,7 @@ from torch import Tensor
 from sepcap.errors import unknown
 from sepcap.models.forward import Hook, point_at
 from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer
-from sepcap.models.sites import get_site, n_layers, site_shape
+from sepcap.models.sites import bind, n_layers
 
 Look = Callable[[int, Float[Tensor, "batch pos d_model"]], None]
 """Function that receives the vectors of a layer: (layer, vectors)."""
@@ -48,6 +48,12 @@ NORMED_SUMS = ("bert", "roberta", "xlm-roberta", "camembert", "openai-gpt")
 Head = tuple[int, int]
 
 
+def hook_of(model: Any, place: str, layer: int) -> str:
+    """Name of the hook of a place in a layer."""
+    row = PLACES[place]
+    return f"blocks.{layer}.{row.hooked_transformer if is_hooked_transformer(model) else row.bridge}"
+
+
 def place_hooks(model: Any, place: str, layers: Sequence[int], look: Look) -> list[Hook]:
     """Hooks that pass the vectors of a place in some layers to `look`.
 
@@ -57,12 +63,11 @@ def place_hooks(model: Any, place: str, layers: Sequence[int], look: Look) -> li
     """
     if place not in PLACES:
         raise unknown("place", place, PLACES)
-    row = PLACES[place]
-    names = {layer: f"blocks.{layer}.{row.hooked_transformer if is_hooked_transformer(model) else row.bridge}" for layer in layers}
+    names = {layer: hook_of(model, place, layer) for layer in layers}
     for layer, name in names.items():
         if point_at(model, name) not in model.hook_dict:
             raise NotImplementedError(
-                f"{place!r} ({row.means}) of {architecture_of(model)}: layer {layer} has no {name.split('.', 2)[2]}. "
+                f"{place!r} ({PLACES[place].means}) of {architecture_of(model)}: layer {layer} has no {name.split('.', 2)[2]}. "
                 "What works everywhere: 'resid_post'"
             )
 
@@ -79,19 +84,19 @@ def head_hooks(model: Any, heads: Sequence[Head], look: Look) -> list[Hook]:
         IndexError: a head that does not exist.
         NotImplementedError: an architecture whose heads cannot be separated.
     """
-    layers, n_heads, _ = site_shape(model, "attn_pre_out")
+    population = bind(model, "attn_pre_out")
+    layers, n_heads, _ = population.shape
     for layer, head in heads:
         if not (0 <= layer < layers and 0 <= head < n_heads):
             raise IndexError(f"head ({layer}, {head}) does not exist: the model has layers 0 to {layers - 1} with heads 0 to {n_heads - 1}")
-    site = get_site("attn_pre_out")
 
     def hook(layer: int, head: int) -> Callable[..., None]:
         def write(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
-            look(layer, z[:, :, head] @ site.rows(model, layer)[head].to(z))
+            look(layer, z[:, :, head] @ population.rows(layer)[head].to(z))
 
         return write
 
-    return [(site.hook_name(layer), hook(layer, head)) for layer, head in heads]
+    return [(population.site.hook_name(layer), hook(layer, head)) for layer, head in heads]
 
 
 def norm_behind(model: Any, place: str) -> Literal["output", "sum"] | None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sepcap.models.sites import live_weight, n_layers
+from sepcap.models.sites import live_weight
 
 
 @torch.no_grad()
@@ -15,8 +15,7 @@ def value_row_norms(model: Any) -> Float[Tensor, "layer value_head d_head"]:
 
     In the checkpoint's own layout this is a row of `v_proj.weight`.
     """
-    weights = [live_weight(model.blocks[layer].attn, "W_V").detach() for layer in range(n_layers(model))]
-    return torch.stack([weight.double().norm(dim=1).cpu() for weight in weights])
+    return torch.stack([live_weight(block.attn, "W_V").detach().double().norm(dim=1).cpu() for block in model.blocks])
 
 
 @torch.no_grad()
@@ -26,9 +25,8 @@ def mlp_input_biases(model: Any) -> Float[Tensor, "layer neuron"]:
     Raises:
         ValueError: the model has none.
     """
-    layers = n_layers(model)
-    biases = [b for b in (getattr(model.blocks[layer].mlp, "b_in", None) for layer in range(layers)) if b is not None]
-    if len(biases) < layers:
+    biases = [b for b in (getattr(block.mlp, "b_in", None) for block in model.blocks) if b is not None]
+    if len(biases) < len(model.blocks):
         raise ValueError(
             f"model: {model.cfg.model_name} has no mlp biases (Llama, Mistral and Galactica have none); OPT, GPT-2 and GPT-NeoX have them"
         )

@@ -12,6 +12,7 @@ import pandas as pd
 from sepcap.checks import checked
 from sepcap.evaluation.result import ratio
 from sepcap.interventions.trial import check_deletion
+from sepcap.models.sites import bind
 from sepcap.progress import progress
 from sepcap.selection.score import Scores
 from sepcap.studies.base.folder import Pieces, as_json
@@ -165,7 +166,7 @@ class CrossTaskPlan(LesionPlan):
 
 def plan_cross_task(model: Any, config: CrossTaskConfig) -> CrossTaskPlan:
     """Load tasks and tokens, and check that the neurons can be deleted."""
-    check_deletion(model, config.site)
+    check_deletion(bind(model, config.site))
     tasks = NamedTasks.of(config.tasks, config.retain)
     return CrossTaskPlan.sampled(model, config, tasks, {"tasks": tasks.names, "retain": tasks.retain_name})
 

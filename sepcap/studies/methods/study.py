@@ -15,6 +15,7 @@ from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.interventions.deletion import check_output_biases
 from sepcap.interventions.rotation import check_rotation
+from sepcap.models.sites import populations
 from sepcap.progress import progress, tell
 from sepcap.storage import html_card, make_folder, sole_writer
 from sepcap.studies.base.folder import identity_of
@@ -365,7 +366,7 @@ def _refusal(model: Any, config: PruningConfig) -> str:
     """Why a method is not possible for a model; empty if it is."""
     try:
         if config.offset != "none":
-            check_output_biases(model, config.sites)
+            check_output_biases(populations(model, config.sites).values())
         if config.rotation != "none":
             check_rotation(model, config.rotation)
     except (NotImplementedError, ValueError) as error:

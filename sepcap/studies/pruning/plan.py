@@ -14,7 +14,7 @@ from sepcap.interventions.deletion import check_output_biases
 from sepcap.interventions.rotation import check_rotation
 from sepcap.interventions.trial import check_deletion
 from sepcap.models.kinds import inner, kind_of
-from sepcap.models.sites import output_biases, site_shape
+from sepcap.models.sites import Population, bind, output_biases, populations
 from sepcap.selection.neurons import amount_in_words, how_many
 from sepcap.statistics.histogram import BINS
 from sepcap.studies.base.provenance import made_with
@@ -41,6 +41,7 @@ class Plan:
 
     config: PruningConfig
     model: Any
+    populations: dict[str, Population]
     collect: dict[str, TokenSample]
     evaluate: dict[str, TokenSample]
     resolved: dict[str, Any]
@@ -66,7 +67,7 @@ class Plan:
     def cost(self) -> str:
         """The work of the run and its cost, in one sentence."""
         c, m = self.config, self.model
-        neurons = {site: int(np.prod(site_shape(m, site))) for site in c.sites}
+        neurons = {site: population.size for site, population in self.populations.items()}
         parameters = sum(p.numel() for p in inner(m).parameters())
         extras = {"rotation": c.rotation, "offset": c.offset}
         drawn = f"{c.importance}, matched {c.baseline} with {c.matched}" if self.matched else c.importance
@@ -90,15 +91,15 @@ class Plan:
 
     def disk(self) -> int:
         """Bytes of the finished run, to within a third: statistics, and per step masks, sums per row and a record."""
-        neurons = sum(int(np.prod(site_shape(self.model, site))) for site in self.config.sites)
+        neurons = sum(population.size for population in self.populations.values())
         rows = sum(len(s.rows) for s in self.evaluate.values())
         statistics = sum(neurons * (5 * 8 + 2 * 4 + (4 * BINS + 16) * self.config.histogram(role)) for role in self.collect)
         step = neurons + rows * len(COUNTS) * 8 + RECORD_BYTES
         if self.config.offset != "none":
-            step += sum(bias.nbytes for bias in output_biases(self.model, self.config.sites).values())
+            step += sum(bias.nbytes for bias in output_biases(self.populations.values()).values())
         rotation = 0
         if self.config.rotation != "none":
-            layers, heads, d_head = site_shape(self.model, "attn_value")
+            layers, heads, d_head = bind(self.model, "attn_value").shape
             rotation = layers * (2 * heads * d_head * (d_head + 1) + self.model.cfg.d_model) * 8
         return statistics + rotation + (self.config.steps + 1) * step + RUN_BYTES
 
@@ -121,9 +122,10 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
     if tasks["forget"].name == tasks["retain"].name:
         # two files with the same name: tables and figures must distinguish them
         tasks = {role: dataclasses.replace(task, name=f"{task.name}-{task.fingerprint[:6]}") for role, task in tasks.items()}
-    for site in config.sites:
-        check_deletion(model, site)
-        shape = site_shape(model, site)
+    bound = populations(model, config.sites)
+    for site, population in bound.items():
+        check_deletion(population)
+        shape = population.shape
         for name, fraction in config.fractions.items():
             if (name == site and name != "heads") or (name == "heads" and site == "attn_pre_out"):
                 layers = 1 if config.per_layer else shape[0]
@@ -137,7 +139,7 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
     if config.rotation != "none":
         check_rotation(model, config.rotation)
     if config.offset != "none":
-        check_output_biases(model, config.sites)
+        check_output_biases(bound.values())
     matched = None
     if config.matched is not None:
         matched = matched_with(config)
@@ -172,7 +174,7 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
         resolved["prompts"] = {role: prompt_of(sample, model.tokenizer) for role, sample in samples["evaluate"].items()}
     if matched is not None and matched.run.config["model_fingerprint"] != resolved["model_fingerprint"]:
         raise ValueError(f"matched={config.matched!r}: that run was made with a model of other weights than {model.cfg.model_name} has")
-    return Plan(config, model, samples["collect"], samples["evaluate"], resolved, matched, known)
+    return Plan(config, model, bound, samples["collect"], samples["evaluate"], resolved, matched, known)
 
 
 def tokens_per_second(prepared: Plan) -> float:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +19,8 @@ from sepcap.models.loading.load import load_model
 from sepcap.models.sites import output_biases
 from sepcap.models.weights import WeightSnapshot
 from sepcap.progress import progress, tell
-from sepcap.selection.neurons import NeuronSet
-from sepcap.selection.score import Scores, random_scores, score
+from sepcap.selection.neurons import NeuronSet, random_ranks
+from sepcap.selection.score import Scores, score
 from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import make_folder, output_path, remove_parts, sole_writer
@@ -187,10 +187,7 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
     thresholds: dict[str, float] = {}
     if step:
         statistics, tokens = _statistics(prepared, run, step)
-        if prepared.matched is not None:
-            new = prepared.matched.draw(step, gone, config.seed)
-        else:
-            new, thresholds = _selected(prepared, statistics, step, gone)
+        new, thresholds = _selected(prepared, statistics, step, gone)
         gone = gone | new
         delete(model, new, _offset(config, statistics))
     evaluations = {}
@@ -211,13 +208,15 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
         "seconds": time.perf_counter() - started,
         "tokens": tokens,
     }
-    biases = output_biases(model, config.sites) if config.offset != "none" else None
+    biases = output_biases(prepared.populations.values()) if config.offset != "none" else None
     run.write_step(step, record, evaluations, gone, biases)
     log.info("step %d: %s; %s neurons pruned", step, _progress(run, step), f"{len(gone):,}")
 
 
 def _selected(prepared: Plan, statistics: dict[str, Statistics], step: int, gone: NeuronSet) -> tuple[NeuronSet, dict[str, float]]:
-    """Neurons that a step selects by score, and the lowest selected score per site."""
+    """Neurons that a step selects, and the lowest selected score per site, if it selects by score."""
+    if prepared.matched is not None:
+        return prepared.matched.draw(step, gone, prepared.config.seed), {}
     config, scores, fractions = prepared.config, _scores(prepared, statistics, step), prepared.config.fractions
     if config.recollect:
         chosen = scores.top(fractions, per_layer=config.per_layer, exclude=gone, aggregate=config.aggregate)
@@ -228,12 +227,9 @@ def _selected(prepared: Plan, statistics: dict[str, Statistics], step: int, gone
     return NeuronSet(chosen.masks) - gone, chosen.info["threshold"]
 
 
-def _collect(prepared: Plan, roles: Iterable[str]) -> dict[str, Statistics]:
-    model, config = prepared.model, prepared.config
-    return {
-        role: collect_sample(model, prepared.collect[role], config.sites, batch_size=config.batch_size, histogram=config.histogram(role))
-        for role in roles
-    }
+def _collect(prepared: Plan, role: str) -> Statistics:
+    c = prepared.config
+    return collect_sample(prepared.model, prepared.collect[role], c.sites, batch_size=c.batch_size, histogram=c.histogram(role))
 
 
 def _unpruned(prepared: Plan) -> dict[str, Statistics]:
@@ -241,7 +237,7 @@ def _unpruned(prepared: Plan) -> dict[str, Statistics]:
     statistics = {}
     for role, sample in prepared.collect.items():
         key = ("statistics", sample.task, sample.fingerprint, prepared.config.histogram(role))
-        statistics[role] = prepared.once(key, lambda role=role: _collect(prepared, [role])[role])
+        statistics[role] = prepared.once(key, partial(_collect, prepared, role))
     return statistics
 
 
@@ -249,7 +245,7 @@ def _statistics(prepared: Plan, run: Run, step: int) -> tuple[dict[str, Statisti
     """Statistics for selection and offset of a step, and the tokens processed to collect them."""
     roles = prepared.config.collected_roles
     if step > 1 and prepared.config.recollect:
-        return _collect(prepared, roles), prepared.recollected
+        return {role: _collect(prepared, role) for role in roles}, prepared.recollected
     return {role: run.statistics(role) for role in roles}, 0
 
 
@@ -257,7 +253,8 @@ def _scores(prepared: Plan, statistics: dict[str, Statistics], step: int) -> Sco
     config = prepared.config
     if config.importance == "random":
         # without recollection one draw serves all steps, as one set of statistics does in a selective run
-        return random_scores(prepared.model, config.sites, [config.seed, step if config.recollect else 0])
+        ranks = random_ranks(prepared.populations, [config.seed, step if config.recollect else 0])
+        return Scores(ranks, {"importance": "random"})
     return score(statistics["forget"], statistics["retain"], config.importance, eps=config.eps, sites=config.sites)
 
 

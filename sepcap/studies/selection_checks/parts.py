@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sepcap.selection.neurons import NeuronSet
+from sepcap.models.sites import populations
+from sepcap.selection.neurons import NeuronSet, random_ranks
 from sepcap.selection.overlap import overlap
-from sepcap.selection.score import Scores, random_scores
+from sepcap.selection.score import Scores
 from sepcap.statistics.intervals import Interval, bootstrap_interval
 from sepcap.studies.base.seeds import bonferroni
 from sepcap.studies.base.task_sets import WHOLE, Lesions, NamedTasks, Relative, n_highest, n_random
@@ -244,9 +245,9 @@ def meeting(bench: Bench) -> Tables:
 def _where_sets_meet(bench: Bench) -> list[dict[str, Any]]:
     site, n = bench.config.site, bench.neurons
     a, b = (ranks(bench.scores[task][site]) for task in bench.tasks.names)
-    by_chance = []
+    by_chance, among = [], populations(bench.model, site)
     for seed in bench.config.seeds:
-        pair = (ranks(random_scores(bench.model, [site], [seed, side])[site]) for side in (0, 1))
+        pair = (ranks(random_ranks(among, [seed, side])[site]) for side in (0, 1))
         by_chance.append(meeting_numbers(*pair))
     rows = []
     for i, what in enumerate(("selections first share a neuron", "no neuron is in neither selection")):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from sepcap.checks import checked
 from sepcap.interventions.trial import check_deletion
-from sepcap.models.sites import site_shape
+from sepcap.models.sites import bind, site_shape
 from sepcap.progress import progress
 from sepcap.selection.neurons import how_many
 from sepcap.studies.base.folder import Pieces, as_json
@@ -193,13 +193,13 @@ class CrossChecksPlan(LesionPlan):
 
 def plan_cross_checks(model: Any, config: SelectionChecksConfig) -> CrossChecksPlan:
     """Load tasks and tokens, and check that every selection is possible."""
-    check_deletion(model, config.site)
-    shape = site_shape(model, config.site)
-    neurons = int(np.prod(shape))
+    population = bind(model, config.site)
+    check_deletion(population)
+    neurons = population.size
     for fraction in config.fractions:
         how_many(fraction, neurons, config.site)
     if "layers" in config.checks:
-        how_many(config.layer_fraction, neurons // shape[0], config.site, "of a layer")
+        how_many(config.layer_fraction, neurons // len(population.layers), config.site, "of a layer")
     if "step-size" in config.checks:
         equal_number(config, neurons)
     tasks = NamedTasks.of((config.forget, config.retain), OTHERS)

@@ -18,7 +18,7 @@ from sepcap.evaluation.result import Evaluation, clusters_by
 from sepcap.interventions.deletion import delete
 from sepcap.interventions.rotation import Rotation
 from sepcap.latex import latex_table
-from sepcap.models.sites import write_output_biases
+from sepcap.models.sites import write_weights
 from sepcap.models.weights import fingerprint
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
@@ -182,7 +182,7 @@ class RunFolder(StepFiles):
         if self.config.get("rotation", "none") != "none":
             self.rotation().apply(model)
         delete(model, gone)
-        write_output_biases(model, biases)
+        write_weights(model, biases)
 
     def rotation(self) -> Rotation:
         """The basis in which the run prunes attention."""
