@@ -108,6 +108,19 @@ class Study(Loading):
         show(study(model, config_in(self.CONFIG, self), out=self.out, progress=partial(print, flush=True)), self.out)
 
 
+@dataclass(frozen=True)
+class Untrained(Study):
+    """A study whose control is the same model before training."""
+
+    random_weights: bool = False
+    """The control: the same configuration with weights as initialised, before training; `seed` is also their seed."""
+
+    def load(self, **options: Any) -> Any:
+        """Load the model of the command."""
+        seed = vars(self)["seed"]  # a field of the configuration
+        return super().load(random_weights=self.random_weights, seed=seed, **options)
+
+
 S = TypeVar("S", bound=Study)
 
 ON_COMMAND_LINE: dict[Any, Any] = {Any: str, tuple[Any, ...]: tuple[str, ...], dict[str, float]: Fractions}

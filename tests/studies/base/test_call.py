@@ -55,6 +55,7 @@ def test_the_signature_lists_the_fields():
 
 STUDIES = [
     "measure_modularity", "measure_overlap", "prune_across_tasks", "check_selection",
+    "transfer_paragraphs", "compare_ablations", "sweep_ablation",
 ]  # fmt: skip
 
 
