@@ -141,7 +141,7 @@ def test_ablations_of_a_head_are_kept_and_never_written_over(files, trained_fold
     assert "is finished; nothing is recomputed" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*command, "--controls", "2"])
-    assert "holds another configuration (targets:" in capsys.readouterr().err
+    assert "holds another configuration (controls: 0 stored, 2 requested" in capsys.readouterr().err
 
 
 def test_a_sweep_says_what_it_costs_and_found(files, trained_folder, tmp_path, capsys):

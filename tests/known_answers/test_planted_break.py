@@ -173,7 +173,7 @@ def test_overlap_leaves_out_what_was_given_away(model, newline):
 
 def test_a_text_that_does_not_fit_is_refused(model, newline):
     long = text("a", before=CONTEXT, newline=newline)
-    with pytest.raises(ValueError, match=r"source\[1\] is too long: 6[67] tokens .* at most 64"):
+    with pytest.raises(ValueError, match=r"texts\[1\] is too long: 6[67] tokens .* at most 64"):
         run(model, [text("a", newline=newline), long])
     with pytest.raises(ValueError, match="is too long"):
         run(model, [text("a", newline=newline)], tokens=60)

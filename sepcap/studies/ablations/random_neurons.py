@@ -238,9 +238,11 @@ class _Sweep:
         sets = [(seed, step) for seed in c.seeds for step in range(1, c.steps + 1)]
         passes = len(c.kinds)
         with progress(total=len(sets) * passes, desc=f"ablate {self.sample.task}", unit="pass", leave=True, delay=0) as bar:
-            for i, (seed, step) in enumerate(sets, 1):
-                per_row.append(self._kept(f"{CELLS}/seed-{seed}-step-{step:03d}", partial(self._ablated, seed, step, bar)))
-                bar.update(i * passes - bar.n)  # of a stored set
+            for seed, step in sets:
+                name = f"{CELLS}/seed-{seed}-step-{step:03d}"
+                if self.pieces.get(name) is not None:
+                    bar.update(passes)
+                per_row.append(self._kept(name, partial(self._ablated, seed, step, bar)))
         return before, torch.stack(per_row).unflatten(0, (len(c.seeds), c.steps))
 
     def _kept(self, name: str, compute: Callable[[], np.ndarray]) -> Tensor:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-import types
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import CONTEXT
+from encoders import load as load_tiny
+from encoders import save_masked
 
 import sepcap
 from sepcap.studies.paragraphs import study as paragraphs
@@ -300,8 +301,8 @@ def test_in_the_embedded_model_the_own_break_says_more_than_another_and_with_ran
     assert abs(untrained.difference("nats", "transferred", "mismatched")["difference"]) < 0.005
 
 
-def test_a_model_that_continues_no_texts_is_refused():
-    masked = types.SimpleNamespace(original_model=type("BertForMaskedLM", (), {})())
+def test_a_model_that_continues_no_texts_is_refused(tmp_path):
+    masked = load_tiny(save_masked("roberta", tmp_path / "roberta"))
     with pytest.raises(ValueError, match=r"'masked'.*causal language model"):
         transfer_paragraphs(masked, texts=TEXTS)
 
