@@ -222,7 +222,7 @@ def every_head(device: str) -> float:
     """Seconds for every kind of ablation on every head of the embedded model, including constants and fits."""
     model = sepcap.load_model(device=device)
     started = time.perf_counter()
-    sepcap.compare_ablations(model, "local-code")
+    sepcap.compare_ablations(model)
     wait_for(device)
     return time.perf_counter() - started
 

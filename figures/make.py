@@ -41,8 +41,8 @@ class FigureConfig:
     runs: Path = Path("runs/demo")
     """The demo's folder by default: after `make demo` nothing is recomputed."""
     methods: Path = Path("runs/methods")
-    """Folder of the comparison of methods, as written by `sepcap compare-methods`."""
-    protocol: Path = Path("runs/ablate")
+    """Folder of the comparison of methods, as written by `sepcap compare methods`."""
+    sweep: Path = Path("runs/ablate")
     """Folder of the ablation of random neurons, as written by `sepcap ablate`."""
     studies: Path = Path("runs/studies")
     """Folder of the studies of modules, geometry and paragraph breaks."""
@@ -125,14 +125,14 @@ def attention(model: Any, config: FigureConfig) -> None:
     config.save("methods", methods.figure(), "page")
     methods.table.to_csv(config.out / "methods.csv", index=False, float_format="%.3f")
 
-    heads = sepcap.compare_ablations(model, "local-code")
+    heads = sepcap.compare_ablations(model)
     config.save("ablations", heads.figure(), "page")
     heads.table.to_csv(config.out / "ablations.csv", index=False, float_format="%.5f")
-    config.save("ablations-of-a-head", sepcap.compare_ablations(model, "local-code", layer=5, head=1).figure())
+    config.save("ablations-of-a-head", sepcap.compare_ablations(model, layer=5, head=1).figure())
 
-    protocol = sepcap.sweep_ablation(model, sepcap.AblationSweepConfig(), out=config.protocol)
-    config.save("ablation-protocol", protocol.figure(), "page")
-    protocol.by_kind.to_csv(config.out / "ablation-protocol.csv", index=False, float_format="%.5f")
+    sweep = sepcap.sweep_ablation(model, out=config.sweep)
+    config.save("ablation-sweep", sweep.figure(), "page")
+    sweep.by_kind.to_csv(config.out / "ablation-sweep.csv", index=False, float_format="%.5f")
 
     rotation = sepcap.compute_rotation(model)
     options: dict[str, Any] = {"tokens": 20_000, "histogram": True}
@@ -158,7 +158,7 @@ def studies(model: Any, config: FigureConfig) -> None:
         "cross-task": sepcap.prune_across_tasks(model, sepcap.CrossTaskConfig(eval_tokens=15_000, tolerance=8), out=folder / "cross-task"),
         "similarity": sepcap.compare_activations(model),
         "jacobian": sepcap.jacobian_spectrum(model, tokens=3, rows=5, out=folder / "jacobian"),
-        "transfer": sepcap.transfer_paragraphs(model, tested, layers=last_layers(model, searched), out=folder / "transfer"),
+        "paragraphs": sepcap.transfer_paragraphs(model, texts=tested, layers=last_layers(model, searched), out=folder / "paragraphs"),
     }
     untrained = sepcap.compare_activations(sepcap.load_model(random_weights=True, seed=0))
     pictures = {
@@ -168,8 +168,8 @@ def studies(model: Any, config: FigureConfig) -> None:
         "similarity-matrices": found["similarity"].figure("matrices"),
         "similarity-profile": found["similarity"].figure("profile", control=untrained),
         "jacobian-ranks": found["jacobian"].figure("ranks"),
-        "transfer-distances": found["transfer"].figure("distances"),
-        "transfer-layers": found["transfer"].figure("layers"),
+        "paragraph-distances": found["paragraphs"].figure("distances"),
+        "paragraph-layers": found["paragraphs"].figure("layers"),
     }
     for name, figure in pictures.items():
         config.save(name, figure, "page" if name == "similarity-matrices" else "column")
@@ -178,7 +178,7 @@ def studies(model: Any, config: FigureConfig) -> None:
         "cross-task": found["cross-task"].tables["matrix"],
         "similarity": found["similarity"].tables["layers"],
         "jacobian": found["jacobian"].by_layer,
-        "transfer": found["transfer"].tables["differences"],
+        "paragraphs": found["paragraphs"].tables["differences"],
     }
     for name, table in tables.items():
         table.to_csv(config.out / f"{name}.csv", index=False, float_format="%.4f")
@@ -191,7 +191,7 @@ def last_layers(model: Any, texts: Sequence[Passage]) -> tuple[int, ...]:
     layers = range(model.cfg.n_layers)
 
     def gain(first: int) -> float:
-        found = sepcap.transfer_paragraphs(model, texts, layers=tuple(layers[first:]), generate=False, profile="none")
+        found = sepcap.transfer_paragraphs(model, texts=texts, layers=tuple(layers[first:]), generate=False, profile="none")
         return found.difference("nats", "transferred")["difference"]
 
     return tuple(layers[max(layers, key=gain) :])

@@ -26,7 +26,7 @@ LAYER, HEAD = 5, 1
 # row at the same position; `optimal` is the constant that minimises the loss on a part of the collection texts.
 
 # %%
-one = sepcap.compare_ablations(model, "local-code", layer=LAYER, head=HEAD)
+one = sepcap.compare_ablations(model, task="local-code", layer=LAYER, head=HEAD)
 one.table.round(4)
 
 # %%
@@ -36,7 +36,7 @@ one.figure("loss")
 # ## Does the answer depend on the task?
 
 # %%
-prose = sepcap.compare_ablations(model, "local-prose", layer=LAYER, head=HEAD)
+prose = sepcap.compare_ablations(model, task="local-prose", layer=LAYER, head=HEAD)
 both = one.table.merge(prose.table, on=["layer", "head", "kind"], suffixes=("_code", "_prose"))
 both[["kind", "delta_loss_code", "delta_loss_prose", "delta_top1_code", "delta_top1_prose"]].round(4)
 
@@ -45,7 +45,7 @@ both[["kind", "delta_loss_code", "delta_loss_prose", "delta_top1_code", "delta_t
 # Only the layers from the ablated head on are recomputed.
 
 # %%
-every = sepcap.compare_ablations(model, "local-code", tokens=4_000)
+every = sepcap.compare_ablations(model, task="local-code", tokens=4_000)
 every.figure("loss")
 
 # %%

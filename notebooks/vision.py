@@ -129,7 +129,7 @@ left.T.round(2)
 # Ablation works as on language models. `resample` uses a neuron's activation on another image of the batch, or on random pixels.
 
 # %%
-sepcap.compare_ablations(model, "local-digits", layer=2, tokens=200, reference_tokens=200, fit_tokens=100).figure()
+sepcap.compare_ablations(model, task="local-digits", layer=2, tokens=200, reference_tokens=200, fit_tokens=100).figure()
 
 # %%
 neurons = sepcap.NeuronSet.random(model, {"mlp": 0.3}, seed=0)

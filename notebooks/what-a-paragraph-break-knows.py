@@ -48,7 +48,7 @@ def at_tokens(result, first, last, condition, against):
 # Prose, Python and C++ of the evaluation part, on which the model was not trained. Intervals are 95%, paired over texts.
 
 # %%
-every = sepcap.transfer_paragraphs(model, texts, generate=False)
+every = sepcap.transfer_paragraphs(model, texts=texts, generate=False)
 for sentence in every.summary():
     print(sentence)
 
@@ -74,7 +74,7 @@ every.figure("positions")
 LAYERS = range(model.cfg.n_layers)
 gains = {}
 for first in LAYERS:
-    found = sepcap.transfer_paragraphs(model, searched, layers=tuple(LAYERS[first:]), generate=False, profile="none")
+    found = sepcap.transfer_paragraphs(model, texts=searched, layers=tuple(LAYERS[first:]), generate=False, profile="none")
     gains[first] = found.difference("nats", "transferred")["difference"]
 LATER = tuple(LAYERS[max(gains, key=gains.get) :])
 print(LATER)
@@ -90,7 +90,7 @@ rows = []
 for context in (8, 128):
     shorter = [dataclasses.replace(p, context=p.context[-context:]) for p in texts]
     for layers in ("all", LATER):
-        found = sepcap.transfer_paragraphs(model, shorter, layers=layers, generate=False, profile="none")
+        found = sepcap.transfer_paragraphs(model, texts=shorter, layers=layers, generate=False, profile="none")
         said = {"context tokens": context, "layers": str(layers), "whole context": row(found, "original")}
         said |= {"own break": row(found, "transferred"), "another's": row(found, "mismatched")}
         rows.append(said | {"own − another's": row(found, "transferred", "mismatched")})
@@ -112,7 +112,8 @@ table[table["condition"] == "transferred"][columns].round(3)
 # ## The control: random weights
 
 # %%
-untrained = sepcap.transfer_paragraphs(sepcap.load_model(random_weights=True), texts, layers=LATER, generate=False, profile="none")
+random = sepcap.load_model(random_weights=True)
+untrained = sepcap.transfer_paragraphs(random, texts=texts, layers=LATER, generate=False, profile="none")
 pd.DataFrame(
     {name: {"own break": row(r, "transferred"), "own − another's": row(r, "transferred", "mismatched"), "whole context": row(r, "original")}
      for name, r in {"trained": later, "random weights": untrained}.items()}
@@ -128,7 +129,7 @@ pd.DataFrame(
 # %%
 some = [p for kind in KINDS for p in [p for p in texts if p.kind == kind][:10]]
 options = {"layers": LATER, "tokens": 60, "given": (0, 5, 20), "profile": "none", "embedder": "tf-idf"}
-written = sepcap.transfer_paragraphs(model, some, **options)
+written = sepcap.transfer_paragraphs(model, texts=some, **options)
 written.figure("distances")
 
 # %%

@@ -27,6 +27,7 @@ from .statistics.collect import collect as collect
 from .statistics.histogram import Histogram as Histogram
 from .statistics.moments import NeuronStatistics as NeuronStatistics
 from .statistics.moments import Statistics as Statistics
+from .studies.ablations.config import AblationComparisonConfig as AblationComparisonConfig
 from .studies.ablations.config import AblationSweepConfig as AblationSweepConfig
 from .studies.ablations.heads import AblationComparison as AblationComparison
 from .studies.ablations.heads import compare_ablations as compare_ablations

@@ -16,7 +16,6 @@ Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Role = Literal["forget", "retain"]
 Site = Literal["mlp", "attn_pre_out", "attn_value", "heads"]
-Head = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Share = Annotated[FiniteFloat, Field(gt=0, le=1)]
 Amount = Annotated[int, Field(ge=1)] | Share
 
@@ -181,24 +180,12 @@ class ScoresHeader(InfoHeader):
     sites: list[Text]
 
 
-class AblationsHeader(InfoHeader):
-    """Header of a comparison of ablations."""
-
-    targets: list[Head | Annotated[list[Head], Field(min_length=1)] | None]
-    controls: Count
-    kinds: list[Text]
-    task: Text
-    skip_tokens: list[int]
-    sample: dict[Text, Any]
-
-
 HEADERS: dict[str, Any] = {
     "statistics": StatisticsHeader,
     "neurons": InfoHeader,
     "scores": ScoresHeader,
     "evaluation": EvaluationHeader,
     "piece": PieceHeader,
-    "ablations": AblationsHeader,
 }
 """Kind of a tensor file -> schema of its header; for other kinds, `Header`."""
 

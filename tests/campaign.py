@@ -194,8 +194,8 @@ def commands(model: Path, run: Path, texts: Path, place: Path) -> Iterator[tuple
         ("no such task", ["tasks", "local-cod"], "local-cod"),
         ("no such command", ["prun"], "prun"),
         ("no such option", ["prune", "--tokns", "3"], "tokns"),
-        ("compare-ablations layer", ["compare-ablations", *base, "--task", str(texts), "--layer", "99", "--head", "0"], "99"),
-        ("compare-ablations head", ["compare-ablations", *base, "--task", str(texts), "--layer", "0", "--head", "-1"], "head"),
+        ("compare ablations layer", ["compare", "ablations", *base, "--task", str(texts), "--layer", "99", "--head", "0"], "99"),
+        ("compare ablations head", ["compare", "ablations", *base, "--task", str(texts), "--layer", "0", "--head", "-1"], "head"),
         ("jacobian layer", ["geometry", "jacobian", *base, "--layers", "99"], "layers"),
     )
 
@@ -325,7 +325,8 @@ def main() -> int:
             (place / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
         quick = {"forget": texts, "retain": other, "tokens": 150, "eval_tokens": 150, "context": 16, "fractions": {"mlp": 0.2}, "steps": 2}
         run = sepcap.prune(model, sepcap.PruningConfig(**quick), out=place / "run").folder
-        sepcap.compare_ablations(model, texts, layer=0, head=1, kinds=("zero", "mean"), tokens=100, context=16, out=place / "ablations")
+        head = {"layer": 0, "head": 1, "kinds": ("zero", "mean"), "tokens": 100, "context": 16}
+        sepcap.compare_ablations(model, task=texts, **head, out=place / "ablations")
         compare(model, sepcap.PruningConfig(**quick), place / "comparison", say=lambda text: None)
         sepcap.jacobian_spectrum(model, layers=[0], tokens=2, task=texts, rows=2, out=place / "jacobian")
         folders = [run, *(place / name for name in ("ablations", "comparison", "jacobian"))]

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import sepcap
-from sepcap.cli import ablations as cli_ablations
+from sepcap.cli.ablations import Ablate, CompareAblations
+from sepcap.cli.paragraphs import Paragraphs
 from sepcap.cli.pruning import CompareMethods
 from sepcap.studies.methods.config import MethodComparisonConfig
 
@@ -17,10 +18,9 @@ LEAST = 15_000
 def test_every_evaluation_has_enough_documents_by_default():
     classes = [getattr(sepcap, name) for name in sepcap.__all__ if name.endswith(("Config", "Protocol"))]
     named = {f"{c.__name__}.{f.name}": f.default for c in classes if dataclasses.is_dataclass(c) for f in dataclasses.fields(c)}
-    named |= {"compare_ablations.eval_tokens": inspect.signature(sepcap.compare_ablations).parameters["tokens"].default}
     named |= {"toxicity.eval_tokens": inspect.signature(sepcap.evaluate_toxicity).parameters["eval_tokens"].default}
     evaluated = {name: value for name, value in named.items() if name.endswith("eval_tokens")}
-    evaluated["AblationSweepConfig.tokens"] = named["AblationSweepConfig.tokens"]
+    evaluated |= {name: named[name] for name in ("AblationComparisonConfig.tokens", "AblationSweepConfig.tokens")}
     assert len(evaluated) >= 7
     assert all(value >= LEAST for value in evaluated.values()), evaluated
     assert MethodComparisonConfig().tokens >= 10_000
@@ -35,10 +35,11 @@ def test_every_stored_study_has_enough_documents():
 
 
 def test_commands_have_the_defaults_of_the_functions():
-    mine = {f.name: f.default for f in dataclasses.fields(cli_ablations.CompareAblations)}
-    there = inspect.signature(sepcap.compare_ablations).parameters
-    for name in ("tokens", "together", "controls", "kinds", "seed"):
-        assert mine[name] == there[name].default, name
-    methods, command = MethodComparisonConfig(), CompareMethods()
-    for field in dataclasses.fields(MethodComparisonConfig):
-        assert getattr(command, field.name) == getattr(methods, field.name), field.name
+    for kind, command in (
+        (MethodComparisonConfig, CompareMethods()),
+        (sepcap.AblationComparisonConfig, CompareAblations()),
+        (sepcap.AblationSweepConfig, Ablate()),
+        (sepcap.ParagraphTransferConfig, Paragraphs()),
+    ):
+        for field in dataclasses.fields(kind):
+            assert getattr(command, field.name) == getattr(kind(), field.name), field.name

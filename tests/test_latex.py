@@ -59,7 +59,7 @@ def test_every_kind_of_result_has_its_table(tmp_path, trained, letters, digits):
         (run.scores(), "layer & neuron & score"),
         (run.neurons(1), "site & layer & neuron"),
         (sepcap.evaluate(trained, letters, tokens=200, context=16), "metric & "),
-        (sepcap.compare_ablations(trained, letters, layer=0, head=1, kinds=("zero",), tokens=100, context=16), "delta loss"),
+        (sepcap.compare_ablations(trained, task=letters, layer=0, head=1, kinds=("zero",), tokens=100, context=16), "delta loss"),
     ):
         made = result.to_latex()
         assert words in made, result

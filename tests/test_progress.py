@@ -151,17 +151,17 @@ def test_a_run_says_its_cost_before_its_first_step(told, tiny_opt, letters, digi
 def test_a_comparison_of_ablations_says_its_cost_and_moves(told, tiny_opt, letters):
     kinds = ("zero", "mean", "optimal")
     sepcap.compare_ablations(
-        tiny_opt, letters, layer=0, kinds=kinds, tokens=100, reference_tokens=100, fit_tokens=60, batch_size=2
+        tiny_opt, task=letters, layer=0, kinds=kinds, tokens=100, reference_tokens=100, fit_tokens=60, batch_size=2
     )
     assert re.search(r"^4 sets of neurons to ablate in 3 ways on 100 tokens.*100 tokens to collect; fits on 60", told[0])
     assert {bar[0].split()[0] for bar in told[1:]} == {"collect", "fit", "ablate"}
     assert all(moved_to_the_end(bar) for bar in told[1:])
 
 
-def test_a_protocol_of_ablations_says_its_cost_and_moves(told, tiny_opt, letters):
+def test_a_sweep_of_ablations_says_its_cost_and_moves(told, tiny_opt, letters):
     config = sepcap.AblationSweepConfig(task=letters, steps=2, seeds=(0,), kinds=("zero", "mean"), tokens=100, reference_tokens=100)
     sepcap.sweep_ablation(tiny_opt, config)
     said = [text for text in told if isinstance(text, str)]
-    assert re.search(r"^4 evaluations on 100 tokens of .*, 4 in all", said[0])
+    assert re.search(r"2 steps in 1 random order, 2 sets in 2 ways on 100 tokens of .* M tokens through the model", said[0])
     (bar,) = [bar for bar in told if bar[0].startswith("ablate")]
     assert moved_to_the_end(bar)

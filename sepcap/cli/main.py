@@ -10,13 +10,14 @@ from typing import Any
 
 import tyro
 
-from sepcap.cli.ablations import Ablate, CompareAblations
+from sepcap.cli.ablations import Ablate
 from sepcap.cli.check import Check
+from sepcap.cli.compare import Compare
 from sepcap.cli.core import Evaluate, Models, Score, Tasks
 from sepcap.cli.geometry import Geometry
 from sepcap.cli.modules import Modules
-from sepcap.cli.paragraphs import Transfer
-from sepcap.cli.pruning import CompareMethods, Demo, Prune
+from sepcap.cli.paragraphs import Paragraphs
+from sepcap.cli.pruning import Demo, Prune
 from sepcap.cli.running import ended, parsed, versions
 from sepcap.cli.studies import Report, Reproduce
 
@@ -26,12 +27,11 @@ COMMANDS = {
     "score": Score,
     "evaluate": Evaluate,
     "ablate": Ablate,
-    "compare-ablations": CompareAblations,
-    "compare-methods": CompareMethods,
+    "compare": Compare,
     "reproduce": Reproduce,
     "modules": Modules,
     "geometry": Geometry,
-    "paragraphs": Transfer,
+    "paragraphs": Paragraphs,
     "report": Report,
     "check": Check,
     "models": Models,

@@ -9,14 +9,14 @@ from sepcap.plots.activations import activation_distributions
 from sepcap.plots.importance import importance_scatter
 from sepcap.plots.weights import mlp_biases, value_norms
 from sepcap.selection.figures import head_scores, importance_histograms, score_histograms
-from sepcap.studies.ablations.figures import ablation_protocol, ablations
+from sepcap.studies.ablations.figures import ablation_sweep, ablations
 from sepcap.studies.clusters.figures import concentration_curve, concentration_profile
 from sepcap.studies.cross_task.figures import cross_task, cross_task_bisection
 from sepcap.studies.dimensions.figures import dimension_traces
 from sepcap.studies.jacobian.figures import jacobian_ranks, jacobian_spectra
 from sepcap.studies.methods.figures import methods
 from sepcap.studies.overlaps.figures import overlap_layers, overlap_ratios, overlaps
-from sepcap.studies.paragraphs.figures import transfer_distances, transfer_layers, transfer_positions
+from sepcap.studies.paragraphs.figures import paragraph_distances, paragraph_layers, paragraph_positions
 from sepcap.studies.pruning.figures.areas import areas
 from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
 from sepcap.studies.pruning.figures.neurons_gone import neurons_gone
@@ -33,7 +33,7 @@ from sepcap.studies.selection_checks.figures import (
 from sepcap.studies.similarity.figures import similarity, similarity_profile
 
 __all__ = [
-    "ablation_protocol",
+    "ablation_sweep",
     "ablations",
     "activation_distributions",
     "areas",
@@ -61,6 +61,9 @@ __all__ = [
     "overlap_layers",
     "overlap_ratios",
     "overlaps",
+    "paragraph_distances",
+    "paragraph_layers",
+    "paragraph_positions",
     "perplexity_against_perplexity",
     "save",
     "score_histograms",
@@ -68,8 +71,5 @@ __all__ = [
     "similarity_profile",
     "thresholds",
     "trajectory",
-    "transfer_distances",
-    "transfer_layers",
-    "transfer_positions",
     "value_norms",
 ]

@@ -92,13 +92,13 @@ def passages(
     found = []
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"source[{i}] is a {type(text).__name__}, not a text")
+            raise TypeError(f"texts[{i}] is a {type(text).__name__}, not a text")
         whole = list(_passages_in(tokenizer, text, at, kind))
         if not whole:
             shown = text if len(text) <= 60 else f"{text[:60]}…"
-            raise ValueError(f"source[{i}] has no {at!r} with text before and after it: {shown!r}")
+            raise ValueError(f"texts[{i}] has no {at!r} with text before and after it: {shown!r}")
         if not -len(whole) <= which < len(whole):
-            raise ValueError(f"which={which}: source[{i}] has {len(whole)} {at!r} followed by a paragraph")
+            raise ValueError(f"which={which}: texts[{i}] has {len(whole)} {at!r} followed by a paragraph")
         chosen = whole[which]
         found.append(Passage(chosen.context, chosen.gap, chosen.following[:most], kind))
     return found

@@ -130,10 +130,25 @@ def test_two_tasks_of_one_name_are_refused(capsys):
 
 def test_ablations_of_a_head_are_kept_and_never_written_over(files, trained_folder, tmp_path, capsys):
     options = ["--task", files[0], "--layer", "1", "--head", "2", "--kinds", "zero", "mean", "--tokens", "200"]
-    command = ["compare-ablations", *options, "--model", str(trained_folder), "--out", str(tmp_path / "head")]
+    command = ["compare", "ablations", *options, "--model", str(trained_folder), "--out", str(tmp_path / "head")]
     main(command)
-    table = sepcap.load_result(tmp_path / "head").table
-    assert table.to_string(index=False, float_format=lambda x: f"{x:.4f}") in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    found = sepcap.load_result(tmp_path / "head")
+    assert -1 < printed.find("1 set of neurons to ablate in 2 ways") < printed.find(found.summary()[0])
+    assert all(sentence in printed for sentence in found.summary())
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "head" / "table.csv"), found.table, check_dtype=False)
+    main(command)
+    assert "is finished; nothing is recomputed" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main(command)
-    assert "is not empty" in capsys.readouterr().err
+        main([*command, "--controls", "2"])
+    assert "holds another configuration (controls: 0 stored, 2 requested" in capsys.readouterr().err
+
+
+def test_a_sweep_says_what_it_costs_and_found(files, trained_folder, tmp_path, capsys):
+    options = ["--steps", "2", "--seeds", "0", "--kinds", "zero", "mean", "--tokens", "200", "--reference-tokens", "300"]
+    main(["ablate", "--task", files[0], *options, "--model", str(trained_folder), "--out", str(tmp_path / "sweep")])
+    printed = capsys.readouterr().out
+    found = sepcap.load_result(tmp_path / "sweep")
+    assert -1 < printed.find("M tokens through the model") < printed.find(found.summary()[0])
+    assert all(sentence in printed for sentence in found.summary())
+    assert (tmp_path / "sweep" / "figures" / "sweep.html").exists()

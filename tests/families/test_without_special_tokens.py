@@ -69,7 +69,7 @@ def test_scoring_ablating_deleting_rotating_and_saving(model, tmp_path):
             assert sepcap.evaluate(model, LETTERS, tokens=60).loss != before
     with sepcap.ablate(model, neurons, "resample", source=DIGITS):
         assert sepcap.evaluate(model, LETTERS, tokens=60).loss != before
-    compared = sepcap.compare_ablations(model, LETTERS, layer=1, head=2, kinds=KINDS, tokens=60, reference_tokens=60, fit_tokens=60)
+    compared = sepcap.compare_ablations(model, task=LETTERS, layer=1, head=2, kinds=KINDS, tokens=60, reference_tokens=60, fit_tokens=60)
     assert not compared.table["loss"].isna().to_numpy().any()
     sepcap.rotate_values(model, "fold")
     assert sepcap.evaluate(model, LETTERS, tokens=60).loss == pytest.approx(before, rel=1e-4)

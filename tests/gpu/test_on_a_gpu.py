@@ -62,8 +62,8 @@ def test_every_ablation_is_that_of_the_cpu(both, letters):
 
 
 def test_passes_that_begin_in_the_middle_are_those_of_the_cpu(both, letters):
-    how = {"head": [(1, 0)], "kinds": ["mean", "optimal"], "tokens": 100, "reference_tokens": 100, "fit_tokens": 62}
-    on_cpu, on_gpu = (sepcap.compare_ablations(model, letters, **how).table["delta_loss"].to_numpy() for model in both)
+    how = {"head": ((1, 0),), "kinds": ("mean", "optimal"), "tokens": 100, "reference_tokens": 100, "fit_tokens": 62}
+    on_cpu, on_gpu = (sepcap.compare_ablations(model, task=letters, **how).table["delta_loss"].to_numpy() for model in both)
     assert on_gpu == pytest.approx(on_cpu, abs=2e-4)
 
 

@@ -14,8 +14,8 @@ import test_dimensions_figures
 import test_jacobian_figures
 import test_module_figures
 import test_neuron_set_figures
+import test_paragraph_figures
 import test_similarity_figures
-import test_transfer_figures
 import torch
 from planted_runs import maker
 from planted_statistics import with_importance
@@ -85,7 +85,7 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
     tasks = ("local-code", "local-prose")
     acts = [test_activations.statistics(task, test_activations.activations(seed, (2, 3, 4))) for seed, task in enumerate(tasks)]
     passes, sets = test_jacobian_figures.study(), test_neuron_set_figures
-    moved = test_transfer_figures.planted()
+    moved = test_paragraph_figures.planted()
     heads = test_ablations_figures.comparison(test_ablations_figures.grid(6, 4), unsure=[(3, 1)])
     few = test_ablations_figures.comparison([(0, 0), (1, 2)])
     checks = sets.checks()
@@ -94,7 +94,7 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
         return lambda width="column": function(*arguments, width=width, **options)
 
     return {
-        "ablation-protocol": draw(plots.ablation_protocol, test_ablations_figures.protocol(kinds=("zero", "mean", "peak"))),
+        "ablation-sweep": draw(plots.ablation_sweep, test_ablations_figures.sweep(kinds=("zero", "mean", "peak"))),
         "ablations": draw(plots.ablations, heads),
         "ablations-layers": draw(plots.ablations, heads, layers=[1, 3, 5]),
         "ablations-of-heads": draw(plots.ablations, few),
@@ -136,8 +136,8 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
         "trajectory": draw(plots.trajectory, of["demo"]),
         "trajectory-of-many": draw(plots.trajectory, of["many"]),
         "trajectory-of-seeds": draw(plots.trajectory, of["seeds"]),
-        "transfer-distances": draw(plots.transfer_distances, moved),
-        "transfer-layers": draw(plots.transfer_layers, moved),
-        "transfer-positions": draw(plots.transfer_positions, moved),
+        "paragraph-distances": draw(plots.paragraph_distances, moved),
+        "paragraph-layers": draw(plots.paragraph_layers, moved),
+        "paragraph-positions": draw(plots.paragraph_positions, moved),
         "value-norms": draw(plots.value_norms, model),
     }

@@ -61,7 +61,7 @@ def numbers(model) -> dict[str, torch.Tensor]:
         turned = sepcap.collect(model, LETTERS, sites="attn_value", rotation=rotation, **SIZE)
         found[f"rotated {bias}"] = turned["attn_value"].abs
         found[f"logits rotated {bias}"] = edited(model, partial(sepcap.rotate_values, model, bias=bias))
-    table = compare_ablations(model, LETTERS, tokens=200, reference_tokens=300, fit_tokens=100, context=CONTEXT).table
+    table = compare_ablations(model, task=LETTERS, tokens=200, reference_tokens=300, fit_tokens=100, context=CONTEXT).table
     found["compared"] = torch.from_numpy(table[["delta_loss", "delta_top1"]].to_numpy(dtype=float))
     return {name: tensor.double().contiguous() for name, tensor in found.items()}
 
@@ -299,7 +299,7 @@ def test_an_sae_in_the_model_is_a_part_of_it(hook, tiny_folders, tmp_path):
 
     def measured(ablation):
         with ablation:
-            table = compare_ablations(model, LETTERS, kinds=["zero", "mean"], tokens=200, reference_tokens=300, context=CONTEXT).table
+            table = compare_ablations(model, task=LETTERS, kinds=("zero", "mean"), tokens=200, reference_tokens=300, context=CONTEXT).table
             collected = sepcap.collect(model, LETTERS, sites=("mlp", "attn_pre_out"), **SIZE)
             return model(IDS), collected["mlp"].abs, collected["attn_pre_out"].abs, sepcap.evaluate(model, LETTERS, **SIZE).loss, table
 

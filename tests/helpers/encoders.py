@@ -219,7 +219,7 @@ def check_compared(family, folder, task):
     """The table of `compare_ablations`, row by row against the plain model."""
     model = load(folder)
     kinds = ("zero", "mean", "median", "peak", "resample", "optimal")
-    compared = sepcap.compare_ablations(model, task, layer=1, head=2, kinds=kinds, tokens=100, reference_tokens=100, fit_tokens=60)
+    compared = sepcap.compare_ablations(model, task=task, layer=1, head=2, kinds=kinds, tokens=100, reference_tokens=100, fit_tokens=60)
     sample = sample_task(model, sepcap.load_task(task), "evaluate", 100)
     before = plain_counts(family, folder, sample)
     np.testing.assert_allclose(counts(compared.before), before, rtol=1e-4)

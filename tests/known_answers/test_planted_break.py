@@ -30,7 +30,7 @@ def source(newline):
 
 def run(model, source, **options):
     plain = {"tokens": 12, "given": (0, 2), "embedder": None, "seed": 1}
-    return transfer_paragraphs(model, source, **{**plain, **options})
+    return transfer_paragraphs(model, texts=source, **{**plain, **options})
 
 
 def topics(result, condition, i):
@@ -78,23 +78,23 @@ def test_another_text_gives_its_own_topic(model, newline):
     assert result.difference("nats", "transferred", "mismatched")["difference"] > 5
 
 
-@pytest.mark.parametrize("sites", ["attn_pre_out", "resid", ("mlp", "attn_pre_out")])
+@pytest.mark.parametrize("sites", [("attn_pre_out",), ("resid",), ("mlp", "attn_pre_out")])
 def test_the_memory_is_written_in_layer_0(model, source, sites):
-    result = run(model, source, layers=[0], sites=sites)
+    result = run(model, source, layers=(0,), sites=sites)
     for i, (topic, *_) in enumerate(TEXTS):
         assert topics(result, "transferred", i) == [topic] * 12
 
 
-@pytest.mark.parametrize("sites", ["attn_pre_out", "resid"])
+@pytest.mark.parametrize("sites", [("attn_pre_out",), ("resid",)])
 def test_in_layer_1_only_the_next_token_is_decided(model, source, sites):
-    result = run(model, source, layers=[1], sites=sites)
+    result = run(model, source, layers=(1,), sites=sites)
     for i, (topic, *_) in enumerate(TEXTS):
         assert topics(result, "transferred", i) == [topic] + ["c"] * 11
 
 
 def test_the_wrong_site_and_a_scale_of_zero_bring_nothing(model, source):
     neutral = nats(run(model, source, generate=False), "neutral")
-    for options in ({"sites": "mlp"}, {"scale": 0.0, "sites": "attn_pre_out"}):
+    for options in ({"sites": ("mlp",)}, {"scale": 0.0, "sites": ("attn_pre_out",)}):
         result = run(model, source, **options)
         np.testing.assert_allclose(nats(result, "transferred"), neutral, atol=1e-5)
         for i in range(len(TEXTS)):
@@ -117,7 +117,7 @@ def test_the_profile_finds_the_layer(model, source):
 
 
 def test_positions_say_which_tokens_a_layer_decides(model, source):
-    table = run(model, source, generate=False, layers=[1]).tables["positions"]
+    table = run(model, source, generate=False, layers=(1,)).tables["positions"]
     gains = table[table["condition"] == "transferred"].set_index("first")["gain"]
     assert gains[0] > 5
     np.testing.assert_allclose(gains.drop(0), 0, atol=1e-5)
@@ -173,7 +173,7 @@ def test_overlap_leaves_out_what_was_given_away(model, newline):
 
 def test_a_text_that_does_not_fit_is_refused(model, newline):
     long = text("a", before=CONTEXT, newline=newline)
-    with pytest.raises(ValueError, match=r"source\[1\] is too long: 6[67] tokens .* at most 64"):
+    with pytest.raises(ValueError, match=r"texts\[1\] is too long: 6[67] tokens .* at most 64"):
         run(model, [text("a", newline=newline), long])
     with pytest.raises(ValueError, match="is too long"):
         run(model, [text("a", newline=newline)], tokens=60)

@@ -244,10 +244,10 @@ def test_a_task_the_model_does_not_take(tmp_path, letters, tiny_opt):
     vit, roberta = load_tiny(save_vit(tmp_path / "vit")), load_tiny(save_masked("roberta", tmp_path / "roberta"))
     for function in (sepcap.evaluate, sepcap.collect, sepcap.compare_ablations):
         with pytest.raises(ValueError, match=r"made of text, but .* takes images"):
-            function(vit, letters, tokens=10)
+            function(vit, task=letters, tokens=10)
         for model in (roberta, tiny_opt):
             with pytest.raises(ValueError, match=r"made of images, but .* takes text"):
-                function(model, images(), tokens=10)
+                function(model, task=images(), tokens=10)
     with pytest.raises(ValueError, match=r"made of images, but .* takes text"):
         sepcap.ablate(roberta, layer=0, head=0, kind="resample", source=images())
     assert sample_task(roberta, sepcap.load_task(letters), "evaluate", 50).tokens == 50

@@ -57,7 +57,7 @@ def ablations(
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
     alone = all(target is not None and isinstance(target[0], int) for target in comparison.targets)
-    if len(comparison.targets) <= FEW or comparison.controls or not alone:
+    if len(comparison.targets) <= FEW or comparison.config["controls"] or not alone:
         return _points(comparison, metric, width)
     return _heat_maps(comparison, metric, layers, width)
 
@@ -213,7 +213,7 @@ def _tint(colour: str, strength: float) -> str:
     return f"rgb({', '.join(map(str, mixed))})"
 
 
-def ablation_protocol(result: Any, *, width: Width = "column") -> go.Figure:
+def ablation_sweep(result: Any, *, width: Width = "column") -> go.Figure:
     """Top-1 and loss against the share of ablated random neurons, one line per kind; bands range from the lowest to the highest seed.
 
     The lower panel shows top-1 under every kind minus top-1 under `mean` on the same neurons, seed by seed: what they share cancels.

@@ -1,11 +1,9 @@
-"""The [PEAK] protocol: increasing numbers of random neurons ablated, the same neurons under every kind (METHODS 8)."""
+"""Increasing numbers of random neurons ablated, the same neurons under every kind: the protocol of [PEAK] (METHODS 8)."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,46 +11,31 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from sepcap.checks import checked
-from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import evaluate_sample
-from sepcap.evaluation.result import Evaluation, ratio
+from sepcap.evaluation.result import ratio
 from sepcap.interventions.ablation import ablate
-from sepcap.models.loading.load import load_model
 from sepcap.models.sites import site_shape
-from sepcap.progress import progress, tell
+from sepcap.progress import progress
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.intervals import Interval, bootstrap_interval, cluster_sums
 from sepcap.statistics.moments import Statistics
-from sepcap.storage import html_card, load_tensors, save_tensors
 from sepcap.studies.ablations import figures
 from sepcap.studies.ablations.config import AblationSweepConfig
 from sepcap.studies.ablations.fit import constants_of_targets, spread
 from sepcap.studies.ablations.heads import balanced
-from sepcap.studies.base.folder import (
-    FINISHED,
-    Pieces,
-    finish_study,
-    is_finished,
-    listed,
-    open_study,
-    study_config,
-    whole_study,
-    write_tables,
-)
-from sepcap.studies.base.provenance import made_with
-from sepcap.studies.base.result import Figures, Shown
+from sepcap.studies.ablations.sums import RowSums, samples_of
+from sepcap.studies.base.folder import Pieces
+from sepcap.studies.base.result import Figures
+from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.pruning.separability import halves, resampled
 from sepcap.tasks.batches import TokenSample
-from sepcap.tasks.load import load_task
-from sepcap.tasks.samples import check_context, sample_task
 
-BEFORE = "before.safetensors"
-
-Cell = tuple[int, int]
-"""Seed and step."""
+CELLS = "cells"
+"""Folder, among the pieces of a sweep, of the sets that are evaluated: one for every seed and step."""
 
 Curve = Float[np.ndarray, "*replica step"]
 
@@ -77,53 +60,54 @@ AT_HALF: dict[str, tuple[str, Callable[[Curve], np.ndarray]]] = {
 """Columns of `AblationSweep.by_kind`: metric, and what is computed from it."""
 
 
-@dataclass(frozen=True, eq=False)
-class AblationSweep(Shown):
+class AblationSweep(RowSums):
     """Accuracy and loss as random neurons are ablated, per kind of ablation.
 
     Attributes:
-        config: the resolved configuration, with versions and fingerprints.
-        before: evaluation of the unablated model.
-        per_row: (seed, step) -> sums per row [kind, row, count], in the order of the kinds and of `before.per_row`.
+        config: the resolved configuration, with versions and fingerprints; `neurons` is the number of neurons of the site.
+        tables: "by_kind", one row per kind: top-1 and loss with half of the neurons ablated, and the area under top-1 divided by the
+            unablated top-1 (1: nothing is lost, 0: everything at once). Each is the mean over seeds with the ends `_low` and `_high` of
+            its 95% bootstrap interval, and its standard deviation over seeds, `_seeds_sd` (n − 1 in the denominator). The interval is
+            over the documents of the evaluation, for the seeds that were run.
+            "table", one row per seed, step and kind: fraction and number of ablated neurons, top1, loss, n, n_documents; fraction 0 is
+            the unablated model.
+        tensors: sums per row, in the order of `COUNTS`: `before` [row, count] of the unablated model and `per_row`
+            [seed, step, kind, row, count]; `clusters` [row], the document of every row.
 
     Example:
         >>> result = AblationSweep.load("runs/peak")  # doctest: +SKIP
         >>> result.by_kind  # doctest: +SKIP
     """
 
-    STUDY = "ablation-protocol"
+    STUDY = "ablation-sweep"
     TITLE = "How much of a model is left as more random neurons are ablated, and which kind of ablation leaves the most?"
-    FIGURES: ClassVar[Figures] = {"protocol": ("Top-1 accuracy and cross-entropy against ablated neurons", figures.ablation_protocol)}
-
-    folder = None
-    config: Mapping[str, Any]
-    before: Evaluation
-    per_row: Mapping[Cell, np.ndarray]
+    FIGURES: ClassVar[Figures] = {"sweep": ("Top-1 accuracy and cross-entropy against ablated neurons", figures.ablation_sweep)}
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per seed, step and kind: fraction and number of ablated neurons, top1, loss, n, n_documents; fraction 0 is the
-        unablated model."""
-        return self._table
+        """One row per seed, step and kind."""
+        return self.tables["table"]
 
-    @cached_property
-    def _table(self) -> pd.DataFrame:
-        rows = []
-        for seed in self.config["seeds"]:
-            for step in range(self.config["steps"] + 1):
-                for j, kind in enumerate(self.config["kinds"]):
-                    after = dataclasses.replace(self.before, per_row=self.per_row[seed, step][j]) if step else self.before
-                    fraction = step / self.config["steps"]
-                    row = {"fraction": fraction, "neurons": int(fraction * self.config["neurons"] + 1e-9), "seed": seed, "kind": kind}
+    @property
+    def by_kind(self) -> pd.DataFrame:
+        """One row per kind."""
+        return self.tables["by_kind"]
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        return {"by_kind": self._by_kind(), "table": self._steps()}
+
+    def _steps(self) -> pd.DataFrame:
+        rows, c = [], self.config
+        for i, seed in enumerate(c["seeds"]):
+            for step in range(c["steps"] + 1):
+                for j, kind in enumerate(c["kinds"]):
+                    after = self._evaluation(self.tensors["per_row"][i, step - 1, j]) if step else self.before
+                    fraction = step / c["steps"]
+                    row = {"fraction": fraction, "neurons": int(fraction * c["neurons"] + 1e-9), "seed": seed, "kind": kind}
                     rows.append(row | {"top1": after.top1, "loss": after.loss, "n": after.n, "n_documents": after.n_documents})
         return pd.DataFrame(rows)
 
-    @cached_property
-    def by_kind(self) -> pd.DataFrame:
-        """One row per kind: top-1 and loss with half of the neurons ablated, and the area under top-1 divided by the unablated top-1 (1:
-        nothing is lost, 0: everything at once). Each is the mean over seeds with the ends `_low` and `_high` of its 95% bootstrap
-        interval, and its standard deviation over seeds, `_seeds_sd` (n − 1 in the denominator). The interval is over the documents of
-        the evaluation, for the seeds that were run."""
+    def _by_kind(self) -> pd.DataFrame:
         rows = []
         for j, kind in enumerate(self.config["kinds"]):
             sums = self._sums(j)
@@ -138,14 +122,9 @@ class AblationSweep(Shown):
 
     def _sums(self, kind: int) -> Float[np.ndarray, "seed step cluster count"]:
         """Sums per document at every step, starting with the unablated model."""
-        steps = range(1, self.config["steps"] + 1)
-        by_seed = [[self.before.per_row, *(self.per_row[seed, step][kind] for step in steps)] for seed in self.config["seeds"]]
-        return cluster_sums(np.array(by_seed), self.before.clusters)
-
-    @property
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Both tables by name."""
-        return {"by_kind": self.by_kind, "table": self.table}
+        rows = self.tensors["per_row"][:, :, kind].numpy()
+        start = np.broadcast_to(self.before.per_row, rows[:, :1].shape)
+        return cluster_sums(np.concatenate([start, rows], axis=1), self.before.clusters)
 
     def summary(self) -> list[str]:
         """Top-1 and loss with half of the neurons ablated, by kind, and whether the best kind on half the documents leads on the rest."""
@@ -192,61 +171,10 @@ class AblationSweep(Shown):
             f"[{low:+.4f}, {high:+.4f}]{'' if low > 0 or high < 0 else ', which contains 0'}."
         )
 
-    @checked()
-    def save(self, folder: str | Path) -> Path:
-        """Write the same folder as `sweep_ablation(out=…)`.
 
-        Raises:
-            FileExistsError: the folder contains something else, or a protocol with another configuration.
-        """
-        with open_study(folder, self.STUDY, self.config) as pieces:
-            self.before.save(pieces.folder / BEFORE)
-            for cell, rows in self.per_row.items():
-                _write_cell(pieces.folder, cell, rows)
-            self._finish(pieces)
-        return Path(folder)
-
-    def _finish(self, pieces: Pieces) -> None:
-        write_tables(pieces.folder, self.tables)
-        finish_study(pieces, self.tables)
-        object.__setattr__(self, "folder", pieces.folder)
-
-    @classmethod
-    @checked()
-    def load(cls, folder: str | Path) -> "AblationSweep":
-        """Read a finished folder.
-
-        Raises:
-            FileNotFoundError: there is no protocol, or some of its steps are missing (the same call resumes it).
-        """
-        folder = Path(folder)
-        config = study_config(folder, cls.STUDY)
-        cells = {cell: _cell_path(folder, cell) for cell in _cells(config)}
-        missing = [cell for cell, path in cells.items() if not path.exists()]
-        if missing and not (folder / FINISHED).exists():
-            seed, step = missing[0]
-            raise FileNotFoundError(f"{folder} is not finished: {len(missing)} sets are missing, the first is seed {seed}, step {step}")
-        held = whole_study(folder, config)
-        for path in (folder / BEFORE, *cells.values()):
-            listed(folder, held, path.relative_to(folder).as_posix())
-        result = cls(config, Evaluation.load(folder / BEFORE), {cell: _read_cell(path, cell) for cell, path in cells.items()})
-        object.__setattr__(result, "folder", folder)
-        return result
-
-    def __repr__(self) -> str:
-        c = self.config
-        return (
-            f"AblationSweep({c['task']!r}, {c['neurons']:,} {c['site']} neurons in {c['steps']} steps, {len(c['seeds'])} seeds, "
-            f"{', '.join(c['kinds'])})"
-        )
-
-    def _repr_html_(self) -> str:
-        how = {name: self.config[name] for name in ("model", "task", "site", "steps", "seeds")}
-        return html_card("Ablation protocol", how, self.by_kind)
-
-
+@study(AblationSweepConfig)
 @checked()
-def sweep_ablation(model: Any = None, config: AblationSweepConfig | None = None, *, out: str | Path | None = None) -> AblationSweep:
+def sweep_ablation(model: Any, config: AblationSweepConfig, *, out: str | Path | None = None, say: Callable[[str], Any]) -> AblationSweep:
     """Ablate random neurons in equal steps up to all of them, in several ways, and measure top-1 and loss.
 
     All kinds ablate the same neurons; each step includes the neurons of the previous step. With `out`, every set is written
@@ -254,8 +182,9 @@ def sweep_ablation(model: Any = None, config: AblationSweepConfig | None = None,
 
     Args:
         model: what `load_model` returns; default is to load `config.model`.
-        config: the protocol; default is that of [PEAK] on the embedded model.
-        out: folder for config.json, the sums per row of every set, the statistics, and the tables.
+        config: an `AblationSweepConfig`; its fields can also be given as keywords. The defaults are the protocol of [PEAK].
+        out: folder of the study, with the sums per row of every set; without one, nothing is saved.
+        progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
         AblationSweep with `.table`, `.by_kind`, `.summary()`, `.figure()` and `.report()`.
@@ -267,124 +196,88 @@ def sweep_ablation(model: Any = None, config: AblationSweepConfig | None = None,
     Source: [PEAK] section 3; METHODS section 8.
 
     Example:
-        >>> config = AblationSweepConfig(task="local-prose", steps=5)  # doctest: +SKIP
-        >>> sweep_ablation(model, config, out="runs/peak").by_kind  # doctest: +SKIP
+        >>> sepcap.sweep_ablation(model, task="local-prose", steps=5, out="runs/peak").by_kind  # doctest: +SKIP
     """
-    config = config or AblationSweepConfig()
-    model = load_model(config.model if model is None else model)
     total = math.prod(site_shape(model, config.site))
     how_many(1 / config.steps, total, config.site)
-    task = load_task(config.task)
-    context = check_context(model, config.context)
-    sample = sample_task(model, task, "evaluate", config.tokens, context, per_document=config.per_document)
-    collected = sample_task(model, task, "collect", config.reference_tokens, context, per_document=config.per_document)
-    resolved = dataclasses.asdict(dataclasses.replace(config, task=task.name)) | {
-        "context": context,
-        **made_with(model),
-        "neurons": total,
-        "samples": {"collect": collected.fingerprint, "evaluate": sample.fingerprint},
-        "documents": {"collect": list(collected.indices), "evaluate": list(sample.indices)},
-        "n_documents": {"collect": collected.n_documents, "evaluate": sample.n_documents},
-    }
-    with nullcontext() if out is None else open_study(out, AblationSweep.STUDY, resolved) as pieces:
-        return _Protocol(model, config, sample, collected, pieces, resolved).run()
+    constants = bool(set(config.kinds) - {"zero", "resample"})
+    sample, collected, resolved = samples_of(model, config, constants=constants)
+    resolved |= {"neurons": total}
+
+    def cost() -> str:
+        seeds = len(config.seeds)
+        sets = seeds * config.steps
+        tokens = (1 + sets * len(config.kinds)) * sample.tokens + (0 if collected is None else collected.tokens)
+        return (
+            f"{resolved['model']}: {total:,} {config.site} neurons ablated in {config.steps} steps in {seeds} random "
+            f"order{'s' * (seeds > 1)}, {sets} sets in {len(config.kinds)} ways on {sample.tokens:,} tokens of {sample.task}: "
+            f"{tokens / 1e6:.3g} M tokens through the model"
+        )
+
+    def compute(pieces: Pieces) -> AblationSweep:
+        before, per_row = _Sweep(model, config, sample, collected, pieces).run()
+        return AblationSweep.of(resolved, before.numpy(), per_row.numpy(), sample.clusters)
+
+    return run_study(AblationSweep, resolved, compute, out, cost, say)
 
 
-@dataclass
-class _Protocol:
-    """A protocol in progress."""
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """A sweep in progress."""
 
     model: Any
     config: AblationSweepConfig
     sample: TokenSample
-    collected: TokenSample
-    pieces: Pieces | None
-    resolved: dict[str, Any]
+    collected: TokenSample | None
+    pieces: Pieces
 
-    @property
-    def folder(self) -> Path | None:
-        """The output folder, or None."""
-        return None if self.pieces is None else self.pieces.folder
+    def run(self) -> tuple[Float[Tensor, "row count"], Float[Tensor, "seed step kind row count"]]:
+        """Sums per row of the unablated model and of every set; those that are stored are read."""
+        c, per_row = self.config, []
+        before = self._kept("before", lambda: evaluate_sample(self.model, self.sample, batch_size=self._batch_size).per_row)
+        sets = [(seed, step) for seed in c.seeds for step in range(1, c.steps + 1)]
+        passes = len(c.kinds)
+        with progress(total=len(sets) * passes, desc=f"ablate {self.sample.task}", unit="pass", leave=True, delay=0) as bar:
+            for seed, step in sets:
+                name = f"{CELLS}/seed-{seed}-step-{step:03d}"
+                if self.pieces.get(name) is not None:
+                    bar.update(passes)
+                per_row.append(self._kept(name, partial(self._ablated, seed, step, bar)))
+        return before, torch.stack(per_row).unflatten(0, (len(c.seeds), c.steps))
 
-    def run(self) -> AblationSweep:
-        if self.pieces is not None and is_finished(self.pieces):
-            return AblationSweep.load(self.pieces.folder)
-        cells = _cells(self.resolved)
-        paths = {} if self.folder is None else {cell: _cell_path(self.folder, cell) for cell in cells}
-        per_row = {cell: _read_cell(path, cell) for cell, path in paths.items() if path.exists()}
-        before = self._before()
-        reference = self._reference() if len(per_row) < len(cells) else None
-        passes = len(self.config.kinds)
-        total, done = len(cells) * passes, len(per_row) * passes
-        tell(f"{total - done} evaluations on {self.sample.tokens:,} tokens of {self.sample.task}, {total} in all")
-        with progress(total=total, initial=done, desc=f"ablate {self.sample.task}", unit="pass", leave=True, delay=0) as bar:
-            for cell in cells:
-                if cell in per_row:
-                    continue
-                per_row[cell] = self._ablated(cell, reference, bar)
-                if self.folder is not None:
-                    _write_cell(self.folder, cell, per_row[cell])
-        if self.pieces is None:
-            return AblationSweep(self.resolved, before, per_row)
-        result = AblationSweep(study_config(self.pieces.folder, AblationSweep.STUDY), before, per_row)
-        result._finish(self.pieces)
-        return result
+    def _kept(self, name: str, compute: Callable[[], np.ndarray]) -> Tensor:
+        if (kept := self.pieces.get(name)) is not None:
+            return kept[0]["per_row"]
+        per_row = torch.from_numpy(compute())
+        self.pieces.put(name, {"per_row": per_row})
+        return per_row
 
     @property
     def _batch_size(self) -> int:
         return balanced(len(self.sample.rows), self.config.batch_size)
 
-    def _before(self) -> Evaluation:
-        path = None if self.folder is None else self.folder / BEFORE
-        if path is not None and path.exists():
-            return Evaluation.load(path)
-        before = evaluate_sample(self.model, self.sample, batch_size=self._batch_size)
-        if path is not None:
-            before.save(path)
-        return before
-
+    @cached_property
     def _reference(self) -> Statistics | None:
-        if not set(self.config.kinds) - {"zero", "resample"}:
+        if self.collected is None:
             return None
-        path = None if self.folder is None else self.folder / "reference.safetensors"
-        if path is not None and path.exists():
-            return Statistics.load(path)
-        reference = collect_sample(self.model, self.collected, (self.config.site,), batch_size=self.config.batch_size, histogram=True)
-        if path is not None:
-            reference.save(path)
-        return reference
+        path = self.pieces.folder / "reference.safetensors"
+        if not path.exists():
+            size = self.config.batch_size
+            collect_sample(self.model, self.collected, (self.config.site,), batch_size=size, histogram=True).save(path)
+        return Statistics.load(path)
 
-    def _ablated(self, cell: Cell, reference: Statistics | None, bar: Any) -> np.ndarray:
-        seed, step = cell
+    def _ablated(self, seed: int, step: int, bar: Any) -> np.ndarray:
         # for one seed, a larger share includes every smaller one
         neurons = NeuronSet.random(self.model, {self.config.site: step / self.config.steps}, seed=seed)
-        rows = []
+        rows, reference = [], self._reference
         for kind in self.config.kinds:
             how: Any = kind
             if kind == "optimal":
                 assert reference is not None
+                assert self.collected is not None
                 fit = spread(self.collected, self.config.fit_tokens)
                 how = constants_of_targets(self.model, fit, {None: neurons}, reference, batch_size=self.config.batch_size)[None]
             with ablate(self.model, neurons, how, reference=reference, seed=seed):
                 rows.append(evaluate_sample(self.model, self.sample, batch_size=self._batch_size, quiet=True).per_row)
             bar.update()
         return np.stack(rows)
-
-
-def _cells(config: Mapping[str, Any]) -> list[Cell]:
-    return [(seed, step) for seed in config["seeds"] for step in range(1, config["steps"] + 1)]
-
-
-def _cell_path(folder: Path, cell: Cell) -> Path:
-    return folder / "rows" / f"seed-{cell[0]}-step-{cell[1]:03d}.safetensors"
-
-
-def _read_cell(path: Path, cell: Cell) -> np.ndarray:
-    tensors, meta = load_tensors(path, "protocol")
-    if meta.get("cell") != list(cell):
-        raise CorruptFile(f"{path} contains another seed or step; delete it, and the same call recreates it")
-    return tensors["per_row"].numpy()
-
-
-def _write_cell(folder: Path, cell: Cell, rows: np.ndarray) -> None:
-    save_tensors(_cell_path(folder, cell), {"per_row": torch.from_numpy(rows)}, {"kind": "protocol", "cell": list(cell)})

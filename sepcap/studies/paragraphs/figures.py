@@ -55,7 +55,7 @@ PANELS = {ALONE: "This layer alone", FIRST: "Layers {first} to this one", LAST: 
 ROW_PX = 30
 
 
-def transfer_distances(result: Any, metric: str = "distance", *, kind: str = "all", width: Width = "column") -> go.Figure:
+def paragraph_distances(result: Any, metric: str = "distance", *, kind: str = "all", width: Width = "column") -> go.Figure:
     """Distance of generated texts from the true paragraph: a violin per condition over texts, with its median as a line and a number.
 
     Baselines with given tokens are drawn separately: they are compared with the rest of the paragraph only.
@@ -120,7 +120,7 @@ def transfer_distances(result: Any, metric: str = "distance", *, kind: str = "al
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 20, left=20, right=50, bottom=62)
 
 
-def transfer_layers(result: Any, *, kind: str = "all", layers: Sequence[int] | None = None, width: Width = "page") -> go.Figure:
+def paragraph_layers(result: Any, *, kind: str = "all", layers: Sequence[int] | None = None, width: Width = "page") -> go.Figure:
     """Gain in likelihood over the break alone with one layer, the first or the last layers patched; bands are 95% intervals over texts.
 
     Args:
@@ -180,7 +180,7 @@ def transfer_layers(result: Any, *, kind: str = "all", layers: Sequence[int] | N
     return new_figure(traces, layout, width=width, plot_px=total, left=74, top=30, legend_rows=3, legend_below=True)
 
 
-def transfer_positions(result: Any, *, kind: str = "all", width: Width = "column") -> go.Figure:
+def paragraph_positions(result: Any, *, kind: str = "all", width: Width = "column") -> go.Figure:
     """Gain in likelihood over the break alone, by token position in the paragraph; bars are 95% intervals over texts.
 
     Args:

@@ -39,12 +39,12 @@ class ParagraphTransfer(StudyResult):
     tokens), "bigrams" (share of the paragraph's distinct pairs of neighbouring tokens that were generated).
     """
 
-    STUDY: ClassVar[str] = "transfer"
+    STUDY: ClassVar[str] = "paragraph-transfer"
     TITLE: ClassVar[str] = "How much of the next paragraph is encoded at the break before it?"
     FIGURES: ClassVar[Figures] = {
-        "layers": ("Gain in likelihood from patching one layer, the first or the last layers", figures.transfer_layers),
-        "distances": ("Distance of generated texts from the true paragraph", figures.transfer_distances),
-        "positions": ("Gain in likelihood over the paragraph", figures.transfer_positions),
+        "layers": ("Gain in likelihood from patching one layer, the first or the last layers", figures.paragraph_layers),
+        "distances": ("Distance of generated texts from the true paragraph", figures.paragraph_distances),
+        "positions": ("Gain in likelihood over the paragraph", figures.paragraph_positions),
     }
 
     def difference(self, metric: str, condition: str, against: str = NEUTRAL, kind: str = "all") -> pd.Series:

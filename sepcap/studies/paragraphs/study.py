@@ -14,7 +14,7 @@ likelihoods are teacher-forced, so those of the break alone, from the next token
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,20 +34,17 @@ from sepcap.models.kinds import check_wraps, kind_of
 from sepcap.models.sites import SITES, n_layers, site_shape
 from sepcap.progress import progress
 from sepcap.studies.base.folder import Pieces, as_json
-from sepcap.studies.base.neuron_sets import layers_of
 from sepcap.studies.base.provenance import made_with
-from sepcap.studies.base.runner import run_study
+from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.paragraphs.conditions import OWN, Condition, Prompts, baselines, compared, donors_of, matched, profile
-from sepcap.studies.paragraphs.config import TRANSFERRED, ParagraphTransferConfig, Sites
+from sepcap.studies.paragraphs.config import ParagraphTransferConfig, Sites
 from sepcap.studies.paragraphs.result import ParagraphTransfer
 from sepcap.studies.paragraphs.tables import Found, make_tables
-from sepcap.tasks.passages import Passage, check_passage, passages
-
-__all__ = ["ParagraphTransfer", "TransferPlan", "plan_paragraph_transfer", "transfer_paragraphs"]
+from sepcap.tasks.passages import Passage, check_passage, passages, sample_passages
 
 
 @dataclass(frozen=True, eq=False)
-class TransferPlan:
+class ParagraphTransferPlan:
     """All inputs of a transfer, tokenised and checked; the model has not been run yet.
 
     Attributes:
@@ -105,44 +102,29 @@ class TransferPlan:
         )
 
 
+@study(ParagraphTransferConfig)
 @checked()
 def transfer_paragraphs(
-    model: Any,
-    source: str | Sequence[str] | Sequence[Passage],
-    at: str = "\n\n",
-    into: str = "\n\n",
-    layers: str | Sequence[int] = "all",
-    sites: str | Sequence[str] = TRANSFERRED,
-    scale: float = 1.0,
-    *,
-    embedder: str | Path | Any = "auto",
-    out: str | Path | None = None,
-    **options: Any,
+    model: Any, config: ParagraphTransferConfig, *, out: str | Path | None = None, say: Callable[[str], Any]
 ) -> ParagraphTransfer:
     """Patch activations at the break of source texts into the break alone, and measure how much of the next paragraph they transfer.
 
+    A tokenizer may encode a break as several tokens, or as one that includes neighbouring text: all tokens with a part of it are
+    patched, and the neutral prompt has the same tokens, after BOS if the tokenizer has one. With `out`, every part is written before the
+    next one begins, the same call resumes an interrupted study and reads a finished one.
+
     Args:
-        model: what `load_model` returns, a causal language model.
-        source: a text or several, each with a paragraph break (the last one followed by a paragraph is used); or passages, as
-            `sepcap.sample_passages` takes them from tasks.
-        at: the break. A tokenizer may encode it as several tokens, or as one that includes neighbouring text: all tokens with a part of
-            it are patched, and the neutral prompt has the same tokens.
-        into: the neutral prompt; BOS is put in front if the tokenizer has one. If it does not end with `at`, its last tokens are
-            patched, as many as both have, aligned at the end.
-        layers: "all" or numbers of layers.
-        sites: "mlp" and "attn_pre_out", one of them, or "resid": the residual stream after each block.
-        scale: factor on the activations.
-        embedder: embedder for distances: "auto" (all-mpnet-base-v2 if it is on this machine, else TF-IDF), "tf-idf", the
-            folder or name of a sentence-transformers model, a function from texts to vectors, or None; see `get_embedder`.
-        out: folder of the study; the same call resumes an interrupted study and reads a finished one.
-        options: other fields of `ParagraphTransferConfig`: tokens, temperature, samples, given, generate, profile, seed, batch_size, ….
+        model: what `load_model` returns, a causal language model; default is to load `config.model`.
+        config: a `ParagraphTransferConfig`; its fields can also be given as keywords.
+        out: folder of the study; without one, nothing is saved.
+        progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
         ParagraphTransfer with `.tables["differences"]`, `.tables["layers"]`, `.summary()` and `.figure()`.
 
     Raises:
-        TypeError: a source, layer or number of the wrong type.
-        ValueError: a source without such a break or with nothing after it, or too long; texts mixed with passages; an unknown site; a
+        TypeError: a text, layer or number of the wrong type.
+        ValueError: a text without such a break or with nothing after it, or too long; texts mixed with passages; an unknown site; a
             model that is not a causal language model.
         IndexError: a layer that the model does not have.
         FileExistsError: `out` contains something else (the differing fields are named).
@@ -150,23 +132,27 @@ def transfer_paragraphs(
     Source: [PAR]; METHODS section 14.
 
     Example:
-        >>> texts = sepcap.sample_passages(model.tokenizer, ["local-prose", "local-python"], 32)  # doctest: +SKIP
-        >>> print(*sepcap.transfer_paragraphs(model, texts).summary(), sep="\\n")  # doctest: +SKIP
+        >>> found = sepcap.transfer_paragraphs(model, tasks=["local-prose", "local-python"], n=32)  # doctest: +SKIP
+        >>> print(*found.summary(), sep="\\n")  # doctest: +SKIP
     """
-    names: Any = check_sites(sites)
-    config = ParagraphTransferConfig(at=at, into=into, layers=layers_of(layers), sites=names, scale=scale, **options)
-    return execute(plan_paragraph_transfer(model, source, config, embedder), out)
+    plan = plan_paragraph_transfer(model, config)
+    return run_study(ParagraphTransfer, plan.resolved, partial(_result, plan), out, plan.cost, say)
 
 
-def plan_paragraph_transfer(model: Any, source: Any, config: ParagraphTransferConfig, embedder: Any = "auto") -> TransferPlan:
+def plan_paragraph_transfer(model: Any, config: ParagraphTransferConfig) -> ParagraphTransferPlan:
     """Tokenise, find the breaks, choose the donors, and check that everything fits."""
     check_wraps(model, "transfer")
     if (kind := kind_of(model)) != "causal":
         raise ValueError(f"model is of kind {kind!r}: it cannot continue texts; give a causal language model")
     layers = _layers(model, config)
     patch_points(model, config.sites, layers)
-    sources = _sources(source)
-    found = _passages(model, sources, config)
+    texts, without = config.texts, ("tasks",)  # the kinds are the names of the tasks
+    if texts is None:
+        how = {"context": config.context, "following": config.following, "at": config.at}
+        texts = sample_passages(model.tokenizer, config.tasks, config.n, **how)
+    else:
+        texts, without = _texts(texts), ("tasks", "n", "context", "following")
+    found = _passages(model, texts, config)
     prompts = Prompts.of(model.tokenizer, config)
     donors = donors_of(found, config.seed)
     main = compared(layers, list(donors))
@@ -176,15 +162,16 @@ def plan_paragraph_transfer(model: Any, source: Any, config: ParagraphTransferCo
         generation += [c for c in layerwise if c.donor == OWN]
     _check_room(model, found, prompts, main + generation, config)
     decode = model.tokenizer.decode
-    used = get_embedder(embedder) if config.generate else (None, None)
+    used = get_embedder(config.embedder) if config.generate else (None, None)
     spelled = Counter(tuple(decode([token]) for token in p.gap) for p in found)
-    resolved = dataclasses.asdict(config) | {
+    fields = dataclasses.asdict(dataclasses.replace(config, texts=(), tasks=(), embedder=None))
+    resolved = {name: value for name, value in fields.items() if name not in without} | {
         **made_with(model),
         "layers": list(layers),
         "sites": list(check_sites(config.sites)),
         "texts": len(found),
         "kinds": dict(Counter(p.kind for p in found)),
-        "break": _chosen(sources, config),
+        "break": _chosen(texts, config),
         "breaks": [[list(tokens), n] for tokens, n in spelled.most_common()],
         "conditions": [c.name for c in main],
         "embedder": used[1],
@@ -194,38 +181,38 @@ def plan_paragraph_transfer(model: Any, source: Any, config: ParagraphTransferCo
         "donors": matched(found, donors),
         "passages": hashlib.sha256(repr(found).encode()).hexdigest()[:16],
     }
-    return TransferPlan(config, model, found, prompts, donors, main + layerwise, generation, used, resolved)
+    return ParagraphTransferPlan(config, model, found, prompts, donors, main + layerwise, generation, used, resolved)
 
 
 def _layers(model: Any, config: ParagraphTransferConfig) -> tuple[int, ...]:
     return check_layers(None if isinstance(config.layers, str) else config.layers, n_layers(model))
 
 
-def _sources(source: Any) -> list[Any]:
+def _texts(given: Any) -> list[Any]:
     """Texts or passages, one or several, as a list of one type."""
-    if isinstance(source, str | Passage):
-        return [source]
+    if isinstance(given, str | Passage):
+        return [given]
     try:
-        sources = list(source)
+        texts = list(given)
     except TypeError:
-        raise TypeError(f"source={source!r}: give a text, several texts, or passages") from None
-    if not sources:
-        raise ValueError("source is empty: give a text or several")
-    if 0 < (n := sum(isinstance(text, Passage) for text in sources)) < len(sources):
-        raise ValueError(f"source has {n} passages among {len(sources)} texts: give texts alone or passages alone")
-    return sources
+        raise TypeError(f"texts={given!r}: give a text, several texts, or passages") from None
+    if not texts:
+        raise ValueError("texts is empty: give a text or several")
+    if 0 < (n := sum(isinstance(text, Passage) for text in texts)) < len(texts):
+        raise ValueError(f"texts has {n} passages among {len(texts)} texts: give texts alone or passages alone")
+    return texts
 
 
-def _passages(model: Any, sources: list[Any], config: ParagraphTransferConfig) -> list[Passage]:
-    if isinstance(sources[0], Passage):
-        found = [check_passage(p, f"source[{i}]", model.cfg.d_vocab) for i, p in enumerate(sources)]
+def _passages(model: Any, texts: list[Any], config: ParagraphTransferConfig) -> list[Passage]:
+    if isinstance(texts[0], Passage):
+        found = [check_passage(p, f"texts[{i}]", model.cfg.d_vocab) for i, p in enumerate(texts)]
         return [dataclasses.replace(p, following=p.following[: config.paragraph_tokens]) for p in found]
-    return passages(model.tokenizer, sources, config.at, most=config.paragraph_tokens, which=config.which)
+    return passages(model.tokenizer, texts, config.at, most=config.paragraph_tokens, which=config.which)
 
 
-def _chosen(sources: list[Any], config: ParagraphTransferConfig) -> str:
+def _chosen(texts: list[Any], config: ParagraphTransferConfig) -> str:
     """Which break of every text is used, in words."""
-    if isinstance(sources[0], Passage):
+    if isinstance(texts[0], Passage):
         return "the break of each passage"
     number = {-1: "the last", 0: "the first"}.get(config.which, f"number {config.which}")
     return f"{number} of the breaks {config.at!r} that a paragraph follows"
@@ -240,7 +227,7 @@ def _check_room(model: Any, found: list[Passage], prompts: Prompts, conditions: 
             ids = len(prompts.prompt(passage, condition))
             if ids + after > most:
                 raise ValueError(
-                    f"source[{i}] is too long: {ids} tokens of prompt and {after} after it, but this model takes at most "
+                    f"texts[{i}] is too long: {ids} tokens of prompt and {after} after it, but this model takes at most "
                     f"{most}. Shorten the context, or give smaller tokens= and paragraph_tokens="
                 )
 
@@ -249,18 +236,13 @@ def _shapes(model: Any, sites: Sequence[Sites]) -> list[tuple[int, ...]]:
     return [site_shape(model, name) if name in SITES else (n_layers(model), model.cfg.d_model) for name in check_sites(sites)]
 
 
-def execute(plan: TransferPlan, out: str | Path | None = None) -> ParagraphTransfer:
-    """Run a plan; with `out`, every part is written before the next one starts."""
-    return run_study(ParagraphTransfer, plan.resolved, partial(_result, plan), out)
-
-
-def _result(plan: TransferPlan, pieces: Pieces) -> ParagraphTransfer:
+def _result(plan: ParagraphTransferPlan, pieces: Pieces) -> ParagraphTransfer:
     donors, embedder = plan.donors, plan.embedder[0]
     tables, tensors = make_tables(_measure(plan, pieces), plan.passages, plan.model.tokenizer, donors, plan.config, plan.resolved, embedder)
     return ParagraphTransfer(as_json({"study": ParagraphTransfer.STUDY, **plan.resolved}), tables, tensors)
 
 
-def _measure(plan: TransferPlan, pieces: Pieces) -> Found:
+def _measure(plan: ParagraphTransferPlan, pieces: Pieces) -> Found:
     """Likelihoods and generated texts of every condition, batch by batch."""
     size, n = plan.config.batch_size, len(plan.passages)
     found = Found({}, {})
@@ -293,7 +275,7 @@ def _measure(plan: TransferPlan, pieces: Pieces) -> Found:
 class _Batch:
     """A batch of texts; activations of each donor are computed once, when they are first needed."""
 
-    def __init__(self, plan: TransferPlan, first: int, last: int) -> None:
+    def __init__(self, plan: ParagraphTransferPlan, first: int, last: int) -> None:
         self._plan, self._first, self._last = plan, first, last
         self._taken: dict[str, tuple[list[int], Taken]] = {}
 

@@ -15,9 +15,9 @@ from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.models.loading.load import load_model
 from sepcap.progress import tell
 from sepcap.storage import html_card, make_folder, sole_writer, write_atomically
-from sepcap.studies.ablations.figures import ablation_protocol as ablation_protocol_figure
-from sepcap.studies.ablations.random_neurons import AblationSweep, sweep_ablation
-from sepcap.studies.base.folder import identity_of, study_config
+from sepcap.studies.ablations.figures import ablation_sweep
+from sepcap.studies.ablations.random_neurons import CELLS, AblationSweep, sweep_ablation
+from sepcap.studies.base.folder import PIECES, identity_of, study_config
 from sepcap.studies.base.result import Figures, Shown
 from sepcap.studies.overlaps.figures import overlap_ratios
 from sepcap.studies.overlaps.study import Overlap, OverlapPlan, run_overlaps
@@ -160,7 +160,7 @@ class Reproduction(Shown):
         if self.study.kind == "prune":
             return drop_against_drop(self.results, **options)
         if self.study.kind == "ablate":
-            return ablation_protocol_figure(self.results["protocol"], **options)
+            return ablation_sweep(self.results["protocol"], **options)
         return overlap_ratios(self.results["overlaps"], **options)
 
     @checked()
@@ -268,7 +268,7 @@ def _ablate(
     for name, config in configs.items():
         sample = sample_task(model, load_task(config.task), "evaluate", config.tokens, check_context(model, config.context))
         sets = config.steps * len(config.seeds)
-        left = sets - len(list((folder / name / "rows").glob("*.safetensors")))
+        left = sets - len(list((folder / name / PIECES / CELLS).glob("*.safetensors")))
         passes = left * len(config.kinds) + (left == sets)
         tokens = passes * sample.tokens + config.reference_tokens * (left == sets)
         if left:

@@ -5,15 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from planted_ablations import planted_config
 
 import sepcap
-from sepcap.errors import CorruptFile
 from sepcap.evaluation.next_token import evaluate_sample
-from sepcap.evaluation.result import COUNTS, Evaluation
+from sepcap.evaluation.result import COUNTS
 from sepcap.interventions.optimal import fit_constants
 from sepcap.models.forward import logits_of
 from sepcap.selection.neurons import NeuronSet
-from sepcap.storage import save_tensors
 from sepcap.studies.ablations import heads as module
 from sepcap.studies.ablations.config import COMPARED
 from sepcap.studies.ablations.fit import FIT, constants_of_targets, spread
@@ -30,7 +29,7 @@ def shared(trained_folder, letters):
     torch.set_num_threads(1)
     model = sepcap.load_model(trained_folder, device="cpu")
     reference = sepcap.collect(model, letters, tokens=1000, sites="attn_pre_out", histogram=True)
-    return model, reference, compare_ablations(model, letters, reference=reference, seed=3, **TOKENS)
+    return model, reference, compare_ablations(model, task=letters, reference=reference, seed=3, **TOKENS)
 
 
 def samples(model, texts):
@@ -76,7 +75,7 @@ def test_each_change_is_that_of_a_whole_evaluation_under_the_ablation(shared, le
 def test_a_head_that_writes_nothing_makes_no_difference_however_it_is_ablated(trained, letters):
     with torch.no_grad():
         trained.blocks[1].attn.W_O[2] = 0
-    table = compare_ablations(trained, letters, layer=1, head=[2, 3], **TOKENS).table
+    table = compare_ablations(trained, task=letters, layer=1, head=(2, 3), **TOKENS).table
     silent, other = table[table["head"] == 2], table[table["head"] == 3]
     columns = [f"delta_{metric}{end}" for metric in ("loss", "top1") for end in ("", "_low", "_high")]
     assert (silent[columns] == 0).all(axis=None)
@@ -101,30 +100,30 @@ def test_only_the_layers_from_the_ablated_one_on_run_again(trained, letters):
     runs = [0, 0]
     for layer in (0, 1):
         trained.blocks[layer].attn.register_forward_hook(lambda *_, layer=layer: runs.__setitem__(layer, runs[layer] + 1))
-    found = compare_ablations(trained, letters, layer=1, kinds=["zero"], tokens=400)
+    found = compare_ablations(trained, task=letters, layer=1, kinds=("zero",), tokens=400)
     batches = -(-len(found.before.per_row) // 16)
     assert runs == [batches, batches * 5]
 
 
 def test_heads_can_be_asked_for_in_several_ways(shared, letters):
     model, reference, found = shared
-    options = {"kinds": ["zero", "mean"], "reference": reference, "tokens": 400}
+    options = {"kinds": ("zero", "mean"), "reference": reference, "tokens": 400}
 
     def targets(**which):
-        return compare_ablations(model, letters, **which, **options).targets
+        return compare_ablations(model, task=letters, **which, **options).targets
 
     assert targets(layer=1) == ((1, 0), (1, 1), (1, 2), (1, 3))
     assert targets(layer=0, head=2) == ((0, 2),)
-    assert targets(head=[(0, 3), (1, 0)]) == ((0, 3), (1, 0))
-    as_set = compare_ablations(model, letters, neurons=NeuronSet.heads(model, [(1, 2)]), **options)
-    np.testing.assert_allclose(as_set.per_row[0, 1], found.evaluation("mean", 1, 2).per_row, atol=1e-9)
+    assert targets(head=((0, 3), (1, 0))) == ((0, 3), (1, 0))
+    as_set = compare_ablations(model, task=letters, neurons=NeuronSet.heads(model, [(1, 2)]), **options)
+    np.testing.assert_allclose(as_set.tensors["per_row"][0, 1], found.evaluation("mean", 1, 2).per_row, atol=1e-9)
     assert as_set.table["layer"].isna().all()
 
 
 def test_a_set_over_several_layers_and_sites_is_ablated_as_a_whole(shared, letters):
     model = shared[0]
     neurons = NeuronSet.random(model, {"mlp": 0.2, "attn_pre_out": 0.3}, seed=1)
-    found = compare_ablations(model, letters, neurons=neurons, kinds=["zero", "resample"], tokens=400, seed=5)
+    found = compare_ablations(model, task=letters, neurons=neurons, kinds=("zero", "resample"), tokens=400, seed=5)
     sample = samples(model, letters)[0]
     for kind in ("zero", "resample"):
         with sepcap.ablate(model, neurons, kind, seed=5):
@@ -134,26 +133,27 @@ def test_a_set_over_several_layers_and_sites_is_ablated_as_a_whole(shared, lette
 
 def test_the_same_seed_gives_the_same_bits_and_another_changes_resampling_alone(shared, letters):
     model, reference, found = shared
-    again, other = (compare_ablations(model, letters, layer=0, reference=reference, seed=s, **TOKENS) for s in (3, 4))
-    assert (again.per_row == found.per_row[:4]).all()
+    again, other = (compare_ablations(model, task=letters, layer=0, reference=reference, seed=s, **TOKENS) for s in (3, 4))
+    again, other, found = (result.tensors["per_row"] for result in (again, other, found))
+    assert (again == found[:4]).all()
     for j, kind in enumerate(COMPARED):
-        assert (other.per_row[:, j] == again.per_row[:, j]).all() == (kind != "resample")
+        assert (other[:, j] == again[:, j]).all() == (kind != "resample")
 
 
 def test_the_batch_size_changes_nothing_but_resampling(shared, letters):
     model, reference, found = shared
     kinds = ("zero", "mean", "median", "peak")
-    small = compare_ablations(model, letters, kinds=kinds, reference=reference, batch_size=3, tokens=400)
-    np.testing.assert_allclose(small.per_row, found.per_row[:, : len(kinds)], atol=1e-3)
+    small = compare_ablations(model, task=letters, kinds=kinds, reference=reference, batch_size=3, tokens=400)
+    np.testing.assert_allclose(small.tensors["per_row"], found.tensors["per_row"][:, : len(kinds)], atol=1e-3)
 
 
 def test_an_ablation_around_the_call_is_part_of_the_model(shared, letters):
-    model, options = shared[0], {"kinds": ["zero"], "tokens": 400}
+    model, options = shared[0], {"kinds": ("zero",), "tokens": 400}
     gone = NeuronSet.heads(model, [(0, 0), (1, 1)])
     with sepcap.ablate(model, NeuronSet.heads(model, [(0, 0)])):
-        inside = compare_ablations(model, letters, layer=1, head=1, **options)
-    outside = compare_ablations(model, letters, neurons=gone, **options)
-    np.testing.assert_allclose(inside.per_row, outside.per_row, atol=1e-5)
+        inside = compare_ablations(model, task=letters, layer=1, head=1, **options)
+    outside = compare_ablations(model, task=letters, neurons=gone, **options)
+    np.testing.assert_allclose(inside.tensors["per_row"], outside.tensors["per_row"], atol=1e-5)
     assert inside.before.loss != outside.before.loss
 
 
@@ -161,7 +161,7 @@ def test_the_model_is_left_as_it_was(trained, letters):
     ids = torch.arange(3, 20)[None]
     before = logits_of(trained, ids)
     hooks = sum(len(point.fwd_hooks) for point in trained.hook_dict.values())
-    compare_ablations(trained, letters, layer=1, head=0, **TOKENS)
+    compare_ablations(trained, task=letters, layer=1, head=0, **TOKENS)
     assert sum(len(point.fwd_hooks) for point in trained.hook_dict.values()) == hooks
     assert all(weight.requires_grad for weight in trained.original_model.parameters())
     assert torch.equal(logits_of(trained, ids), before)
@@ -175,12 +175,12 @@ def planted(changes, rows=30, noise=0.0):
     per_row[:, COUNTS.index("top1")] = n / 2
     # the level differs far more between rows than any change: only a paired interval can see one
     per_row[:, COUNTS.index("loss")] = n * (2 + np.resize([-1, 1], rows))
-    before = Evaluation("planted", per_row, (), {"sample": "s"})
     after = np.repeat(per_row[None, None], len(changes), axis=0)
     draw = np.random.default_rng(0).normal(0, noise, (len(changes), rows))
     for i, change in enumerate(changes):
         after[i, 0, :, COUNTS.index("loss")] += n * (change + draw[i] - draw[i].mean())
-    return AblationComparison(tuple((0, h) for h in range(len(changes))), ("zero",), before, after, {})
+    config = planted_config(task="planted", targets=[(0, h) for h in range(len(changes))], controls=0, kinds=("zero",))
+    return AblationComparison.of(config, per_row, after, np.arange(rows))
 
 
 def test_the_interval_is_paired_and_holds_zero_only_where_nothing_changed():
@@ -193,28 +193,28 @@ def test_the_interval_is_paired_and_holds_zero_only_where_nothing_changed():
     assert (table[["delta_top1", "delta_top1_low", "delta_top1_high"]] == 0).all(axis=None)
 
 
-def test_a_comparison_comes_back_from_its_file(shared, tmp_path):
+def test_a_comparison_comes_back_from_its_folder(shared, tmp_path):
     found = shared[2]
-    found.save(tmp_path / "c.safetensors")
-    back = AblationComparison.load(tmp_path / "c.safetensors")
-    assert (back.targets, back.kinds, back.info) == (found.targets, found.kinds, found.info)
+    found.save(tmp_path / "c")
+    back = AblationComparison.load(tmp_path / "c")
+    assert (back.targets, back.kinds, back.config) == (found.targets, found.kinds, found.config)
+    assert all(torch.equal(tensor, back.tensors[name]) for name, tensor in found.tensors.items())
     assert back.table.equals(found.table)
+    assert back.evaluation("zero", 0, 1).difference(back.before) == found.evaluation("zero", 0, 1).difference(found.before)
+    assert (back.before.info, back.before.skip_tokens) == (found.before.info, found.before.skip_tokens)
     assert "zero" in back._repr_html_()
 
 
-def test_a_file_that_does_not_say_which_rows_are_of_one_document_is_refused(tmp_path, monkeypatch):
-    def without_clusters(path, tensors, meta):
-        save_tensors(path, {name: tensor for name, tensor in tensors.items() if name != "clusters"}, meta)
-
-    monkeypatch.setattr(module, "save_tensors", without_clusters)
-    planted([0.1], noise=0.1).save(tmp_path / "c")
-    with pytest.raises(CorruptFile, match=r"tensor 'clusters' is missing: the file was written by another version"):
-        AblationComparison.load(tmp_path / "c")
+def test_rows_without_the_document_of_each_are_no_evaluation():
+    found = planted([0.1], noise=0.1)
+    without = {name: tensor for name, tensor in found.tensors.items() if name != "clusters"}
+    with pytest.raises(KeyError, match="clusters"):
+        dataclasses.replace(found, tensors=without).evaluation("zero")
 
 
 def test_a_folder_is_written_when_all_is_there_and_read_by_the_same_call(shared, letters, tmp_path, monkeypatch):
     model, reference, _ = shared
-    options = {"layer": 1, "head": 1, "kinds": ["zero", "peak"], "reference": reference, "tokens": 400}
+    options = {"layer": 1, "head": 1, "kinds": ("zero", "peak"), "reference": reference, "tokens": 400}
 
     def fails(*args):
         raise RuntimeError("computed")
@@ -222,24 +222,24 @@ def test_a_folder_is_written_when_all_is_there_and_read_by_the_same_call(shared,
     with monkeypatch.context() as broken:
         broken.setattr(module, "_measure", fails)
         with pytest.raises(RuntimeError, match="computed"):
-            compare_ablations(model, letters, **options, out=tmp_path / "c")
+            compare_ablations(model, task=letters, **options, out=tmp_path / "c")
     with pytest.raises(FileNotFoundError, match="is not finished"):
         AblationComparison.load(tmp_path / "c")
-    found = compare_ablations(model, letters, **options, out=tmp_path / "c")
-    assert found.table.equals(compare_ablations(model, letters, **options).table)
+    found = compare_ablations(model, task=letters, **options, out=tmp_path / "c")
+    assert found.table.equals(compare_ablations(model, task=letters, **options).table)
     monkeypatch.setattr(module, "_measure", fails)
-    for back in (compare_ablations(model, letters, **options, out=tmp_path / "c"), sepcap.load_result(tmp_path / "c")):
+    for back in (compare_ablations(model, task=letters, **options, out=tmp_path / "c"), sepcap.load_result(tmp_path / "c")):
         assert back.folder == found.folder == tmp_path / "c"
         assert back.table.equals(found.table)
     one, other = (NeuronSet({"mlp": torch.arange(144).view(2, 72) % 7 == rest}) for rest in (0, 1))
-    for change in ({"seed": 1}, {"head": 2}, {"kinds": ["zero"]}, {"tokens": 300}, {"reference": None}, {"batch_size": 3}):
+    for change in ({"seed": 1}, {"head": 2}, {"kinds": ("zero",)}, {"tokens": 300}, {"reference": None}, {"batch_size": 3}):
         field = "targets" if "head" in change else next(iter(change))
         with pytest.raises(FileExistsError, match=f"another configuration.*{field}"):
-            compare_ablations(model, letters, **{**options, **change}, out=tmp_path / "c")
+            compare_ablations(model, task=letters, **{**options, **change}, out=tmp_path / "c")
     with pytest.raises(RuntimeError, match="computed"):
-        compare_ablations(model, letters, neurons=one, kinds=["zero"], tokens=400, out=tmp_path / "set")
+        compare_ablations(model, task=letters, neurons=one, kinds=("zero",), tokens=400, out=tmp_path / "set")
     with pytest.raises(FileExistsError, match=r"another configuration \(neurons"):
-        compare_ablations(model, letters, neurons=other, kinds=["zero"], tokens=400, out=tmp_path / "set")
+        compare_ablations(model, task=letters, neurons=other, kinds=("zero",), tokens=400, out=tmp_path / "set")
 
 
 def test_the_rows_to_fit_to_come_from_all_over_the_sample(shared, letters):
@@ -260,24 +260,34 @@ def test_batches_are_even():
     ("options", "error", "says"),
     [
         ({"head": 1}, ValueError, "give layer= too"),
-        ({"head": [1, 2]}, ValueError, "give layer= too"),
+        ({"head": (1, 2)}, ValueError, "give layer= too"),
         ({"layer": 2}, IndexError, r"head \(2, 0\)"),
         ({"layer": 0, "head": 4}, IndexError, r"head \(0, 4\)"),
-        ({"layer": 0, "head": []}, ValueError, "no head to ablate"),
-        ({"kinds": ["zreo"]}, ValueError, "Did you mean 'zero'"),
-        ({"kinds": []}, ValueError, "kinds is empty"),
+        ({"layer": 0, "head": ()}, ValueError, "no head to ablate"),
+        ({"kinds": ()}, ValueError, r"kinds=\(\): give a tuple of at least one"),
         ({"layer": 0, "neurons": NeuronSet({"mlp": torch.ones(2, 72, dtype=torch.bool)})}, ValueError, "not both"),
         ({"neurons": NeuronSet({"mlp": torch.zeros(2, 72, dtype=torch.bool)})}, ValueError, "neurons is empty"),
     ],
 )
 def test_bad_input_is_named(shared, letters, options, error, says):
     with pytest.raises(error, match=says):
-        compare_ablations(shared[0], letters, **options)
+        compare_ablations(shared[0], task=letters, **options)
+
+
+def test_kinds_and_lists_are_checked_by_the_configuration():
+    config = sepcap.AblationComparisonConfig()
+    for name, value in {"kinds": ["zero"], "layer": [0, 1], "head": range(2)}.items():  # past the type checks of the tests
+        object.__setattr__(config, name, value)
+    config.__post_init__()
+    assert (config.kinds, config.layer, config.head) == (("zero",), (0, 1), (0, 1))
+    object.__setattr__(config, "kinds", ("zreo",))
+    with pytest.raises(ValueError, match="Did you mean 'zero'"):
+        config.__post_init__()
 
 
 def test_a_reference_without_histograms_is_refused_before_anything_is_run(shared, letters, tmp_path):
     model, reference, _ = shared
     bare = sepcap.Statistics({site: dataclasses.replace(stats, histogram=None) for site, stats in reference.items()})
     with pytest.raises(ValueError, match="histogram=True"):
-        compare_ablations(model, letters, layer=0, kinds=["peak"], reference=bare, tokens=400, out=tmp_path / "c")
+        compare_ablations(model, task=letters, layer=0, kinds=("peak",), reference=bare, tokens=400, out=tmp_path / "c")
     assert not (tmp_path / "c").exists()

@@ -1,5 +1,6 @@
 """Figures of ablations: what is drawn is what was measured."""
 
+import dataclasses
 import json
 import re
 
@@ -7,9 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.io
 import pytest
+from planted_ablations import planted_config
 
 from sepcap import plots
-from sepcap.evaluation.result import COUNTS, Evaluation
+from sepcap.evaluation.result import COUNTS
 from sepcap.studies.ablations.config import COMPARED
 from sepcap.studies.ablations.heads import AblationComparison
 from sepcap.studies.ablations.random_neurons import AblationSweep
@@ -28,14 +30,15 @@ def rows_of(loss, top1, rows=20):
 
 def comparison(targets, kinds=COMPARED, unsure=(), rows=20):
     """Kind j on target i changes the loss by 0.01·(10·i + j), and top-1 by a tenth of its negative; unsure ones scatter around 0."""
-    before = Evaluation("t", rows_of(2.0, 0.5, rows), (), {"sample": "s"})
+    before = rows_of(2.0, 0.5, rows)
     per_row = np.stack(
         [[rows_of(2.0 + 0.01 * (10 * i + j), 0.5 - 0.001 * (10 * i + j), rows) for j in range(len(kinds))] for i in range(len(targets))]
     )
     for i, j in unsure:
-        per_row[i, j] = before.per_row
+        per_row[i, j] = before
         per_row[i, j, :, COUNTS.index("loss")] += N * np.resize([-0.2, -0.2, 0.2, 0.2], rows)
-    return AblationComparison(tuple(targets), tuple(kinds), before, per_row, {})
+    config = planted_config(task="t", targets=targets, controls=0, kinds=kinds)
+    return AblationComparison.of(config, before, per_row, np.arange(rows))
 
 
 def grid(layers=2, heads=3):
@@ -119,31 +122,22 @@ def test_a_model_of_many_heads_makes_a_small_file():
     draw = np.random.default_rng(0).normal(size=len(table))
     for column, value in {"delta_loss": draw, "delta_loss_low": draw - 0.5, "delta_loss_high": draw + 0.5}.items():
         table[column] = value
-    found.__dict__["table"] = table
+    found = dataclasses.replace(found, tables={"ablations": table})
     assert len(plots.ablations(found).to_json()) < 300_000
 
 
-def protocol(kinds=("zero", "mean"), seeds=(0, 1)):
-    config = {
-        "model": "m",
-        "task": "<b>t</b>",
-        "site": "attn_pre_out",
-        "steps": 2,
-        "seeds": list(seeds),
-        "kinds": list(kinds),
-        "neurons": 64,
-    }
-    cells = {
-        (seed, step): np.stack([rows_of(2 + step * (1 + j) + 0.1 * s, 0.5 / (1 + step + j + s)) for j in range(len(kinds))])
-        for s, seed in enumerate(seeds)
-        for step in (1, 2)
-    }
-    return AblationSweep(config, Evaluation("t", rows_of(2.0, 0.5), (), {}), cells)
+def sweep(kinds=("zero", "mean"), seeds=(0, 1)):
+    config = planted_config(task="<b>t</b>", site="attn_pre_out", steps=2, seeds=seeds, kinds=kinds, neurons=64)
+    cells = [
+        [[rows_of(2 + step * (1 + j) + 0.1 * s, 0.5 / (1 + step + j + s)) for j in range(len(kinds))] for step in (1, 2)]
+        for s in range(len(seeds))
+    ]
+    return AblationSweep.of(config, rows_of(2.0, 0.5), np.array(cells), np.arange(20))
 
 
-def test_the_protocol_is_a_line_per_kind_in_both_panels_within_its_band():
-    result = protocol()
-    fig = plots.ablation_protocol(result)
+def test_the_sweep_is_a_line_per_kind_in_both_panels_within_its_band():
+    result = sweep()
+    fig = plots.ablation_sweep(result)
     lines, bands = drawn(fig), [t for t in fig.data if t.fill == "toself"]
     assert [(t.name, t.yaxis, t.showlegend) for t in lines] == [
         ("zero", "y", True),
@@ -168,13 +162,13 @@ def test_the_protocol_is_a_line_per_kind_in_both_panels_within_its_band():
 
 def test_a_kind_looks_the_same_in_both_figures():
     points = {t.name: t.marker.color for t in drawn(plots.ablations(comparison([(0, 0)])))}
-    for line in drawn(plots.ablation_protocol(protocol(kinds=("peak", "zero")))):
+    for line in drawn(plots.ablation_sweep(sweep(kinds=("peak", "zero")))):
         assert line.line.color == points[line.name]
 
 
 @pytest.mark.parametrize("width", ["column", "page"])
 def test_the_figures_are_plain_data(width):
-    for fig in (plots.ablations(comparison(grid()), width=width), plots.ablation_protocol(protocol(seeds=(4,)), width=width)):
+    for fig in (plots.ablations(comparison(grid()), width=width), plots.ablation_sweep(sweep(seeds=(4,)), width=width)):
         assert json.loads(plotly.io.to_json(fig))["layout"]["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)
 
 

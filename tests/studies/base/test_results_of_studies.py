@@ -1,6 +1,5 @@
 """Every study that the package had before there were study results: saved, opened by `load_result`, and shown on a page."""
 
-import dataclasses
 import shutil
 
 import numpy as np
@@ -34,12 +33,12 @@ def studies(trained_folder, letters, digits, tmp_path_factory):
     model = sepcap.load_model(trained_folder, device="cpu")
     pair = {"forget": letters, "retain": digits}
     small = {"steps": 2, "tokens": 300, "eval_tokens": 900}
-    protocol = AblationSweepConfig(task=letters, steps=2, seeds=(0, 1), kinds=("zero", "mean"), tokens=300, reference_tokens=500)
-    ablations = compare_ablations(model, letters, layer=1, kinds=("zero", "mean"), tokens=400, reference_tokens=400)
+    sweep = AblationSweepConfig(task=letters, steps=2, seeds=(0, 1), kinds=("zero", "mean"), tokens=300, reference_tokens=500)
+    ablations = compare_ablations(model, task=letters, layer=1, kinds=("zero", "mean"), tokens=400, reference_tokens=400)
     ablations.save(folder / "ablations")
     methods = MethodComparisonConfig(**pair, **small, methods=("mlp",), seeds=(0,), mlp={"mlp": 0.4})
     return {
-        AblationSweep: sweep_ablation(model, protocol, out=folder / "protocol"),
+        AblationSweep: sweep_ablation(model, sweep, out=folder / "sweep"),
         AblationComparison: ablations,
         MethodComparison: compare_methods(model, methods, folder / "methods"),
         Comparison: compare(model, sepcap.PruningConfig(**pair, **small, fractions={"mlp": 0.4}), folder / "demo", baseline_seeds=2),
@@ -107,15 +106,14 @@ def test_the_tables_of_saved_results_are_files(studies):
 
 def test_a_result_in_memory_is_saved_like_one_that_was_made_in_a_folder(studies, tmp_path):
     made = studies[AblationSweep]
-    held = AblationSweep(made.config, made.before, made.per_row)
+    held = AblationSweep(made.config, made.tables, made.tensors)
     assert held.folder is None
     held.save(tmp_path / "p")
     same_tables(load_result(tmp_path / "p"), made)
-    for path in made.folder.rglob("*.safetensors"):
-        if path.name != "reference.safetensors":  # what constants come from is no part of the result
-            assert (tmp_path / "p" / path.relative_to(made.folder)).read_bytes() == path.read_bytes()
+    for name in ("tensors.safetensors", "tables/by_kind.parquet", "tables/table.parquet"):
+        assert (tmp_path / "p" / name).read_bytes() == (made.folder / name).read_bytes()
     with pytest.raises(FileExistsError, match="another configuration"):
-        AblationSweep({**made.config, "steps": 9}, made.before, made.per_row).save(tmp_path / "p")
+        AblationSweep({**made.config, "steps": 9}, made.tables, made.tensors).save(tmp_path / "p")
 
 
 @pytest.mark.parametrize(("kind", "run"), [(Comparison, "random-per_layer-reverse-1"), (Reproduction, "random")])
@@ -156,20 +154,20 @@ def test_another_study_in_the_folder_is_refused(studies, trained, letters, digit
 
 
 def test_the_sentences_state_the_numbers_of_the_tables(studies):
-    protocol = studies[AblationSweep]
-    rows = protocol.by_kind.sort_values("top1_at_50", ascending=False)
-    for sentence, row in zip(protocol.summary()[1:], rows.to_dict("records"), strict=False):
+    sweep = studies[AblationSweep]
+    rows = sweep.by_kind.sort_values("top1_at_50", ascending=False)
+    for sentence, row in zip(sweep.summary()[1:], rows.to_dict("records"), strict=False):
         assert sentence.startswith(f"{row['kind']}: with half of the neurons ablated, top-1 was {row['top1_at_50']:.3f}")
     # ranked on one half of the documents, the difference on the other, by hand
-    clusters, hits, n = protocol.before.clusters, COUNTS.index("top1"), COUNTS.index("n")
+    clusters, hits, n = sweep.before.clusters, COUNTS.index("top1"), COUNTS.index("n")
     top1 = []
     for part in halves(int(clusters.max()) + 1, np.random.default_rng(0)):
-        rows = sum(protocol.per_row[seed, 1] for seed in (0, 1))[:, np.isin(clusters, part)].sum(1)
+        rows = sweep.tensors["per_row"][:, 0].sum(0).numpy()[:, np.isin(clusters, part)].sum(1)
         top1.append(dict(zip(("zero", "mean"), rows[:, hits] / rows[:, n], strict=True)))
     first, second = sorted(top1[0], key=lambda kind: -top1[0][kind])
     said = f"{first} ranks before {second} at 50% ablated; on the other half, their difference in top-1 is "
     said += f"{top1[1][first] - top1[1][second]:+.4f}"
-    assert said in protocol.summary()[-1]
+    assert said in sweep.summary()[-1]
     ablations = studies[AblationComparison].table
     for kind, of_kind in ablations.groupby("kind"):
         unsure = ((of_kind["delta_loss_low"] <= 0) & (of_kind["delta_loss_high"] >= 0)).sum()
@@ -196,7 +194,7 @@ def test_the_sentences_state_the_numbers_of_the_tables(studies):
 
 
 def test_a_single_head_has_its_interval_in_the_sentence(trained, letters):
-    found = compare_ablations(trained, letters, layer=0, head=1, kinds=("zero",), tokens=400, reference_tokens=400)
+    found = compare_ablations(trained, task=letters, layer=0, head=1, kinds=("zero",), tokens=400, reference_tokens=400)
     row = found.table.iloc[0]
     assert f"({'95% bootstrap interval'} {row['delta_loss_low']:+.4f} to {row['delta_loss_high']:+.4f})" in found.summary()[1]
 
@@ -229,13 +227,12 @@ def test_what_a_model_that_is_never_right_has_not_is_said_in_words(never_right, 
         assert ">nan<" not in page
 
 
-def test_a_protocol_of_a_model_that_is_never_right_has_no_area(studies):
+def test_a_sweep_of_a_model_that_is_never_right_has_no_area(studies):
     result = studies[AblationSweep]
-    hits = COUNTS.index("top1")
-    before, per_row = result.before.per_row.copy(), {cell: rows.copy() for cell, rows in result.per_row.items()}
-    for rows in (before, *per_row.values()):
-        rows[..., hits] = 0
-    never = dataclasses.replace(result, before=dataclasses.replace(result.before, per_row=before), per_row=per_row)
+    arrays = {name: tensor.numpy().copy() for name, tensor in result.tensors.items()}
+    for name in ("before", "per_row"):
+        arrays[name][..., COUNTS.index("top1")] = 0
+    never = AblationSweep.of(result.config, **arrays)
     why = "the area under top-1 is undefined, because the top-1 accuracy of the unablated model is 0"
     assert all(why in said for said in never.summary()[1:3])
     assert not any("nan" in said for said in never.summary())

@@ -2,19 +2,20 @@
 
 import dataclasses
 import json
-import types
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import CONTEXT
+from encoders import load as load_tiny
+from encoders import save_masked
 
 import sepcap
 from sepcap.studies.paragraphs import study as paragraphs
 from sepcap.studies.paragraphs.conditions import Condition, compared, donors_of, matched, profile
 from sepcap.studies.paragraphs.config import ParagraphTransferConfig
-from sepcap.studies.paragraphs.study import ParagraphTransfer, execute, plan_paragraph_transfer, transfer_paragraphs
+from sepcap.studies.paragraphs.study import ParagraphTransfer, plan_paragraph_transfer, transfer_paragraphs
 from sepcap.tasks.passages import Passage
 
 TEXTS = ["XYZVW\n\nQRSTUV", "KLMNO\n\nABCDEFG", "HIJK\n\n01234", "56789\n\nZYXWV"]
@@ -35,7 +36,7 @@ def nearly_all(one, other):
 
 @pytest.fixture
 def result(tiny_opt):
-    return transfer_paragraphs(tiny_opt, TEXTS, **OPTIONS)
+    return transfer_paragraphs(tiny_opt, texts=TEXTS, **OPTIONS)
 
 
 def test_every_condition_is_there_with_its_tables(result):
@@ -74,19 +75,19 @@ def test_likelihoods_are_those_of_the_model_itself(tiny_opt, result):
 def test_a_seed_gives_the_same_and_the_batch_size_is_nothing_but_rounding(tiny_opt, result):
     torch.manual_seed(3)
     state = torch.random.get_rng_state()
-    same(transfer_paragraphs(tiny_opt, TEXTS, **OPTIONS), result)
+    same(transfer_paragraphs(tiny_opt, texts=TEXTS, **OPTIONS), result)
     for size in (1, 3):
-        other = transfer_paragraphs(tiny_opt, TEXTS, **OPTIONS, batch_size=size)
+        other = transfer_paragraphs(tiny_opt, texts=TEXTS, **OPTIONS, batch_size=size)
         likelihoods = other.tensors["log_likelihood"], result.tensors["log_likelihood"]
         torch.testing.assert_close(*likelihoods, equal_nan=True, atol=1e-5, rtol=1e-5)
         nearly_all(*(found.tables["generations"]["written"].tolist() for found in (other, result)))
     assert torch.equal(torch.random.get_rng_state(), state)
-    written = transfer_paragraphs(tiny_opt, TEXTS, **OPTIONS, seed=1).tables["generations"]["written"]
+    written = transfer_paragraphs(tiny_opt, texts=TEXTS, **OPTIONS, seed=1).tables["generations"]["written"]
     assert not written.equals(result.tables["generations"]["written"])
 
 
 def test_what_a_text_is_patched_from_and_its_luck_do_not_depend_on_later_texts(tiny_opt, result):
-    fewer = transfer_paragraphs(tiny_opt, TEXTS[:2], **OPTIONS).tables["generations"]
+    fewer = transfer_paragraphs(tiny_opt, texts=TEXTS[:2], **OPTIONS).tables["generations"]
     own = result.tables["generations"]
     kept = ("original", "transferred", "neutral", "given 2")
     nearly_all(*(table[table["condition"].isin(kept) & (table["text"] < 2)]["written"].tolist() for table in (fewer, own)))
@@ -94,7 +95,7 @@ def test_what_a_text_is_patched_from_and_its_luck_do_not_depend_on_later_texts(t
 
 def test_interrupted_it_goes_on_where_it_stopped_and_gives_the_same(tiny_opt, tmp_path, monkeypatch):
     options = {**OPTIONS, "batch_size": 2}
-    result = transfer_paragraphs(tiny_opt, TEXTS, **options)
+    result = transfer_paragraphs(tiny_opt, texts=TEXTS, **options)
     sampler, calls = paragraphs.sampled, []
 
     def breaking(*args, **kwargs):
@@ -105,16 +106,16 @@ def test_interrupted_it_goes_on_where_it_stopped_and_gives_the_same(tiny_opt, tm
 
     monkeypatch.setattr(paragraphs, "sampled", breaking)
     with pytest.raises(KeyboardInterrupt):
-        transfer_paragraphs(tiny_opt, TEXTS, **options, out=tmp_path / "run")
+        transfer_paragraphs(tiny_opt, texts=TEXTS, **options, out=tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
-    again = transfer_paragraphs(tiny_opt, TEXTS, **options, out=tmp_path / "run")
+    again = transfer_paragraphs(tiny_opt, texts=TEXTS, **options, out=tmp_path / "run")
     assert len(calls) == 4 + 12 - 3  # two batches of six conditions; three parts were done
     same(again, result)
     n = len(calls)
-    same(transfer_paragraphs(tiny_opt, TEXTS, **options, out=tmp_path / "run"), result)  # a finished one is read
+    same(transfer_paragraphs(tiny_opt, texts=TEXTS, **options, out=tmp_path / "run"), result)  # a finished one is read
     assert len(calls) == n
     with pytest.raises(FileExistsError, match=r"temperature: 1\.0 stored, 0\.5 requested"):
-        transfer_paragraphs(tiny_opt, TEXTS, **{**options, "temperature": 0.5}, out=tmp_path / "run")
+        transfer_paragraphs(tiny_opt, texts=TEXTS, **{**options, "temperature": 0.5}, out=tmp_path / "run")
     loaded = sepcap.load_result(tmp_path / "run")
     assert isinstance(loaded, ParagraphTransfer)
     same(loaded, result)
@@ -122,11 +123,12 @@ def test_interrupted_it_goes_on_where_it_stopped_and_gives_the_same(tiny_opt, tm
 
 
 def test_the_cost_is_known_beforehand(tiny_opt, monkeypatch):
-    plan = plan_paragraph_transfer(tiny_opt, TEXTS, ParagraphTransferConfig(profile="none", generate=False, paragraph_tokens=5), None)
-    seen = []
+    config = ParagraphTransferConfig(texts=TEXTS, profile="none", generate=False, paragraph_tokens=5, embedder=None)
+    plan = plan_paragraph_transfer(tiny_opt, config)
+    seen, said = [], []
     forward = type(tiny_opt).forward
     monkeypatch.setattr(type(tiny_opt), "forward", lambda self, ids, **kw: seen.append(ids) or forward(self, ids, **kw))
-    execute(plan)
+    transfer_paragraphs(tiny_opt, config, progress=lambda text: said.append((text, len(seen))))
     lengths = [len(p.context) + len(p.gap) + 1 for p in plan.passages], [len(p.following) for p in plan.passages]
     # two donors' sources, one likelihood after the whole context and three after the break alone
     assert plan.tokens() == {
@@ -135,12 +137,13 @@ def test_the_cost_is_known_beforehand(tiny_opt, monkeypatch):
         "generation": 0,
     }
     assert sum(ids.numel() for ids in seen) >= sum(plan.tokens().values())  # padding counts in passes
+    assert said == [(plan.cost(), 0)]
     assert "4 texts, mlp and attn_pre_out patched" in plan.cost()
 
 
 def test_with_a_scale_of_one_the_own_text_is_no_other(tiny_opt):
     """Patched with the whole text as neutral prompt, nothing changes: these are its own activations."""
-    found = transfer_paragraphs(tiny_opt, TEXTS[0], into="XYZVW\n\n", generate=False, paragraph_tokens=5)
+    found = transfer_paragraphs(tiny_opt, texts=TEXTS[0], into="XYZVW\n\n", generate=False, paragraph_tokens=5)
     original, transferred, neutral = found.tensors["log_likelihood"]
     torch.testing.assert_close(transferred, original, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(neutral, original, atol=1e-5, rtol=1e-5)
@@ -186,7 +189,7 @@ def test_a_text_that_is_there_twice_is_never_its_own_control():
 
 
 def test_copies_of_a_text_alone_have_no_control_and_that_is_said(tiny_opt):
-    found = transfer_paragraphs(tiny_opt, [TEXTS[0]] * 3, generate=False, profile="none", paragraph_tokens=5)
+    found = transfer_paragraphs(tiny_opt, texts=[TEXTS[0]] * 3, generate=False, profile="none", paragraph_tokens=5)
     assert found.config["conditions"] == ["original", "transferred", "neutral"]
     assert "There is no control: there is no other text" in " ".join(found.summary())
 
@@ -196,7 +199,7 @@ def test_the_summary_says_how_many_donors_spell_the_break_otherwise(tiny_opt):
         return Passage((40, context), gap, (50, 51, 52), kind)
 
     texts = [made(4, (9,)), made(5, (9,)), made(6, (8, 9)), made(7, (9,), "alone")]
-    said = " ".join(transfer_paragraphs(tiny_opt, texts, generate=False, profile="none").summary())
+    said = " ".join(transfer_paragraphs(tiny_opt, texts=texts, generate=False, profile="none").summary())
     assert "For 1 of 3 texts that donor's break has other tokens" in said
     assert "1 of 4 texts have no such donor" in said
 
@@ -222,7 +225,7 @@ def test_where_the_whole_context_gains_nothing_no_share_is_told(result):
 
 
 def test_medians_against_the_whole_paragraph_stand_apart_from_those_against_its_rest(tiny_opt):
-    found = transfer_paragraphs(tiny_opt, [*TEXTS[:3], "56789\n\nZY"], **{**OPTIONS, "given": (0, 1, 3, 40)})
+    found = transfer_paragraphs(tiny_opt, texts=[*TEXTS[:3], "56789\n\nZY"], **{**OPTIONS, "given": (0, 1, 3, 40)})
     whole, rest, left = found.summary()[-3:]
     assert "to the whole paragraph: original" in whole
     assert "given" not in whole
@@ -235,25 +238,23 @@ def test_medians_against_the_whole_paragraph_stand_apart_from_those_against_its_
 
 def test_a_finished_folder_does_not_answer_for_another_embedder_of_the_same_name(tiny_opt, tmp_path):
     options = {**OPTIONS, "profile": "none", "given": (0,), "out": tmp_path / "run"}
-    by_length = transfer_paragraphs(tiny_opt, TEXTS, **{**options, "embedder": lambda texts: [[len(t), 1] for t in texts]})
+    by_length = transfer_paragraphs(tiny_opt, texts=TEXTS, **{**options, "embedder": lambda texts: [[len(t), 1] for t in texts]})
     assert by_length.config["embedder"] == "function <lambda>"
-    again = transfer_paragraphs(tiny_opt, TEXTS, **{**options, "embedder": lambda texts: [[2 * len(t), 2] for t in texts]})
+    again = transfer_paragraphs(tiny_opt, texts=TEXTS, **{**options, "embedder": lambda texts: [[2 * len(t), 2] for t in texts]})
     same(again, by_length)  # vectors of the same direction: the same distances
     with pytest.raises(FileExistsError, match="embedder_probe"):
-        transfer_paragraphs(tiny_opt, TEXTS, **{**options, "embedder": lambda texts: [[t.count("o"), 1] for t in texts]})
+        transfer_paragraphs(tiny_opt, texts=TEXTS, **{**options, "embedder": lambda texts: [[t.count("o"), 1] for t in texts]})
 
 
 @pytest.mark.parametrize(
     ("source", "options", "error", "said"),
     [
-        ([], {}, ValueError, "source is empty"),
-        (["no break"], {}, ValueError, r"source\[0\] has no '\\n\\n'"),
-        (["a\n\nb", "x" * CONTEXT + "\n\nb"], {"tokens": 1}, ValueError, r"source\[1\] is too long: 35 tokens"),
+        ([], {}, ValueError, "texts is empty"),
+        (["no break"], {}, ValueError, r"texts\[0\] has no '\\n\\n'"),
+        (["a\n\nb", "x" * CONTEXT + "\n\nb"], {"tokens": 1}, ValueError, r"texts\[1\] is too long: 35 tokens"),
         (TEXTS, {"tokens": CONTEXT}, ValueError, "is too long"),
-        (TEXTS, {"sites": "mpl"}, ValueError, "Did you mean 'mlp'"),
         (TEXTS, {"sites": ("resid", "mlp")}, ValueError, "patch 'resid' alone"),
-        (TEXTS, {"layers": [7]}, IndexError, "layers 0 to 1"),
-        (TEXTS, {"layers": "last"}, ValueError, "layers='last'"),
+        (TEXTS, {"layers": (7,)}, IndexError, "layers 0 to 1"),
         (TEXTS, {"at": ""}, ValueError, "at is empty"),
         (TEXTS, {"scale": float("nan")}, ValueError, "scale=nan"),
         (TEXTS, {"temperature": -1.0}, ValueError, "temperature=-1"),
@@ -261,18 +262,18 @@ def test_a_finished_folder_does_not_answer_for_another_embedder_of_the_same_name
         (TEXTS, {"given": (1, 1)}, ValueError, "without repeats"),
         (TEXTS, {"generate": False, "profile": "generation"}, ValueError, "needs generate=True"),
         (TEXTS, {"seed": -1}, ValueError, "seed=-1"),
-        (TEXTS, {"tokns": 3}, TypeError, "tokns"),
-        (["a\n\nb", Passage((4,), (5,), (6,))], {}, ValueError, "give a string, several strings or several Passage objects"),
-        ([Passage((4,), (), (6,))], {}, ValueError, r"source\[0\]\.gap is empty"),
-        ([Passage((4,), (5,), (6,)), Passage((4,), (5,), ())], {}, ValueError, r"source\[1\]\.following is empty"),
-        ([Passage((4,), (5,), (6, 100_000))], {}, ValueError, r"source\[0\]\.following contains 100000: this model's tokens are 0 to"),
-        ([Passage((4, -1), (5,), (6,))], {}, ValueError, r"source\[0\]\.context contains -1"),
+        (TEXTS, {"tokns": 3}, ValueError, "Did you mean 'tokens'"),
+        (["a\n\nb", Passage((4,), (5,), (6,))], {}, ValueError, "texts has 1 passages among 2 texts"),
+        ([Passage((4,), (), (6,))], {}, ValueError, r"texts\[0\]\.gap is empty"),
+        ([Passage((4,), (5,), (6,)), Passage((4,), (5,), ())], {}, ValueError, r"texts\[1\]\.following is empty"),
+        ([Passage((4,), (5,), (6, 100_000))], {}, ValueError, r"texts\[0\]\.following contains 100000: this model's tokens are 0 to"),
+        ([Passage((4, -1), (5,), (6,))], {}, ValueError, r"texts\[0\]\.context contains -1"),
         (TEXTS, {"embedder": "nobody/none"}, OSError, "'tf-idf' needs no model"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is(tiny_opt, tmp_path, source, options, error, said):
     with pytest.raises(error, match=said):
-        transfer_paragraphs(tiny_opt, source, **{**OPTIONS, **options}, out=tmp_path / "run")
+        transfer_paragraphs(tiny_opt, texts=source, **{**OPTIONS, **options}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -293,17 +294,17 @@ def test_the_summary_says_of_chosen_layers_what_they_carry_on_the_other_texts(re
 def test_in_the_embedded_model_the_own_break_says_more_than_another_and_with_random_weights_it_does_not():
     texts = sepcap.sample_passages(sepcap.load_model().tokenizer, ["local-prose", "local-python", "local-cpp"], 12)
     options = {"layers": (2, 3, 4, 5), "generate": False, "profile": "none"}
-    trained = transfer_paragraphs(sepcap.load_model(), texts, **options)
+    trained = transfer_paragraphs(sepcap.load_model(), texts=texts, **options)
     assert trained.difference("nats", "transferred", "mismatched")["low"] > 0
     assert trained.difference("nats", "transferred")["low"] > 0
-    untrained = transfer_paragraphs(sepcap.load_model(random_weights=True), texts, **options)
+    untrained = transfer_paragraphs(sepcap.load_model(random_weights=True), texts=texts, **options)
     assert abs(untrained.difference("nats", "transferred", "mismatched")["difference"]) < 0.005
 
 
-def test_a_model_that_continues_no_texts_is_refused():
-    masked = types.SimpleNamespace(original_model=type("BertForMaskedLM", (), {})())
+def test_a_model_that_continues_no_texts_is_refused(tmp_path):
+    masked = load_tiny(save_masked("roberta", tmp_path / "roberta"))
     with pytest.raises(ValueError, match=r"'masked'.*causal language model"):
-        transfer_paragraphs(masked, TEXTS)
+        transfer_paragraphs(masked, texts=TEXTS)
 
 
 def test_the_command_writes_table_figures_and_the_study(tiny_folders, tmp_path, capsys):
@@ -318,7 +319,7 @@ def test_the_command_writes_table_figures_and_the_study(tiny_folders, tmp_path, 
     printed = capsys.readouterr().out
     assert "3 texts, mlp and attn_pre_out patched at the break" in printed
     assert "Log-likelihood of the true next paragraph" in printed
-    for name in ("result.json", "differences.csv", "figures/layers.html", "figures/distances.html", "figures/positions.html"):
+    for name in ("result.json", "table.csv", "figures/layers.html", "figures/distances.html", "figures/positions.html"):
         assert (out / name).exists()
     assert sepcap.load_result(out).config["kinds"] == {"foxes": 3}
     main(arguments)  # goes on, and finds it finished

@@ -13,7 +13,7 @@ import sepcap
 from sepcap.evaluation.result import COUNTS
 from sepcap.selection.overlap import overlap
 from sepcap.statistics.collect import collect_sample
-from sepcap.studies.ablations import random_neurons as protocol_module
+from sepcap.studies.ablations import random_neurons as sweep_module
 from sepcap.studies.ablations.random_neurons import AblationSweep
 from sepcap.studies.base import task_sets as several_tasks
 from sepcap.studies.base.seed_samples import disjoint_parts
@@ -182,7 +182,7 @@ def test_what_is_chosen_is_checked():
 def counted(monkeypatch):
     """How often a step of pruning, an ablated set or a collection for a selection was computed."""
     calls = []
-    for module, name in ((pruning, "_step"), (protocol_module._Protocol, "_ablated"), (several_tasks, "collect_sample")):
+    for module, name in ((pruning, "_step"), (sweep_module._Sweep, "_ablated"), (several_tasks, "collect_sample")):
         before = getattr(module, name)
 
         def again(*args, before=before, name=name, **options):
@@ -330,8 +330,7 @@ def test_a_single_text_has_no_interval():
 
 def test_top1_at_half_has_its_interval_over_texts_and_its_spread_over_seeds():
     row = {"kind": "peak", "top1_at_50": 0.325, "top1_at_50_low": 0.3, "top1_at_50_high": 0.34, "top1_at_50_seeds_sd": 0.05}
-    result = object.__new__(AblationSweep)
-    result.__dict__["by_kind"] = pd.DataFrame([row])
+    result = AblationSweep({}, {"by_kind": pd.DataFrame([row])})
     assert MEASURES["top1_at_half"](result, {"of": "peak"}) == pytest.approx((32.5, 30, 34, 5))
     assert np.isnan(MEASURES["top1_at_half"](result, {"of": "mean"})).all()
 

@@ -1,4 +1,4 @@
-"""The protocol of [PEAK]: the same neurons for every kind, nested steps, resumable, the same bits."""
+"""The sweep of [PEAK]: the same neurons for every kind, nested steps, resumable, the same bits."""
 
 import dataclasses
 import itertools
@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from planted_ablations import planted_config
 
 import sepcap
 from sepcap.evaluation.next_token import evaluate_sample
-from sepcap.evaluation.result import COUNTS, Evaluation
+from sepcap.evaluation.result import COUNTS
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import FORMAT, write_json
 from sepcap.studies.ablations import random_neurons as module
@@ -30,13 +32,13 @@ def config_of(texts, **changes):
 
 @pytest.fixture(scope="module")
 def shared(trained_folder, letters):
-    """A trained model and its protocol, in memory; nobody changes them."""
+    """A trained model and its sweep, in memory; nobody changes them."""
     model = sepcap.load_model(trained_folder, device="cpu")
     return model, sweep_ablation(model, config_of(letters))
 
 
 def same_rows(a, b):
-    return a.per_row.keys() == b.per_row.keys() and all((a.per_row[cell] == b.per_row[cell]).all() for cell in a.per_row)
+    return a.tensors.keys() == b.tensors.keys() and all(torch.equal(tensor, b.tensors[name]) for name, tensor in a.tensors.items())
 
 
 def test_every_kind_is_used_on_the_same_neurons_and_a_step_holds_the_one_before(trained, letters, monkeypatch):
@@ -111,7 +113,7 @@ def test_a_folder_holds_everything_and_is_read_not_computed_again(trained, lette
         assert again.table.equals(result.table)
 
 
-def test_an_interrupted_protocol_goes_on_and_ends_with_the_same_bits(trained, letters, shared, tmp_path, monkeypatch):
+def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_bits(trained, letters, shared, tmp_path, monkeypatch):
     calls = []
 
     def dies(*args, **options):
@@ -123,7 +125,7 @@ def test_an_interrupted_protocol_goes_on_and_ends_with_the_same_bits(trained, le
     monkeypatch.setattr(module, "evaluate_sample", dies)
     with pytest.raises(KeyboardInterrupt):
         sweep_ablation(trained, config_of(letters), out=tmp_path / "p")
-    with pytest.raises(FileNotFoundError, match="5 sets are missing, the first is seed 0, step 4"):
+    with pytest.raises(FileNotFoundError, match=r"is not finished \(4 of its pieces exist\)"):
         AblationSweep.load(tmp_path / "p")
     del calls[:]
     monkeypatch.setattr(module, "evaluate_sample", lambda *a, **k: calls.append(None) or evaluate_sample(*a, **k))
@@ -149,7 +151,7 @@ def test_a_folder_of_another_configuration_is_refused_and_left_alone(trained, le
 
 
 def planted(top1_of, seeds=(0, 1), kinds=("zero",), steps=4):
-    """A protocol whose top-1 is top1_of(kind, seed, fraction) exactly; the loss is 4 − 2·top1."""
+    """A sweep whose top-1 is top1_of(kind, seed, fraction) exactly; the loss is 4 − 2·top1."""
 
     def rows(top1):
         per_row = np.zeros((5, len(COUNTS)))
@@ -157,13 +159,9 @@ def planted(top1_of, seeds=(0, 1), kinds=("zero",), steps=4):
             per_row[:, COUNTS.index(name)] = value
         return per_row
 
-    config = {"model": "m", "task": "t", "site": "attn_pre_out", "steps": steps, "seeds": list(seeds), "kinds": list(kinds), "neurons": 64}
-    cells = {
-        (seed, step): np.stack([rows(top1_of(kind, seed, step / steps)) for kind in kinds])
-        for seed in seeds
-        for step in range(1, steps + 1)
-    }
-    return AblationSweep(config, Evaluation("t", rows(top1_of(kinds[0], seeds[0], 0)), (), {}), cells)
+    config = planted_config(task="t", site="attn_pre_out", steps=steps, seeds=seeds, kinds=kinds, neurons=64)
+    cells = [[[rows(top1_of(kind, seed, step / steps)) for kind in kinds] for step in range(1, steps + 1)] for seed in seeds]
+    return AblationSweep.of(config, rows(top1_of(kinds[0], seeds[0], 0)), np.array(cells), np.arange(5))
 
 
 def test_the_summary_is_that_of_the_planted_lines():
@@ -180,11 +178,11 @@ def test_half_is_interpolated_where_no_step_is_there():
     assert planted(lambda kind, seed, gone: 1 - gone, steps=5).by_kind["top1_at_50"][0] == pytest.approx(0.5)
 
 
-def test_what_is_not_a_protocol_is_not_loaded(tmp_path):
+def test_what_is_not_a_sweep_is_not_loaded(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no study"):
         AblationSweep.load(tmp_path)
     write_json(tmp_path / "config.json", {"format": FORMAT})
-    with pytest.raises(FileNotFoundError, match="a study 'ablation-protocol' was requested"):
+    with pytest.raises(FileNotFoundError, match="a study 'ablation-sweep' was requested"):
         AblationSweep.load(tmp_path)
 
 

@@ -51,7 +51,7 @@ def planted(texts=8, profile=True, scores=True, embedder: str | None = TFIDF) ->
 
 
 def test_a_violin_per_condition_of_its_own_reference_alone():
-    fig: Any = plots.transfer_distances(planted())
+    fig: Any = plots.paragraph_distances(planted())
     violins = [t for t in fig.data if t.type == "violin"]
     assert len(violins) == len(CONDITIONS)
     for c, violin in enumerate(violins):
@@ -66,7 +66,7 @@ def test_a_violin_per_condition_of_its_own_reference_alone():
 
 def test_what_was_given_tokens_stands_apart_under_its_own_heading():
     """It is held against less of the paragraph than the others are."""
-    fig: Any = plots.transfer_distances(planted())
+    fig: Any = plots.paragraph_distances(planted())
     at = [t.y0 for t in fig.data if t.type == "violin"]
     (heading,) = [note for note in fig.layout.annotations if note.text.startswith("First tokens given")]
     assert at[4] < heading.y < min(at[:4])
@@ -75,25 +75,25 @@ def test_what_was_given_tokens_stands_apart_under_its_own_heading():
     assert high > max(at)
     without = planted()
     without.tables["scores"] = without.tables["scores"].query("given == 0")
-    shown: Any = plots.transfer_distances(without)
+    shown: Any = plots.paragraph_distances(without)
     assert not [n for n in shown.layout.annotations if n.text.startswith("First tokens")]
 
 
 def test_one_kind_of_text_alone():
-    fig: Any = plots.transfer_distances(planted(), kind="prose")
+    fig: Any = plots.paragraph_distances(planted(), kind="prose")
     np.testing.assert_allclose(fig.data[0].x, [0, 0.02, 0.04, 0.06], atol=1e-6)
     with pytest.raises(ValueError, match=r"kind='pros' is not known\. Did you mean 'prose'"):
-        plots.transfer_distances(planted(), kind="pros")
+        plots.paragraph_distances(planted(), kind="pros")
 
 
 def test_many_texts_make_a_small_file_of_the_same_shape():
-    fig: Any = plots.transfer_distances(planted(5000))
+    fig: Any = plots.paragraph_distances(planted(5000))
     assert len(fig.to_json()) < 60_000
     np.testing.assert_allclose(np.quantile(fig.data[0].x, [0, 0.25, 0.5, 1]), [0, 12.4975, 24.995, 49.99], rtol=1e-2)
 
 
 def test_the_profile_has_a_panel_per_part_and_a_line_per_donor():
-    fig: Any = plots.transfer_layers(planted())
+    fig: Any = plots.paragraph_layers(planted())
     lines = [t for t in fig.data if t.hovertext is not None]
     bands = [t for t in fig.data if t.fill == "toself"]
     assert [(t.name, t.xaxis) for t in lines] == [
@@ -112,7 +112,7 @@ def test_the_profile_has_a_panel_per_part_and_a_line_per_donor():
 
 
 def test_positions_are_bins_of_the_paragraph_counted_from_one():
-    fig: Any = plots.transfer_positions(planted())
+    fig: Any = plots.paragraph_positions(planted())
     assert list(fig.layout.xaxis.ticktext) == ["1", "2", "3–5"]
     assert [t.name for t in fig.data] == ["Whole context", "Own break", "Another text's break"]
     np.testing.assert_allclose(fig.data[1].y, [1, 2, 3])
@@ -131,11 +131,11 @@ def test_the_figures_are_plain_data(width):
 
 def test_what_was_not_measured_is_said():
     with pytest.raises(ValueError, match="generated no texts"):
-        plots.transfer_distances(planted(scores=False))
+        plots.paragraph_distances(planted(scores=False))
     with pytest.raises(ValueError, match="has no distance"):
-        plots.transfer_distances(planted(embedder=None))
-    assert plots.transfer_distances(planted(embedder=None), "overlap")
+        plots.paragraph_distances(planted(embedder=None))
+    assert plots.paragraph_distances(planted(embedder=None), "overlap")
     with pytest.raises(ValueError, match="Did you mean 'distance'"):
-        plots.transfer_distances(planted(), "distanse")
+        plots.paragraph_distances(planted(), "distanse")
     with pytest.raises(ValueError, match="no profile"):
-        plots.transfer_layers(planted(profile=False))
+        plots.paragraph_layers(planted(profile=False))

@@ -1,0 +1,21 @@
+"""`sepcap compare`: several ways to do one thing, measured on the same tokens."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from sepcap.cli.ablations import CompareAblations
+from sepcap.cli.pruning import CompareMethods
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare kinds of ablation of the same heads, or ways of pruning on the same pair of tasks."""
+
+    study: Annotated[CompareAblations, tyro.conf.subcommand("ablations")] | Annotated[CompareMethods, tyro.conf.subcommand("methods")]
+    """Which study."""
+
+    def run(self) -> None:
+        """Carry out the command."""
+        self.study.run()
