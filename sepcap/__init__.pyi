@@ -49,6 +49,9 @@ from .studies.dimensions.study import (
 from .studies.dimensions.study import (
     trace_dimensions as trace_dimensions,
 )
+from .studies.directions.config import DirectionComparisonConfig as DirectionComparisonConfig
+from .studies.directions.study import DirectionComparison as DirectionComparison
+from .studies.directions.study import compare_directions as compare_directions
 from .studies.jacobian.config import JacobianSpectrumConfig as JacobianSpectrumConfig
 from .studies.jacobian.plan import plan_jacobian_spectrum as plan_jacobian_spectrum
 from .studies.jacobian.study import JacobianSpectrum as JacobianSpectrum

@@ -311,7 +311,6 @@ def main() -> int:
     from conftest import save_tiny, words
 
     import sepcap
-    from sepcap.studies.directions.study import compare
 
     torch.set_num_threads(1)
     started = time.time()
@@ -326,7 +325,7 @@ def main() -> int:
         quick = {"forget": texts, "retain": other, "tokens": 150, "eval_tokens": 150, "context": 16, "fractions": {"mlp": 0.2}, "steps": 2}
         run = sepcap.prune(model, sepcap.PruningConfig(**quick), out=place / "run").folder
         sepcap.compare_ablations(model, texts, layer=0, head=1, kinds=("zero", "mean"), tokens=100, context=16, out=place / "ablations")
-        compare(model, sepcap.PruningConfig(**quick), place / "comparison", say=lambda text: None)
+        sepcap.compare_directions(model, out=place / "comparison", progress=False, **quick)
         sepcap.jacobian_spectrum(model, layer=0, tokens=2, task=texts, rows=2, out=place / "tight-pass")
         folders = [run, *(place / name for name in ("ablations", "comparison", "tight-pass"))]
         before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -192,7 +192,7 @@ def test_the_home_folder_is_meant_in_every_path(function, argument, kind, monkey
 
 def test_methods_with_paths_were_found():
     found = {param.id for param in PATHS}
-    some = {"plots.save-path", "Evaluation.load-path", "Comparison.report-path", "evaluate_toxicity-prompts", "StudyResult.save-folder"}
+    some = {"plots.save-path", "Evaluation.load-path", "Run.report-path", "evaluate_toxicity-prompts", "StudyResult.save-folder"}
     assert some <= found
 
 

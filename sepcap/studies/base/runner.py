@@ -42,6 +42,7 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
             config = configured(kind, config, fields, others=[*own, "progress"])
             shown = conform("progress", progress, Progress)
             say = {True: tell, False: _nothing}[shown] if isinstance(shown, bool) else shown
+            inspect.signature(function).bind(model, config, say=say, **given)  # a missing argument is an error before a model is loaded
             with silent(shown is False):
                 if loads:
                     model = load_model(config.model if model is None else model)
@@ -81,7 +82,8 @@ def _signature(own: Any, kind: type) -> inspect.Signature:
     others = [p.replace(kind=keyword) for name, p in own.items() if name not in ("model", "config", "say")]
     others.append(inspect.Parameter("progress", keyword, default=True))
     taken = {"model", *(p.name for p in others)}
-    fields = [inspect.Parameter(f.name, keyword, default=_default(f)) for f in dataclasses.fields(kind) if f.name not in taken]
+    listed = [f for f in dataclasses.fields(kind) if f.init and f.name not in taken]
+    fields = [inspect.Parameter(f.name, keyword, default=_default(f)) for f in listed]
     return inspect.Signature([*first, *others, *fields])
 
 

@@ -54,7 +54,8 @@ def test_the_signature_lists_the_fields():
 
 
 STUDIES = [
-    "measure_modularity", "measure_overlap", "prune_across_tasks", "check_selection",
+    "measure_modularity", "measure_overlap", "prune_across_tasks", "check_selection", "prune", "compare_directions", "compare_methods",
+    "reproduce",
 ]  # fmt: skip
 
 
@@ -63,3 +64,9 @@ def test_every_study_has_this_signature(name):
     parameters = list(inspect.signature(getattr(sepcap, name)).parameters)
     assert parameters[:2] == ["model", "config"]
     assert {"out", "progress"} < set(parameters)
+
+
+def test_a_missing_folder_is_an_error_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr("sepcap.studies.base.runner.load_model", lambda name: pytest.fail("loaded"))
+    with pytest.raises(TypeError, match="missing a required argument: 'out'|missing a required keyword-only argument: 'out'"):
+        sepcap.prune()
