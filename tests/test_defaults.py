@@ -7,8 +7,11 @@ from pathlib import Path
 
 import sepcap
 from sepcap.cli import ablations as cli_ablations
-from sepcap.cli.pruning import CompareMethods
+from sepcap.cli.options import config_in
+from sepcap.cli.pruning import CompareMethods, Demo, Prune
+from sepcap.studies.directions.config import DirectionComparisonConfig
 from sepcap.studies.methods.config import MethodComparisonConfig
+from sepcap.studies.pruning.config import PruningConfig
 
 LEAST = 15_000
 """Predictions: 59 rows of a context of 256, each of another document."""
@@ -39,6 +42,7 @@ def test_commands_have_the_defaults_of_the_functions():
     there = inspect.signature(sepcap.compare_ablations).parameters
     for name in ("tokens", "together", "controls", "kinds", "seed"):
         assert mine[name] == there[name].default, name
-    methods, command = MethodComparisonConfig(), CompareMethods()
-    for field in dataclasses.fields(MethodComparisonConfig):
-        assert getattr(command, field.name) == getattr(methods, field.name), field.name
+    assert config_in(MethodComparisonConfig, CompareMethods()) == MethodComparisonConfig()
+    assert config_in(PruningConfig, Prune()) == PruningConfig()
+    small = {"fractions": {"mlp": 0.1}, "steps": 10, "tokens": 13_000, "eval_tokens": 15_000}
+    assert config_in(DirectionComparisonConfig, Demo()) == DirectionComparisonConfig(**small)

@@ -105,7 +105,7 @@ class Study(Loading):
         import sepcap
 
         how = {"out": self.out, "progress": partial(print, flush=True), **more}
-        return getattr(sepcap, self.FUNCTION)(model or self.load(), config_in(self.CONFIG, self), **how)
+        return getattr(sepcap, self.FUNCTION)(self.load() if model is None else model, config_in(self.CONFIG, self), **how)
 
     def run(self) -> None:
         """Carry out the command."""

@@ -5,10 +5,13 @@ import json
 
 import pandas as pd
 import pytest
+import tyro
 
 import sepcap
 from sepcap.cli.geometry import FindDims, Similarity, Streams
 from sepcap.cli.main import main
+from sepcap.cli.options import config_in
+from sepcap.cli.studies import Reproduce
 
 
 @pytest.fixture
@@ -137,3 +140,9 @@ def test_ablations_of_a_head_are_kept_and_never_written_over(files, trained_fold
     with pytest.raises(SystemExit):
         main(command)
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_the_command_of_a_reproduction_is_its_configuration():
+    asked = config_in(sepcap.ReproductionConfig, tyro.cli(Reproduce, args=["sp-table2", "--budget", "paper", "--batch-size", "4"]))
+    assert asked == sepcap.ReproductionConfig("sp-table2", budget="paper", batch_size=4)
+    assert {run.batch_size for run in asked.runs().values()} == {4}

@@ -31,7 +31,7 @@ def test_fields_are_keywords():
 
 
 def test_a_wrong_field_is_named_with_the_nearest():
-    with pytest.raises(ValueError, match="argument='token' is not known. Did you mean 'tokens'"):
+    with pytest.raises(ValueError, match=r"argument='token' is not known. Did you mean 'tokens'"):
         measure("m", token=7)
     with pytest.raises(TypeError, match=r"config is a dict|config=\{.*: give a sepcap.Config, or its fields as keywords"):
         measure("m", {"tokens": 7})
@@ -68,5 +68,5 @@ def test_every_study_has_this_signature(name):
 
 def test_a_missing_folder_is_an_error_before_a_model_is_loaded(monkeypatch):
     monkeypatch.setattr("sepcap.studies.base.runner.load_model", lambda name: pytest.fail("loaded"))
-    with pytest.raises(TypeError, match="missing a required argument: 'out'|missing a required keyword-only argument: 'out'"):
+    with pytest.raises(TypeError, match=r"missing a required.* argument: 'out'"):
         sepcap.prune()
