@@ -26,7 +26,8 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
     """Give a function the calling convention of every study.
 
     The function takes (model, config, *, out, say) and optionally more keywords. It is called with a model or its name, a configuration
-    or its fields as keywords, `out`, and `progress`; the model of the configuration is loaded if none is given.
+    or its fields as keywords, `out`, and `progress`. A name takes the place of the model of the configuration, which is loaded if no
+    model is given.
 
     Args:
         kind: class of the configuration.
@@ -39,6 +40,8 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
         @functools.wraps(function)
         def call(model: Any = None, config: Any = None, *, progress: Any = True, **given: Any) -> R:
             fields = {name: given.pop(name) for name in list(given) if name not in own}
+            if isinstance(model, str | Path):  # a name is a field, which others can depend on
+                fields["model"], model = str(model), None
             config = configured(kind, config, fields, others=[*own, "progress"])
             shown = conform("progress", progress, Progress)
             say = {True: tell, False: _nothing}[shown] if isinstance(shown, bool) else shown

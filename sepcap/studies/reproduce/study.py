@@ -202,24 +202,23 @@ def reproduce(
     Example:
         >>> sepcap.reproduce(study="sp-table2").table  # doctest: +SKIP
     """
-    asked = config if model is None else replace(config, model=str(model))
-    stored = studies()[asked.study]
+    stored = studies()[config.study]
     # read once, not once for every run
-    roles = {role: load_task(task) for role, task in (stored.tasks_of(asked.model) | dict(asked.tasks)).items()}
+    roles = {role: load_task(task) for role, task in (stored.tasks_of(config.model) | dict(config.tasks)).items()}
     if stored.kind == "overlap":
         # pairs are named by the names of the tasks in the study
         roles = {role: replace(task, name=role) for role, task in roles.items()}
-    configs = replace(asked, tasks=roles).runs()
-    named = replace(asked, tasks={role: task if isinstance(task, str) else roles[role].name for role, task in asked.tasks.items()})
-    label = asked.chosen_budget if isinstance(asked.chosen_budget, str) else "own-budget"
-    folder = Path(out) / asked.study / f"{Path(asked.model).name}-{label}"
-    say(f"{stored.title} ({stored.source}), on {asked.model}. {asked.protocol()} {stored.note}")
+    configs = replace(config, tasks=roles).runs()
+    named = replace(config, tasks={role: task if isinstance(task, str) else roles[role].name for role, task in config.tasks.items()})
+    label = config.chosen_budget if isinstance(config.chosen_budget, str) else "own-budget"
+    folder = Path(out) / config.study / f"{Path(config.model).name}-{label}"
+    say(f"{stored.title} ({stored.source}), on {config.model}. {config.protocol()} {stored.note}")
     make_folder(folder)
     with sole_writer(folder):
         # the identity of a run is known once it is sampled
         name_study(folder, Reproduction.STUDY, dict.fromkeys(configs), _as_stored(named))
-        load = partial(load_model, asked.model, dtype=asked.dtype, device=asked.device)
-        return Reproduction(asked, folder, RUNNERS[stored.kind](load, configs, folder, say))
+        load = partial(load_model, config.model, dtype=config.dtype, device=config.device)
+        return Reproduction(config, folder, RUNNERS[stored.kind](load, configs, folder, say))
 
 
 Load = Callable[..., Any]

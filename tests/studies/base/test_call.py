@@ -24,9 +24,10 @@ def measure(model, config, *, out=None, say, again=False):
 
 
 def test_fields_are_keywords():
-    assert measure("m", tokens=7)[1] == Config(tokens=7)
-    assert measure("m", Config(tasks=("b",)), tokens=7)[1] == Config(tokens=7, tasks=("b",))
-    assert measure("m")[1] == Config()
+    assert measure("m", tokens=7)[1] == Config("m", tokens=7)
+    assert measure("m", Config(tasks=("b",)), tokens=7)[1] == Config("m", tokens=7, tasks=("b",))
+    assert measure()[1] == Config()
+    assert measure(3)[:2] == (3, Config())
     assert measure("m", out="folder", again=True)[2:4] == ("folder", True)
 
 
