@@ -19,8 +19,6 @@ import tyro
 import sepcap
 from sepcap import plots
 from sepcap.statistics.intervals import in_percent
-from sepcap.studies.directions.study import Comparison, compare
-from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.random_neurons.above_random import over_seeds
 from sepcap.tasks.passages import Passage, sample_passages
 
@@ -60,14 +58,14 @@ class FigureConfig:
 
 def pruning(model: Any, config: FigureConfig) -> None:
     """Figures, numbers and README table of the demo's comparison."""
-    pruning = PruningConfig(fractions={"mlp": config.fraction}, steps=config.steps, tokens=config.tokens, eval_tokens=config.eval_tokens)
-    comparison = compare(model, pruning, config.runs, say=print)
+    protocol = {name: getattr(config, name) for name in ("steps", "tokens", "eval_tokens")}
+    comparison = sepcap.compare_directions(model, fractions={"mlp": config.fraction}, **protocol, out=config.runs, progress=print)
     scores = comparison.forward.scores()
     pictures = {
         "trajectory": comparison.figure("trajectory"),
         "metric-over-steps": comparison.figure("metric"),
         "areas": comparison.figure("areas"),
-        "neurons-gone": plots.neurons_gone(comparison.forward),
+        "pruned-neurons": plots.pruned_neurons(comparison.forward),
         "thresholds": plots.thresholds(comparison.forward),
         "score-histograms": plots.score_histograms(scores, neurons=scores.top({"mlp": config.fraction}), log_counts=True),
     }
@@ -80,7 +78,7 @@ def pruning(model: Any, config: FigureConfig) -> None:
     print(comparison.table.to_string(index=False))
 
 
-def demo_numbers(comparison: Comparison, runs: Sequence[sepcap.Run]) -> dict[str, Any]:
+def demo_numbers(comparison: sepcap.DirectionComparison, runs: Sequence[sepcap.Run]) -> dict[str, Any]:
     """Published numbers of a selective run, or of the seeds of a random baseline."""
     for direction, run in comparison.selective.items():
         if run is runs[0]:
@@ -121,7 +119,7 @@ def with_demo_table(readme: str, numbers: Mapping[str, Mapping[str, Any]]) -> st
 
 def attention(model: Any, config: FigureConfig) -> None:
     """Figures of pruning methods, kinds of ablation, and activations in both bases."""
-    methods = sepcap.compare_methods(model, sepcap.MethodComparisonConfig(), config.methods, say=print)
+    methods = sepcap.compare_methods(model, out=config.methods, progress=print)
     config.save("methods", methods.figure(), "page")
     methods.table.to_csv(config.out / "methods.csv", index=False, float_format="%.3f")
 
@@ -154,7 +152,7 @@ def studies(model: Any, config: FigureConfig) -> None:
     texts = sample_passages(model.tokenizer, TASKS, 32, context=128, following=48)
     searched, tested = texts[::4], [text for i, text in enumerate(texts) if i % 4]  # a quarter of each kind, and the rest
     found = {
-        "modules": sepcap.measure_modularity(model, out=folder / "modules", say=print),
+        "modules": sepcap.measure_modularity(model, out=folder / "modules", progress=print),
         "cross-task": sepcap.prune_across_tasks(model, sepcap.CrossTaskConfig(eval_tokens=15_000, tolerance=8), out=folder / "cross-task"),
         "similarity": sepcap.compare_activations(model),
         "jacobian": sepcap.jacobian_spectrum(model, tokens=3, rows=5, out=folder / "jacobian"),

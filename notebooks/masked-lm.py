@@ -234,7 +234,7 @@ lines = [
     for name, s in found.items()
     if name in added
 ]
-code_left, prose_left = found["random"].left
+code_left, prose_left = found["random"].remaining
 Markdown(
     f"""{verdict[len(above)]}: the table has the area with its 95% interval over the documents of the evaluation sets, and what selection
 adds to the area of random neurons. (1 is no separation, 2 a perfect one.)

@@ -52,6 +52,9 @@ from .studies.dimensions.study import (
 from .studies.dimensions.study import (
     trace_dimensions as trace_dimensions,
 )
+from .studies.directions.config import DirectionComparisonConfig as DirectionComparisonConfig
+from .studies.directions.study import DirectionComparison as DirectionComparison
+from .studies.directions.study import compare_directions as compare_directions
 from .studies.jacobian.config import JacobianSpectrumConfig as JacobianSpectrumConfig
 from .studies.jacobian.study import JacobianSpectrum as JacobianSpectrum
 from .studies.jacobian.study import jacobian_spectrum as jacobian_spectrum

@@ -100,7 +100,7 @@ class Record(Strict):
     run: Digest
     step: Count
     tasks: Annotated[dict[Role, TaskRecord], Field(min_length=2)]
-    gone_per_layer: Annotated[dict[Site, list[Count]], Field(min_length=1)]
+    pruned_per_layer: Annotated[dict[Site, list[Count]], Field(min_length=1)]
     thresholds: dict[Site, float]
     seconds: Annotated[FiniteFloat, Field(ge=0)]
     tokens: Count

@@ -311,7 +311,6 @@ def main() -> int:
     from conftest import save_tiny, words
 
     import sepcap
-    from sepcap.studies.directions.study import compare
 
     torch.set_num_threads(1)
     started = time.time()
@@ -327,7 +326,7 @@ def main() -> int:
         run = sepcap.prune(model, sepcap.PruningConfig(**quick), out=place / "run").folder
         head = {"layer": 0, "head": 1, "kinds": ("zero", "mean"), "tokens": 100, "context": 16}
         sepcap.compare_ablations(model, task=texts, **head, out=place / "ablations")
-        compare(model, sepcap.PruningConfig(**quick), place / "comparison", say=lambda text: None)
+        sepcap.compare_directions(model, out=place / "comparison", progress=False, **quick)
         sepcap.jacobian_spectrum(model, layers=[0], tokens=2, task=texts, rows=2, out=place / "jacobian")
         folders = [run, *(place / name for name in ("ablations", "comparison", "jacobian"))]
         before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -68,8 +68,10 @@ class Model:
 
 def right(name, kind):
     """Something of the right kind for an argument that is not looked at."""
-    if name == "model":
+    if name == "model" and str not in members(kind):
         return Model()
+    if name == "say":
+        return str
     kind = members(kind)[0]
     asked = typing.get_origin(kind) or kind
     plain = {str: "x", int: 1, float: 0.5, bool: True, typing.Any: None}
@@ -168,6 +170,8 @@ PATHS = sorted(path_arguments(), key=lambda param: param.id)
 def test_the_home_folder_is_meant_in_every_path(function, argument, kind, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     plain = getattr(function, "__func__", function)
+    if hasattr(plain, "__signature__"):  # a study: its function is checked after its model is loaded
+        plain = plain.__wrapped__
     seen = {}
 
     def instead(function, signature, arguments, bounds):
@@ -192,7 +196,7 @@ def test_the_home_folder_is_meant_in_every_path(function, argument, kind, monkey
 
 def test_methods_with_paths_were_found():
     found = {param.id for param in PATHS}
-    some = {"plots.save-path", "Evaluation.load-path", "Comparison.report-path", "evaluate_toxicity-prompts", "StudyResult.save-folder"}
+    some = {"plots.save-path", "Evaluation.load-path", "Run.report-path", "evaluate_toxicity-prompts", "StudyResult.save-folder"}
     assert some <= found
 
 

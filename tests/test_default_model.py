@@ -56,11 +56,9 @@ def test_the_card_states_what_was_measured():
 @pytest.mark.slow
 def test_code_and_prose_are_separable_and_random_pruning_separates_nothing(model, tmp_path):
     """Both directions at least 50%, the random baseline within 10% (issue 2, section 2)."""
-    from sepcap.studies.directions.study import compare
-
     torch.set_num_threads(2)
-    config = sepcap.PruningConfig(fractions={"mlp": 0.1}, steps=10, tokens=20_000, eval_tokens=20_000)
-    comparison = compare(model, config, tmp_path, baselines=("uniform", "per_layer"), baseline_seeds=1)
+    budget = {"fractions": {"mlp": 0.1}, "steps": 10, "tokens": 20_000, "eval_tokens": 20_000}
+    comparison = sepcap.compare_directions(model, **budget, baselines=("uniform", "per_layer"), baseline_seeds=1, out=tmp_path)
     assert comparison.forward.separability("top1").percent >= 50
     assert comparison.reverse.separability("top1").percent >= 50
     assert comparison.baselines["uniform"]["forward"][0].separability("top1").percent <= 10

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import sepcap
 from sepcap.cli.ablations import Ablate, CompareAblations
+from sepcap.cli.options import config_in
 from sepcap.cli.paragraphs import Paragraphs
-from sepcap.cli.pruning import CompareMethods
+from sepcap.cli.pruning import CompareMethods, Demo, Prune
+from sepcap.studies.directions.config import DirectionComparisonConfig
 from sepcap.studies.methods.config import MethodComparisonConfig
+from sepcap.studies.pruning.config import PruningConfig
 
 LEAST = 15_000
 """Predictions: 59 rows of a context of 256, each of another document."""
@@ -37,9 +40,11 @@ def test_every_stored_study_has_enough_documents():
 def test_commands_have_the_defaults_of_the_functions():
     for kind, command in (
         (MethodComparisonConfig, CompareMethods()),
+        (PruningConfig, Prune()),
         (sepcap.AblationComparisonConfig, CompareAblations()),
         (sepcap.AblationSweepConfig, Ablate()),
         (sepcap.ParagraphTransferConfig, Paragraphs()),
     ):
-        for field in dataclasses.fields(kind):
-            assert getattr(command, field.name) == getattr(kind(), field.name), field.name
+        assert config_in(kind, command) == kind()
+    small = {"fractions": {"mlp": 0.1}, "steps": 10, "tokens": 13_000, "eval_tokens": 15_000}
+    assert config_in(DirectionComparisonConfig, Demo()) == DirectionComparisonConfig(**small)

@@ -145,7 +145,7 @@ def test_a_run_says_its_cost_before_its_first_step(told, tiny_opt, letters, digi
     assert told[1] == ["prune abs", 3, [0, 1, 1, 1]]
     told.clear()
     sepcap.prune(tiny_opt, config, out=tmp_path / "run")
-    assert told == []
+    assert told == [f"{tmp_path / 'run'} is finished; nothing is recomputed"]
 
 
 def test_a_comparison_of_ablations_says_its_cost_and_moves(told, tiny_opt, letters):

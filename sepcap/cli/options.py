@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import inspect
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,13 +96,17 @@ class Study(OnDevice):
     out: Path = Path()
     """Folder of the study; repeat the command to resume after an interruption."""
 
-    def run(self) -> None:
-        """Carry out the command."""
+    def compute(self, model: Any = None, **more: Any) -> Any:
+        """Result of the study of a model, or of the one of the command; `more` are arguments that are no fields of its configuration."""
         import sepcap
 
-        model = self.load()
-        study = getattr(sepcap, self.FUNCTION)
-        show(study(model, config_in(self.CONFIG, self), out=self.out, progress=partial(print, flush=True)), self.out)
+        how = {"out": self.out, "progress": partial(print, flush=True), **more}
+        return getattr(sepcap, self.FUNCTION)(self.load() if model is None else model, config_in(self.CONFIG, self), **how)
+
+    def run(self) -> None:
+        """Carry out the command."""
+        result = self.compute()
+        show(result, result.folder)
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ ON_COMMAND_LINE: dict[Any, Any] = {Any: str, tuple[Any, ...]: tuple[str, ...], d
 """Kinds of fields that Python fills with objects -> what is typed instead; a task is a name or a path."""
 
 
-def study_command(function: str, out: str, **kinds: Any) -> Callable[[type[S]], type[S]]:
+def study_command(function: str, out: str, defaults: Mapping[str, Any] | None = None, **kinds: Any) -> Callable[[type[S]], type[S]]:
     """Make a command of a class that inherits from a configuration and from `Study`.
 
     The fields of the configuration become options, with its defaults and docstrings; the command loads the model, calls the function
@@ -133,23 +138,26 @@ def study_command(function: str, out: str, **kinds: Any) -> Callable[[type[S]], 
     Args:
         function: name of the study in `sepcap`.
         out: default folder of the result.
+        defaults: defaults that differ from those of the configuration, by field.
         kinds: kinds of the options that differ from those of the configuration, by field.
     """
 
     def decorate(cls: type[S]) -> type[S]:
         config: Any = cls.__mro__[1]
         options: dict[str, Any] = {}
+        own = dict(defaults or {})
         for field in dataclasses.fields(config):
             kind = kinds.get(field.name, ON_COMMAND_LINE.get(field.type, field.type))
-            if kind is not field.type:
+            if field.init and (kind is not field.type or field.name in own):
                 options[field.name] = kind
-                several = field.default_factory is not dataclasses.MISSING
-                default: Any = {"default_factory": field.default_factory} if several else {"default": field.default}
+                default: Any = {"default": field.default, "default_factory": field.default_factory}
+                if field.name in own:
+                    default = {"default_factory": partial(copy, own[field.name])}
                 setattr(cls, field.name, dataclasses.field(**default))
         cls.__annotations__ = {**options, "out": Path, **inspect.get_annotations(cls)}
 
         cls.out, cls.FUNCTION, cls.CONFIG = Path(out), function, config
-        return dataclass(frozen=True)(cls)
+        return dataclass(frozen=True, kw_only=True)(cls)
 
     return decorate
 
@@ -157,7 +165,7 @@ def study_command(function: str, out: str, **kinds: Any) -> Callable[[type[S]], 
 def config_in(kind: type[T], command: Any) -> T:
     """The configuration in a command, without the options of the command line alone."""
     known = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType] (T is a dataclass, which no type expresses)
-    return kind(**{f.name: getattr(command, f.name) for f in known})
+    return kind(**{f.name: getattr(command, f.name) for f in known if f.init})
 
 
 def write_figures(draw: Mapping[str, Callable[[], Any]], folder: Path) -> None:

@@ -61,7 +61,7 @@ def unboxed(text: str) -> str:
 
 def left_by(command: Any, error: BaseException, by: str) -> str:
     """What was stopped, what is kept, and how to continue."""
-    study = getattr(command, "study", command)
+    study = command if isinstance(getattr(command, "study", ""), str) else command.study
     what = "" if command is None else f"{type(study).__name__} was "
     if isinstance(error, KeyboardInterrupt) and str(error):
         return f"{what}stopped by {by}: {error}"

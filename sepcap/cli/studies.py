@@ -6,43 +6,24 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sepcap.cli.options import Command, OnDevice, write_figure, write_table
+from sepcap.cli.options import Command, Study, study_command
+from sepcap.studies.reproduce.config import ReproductionConfig
+
+STUDIES = Literal["sp-table2", "sp-figure1", "sep-areas", "peak-ablation", "modularity-overlap"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reproduce(OnDevice):
+@study_command(
+    "reproduce",
+    out="runs/reproduce",
+    study=Annotated[STUDIES, tyro.conf.Positional],
+    budget=Literal["paper", "minutes"] | None,
+    tasks=tyro.conf.Suppress[Any],
+)
+class Reproduce(ReproductionConfig, Study):  # pyright: ignore[reportIncompatibleVariableOverride]  # the batch size can be the study's
     """Rerun a stored study of a paper, and compare the published values with the measured ones."""
 
-    RESUMES = True
-
-    study: Annotated[Literal["sp-table2", "sp-figure1", "sep-areas", "peak-ablation", "modularity-overlap"], tyro.conf.Positional]
-    """Which study."""
-    model: str = "default"
-    """"default" (with the offline tasks), a folder, or a hub name (with the paper's tasks)."""
-    budget: Literal["paper", "minutes"] | None = None
-    """As published, or small enough for the embedded model on two cores; default is "minutes" for that model and "paper" for others."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the model."""
-    batch_size: int | None = None
-    """Rows per forward pass; default is that of the study."""
-    out: Path = Path("runs/reproduce")
-    """Folder of all studies; finished runs in it are not recomputed."""
-
-    def run(self) -> None:
-        """Carry out the command."""
-        from sepcap.studies.reproduce.config import ReproductionConfig, studies
-        from sepcap.studies.reproduce.study import reproduce
-
-        budget: Any = self.budget
-        if self.batch_size is not None:
-            stored = ReproductionConfig(self.study, self.model, self.budget)
-            budget = studies()[self.study].budgets[stored.budget] | {"batch_size": self.batch_size}
-        where = {"dtype": self.dtype, "device": self.device, "out": self.out}
-        result = reproduce(self.study, self.model, budget, **where, say=lambda text: print(text, flush=True))
-        print(result.table.drop(columns=["study", "source"]).to_string(index=False, na_rep="", float_format=lambda x: f"{x:.1f}"))
-        print()
-        write_table(result.table, result.folder / "table.csv")
-        write_figure(result.figure(), result.folder / result.study.name)
+    def load(self, **options: Any) -> Any:
+        """Nothing: the study loads its models itself."""
 
 
 @dataclass(frozen=True)

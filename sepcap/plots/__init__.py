@@ -15,20 +15,20 @@ from sepcap.studies.cross_task.figures import cross_task, cross_task_bisection
 from sepcap.studies.dimensions.figures import dimension_traces
 from sepcap.studies.jacobian.figures import jacobian_ranks, jacobian_spectra
 from sepcap.studies.methods.figures import methods
-from sepcap.studies.overlaps.figures import overlap_layers, overlap_ratios, overlaps
+from sepcap.studies.overlaps.figures import overlap, overlap_layers, overlap_ratios
 from sepcap.studies.paragraphs.figures import paragraph_distances, paragraph_layers, paragraph_positions
 from sepcap.studies.pruning.figures.areas import areas
 from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
-from sepcap.studies.pruning.figures.neurons_gone import neurons_gone
+from sepcap.studies.pruning.figures.pruned_neurons import pruned_neurons
 from sepcap.studies.pruning.figures.steps import metric_over_steps, thresholds
 from sepcap.studies.pruning.figures.trajectory import trajectory
 from sepcap.studies.selection_checks.figures import (
-    cross_checks_curves,
-    cross_checks_keep,
-    cross_checks_layers,
-    cross_checks_meeting,
-    cross_checks_step_overlaps,
-    cross_checks_steps,
+    selection_checks_curves,
+    selection_checks_keep,
+    selection_checks_layers,
+    selection_checks_meeting,
+    selection_checks_step_overlaps,
+    selection_checks_steps,
 )
 from sepcap.studies.similarity.figures import similarity, similarity_profile
 
@@ -39,12 +39,6 @@ __all__ = [
     "areas",
     "concentration_curve",
     "concentration_profile",
-    "cross_checks_curves",
-    "cross_checks_keep",
-    "cross_checks_layers",
-    "cross_checks_meeting",
-    "cross_checks_step_overlaps",
-    "cross_checks_steps",
     "cross_task",
     "cross_task_bisection",
     "dimension_traces",
@@ -57,16 +51,22 @@ __all__ = [
     "methods",
     "metric_over_steps",
     "mlp_biases",
-    "neurons_gone",
+    "overlap",
     "overlap_layers",
     "overlap_ratios",
-    "overlaps",
     "paragraph_distances",
     "paragraph_layers",
     "paragraph_positions",
     "perplexity_against_perplexity",
+    "pruned_neurons",
     "save",
     "score_histograms",
+    "selection_checks_curves",
+    "selection_checks_keep",
+    "selection_checks_layers",
+    "selection_checks_meeting",
+    "selection_checks_step_overlaps",
+    "selection_checks_steps",
     "similarity",
     "similarity_profile",
     "thresholds",

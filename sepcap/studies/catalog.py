@@ -14,14 +14,14 @@ STUDIES: dict[str, str] = {
     "dimension-traces": "studies.dimensions.study.DimensionTraces",
     "jacobian-spectrum": "studies.jacobian.study.JacobianSpectrum",
     "paragraph-transfer": "studies.paragraphs.study.ParagraphTransfer",
-    "modules": "studies.clusters.study.Modularity",
-    "overlaps": "studies.overlaps.study.Overlap",
+    "modularity": "studies.clusters.study.Modularity",
+    "overlap": "studies.overlaps.study.Overlap",
     "cross-task": "studies.cross_task.study.CrossTaskPruning",
-    "cross-checks": "studies.selection_checks.study.SelectionChecks",
+    "selection-checks": "studies.selection_checks.study.SelectionChecks",
     "ablation-sweep": "studies.ablations.random_neurons.AblationSweep",
     "compare-ablations": "studies.ablations.heads.AblationComparison",
     "compare-methods": "studies.methods.study.MethodComparison",
-    "compare-directions": "studies.directions.study.Comparison",
+    "compare-directions": "studies.directions.study.DirectionComparison",
     "reproduce": "studies.reproduce.study.Reproduction",
 }
 """Name of a study, as in its config.json -> the class of its results."""

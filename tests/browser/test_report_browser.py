@@ -124,7 +124,7 @@ def test_it_opens_from_a_file_without_complaints_or_requests(open_page, report):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_plot_is_drawn(open_page, scheme):
     plots = open_page(color_scheme=scheme).page.evaluate(PLOTS)
-    assert {"trajectory", "areas", "top1", "loss", "scores-mlp", "scores-attn_pre_out", "thresholds", "gone"} == {p["id"] for p in plots}
+    assert {"trajectory", "areas", "top1", "loss", "scores-mlp", "scores-attn_pre_out", "thresholds", "pruned"} == {p["id"] for p in plots}
     assert all(plot["drawn"] and plot["svg"] and plot["marks"] for plot in plots), plots
 
 

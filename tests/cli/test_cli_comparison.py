@@ -38,7 +38,7 @@ def a_file(folder, name, texts):
     return folder / f"{name}.jsonl"
 
 
-PICTURES = {"trajectory", "metric", "areas", "gone", "threshold", "scores"}
+PICTURES = {"trajectory", "metric", "areas", "pruned", "threshold", "scores"}
 
 
 def test_masked_language_models(tmp_path, capsys):

@@ -6,10 +6,13 @@ import json
 
 import pandas as pd
 import pytest
+import tyro
 
 import sepcap
 from sepcap.cli.geometry import Dimensions, FindDimensions, Jacobian, Similarity
 from sepcap.cli.main import main
+from sepcap.cli.options import config_in
+from sepcap.cli.studies import Reproduce
 
 
 @pytest.fixture
@@ -152,3 +155,9 @@ def test_a_sweep_says_what_it_costs_and_found(files, trained_folder, tmp_path, c
     assert -1 < printed.find("M tokens through the model") < printed.find(found.summary()[0])
     assert all(sentence in printed for sentence in found.summary())
     assert (tmp_path / "sweep" / "figures" / "sweep.html").exists()
+
+
+def test_the_command_of_a_reproduction_is_its_configuration():
+    asked = config_in(sepcap.ReproductionConfig, tyro.cli(Reproduce, args=["sp-table2", "--budget", "paper", "--batch-size", "4"]))
+    assert asked == sepcap.ReproductionConfig("sp-table2", budget="paper", batch_size=4)
+    assert {run.batch_size for run in asked.runs().values()} == {4}

@@ -10,7 +10,6 @@ from family_rows import FAMILIES, save_family
 
 import sepcap
 from sepcap.evaluation.generation import continuation
-from sepcap.studies.directions import study as comparison
 from sepcap.studies.pruning.generations import continuations
 
 LETTERS, DIGITS = words(0, n=24), words(0, n=24, alphabet="0123456789")
@@ -80,8 +79,8 @@ def test_scoring_ablating_deleting_rotating_and_saving(model, tmp_path):
 
 
 def test_pruning_in_both_directions_with_continuations(model, tmp_path):
-    config = sepcap.PruningConfig(forget=LETTERS, retain=DIGITS, fractions={"mlp": 0.25}, steps=2, tokens=60, eval_tokens=60)
-    compared = comparison.compare(model, config, tmp_path / "compared")
+    small = {"fractions": {"mlp": 0.25}, "steps": 2, "tokens": 60, "eval_tokens": 60}
+    compared = sepcap.compare_directions(model, forget=LETTERS, retain=DIGITS, **small, out=tmp_path / "compared")
     assert all(run.finished for run in compared.runs.values())
     texts = continuations(model, compared.forward, step=2)
     assert texts["before"].str.len().min() > 0

@@ -12,7 +12,7 @@ import test_ablations_figures
 import test_activations
 import test_dimensions_figures
 import test_jacobian_figures
-import test_module_figures
+import test_modularity_figures
 import test_neuron_set_figures
 import test_paragraph_figures
 import test_similarity_figures
@@ -101,14 +101,14 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
         "ablations-of-a-head": draw(plots.ablations, test_ablations_figures.comparison([(5, 1)])),
         "activations": draw(plots.activation_distributions, *acts, layer=1, head=1),
         "areas": draw(plots.areas, of["demo"]),
-        "concentration-curve": draw(plots.concentration_curve, test_module_figures.planted()),
-        "concentration-profile": draw(plots.concentration_profile, test_module_figures.planted()),
-        "cross-checks-curves": draw(plots.cross_checks_curves, checks),
-        "cross-checks-keep": draw(plots.cross_checks_keep, checks),
-        "cross-checks-layers": draw(plots.cross_checks_layers, checks),
-        "cross-checks-meeting": draw(plots.cross_checks_meeting, checks),
-        "cross-checks-step-overlaps": draw(plots.cross_checks_step_overlaps, checks),
-        "cross-checks-steps": draw(plots.cross_checks_steps, checks),
+        "concentration-curve": draw(plots.concentration_curve, test_modularity_figures.planted()),
+        "concentration-profile": draw(plots.concentration_profile, test_modularity_figures.planted()),
+        "selection-checks-curves": draw(plots.selection_checks_curves, checks),
+        "selection-checks-keep": draw(plots.selection_checks_keep, checks),
+        "selection-checks-layers": draw(plots.selection_checks_layers, checks),
+        "selection-checks-meeting": draw(plots.selection_checks_meeting, checks),
+        "selection-checks-step-overlaps": draw(plots.selection_checks_step_overlaps, checks),
+        "selection-checks-steps": draw(plots.selection_checks_steps, checks),
         "cross-task": draw(plots.cross_task, sets.cross_task()),
         "cross-task-bisection": draw(plots.cross_task_bisection, sets.cross_task()),
         "dimension-traces": draw(plots.dimension_traces, test_dimensions_figures.result()),
@@ -122,10 +122,10 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
         "metric-over-steps": draw(plots.metric_over_steps, one),
         "metric-over-steps-of-runs": draw(plots.metric_over_steps, of["demo"]),
         "mlp-biases": draw(plots.mlp_biases, model),
-        "neurons-gone": draw(plots.neurons_gone, one, layers=[1, 3, 5]),
+        "pruned-neurons": draw(plots.pruned_neurons, one, layers=[1, 3, 5]),
         "overlap-layers": draw(plots.overlap_layers, sets.overlaps()),
         "overlap-ratios": draw(plots.overlap_ratios, sets.overlaps()),
-        "overlaps": draw(plots.overlaps, sets.overlaps()),
+        "overlap": draw(plots.overlap, sets.overlaps()),
         "perplexity-against-perplexity": draw(plots.perplexity_against_perplexity, of["demo"]),
         "score-histograms": draw(plots.score_histograms, scores(), layers=[1, 3, 5], log_counts=True),
         "score-histograms-of-a-site": draw(plots.score_histograms, scores(), "mlp", neurons=scores().top({"mlp": 0.05})),

@@ -79,7 +79,7 @@ def numbers_of(result: Any) -> Iterator[Any]:
         yield dict(result.config)
         yield result.finished
         yield result.trajectory
-        yield result.gone_per_layer
+        yield result.pruned_per_layer
         for role in ROLES:
             yield torch.from_numpy(result.rows(role))
         for step in range(result.steps_done + 1):

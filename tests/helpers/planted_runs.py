@@ -67,7 +67,7 @@ def write_run(
             mask = np.zeros(n, dtype=bool)
             mask[order[: n * step // max(1, steps)]] = True
             masks[site] = torch.from_numpy(mask.reshape(shape))
-        gone = NeuronSet(masks)
+        pruned = NeuronSet(masks)
         samples = {"forget": "s", "retain": "s"} | config.get("samples", {}).get("evaluate", {})
         evaluations = {
             role: Evaluation(
@@ -78,12 +78,12 @@ def write_run(
         record = {
             "step": step,
             "tasks": {role: metrics_of(e) for role, e in evaluations.items()},
-            "gone_per_layer": {site: gone.per_layer(site) for site in masks},
+            "pruned_per_layer": {site: pruned.per_layer(site) for site in masks},
             "thresholds": {site: (thresholds or (lambda site, step: 10.0 / step))(site, step) for site in masks} if step else {},
             "seconds": 1.0,
             "tokens": 2 * rows * ROW,
         }
-        run.write_step(step, record, evaluations, gone)
+        run.write_step(step, record, evaluations, pruned)
     return Run(folder)
 
 

@@ -64,8 +64,8 @@ def check_trajectory(plant: planted.Planted, run: sepcap.Run, forget: str, site:
         words = [int(word) for row in rows for word, target in pairwise(row) if target != 0]
         measured = table.loc[table["role"] == role, "top1"].to_numpy()
         for step in range(run.steps_done + 1):
-            gone = run.neurons(step).masks[site]
-            predicted = np.mean([word in plant.needs and not gone[plant.needs[word]] for word in words])
+            pruned = run.neurons(step).masks[site]
+            predicted = np.mean([word in plant.needs and not pruned[plant.needs[word]] for word in words])
             np.testing.assert_allclose(measured[step], predicted, atol=1e-12)
 
 

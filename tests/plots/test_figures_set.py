@@ -11,7 +11,6 @@ from planted_runs import maker
 
 import sepcap
 from sepcap.selection.score import Scores
-from sepcap.studies.directions.study import Comparison
 from sepcap.studies.pruning.random_neurons.above_random import over_seeds
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +39,8 @@ def made(make, tmp_path, monkeypatch):
         for seed, kept in enumerate((0.25, 0.3))
     ]
     monkeypatch.setattr(sepcap.Run, "scores", lambda self: Scores({"mlp": torch.rand(3, 20)}, {"importance": "abs"}))
-    comparison = Comparison(tmp_path, forward, reverse, {"uniform": {"forward": random, "reverse": random}})
-    monkeypatch.setattr(make, "compare", lambda *_, **__: comparison)
+    comparison = sepcap.DirectionComparison(tmp_path, forward, reverse, {"uniform": {"forward": random, "reverse": random}})
+    monkeypatch.setattr(sepcap, "compare_directions", lambda *_, **__: comparison)
     figures = {}
     monkeypatch.setattr(make.plots, "save", lambda fig, path, width: figures.setdefault(path.name, fig))
     (tmp_path / "README.md").write_text("before\n\n| run | area [95%] | old |\n|---|---|---|\n| forget code | 9 | 9 |\n\nafter\n")

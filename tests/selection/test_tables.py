@@ -109,7 +109,7 @@ def test_a_run_prunes_the_count_at_every_step_and_is_no_run_of_the_fraction(tmp_
     for recollect in (True, False):
         config = sepcap.PruningConfig(fractions={"mlp": 5}, steps=3, recollect=recollect, **fields)
         run = sepcap.prune(trained, config, out=tmp_path / str(recollect))
-        assert run.trajectory.query("role == 'forget'")["gone_mlp"].tolist() == [0, 5, 10, 15]
+        assert run.trajectory.query("role == 'forget'")["pruned_mlp"].tolist() == [0, 5, 10, 15]
         run = None
     with pytest.raises(ValueError, match="prunes more than there are: 144 mlp"):
         sepcap.prune(trained, sepcap.PruningConfig(fractions={"mlp": 50}, steps=3, **fields), out=tmp_path / "too-many")

@@ -36,8 +36,8 @@ def study_report(result: Any, path: str | Path | None = None) -> Path:
         IsADirectoryError: `path` is a folder.
 
     Example:
-        >>> sepcap.load_result("runs/overlaps").report()  # doctest: +SKIP
-        PosixPath('runs/overlaps/report.html')
+        >>> sepcap.load_result("runs/overlap").report()  # doctest: +SKIP
+        PosixPath('runs/overlap/report.html')
 
     Source: the METHODS section of the study, which defines its numbers.
     """

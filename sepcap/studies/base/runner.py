@@ -26,7 +26,8 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
     """Give a function the calling convention of every study.
 
     The function takes (model, config, *, out, say) and optionally more keywords. It is called with a model or its name, a configuration
-    or its fields as keywords, `out`, and `progress`; the model of the configuration is loaded if none is given.
+    or its fields as keywords, `out`, and `progress`. A name takes the place of the model of the configuration, which is loaded if no
+    model is given.
 
     Args:
         kind: class of the configuration.
@@ -39,9 +40,12 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
         @functools.wraps(function)
         def call(model: Any = None, config: Any = None, *, progress: Any = True, **given: Any) -> R:
             fields = {name: given.pop(name) for name in list(given) if name not in own}
+            if isinstance(model, str | Path):  # a name is a field, which others can depend on
+                fields["model"], model = str(model), None
             config = configured(kind, config, fields, others=[*own, "progress"])
             shown = conform("progress", progress, Progress)
             say = {True: tell, False: _nothing}[shown] if isinstance(shown, bool) else shown
+            inspect.signature(function).bind(model, config, say=say, **given)  # a missing argument is an error before a model is loaded
             with silent(shown is False):
                 if loads:
                     model = load_model(config.model if model is None else model)
@@ -82,7 +86,8 @@ def _signature(own: Any, kind: type) -> inspect.Signature:
     others = [p.replace(kind=keyword) for name, p in own.items() if name not in ("model", "config", "say")]
     others.append(inspect.Parameter("progress", keyword, default=True))
     taken = {"model", *(p.name for p in others)}
-    fields = [inspect.Parameter(f.name, keyword, default=_default(f)) for f in dataclasses.fields(kind) if f.name not in taken]
+    listed = [f for f in dataclasses.fields(kind) if f.init and f.name not in taken]
+    fields = [inspect.Parameter(f.name, keyword, default=_default(f)) for f in listed]
     return inspect.Signature([*first, *others, *fields])
 
 

@@ -46,7 +46,7 @@ class Modularity(StudyResult):
     Source: METHODS section 12; [MOE], [MOD].
     """
 
-    STUDY: ClassVar[str] = "modules"
+    STUDY: ClassVar[str] = "modularity"
     TITLE: ClassVar[str] = "Do task neurons form modules?"
     FIGURES: ClassVar[Figures] = {
         "curve": ("Share of the task neurons over clusters", figures.concentration_curve),

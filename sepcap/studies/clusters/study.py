@@ -76,7 +76,7 @@ class ModularityPlan:
         )
 
 
-def plan_modules(model: Any, config: ModularityConfig) -> ModularityPlan:
+def plan_modularity(model: Any, config: ModularityConfig) -> ModularityPlan:
     """Load tasks and tokens, and check that every selection and clustering is possible."""
     for fraction in config.fractions:
         how_many(fraction, int(np.prod(site_shape(model, "mlp"))), "mlp")
@@ -129,7 +129,7 @@ def measure_modularity(model: Any, config: ModularityConfig, *, out: str | Path 
         >>> found = sepcap.measure_modularity(config=sepcap.ModularityConfig(seeds=(0, 1, 2)), out="runs/modules")  # doctest: +SKIP
         >>> print(*found.summary(), sep="\\n")  # doctest: +SKIP
     """
-    prepared = plan_modules(model, config)
+    prepared = plan_modularity(model, config)
     return run_study(Modularity, prepared.resolved, partial(_measure, prepared), out, prepared.cost, say)
 
 
@@ -137,7 +137,7 @@ def _measure(prepared: ModularityPlan, pieces: Pieces) -> Modularity:
     config = prepared.config
     tables, clustered, curves, chances, labels = [], [], [], [], {}
     work = len(prepared.cells) * (n_layers(prepared.model) + len(prepared.tasks))
-    with progress(total=work, desc="modules", unit="piece", leave=True) as bar:
+    with progress(total=work, desc="modularity", unit="piece", leave=True) as bar:
         for weights, seed in prepared.cells:
             cell = _Cell(prepared, pieces, weights, seed, bar)
             moefied, chosen, activity = cell.clusters(), cell.neurons(), cell.activity()

@@ -4,37 +4,36 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
-from sepcap.progress import tell
 from sepcap.statistics.intervals import in_percent, whole
 from sepcap.storage import make_folder, sole_writer
 from sepcap.studies.base.folder import identity_of
-from sepcap.studies.base.result import Figures, Shown
+from sepcap.studies.base.result import Figures
+from sepcap.studies.base.runner import study
+from sepcap.studies.directions.config import DirectionComparisonConfig
 from sepcap.studies.pruning.check_run import is_left
-from sepcap.studies.pruning.config import DIRECTIONS, Direction, PruningConfig
+from sepcap.studies.pruning.config import DIRECTIONS, Direction
 from sepcap.studies.pruning.figures.areas import areas
 from sepcap.studies.pruning.figures.steps import metric_over_steps
 from sepcap.studies.pruning.figures.trajectory import trajectory
-from sepcap.studies.pruning.plan import plan, tokens_per_second
-from sepcap.studies.pruning.planned import name_study, planned_runs
+from sepcap.studies.pruning.plan import Plan, plan, tokens_per_second
+from sepcap.studies.pruning.planned import RunsResult, name_study
 from sepcap.studies.pruning.prune import execute
 from sepcap.studies.pruning.random_neurons.above_random import few_steps, folder_of, over_seeds
 from sepcap.studies.pruning.random_neurons.baselines import baseline_config
-from sepcap.studies.pruning.run import Run, whole_run
+from sepcap.studies.pruning.run import Run
 from sepcap.studies.pruning.separability import BASELINES, Separability
 from sepcap.studies.pruning.trackers import Trackers, trackers_of
 from sepcap.tasks.load import load_task
 
-Baseline = Literal["uniform", "per_layer", "activity"]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Comparison(Shown):
+class DirectionComparison(RunsResult):
     """Selective pruning of a pair of tasks in both directions, with random baselines for each.
 
     Attributes:
@@ -84,17 +83,7 @@ class Comparison(Shown):
         }
 
     @classmethod
-    @checked()
-    def load(cls, folder: str | Path) -> "Comparison":
-        """Read the runs.
-
-        Raises:
-            FileNotFoundError: there is no comparison, or one of its runs is not finished.
-        """
-        return cls._of(Path(folder), planned_runs(Path(folder), cls.STUDY, whole_run))
-
-    @classmethod
-    def _of(cls, folder: Path, runs: Mapping[str, Run]) -> "Comparison":
+    def _from_runs(cls, folder: Path, runs: Mapping[str, Run]) -> "DirectionComparison":
         baselines: dict[str, dict[Direction, list[Run]]] = {}
         for name, run in runs.items():
             if name in DIRECTIONS:
@@ -114,7 +103,7 @@ class Comparison(Shown):
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """`table()` by its name."""
+        """`by_metric()` by its name."""
         return {"runs": self.by_metric()}
 
     def summary(self) -> list[str]:
@@ -208,77 +197,71 @@ def _first_and_last(run: Run, metric: str) -> dict[str, str]:
     return {f"{role} {metric}": f"{values[role].iloc[0]:.3f} → {values[role].iloc[-1]:.3f}" for role in ("forget", "retain")}
 
 
-@checked(stopped="finished work is kept in its folder; the same call resumes from there")
-def compare(
-    model: Any,
-    config: PruningConfig,
-    folder: str | Path,
-    *,
-    baselines: Sequence[Baseline] = ("per_layer",),
-    baseline_seeds: int = 5,
-    baseline_steps: int | None = None,
-    tracker: Trackers = "jsonl",
-    say: Callable[[str], None] = tell,
-) -> Comparison:
+@study(DirectionComparisonConfig)
+@checked()
+def compare_directions(
+    model: Any, config: DirectionComparisonConfig, *, out: str | Path, tracker: Trackers = "jsonl", say: Callable[[str], Any]
+) -> DirectionComparison:
     """Prune both directions of a pair of tasks, and random baselines of each, every run in its own folder.
 
+    The same call resumes an interrupted comparison; finished runs are not recomputed.
+
     Args:
-        model: what `load_model` returns; it is left unchanged.
-        config: the forward run; the reverse one differs only in direction.
-        folder: gets the subfolders `forward`, `reverse` and `random-…`; interrupted runs in it are resumed, finished ones reused.
-        baselines: random neurons to compare with: "per_layer" prunes as many per layer as the run at the same step,
-            "activity" also as many per tenth of a layer by activity on the retain task, "uniform" is drawn over the whole model.
-        baseline_seeds: number of draws of each.
-        baseline_steps: number of steps at which baselines are evaluated, a divisor of `config.steps`; default is from 3 to 5, or all if
-            there is no such divisor.
+        model: what `load_model` returns, and is left unchanged; default is to load `config.model`.
+        config: a `DirectionComparisonConfig`; its fields can also be given as keywords.
+        out: folder for the runs `forward`, `reverse` and `random-…`.
         tracker: where the metrics of every step are sent, as in `sepcap.prune`.
-        say: receives the work to do and its cost before it begins.
+        progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements, and
+            every step if no bar shows it.
+
+    Returns:
+        DirectionComparison with `.table`, `.separabilities()`, `.figure(kind)` and `.report()`.
 
     Raises:
-        ValueError: an unknown baseline, or steps that do not divide those of the run.
+        ValueError: bad configuration, forget and retain the same, too little text, an unknown tracker.
+        FileExistsError: the folder holds a run of another configuration (the differing fields are named).
+
+    Source: [SP] section 4, [SEP] section 3.
 
     Example:
-        >>> compare(model, sepcap.PruningConfig(steps=10, fractions={"mlp": 0.1}), "runs/demo").table  # doctest: +SKIP
+        >>> import sepcap
+        >>> sepcap.compare_directions(model, steps=10, fractions={"mlp": 0.1}, out="runs/demo").table  # doctest: +SKIP
     """
-    folder, trackers = Path(folder), trackers_of(tracker)
-    steps = few_steps(config.steps) if baseline_steps is None else baseline_steps
-    if config.steps % steps:
-        raise ValueError(f"baseline_steps={steps}: give a divisor of the {config.steps} steps of the run")
+    folder, trackers = Path(out), trackers_of(tracker)
+    steps = few_steps(config.steps) if config.baseline_steps is None else config.baseline_steps
     # read, sampled, and measured before anything is pruned, once for all
     config = dataclasses.replace(config, forget=load_task(config.forget), retain=load_task(config.retain))
     known: dict[Any, Any] = {}
-    directions = {"forward": config, "reverse": dataclasses.replace(config, forget=config.retain, retain=config.forget)}
-    plans = {name: plan(model, c, known) for name, c in directions.items()}
+    plans = {name: plan(model, config.pruning(name), known) for name in DIRECTIONS}
     for name, prepared in plans.items():
         is_left(folder / name, prepared.resolved)  # raises an error for a damaged or different run, before any is computed
         say(f"{name}: {prepared.cost()}")
-    drawn = {
+    drawn: dict[str, tuple[str, Direction, int]] = {
         folder_of(kind, direction, seed): (kind, direction or "forward", seed)
-        for kind in baselines
+        for kind in config.baselines
         for direction in (DIRECTIONS if kind != "uniform" or config.offset != "none" else (None,))
-        for seed in range(baseline_seeds)
+        for seed in range(config.baseline_seeds)
     }
     # the unpruned model is evaluated once for all
     each = sum(sample.tokens for sample in plans["forward"].evaluate.values())
     total = sum(p.tokens() - each for p in plans.values()) + each * (1 + steps * len(drawn))
     speed = tokens_per_second(plans["forward"])
     say(
-        f"{len(drawn)} random baselines ({', '.join(baselines)}; {baseline_seeds} seeds) are evaluated at {steps} steps. In total: "
-        f"{total / 1e6:.3g} M tokens through the model, about {total / speed / 60:.1f} minutes at the {speed:,.0f} tokens per second just "
-        f"measured here; finished steps in {folder} are not recomputed."
+        f"{len(drawn)} random baselines ({', '.join(config.baselines)}; {config.baseline_seeds} seeds) are evaluated at {steps} steps. In "
+        f"total: {total / 1e6:.3g} M tokens through the model, about {total / speed / 60:.1f} minutes at the {speed:,.0f} tokens per "
+        f"second just measured here; finished steps in {folder} are not recomputed."
     )
     make_folder(folder)
     with sole_writer(folder):
         # the identity of a matched baseline is known when the run that it is matched with is finished
         planned = {name: identity_of(prepared.resolved) for name, prepared in plans.items()}
-        name_study(folder, Comparison.STUDY, {**planned, **dict.fromkeys(drawn)})
-        runs = {name: execute(prepared, folder / name, trackers, say) for name, prepared in plans.items()}
+        name_study(folder, DirectionComparison.STUDY, {**planned, **dict.fromkeys(drawn)})
+        runs: dict[str, Run] = {name: execute(prepared, folder / name, trackers, say) for name, prepared in plans.items()}
+        baselines: dict[str, Plan] = {}
         for name, (kind, direction, seed) in drawn.items():
             at = None if kind == "uniform" else folder / direction
-            plans[name] = plan(model, baseline_config(directions[direction], kind, seed, steps, at), known)
-            is_left(folder / name, plans[name].resolved)  # raises an error for a different run, before the plan is written
-        name_study(folder, Comparison.STUDY, {name: identity_of(plans[name].resolved) for name in drawn})
-        runs |= {name: execute(plans[name], folder / name, trackers, say) for name in drawn}
-    return Comparison._of(folder, runs)
-
-
+            baselines[name] = plan(model, baseline_config(config.pruning(direction), kind, seed, steps, at), known)
+            is_left(folder / name, baselines[name].resolved)  # raises an error for a different run, before the plan is written
+        name_study(folder, DirectionComparison.STUDY, {name: identity_of(prepared.resolved) for name, prepared in baselines.items()})
+        runs |= {name: execute(prepared, folder / name, trackers, say) for name, prepared in baselines.items()}
+    return DirectionComparison._from_runs(folder, runs)

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from sepcap.checks import check_fields, distinct
 from sepcap.errors import unknown
-from sepcap.studies.pruning.config import Direction, PruningConfig
+from sepcap.studies.pruning.config import Direction, PruningConfig, check_baseline_steps
 
 
 class Method(NamedTuple):
@@ -95,8 +95,7 @@ class MethodComparisonConfig:
             if name not in METHODS:
                 raise unknown("methods", name, METHODS)
         distinct("seeds", self.seeds)
-        if self.baseline_steps is not None and self.steps % self.baseline_steps:
-            raise ValueError(f"baseline_steps={self.baseline_steps}: give a divisor of the {self.steps} steps of the run")
+        check_baseline_steps(self.steps, self.baseline_steps)
         for name in METHODS:
             self.pruning(name, "forward", self.seeds[0])  # raises an error for wrong shares
 

@@ -16,21 +16,22 @@ from sepcap.errors import CorruptFile, unknown
 from sepcap.interventions.deletion import check_output_biases
 from sepcap.interventions.rotation import check_rotation
 from sepcap.models.sites import populations
-from sepcap.progress import progress, tell
+from sepcap.progress import progress
 from sepcap.storage import html_card, make_folder, sole_writer
 from sepcap.studies.base.folder import identity_of
-from sepcap.studies.base.result import Figures, Shown
+from sepcap.studies.base.result import Figures
+from sepcap.studies.base.runner import study
 from sepcap.studies.methods import figures
 from sepcap.studies.methods.config import METHODS, PLAIN, MethodComparisonConfig, shared_with_random
 from sepcap.studies.methods.measured import Measured, cost_of, drop_of, over_seeds, percent_of, separabilities_of
 from sepcap.studies.pruning.check_run import is_left
 from sepcap.studies.pruning.config import DIRECTIONS, Direction, PruningConfig
 from sepcap.studies.pruning.plan import Plan, plan, tokens_per_second
-from sepcap.studies.pruning.planned import name_study, planned_runs
+from sepcap.studies.pruning.planned import RunsResult, name_study
 from sepcap.studies.pruning.prune import execute
 from sepcap.studies.pruning.random_neurons.above_random import equal_steps, few_steps
 from sepcap.studies.pruning.random_neurons.baselines import baseline_config
-from sepcap.studies.pruning.run import Run, whole_run
+from sepcap.studies.pruning.run import Run
 from sepcap.studies.pruning.separability import ACCURACIES, BASELINES, Separability
 from sepcap.tasks.load import load_task
 
@@ -48,7 +49,7 @@ LIKE = {"per_layer": "layer as each run pruned", "activity": "layer and tenth of
 
 
 @dataclass(frozen=True, eq=False)
-class MethodComparison(Shown):
+class MethodComparison(RunsResult):
     """Runs of several methods, both directions and several seeds, on the same evaluation tokens.
 
     Attributes:
@@ -66,19 +67,13 @@ class MethodComparison(Shown):
     baselines: dict[Key, Run] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    @checked()
-    def load(cls, folder: str | Path) -> "MethodComparison":
-        """Load all planned runs of a folder.
-
-        Raises:
-            FileNotFoundError: there is no comparison of methods, or one of its runs is not finished.
-        """
+    def _from_runs(cls, folder: Path, runs: Mapping[str, Run]) -> "MethodComparison":
         found: dict[bool, dict[Key, Run]] = {False: {}, True: {}}
-        for name, run in planned_runs(Path(folder), cls.STUDY, whole_run).items():
+        for name, run in runs.items():
             key, is_random = _key(name)
             found[is_random][key] = run
         in_order = ({key: of[key] for key in sorted(of, key=lambda key: list(METHODS).index(key[0]))} for of in found.values())
-        return cls(Path(folder), *in_order)
+        return cls(folder, *in_order)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -96,7 +91,7 @@ class MethodComparison(Shown):
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """`table()` by its name."""
+        """`by_metric()` by its name."""
         return {"methods": self.by_metric()}
 
     def summary(self) -> list[str]:
@@ -269,17 +264,18 @@ def _gain(row: dict[str, Any]) -> str:
     return f"{row['minus_random']:+.1f} points ({row['minus_random_low']:+.1f} to {row['minus_random_high']:+.1f})"
 
 
+@study(MethodComparisonConfig)
 @checked()
-def compare_methods(model: Any, config: MethodComparisonConfig, out: str | Path, *, say: Callable[[str], None] = tell) -> MethodComparison:
-    """Prune with every method, in both directions and with every seed, and compare what is left.
+def compare_methods(model: Any, config: MethodComparisonConfig, *, out: str | Path, say: Callable[[str], Any]) -> MethodComparison:
+    """Prune with every method, in both directions and with every seed, and compare what remains.
 
     Every run has its own folder, from which an interrupted comparison is resumed; finished runs are not recomputed.
 
     Args:
-        model: what `load_model` returns; it is left unchanged.
-        config: what to compare.
+        model: what `load_model` returns, and is left unchanged; default is to load `config.model`.
+        config: a `MethodComparisonConfig`; its fields can also be given as keywords.
         out: folder for `method/direction-seed`, and for random neurons in `method/random-direction-seed`.
-        say: receives the work to do and its cost before it begins.
+        progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
         MethodComparison with `.table`, `.figure()` and `.report()`.
@@ -291,8 +287,8 @@ def compare_methods(model: Any, config: MethodComparisonConfig, out: str | Path,
     Source: [SEP] section 3.1.
 
     Example:
-        >>> from sepcap.studies.methods.study import MethodComparisonConfig, compare_methods
-        >>> compare_methods(model, MethodComparisonConfig(methods=("mlp", "attention-abs")), "runs/methods").table  # doctest: +SKIP
+        >>> import sepcap
+        >>> sepcap.compare_methods(model, methods=("mlp", "attention-abs"), out="runs/methods").table  # doctest: +SKIP
     """
     out = Path(out)
     # read once, not once for every run
@@ -322,14 +318,14 @@ def compare_methods(model: Any, config: MethodComparisonConfig, out: str | Path,
             f"model, about {total / speed / 60:.0f} minutes at the {speed:,.0f} tokens per second just measured here"
         )
     make_folder(out)
-    runs, baselines = {}, {}
+    runs: dict[str, Run] = {}
     with sole_writer(out), progress(total=total, desc="compare methods", unit="tok", unit_scale=True, leave=True, delay=0) as bar:
         # the identity of a matched baseline is known when the run that it is matched with is finished
         planned = {_name(key): identity_of(prepared.resolved) for key, prepared in plans.items()}
         name_study(out, MethodComparison.STUDY, {**planned, **dict.fromkeys(_name(key, True) for key in drawn)})
         for key, prepared in plans.items():
             bar.set_postfix_str(" ".join(map(str, key)))
-            runs[key] = execute(prepared, out / _name(key))
+            runs[_name(key)] = execute(prepared, out / _name(key))
             bar.update(prepared.tokens() if key in left else 0)
         for key in drawn:
             bar.set_postfix_str(" ".join(map(str, ("random", *key))))
@@ -337,10 +333,11 @@ def compare_methods(model: Any, config: MethodComparisonConfig, out: str | Path,
             like: Key = (name, way, config.seeds[seed % len(config.seeds)])
             at = None if config.baseline == "uniform" else out / _name(like)
             prepared = plan(model, baseline_config(plans[like].config, config.baseline, seed, steps, at), known[name])
-            name_study(out, MethodComparison.STUDY, {_name(key, True): identity_of(prepared.resolved)})
-            baselines[key] = execute(prepared, out / _name(key, True))
+            where = _name(key, True)
+            name_study(out, MethodComparison.STUDY, {where: identity_of(prepared.resolved)})
+            runs[where] = execute(prepared, out / where)
             bar.update(_tokens_of_random(plans[like], steps) if key in left_random else 0)
-    return MethodComparison(out, runs, baselines)
+    return MethodComparison._from_runs(out, runs)
 
 
 def _tokens_of_random(beside: Plan, steps: int) -> int:

@@ -53,7 +53,7 @@ SHIFT = 0.17
 """Distance between the points of one pair, in rows, so that their intervals do not overlap."""
 
 
-def overlaps(
+def overlap(
     result: Any,
     measure: str = "share",
     *,

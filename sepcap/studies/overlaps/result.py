@@ -31,7 +31,7 @@ class Overlap(StudyResult):
 
     Attributes:
         config: the resolved configuration.
-        tables: "overlaps", one row per weights ("trained", "random"), seed, site, fraction, pair of tasks and layer, and one whose
+        tables: "overlap", one row per weights ("trained", "random"), seed, site, fraction, pair of tasks and layer, and one whose
             `layer` is NaN: the total. Columns are those of `sepcap.selection.overlap.overlap`, matched on the activity on the
             retain task (on all tasks if each is scored against the others), with `share_of_second` |A∩B|/|B|, and
             `log10_p_corrected` and `log10_p_matched_corrected`, Bonferroni over all pairs, sites, fractions and layers of a repetition.
@@ -39,14 +39,14 @@ class Overlap(StudyResult):
         tensors: scores, from which `neurons` selects sets of any size.
 
     Example:
-        >>> found = sepcap.measure_overlap(model, sepcap.OverlapConfig(tokens=10_000), out="runs/overlaps")  # doctest: +SKIP
+        >>> found = sepcap.measure_overlap(model, sepcap.OverlapConfig(tokens=10_000), out="runs/overlap")  # doctest: +SKIP
         >>> found.estimates().query("fraction == 0.02")[["weights", "site", "first", "second", "ratio"]]  # doctest: +SKIP
     """
 
-    STUDY = "overlaps"
+    STUDY = "overlap"
     TITLE = "How much do the neuron sets of several tasks overlap?"
     FIGURES: ClassVar[Figures] = {
-        "maps": ("Overlap of every pair of tasks", figures.overlaps),
+        "maps": ("Overlap of every pair of tasks", figures.overlap),
         "ratios": ("Overlap relative to random sets", figures.overlap_ratios),
         "layers": ("Overlap per layer", figures.overlap_layers),
     }
@@ -54,7 +54,7 @@ class Overlap(StudyResult):
     @property
     def table(self) -> pd.DataFrame:
         """The overlaps per layer and in total."""
-        return self.tables["overlaps"]
+        return self.tables["overlap"]
 
     def totals(self) -> pd.DataFrame:
         """The rows for all layers together."""

@@ -30,7 +30,7 @@ from sepcap.studies.overlaps.config import OverlapConfig
 from sepcap.studies.overlaps.result import COLUMNS, HEADS_AT, Overlap, scored, tensor_name
 from sepcap.tasks.batches import TokenSample
 
-__all__ = ["Overlap", "OverlapPlan", "measure_overlap", "plan_overlaps", "run_overlaps", "selected"]
+__all__ = ["Overlap", "OverlapPlan", "measure_overlap", "plan_overlap", "run_overlap", "selected"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class OverlapPlan:
         """Folder of the statistics of one repetition."""
         return out / "statistics" / f"{weights}-{seed}"
 
-    def left(self, out: Path) -> int:
+    def remaining(self, out: Path) -> int:
         """Number of tokens still to be run through models."""
         missing = [
             sample.tokens
@@ -87,7 +87,7 @@ class OverlapPlan:
         )
 
 
-def plan_overlaps(model: Any, config: OverlapConfig) -> OverlapPlan:
+def plan_overlap(model: Any, config: OverlapConfig) -> OverlapPlan:
     """Load tasks and tokens, and check that every selection is possible."""
     tasks = NamedTasks.of(config.tasks, config.retain)
     shapes = {site: site_shape(model, site) for site in scored(config.sites)}
@@ -137,10 +137,10 @@ def measure_overlap(model: Any, config: OverlapConfig, *, out: str | Path | None
     def announce(prepared: OverlapPlan, _model: Any, left: int) -> None:
         say(prepared.cost() if left else f"{out}: all statistics are collected; no model is run again")
 
-    return run_overlaps(load, config, out, announce)
+    return run_overlap(load, config, out, announce)
 
 
-def run_overlaps(
+def run_overlap(
     load: Callable[[], Any], config: OverlapConfig, out: str | Path | None, announce: Callable[[OverlapPlan, Any, int], None]
 ) -> Overlap:
     """`measure_overlap` with a model that is loaded here, so that it is freed before the control is created.
@@ -152,9 +152,9 @@ def run_overlaps(
         announce: receives the plan, the model and the number of remaining tokens, before the work begins.
     """
     model = load()
-    prepared = plan_overlaps(model, config)
+    prepared = plan_overlap(model, config)
     with study_folder(out, Overlap, prepared.resolved) as pieces:
-        announce(prepared, model, 0 if is_finished(pieces) else prepared.left(pieces.folder))
+        announce(prepared, model, 0 if is_finished(pieces) else prepared.remaining(pieces.folder))
         if is_finished(pieces):
             return Overlap.load(pieces.folder)
         parts, tensors = [], {}
@@ -172,9 +172,9 @@ def run_overlaps(
                     tensor_name(weights, seed, task, site): values for task, of_task in scores.items() for site, values in of_task.items()
                 }
     table = pd.concat(parts, ignore_index=True).reindex(columns=list(COLUMNS))
-    result = Overlap(as_json({"study": Overlap.STUDY, **prepared.resolved}), {"overlaps": table}, tensors)
+    result = Overlap(as_json({"study": Overlap.STUDY, **prepared.resolved}), {"overlap": table}, tensors)
     tables = {"estimates": result.estimates(), "differences": result.differences()}
-    result = Overlap(result.config, {"overlaps": table} | {name: found for name, found in tables.items() if len(found)}, tensors)
+    result = Overlap(result.config, {"overlap": table} | {name: found for name, found in tables.items() if len(found)}, tensors)
     return result if out is None else Overlap.load(result.save(out))
 
 

@@ -46,7 +46,7 @@ def problems(run: RunFolder) -> list[str]:
     found = run.damage()
     if found:
         return found  # files that have changed cannot be checked further
-    gone: Any = None
+    before: Any = None
     matched = found_again(run) if "matched" in run.config else None
     for step in range(run.steps_done + 1):
         wrong: list[str] = []
@@ -54,11 +54,11 @@ def problems(run: RunFolder) -> list[str]:
             wrong += _against_rows(run, step)
             now = run.neurons(step)
             record = run.record(step)
-            if record["gone_per_layer"] != {site: now.per_layer(site) for site in now.masks}:
+            if record["pruned_per_layer"] != {site: now.per_layer(site) for site in now.masks}:
                 wrong.append("neurons.safetensors has other numbers of neurons per layer than record.json")
-            if gone is not None and len(gone - now):
+            if before is not None and len(before - now):
                 wrong.append(f"neurons.safetensors lacks neurons that were pruned by step {step - 1}")
-            gone = now
+            before = now
             if matched is not None:
                 wrong += counts_differ(run, step, matched)
             if step == 0:

@@ -11,6 +11,12 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
 """Which task of a pair is forgotten: the first or the second."""
 
 
+def check_baseline_steps(steps: int, baseline_steps: int | None) -> None:
+    """Raise if the steps at which baselines are evaluated are not at equal numbers of pruned neurons as steps of the run."""
+    if baseline_steps is not None and steps % baseline_steps:
+        raise ValueError(f"baseline_steps={baseline_steps}: give a divisor of the {steps} steps of the run")
+
+
 @dataclass(frozen=True)
 class PruningConfig:
     """What to prune from which model, how far, and how to measure it ([SP] section 4; METHODS 10)."""

@@ -15,15 +15,15 @@ from sepcap.errors import CorruptFile, warn
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.interventions.deletion import delete
 from sepcap.interventions.rotation import compute_rotation
-from sepcap.models.loading.load import load_model
 from sepcap.models.sites import output_biases
 from sepcap.models.weights import WeightSnapshot
-from sepcap.progress import progress, tell
+from sepcap.progress import progress
 from sepcap.selection.neurons import NeuronSet, random_ranks
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import make_folder, output_path, remove_parts, sole_writer
+from sepcap.studies.base.runner import study
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.on_disk.run_folder import begin_run, find_run, metrics_of
@@ -36,9 +36,11 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+
+@study(PruningConfig)
 @checked()
-def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | Path, tracker: Trackers = "jsonl") -> Run:
-    """Remove the neurons that matter for one task and not for the other, step by step, and measure what is left.
+def prune(model: Any, config: PruningConfig, *, out: str | Path, tracker: Trackers = "jsonl", say: Callable[[str], Any]) -> Run:
+    """Remove the neurons that matter for one task and not for the other, step by step, and measure what remains.
 
     A run is a folder: every step is written before the next begins. The same call resumes an interrupted run and ends
     with the same bits; a finished run is opened, not recomputed. The weights of the model are restored at the end;
@@ -46,11 +48,14 @@ def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | 
 
     Args:
         model: what `load_model` returns; default is to load `config.model`.
-        config: configuration of the run; default is [SP]'s protocol on the embedded model, 50 steps of 2% of the mlp neurons.
+        config: a `PruningConfig`; its fields can also be given as keywords. Its defaults are [SP]'s protocol on the embedded model, 50
+            steps of 2% of the mlp neurons.
         out: folder of the run.
         tracker: where the metrics of every step are sent: "jsonl" (a line per step in the folder), "wandb" (extra `wandb`), "none", a
             function (step, values), or several of them. It is not part of the run and can change when the run resumes; one that raises
             an error is dropped with a warning.
+        progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements, and
+            every step if no bar shows it.
 
     Returns:
         Run with `.trajectory`, `.separability(metric)`, `.neurons(step)`, `.figure(kind)`.
@@ -74,23 +79,23 @@ def prune(model: Any = None, config: PruningConfig | None = None, *, out: str | 
         >>> random = [sepcap.prune(model, replace(same, seed=n), out=f"runs/first-random-{n}") for n in range(5)]  # doctest: +SKIP
         >>> run.separability("top1", baseline=random)  # doctest: +SKIP
     """
-    config, trackers = config or PruningConfig(), trackers_of(tracker)
-    prepared = plan(load_model(config.model if model is None else model), config)
-    return execute(prepared, Path(out), trackers, first=partial(tell, log=log))
+    trackers = trackers_of(tracker)
+    return execute(plan(model, config), Path(out), trackers, say, say)
 
 
 def execute(
-    prepared: Plan, out: Path, tracker: Trackers = "jsonl", say: Callable[[str], None] = log.debug, first: Callable[[str], None] = log.info
+    prepared: Plan, out: Path, tracker: Trackers = "jsonl", say: Callable[[str], Any] = str, announce: Callable[[str], Any] = str
 ) -> Run:
     """Carry out a plan in a folder; a run in it is resumed.
 
-    `first` receives the remaining work and its cost, `say` receives every step if no progress bar shows it.
+    `announce` receives the remaining work and its cost, `say` receives every step if no progress bar shows it.
     """
     trackers = trackers_of(tracker)
     run = find_run(out, prepared.resolved, Run)
     if run is not None:
         check_run(run)
         if run.finished and not run.trajectory_is_behind and not _lacks_lines(run, trackers):
+            announce(f"{out} is finished; nothing is recomputed")
             return run
     make_folder(out)
     with sole_writer(out):
@@ -103,7 +108,7 @@ def execute(
             with tracked(run, [tracker for tracker in trackers if tracker == "jsonl"]):
                 return run
         with _logged(out):
-            _go_on(prepared, run, trackers, say, first)
+            _go_on(prepared, run, trackers, say, announce)
     return Run(out)
 
 
@@ -129,10 +134,12 @@ def _logged(out: Path) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _go_on(prepared: Plan, run: Run, trackers: Sequence[str | Callback], say: Callable[[str], None], first: Callable[[str], None]) -> None:
+def _go_on(prepared: Plan, run: Run, trackers: Sequence[str | Callback], say: Callable[[str], Any], announce: Callable[[str], Any]) -> None:
     """Carry out all missing steps; the weights of the model are restored."""
     model, config, done = prepared.model, prepared.config, run.steps_done
-    first(f"{prepared.cost()}; {f'resuming after step {done}' if done >= 0 else 'from the beginning'}")
+    cost = f"{prepared.cost()}; {f'resuming after step {done}' if done >= 0 else 'from the beginning'}"
+    log.info(cost)
+    announce(cost)
     _warn_of_versions(run.config.get("versions", {}), prepared.resolved["versions"], run.folder)
     snapshot = WeightSnapshot(model, config.sites)
     try:
@@ -183,12 +190,12 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
     """One step: everything is computed first and written at once."""
     config, model = prepared.config, prepared.model
     started, tokens = time.perf_counter(), 0
-    gone = run.neurons(step - 1) if step else NeuronSet.empty(model, config.sites)
+    pruned = run.neurons(step - 1) if step else NeuronSet.empty(model, config.sites)
     thresholds: dict[str, float] = {}
     if step:
         statistics, tokens = _statistics(prepared, run, step)
-        new, thresholds = _selected(prepared, statistics, step, gone)
-        gone = gone | new
+        new, thresholds = _selected(prepared, statistics, step, pruned)
+        pruned = pruned | new
         delete(model, new, _offset(config, statistics))
     evaluations = {}
     for role, sample in prepared.evaluate.items():
@@ -203,28 +210,28 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
     record = {
         "step": step,
         "tasks": {role: metrics_of(e) for role, e in evaluations.items()},
-        "gone_per_layer": {site: gone.per_layer(site) for site in gone.masks},
+        "pruned_per_layer": {site: pruned.per_layer(site) for site in pruned.masks},
         "thresholds": thresholds,
         "seconds": time.perf_counter() - started,
         "tokens": tokens,
     }
     biases = output_biases(prepared.populations.values()) if config.offset != "none" else None
-    run.write_step(step, record, evaluations, gone, biases)
-    log.info("step %d: %s; %s neurons pruned", step, _progress(run, step), f"{len(gone):,}")
+    run.write_step(step, record, evaluations, pruned, biases)
+    log.info("step %d: %s; %s neurons pruned", step, _progress(run, step), f"{len(pruned):,}")
 
 
-def _selected(prepared: Plan, statistics: dict[str, Statistics], step: int, gone: NeuronSet) -> tuple[NeuronSet, dict[str, float]]:
+def _selected(prepared: Plan, statistics: dict[str, Statistics], step: int, pruned: NeuronSet) -> tuple[NeuronSet, dict[str, float]]:
     """Neurons that a step selects, and the lowest selected score per site, if it selects by score."""
     if prepared.matched is not None:
-        return prepared.matched.draw(step, gone, prepared.config.seed), {}
+        return prepared.matched.draw(step, pruned, prepared.config.seed), {}
     config, scores, fractions = prepared.config, _scores(prepared, statistics, step), prepared.config.fractions
     if config.recollect:
-        chosen = scores.top(fractions, per_layer=config.per_layer, exclude=gone, aggregate=config.aggregate)
+        chosen = scores.top(fractions, per_layer=config.per_layer, exclude=pruned, aggregate=config.aggregate)
     else:
         # the base scores never change, so the top `step` shares of them are selected at once
         grown = {site: amount * step if isinstance(amount, int) else min(1.0, amount * step) for site, amount in fractions.items()}
         chosen = scores.top(grown, per_layer=config.per_layer, aggregate=config.aggregate)
-    return NeuronSet(chosen.masks) - gone, chosen.info["threshold"]
+    return NeuronSet(chosen.masks) - pruned, chosen.info["threshold"]
 
 
 def _collect(prepared: Plan, role: str) -> Statistics:

@@ -18,8 +18,8 @@ from sepcap.statistics.intervals import whole
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.figures.areas import areas
-from sepcap.studies.pruning.figures.labels import gone_total, is_random, series, sizes
-from sepcap.studies.pruning.figures.neurons_gone import neurons_gone
+from sepcap.studies.pruning.figures.labels import is_random, pruned_total, series, sizes
+from sepcap.studies.pruning.figures.pruned_neurons import pruned_neurons
 from sepcap.studies.pruning.figures.steps import metric_over_steps, thresholds
 from sepcap.studies.pruning.figures.trajectory import trajectory
 from sepcap.studies.pruning.generations import generations
@@ -126,10 +126,10 @@ def summary_of(run: RunFolder, baselines: Sequence[RunFolder]) -> list[str]:
             *said,
             f"The unpruned model has a top-1 accuracy of {values['forget'][0]:.3f} on {forget} and {values['retain'][0]:.3f} on {retain}.",
         ]
-    gone = run.record(done)["gone_per_layer"]
+    pruned = run.record(done)["pruned_per_layer"]
     parts = []
     for site, (layers, each) in sizes(run).items():
-        n, total = sum(gone[site]), layers * each
+        n, total = sum(pruned[site]), layers * each
         parts.append(f"{n:,} of {total:,} {SITE_NAMES[site]} ({n / total:.1%})")
     remained = " and ".join(
         f"on {c[role]} from {v[0]:.3f} to {v[-1]:.3f}" + (f" ({v[-1] / v[0]:.1%} of it remained)" if v[0] else "")
@@ -249,8 +249,8 @@ def _metrics(run: RunFolder, baselines: Sequence[RunFolder]) -> Section:
         picture(metric, f"{METRIC_NAMES[metric]} on both tasks during pruning", lambda metric=metric: metric_over_steps(run, metric))
         for metric in ("top1", "loss")
     ]
-    gone, total = gone_total(run)
-    table = {"Step": range(len(gone)), "Pruned neurons": [f"{n:,} ({n / total:.1%})" for n in gone]}
+    pruned, total = pruned_total(run)
+    table = {"Step": range(len(pruned)), "Pruned neurons": [f"{n:,} ({n / total:.1%})" for n in pruned]}
     for metric in ("top1", "loss"):
         for role in ROLES:
             column = [with_error(value, error) for value, error in zip(*series(run, role, metric), strict=True)]
@@ -274,7 +274,7 @@ def _neurons(run: RunFolder, baselines: Sequence[RunFolder]) -> Section:
     pictures = (
         *histograms,
         picture("thresholds", "Threshold: the lowest score that was selected", lambda: thresholds(run)),
-        picture("gone", "Pruned neurons: share of every layer after every step", lambda: neurons_gone(run)),
+        picture("pruned", "Pruned neurons: share of every layer after every step", lambda: pruned_neurons(run)),
     )
     return Section("Scores, thresholds and pruned neurons", words, pictures)
 

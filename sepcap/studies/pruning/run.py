@@ -12,7 +12,7 @@ from sepcap.selection.figures import score_histograms
 from sepcap.statistics.intervals import Cluster
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
-from sepcap.studies.pruning.figures.neurons_gone import neurons_gone
+from sepcap.studies.pruning.figures.pruned_neurons import pruned_neurons
 from sepcap.studies.pruning.figures.steps import metric_over_steps, thresholds
 from sepcap.studies.pruning.figures.trajectory import trajectory
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
@@ -85,13 +85,13 @@ class Run(RunFolder):
         return summary_of(self, [] if baseline is None else baselines_of(self, baseline))
 
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:
-        """A figure of the run: "trajectory", "drops", "perplexity", "metric", "gone", "threshold" or "scores"."""
+        """A figure of the run: "trajectory", "drops", "perplexity", "metric", "pruned", "threshold" or "scores"."""
         kinds = {
             "trajectory": lambda: trajectory(self, **options),
             "drops": lambda: drop_against_drop(self, **options),
             "perplexity": lambda: perplexity_against_perplexity(self, **options),
             "metric": lambda: metric_over_steps(self, **options),
-            "gone": lambda: neurons_gone(self, **options),
+            "pruned": lambda: pruned_neurons(self, **options),
             "threshold": lambda: thresholds(self, **options),
             "scores": lambda: score_histograms(self.scores(), **options),
         }

@@ -74,7 +74,7 @@ class Separability:
         metric: accuracy they are computed from.
         specific: which role is on the x axis.
         forget, retain: the metric per step, step 0 first.
-        area: normalised area; 1 is not separable. For a run that ends early it is the area so far (see `left`): it grows as the run
+        area: normalised area; 1 is not separable. For a run that ends early it is the area so far (see `remaining`): it grows as the run
             continues, and is comparable only with runs that go as far.
         interval: 95% bootstrap interval of the area: the documents of both evaluation sets are resampled, the same ones at every step.
         percent: separability 100·|A − 1|.
@@ -120,7 +120,7 @@ class Separability:
     seeds_sd: float = math.nan
 
     @property
-    def left(self) -> tuple[float, float]:
+    def remaining(self) -> tuple[float, float]:
         """Accuracy at the last step relative to the unpruned model's, of the forget and the retain task."""
         return float(self.forget[-1] / self.forget[0]), float(self.retain[-1] / self.retain[0])
 
@@ -185,7 +185,7 @@ class Separability:
         return (
             f"Separability({self.metric}: area={self.area:.3f} {ends(self.interval, 3)}, "
             f"{in_percent(self.percent, self.percent_interval)}, max_drop={self.max_drop:.1f} {ends(self.max_drop_interval, 1)} at step "
-            f"{self.max_drop_step}{random}; at the last step forget {self.left[0]:.0%} and retain {self.left[1]:.0%} left; "
+            f"{self.max_drop_step}{random}; at the last step forget {self.remaining[0]:.0%} and retain {self.remaining[1]:.0%} left; "
             f"{self.n_clusters[0]:,} and {self.n_clusters[1]:,} clusters of documents)"
         )
 

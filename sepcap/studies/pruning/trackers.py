@@ -61,9 +61,9 @@ def trackers_of(chosen: Any) -> tuple[str | Callback, ...]:
 
 
 def values_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """What a tracker receives of a step: every metric as `role/metric`, neurons gone as `gone/site`, thresholds, seconds and tokens."""
+    """What a tracker receives of a step: every metric as `role/metric`, pruned neurons as `pruned/site`, thresholds, seconds and tokens."""
     values = {f"{role}/{name}": float(value) for role, task in record["tasks"].items() for name, value in task["metrics"].items()}
-    values |= {f"gone/{site}": float(sum(layers)) for site, layers in record["gone_per_layer"].items()}
+    values |= {f"pruned/{site}": float(sum(layers)) for site, layers in record["pruned_per_layer"].items()}
     values |= {f"threshold/{name}": float(value) for name, value in record["thresholds"].items()}
     return values | {"seconds": float(record["seconds"]), "tokens": float(record["tokens"])}
 

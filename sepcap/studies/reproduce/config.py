@@ -96,29 +96,38 @@ class ReproductionConfig:
     model and "paper" for any other. In Python also a mapping of fields that replace the paper's in every run."""
     tasks: Mapping[str, Any] = field(default_factory=dict)
     """Other tasks in place of the stored ones, by their names in the study: {"code": "local-code", "pile": "my-texts.jsonl"}."""
-    dtype: str = "float32"
-    """Precision of the model: "float32", "bfloat16" or "float16"."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Precision of the model."""
+    device: str | None = None
+    """Device of the model, such as cpu, cuda, cuda:1 or mps; default is the GPU if there is one."""
+    batch_size: int | None = None
+    """Rows per forward pass; default is that of the study."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.study not in studies():
             raise unknown("study", self.study, studies())
         budgets = studies()[self.study].budgets
-        if self.budget is None:
-            object.__setattr__(self, "budget", "minutes" if self.model == "default" else "paper")
         if isinstance(self.budget, Mapping):
             fields = {field.name for field in dataclasses.fields(KINDS[studies()[self.study].kind])}
             allowed = fields - {"model", "tasks", *TASK_FIELDS}
             for name in self.budget:
                 if name not in allowed:
                     raise unknown("field of the budget", name, allowed)
-        elif self.budget not in budgets:
+        elif self.budget is not None and self.budget not in budgets:
             raise unknown("budget", self.budget, budgets, "In Python it can also be a mapping, {'tokens': 10_000}.")
         self.runs()
 
+    @property
+    def chosen_budget(self) -> Any:
+        """The budget, or the default of the model if none is given."""
+        return self.budget if self.budget is not None else "minutes" if self.model == "default" else "paper"
+
     def runs(self) -> dict[str, Any]:
         """Name -> configuration of every run of the study."""
-        return studies()[self.study].configs(self.model, self.budget, self.tasks)
+        runs = studies()[self.study].configs(self.model, self.chosen_budget, self.tasks)
+        changes = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        return {name: dataclasses.replace(config, **changes) for name, config in runs.items()}
 
     def protocol(self) -> str:
         """The protocol of the runs in words, and every field that differs from the stored protocol of the paper."""

@@ -13,19 +13,19 @@ import pandas as pd
 from sepcap.checks import checked
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.models.loading.load import load_model
-from sepcap.progress import tell
 from sepcap.storage import html_card, make_folder, sole_writer, write_atomically
 from sepcap.studies.ablations.figures import ablation_sweep
 from sepcap.studies.ablations.random_neurons import CELLS, AblationSweep, sweep_ablation
 from sepcap.studies.base.folder import PIECES, identity_of, study_config
-from sepcap.studies.base.result import Figures, Shown
+from sepcap.studies.base.result import Figures
+from sepcap.studies.base.runner import study
 from sepcap.studies.overlaps.figures import overlap_ratios
-from sepcap.studies.overlaps.study import Overlap, OverlapPlan, run_overlaps
+from sepcap.studies.overlaps.study import Overlap, OverlapPlan, run_overlap
 from sepcap.studies.pruning.check_run import is_left
 from sepcap.studies.pruning.figures.areas import areas
 from sepcap.studies.pruning.figures.drops import drop_against_drop
 from sepcap.studies.pruning.plan import plan
-from sepcap.studies.pruning.planned import name_study, planned_runs
+from sepcap.studies.pruning.planned import RunsResult, name_study
 from sepcap.studies.pruning.prune import execute
 from sepcap.studies.pruning.run import Run, whole_run
 from sepcap.studies.pruning.separability import Separability, costs_at
@@ -52,7 +52,7 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Reproduction(Shown):
+class Reproduction(RunsResult):
     """One study on one model.
 
     Attributes:
@@ -141,17 +141,13 @@ class Reproduction(Shown):
         return said
 
     @classmethod
-    @checked()
-    def load(cls, folder: str | Path) -> "Reproduction":
-        """Load a study whose runs are all finished.
+    def _load_run(cls, folder: Path) -> Any:
+        kind = studies()[_asked(folder.parent).study].kind
+        return {"prune": whole_run, "ablate": AblationSweep.load, "overlap": Overlap.load}[kind](folder)
 
-        Raises:
-            FileNotFoundError: no study, or an unfinished run.
-        """
-        folder = Path(folder)
-        asked = ReproductionConfig(**study_config(folder, cls.STUDY)["asked"])
-        load = {"prune": whole_run, "ablate": AblationSweep.load, "overlap": Overlap.load}[studies()[asked.study].kind]
-        return cls(asked, folder, planned_runs(folder, cls.STUDY, load))
+    @classmethod
+    def _from_runs(cls, folder: Path, runs: Mapping[str, Any]) -> "Reproduction":
+        return cls(_asked(folder), folder, runs)
 
     def figure(self, kind: str | None = None, **options: Any) -> Any:
         """The study's figure: drop against drop, areas, the protocol, or overlaps."""
@@ -161,7 +157,7 @@ class Reproduction(Shown):
             return drop_against_drop(self.results, **options)
         if self.study.kind == "ablate":
             return ablation_sweep(self.results["protocol"], **options)
-        return overlap_ratios(self.results["overlaps"], **options)
+        return overlap_ratios(self.results["overlap"], **options)
 
     @checked()
     def save(self, path: str | Path | None = None) -> Path:
@@ -178,17 +174,10 @@ class Reproduction(Shown):
         return html_card(self.study.title, how, self.table)
 
 
+@study(ReproductionConfig, loads=False)
 @checked()
 def reproduce(
-    study: str | ReproductionConfig,
-    model: str | Path = "default",
-    budget: str | Mapping[str, Any] | None = None,
-    *,
-    tasks: Mapping[str, Any] | None = None,
-    dtype: str = "float32",
-    device: str | None = None,
-    out: str | Path = "runs/reproduce",
-    say: Callable[[str], None] = tell,
+    model: str | Path | None, config: ReproductionConfig, *, out: str | Path = "runs/reproduce", say: Callable[[str], Any]
 ) -> Reproduction:
     """Reproduce a study of a paper, as it is stored in assets/studies.json.
 
@@ -196,15 +185,10 @@ def reproduce(
     recomputed. One model is in memory at a time.
 
     Args:
-        study: "sp-table2", "sp-figure1", "sep-areas", "peak-ablation" or "modularity-overlap"; or a whole configuration.
-        model: "default" (with the offline tasks), a folder, or a hub name (with the paper's tasks).
-        budget: "paper", "minutes", or fields of the runs that replace the paper's, {"eval_tokens": 20_000}; default is "minutes" for
-            the embedded model and "paper" for any other.
-        tasks: other tasks in place of the stored ones, by their names in the study.
-        dtype: precision of the model.
-        device: device of the model; default is the GPU if there is one.
+        model: "default" (with the offline tasks), a folder, or a hub name (with the paper's tasks); default is `config.model`.
+        config: a `ReproductionConfig`; its fields can also be given as keywords.
         out: folder of all studies.
-        say: receives a description of the work and its cost before it starts.
+        progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
         Reproduction with `.table`, `.figure()`, `.save()` and the runs in `.results`.
@@ -216,26 +200,25 @@ def reproduce(
     Source: [SP] table 2 and figure 1; [SEP]; [PEAK]; [MOD].
 
     Example:
-        >>> sepcap.reproduce("sp-table2").table  # doctest: +SKIP
+        >>> sepcap.reproduce(study="sp-table2").table  # doctest: +SKIP
     """
-    asked = study if isinstance(study, ReproductionConfig) else ReproductionConfig(study, str(model), budget, tasks or {}, dtype)
-    stored = studies()[asked.study]
+    stored = studies()[config.study]
     # read once, not once for every run
-    roles = {role: load_task(task) for role, task in (stored.tasks_of(asked.model) | dict(asked.tasks)).items()}
+    roles = {role: load_task(task) for role, task in (stored.tasks_of(config.model) | dict(config.tasks)).items()}
     if stored.kind == "overlap":
         # pairs are named by the names of the tasks in the study
         roles = {role: replace(task, name=role) for role, task in roles.items()}
-    configs = replace(asked, tasks=roles).runs()
-    named = replace(asked, tasks={role: task if isinstance(task, str) else roles[role].name for role, task in asked.tasks.items()})
-    label = asked.budget if isinstance(asked.budget, str) else "own-budget"
-    folder = Path(out) / asked.study / f"{Path(asked.model).name}-{label}"
-    say(f"{stored.title} ({stored.source}), on {asked.model}. {asked.protocol()} {stored.note}")
+    configs = replace(config, tasks=roles).runs()
+    named = replace(config, tasks={role: task if isinstance(task, str) else roles[role].name for role, task in config.tasks.items()})
+    label = config.chosen_budget if isinstance(config.chosen_budget, str) else "own-budget"
+    folder = Path(out) / config.study / f"{Path(config.model).name}-{label}"
+    say(f"{stored.title} ({stored.source}), on {config.model}. {config.protocol()} {stored.note}")
     make_folder(folder)
     with sole_writer(folder):
         # the identity of a run is known once it is sampled
         name_study(folder, Reproduction.STUDY, dict.fromkeys(configs), _as_stored(named))
-        load = partial(load_model, asked.model, dtype=asked.dtype, device=device)
-        return Reproduction(asked, folder, RUNNERS[stored.kind](load, asked, configs, folder, say))
+        load = partial(load_model, config.model, dtype=config.dtype, device=config.device)
+        return Reproduction(config, folder, RUNNERS[stored.kind](load, configs, folder, say))
 
 
 Load = Callable[..., Any]
@@ -243,12 +226,17 @@ Load = Callable[..., Any]
 
 
 def _as_stored(asked: ReproductionConfig) -> dict[str, Any]:
-    budget = asked.budget if isinstance(asked.budget, str) else dict(asked.budget)
-    tasks = {role: str(task) for role, task in asked.tasks.items()}
-    return {"asked": {"study": asked.study, "model": asked.model, "budget": budget, "tasks": tasks, "dtype": asked.dtype}}
+    budget = asked.chosen_budget if isinstance(asked.chosen_budget, str) else dict(asked.chosen_budget)
+    fields = {name: getattr(asked, name) for name in ("study", "model", "dtype", "batch_size")}
+    return {"asked": fields | {"budget": budget, "tasks": {role: str(task) for role, task in asked.tasks.items()}}}
 
 
-def _prune(load: Load, asked: ReproductionConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Run]:
+def _asked(folder: Path) -> ReproductionConfig:
+    """The configuration in the folder of a reproduction."""
+    return ReproductionConfig(**study_config(folder, Reproduction.STUDY)["asked"])
+
+
+def _prune(load: Load, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Run]:
     model = load()
     plans = {name: plan(model, config) for name, config in configs.items()}
     folders = {name: folder / name for name in plans}
@@ -260,9 +248,7 @@ def _prune(load: Load, asked: ReproductionConfig, configs: Mapping[str, Any], fo
     return {name: execute(prepared, folders[name]) for name, prepared in plans.items()}
 
 
-def _ablate(
-    load: Load, asked: ReproductionConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]
-) -> dict[str, AblationSweep]:
+def _ablate(load: Load, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, AblationSweep]:
     model = load()
     results = {}
     for name, config in configs.items():
@@ -281,15 +267,13 @@ def _ablate(
     return results
 
 
-def _overlap(
-    load: Load, asked: ReproductionConfig, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]
-) -> dict[str, Overlap]:
+def _overlap(load: Load, configs: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Overlap]:
     def announce(prepared: OverlapPlan, model: Any, left: int) -> None:
         say(prepared.cost())
         first = next(iter(prepared.samples.values()))
         _say_minutes(say, model, [left] * (left > 0), next(iter(first.values())))
 
-    return {name: run_overlaps(load, config, folder / name, announce) for name, config in configs.items()}
+    return {name: run_overlap(load, config, folder / name, announce) for name, config in configs.items()}
 
 
 def _say_minutes(say: Callable[[str], None], model: Any, tokens: list[int], sample: Any = None) -> None:

@@ -25,7 +25,7 @@ class SelectionChecksConfig:
     """Site whose neurons are selected."""
     fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Shares of the site: kept in "keep-only", deleted in "meeting"."""
-    gone: float = 0.2
+    pruned: float = 0.2
     """Share of the site that is pruned at the end of every run of "step-size"."""
     steps: tuple[int, ...] = (1, 2, 5, 10)
     """Numbers of equal steps in which that share is pruned, in increasing order."""
@@ -56,4 +56,4 @@ class SelectionChecksConfig:
             raise ValueError(f"fractions={self.fractions}: give them in increasing order")
         if list(self.steps) != sorted(self.steps):
             raise ValueError(f"steps={self.steps}: give them in increasing order")
-        check_shares(self, (self.site,), (*self.fractions, self.gone, self.layer_fraction))
+        check_shares(self, (self.site,), (*self.fractions, self.pruned, self.layer_fraction))

@@ -29,7 +29,7 @@ GAP = 0.16
 RANDOM = "random neurons"
 
 
-def cross_checks_keep(result: Any, *, width: Width = "column") -> go.Figure:
+def selection_checks_keep(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks when only the highest-scoring neurons of one task are kept, against keeping random ones."""
     table = _table(result, "keep_only")
     lines = {f"kept for {task}": table[table["kept"] == task] for task in result.pair}
@@ -37,7 +37,7 @@ def cross_checks_keep(result: Any, *, width: Width = "column") -> go.Figure:
     return _panels(result, lines, "fraction", x, width, random=f"{RANDOM} kept")
 
 
-def cross_checks_curves(result: Any, *, width: Width = "column") -> go.Figure:
+def selection_checks_curves(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks as the neurons of one task, of the other, or random ones are pruned."""
     table = _table(result, "curves")
     lines = {f"forget {task}": table[table["pruned"] == task] for task in result.pair}
@@ -45,7 +45,7 @@ def cross_checks_curves(result: Any, *, width: Width = "column") -> go.Figure:
     return _panels(result, lines, "fraction", x, width)
 
 
-def cross_checks_layers(result: Any, *, width: Width = "column") -> go.Figure:
+def selection_checks_layers(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks when the same share of the last layer, the last two, and so on is pruned."""
     table = _table(result, "layers")
     lines = {f"forget {task}": table[table["pruned"] == task] for task in result.pair}
@@ -56,7 +56,7 @@ def cross_checks_layers(result: Any, *, width: Width = "column") -> go.Figure:
     return _panels(result, lines, "layers", x, width)
 
 
-def cross_checks_steps(result: Any, *, width: Width = "column") -> go.Figure:
+def selection_checks_steps(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks with equally many neurons pruned, against the number of steps; open: one step on other texts."""
     table = _table(result, "steps")
     other = table["run"] == OTHER_TEXTS
@@ -76,7 +76,7 @@ def cross_checks_steps(result: Any, *, width: Width = "column") -> go.Figure:
     return _panels(result, lines | open_, "place", x, width, open_=tuple(open_))
 
 
-def cross_checks_step_overlaps(result: Any, *, width: Width = "column") -> go.Figure:
+def selection_checks_step_overlaps(result: Any, *, width: Width = "column") -> go.Figure:
     """Overlap of every two runs that prune equally many neurons: few large steps, many small ones, other texts.
 
     Args:
@@ -95,11 +95,11 @@ def cross_checks_step_overlaps(result: Any, *, width: Width = "column") -> go.Fi
         )
         for one, two in ((i, j), (j, i)):
             panels[label][one, two], hovers[label][one][two] = 100 * row["share"], said
-    n, gone = int(table["a"].iloc[0]), float(table["a"].iloc[0] / table["neurons"].iloc[0])
+    n, share = int(table["a"].iloc[0]), float(table["a"].iloc[0] / table["neurons"].iloc[0])
     what = SITE_NAMES[result.config["site"]]
     named = ["1, other texts" if run == OTHER_TEXTS else run.split()[0] for run in runs]
     return heat_panels(
-        panels, named, named, hovers=hovers, heading=f"{n:,} {what} pruned; {100 * gone:.3g}% shared by chance",
+        panels, named, named, hovers=hovers, heading=f"{n:,} {what} pruned; {100 * share:.3g}% shared by chance",
         title="Shared neurons (%)", row_title="Steps", column_title="Steps", limits=(0.0, 100.0), decimals=0, width=width,
     )  # fmt: skip
 
@@ -177,7 +177,7 @@ def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool, name: str) ->
     return [band, go.Scatter(x=at, y=rounded(rows["random"]), mode="lines", line=line, name=name, showlegend=shown, **quiet, **axes)]
 
 
-def cross_checks_meeting(result: Any, *, width: Width = "column") -> go.Figure:
+def selection_checks_meeting(result: Any, *, width: Width = "column") -> go.Figure:
     """Both trajectories in the plane of both relative accuracies, random neurons dotted, with the point where they meet.
 
     Args:
@@ -189,10 +189,10 @@ def cross_checks_meeting(result: Any, *, width: Width = "column") -> go.Figure:
     traces: list[Any] = []
     for task, colour in zip(result.pair, (VERMILLION, BLUE), strict=True):
         x, y = (_along(table, task, evaluated, "relative") for evaluated in result.pair)
-        gone = [0.0, *table.query("pruned == @task and evaluated == @first")["fraction"]]
+        fractions = [0.0, *table.query("pruned == @task and evaluated == @first")["fraction"]]
         said = [
             f"<b>forget {plain(task)}</b><br>{100 * f:.3g}% pruned<br>{plain(first)} {a:.3f}, {plain(second)} {b:.3f}"
-            for f, a, b in zip(gone, x, y, strict=True)
+            for f, a, b in zip(fractions, x, y, strict=True)
         ]
         look = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"color": colour, "size": 5}}
         traces.append(go.Scatter(x=rounded(x), y=rounded(y), name=plain(f"forget {task}"), hovertext=said, hoverinfo="text", **look))

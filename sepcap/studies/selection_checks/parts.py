@@ -170,10 +170,10 @@ def equal_number(config: SelectionChecksConfig, neurons: int) -> int:
         ValueError: there is no such number.
     """
     common = math.lcm(*config.steps)
-    n = int(config.gone * neurons + 1e-9) // common * common
+    n = int(config.pruned * neurons + 1e-9) // common * common
     if n == 0:
         raise ValueError(
-            f"gone={config.gone}: {int(config.gone * neurons)} neurons cannot be divided into each of {config.steps} equal steps; "
+            f"pruned={config.pruned}: {int(config.pruned * neurons)} neurons cannot be divided into each of {config.steps} equal steps; "
             f"this takes a multiple of {common}"
         )
     return n

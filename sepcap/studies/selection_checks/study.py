@@ -58,15 +58,15 @@ class SelectionChecks(StudyResult):
         >>> sepcap.check_selection(model, config, out="runs/checks").summary()  # doctest: +SKIP
     """
 
-    STUDY = "cross-checks"
+    STUDY = "selection-checks"
     TITLE = "Does a selection pass complementary checks?"
     FIGURES: ClassVar[Figures] = {
-        "keep-only": ("Only the selected neurons kept", figures.cross_checks_keep),
-        "step-size": ("Small steps against large ones", figures.cross_checks_steps),
-        "step-overlaps": ("Neurons shared by small and large steps", figures.cross_checks_step_overlaps),
-        "layers": ("Layer by layer from the last", figures.cross_checks_layers),
-        "curves": ("Accuracy along both directions", figures.cross_checks_curves),
-        "meeting": ("Where both directions meet", figures.cross_checks_meeting),
+        "keep-only": ("Only the selected neurons kept", figures.selection_checks_keep),
+        "step-size": ("Small steps against large ones", figures.selection_checks_steps),
+        "step-overlaps": ("Neurons shared by small and large steps", figures.selection_checks_step_overlaps),
+        "layers": ("Layer by layer from the last", figures.selection_checks_layers),
+        "curves": ("Accuracy along both directions", figures.selection_checks_curves),
+        "meeting": ("Where both directions meet", figures.selection_checks_meeting),
     }
 
     def figure(self, kind: str | None = None, **options: Any) -> Any:
@@ -158,7 +158,7 @@ def _said_of_meeting(result: SelectionChecks) -> list[str]:
     return said
 
 
-class CrossChecksPlan(LesionPlan):
+class SelectionChecksPlan(LesionPlan):
     """A plan with the cost of the study."""
 
     config: SelectionChecksConfig
@@ -191,7 +191,7 @@ class CrossChecksPlan(LesionPlan):
         )
 
 
-def plan_cross_checks(model: Any, config: SelectionChecksConfig) -> CrossChecksPlan:
+def plan_selection_checks(model: Any, config: SelectionChecksConfig) -> SelectionChecksPlan:
     """Load tasks and tokens, and check that every selection is possible."""
     population = bind(model, config.site)
     check_deletion(population)
@@ -203,7 +203,7 @@ def plan_cross_checks(model: Any, config: SelectionChecksConfig) -> CrossChecksP
     if "step-size" in config.checks:
         equal_number(config, neurons)
     tasks = NamedTasks.of((config.forget, config.retain), OTHERS)
-    return CrossChecksPlan.sampled(model, config, tasks, {"forget": tasks.names[0], "retain": tasks.names[1]})
+    return SelectionChecksPlan.sampled(model, config, tasks, {"forget": tasks.names[0], "retain": tasks.names[1]})
 
 
 @study(SelectionChecksConfig)
@@ -239,14 +239,14 @@ def check_selection(
         >>> config = sepcap.SelectionChecksConfig(fractions=(0.25, 0.5, 0.75, 1.0), tokens=5_000, eval_tokens=5_000)
         >>> sepcap.check_selection(model, config).figure("meeting")  # doctest: +SKIP
     """
-    prepared = plan_cross_checks(model, config)
+    prepared = plan_selection_checks(model, config)
     return run_study(SelectionChecks, prepared.resolved, partial(_measure, prepared), out, prepared.cost, say)
 
 
-def _measure(prepared: CrossChecksPlan, pieces: Pieces) -> SelectionChecks:
+def _measure(prepared: SelectionChecksPlan, pieces: Pieces) -> SelectionChecks:
     scores, lesions = scores_and_lesions(prepared, pieces)
     tables: Tables = {}
-    with progress(total=prepared.sets(), desc="cross-checks", unit="set") as bar:
+    with progress(total=prepared.sets(), desc="selection-checks", unit="set") as bar:
         bench = Bench(prepared.config, prepared.model, prepared.tasks, scores, lesions, prepared.neurons, bar)
         for check in prepared.config.checks:
             tables |= PARTS[check](bench)

@@ -24,9 +24,10 @@ def measure(model, config, *, out=None, say, again=False):
 
 
 def test_fields_are_keywords():
-    assert measure("m", tokens=7)[1] == Config(tokens=7)
-    assert measure("m", Config(tasks=("b",)), tokens=7)[1] == Config(tokens=7, tasks=("b",))
-    assert measure("m")[1] == Config()
+    assert measure("m", tokens=7)[1] == Config("m", tokens=7)
+    assert measure("m", Config(tasks=("b",)), tokens=7)[1] == Config("m", tokens=7, tasks=("b",))
+    assert measure()[1] == Config()
+    assert measure(3)[:2] == (3, Config())
     assert measure("m", out="folder", again=True)[2:4] == ("folder", True)
 
 
@@ -57,6 +58,7 @@ STUDIES = [
     "measure_modularity", "measure_overlap", "prune_across_tasks", "check_selection",
     "compare_activations", "trace_dimensions", "find_dimensions", "jacobian_spectrum",
     "transfer_paragraphs", "compare_ablations", "sweep_ablation",
+    "prune", "compare_directions", "compare_methods", "reproduce",
 ]  # fmt: skip
 
 
@@ -65,3 +67,9 @@ def test_every_study_has_this_signature(name):
     parameters = list(inspect.signature(getattr(sepcap, name)).parameters)
     assert parameters[:2] == ["model", "config"]
     assert {"out", "progress"} < set(parameters)
+
+
+def test_a_missing_folder_is_an_error_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr("sepcap.studies.base.runner.load_model", lambda name: pytest.fail("loaded"))
+    with pytest.raises(TypeError, match=r"missing a required.* argument: 'out'"):
+        sepcap.prune()

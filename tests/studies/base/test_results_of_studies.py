@@ -18,7 +18,7 @@ from sepcap.studies.base.folder import FINISHED
 from sepcap.studies.base.result import Shown
 from sepcap.studies.catalog import STUDIES, load_result
 from sepcap.studies.check import check_folder
-from sepcap.studies.directions.study import Comparison, compare
+from sepcap.studies.directions.study import DirectionComparison, compare_directions
 from sepcap.studies.methods.config import MethodComparisonConfig
 from sepcap.studies.methods.study import MethodComparison, compare_methods
 from sepcap.studies.pruning.separability import halves
@@ -40,19 +40,19 @@ def studies(trained_folder, letters, digits, tmp_path_factory):
     return {
         AblationSweep: sweep_ablation(model, sweep, out=folder / "sweep"),
         AblationComparison: ablations,
-        MethodComparison: compare_methods(model, methods, folder / "methods"),
-        Comparison: compare(model, sepcap.PruningConfig(**pair, **small, fractions={"mlp": 0.4}), folder / "demo", baseline_seeds=2),
+        MethodComparison: compare_methods(model, methods, out=folder / "methods"),
+        DirectionComparison: compare_directions(model, **pair, **small, fractions={"mlp": 0.4}, baseline_seeds=2, out=folder / "demo"),
         Reproduction: reproduce(
-            "sp-figure1",
             trained_folder,
-            {"tokens": 300, "eval_tokens": 900, "steps": 2, "fractions": {"mlp": 0.4}},
+            study="sp-figure1",
+            budget={"tokens": 300, "eval_tokens": 900, "steps": 2, "fractions": {"mlp": 0.4}},
             tasks={"code": letters, "pile": digits},
             out=folder / "reproduce",
         ),
     }
 
 
-KINDS = (AblationSweep, AblationComparison, MethodComparison, Comparison, Reproduction)
+KINDS = (AblationSweep, AblationComparison, MethodComparison, DirectionComparison, Reproduction)
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.STUDY)
@@ -67,7 +67,7 @@ def same_tables(one, other):
 
 
 def test_every_result_has_the_same_surface(result, studies):
-    for each in (result, studies[Comparison].forward):
+    for each in (result, studies[DirectionComparison].forward):
         assert each.config
         assert len(each.table)
         assert any(list(each.table) == list(table) for table in each.tables.values())
@@ -116,7 +116,7 @@ def test_a_result_in_memory_is_saved_like_one_that_was_made_in_a_folder(studies,
         AblationSweep({**made.config, "steps": 9}, made.tables, made.tensors).save(tmp_path / "p")
 
 
-@pytest.mark.parametrize(("kind", "run"), [(Comparison, "random-per_layer-reverse-1"), (Reproduction, "random")])
+@pytest.mark.parametrize(("kind", "run"), [(DirectionComparison, "random-per_layer-reverse-1"), (Reproduction, "random")])
 def test_one_that_is_not_finished_says_which_run(studies, tmp_path, kind, run):
     folder = shutil.copytree(studies[kind].folder, tmp_path / "study")
     last = max((folder / run / "steps").iterdir())
@@ -143,11 +143,11 @@ def test_no_damage_changes_a_number_unseen(result, tmp_path, damage):
 
 
 def test_another_study_in_the_folder_is_refused(studies, trained, letters, digits, tmp_path):
-    folder = shutil.copytree(studies[Comparison].folder, tmp_path / "study")
+    folder = shutil.copytree(studies[DirectionComparison].folder, tmp_path / "study")
     config = MethodComparisonConfig(forget=letters, retain=digits, methods=("mlp",), seeds=(0,), steps=2, tokens=300, eval_tokens=900)
     before = sorted(folder.rglob("*"))
     with pytest.raises(FileExistsError, match="'compare-directions' stored, 'compare-methods' requested"):
-        compare_methods(trained, config, folder)
+        compare_methods(trained, config, out=folder)
     assert sorted(folder.rglob("*")) == before
     with pytest.raises(FileNotFoundError, match="a study 'reproduce' was requested"):
         Reproduction.load(folder)
@@ -183,10 +183,10 @@ def test_the_sentences_state_the_numbers_of_the_tables(studies):
             f"{found.gain.value:+.1f} points ({found.gain.low:+.1f} to {found.gain.high:+.1f}) relative to random neurons matched per layer"
             in said
         )
-    forward = studies[Comparison].forward
+    forward = studies[DirectionComparison].forward
     s = forward.separability("top1", baseline="per_layer")
-    assert f"separability of top-1 is {s.percent:.0f}%" in studies[Comparison].summary()[1]
-    (low, high), said = s.above_random_interval, studies[Comparison].summary()[2]
+    assert f"separability of top-1 is {s.percent:.0f}%" in studies[DirectionComparison].summary()[1]
+    (low, high), said = s.above_random_interval, studies[DirectionComparison].summary()[2]
     assert f"The area is {s.above_random:+.2f} [{low:+.2f}, {high:+.2f}] above random neurons matched per layer (2 seeds" in said
     assert f"standard deviation over seeds {s.seeds_sd:.2f}" in said
     measured = studies[Reproduction].table.dropna(subset="measured")
@@ -212,7 +212,7 @@ def never_right(tmp_path):
 def test_what_a_model_that_is_never_right_has_not_is_said_in_words(never_right, tmp_path):
     forward, reverse, random = never_right
     methods = MethodComparison(tmp_path, {("mlp", "forward", 0): forward, ("mlp", "reverse", 0): reverse})
-    demo = Comparison(tmp_path, forward, reverse, {"uniform": {"forward": [random], "reverse": [random]}})
+    demo = DirectionComparison(tmp_path, forward, reverse, {"uniform": {"forward": [random], "reverse": [random]}})
     reproduced = Reproduction(ReproductionConfig("sp-table2", "planted"), tmp_path, {"mlp": forward, "attention": reverse})
     why = "because top1 of the unpruned model is 0 on the forget task: no accuracy to lose."
     assert methods.summary()[1:] == [f"It is not known for any of them, {why}"]

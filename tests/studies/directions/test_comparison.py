@@ -8,7 +8,6 @@ import torch
 
 import sepcap
 from sepcap.studies.check import check_folder
-from sepcap.studies.directions.study import Comparison, compare
 from sepcap.studies.pruning.generations import continuations
 from sepcap.studies.pruning.separability import area
 
@@ -16,9 +15,9 @@ from sepcap.studies.pruning.separability import area
 def test_three_runs_from_one_configuration(trained, letters, digits, tmp_path):
     said = []
     before = trained.blocks[1].mlp.W_in.clone()
-    config = sepcap.PruningConfig(forget=letters, retain=digits, fractions={"mlp": 0.5}, steps=2, tokens=300, eval_tokens=1500)
+    config = sepcap.DirectionComparisonConfig(forget=letters, retain=digits, fractions={"mlp": 0.5}, steps=2, tokens=300, eval_tokens=1500)
     kinds = ("uniform", "per_layer", "activity")
-    comparison = compare(trained, config, tmp_path / "c", baselines=kinds, baseline_seeds=2, say=said.append)
+    comparison = sepcap.compare_directions(trained, config, out=tmp_path / "c", baselines=kinds, baseline_seeds=2, progress=said.append)
     assert torch.equal(trained.blocks[1].mlp.W_in, before)
     forward, reverse = comparison.forward, comparison.reverse
     # the same tokens with the roles exchanged, so the unpruned model scores the same
@@ -38,15 +37,16 @@ def test_three_runs_from_one_configuration(trained, letters, digits, tmp_path):
     assert total == 2 * 2 * 600 + 3000 + 12 * 2 * 3000
     assert any(f"{total / 1e6:.3g} M tokens through the model" in line and "minutes" in line for line in said)
     assert list(comparison.table["run"]) == list(comparison.groups)
-    again = Comparison.load(tmp_path / "c")
+    again = sepcap.DirectionComparison.load(tmp_path / "c")
     assert {name: run.folder for name, run in again.runs.items()} == {name: run.folder for name, run in comparison.runs.items()}
     assert check_folder(tmp_path / "c").problems == []
 
 
 def test_a_run_names_the_baseline_that_it_is_compared_with(trained, letters, digits, tmp_path):
     """The area above random is the difference of areas at equal steps, mean over seeds, over the same documents."""
-    config = sepcap.PruningConfig(forget=letters, retain=digits, fractions={"mlp": 0.25}, steps=4, tokens=300, eval_tokens=1500)
-    comparison = compare(trained, config, tmp_path / "c", baselines=("per_layer", "uniform"), baseline_seeds=3, baseline_steps=2)
+    config = sepcap.DirectionComparisonConfig(forget=letters, retain=digits, fractions={"mlp": 0.25}, steps=4, tokens=300, eval_tokens=1500)
+    drawn = {"baselines": ("per_layer", "uniform"), "baseline_seeds": 3, "baseline_steps": 2}
+    comparison = sepcap.compare_directions(trained, config, **drawn, out=tmp_path / "c")
     for direction, run in comparison.selective.items():
         for kind in comparison.baselines:
             runs = comparison.baselines[kind][direction]
@@ -75,37 +75,37 @@ def test_a_run_names_the_baseline_that_it_is_compared_with(trained, letters, dig
 
 
 def test_a_run_minus_itself_is_nothing_on_every_draw_of_the_documents(trained, letters, digits, tmp_path):
-    """Differences are paired: with all neurons gone in one step, random neurons are the selected ones."""
-    config = sepcap.PruningConfig(forget=letters, retain=digits, fractions={"mlp": 1.0}, steps=1, tokens=300, eval_tokens=1500)
-    comparison = compare(trained, config, tmp_path / "c", baseline_seeds=2)
+    """Differences are paired: with all neurons pruned in one step, random neurons are the selected ones."""
+    config = sepcap.DirectionComparisonConfig(forget=letters, retain=digits, fractions={"mlp": 1.0}, steps=1, tokens=300, eval_tokens=1500)
+    comparison = sepcap.compare_directions(trained, config, out=tmp_path / "c", baseline_seeds=2)
     s = comparison.forward.separability("top1", baseline="per_layer")
     assert (s.above_random, s.above_random_interval, s.seeds_sd) == (0, (0, 0), 0)
 
 
 def test_bad_baselines_of_a_comparison(trained, letters, digits, tmp_path):
-    config = sepcap.PruningConfig(forget=letters, retain=digits, fractions={"mlp": 0.25}, steps=4, tokens=300, eval_tokens=1500)
+    config = sepcap.DirectionComparisonConfig(forget=letters, retain=digits, fractions={"mlp": 0.25}, steps=4, tokens=300, eval_tokens=1500)
     for message, options in (
         ("baselines", {"baselines": ("global",)}),
         ("baseline_seeds=0: give at least 1", {"baseline_seeds": 0}),
         ("baseline_steps=3: give a divisor of the 4 steps", {"baseline_steps": 3}),
     ):
-        with pytest.raises(ValueError, match=message):
-            compare(trained, config, tmp_path / "c", **options)
+        with pytest.raises((ValueError, TypeError), match=message):
+            sepcap.compare_directions(trained, config, out=tmp_path / "c", **options)
     assert not (tmp_path / "c").exists()
 
 
 def test_a_comparison_goes_on_where_it_was(trained, letters, digits, tmp_path, monkeypatch):
-    config = sepcap.PruningConfig(forget=letters, retain=digits, fractions={"mlp": 0.5}, steps=2, tokens=300, eval_tokens=1500)
-    first = compare(trained, config, tmp_path / "c")
+    config = sepcap.DirectionComparisonConfig(forget=letters, retain=digits, fractions={"mlp": 0.5}, steps=2, tokens=300, eval_tokens=1500)
+    first = sepcap.compare_directions(trained, config, out=tmp_path / "c")
     from sepcap.studies.pruning import prune as pruning
 
     monkeypatch.setattr(pruning, "_step", None)  # nothing is left to do
-    again = compare(trained, config, tmp_path / "c")
+    again = sepcap.compare_directions(trained, config, out=tmp_path / "c")
     assert again.forward.trajectory.equals(first.forward.trajectory)
     # asked for with baselines of other steps, nothing is changed
     plan = (tmp_path / "c" / "config.json").read_bytes()
     with pytest.raises(FileExistsError, match="another configuration"):
-        compare(trained, config, tmp_path / "c", baseline_steps=1)
+        sepcap.compare_directions(trained, config, out=tmp_path / "c", baseline_steps=1)
     assert (tmp_path / "c" / "config.json").read_bytes() == plan
     # what lies beside the runs and is none is passed over: a study, and a run that is damaged
     known = again.forward.separability("top1", baseline="per_layer")

@@ -27,7 +27,7 @@ def compared(trained_folder, letters, digits, tmp_path_factory):
     model = sepcap.load_model(trained_folder, device="cpu")
     before = {name: value.clone() for name, value in model.original_model.named_parameters()}
     out = tmp_path_factory.mktemp("compared") / "methods"
-    result = compare_methods(model, config_of(letters, digits), out)
+    result = compare_methods(model, config_of(letters, digits), out=out)
     assert all(value.equal(before[name]) for name, value in model.original_model.named_parameters())
     return result
 
@@ -158,13 +158,13 @@ def test_a_finished_comparison_is_opened_and_an_interrupted_one_goes_on(compared
 
     monkeypatch.setattr(pruning, "_step", counted)
     said = []
-    again = compare_methods(trained, config_of(letters, digits), compared.folder, say=said.append)
+    again = compare_methods(trained, config_of(letters, digits), out=compared.folder, progress=said.append)
     assert steps == [("heads-median", "reverse-1", 2)]
     assert again.table.equals(expected)
     assert "16 runs" in said[0]
     assert "1 of them to do, and 24 of random neurons (per_layer, 3 seeds, 2 steps), 0 to do" in said[0]
     with pytest.raises(FileExistsError, match="another configuration"):
-        compare_methods(trained, config_of(letters, digits, tokens=200), compared.folder)
+        compare_methods(trained, config_of(letters, digits, tokens=200), out=compared.folder)
 
 
 def test_what_a_model_does_not_allow_is_left_out_unless_asked_for(tiny_folders, letters, digits, tmp_path, monkeypatch):
@@ -175,11 +175,11 @@ def test_what_a_model_does_not_allow_is_left_out_unless_asked_for(tiny_folders, 
     monkeypatch.setattr(methods, "METHODS", wanted)
     said = []
     config = config_of(letters, digits, methods=(), seeds=(0,), steps=1, tokens=100, eval_tokens=200)
-    result = compare_methods(model, config, tmp_path / "m", say=said.append)
+    result = compare_methods(model, config, out=tmp_path / "m", progress=said.append)
     assert result.methods == ["mlp"]
     assert any("mlp-offset-mean is left out: offset: LlamaForCausalLM has no b_out" in line for line in said)
     with pytest.raises(ValueError, match="has no b_out"):
-        compare_methods(model, config_of(letters, digits, methods=("mlp-offset-mean",)), tmp_path / "n")
+        compare_methods(model, config_of(letters, digits, methods=("mlp-offset-mean",)), out=tmp_path / "n")
     assert not (tmp_path / "n").exists()
 
 

@@ -13,7 +13,6 @@ from run_folders import config_of
 
 import sepcap
 from sepcap.selection.neurons import NeuronSet
-from sepcap.studies.directions.study import compare
 from sepcap.studies.pruning.random_neurons.above_random import baselines_beside, check_baselines, no_baseline, why_not
 from sepcap.studies.pruning.random_neurons.baselines import Matched, baseline_config
 
@@ -110,8 +109,9 @@ def test_directions_and_kinds_draw_neurons_of_their_own(runs, monkeypatch):
 
 def test_uniform_neurons_with_an_offset_are_drawn_in_both_directions(model, letters, digits, tmp_path):
     """The offset is the retain task's: the random runs of one direction are no baselines of the other."""
-    config = config_of(letters, digits, offset="mean", steps=1, eval_tokens=300)
-    comparison = compare(model, config, tmp_path / "c", baselines=("uniform",), baseline_seeds=1)
+    fields = vars(config_of(letters, digits, offset="mean", steps=1, eval_tokens=300))
+    fields = {name: value for name, value in fields.items() if name not in ("model", "baseline", "matched")}
+    comparison = sepcap.compare_directions(model, **fields, out=tmp_path / "c", baselines=("uniform",), baseline_seeds=1)
     for direction, run in comparison.selective.items():
         check_baselines(run, comparison.baselines["uniform"][direction])
     assert [name for name in comparison.groups if name.startswith("random")] == [

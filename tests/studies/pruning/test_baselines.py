@@ -196,7 +196,7 @@ def test_a_baseline_with_other_numbers_than_its_run_is_found(model, config, sele
     rows = {role: run.rows(role)[STEPS] for role in tasks}
     evaluations = {role: Evaluation(t["task"], rows[role], tuple(t["skip_tokens"]), {}) for role, t in tasks.items()}
     plain = {name: value for name, value in record.items() if name not in ("run", "files", "sha256")}
-    run.write_step(STEPS, plain | {"gone_per_layer": {site: gone.per_layer(site) for site in gone.masks}}, evaluations, gone)
+    run.write_step(STEPS, plain | {"pruned_per_layer": {site: gone.per_layer(site) for site in gone.masks}}, evaluations, gone)
     (found,) = problems(Run.load(run.folder))
     assert "has other numbers of mlp per layer than" in found
     assert "0004" in found

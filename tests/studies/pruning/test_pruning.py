@@ -42,7 +42,7 @@ def test_steps_are_those_of_a_loop_by_hand(opt, letters, digits, tmp_path, impor
             for site in BOTH:
                 lowest = float(scores[site][chosen.masks[site]].min())
                 assert table.loc[(step, "forget"), f"threshold_{site}"] == lowest
-                assert table.loc[(step, "retain"), f"gone_{site}"] == gone.count(site)
+                assert table.loc[(step, "retain"), f"pruned_{site}"] == gone.count(site)
         for role, task in (("forget", letters), ("retain", digits)):
             expected = sepcap.evaluate(model, task, tokens=200, batch_size=4)
             for metric in METRICS:
@@ -52,7 +52,7 @@ def test_steps_are_those_of_a_loop_by_hand(opt, letters, digits, tmp_path, impor
             assert run.record(step)["tasks"][role]["skip_tokens"] == list(expected.skip_tokens)
             np.testing.assert_array_equal(run.rows(role)[step], expected.per_row)
     counts = [n * s for s in range(3) for n in (144 * 0.25,)]
-    assert table.xs("forget", level="role")["gone_mlp"].tolist() == counts  # in total, not per step
+    assert table.xs("forget", level="role")["pruned_mlp"].tolist() == counts  # in total, not per step
 
 
 @pytest.mark.parametrize("per_layer", [False, True])

@@ -57,7 +57,7 @@ def test_every_accuracy_has_its_area_with_interval_and_every_step_its_row(make):
         assert f"{s.area:.3f} [{s.interval[0]:.3f}, {s.interval[1]:.3f}]" in page.cells
         assert f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]" in page.cells
     assert [cell for cell in page.cells if "%)" in cell and "," not in cell] == ["0 (0.0%)", "30 (50.0%)", "60 (100.0%)"]
-    assert {"trajectory", "areas", "top1", "loss", "thresholds", "gone"} <= set(page.figures)
+    assert {"trajectory", "areas", "top1", "loss", "thresholds", "pruned"} <= set(page.figures)
 
 
 def test_the_page_needs_nothing_from_outside(make):
@@ -189,7 +189,7 @@ def test_generations_are_made_once_and_kept(pruned):
     del kept["sha256"]
     write_json(run.folder / "generations.json", kept | {"step": 7})
     page = page_of(run)
-    assert "gone after step 7" in page.text
+    assert "pruned by step 7" in page.text
     assert f"texts after step {step} could not be made" in page.text
     (run.folder / "generations.json").write_text("{}")
     with pytest.raises(RuntimeError, match=r"generations.json is damaged.*Delete it"):

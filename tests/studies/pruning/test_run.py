@@ -98,7 +98,7 @@ def test_corrupt_config(prepared, tmp_path, content):
     ("name", "use"),
     [
         ("steps/0001/record.json", lambda run: run.record(1)),
-        ("steps/0001/record.json", lambda run: run.gone_per_layer),
+        ("steps/0001/record.json", lambda run: run.pruned_per_layer),
         ("steps/0001/neurons.safetensors", lambda run: run.neurons(1)),
         ("steps/0001/rows.safetensors", lambda run: run.rows("forget")),
         ("statistics/forget.safetensors", lambda run: run.statistics("forget")),
@@ -137,14 +137,14 @@ def test_reading_a_run(prepared, tmp_path):
     assert list(table["step"]) == [0, 0, 1, 1, 2, 2]
     assert list(table["role"]) == ["forget", "retain"] * 3
     metrics = [m + e for m in ("loss", "top1", "top10", "skip50_top1", "skip50_top10") for e in ("", "_se")]
-    sites = [f"{what}_{site}" for what in ("gone", "threshold") for site in ("mlp", "attn_pre_out")]
+    sites = [f"{what}_{site}" for what in ("pruned", "threshold") for site in ("mlp", "attn_pre_out")]
     assert {"task", "n", "perplexity", "seconds", "tokens", *metrics, *sites} <= set(table.columns)
     assert table["threshold_mlp"].isna().tolist() == [True, True, False, False, False, False]
     for step in range(STEPS + 1):
         neurons = run.neurons(step)
         for site in ("mlp", "attn_pre_out"):
-            assert set(table.loc[table["step"] == step, f"gone_{site}"]) == {neurons.count(site)}
-            per_layer = run.gone_per_layer.query("step == @step and site == @site")["gone"]
+            assert set(table.loc[table["step"] == step, f"pruned_{site}"]) == {neurons.count(site)}
+            per_layer = run.pruned_per_layer.query("step == @step and site == @site")["pruned"]
             assert per_layer.tolist() == neurons.per_layer(site)
     assert run.neurons() == run.neurons(STEPS)
     for step in (-1, STEPS + 1):

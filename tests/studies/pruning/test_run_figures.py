@@ -1,4 +1,4 @@
-"""Trajectories, metrics, areas, neurons gone and thresholds: what is drawn is what the run holds."""
+"""Trajectories, metrics, areas, pruned neurons and thresholds: what is drawn is what the run holds."""
 
 import json
 import re
@@ -237,14 +237,14 @@ def test_areas_are_those_of_the_runs(forward, reverse, random):
     assert all(low <= end <= high for interval in intervals.values() for end in interval)
 
 
-def test_neurons_gone_per_layer_step_and_site(make_run):
+def test_pruned_neurons_per_layer_step_and_site(make_run):
     run = make_run(CODE, PROSE, sites={"attn_pre_out": (3, 2, 3), "mlp": (3, 20)})
-    fig = plots.neurons_gone(run)
+    fig = plots.pruned_neurons(run)
     maps = traces(fig, type="heatmap")
     assert len(maps) == 2
     assert ["MLP" in a.text for a in fig.layout.annotations] == [True, False]
     for site, each, drawn in (("mlp", 20, maps[0]), ("attn_pre_out", 6, maps[1])):
-        table = run.gone_per_layer.query(f"site == '{site}'").pivot(index="layer", columns="step", values="gone").to_numpy()
+        table = run.pruned_per_layer.query(f"site == '{site}'").pivot(index="layer", columns="step", values="pruned").to_numpy()
         assert np.array_equal(drawn.customdata, table)
         np.testing.assert_allclose(drawn.z, table / each, atol=1e-4)
         assert f"of {each:,} neurons" in drawn.hovertemplate
@@ -304,7 +304,7 @@ def test_nothing_global_is_changed(forward):
     figures = [
         plots.trajectory(forward),
         plots.metric_over_steps(forward),
-        plots.neurons_gone(forward),
+        plots.pruned_neurons(forward),
         plots.thresholds(forward),
         plots.areas(forward),
     ]
@@ -316,7 +316,7 @@ def test_nothing_global_is_changed(forward):
 
 
 def test_the_run_draws_itself(forward):
-    for kind in ("trajectory", "metric", "gone", "threshold"):
+    for kind in ("trajectory", "metric", "pruned", "threshold"):
         assert len(forward.figure(kind).data) > 0
 
 
@@ -324,7 +324,7 @@ def test_a_long_run_stays_small(make_run):
     """Every step is written with few digits: 50 steps of 12 layers in tens of kilobytes."""
     steps = np.linspace(1, 0, 51)
     run = make_run(0.5 * steps**2 / 3 * np.pi / np.e, 0.4 * steps, sites={"mlp": (12, 50)}, rows=4)
-    for fig in (plots.trajectory(run), plots.metric_over_steps(run), plots.neurons_gone(run)):
+    for fig in (plots.trajectory(run), plots.metric_over_steps(run), plots.pruned_neurons(run)):
         assert len(fig.to_json()) < 50_000
         # no number has more than seven significant digits
         written = json.dumps([trace.to_plotly_json() for trace in fig.data], default=list)

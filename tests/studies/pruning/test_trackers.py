@@ -50,7 +50,7 @@ def expected_lines(run):
         rows = table[table["step"] == step].set_index("role")
         line = {"step": step, "seconds": rows["seconds"].iloc[0], "tokens": rows["tokens"].iloc[0]}
         for site in ("mlp", "attn_pre_out"):
-            line[f"gone/{site}"] = rows[f"gone_{site}"].iloc[0]
+            line[f"pruned/{site}"] = rows[f"pruned_{site}"].iloc[0]
             if step:
                 line[f"threshold/{site}"] = rows[f"threshold_{site}"].iloc[0]
         metrics = [name for name in rows.columns if name in run.record(0)["tasks"]["forget"]["metrics"]]
@@ -65,7 +65,7 @@ def test_a_line_per_step_holds_what_the_table_of_the_run_holds(prepared, tmp_pat
     assert len(lines) == STEPS + 1
     for line, wanted in zip(lines, expected, strict=True):
         assert line.keys() == wanted.keys()
-        assert {"forget/top1", "retain/loss", "gone/mlp", "seconds"} <= line.keys()
+        assert {"forget/top1", "retain/loss", "pruned/mlp", "seconds"} <= line.keys()
         for name, value in wanted.items():
             assert line[name] == pytest.approx(value) or (line[name] is None and not np.isfinite(value)), name
     assert list(pd.read_json(run.folder / LINES, lines=True)["step"]) == [0, 1, 2]

@@ -159,17 +159,17 @@ def test_nothing_stored_states_what_a_budget_can_change(name):
 
 def test_what_is_chosen_is_checked():
     with pytest.raises(ValueError, match=r"study='sp-table3' is not known. Did you mean 'sp-table2'"):
-        reproduce("sp-table3")
+        reproduce(study="sp-table3")
     with pytest.raises(ValueError, match=r"budget='minute' is not known. Did you mean 'minutes'"):
-        reproduce("sp-table2", budget="minute")
+        reproduce(study="sp-table2", budget="minute")
     with pytest.raises(ValueError, match=r"field of the budget='token' is not known. Did you mean 'tokens'"):
-        reproduce("sp-table2", budget={"token": 3})
+        reproduce(study="sp-table2", budget={"token": 3})
     with pytest.raises(ValueError, match=r"task='coed' is not known. Did you mean 'code'"):
-        reproduce("sp-table2", tasks={"coed": "local-code"})
+        reproduce(study="sp-table2", tasks={"coed": "local-code"})
     with pytest.raises(ValueError, match="give at least two"):
         OverlapConfig(tasks=("local-code",))
-    assert ReproductionConfig("sp-table2").budget == "minutes"
-    assert ReproductionConfig("sp-table2", "facebook/opt-1.3b").budget == "paper"
+    assert ReproductionConfig("sp-table2").chosen_budget == "minutes"
+    assert ReproductionConfig("sp-table2", "facebook/opt-1.3b").chosen_budget == "paper"
     assert ReproductionConfig("sp-table2").runs()["mlp"].forget == "local-code"
     own = ReproductionConfig("sp-table2", budget={"tokens": 5}).runs()["mlp"]
     assert (own.tokens, own.eval_tokens, own.forget) == (5, 100_000, "local-code")
@@ -194,7 +194,7 @@ def counted(monkeypatch):
 
 
 def tiny_study(name, folder, tasks, out, budget, said=None):
-    return reproduce(name, folder, budget, tasks=tasks, out=out, say=said.append if said is not None else lambda text: None)
+    return reproduce(folder, study=name, budget=budget, tasks=tasks, out=out, progress=False if said is None else said.append)
 
 
 def measured(result, quantity, model=None):
@@ -370,14 +370,14 @@ def test_peak_ablation_on_a_tiny_model(trained_folder, letters, tmp_path, counte
     lines = result.results["protocol"].table
     half = lines[(lines["fraction"] == 0.5) & (lines["kind"] == "peak")]["top1"].to_numpy() * 100
     assert len(half) == 2
-    value, low, high = measured(result, "top-1 with half of the neurons gone, peak (%)")
+    value, low, high = measured(result, "top-1 with half of the neurons ablated, peak (%)")
     assert value == pytest.approx(half.mean())
     assert low <= value <= high
-    row = result.table.query("quantity == 'top-1 with half of the neurons gone, peak (%)'").iloc[0]
+    row = result.table.query("quantity == 'top-1 with half of the neurons ablated, peak (%)'").iloc[0]
     assert row["seeds_sd"] == pytest.approx(half.std(ddof=1))
-    assert math.isnan(measured(result, "top-1 with half of the neurons gone, mean (%)")[0])  # left out by the budget
+    assert math.isnan(measured(result, "top-1 with half of the neurons ablated, mean (%)")[0])  # left out by the budget
     opt = result.table.set_index(["model", "quantity"]).loc["facebook/opt-1.3b"]["published"]
-    assert opt["top-1 with half of the neurons gone, peak (%)"] == 44.5
+    assert opt["top-1 with half of the neurons ablated, peak (%)"] == 44.5
     said.clear()
     assert tiny_study(*options, said).table.equals(result.table)
     assert counted == ["_ablated"] * 8
@@ -397,7 +397,7 @@ def test_overlaps_on_a_tiny_model(trained_folder, letters, digits, tmp_path, cou
     assert counted == ["collect_sample"] * 24  # a pass for each of six tasks and for its retain texts, and again for random weights
     assert any("and as many in randomly initialised models" in line for line in said)
     # the sets, selected by hand: statistics, score, top
-    found, labels = result.results["overlaps"], {"trained": str(trained_folder), "random": f"{trained_folder}, random weights"}
+    found, labels = result.results["overlap"], {"trained": str(trained_folder), "random": f"{trained_folder}, random weights"}
     shares = {"mlp": 0.25, "attn_pre_out": 0.25}
     retained = sample_task(sepcap.load_model(trained_folder, device="cpu"), sepcap.load_task(digits), "collect", 600)
     parts = disjoint_parts(retained, 6)
@@ -430,7 +430,7 @@ def test_overlaps_on_a_tiny_model(trained_folder, letters, digits, tmp_path, cou
             value = measured(result, f"ratio to random sets of the same layers, 0.25 of {site}, {pair}", label)[0]
             assert shown[at[f"{pair.replace(' and', ',')} ({site})"]] == pytest.approx(value, rel=1e-4)
     # taken up again: one task was not collected
-    folder = tmp_path / "modularity-overlap" / f"{trained_folder.name}-own-budget" / "overlaps"
+    folder = tmp_path / "modularity-overlap" / f"{trained_folder.name}-own-budget" / "overlap"
     (folder / "result.json").unlink()
     (folder / "statistics" / "trained-0" / "3.safetensors").unlink()
     counted.clear()

@@ -1,4 +1,4 @@
-"""Figures of overlaps, cross-task effects and cross checks: what is drawn is what the tables hold."""
+"""Figures of overlaps, cross-task effects and selection checks: what is drawn is what the tables hold."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ def overlaps(seeds=(0, 1), control=True) -> Any:
                 rows.append(where | numbers | counts)
     table = pd.DataFrame(rows).astype({"layer": "Int64"})
     config = {"tasks": TASKS, "sites": ["mlp"], "fractions": [0.1], "seeds": list(seeds), "model": "m", "documents_shared": {"a": 0.0}}
-    return Overlap(config, {"overlaps": table})
+    return Overlap(config, {"overlap": table})
 
 
 def heats(fig):
@@ -41,7 +41,7 @@ def heats(fig):
 @pytest.mark.parametrize("measure", ["share", "iou", "ratio", "ratio_matched", "log10_p_corrected"])
 def test_a_map_has_every_pair_both_ways_and_the_mean_over_seeds(measure, layer):
     result = overlaps()
-    maps = heats(plots.overlaps(result, measure, layer=layer))
+    maps = heats(plots.overlap(result, measure, layer=layer))
     table = result.table[result.table["layer"].isna() if layer is None else result.table["layer"] == layer]
     sign = -1 if measure == "log10_p_corrected" else 1
     for shown, of_model in zip(maps, (table[table["weights"] == "trained"], table[table["weights"] == "random"]), strict=True):
@@ -55,7 +55,7 @@ def test_a_map_has_every_pair_both_ways_and_the_mean_over_seeds(measure, layer):
 
 
 def test_a_map_without_a_control_is_one_panel_and_names_are_plain_text():
-    fig: Any = plots.overlaps(overlaps(control=False))
+    fig: Any = plots.overlap(overlaps(control=False))
     assert len(heats(fig)) == 1
     assert fig.layout.yaxis.ticktext[0] == "&lt;b&gt;one&lt;/b&gt;"
     assert fig.layout.yaxis.range[0] > fig.layout.yaxis.range[1]  # the first task is at the top
@@ -63,15 +63,15 @@ def test_a_map_without_a_control_is_one_panel_and_names_are_plain_text():
 
 def test_what_the_study_does_not_have_is_refused():
     with pytest.raises(ValueError, match="Did you mean 'share'"):
-        plots.overlaps(overlaps(), "shar")
+        plots.overlap(overlaps(), "shar")
     with pytest.raises(ValueError, match="Valid: 'mlp'"):
-        plots.overlaps(overlaps(), site="heads")
+        plots.overlap(overlaps(), site="heads")
     with pytest.raises(ValueError, match=r"it has 0\.1"):
-        plots.overlaps(overlaps(), fraction=0.3)
+        plots.overlap(overlaps(), fraction=0.3)
     with pytest.raises(ValueError, match="layers 0 to 1"):
-        plots.overlaps(overlaps(), layer=7)
+        plots.overlap(overlaps(), layer=7)
     with pytest.raises(ValueError, match="did not run"):
-        plots.cross_checks_layers(SelectionChecks({"forget": "a", "retain": "b"}, {}))
+        plots.selection_checks_layers(SelectionChecks({"forget": "a", "retain": "b"}, {}))
 
 
 def test_the_lines_per_layer_and_the_points_are_those_of_the_table():

@@ -130,10 +130,10 @@ def sizes(run: RunFolder) -> dict[str, tuple[int, int]]:
     return {site: (masks[site].shape[0], masks[site][0].numel()) for site in SITES if site in masks}
 
 
-def gone_total(run: RunFolder) -> tuple[np.ndarray, int]:
+def pruned_total(run: RunFolder) -> tuple[np.ndarray, int]:
     """Pruned neurons per step over all pruned sites, and their total number before pruning."""
     total = sum(layers * each for layers, each in sizes(run).values())
-    per_step = [sum(map(sum, run.record(step)["gone_per_layer"].values())) for step in range(run.steps_done + 1)]
+    per_step = [sum(map(sum, run.record(step)["pruned_per_layer"].values())) for step in range(run.steps_done + 1)]
     return np.array(per_step), total
 
 
@@ -147,10 +147,10 @@ def separability_said(run: RunFolder, metric: str) -> str:
 
 def step_hovers(label: str, run: RunFolder, metric: str) -> list[str]:
     """Per step: pruned neurons and the metric of both tasks with standard errors."""
-    gone, total = gone_total(run)
+    pruned, total = pruned_total(run)
     values = {role: series(run, role, metric) for role in ROLES}
     said = []
-    for step, n in enumerate(gone):
+    for step, n in enumerate(pruned):
         lines = [f"<b>{label}</b>, step {step}", f"{n:,} of {total:,} neurons pruned ({n / total:.1%})"]
         lines += [f"{role} {plain(run.config[role])}: {with_error(values[role][0][step], values[role][1][step])}" for role in ROLES]
         said.append("<br>".join(lines))

@@ -25,14 +25,24 @@ from sepcap.drawing.style import (
     rounded,
 )
 from sepcap.errors import unknown
-from sepcap.studies.pruning.figures.labels import colours, gone_total, is_random, named, seeds_together, series, sizes, step_hovers, symbols
+from sepcap.studies.pruning.figures.labels import (
+    colours,
+    is_random,
+    named,
+    pruned_total,
+    seeds_together,
+    series,
+    sizes,
+    step_hovers,
+    symbols,
+)
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 from sepcap.studies.pruning.on_disk.step_files import ROLES
 
-AGAINST = ("gone", "step")
+AGAINST = ("pruned", "step")
 
 
-def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone", width: Width = "column") -> go.Figure:
+def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "pruned", width: Width = "column") -> go.Figure:
     """A metric on both tasks during pruning, with bands of ± one standard error.
 
     One run gives one panel with a line per task. Several runs give a panel per task with a line per run, in the
@@ -41,7 +51,7 @@ def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone",
     Args:
         runs: a Run, several, or a mapping from label to a Run or to a list of runs that differ in their seed.
         metric: "top1", "top10", "skip50_top1", "skip50_top10" or "loss".
-        against: x axis, "gone" for the share of pruned neurons, "step" for the number of the step.
+        against: x axis, "pruned" for the share of pruned neurons, "step" for the number of the step.
         width: inches, "column" or "page".
     """
     title = metric_name(metric) + METRIC_UNITS.get(metric, "")
@@ -55,8 +65,8 @@ def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "gone",
     lines: list[Any] = []
     highest, furthest = 0.0, 0.0
     for i, ((label, run), of_run) in enumerate(zip(by_label.items(), colours(by_label), strict=True)):
-        gone, total = gone_total(run)
-        positions = gone / total if against == "gone" else np.arange(len(gone))
+        pruned, total = pruned_total(run)
+        positions = pruned / total if against == "pruned" else np.arange(len(pruned))
         furthest = max(furthest, float(positions.max()))
         hovers = step_hovers(label, run, metric)
         for n, role in enumerate(ROLES):
@@ -182,13 +192,13 @@ def thresholds(run: RunFolder, *, width: Width = "column") -> go.Figure:
     records = [run.record(step) for step in range(1, run.steps_done + 1)]
     names = {site: SITE_NAMES.get(site, plain(site)) for site in records[0]["thresholds"]}
     values = {site: np.array([record["thresholds"][site] for record in records], dtype=np.float64) for site in names}
-    gone, total = gone_total(run)
+    pruned, total = pruned_total(run)
     axis, zero = _score_axis(np.concatenate(list(values.values())))
     traces = []
     for i, (site, of_site) in enumerate(values.items()):
         colour, symbol = PALETTE[(i + 1) % len(PALETTE)], SYMBOLS[i % len(SYMBOLS)]
         hovers = [
-            f"<b>{names[site]}</b>, step {step}<br>lowest selected score {value:.4g}<br>{gone[step]:,} of {total:,} neurons pruned"
+            f"<b>{names[site]}</b>, step {step}<br>lowest selected score {value:.4g}<br>{pruned[step]:,} of {total:,} neurons pruned"
             for step, value in enumerate(of_site, start=1)
         ]
         on_axis = of_site > 0 if zero else np.ones(len(of_site), dtype=bool)

@@ -66,11 +66,11 @@ class RunFolder(StepFiles):
         step: int,
         record: Mapping[str, Any],
         evaluations: Mapping[str, Evaluation],
-        gone: NeuronSet,
+        pruned: NeuronSet,
         biases: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Write one step atomically, then the table of all steps."""
-        super().write_step(step, record, evaluations, gone, biases)
+        super().write_step(step, record, evaluations, pruned, biases)
         self.write_trajectory()
 
     def write_trajectory(self) -> None:
@@ -90,7 +90,7 @@ class RunFolder(StepFiles):
                 row |= {name: int(row[name]) for name in ("n", "n_documents")}
                 with np.errstate(over="ignore", invalid="ignore"):  # a ruined model can have an infinite one
                     row["perplexity_ratio"] = float(np.exp(row["loss"] - np.float64(records[0]["tasks"][role]["metrics"]["loss"])))
-                row |= {f"gone_{site}": sum(layers) for site, layers in record["gone_per_layer"].items()}
+                row |= {f"pruned_{site}": sum(layers) for site, layers in record["pruned_per_layer"].items()}
                 # nothing is selected in step 0, but the columns are the same in all rows
                 row |= {f"threshold_{key}": record["thresholds"].get(key, float("nan")) for key in self.config["fractions"]}
                 rows.append(row | {"seconds": record["seconds"], "tokens": record["tokens"]})
@@ -128,9 +128,9 @@ class RunFolder(StepFiles):
         long = self.trajectory
         if f"{metric}_se" not in long:
             raise unknown("metric", metric, [name.removesuffix("_se") for name in long if name.endswith("_se")])
-        gone = [name for name in long if name.startswith("gone_")]
-        table = long.loc[long["role"] == "forget", ["step", *gone]].set_index("step")
-        table = table.rename(columns=lambda name: name.replace("gone_", "pruned "))
+        pruned = [name for name in long if name.startswith("pruned_")]
+        table = long.loc[long["role"] == "forget", ["step", *pruned]].set_index("step")
+        table = table.rename(columns=lambda name: name.replace("pruned_", "pruned "))
         for role, rows in long.groupby("role", sort=False):
             rows = rows.set_index("step")
             table[str(role)] = rows[metric]
@@ -140,13 +140,13 @@ class RunFolder(StepFiles):
         return latex_table(table.reset_index(), **options)
 
     @property
-    def gone_per_layer(self) -> pd.DataFrame:
+    def pruned_per_layer(self) -> pd.DataFrame:
         """Total number of pruned neurons per step, site and layer."""
         rows = [
-            {"step": step, "site": site, "layer": layer, "gone": gone}
+            {"step": step, "site": site, "layer": layer, "pruned": pruned}
             for step, record in enumerate(map(self._record, range(self.steps_done + 1)))
-            for site, layers in record["gone_per_layer"].items()
-            for layer, gone in enumerate(layers)
+            for site, layers in record["pruned_per_layer"].items()
+            for layer, pruned in enumerate(layers)
         ]
         return pd.DataFrame(rows)
 
@@ -168,7 +168,7 @@ class RunFolder(StepFiles):
             ValueError: another model (nothing is changed then).
             IndexError: a step that the run does not have.
         """
-        gone = self.neurons(step)
+        pruned = self.neurons(step)
         step = self.steps_done if step is None else step
         if (came := fingerprint(model)) != self.config["model_fingerprint"]:
             raise ValueError(
@@ -181,7 +181,7 @@ class RunFolder(StepFiles):
                 biases, _ = load_tensors(self._file(step, BIASES), "biases")
         if self.config.get("rotation", "none") != "none":
             self.rotation().apply(model)
-        delete(model, gone)
+        delete(model, pruned)
         write_weights(model, biases)
 
     def rotation(self) -> Rotation:

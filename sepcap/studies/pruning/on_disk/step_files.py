@@ -88,7 +88,7 @@ class StepFiles:
         step: int,
         record: Mapping[str, Any],
         evaluations: Mapping[str, Evaluation],
-        gone: NeuronSet,
+        pruned: NeuronSet,
         biases: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Write one step atomically."""
@@ -99,7 +99,7 @@ class StepFiles:
             if leftover.exists():
                 shutil.rmtree(leftover)
         try:
-            self._write_files(step, temporary, record, evaluations, gone, biases)
+            self._write_files(step, temporary, record, evaluations, pruned, biases)
             make_folder(final.parent)
             os.replace(temporary, final)
         except BaseException:
@@ -112,7 +112,7 @@ class StepFiles:
         temporary: Path,
         record: Mapping[str, Any],
         evaluations: Mapping[str, Evaluation],
-        gone: NeuronSet,
+        pruned: NeuronSet,
         biases: Mapping[str, torch.Tensor] | None,
     ) -> None:
         make_folder(temporary)
@@ -120,7 +120,7 @@ class StepFiles:
         rows |= {clusters_name(role): torch.from_numpy(e.clusters) for role, e in evaluations.items()}
         groups = {role: e.groups for role, e in evaluations.items()}
         save_tensors(temporary / "rows.safetensors", rows, {"kind": "rows", "columns": list(COUNTS), "groups": groups})
-        gone.save(temporary / "neurons.safetensors")
+        pruned.save(temporary / "neurons.safetensors")
         if biases is not None:
             save_tensors(temporary / BIASES, biases, {"kind": "biases"})
         files = {f"steps/{step:04d}/{n}": seal for n, seal in seals_of(temporary, sorted(os.listdir(temporary))).items()}

@@ -52,12 +52,12 @@ class Matched:
         activity = self.run.statistics("retain")[site].abs
         return quantile_bins(activity.mean(dim=-1) if self._by_head(site) else activity.flatten(1))
 
-    def draw(self, step: int, gone: NeuronSet, seed: int) -> NeuronSet:
+    def draw(self, step: int, pruned: NeuronSet, seed: int) -> NeuronSet:
         """Draw the neurons of one step of a baseline.
 
         Args:
             step: step of the baseline, from 1.
-            gone: neurons that the baseline has pruned so far; none is drawn again.
+            pruned: neurons that the baseline has pruned so far; none is drawn again.
             seed: determines the draw together with the step, the kind of baseline and the two tasks.
 
         Returns:
@@ -69,7 +69,7 @@ class Matched:
         masks = {}
         for site, taken in self.taken(step).masks.items():
             whole = self._units(site, taken)
-            drawn = draw_like(whole, self._units(site, gone.masks[site]), self.bins(site, tuple(whole.shape)), rng)
+            drawn = draw_like(whole, self._units(site, pruned.masks[site]), self.bins(site, tuple(whole.shape)), rng)
             masks[site] = (drawn[..., None] if self._by_head(site) else drawn.view(taken.shape)).expand(taken.shape).clone()
         return NeuronSet(masks)
 
@@ -83,23 +83,23 @@ class Matched:
 
 def draw_like(
     taken: Bool[Tensor, "layer unit"],
-    gone: Bool[Tensor, "layer unit"],
+    pruned: Bool[Tensor, "layer unit"],
     bins: Int[Tensor, "layer unit"],
     rng: np.random.Generator,
 ) -> Bool[Tensor, "layer unit"]:
-    """Draw as many per layer and bin as `taken` has, uniformly without replacement among those that are not in `gone`.
+    """Draw as many per layer and bin as `taken` has, uniformly without replacement among those that are not in `pruned`.
 
-    There are always enough if `gone` was matched with earlier steps of the same run: as many are left per layer and bin.
+    There are always enough if `pruned` was matched with earlier steps of the same run: as many are left per layer and bin.
 
-    >>> taken, gone = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
-    >>> draw_like(taken, gone, torch.zeros(1, 3, dtype=torch.long), np.random.default_rng(0))
+    >>> taken, pruned = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
+    >>> draw_like(taken, pruned, torch.zeros(1, 3, dtype=torch.long), np.random.default_rng(0))
     tensor([[ True, False, False]])
     """
     drawn = torch.zeros_like(taken)
     for layer, of in enumerate(bins):
         for number in of.unique():
             here = of == number
-            left = (here & ~gone[layer]).nonzero().flatten().numpy()
+            left = (here & ~pruned[layer]).nonzero().flatten().numpy()
             drawn[layer, rng.choice(left, int((here & taken[layer]).sum()), replace=False)] = True
     return drawn
 

@@ -1,4 +1,4 @@
-"""The cross checks on planted models in which every answer is known, and their geometry by hand."""
+"""The selection checks on planted models in which every answer is known, and their geometry by hand."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ def shared(tmp_path_factory):
 
 def config_of(plant, *checks, **changes):
     n = plant.truth["a"].masks["mlp"].numel()
-    options = {"fractions": (6 / n, 12 / n, 1.0), "gone": 0.2, "steps": (1, 2), "checks": checks} | BUDGET | changes
+    options = {"fractions": (6 / n, 12 / n, 1.0), "pruned": 0.2, "steps": (1, 2), "checks": checks} | BUDGET | changes
     return sepcap.SelectionChecksConfig(forget=load_task(plant.a, name="a"), retain=load_task(plant.b, name="b"), **options)
 
 
@@ -49,7 +49,7 @@ def test_a_task_lives_on_its_own_neurons_alone(halves):
         assert own["minus_random_low"] > 0
         # half of its neurons: about half of its words
         assert 0.35 < table.loc[(kept, 6, kept)]["relative"] < 0.65
-    assert (table.xs(28, level="n")["relative"] == 1).all()  # all kept: nothing is gone
+    assert (table.xs(28, level="n")["relative"] == 1).all()  # all kept: nothing is pruned
     # the share nearest to one half is 12 of 28
     said = "When only the 42.9% of mlp neurons with the highest scores for a against b are kept, the share of top1 left is: a 1.00 "
     assert result.summary()[0].startswith(f"{said}[1.00, 1.00] (with as many random neurons kept 0.")
@@ -67,7 +67,7 @@ def test_kept_alone_a_shared_circuit_serves_both(shared):
 @pytest.mark.slow
 def test_without_interaction_small_and_large_steps_take_the_same_neurons(halves, tmp_path):
     # the neurons of one half do not depend on each other, so that collecting again changes no score
-    result = sepcap.check_selection(halves.model, config_of(halves, "step-size", gone=12 / 28, steps=(1, 3, 4)), out=tmp_path)
+    result = sepcap.check_selection(halves.model, config_of(halves, "step-size", pruned=12 / 28, steps=(1, 3, 4)), out=tmp_path)
     overlaps = result.tables["step_overlaps"]
     assert (overlaps["share"] == 1).all()
     assert (overlaps[["a", "b", "both"]] == 12).all(axis=None)
@@ -95,7 +95,7 @@ def test_without_interaction_small_and_large_steps_take_the_same_neurons(halves,
 
 
 def test_a_single_number_of_steps_is_compared_with_other_texts_alone_and_the_cost_is_said_before(halves, tmp_path):
-    config, heard = config_of(halves, "step-size", gone=12 / 28, steps=(3,)), []
+    config, heard = config_of(halves, "step-size", pruned=12 / 28, steps=(3,)), []
     evaluated = []
     with pytest.MonkeyPatch.context() as patched:
         for module in (several_tasks, pruning):
@@ -117,7 +117,7 @@ def test_a_single_number_of_steps_is_compared_with_other_texts_alone_and_the_cos
 
 
 def test_runs_end_with_equally_many_neurons():
-    config = sepcap.SelectionChecksConfig(gone=0.2, steps=(1, 2, 3))
+    config = sepcap.SelectionChecksConfig(pruned=0.2, steps=(1, 2, 3))
     assert equal_number(config, 100) == 18
     with pytest.raises(ValueError, match="takes a multiple of 6"):
         equal_number(config, 25)
@@ -137,10 +137,10 @@ def test_layers_are_taken_from_the_last_and_the_scores_stay_what_they_are(halves
     for last, layers in ((1, [1]), (2, [0, 1])):
         mask = torch.zeros_like(top)
         mask[layers] = top[layers]
-        gone = int((mask & truth).sum())
+        pruned = int((mask & truth).sum())
         # a neuron is one of twelve equally frequent words
-        assert table.loc[("a", last, "a")]["relative"] == pytest.approx(1 - gone / WORDS, abs=0.05)
-        assert gone > 0
+        assert table.loc[("a", last, "a")]["relative"] == pytest.approx(1 - pruned / WORDS, abs=0.05)
+        assert pruned > 0
     # deleting in the last layer changes no activation before it: collecting again would select the same
     model, last = halves.model, sepcap.NeuronSet({"mlp": torch.stack([torch.zeros_like(top[0]), top[1]])})
     snapshot = several_tasks.WeightSnapshot(model, ("mlp",))
@@ -153,14 +153,14 @@ def test_layers_are_taken_from_the_last_and_the_scores_stay_what_they_are(halves
 # where both directions meet
 
 
-def test_independent_halves_meet_where_everything_of_both_is_gone(halves):
+def test_independent_halves_meet_where_everything_of_both_is_pruned(halves):
     result = sepcap.check_selection(halves.model, config_of(halves, "meeting"))
     found = result.tables["meeting"].set_index("what")["value"]
     # 12 neurons of each task and 4 of neither: nothing is shared before all 12 and some of the 4 are in
     assert found["selections first share a neuron"] >= 13 / 28
     assert found["trajectories meet: accuracy on a"] == pytest.approx(0, abs=1e-12)
     assert found["trajectories meet: accuracy on b"] == pytest.approx(0, abs=1e-12)
-    # own accuracy is 0 from 12 on and the other's falls to 0 with everything gone
+    # own accuracy is 0 from 12 on and the other's falls to 0 with everything pruned
     assert found["accuracy on a: curves cross"] == pytest.approx(1)
     shared = result.tables["shared"].set_index("n")
     assert shared["both"].tolist() == [0, 0, 28]
@@ -246,7 +246,7 @@ def test_the_model_comes_back_as_it_was_and_an_interrupted_study_goes_on(halves,
         ({"fractions": (0.5, 1.2)}, r"lies in \(0, 1\]"),
         ({"steps": (0, 1)}, r"steps=\(0, 1\): give a tuple of whole numbers, 1 or more"),
         ({"steps": (2, 1)}, "steps=.*increasing"),
-        ({"gone": 0.0}, r"lies in \(0, 1\]"),
+        ({"pruned": 0.0}, r"lies in \(0, 1\]"),
         ({"seeds": (-1,)}, "0 or more"),
     ],
 )

@@ -13,7 +13,7 @@ from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 GAP_PX = 34
 
 
-def neurons_gone(run: RunFolder, *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
+def pruned_neurons(run: RunFolder, *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Share of every layer that is pruned after every step, one panel per site.
 
     Args:
@@ -22,7 +22,7 @@ def neurons_gone(run: RunFolder, *, layers: Sequence[int] | None = None, width: 
         width: inches, "column" or "page".
     """
     named(run)
-    table = run.gone_per_layer
+    table = run.pruned_per_layer
     panels = sizes(run)
     steps = run.steps_done + 1
     shown = {site: chosen_layers(layers, range(count)) for site, (count, _) in panels.items()}
@@ -33,18 +33,18 @@ def neurons_gone(run: RunFolder, *, layers: Sequence[int] | None = None, width: 
     top = total
     for i, ((site, (count, each)), height) in enumerate(zip(panels.items(), heights, strict=True)):
         key = "" if i == 0 else str(i + 1)
-        gone = np.zeros((count, steps), dtype=np.int64)
+        pruned = np.zeros((count, steps), dtype=np.int64)
         of_site = table[table["site"] == site]
-        gone[of_site["layer"], of_site["step"]] = of_site["gone"]
-        gone = gone[shown[site]]
+        pruned[of_site["layer"], of_site["step"]] = of_site["pruned"]
+        pruned = pruned[shown[site]]
         hover = (
             f"<b>{SITE_NAMES[site]}</b><br>layer %{{text}}, step %{{x}}<br>"
             f"%{{customdata:,}} of {each:,} neurons pruned (%{{z:.1%}})<extra></extra>"
         )
         traces.append(
             go.Heatmap(
-                z=[rounded(row, 4) for row in gone / each],
-                customdata=gone.tolist(),
+                z=[rounded(row, 4) for row in pruned / each],
+                customdata=pruned.tolist(),
                 text=[[str(n)] * steps for n in shown[site]],
                 xaxis=f"x{key}",
                 yaxis=f"y{key}",
