@@ -15,7 +15,7 @@ from sepcap.cli.main import COMMANDS
 from sepcap.studies.reproduce.config import studies
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "figures" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "figures" / "README.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TREES = "|".join(("benchmarks", "docs", "figures", "notebooks", "sepcap", "tests", "training"))
 

@@ -46,7 +46,7 @@ def test_the_last_break_that_a_paragraph_follows_is_taken():
     assert spelled(tokenizer, text, which=0) == (["a"], ["\n\n"], ["b", "b"])  # and the paragraph ends at the next break
     assert spelled(tokenizer, text, which=-2) == (["a"], ["\n\n"], ["b", "b"])
     assert spelled(tokenizer, text, most=2)[2] == ["c", "c"]
-    with pytest.raises(ValueError, match=r"which=2: source\[0\] has 2"):
+    with pytest.raises(ValueError, match=r"which=2: texts\[0\] has 2"):
         passages(tokenizer, [text], which=2)
 
 
@@ -56,12 +56,12 @@ def test_another_break_can_be_asked_for():
 
 @pytest.mark.parametrize("text", ["no break", "\n\nnothing before", "nothing after\n\n", "one\nline end", ""])
 def test_a_text_without_a_break_is_refused_by_its_number(text):
-    with pytest.raises(ValueError, match=r"source\[1\] has no '\\n\\n' with text before and after it"):
+    with pytest.raises(ValueError, match=r"texts\[1\] has no '\\n\\n' with text before and after it"):
         passages(tiny_tokenizer(), ["a\n\nb", text])
 
 
 def test_what_is_no_text_is_refused():
-    with pytest.raises(TypeError, match=r"source\[0\] is a int"):
+    with pytest.raises(TypeError, match=r"texts\[0\] is a int"):
         passages(tiny_tokenizer(), [3])
     with pytest.raises(ValueError, match="at is empty"):
         passages(tiny_tokenizer(), ["a\n\nb"], at="")

@@ -263,7 +263,7 @@ def _ablate(load: Load, configs: Mapping[str, Any], folder: Path, say: Callable[
                 f"{', '.join(config.kinds)} on {sample.task}; {tokens / 1e6:.3g} M tokens through the model"
             )
         _say_minutes(say, model, [tokens] * bool(left), sample)
-        results[name] = sweep_ablation(model, config, out=folder / name)
+        results[name] = sweep_ablation(model, config, out=folder / name, progress=str)
     return results
 
 
