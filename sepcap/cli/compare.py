@@ -6,16 +6,13 @@ from typing import Annotated
 import tyro
 
 from sepcap.cli.ablations import CompareAblations
+from sepcap.cli.options import Group
 from sepcap.cli.pruning import CompareMethods
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(Group):
     """Compare kinds of ablation of the same heads, or ways of pruning on the same pair of tasks."""
 
     study: Annotated[CompareAblations, tyro.conf.subcommand("ablations")] | Annotated[CompareMethods, tyro.conf.subcommand("methods")]
     """Which study."""
-
-    def run(self) -> None:
-        """Carry out the command."""
-        self.study.run()

@@ -8,7 +8,7 @@ import tyro
 
 from sepcap.checks import distinct
 from sepcap.cli.options import Command, Fractions, Loading, write_figure
-from sepcap.studies.base.neuron_sets import DIVERGENCES
+from sepcap.studies.base.fields import DIVERGENCES
 from sepcap.studies.pruning.config import PruningConfig
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sepcap.cli.options import Study, Untrained, config_in, study_command, write_figure
+from sepcap.cli.options import Group, Study, Untrained, config_in, study_command, write_figure
 from sepcap.studies.dimensions.config import DimensionSearchConfig, DimensionTracesConfig
 from sepcap.studies.jacobian.config import JacobianSpectrumConfig
 from sepcap.studies.similarity.config import ActivationSimilarityConfig
@@ -87,7 +87,7 @@ class Jacobian(JacobianSpectrumConfig, Study):
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Geometry(Group):
     """How similar are activations of different texts, and how narrow is a block? One of four studies; without a name, the similarity."""
 
     study: (
@@ -97,10 +97,6 @@ class Geometry:
         | Annotated[Jacobian, tyro.conf.subcommand("jacobian")]
     ) = field(default_factory=Similarity)
     """Which study."""
-
-    def run(self) -> None:
-        """Carry out the command."""
-        self.study.run()
 
 
 def _read(path: Path) -> Any:

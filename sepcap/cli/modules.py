@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from sepcap.cli.options import Study, study_command
+from sepcap.cli.options import Group, Study, study_command
 from sepcap.studies.clusters.config import ModularityConfig
 from sepcap.studies.cross_task.config import CrossTaskConfig
 from sepcap.studies.overlaps.config import OverlapConfig
@@ -33,7 +33,7 @@ class Selection(SelectionChecksConfig, Study):
 
 
 @dataclass(frozen=True)
-class Modules:
+class Modules(Group):
     """Do the neurons of tasks form modules? One of four studies; without a name, the concentration in clusters."""
 
     study: (
@@ -43,7 +43,3 @@ class Modules:
         | Annotated[Selection, tyro.conf.subcommand("selection")]
     ) = field(default_factory=Concentration)
     """Which study."""
-
-    def run(self) -> None:
-        """Carry out the command."""
-        self.study.run()

@@ -123,6 +123,17 @@ class Untrained(Study):
         return super().load(**{"random_weights": self.random_weights, "seed": self.seed, **options})
 
 
+@dataclass(frozen=True)
+class Group:
+    """A command that offers several studies; a subclass names them in its field `study`."""
+
+    study: Any
+
+    def run(self) -> None:
+        """Carry out the command."""
+        self.study.run()
+
+
 S = TypeVar("S", bound=Study)
 
 ON_COMMAND_LINE: dict[Any, Any] = {Any: str, tuple[Any, ...]: tuple[str, ...], dict[str, float]: Fractions}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepcap.checks import check_fields, distinct
+from sepcap.studies.base.fields import Sampled
 
 Kind = Literal["zero", "mean", "median", "peak", "resample", "optimal"]
 
@@ -12,7 +13,7 @@ COMPARED: tuple[Kind, ...] = ("zero", "mean", "median", "peak", "resample", "opt
 
 
 @dataclass(frozen=True)
-class _Evaluated:
+class _Evaluated(Sampled):
     """What is ablated and on which text; shared by both studies."""
 
     model: str = "default"
@@ -30,10 +31,6 @@ class _Evaluated:
     """Tokens that "optimal" is fitted to, spread over those positions; a third of their documents is held out for early stopping."""
     batch_size: int = 16
     """Rows per forward pass; "resample" draws from the rows of one batch."""
-    context: int | None = None
-    """Tokens per row; default is the model's context, at most 512."""
-    per_document: int | Literal["row"] | None = "row"
-    """Maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents."""
 
     def __post_init__(self) -> None:
         check_fields(self)

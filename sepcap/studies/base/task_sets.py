@@ -24,8 +24,8 @@ from sepcap.selection.score import Scores, score
 from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.intervals import Interval, bootstrap_interval, bootstrap_weights, ratio_se, summed_interval
 from sepcap.statistics.moments import Statistics
+from sepcap.studies.base.fields import OTHERS
 from sepcap.studies.base.folder import Pieces
-from sepcap.studies.base.neuron_sets import OTHERS
 from sepcap.studies.base.provenance import made_with
 from sepcap.studies.base.seed_samples import sample_seeds
 from sepcap.tasks.batches import TokenSample

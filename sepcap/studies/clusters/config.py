@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepcap.checks import check_fields, distinct
-from sepcap.studies.base.neuron_sets import check_fractions
+from sepcap.studies.base.fields import Sampled, check_fractions
 
 SCORE, LEAST, MOST = "score", "least active", "most active"
 CHOSEN = (SCORE, LEAST, MOST)
@@ -12,7 +12,7 @@ CHOSEN = (SCORE, LEAST, MOST)
 
 
 @dataclass(frozen=True)
-class ModularityConfig:
+class ModularityConfig(Sampled):
     """Whether the neurons of tasks are concentrated in clusters of neurons with similar input weights ([MOE], [MOD]; METHODS 12)."""
 
     tasks: tuple[Any, ...] = ("local-python", "local-cpp")
@@ -40,12 +40,6 @@ class ModularityConfig:
     tokens: int = 8_000
     """Token positions per task and seed from which statistics are collected, to within a document. The default is about 32 documents,
     so that every local task has enough for five seeds."""
-    batch_size: int = 16
-    """Rows per forward pass."""
-    context: int | None = None
-    """Tokens per row; default is the model's context, at most 512."""
-    per_document: int | Literal["row"] | None = "row"
-    """Maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents."""
 
     def __post_init__(self) -> None:
         check_fields(self)

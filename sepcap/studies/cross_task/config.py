@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepcap.checks import BETWEEN_0_AND_1, check_fields, distinct
-from sepcap.studies.base.neuron_sets import OTHERS, check_shares, check_tasks
+from sepcap.studies.base.fields import OTHERS, Sampled, check_shares, check_tasks
 
 
 @dataclass(frozen=True)
-class CrossTaskConfig:
+class CrossTaskConfig(Sampled):
     """Accuracy on every task after pruning each one to a target accuracy (METHODS 5, 12)."""
 
     tasks: tuple[Any, ...] = ("local-prose", "local-python", "local-cpp")
@@ -33,12 +33,6 @@ class CrossTaskConfig:
     """Token positions per task from which statistics are collected."""
     eval_tokens: int = 20_000
     """Predictions per task on which every pruned model is evaluated."""
-    batch_size: int = 16
-    """Rows per forward pass."""
-    context: int | None = None
-    """Tokens per row; default is the model's context, at most 512."""
-    per_document: int | Literal["row"] | None = "row"
-    """Maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents."""
 
     def __post_init__(self) -> None:
         check_fields(self, target=BETWEEN_0_AND_1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepcap.checks import BETWEEN_0_AND_1, FROM_0, check_fields
-from sepcap.studies.base.neuron_sets import layers_of
+from sepcap.studies.base.fields import layers_of
 
 PartName = Literal["attn", "mlp"]
 Method = Literal["auto", "exact", "randomized"]

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from sepcap.checks import check_fields, distinct
 from sepcap.errors import unknown
+from sepcap.studies.base.fields import Sampled
 from sepcap.studies.pruning.config import Direction, PruningConfig, check_baseline_steps
 
 
@@ -48,7 +49,7 @@ def shared_with_random(method: str) -> str:
 
 
 @dataclass(frozen=True)
-class MethodComparisonConfig:
+class MethodComparisonConfig(Sampled):
     """Which methods are compared, on which model and tasks, and how thoroughly ([SEP] section 3.1)."""
 
     model: str = "default"
@@ -82,12 +83,6 @@ class MethodComparisonConfig:
     """Token positions per task and step from which statistics are collected."""
     eval_tokens: int = 15_000
     """Predictions per task and step on which the model is evaluated."""
-    batch_size: int = 16
-    """Rows per forward pass."""
-    context: int | None = None
-    """Tokens per row; default is the model's context, at most 512."""
-    per_document: int | Literal["row"] | None = "row"
-    """Maximum number of tokens per document: "row" for what fits one row, a number, or None for whole documents."""
 
     def __post_init__(self) -> None:
         check_fields(self)

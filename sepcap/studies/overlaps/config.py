@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepcap.checks import check_fields, distinct
-from sepcap.studies.base.neuron_sets import check_shares, check_tasks
+from sepcap.studies.base.fields import Sampled, check_shares, check_tasks
 
 
 @dataclass(frozen=True)
-class OverlapConfig:
+class OverlapConfig(Sampled):
     """Overlap of the neuron sets selected for several tasks ([MOD]; METHODS 12)."""
 
     tasks: tuple[Any, ...] = ("local-python", "local-cpp")
@@ -34,12 +34,6 @@ class OverlapConfig:
     tokens: int = 10_000
     """Token positions per task and seed from which statistics are collected, to within a document, and as many of the retain task for
     every task. The default is about 40 documents, so that every local task has enough for three seeds."""
-    batch_size: int = 16
-    """Rows per forward pass."""
-    context: int | None = None
-    """Tokens per row; default is the model's context, at most 512."""
-    per_document: int | Literal["row"] | None = "row"
-    """Maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents."""
 
     def __post_init__(self) -> None:
         check_fields(self)

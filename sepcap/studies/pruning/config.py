@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sepcap.checks import check_fields
-from sepcap.studies.base.neuron_sets import DIVERGENCES, FRACTION_KEYS, check_fractions
+from sepcap.studies.base.fields import DIVERGENCES, FRACTION_KEYS, Sampled, check_fractions
 
 Direction = Literal["forward", "reverse"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
@@ -18,7 +18,7 @@ def check_baseline_steps(steps: int, baseline_steps: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class PruningConfig:
+class PruningConfig(Sampled):
     """What to prune from which model, how far, and how to measure it ([SP] section 4; METHODS 10)."""
 
     model: str = "default"
@@ -58,12 +58,6 @@ class PruningConfig:
     seed: int = 0
     """Seed of random selections and of the order in which the documents of the collect split are read; 0 reads them in their
     original order. Evaluation uses the same tokens for every seed, so that runs are paired."""
-    batch_size: int = 16
-    """Rows per forward pass."""
-    context: int | None = None
-    """Tokens per row; default is the model's context, at most 512."""
-    per_document: int | Literal["row"] | None = "row"
-    """Maximum number of tokens per document: "row" for what fits one row, a number, or None for whole documents."""
 
     def __post_init__(self) -> None:
         check_fields(self)

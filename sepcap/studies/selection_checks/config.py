@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepcap.checks import check_fields, distinct
-from sepcap.studies.base.neuron_sets import check_shares
+from sepcap.studies.base.fields import Sampled, check_shares
 
 
 @dataclass(frozen=True)
-class SelectionChecksConfig:
+class SelectionChecksConfig(Sampled):
     """Complementary checks of a selection, for a pair of tasks ([SP], [SEP]; METHODS 5, 11)."""
 
     forget: Any = "local-code"
@@ -41,12 +41,6 @@ class SelectionChecksConfig:
     """Token positions per task from which statistics are collected."""
     eval_tokens: int = 15_000
     """Predictions per task on which every edited model is evaluated."""
-    batch_size: int = 16
-    """Rows per forward pass."""
-    context: int | None = None
-    """Tokens per row; default is the model's context, at most 512."""
-    per_document: int | Literal["row"] | None = "row"
-    """Maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents."""
 
     def __post_init__(self) -> None:
         check_fields(self)

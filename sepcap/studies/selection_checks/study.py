@@ -14,8 +14,8 @@ from sepcap.interventions.trial import check_deletion
 from sepcap.models.sites import bind, site_shape
 from sepcap.progress import progress
 from sepcap.selection.neurons import how_many
+from sepcap.studies.base.fields import OTHERS
 from sepcap.studies.base.folder import Pieces, as_json
-from sepcap.studies.base.neuron_sets import OTHERS
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.base.task_sets import (

@@ -1,7 +1,8 @@
-"""Checks of fields that several configurations have: sites, shares, importance, tasks, layers (METHODS 5)."""
+"""Fields that several configurations have, and their checks: samples of texts, sites, shares, importance, layers (METHODS 5)."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from operator import index
 from typing import Any, Literal
 
@@ -12,6 +13,18 @@ DIVERGENCES = ("kl", "js", "wasserstein")
 
 OTHERS = "others"
 """In place of a retain task: every task is scored against all other tasks of the study together."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """How texts are cut into rows and passed through the model."""
+
+    batch_size: int = 16
+    """Rows per forward pass."""
+    context: int | None = None
+    """Tokens per row; default is the model's context, at most 512."""
+    per_document: int | Literal["row"] | None = "row"
+    """Maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents."""
 
 
 def check_fractions(fractions: Mapping[str, float], steps: int, importance: str) -> None:
