@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sepcap.cli.options import Fractions, Loading, config_in, write_figure, write_figures, write_table
+from sepcap.selection.names import ImportanceName
 from sepcap.studies.methods.config import MethodComparisonConfig
 from sepcap.studies.pruning.config import PruningConfig
 
@@ -29,7 +30,7 @@ class Demo(Loading):
     """Share of each site's original neurons that goes at every step; sites are mlp, attn_pre_out, attn_value, heads."""
     steps: int = 10
     """Number of pruning steps."""
-    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift", "kl", "js", "wasserstein"] = "abs"
+    importance: ImportanceName = "abs"
     """Importance function."""
     tokens: int = 13_000
     """Token positions per task and step from which statistics are collected."""

@@ -221,6 +221,13 @@ def site_shape(model: Any, name: str) -> tuple[int, ...]:
     return (n_layers(model), *get_site(name).shape(model))
 
 
+@torch.no_grad()
+def write_norms(model: Any, name: str) -> Float[Tensor, "layer *neuron"]:
+    """‖W_write‖₂ of every neuron of a site, over d_model, in float64."""
+    rows = [get_site(name).rows(model, layer).detach() for layer in range(n_layers(model))]
+    return torch.stack([torch.linalg.vector_norm(row, dim=-1, dtype=torch.float64).cpu() for row in rows])
+
+
 def norm_inside(part: Any) -> str | None:
     """Name of a norm within an attention or mlp, other than of queries and keys; None without one."""
     if not hasattr(part, "original_component"):  # of a HookedTransformer

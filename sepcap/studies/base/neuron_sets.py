@@ -7,7 +7,6 @@ from typing import Any
 from sepcap.errors import unknown
 
 FRACTION_KEYS = ("mlp", "attn_pre_out", "attn_value", "heads")
-DIVERGENCES = ("kl", "js", "wasserstein")
 
 OTHERS = "others"
 """In place of a retain task: every task is scored against all other tasks of the study together."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepcap.checks import check_fields, distinct
+from sepcap.selection.names import OfOneTask
 from sepcap.studies.base.neuron_sets import check_fractions
 
 SCORE, LEAST, MOST = "score", "least active", "most active"
@@ -23,7 +24,7 @@ class ModularityConfig:
     """"default", a folder, or a hub name."""
     fractions: tuple[float, ...] = (0.01, 0.02, 0.05)
     """Shares of the mlp neurons that are selected, the highest scores over all layers; all shares use the same scores."""
-    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
+    importance: OfOneTask = "abs"
     """Importance function."""
     k: int = 96
     """Clusters per layer."""

@@ -230,9 +230,9 @@ def _selected(prepared: Plan, statistics: dict[str, Statistics], step: int, gone
 
 def _collect(prepared: Plan, roles: Iterable[str]) -> dict[str, Statistics]:
     model, config = prepared.model, prepared.config
+    how: dict[str, Any] = {"batch_size": config.batch_size, "gradients": config.gradients}
     return {
-        role: collect_sample(model, prepared.collect[role], config.sites, batch_size=config.batch_size, histogram=config.histogram(role))
-        for role in roles
+        role: collect_sample(model, prepared.collect[role], config.sites, histogram=config.histogram(role), **how) for role in roles
     }
 
 
@@ -240,7 +240,7 @@ def _unpruned(prepared: Plan) -> dict[str, Statistics]:
     """Statistics of the unpruned model, collected once for all runs of a comparison."""
     statistics = {}
     for role, sample in prepared.collect.items():
-        key = ("statistics", sample.task, sample.fingerprint, prepared.config.histogram(role))
+        key = ("statistics", sample.task, sample.fingerprint, prepared.config.histogram(role), prepared.config.gradients)
         statistics[role] = prepared.once(key, lambda role=role: _collect(prepared, [role])[role])
     return statistics
 
