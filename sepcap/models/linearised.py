@@ -1,4 +1,4 @@
-"""The linearised backward pass of RelP (METHODS 4a): what a model computes is unchanged, and gradients follow simpler rules.
+"""The linearised backward pass of RelP (METHODS 18): what a model computes is unchanged, and gradients follow simpler rules.
 
 - A norm's scale counts as a constant; its mean subtraction does not.
 - An activation function is propagated as act(x)/x instead of act′(x), and as act′(0) at x = 0. So is the tanh of a soft-cap.

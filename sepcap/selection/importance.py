@@ -1,4 +1,4 @@
-"""Importance functions: one number per neuron from statistics of activations, gradients or weights (METHODS 4, 4a)."""
+"""Importance functions: one number per neuron from statistics of activations, gradients or weights (METHODS 4, 18)."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Names of the importance functions, and what each needs to have been collected; without torch, for configurations (METHODS 4, 4a)."""
+"""Names of the importance functions, and what each needs to have been collected; without torch, for configurations (METHODS 4, 18)."""
 
 from typing import Literal
 

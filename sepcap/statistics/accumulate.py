@@ -101,7 +101,9 @@ def _blocks(z: Float[Tensor, "batch pos neuron"], keep: Bool[Tensor, "batch pos"
         yield from (row[1:] if bool(kept[1:].all()) and not bool(kept[0]) else row[kept]).split(CHUNK)
 
 
-def gather(site: str, layers: list[Accumulator], gradients: GradientSums | None = None, write_norm: Tensor | None = None) -> NeuronStatistics:
+def gather(
+    site: str, layers: list[Accumulator], gradients: GradientSums | None = None, write_norm: Tensor | None = None
+) -> NeuronStatistics:
     """Combine the per-layer accumulators of one site, and what belongs to it beside them, into one `NeuronStatistics`."""
     neurons = layers[0].neurons
     device = layers[0].device

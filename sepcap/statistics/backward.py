@@ -1,6 +1,6 @@
-"""Backward passes that are reduced, batch by batch, to sums of gradients by the neurons of the requested sites (METHODS 4a)."""
+"""Backward passes that are reduced, batch by batch, to sums of gradients by the neurons of the requested sites (METHODS 18)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from sepcap.errors import warn
 from sepcap.models.forward import Hook, call, with_hooks
 from sepcap.models.kinds import architecture_of
 from sepcap.models.linearised import Linearised, checked_rules, linearised, under
@@ -22,6 +23,9 @@ from sepcap.tasks.batches import Batch
 
 CHUNK = 256
 """Positions reduced at once on a CPU."""
+
+INCOMPLETE = 0.05
+"""Share of the change of the loss above which the error of its integral causes a warning."""
 
 Sums = dict[str, list[Tensor]]
 """Name of a sum -> its values in every layer, float64 [neuron]."""
@@ -83,8 +87,7 @@ class GradientCollector:
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Gradients enabled, except for weights whose own gradient is not needed; the model is restored afterwards."""
-        kept = () if self.weights is None else self.weights.parameters
-        with weights_frozen(self.model, kept), linearised(self.model) if "relp" in self.names else nullcontext() as rules:
+        with weights_frozen(self.model), linearised(self.model) if "relp" in self.names else nullcontext() as rules:
             self.rules = rules
             yield
 
@@ -94,9 +97,8 @@ class GradientCollector:
         relp = "relp" in self.names
         loss = None
         if plain:
-            loss = self._pass(batch, {site: partial(self._take, site) for site in self.sites}, hooks)
-            if self.weights is not None:
-                self.weights.add()
+            with nullcontext() if self.weights is None else self.weights.added():
+                loss = self._pass(batch, {site: partial(self._take, site) for site in self.sites}, hooks)
         if relp:
             take = {site: partial(self._take, site, prefix="relp_") for site in self.sites}
             loss = self._pass(batch, take, () if plain else hooks, rules=self.rules)
@@ -146,7 +148,7 @@ class GradientCollector:
             loss.backward()
         if missing:
             raise NotImplementedError(
-                f"gradients at {next(iter(missing))}: no gradient of the loss reaches it in {architecture_of(self.model)}, because the loss "
+                f"gradients at {next(iter(missing))}: no gradient of the loss reaches it in {architecture_of(self.model)}: the loss "
                 "does not depend on it by a differentiable path"
             )
         return float(loss.detach())
@@ -220,7 +222,19 @@ class GradientCollector:
             ig = "ig" in self.names
             points, without = (len(self.points), self.without[site]) if ig else (None, None)
             found[site] = GradientSums(self.predictions, self.rows, self.loss, sums, points, without)
+            if ig:
+                _warn_if_incomplete(site, found[site])
         return found
+
+
+def _warn_if_incomplete(site: str, found: GradientSums) -> None:
+    assert found.loss_without is not None
+    change, error = (found.loss_without - found.loss) / found.predictions, found.completeness_error
+    if error > INCOMPLETE * abs(change):
+        warn(
+            f"integrated gradients of {site!r} add up to the change of the loss without the site, {change:.4g} nats, only to within "
+            f"{error:.2g}: give more than k={found.points} points"
+        )
 
 
 def summed_loss(logits: Float[Tensor, "batch ... out"], batch: Batch) -> Float[Tensor, ""]:
@@ -278,26 +292,22 @@ def check_differentiable(model: Any) -> None:
         name = name.replace("._original_component", "")
         if weight.is_inference():
             raise ValueError(
-                f"gradients: {name} is an inference tensor, through which no gradient flows; load the model outside of torch.inference_mode()"
+                f"gradients: {name} is an inference tensor, which has no gradient; load the model outside of torch.inference_mode()"
             )
         if not weight.is_floating_point():
             raise ValueError(
-                f"gradients: {name} is of {str(weight.dtype).removeprefix('torch.')}, as in a quantised model, through which no gradient is "
-                "computed; load the model before quantisation, in half precision if memory is short: load_model(..., dtype='bfloat16')"
+                f"gradients: {name} is of {str(weight.dtype).removeprefix('torch.')}, as in a quantised model, which has no gradients; "
+                "load the model before quantisation, in half precision if memory is short: load_model(..., dtype='bfloat16')"
             )
 
 
 @contextmanager
-def weights_frozen(model: Any, kept: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Gradients enabled, except for the weights other than `kept`, whose gradients are empty inside; flags and gradients are restored."""
-    every, thawed = list(dict.fromkeys(model.parameters())), list(kept)
-    before = [(weight, weight.requires_grad, weight.grad) for weight in every]
+def weights_frozen(model: Any) -> Iterator[None]:
+    """Gradients enabled, except for the weights; what they required, and their gradients, are restored."""
+    before = [(weight, weight.requires_grad, weight.grad) for weight in dict.fromkeys(model.parameters())]
     try:
-        for weight in every:
+        for weight, _, _ in before:
             weight.requires_grad_(False)
-        for weight in thawed:
-            weight.requires_grad_(True)
-            weight.grad = None
         with torch.enable_grad():
             yield
     finally:

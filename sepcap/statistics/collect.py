@@ -83,7 +83,7 @@ def collect(
         FloatingPointError: NaN or infinite activations or gradients, with layer and site.
         NotImplementedError: an architecture that "relp" or "snip" is not defined for.
 
-    Source: [SP] section 3; METHODS 4a for gradients.
+    Source: [SP] section 3; METHODS 18 for gradients.
 
     Example:
         >>> forget = sepcap.collect(model, "local-code", tokens=20_000)  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Sums of gradients of the loss by every neuron of a site, and the importances computed from them (METHODS 4a)."""
+"""Sums of gradients of the loss by every neuron of a site, and the importances computed from them (METHODS 18)."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -89,8 +89,8 @@ class GradientSums:
     def merge(self, other: "GradientSums") -> "GradientSums":
         """Sums of both datasets together, in any order."""
         if self.names != other.names or self.points != other.points:
-            mine, theirs = (f"{', '.join(s.names)}{f' with k={s.points}' if s.points else ''}" for s in (self, other))
-            raise ValueError(f"cannot merge statistics with gradients {theirs} into those with {mine}: collect both with the same gradients=")
+            mine, theirs = (f"gradients {', '.join(s.names)}{f' with k={s.points}' if s.points else ''}" for s in (self, other))
+            raise ValueError(f"cannot merge statistics with {theirs} into those with {mine}: collect both with the same gradients=")
         sums = {name: value + other.sums[name].to(value.device) for name, value in self.sums.items()}
         without = None if self.loss_without is None or other.loss_without is None else self.loss_without + other.loss_without
         counts = self.predictions + other.predictions, self.rows + other.rows, self.loss + other.loss
@@ -114,7 +114,7 @@ class GradientSums:
 
 
 class GradientImportances:
-    """The importances of one site that are computed from gradients (METHODS 4a); part of `NeuronStatistics`."""
+    """The importances of one site that are computed from gradients (METHODS 18); part of `NeuronStatistics`."""
 
     site: str
     gradients: GradientSums | None

@@ -1,5 +1,7 @@
-"""Gradients of the loss by the weights that neurons read and write with, summed over a dataset (METHODS 4a, snip)."""
+"""Gradients of the loss by the weights that neurons read and write with, summed over a dataset (METHODS 18, snip)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,12 +64,21 @@ class WeightGradients:
                 parts = [*reads, out.unflatten(0, (-1, sharing)).transpose(1, 2).flatten(2)]
         return torch.cat([p.detach().to(sums_device(self.model, layer), torch.float64) for p in parts], dim=-1)
 
-    def add(self) -> None:
-        """Add the gradients of the last backward pass, and clear them."""
+    @contextmanager
+    def added(self) -> Iterator[None]:
+        """Add the gradients of the backward pass inside; other passes give the weights none."""
+        for weight in self.parameters:
+            weight.requires_grad_(True)
+            weight.grad = None
+        yield
+        self._add()
+        for weight in self.parameters:
+            weight.requires_grad_(False)
+
+    def _add(self) -> None:
         found = [weight for weight in self.parameters if weight.grad is not None]
         before = [weight.data for weight in found]
-        missing = {id(weight) for weight in self.parameters} - {id(weight) for weight in found}
-        if len(missing) == len(self.parameters):
+        if not found:
             raise NotImplementedError(f"snip of {architecture_of(self.model)}: no gradient of the loss reaches its weights")
         try:
             # through the views of the weights their gradients are seen in the same layout

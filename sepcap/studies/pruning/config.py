@@ -39,7 +39,7 @@ class PruningConfig:
     offset: Literal["none", "mean", "peak"] = "none"
     """Add the output of the pruned neurons at their mean or peak activation on the retain task to the output bias."""
     eps: float | None = None
-    """ε of the score; default 1e-3 for mlp and 1e-4 for attention, and for importances from gradients 1e-4 of the mean on the retain task."""
+    """ε of the score; default 1e-3 for mlp and 1e-4 for attention. For importances from gradients, 1e-4 of the mean on the retain task."""
     tokens: int = 100_000
     """Token positions per task and step from which statistics are collected."""
     eval_tokens: int = 100_000
