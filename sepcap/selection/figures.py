@@ -49,7 +49,8 @@ def score_histograms(
     """Histograms of log10 score, one ridge per layer, one panel per site.
 
     All layers of a site have the same bins and the same scale. Neurons with score 0 have no logarithm: their share of the
-    layer is printed beside its ridge. If a site has negative scores, its axis is linear. Small ticks on the base line mark the lowest and the highest neuron of the layer.
+    layer is printed beside its ridge. If a site has negative scores, its axis is linear. Small ticks on the base line mark the lowest and
+    the highest neuron of the layer.
 
     Args:
         scores: what `sepcap.score` returns.
