@@ -62,6 +62,8 @@ BOUNDS = {
     "12 layers x 768, 2x512: collect / bare forward": 1.10,
     "12 layers x 768, 2x512: evaluate / bare forward with logits": 1.15,
     "embedded, 16x256: collect with histograms / without": 1.60,
+    "embedded, 16x256: collect with gradients / bare forward and backward": 1.15,
+    "12 layers x 768, 2x512: collect with gradients / bare forward and backward": 1.15,
     "embedded: every head, every kind of ablation, seconds": 180,
     "pruning step / its forward passes": 1.15,
     **{f"{family}, {n:,} tokens: evaluate / bare fused attention": 1.30 for family in EAGER for n in (512, 2048)},
@@ -107,6 +109,40 @@ def bare(hf_model, sample: TokenSample, batch_size: int, logits: bool) -> Callab
                 body(batch.inputs.to(hf_model.device), use_cache=False)
 
     return run
+
+
+def bare_backward(hf_model, sample: TokenSample, batch_size: int, weights: bool) -> Callable[[], None]:
+    """The plain forward and backward pass of the loss over the same batches; to all weights, or only through the model to its input."""
+
+    def run() -> None:
+        for weight in hf_model.parameters():
+            weight.requires_grad_(weights)
+        embed = hf_model.get_input_embeddings()
+        for batch in sample.batches(batch_size):
+            ids = batch.inputs.to(hf_model.device)
+            inputs = {"input_ids": ids} if weights else {"inputs_embeds": embed(ids).requires_grad_()}
+            logits = hf_model(**inputs, use_cache=False).logits
+            torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+            hf_model.zero_grad()
+
+    return run
+
+
+def gradients(device: str, folder: Path, batch_size: int, context: int, batches: int, repeat: int) -> dict[str, float]:
+    """Time of collect with gradients relative to the bare forward and backward pass."""
+    hooked, plain = load_pair(folder, device)
+    sample = sample_of(batch_size * batches, context, plain.config.vocab_size)
+    t = alternate(
+        device,
+        repeat,
+        whole=bare_backward(plain, sample, batch_size, weights=True),
+        through=bare_backward(plain, sample, batch_size, weights=False),
+        collect=lambda: collect_sample(hooked, sample, SITES, batch_size=batch_size, quiet=True, gradients=("atp", "taylor", "fisher")),
+    )
+    return {
+        "collect with gradients / bare forward and backward": t["collect"] / t["whole"],
+        "collect with gradients / bare forward and backward without those of weights": t["collect"] / t["through"],
+    }
 
 
 def load_pair(folder: Path, device: str):
@@ -252,6 +288,11 @@ def of_a_bigger_model(device: str) -> Iterator[dict[str, float]]:
     yield {f"12 layers x 768, 2x512: {k}": v for k, v in passes(device, big_folder(), 2, 512, 1, 4).items()}
 
 
+def of_gradients(device: str) -> Iterator[dict[str, float]]:
+    yield {f"embedded, 16x256: {k}": v for k, v in gradients(device, default_folder(), 16, 256, 2, 5).items()}
+    yield {f"12 layers x 768, 2x512: {k}": v for k, v in gradients(device, big_folder(), 2, 512, 1, 3).items()}
+
+
 def of_attention(device: str) -> Iterator[dict[str, float]]:
     for name in EAGER:
         for context in (512, 2048):
@@ -262,6 +303,7 @@ SECTIONS: dict[str, Callable[[str], Iterator[dict[str, float]]]] = {
     "import": of_the_import,
     "embedded": of_the_embedded_model,
     "big": of_a_bigger_model,
+    "gradients": of_gradients,
     "attention": of_attention,
     "step": lambda device: iter([{"pruning step / its forward passes": pruning_step(device)}]),
     "memory": lambda device: iter([{"peak memory of collect, 200,000 / 20,000 tokens": memory(device)}]),

@@ -8,7 +8,7 @@ import tyro
 
 from sepcap.checks import distinct
 from sepcap.cli.options import Command, Fractions, Loading, write_figure
-from sepcap.studies.base.fields import DIVERGENCES
+from sepcap.selection.names import DIVERGENCES, Contrast, ImportanceName, gradients_for
 from sepcap.studies.pruning.config import PruningConfig
 
 
@@ -20,8 +20,10 @@ class Score(Loading):
     """Task to be forgotten."""
     retain: str = "local-prose"
     """Task to be retained."""
-    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift", "kl", "js", "wasserstein"] = "abs"
+    importance: ImportanceName = "abs"
     """Importance function."""
+    contrast: Contrast | None = None
+    """How the importances on both tasks make a score; default ratio, but difference for signed importances and wanda."""
     fractions: Fractions = field(default_factory=lambda: {"mlp": 0.02, "attn_pre_out": 0.02})
     """Share of each site's neurons that is selected."""
     tokens: int = 100_000
@@ -38,9 +40,9 @@ class Score(Loading):
         model = self.load()
         sites = PruningConfig(fractions=self.fractions, steps=1).sites
         how = {"tokens": self.tokens, "per_document": self.per_document, "batch_size": self.batch_size}
-        how |= {"sites": sites, "histogram": self.importance in DIVERGENCES}
+        how |= {"sites": sites, "histogram": self.importance in DIVERGENCES, "gradients": gradients_for(self.importance)}
         forget, retain = (sepcap.collect(model, task, **how) for task in (self.forget, self.retain))
-        scores = sepcap.score(forget, retain, self.importance)
+        scores = sepcap.score(forget, retain, self.importance, contrast=self.contrast)
         neurons = scores.top(self.fractions)
         forget.save(self.out / "forget.safetensors")
         retain.save(self.out / "retain.safetensors")

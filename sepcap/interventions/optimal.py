@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from sepcap.interventions.constants import CONSTANTS, Constants, constant_hooks
 from sepcap.models.forward import Hook, call, device_of, measuring, with_hooks
 from sepcap.progress import progress
 from sepcap.selection.neurons import NeuronSet
+from sepcap.statistics.backward import weights_frozen
 from sepcap.statistics.collect import collect_sample, halving_batches
 from sepcap.statistics.moments import Statistics
 from sepcap.tasks.batches import Batch, TokenSample
@@ -212,7 +212,7 @@ class _Fit:
         return math.inf if math.isnan(total) else total  # NaN compares false with everything and would win
 
     def run(self, steps: int, lr: float) -> Optimal:
-        with _weights_frozen(self.model), measuring(self.model):
+        with weights_frozen(self.model), measuring(self.model):
             candidates = {kind: constants_of(self.neurons, self.reference) for kind, constants_of in CONSTANTS.items()}
             starts = {kind: self.loss_of(constants) for kind, constants in candidates.items()}
             return self._descend(candidates[min(starts, key=lambda name: starts[name])], starts, steps, lr)
@@ -267,17 +267,3 @@ def _has_converged(history: Sequence[float], fit_losses: Sequence[float], steps:
     way = np.cumsum(1 - np.arange(done) / steps)
     before = min(int(np.searchsorted(way, (1 - LAST) * way[-1], side="right")), done - PATIENCE)
     return min(history[: before + 1]) - min(history) <= TOLERANCE * (history[0] - min(history))
-
-
-@contextmanager
-def _weights_frozen(model: Any) -> Iterator[None]:
-    """Gradients enabled, except for the weights."""
-    wanted = [weight for weight in model.parameters() if weight.requires_grad]
-    try:
-        for weight in wanted:
-            weight.requires_grad_(False)
-        with torch.enable_grad():
-            yield
-    finally:
-        for weight in wanted:
-            weight.requires_grad_(True)

@@ -172,6 +172,11 @@ class Population:
         rows = self.output(layer)
         return rows.unflatten(0, (self.shape[1], -1)).sum(1) if self.site.name == "attn_value" else rows
 
+    def norms(self) -> Float[Tensor, "layer *neuron"]:
+        """‖W_write‖₂ of every neuron, over d_model, in float64."""
+        rows = [self.rows(layer).detach() for layer in self.layers]
+        return torch.stack([torch.linalg.vector_norm(row, dim=-1, dtype=torch.float64).cpu() for row in rows])
+
     def bias(self, layer: int) -> Any:
         """The bias that is added to what the neurons write, or None if the architecture has none."""
         return getattr(self.part(layer), self.site.bias, None)
@@ -293,6 +298,7 @@ def _check_reached(reached: bool, name: str) -> None:
         )
 
 
+@torch.no_grad()
 def norm_inside(part: Any) -> str | None:
     """Name of a norm within an attention or mlp, other than of queries and keys; None without one."""
     if not hasattr(part, "original_component"):  # of a HookedTransformer

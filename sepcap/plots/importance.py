@@ -108,12 +108,16 @@ def importance_scatter(
     """
     row = get_importance(importance)
     if row.of is None:
-        alone = [name for name, other in IMPORTANCES.items() if other.of is not None]
+        alone = [name for name, other in IMPORTANCES.items() if other.of is not None and other.contrast == "ratio"]
         raise ValueError(f"importance={importance!r} is defined only for both tasks together; use one of {', '.join(alone)}")
+    if row.contrast != "ratio":
+        raise ValueError(f"importance={importance!r} has no ratio of both tasks, which this figure draws; 'abs' has one")
     if not 2 <= bins <= 100:
         raise ValueError(f"bins={bins}: give 2 to 100")
     names = [site] if site is not None else list(forget)
     scores = score(forget, retain, importance, eps=eps, sites=names)
+    if row.relative_eps and eps is None:
+        raise ValueError(f"eps is missing: importance={importance!r} has no ε of its own for all sites; give eps=")
     crowded = neurons is not None and sum(neurons.count(name) for name in names) > MOST_POINTS
     sites = []
     for name in names:

@@ -25,6 +25,7 @@ from sepcap.drawing.style import (
     width_px,
 )
 from sepcap.selection.importance import IMPORTANCES, get_importance
+from sepcap.selection.names import SIGNED
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.moments import Statistics
 
@@ -48,7 +49,8 @@ def score_histograms(
     """Histograms of log10 score, one ridge per layer, one panel per site.
 
     All layers of a site have the same bins and the same scale. Neurons with score 0 have no logarithm: their share of the
-    layer is printed beside its ridge. Small ticks on the base line mark the lowest and the highest neuron of the layer.
+    layer is printed beside its ridge. If a site has negative scores, its axis is linear. Small ticks on the base line mark the lowest and
+    the highest neuron of the layer.
 
     Args:
         scores: what `sepcap.score` returns.
@@ -71,17 +73,19 @@ def score_histograms(
         numbers = chosen_layers(layers, range(len(flat)))
         mask = mask_of(neurons, name, flat)[numbers] if neurons is not None and name in neurons.masks else None
         flat = flat[numbers]
-        binned = bin_scores(flat, bins)
+        signed = bool((flat < 0).any())
+        binned = bin_scores(flat, bins, signed=signed)
         if mask is not None:
-            selected = bin_scores(np.where(mask, flat, np.nan), binned.edges, mask)
+            selected = bin_scores(np.where(mask, flat, np.nan), binned.edges, mask, signed=signed)
         said = SITE_NAMES.get(name, plain(name))
-        threshold = _threshold(neurons, name)
+        threshold = _threshold(neurons, name, signed)
+        axis = "score" if signed else "log<sub>10</sub> score"
         panels.append(
             Panel(
                 said,
-                "log10 score",
-                "log<sub>10</sub> score" if len(shown) > 1 else f"log<sub>10</sub> score, {said}",
-                _log10(flat),
+                "score" if signed else "log10 score",
+                axis if len(shown) > 1 else f"{axis}, {said}",
+                _finite(flat) if signed else _log10(flat),
                 tuple(values.shape[1:]),
                 binned,
                 selected,
@@ -123,8 +127,9 @@ def importance_histograms(
     Source: METHODS 4.
     """
     row = get_importance(importance)
-    if row.of is None:
-        raise ValueError(f"importance={importance!r} is a score of both tasks together; give an importance of a single task")
+    if row.of is None or importance in SIGNED:
+        why = "is a score of both tasks together" if row.of is None else "can be negative, and has no logarithm"
+        raise ValueError(f"importance={importance!r} {why}; give an importance of a single task that is not negative")
     values = [row.of(of[site]).cpu().double() for of in (forget, retain)]
     numbers = chosen_layers(layers, range(len(values[0])))
     flats = [v[numbers].flatten(1).numpy() for v in values]
@@ -161,20 +166,27 @@ def _log10(scores: np.ndarray) -> np.ndarray:
     return np.log10(scores, where=usable, out=np.full(scores.shape, np.nan))
 
 
-def bin_scores(scores: np.ndarray, bins: int | np.ndarray, among: np.ndarray | None = None) -> Binned:
-    """Histograms of log10 score [layer, neuron] over the whole range, or with given edges and among some neurons only."""
-    logs = _log10(scores)
+def _finite(scores: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(scores), scores, np.nan)
+
+
+def bin_scores(scores: np.ndarray, bins: int | np.ndarray, among: np.ndarray | None = None, *, signed: bool = False) -> Binned:
+    """Histograms of log10 score [layer, neuron], or of signed scores, over the whole range, or with given edges and among some neurons."""
+    logs = _finite(scores) if signed else _log10(scores)
     among = np.ones(scores.shape, bool) if among is None else among
     edges = edges_of(logs, bins) if isinstance(bins, int) else bins
-    without = {"score = 0": among & np.isfinite(scores) & (scores <= 0), "not finite": among & ~np.isfinite(scores)}
+    zero = {} if signed else {"score = 0": among & np.isfinite(scores) & (scores <= 0)}
+    without = zero | {"not finite": among & ~np.isfinite(scores)}
     return bin_layers(np.where(among, logs, np.nan), edges, without)
 
 
-def _threshold(neurons: NeuronSet | None, site: str) -> float | None:
-    """log10 of the lowest selected score, if all layers have the same threshold."""
+def _threshold(neurons: NeuronSet | None, site: str, signed: bool = False) -> float | None:
+    """log10 of the lowest selected score, or the score itself, if all layers have the same threshold."""
     if neurons is None or neurons.info.get("per_layer"):
         return None
     value = neurons.info.get("threshold", {}).get(site)
+    if signed:
+        return float(value) if value is not None and np.isfinite(value) else None
     return float(np.log10(value)) if value is not None and np.isfinite(value) and value > 0 else None
 
 
@@ -198,7 +210,7 @@ def head_scores(
     """Score of every head as a heat map, layer × head.
 
     Ratios have a logarithmic colour scale with white at 1 and equal colour strength for 10 and 1/10; scores that are not
-    ratios (`mean_shift`, divergences) have a scale from 0.
+    ratios (`mean_shift`, divergences) have a scale from 0, and those with negative values one with white at 0.
 
     Args:
         scores: what `sepcap.score` returns, with an attention site.
@@ -215,7 +227,8 @@ def head_scores(
     frames = _frames(neurons, site, heads, numbers)
     heads = heads[numbers]
     row = IMPORTANCES.get(scores.info.get("importance", ""))
-    ratio = row is not None and row.of is not None
+    ratio = scores.info.get("contrast", "ratio" if row is not None and row.of is not None else None) == "ratio"
+    signed = ratio or bool((heads < 0).any())
     shown = _log10(heads) if ratio else np.where(np.isfinite(heads), heads, np.nan)
     if ratio:
         # a head with score 0 gets the colour of the lowest score
@@ -252,7 +265,7 @@ def head_scores(
     layout = {
         "xaxis": {"title": {"text": "Head"}, "dtick": every(n, int(n * cell / 22)), **bare},
         "yaxis": {"title": {"text": "Layer"}, **layer_ticks(numbers, rows * row_px / 14), "showline": False, "ticks": ""},
-        "coloraxis": {"colorscale": BALANCE if ratio else AMOUNT, "cmin": -most if ratio else 0, "cmax": most, "colorbar": bar},
+        "coloraxis": {"colorscale": BALANCE if signed else AMOUNT, "cmin": -most if signed else 0, "cmax": most, "colorbar": bar},
         "shapes": frames,
     }
     return new_figure([trace], layout, width=width, plot_px=rows * row_px, left=48, right=84, top=12)

@@ -17,12 +17,16 @@ from sepcap.latex import latex_table
 from sepcap.models.sites import get_site
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.importance import get_importance
+from sepcap.selection.names import SIGNED, Contrast
 from sepcap.selection.neurons import NeuronSet, neuron_table, select
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import html_card, load_tensors, save_tensors
 
 ROLES = ("forget", "retain")
 ATTENTION_SITES = ("attn_pre_out", "attn_value")
+
+RELATIVE_EPS = 1e-4
+"""Default ε of importances from gradients, as a share of the site's mean importance on retain."""
 
 
 class Scores(Mapping[str, Tensor]):
@@ -183,29 +187,43 @@ def score(
     retain: Statistics,
     importance: str = "abs",
     *,
+    contrast: Contrast | None = None,
     eps: float | Mapping[str, float] | None = None,
+    lam: float = 1.0,
+    q: float = 0.5,
     sites: Iterable[str] | None = None,
 ) -> Scores:
-    """score(n) = I_forget(n) / (I_retain(n) + ε) for every neuron of every site in the statistics.
+    """A score for every neuron of every site in the statistics: by default I_forget(n) / (I_retain(n) + ε).
 
     Args:
         forget: statistics on the task to be forgotten.
         retain: statistics on the task to be retained.
-        importance: "abs", "sqrt", "rms", "std", "freq" (mlp only), or a score without ratio and ε: "mean_shift" and, for
-            statistics with histograms, "kl", "js" and "wasserstein".
-        eps: ε for all sites or per site; default 1e-3 for mlp and 1e-4 for attention.
+        importance: "abs", "sqrt", "rms", "std", "freq" (mlp only), "wanda"; with gradients "taylor", "fisher", "snip" and, signed, "atp",
+            "ig" and "relp", or their absolute values "atp_abs", "ig_abs" and "relp_abs"; or a score without contrast and ε: "mean_shift"
+            and, for statistics with histograms, "kl", "js" and "wasserstein".
+        contrast: "ratio"; "difference", I_f/ΣI_f − λ·I_r/ΣI_r with sums over the site, for signed importances T_f − λ·T_r in nats;
+            "guarded", I_f among the neurons whose I_r is below the q-quantile, and all others behind them by ratio. A guarded score is
+            1 + I_f/max I_f for the former, and the ratio divided by a number above the highest ratio for the others. Default: ratio, but
+            difference for signed importances and "wanda", which refuse ratio (their ratios have no meaning: of signed numbers, or with
+            weights that cancel).
+        eps: ε of the ratio for all sites or per site; default 1e-3 for mlp and 1e-4 for attention, and for importances from gradients
+            and "wanda" 1e-4 of the mean I_retain of the site.
+        lam: λ of the difference.
+        q: quantile of the guard.
         sites: which sites to score; default all.
 
     Raises:
-        ValueError: unknown importance, statistics of different models, "freq" on attention.
+        ValueError: unknown importance, statistics of different models or without what the importance needs, "freq" on attention, a contrast
+            that the importance refuses.
 
-    Source: [SP] definition 2, with the ratio in the direction that every released result uses.
+    Source: [SP] definition 2, with the ratio in the direction that every released result uses; METHODS 5 for the other contrasts.
 
     Example:
         >>> scores = sepcap.score(forget, retain, importance="abs")  # doctest: +SKIP
         >>> neurons = scores.top({"mlp": 0.02})  # doctest: +SKIP
     """
     row = get_importance(importance)
+    contrast = _allowed(importance, contrast)
     by_site, importances = {}, {}
     for site in sites if sites is not None else forget:
         f, r = forget[site], retain[site].to(forget[site].low.device)
@@ -217,15 +235,57 @@ def score(
             by_site[site] = row.pair(f, r)
             continue
         assert row.of is not None
-        constant = get_site(site).eps if eps is None else eps[site] if isinstance(eps, Mapping) else eps
+        of_forget, of_retain = importances[site] = row.of(f), row.of(r)
+        if contrast == "difference":
+            by_site[site] = _difference(of_forget, of_retain, lam, importance in SIGNED)
+            continue
+        default = RELATIVE_EPS * float(of_retain.double().mean()) or RELATIVE_EPS if row.relative_eps else get_site(site).eps
+        constant = default if eps is None else eps[site] if isinstance(eps, Mapping) else eps
         if not constant > 0:
             raise ValueError(f"eps={constant}: it must be positive: a neuron that is inactive on both tasks would have the score 0/0")
-        importances[site] = row.of(f), row.of(r)
-        by_site[site] = importances[site][0] / (importances[site][1] + constant)
+        ratio = of_forget / (of_retain + constant)
+        by_site[site] = ratio if contrast == "ratio" else _guarded(of_forget, of_retain, ratio, q)
     info = {
         "importance": importance,
+        "contrast": contrast,
         "forget": forget.info.get("task"),
         "retain": retain.info.get("task"),
         "model": forget.info.get("model"),
     }
     return Scores(by_site, info, importances)
+
+
+def _allowed(importance: str, contrast: Contrast | None) -> Contrast | None:
+    """The contrast of an importance, or its default; None for one that is a score already.
+
+    Raises:
+        ValueError: a contrast that the importance refuses.
+    """
+    row = get_importance(importance)
+    if row.pair is not None:
+        if contrast is not None:
+            raise ValueError(f"contrast={contrast!r} with importance={importance!r}, which is a score of both tasks already; leave it out")
+        return None
+    if importance in SIGNED and contrast in ("ratio", "guarded"):
+        raise ValueError(
+            f"contrast={contrast!r} with importance={importance!r}, which can be negative; use 'difference', or {importance + '_abs'!r}"
+        )
+    if importance == "wanda" and contrast == "ratio":
+        raise ValueError("contrast='ratio' with importance='wanda': its weights cancel, and 'rms' is left; use 'difference' or 'guarded'")
+    return contrast or row.contrast
+
+
+def _difference(f: Tensor, r: Tensor, lam: float, signed: bool) -> Tensor:
+    f, r = f.double(), r.double()
+    if signed:
+        return f - lam * r
+    # a task on which every importance is 0 has no shares
+    return f / (f.sum() or 1) - lam * r / (r.sum() or 1)
+
+
+def _guarded(f: Tensor, r: Tensor, ratio: Tensor, q: float) -> Tensor:
+    f, r, ratio = f.double(), r.double(), ratio.double()
+    # numpy's quantile has no limit on the number of values
+    low = r < float(np.quantile(r.detach().cpu().numpy(), q))
+    highest = float(f[low].max()) if bool(low.any()) else 0.0
+    return torch.where(low, 1 + f / (highest or 1.0), ratio / (float(ratio.max()) * (1 + 1e-9) or 1.0))

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sepcap.statistics.gradients import GradientSums
 from sepcap.statistics.histogram import HistogramCounter, check_count, gather_histogram
 from sepcap.statistics.moments import SUMS, NeuronStatistics, between
 
@@ -100,8 +101,10 @@ def _blocks(z: Float[Tensor, "batch pos neuron"], keep: Bool[Tensor, "batch pos"
         yield from (row[1:] if bool(kept[1:].all()) and not bool(kept[0]) else row[kept]).split(CHUNK)
 
 
-def gather(site: str, layers: list[Accumulator]) -> NeuronStatistics:
-    """Combine the per-layer accumulators of one site into one `NeuronStatistics`."""
+def gather(
+    site: str, layers: list[Accumulator], gradients: GradientSums | None = None, write_norm: Tensor | None = None
+) -> NeuronStatistics:
+    """Combine the per-layer accumulators of one site, and what belongs to it beside them, into one `NeuronStatistics`."""
     neurons = layers[0].neurons
     device = layers[0].device
 
@@ -112,4 +115,5 @@ def gather(site: str, layers: list[Accumulator]) -> NeuronStatistics:
     low, high = stack([a.low for a in layers]), stack([a.high for a in layers])
     counters = [a.counter for a in layers if a.counter is not None]
     histogram = gather_histogram(counters, low, high) if counters else None
-    return NeuronStatistics(site, layers[0].count, sums, low, high, histogram)
+    norm = None if write_norm is None else write_norm.to(device)
+    return NeuronStatistics(site, layers[0].count, sums, low, high, histogram, gradients, norm)

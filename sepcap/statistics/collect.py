@@ -1,6 +1,7 @@
 """One forward pass over a task, reduced to statistics of all requested sites."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from sepcap.models.forward import is_out_of_memory, measuring, run_hooks
 from sepcap.models.sites import Population, get_site, populations
 from sepcap.progress import progress
 from sepcap.statistics.accumulate import Accumulator, gather
+from sepcap.statistics.backward import GradientCollector
+from sepcap.statistics.gradients import resolve_gradients
 from sepcap.statistics.moments import Statistics
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.documents import PerDocument
@@ -24,6 +27,9 @@ from sepcap.tasks.samples import sample_task
 T = TypeVar("T")
 
 BATCH_SIZE = 16
+
+IG_POINTS = 16
+"""Gauss–Legendre points of integrated gradients."""
 
 
 @checked()
@@ -40,6 +46,9 @@ def collect(
     rotation: Any = None,
     seed: int = 0,
     per_document: PerDocument = "row",
+    gradients: Any = False,
+    k: int = IG_POINTS,
+    checkpoint: bool = False,
 ) -> Statistics:
     """Collect activation statistics of every neuron of the sites on a task (METHODS 3).
 
@@ -61,15 +70,20 @@ def collect(
         seed: sets the order of the documents, the positions of excerpts of long ones and, for a masked language model, which tokens are
             hidden; 0 keeps the original order of the documents.
         per_document: maximum number of tokens of one document: "row" (as many as fit in one row), a number, or None for whole documents.
+        gradients: also collect gradients of the loss, for `.atp`, `.taylor`, `.fisher`: True. Or names: "atp", "taylor" and "fisher"
+            (together one backward pass), "relp" (one more pass), "ig" (k more passes per site), "snip" (gradients of weights).
+        k: number of Gauss–Legendre points of "ig".
+        checkpoint: keep only the inputs of the blocks for a backward pass, and compute each block again: less memory, more time.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
 
     Raises:
-        ValueError: unknown task or site, too little text.
-        FloatingPointError: NaN or infinite activations, with layer and site.
+        ValueError: unknown task or site, too little text; gradients of a model of inference tensors or quantised weights, or of a rotation.
+        FloatingPointError: NaN or infinite activations or gradients, with layer and site.
+        NotImplementedError: an architecture that "relp" or "snip" is not defined for.
 
-    Source: [SP] section 3.
+    Source: [SP] section 3; METHODS 18 for gradients.
 
     Example:
         >>> forget = sepcap.collect(model, "local-code", tokens=20_000)  # doctest: +SKIP
@@ -77,7 +91,18 @@ def collect(
         torch.Size([6, 1024])
     """
     sample = sample_task(model, load_task(task), "collect", tokens, context, seed, per_document)
-    return collect_sample(model, sample, sites, batch_size=batch_size, include_bos=include_bos, histogram=histogram, rotation=rotation)
+    return collect_sample(
+        model,
+        sample,
+        sites,
+        batch_size=batch_size,
+        include_bos=include_bos,
+        histogram=histogram,
+        rotation=rotation,
+        gradients=resolve_gradients(gradients),
+        k=k,
+        checkpoint=checkpoint,
+    )
 
 
 def collect_sample(
@@ -90,23 +115,37 @@ def collect_sample(
     quiet: bool = False,
     histogram: bool = False,
     rotation: Any = None,
+    gradients: tuple[str, ...] = (),
+    k: int = IG_POINTS,
+    checkpoint: bool = False,
 ) -> Statistics:
     """`collect` on tokens that are already sampled."""
     bound = populations(model, sites)
     if rotation is not None and not hasattr(rotation, "activations"):
         raise TypeError(f"rotation is a {type(rotation).__name__}; give the Rotation that sepcap.rotate_values returned")
+    if gradients and rotation is not None:
+        raise ValueError("gradients= with rotation=: rotate the model itself with sepcap.rotate_values, and collect without rotation=")
 
     def one_pass(size: int) -> Statistics:
         accumulators = {site: _accumulators(population, histogram) for site, population in bound.items()}
-        bar = progress(total=sample.tokens, desc=f"collect {sample.task}", unit="tok", unit_scale=True, quiet=quiet)
-        with measuring(model), bar:
+        slopes = GradientCollector(model, bound, gradients, k, checkpoint) if gradients else None
+        with ExitStack() as stack:
+            how = {"desc": f"collect {sample.task}", "unit": "tok", "unit_scale": True, "quiet": quiet}
+            bar = stack.enter_context(progress(total=sample.tokens, **how))
+            stack.enter_context(measuring(model))
+            if slopes is not None:
+                stack.enter_context(slopes.prepared())
             for batch in sample.batches(size):
-                _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation)
+                _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation, slopes)
                 bar.update(batch.size)
         info = _info(model, sample, include_bos) | ({} if rotation is None else {"rotation": rotation.fingerprint})
-        return Statistics({site: gather(site, layers) for site, layers in accumulators.items()}, info)
+        found = {} if slopes is None else slopes.gathered()
+        norms = {site: p.norms() if rotation is None else None for site, p in bound.items()}
+        return Statistics({site: gather(site, a, found.get(site), norms[site]) for site, a in accumulators.items()}, info)
 
-    return halving_batches(one_pass, batch_size)
+    # inference tensors would have no gradients
+    with torch.inference_mode(False):
+        return halving_batches(one_pass, batch_size)
 
 
 def halving_batches(one_pass: Callable[[int], T], batch_size: int) -> T:
@@ -133,7 +172,14 @@ def _accumulators(population: Population, histogram: bool) -> list[Accumulator]:
     return [Accumulator(population.shape[1:], device, scratch[device], histogram) for device in devices]
 
 
-def _collect_batch(model: Any, batch: Batch, accumulators: dict[str, list[Accumulator]], include_bos: bool, rotation: Any = None) -> None:
+def _collect_batch(
+    model: Any,
+    batch: Batch,
+    accumulators: dict[str, list[Accumulator]],
+    include_bos: bool,
+    rotation: Any = None,
+    gradients: GradientCollector | None = None,
+) -> None:
     keep = batch.real if include_bos else batch.keep
     # once per device, not once per layer
     at = {device: keep.to(device) for device in {a.device for layers in accumulators.values() for a in layers}}
@@ -142,8 +188,13 @@ def _collect_batch(model: Any, batch: Batch, accumulators: dict[str, list[Accumu
         for site, layers in accumulators.items()
         for layer, into in enumerate(layers)
     ]
-    run_hooks(model, batch.inputs, hooks, batch.mask)
+    if gradients is None:
+        run_hooks(model, batch.inputs, hooks, batch.mask)
+    else:
+        gradients.add(batch, hooks)
     _check_finite(accumulators)
+    if gradients is not None:
+        gradients.check_finite()
 
 
 def _turn(rotation: Any, site: str, layer: int) -> Callable[[Tensor], Tensor] | None:

@@ -12,12 +12,13 @@ from torch import Tensor
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.models.sites import get_site
+from sepcap.statistics.gradients import GradientImportances, GradientSums
 from sepcap.statistics.histogram import Histogram, check_count
 from sepcap.storage import html_card, load_tensors, save_tensors
 
 SUMS = ("positive", "total", "absolute", "root", "deviation")
 @dataclass(frozen=True, eq=False)
-class NeuronStatistics:
+class NeuronStatistics(GradientImportances):
     """Sums over the kept token positions of a dataset, for every neuron of one site.
 
     Within a block of at most 256 positions, float32 activations are added in float32 (relative error of a sum of
@@ -37,6 +38,8 @@ class NeuronStatistics:
             [layer, neuron] or [layer, head, d_head].
         low, high: smallest and largest activation, same shape.
         histogram: histograms of the activations, if they were requested.
+        gradients: sums of derivatives of the loss, if they were requested.
+        write_norm: ‖W_write‖₂ of every neuron, the norm over d_model of what one unit of it adds to the residual stream.
     """
 
     site: str
@@ -45,6 +48,8 @@ class NeuronStatistics:
     low: Float[Tensor, "layer *neuron"]
     high: Float[Tensor, "layer *neuron"]
     histogram: Histogram | None = None
+    gradients: GradientSums | None = None
+    write_norm: Float[Tensor, "layer *neuron"] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,6 +95,19 @@ class NeuronStatistics:
                 "activation means nothing ([SP] appendix B). Use 'abs', 'sqrt', 'rms' or 'std'."
             )
         return self._mean_of("positive")
+
+    @property
+    def wanda(self) -> Float[Tensor, "layer *neuron"]:
+        """rms(z)·‖W_write‖₂.
+
+        Source: Wanda (arXiv 2306.11695), per neuron.
+        """
+        if self.write_norm is None:
+            raise ValueError(
+                f"statistics of {self.site!r} hold no norms of the output weights, which 'wanda' needs: they were collected by an older "
+                "version or with rotation=, or merged from models of different weights; collect them again"
+            )
+        return self.rms * self.write_norm
 
     @property
     def min(self) -> Float[Tensor, "layer *neuron"]:
@@ -139,6 +157,13 @@ class NeuronStatistics:
             raise ValueError(
                 f"cannot merge statistics of {self.site!r} with and without histograms: collect both with the same histogram=True or False"
             )
+        if (self.gradients is None) != (other.gradients is None):
+            raise ValueError(
+                f"cannot merge statistics of {self.site!r} with and without gradients: collect both with the same gradients="
+            )
+        gradients = self.gradients and other.gradients and self.gradients.merge(other.gradients)
+        norms = self.write_norm, other.write_norm
+        same = norms[0] is not None and norms[1] is not None and torch.equal(norms[0], norms[1].to(norms[0].device))
         histogram = None
         if self.histogram is not None and other.histogram is not None:
             check_count(self.count + other.count)
@@ -148,13 +173,15 @@ class NeuronStatistics:
         sums = {name: self.sums[name] + added[name] + (joined if name == "deviation" else 0) for name in SUMS}
         low = torch.minimum(self.low, other.low.to(self.low.device))
         high = torch.maximum(self.high, other.high.to(self.low.device))
-        return NeuronStatistics(self.site, self.count + other.count, sums, low, high, histogram)
+        return NeuronStatistics(self.site, self.count + other.count, sums, low, high, histogram, gradients, norms[0] if same else None)
 
     def to(self, device: str | torch.device) -> "NeuronStatistics":
         """The same statistics on another device."""
         sums = {name: value.to(device) for name, value in self.sums.items()}
         histogram = None if self.histogram is None else self.histogram.to(device)
-        return NeuronStatistics(self.site, self.count, sums, self.low.to(device), self.high.to(device), histogram)
+        gradients = None if self.gradients is None else self.gradients.to(device)
+        norm = None if self.write_norm is None else self.write_norm.to(device)
+        return NeuronStatistics(self.site, self.count, sums, self.low.to(device), self.high.to(device), histogram, gradients, norm)
 
     @checked()
     def save(self, path: str | Path) -> None:
@@ -171,8 +198,9 @@ class NeuronStatistics:
         return next(iter(by_site.values()))
 
     def __repr__(self) -> str:
-        with_histogram = "" if self.histogram is None else ", histogram"
-        return f"NeuronStatistics(site={self.site!r}, shape={list(self.shape)}, count={self.count:,}{with_histogram})"
+        beside = "" if self.histogram is None else ", histogram"
+        beside += "" if self.gradients is None else f", gradients of {', '.join(self.gradients.names)}"
+        return f"NeuronStatistics(site={self.site!r}, shape={list(self.shape)}, count={self.count:,}{beside})"
 
 
 class Statistics(Mapping[str, NeuronStatistics]):
@@ -231,10 +259,15 @@ class Statistics(Mapping[str, NeuronStatistics]):
         for site, stats in self.items():
             tensors |= {f"{site}.{name}": stats.sums[name] for name in SUMS}
             tensors |= {f"{site}.low": stats.low, f"{site}.high": stats.high}
+            if stats.write_norm is not None:
+                tensors[f"{site}.write_norm"] = stats.write_norm
+            if stats.gradients is not None:
+                tensors |= {f"{site}.gradients.{name}": value for name, value in stats.gradients.sums.items()}
             if stats.histogram is not None:
                 tensors |= {f"{site}.histogram.{name}": getattr(stats.histogram, name) for name in ("counts", "exponent", "start")}
         counts = {site: stats.count for site, stats in self.items()}
-        save_tensors(path, tensors, {"kind": "statistics", "counts": counts, "info": self.info})
+        gradients = {site: stats.gradients.as_json() for site, stats in self.items() if stats.gradients is not None}
+        save_tensors(path, tensors, {"kind": "statistics", "counts": counts, "gradients": gradients, "info": self.info})
 
     @classmethod
     @checked()
@@ -250,6 +283,8 @@ class Statistics(Mapping[str, NeuronStatistics]):
                     tensors[f"{site}.low"],
                     tensors[f"{site}.high"],
                     _load_histogram(tensors, site),
+                    GradientSums.from_file(tensors, site, meta.get("gradients", {}).get(site)),
+                    tensors.get(f"{site}.write_norm"),
                 )
                 for site, count in meta["counts"].items()
             }
@@ -276,6 +311,7 @@ class Statistics(Mapping[str, NeuronStatistics]):
                 "min": float(v.low.min()),
                 "max": float(v.high.max()),
                 "histogram": "no" if v.histogram is None else "yes",
+                "gradients": "no" if v.gradients is None else ", ".join(v.gradients.names),
             }
             for site, v in self.items()
         ]

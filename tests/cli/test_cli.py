@@ -8,6 +8,7 @@ import sys
 import plotly.graph_objects as go
 import pytest
 
+import sepcap
 from sepcap.cli.main import COMMANDS, main
 from sepcap.cli.options import parse_fractions, write_figures
 from sepcap.cli.pruning import Prune
@@ -47,6 +48,15 @@ def test_prune_writes_a_run_and_prints_it(trained_folder, two_files, tmp_path, c
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["fractions"] == {"mlp": 0.25, "attn_pre_out": 0.25}
     assert (tmp_path / "run" / "trajectory.parquet").exists()
+
+
+def test_score_takes_importances_from_gradients(trained_folder, two_files, tmp_path, capsys):
+    forget, retain = two_files
+    arguments = ["score", "--model", str(trained_folder), "--forget", str(forget), "--retain", str(retain), "--tokens", "200"]
+    main([*arguments, "--fractions", "mlp=0.25", "--importance", "taylor", "--contrast", "difference", "--out", str(tmp_path / "scores")])
+    assert "Scores(taylor: mlp [2, 72])" in capsys.readouterr().out
+    assert sepcap.Statistics.load(tmp_path / "scores" / "forget.safetensors")["mlp"].gradients.names == ("atp", "taylor", "fisher")
+    assert sepcap.NeuronSet.load(tmp_path / "scores" / "neurons.safetensors").info["contrast"] == "difference"
 
 
 @pytest.mark.slow

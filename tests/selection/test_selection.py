@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from shapes import model
 
 import sepcap
 from sepcap.selection.importance import IMPORTANCES
+from sepcap.selection.names import GRADIENTS, ImportanceName
 from sepcap.selection.neurons import top_of
 from sepcap.statistics.moments import NeuronStatistics, Statistics
 
@@ -63,8 +65,8 @@ def test_mean_shift_is_a_difference_without_epsilon():
 
 
 def test_all_importances_are_covered_here():
-    # divergences have a file of their own
-    assert {*BY_HAND, "mean_shift", "kl", "js", "wasserstein"} == set(IMPORTANCES)
+    # divergences and gradients have files of their own
+    assert {*BY_HAND, "mean_shift", "kl", "js", "wasserstein", "wanda", *GRADIENTS} == set(IMPORTANCES) == set(get_args(ImportanceName))
 
 
 @pytest.mark.parametrize(("site", "eps"), [("mlp", 1e-3), ("attn_pre_out", 1e-4), ("attn_value", 1e-4)])

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from sepcap.errors import unknown
 
 FRACTION_KEYS = ("mlp", "attn_pre_out", "attn_value", "heads")
-DIVERGENCES = ("kl", "js", "wasserstein")
 
 OTHERS = "others"
 """In place of a retain task: every task is scored against all other tasks of the study together."""

@@ -19,6 +19,7 @@ from sepcap.evaluation.result import COUNTS, columns_of, ratio
 from sepcap.interventions.deletion import delete
 from sepcap.models.sites import site_shape
 from sepcap.models.weights import WeightSnapshot
+from sepcap.selection.names import gradients_for
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.collect import collect_sample
@@ -131,14 +132,14 @@ def resolved(model: Any, config: Any, names: Mapping[str, Any], samples: Mapping
 
 
 def statistics_of(
-    model: Any, samples: Mapping[str, TokenSample], sites: tuple[str, ...], folder: Path, batch_size: int
+    model: Any, samples: Mapping[str, TokenSample], sites: tuple[str, ...], folder: Path, config: Any
 ) -> dict[str, Statistics]:
     """Statistics of every task; each is written before the next is collected, and those in the folder are read."""
     found = {}
     for i, (name, sample) in enumerate(samples.items()):
         path = folder / f"{i}.safetensors"
         if not path.exists():
-            collect_sample(model, sample, sites, batch_size=batch_size).save(path)
+            collect_sample(model, sample, sites, batch_size=config.batch_size, gradients=gradients_for(config.importance)).save(path)
         found[name] = Statistics.load(path)
         if found[name].info.get("sample") != sample.fingerprint:
             raise CorruptFile(f"{path} holds other statistics than those of {name}; delete it, and the same call recreates it")
@@ -338,6 +339,6 @@ def n_random(model: Any, site: str, n: int, total: int, seed: int) -> NeuronSet:
 def scores_and_lesions(prepared: LesionPlan, pieces: Pieces) -> tuple[dict[str, Scores], Lesions]:
     """The scores of every task of a plan, and the evaluation of the tasks after deleting sets of neurons."""
     config, sites = prepared.config, (prepared.config.site,)
-    statistics = statistics_of(prepared.model, prepared.collect, sites, pieces.folder / "statistics", config.batch_size)
+    statistics = statistics_of(prepared.model, prepared.collect, sites, pieces.folder / "statistics", config)
     lesions = Lesions(prepared.model, prepared.evaluate, sites, pieces, config.batch_size)
     return scores_of(statistics, prepared.tasks, config.importance), lesions

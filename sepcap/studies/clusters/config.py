@@ -1,9 +1,10 @@
 """Configuration of the modularity study (METHODS 12). The API, the command line and the saved JSON use the same object."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sepcap.checks import check_fields, distinct
+from sepcap.selection.names import OfOneTask
 from sepcap.studies.base.fields import Sampled, check_fractions
 
 SCORE, LEAST, MOST = "score", "least active", "most active"
@@ -23,7 +24,7 @@ class ModularityConfig(Sampled):
     """"default", a folder, or a hub name."""
     fractions: tuple[float, ...] = (0.01, 0.02, 0.05)
     """Shares of the mlp neurons that are selected, the highest scores over all layers; all shares use the same scores."""
-    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
+    importance: OfOneTask = "abs"
     """Importance function."""
     k: int = 96
     """Clusters per layer."""

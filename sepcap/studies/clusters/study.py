@@ -28,6 +28,7 @@ from sepcap.selection.clusters import (
 )
 from sepcap.selection.concentration import ACTIVITY, LAYER, measure_concentration
 from sepcap.selection.matching import chosen_by_activity
+from sepcap.selection.names import gradients_for
 from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.score import score
 from sepcap.statistics.collect import collect_sample
@@ -239,4 +240,6 @@ class _Cell:
 
     def _collect(self, task: str) -> Any:
         sample = self.prepared.samples[task, self.seed]
-        return collect_sample(self.model, sample, ("mlp",), batch_size=self.prepared.config.batch_size, quiet=True)
+        config = self.prepared.config
+        slopes = gradients_for(config.importance)
+        return collect_sample(self.model, sample, ("mlp",), batch_size=config.batch_size, quiet=True, gradients=slopes)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepcap.checks import BETWEEN_0_AND_1, check_fields, distinct
+from sepcap.selection.names import OfOneTask
 from sepcap.studies.base.fields import OTHERS, Sampled, check_shares, check_tasks
 
 
@@ -27,7 +28,7 @@ class CrossTaskConfig(Sampled):
     """Accuracy used in the bisection and reported."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the control: as many random neurons as were pruned."""
-    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
+    importance: OfOneTask = "abs"
     """Importance function."""
     tokens: int = 20_000
     """Token positions per task from which statistics are collected."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepcap.checks import check_fields, distinct
+from sepcap.selection.names import OfOneTask
 from sepcap.studies.base.fields import Sampled, check_shares, check_tasks
 
 
@@ -29,7 +30,7 @@ class OverlapConfig(Sampled):
     document if a task has enough for all seeds; otherwise a warning and the tables state the shared fraction."""
     control: bool = True
     """Whether to repeat everything in a randomly initialised model of the same configuration. Omitting it halves the time."""
-    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
+    importance: OfOneTask = "abs"
     """Importance function."""
     tokens: int = 10_000
     """Token positions per task and seed from which statistics are collected, to within a document, and as many of the retain task for

@@ -181,7 +181,7 @@ def run_overlap(
 def _scores(prepared: OverlapPlan, model: Any, pieces: Pieces, weights: str, seed: int) -> tuple[dict[str, Scores], dict[str, Tensor]]:
     """The scores of every task, and the activity of every neuron: on the retain task, or on all tasks if there is none."""
     folder, tasks = prepared.folder(pieces.folder, weights, seed), prepared.tasks
-    statistics = statistics_of(model, prepared.samples[seed], tuple(prepared.shapes), folder, prepared.config.batch_size)
+    statistics = statistics_of(model, prepared.samples[seed], tuple(prepared.shapes), folder, prepared.config)
     names = tasks.names if tasks.retain is None else map(tasks.against, tasks.names)
     together = reduce(Statistics.merge, (statistics[name] for name in names))
     return scores_of(statistics, tasks, prepared.config.importance), {site: together[site].abs for site in prepared.shapes}

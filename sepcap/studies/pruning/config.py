@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sepcap.checks import check_fields
-from sepcap.studies.base.fields import DIVERGENCES, FRACTION_KEYS, Sampled, check_fractions
+from sepcap.selection.names import DIVERGENCES, ImportanceName, gradients_for
+from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, check_fractions
 
 Direction = Literal["forward", "reverse"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
@@ -32,7 +33,7 @@ class PruningConfig(Sampled):
     neurons. "heads" prunes whole heads."""
     steps: int = 50
     """Number of pruning steps."""
-    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift", "kl", "js", "wasserstein", "random"] = "abs"
+    importance: Literal[ImportanceName, "random"] = "abs"
     """Importance function, or "random" for a baseline."""
     baseline: Literal["uniform", "per_layer", "activity"] = "uniform"
     """For "random": neurons drawn uniformly over the model; as many per layer as another run pruned at the same step; or as many per layer
@@ -44,7 +45,7 @@ class PruningConfig(Sampled):
     offset: Literal["none", "mean", "peak"] = "none"
     """Add the output of the pruned neurons at their mean or peak activation on the retain task to the output bias."""
     eps: float | None = None
-    """ε of the score; default 1e-3 for mlp and 1e-4 for attention."""
+    """ε of the score; default 1e-3 for mlp and 1e-4 for attention. For importances from gradients, 1e-4 of the mean on the retain task."""
     tokens: int = 100_000
     """Token positions per task and step from which statistics are collected."""
     eval_tokens: int = 100_000
@@ -83,6 +84,11 @@ class PruningConfig(Sampled):
     def histogram(self, role: str) -> bool:
         """Whether the statistics of a role need histograms."""
         return self.importance in DIVERGENCES or (self.offset == "peak" and role == "retain")
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """Gradients that the statistics need."""
+        return gradients_for(self.importance)
 
     @property
     def unpruned_roles(self) -> tuple[Literal["forget", "retain"], ...]:

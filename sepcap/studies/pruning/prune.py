@@ -236,14 +236,15 @@ def _selected(prepared: Plan, statistics: dict[str, Statistics], step: int, prun
 
 def _collect(prepared: Plan, role: str) -> Statistics:
     c = prepared.config
-    return collect_sample(prepared.model, prepared.collect[role], c.sites, batch_size=c.batch_size, histogram=c.histogram(role))
+    how: dict[str, Any] = {"batch_size": c.batch_size, "histogram": c.histogram(role), "gradients": c.gradients}
+    return collect_sample(prepared.model, prepared.collect[role], c.sites, **how)
 
 
 def _unpruned(prepared: Plan) -> dict[str, Statistics]:
     """Statistics of the unpruned model, collected once for all runs of a comparison."""
     statistics = {}
     for role, sample in prepared.collect.items():
-        key = ("statistics", sample.task, sample.fingerprint, prepared.config.histogram(role))
+        key = ("statistics", sample.task, sample.fingerprint, prepared.config.histogram(role), prepared.config.gradients)
         statistics[role] = prepared.once(key, partial(_collect, prepared, role))
     return statistics
 

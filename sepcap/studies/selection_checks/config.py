@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sepcap.checks import check_fields, distinct
+from sepcap.selection.names import OfOneTask
 from sepcap.studies.base.fields import Sampled, check_shares
 
 
@@ -35,7 +36,7 @@ class SelectionChecksConfig(Sampled):
     """Accuracy that is reported."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the random neurons, the control of every check."""
-    importance: Literal["abs", "sqrt", "rms", "std", "freq", "mean_shift"] = "abs"
+    importance: OfOneTask = "abs"
     """Importance function."""
     tokens: int = 20_000
     """Token positions per task from which statistics are collected."""
