@@ -101,14 +101,14 @@ def sample_batch(
     ids: Int[Tensor, "batch pos"],
     luck: Float[Tensor, "batch new"],
     temperature: float,
-    begin: AbstractContextManager[Any] | None = None,
+    begin: AbstractContextManager[Any],
 ) -> list[Ids]:
     """Tokens that follow every row, up to and without the first end-of-text token; `begin` is active for the prompts only.
 
     If the tokenizer declares no such token, a row ends with its last random number.
     """
     stop = model.tokenizer.eos_token_id
-    with begin or nullcontext():
+    with begin:
         logits, cache = model(ids, return_type="logits_and_cache", past_key_values=None, use_cache=True)
     drawn = torch.empty((len(ids), 0), dtype=torch.long)
     for uniform in luck.T:

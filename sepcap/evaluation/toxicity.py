@@ -28,11 +28,10 @@ from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.intervals import Ends, bootstrap_interval, bootstrap_weights
 from sepcap.storage import html_card, open_regular, write_atomically
 from sepcap.tasks.batches import separator_of
-from sepcap.tasks.documents import Spelling
+from sepcap.tasks.documents import Spelling, documents_in_turn
 from sepcap.tasks.load import load_task
 from sepcap.tasks.registry import TASKS
 from sepcap.tasks.sources.files import read_files, read_text
-from sepcap.tasks.sources.hub import Streamed
 
 SUMMARIES = ("fraction", "mean")
 Z = 1.959964
@@ -275,10 +274,4 @@ def _beginnings(task: Any, prompt_tokens: int) -> Iterator[str]:
     """Beginnings of the evaluation texts, long enough for their first tokens, from the sources of a mixture in turn."""
     if prompt_tokens < 1:
         raise ValueError(f"prompt_tokens={prompt_tokens}: give at least 1")
-    # read no more of a stream than is needed
-    parts = [
-        itertools.chain.from_iterable(source.slices("evaluate")) if isinstance(source, Streamed) else source.documents("evaluate")
-        for source in load_task(task).sources
-    ]
-    for rows in itertools.zip_longest(*parts):
-        yield from (row["text"][: LONGEST_TOKEN * prompt_tokens] for row in rows if row is not None and row["text"].strip())
+    return (text[: LONGEST_TOKEN * prompt_tokens] for _, text in documents_in_turn(load_task(task), "evaluate") if text.strip())

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sepcap.errors import UnknownName, unknown
-from sepcap.models.forward import Hook, call, device_of, with_hooks
+from sepcap.models.forward import Hook, device_of, run_hooks
 from sepcap.models.kinds import inner, is_hooked_transformer, kind_of
 from sepcap.models.sites import get_site
 from sepcap.selection.neurons import NeuronSet
@@ -235,22 +235,18 @@ class Donors:
         donors = self._draw(rows, self._first, self._former)
         self._found = self._activations(torch.from_numpy(np.stack(donors)), None)
 
-    @torch.no_grad()
     def _activations(
         self, inputs: Shaped[Tensor, "batch ..."], mask: Bool[Tensor, "batch pos"] | None
     ) -> dict[str, Float[Tensor, "batch pos chosen"]]:
         device, found = device_of(self._model), {}
 
         def keep(name: str, z: Tensor, hook: Any) -> None:
-            found[name] = z[..., self._masks[name].to(z.device)]
-            if len(found) == len(self._masks):
-                raise _Enough
+            with torch.inference_mode(False):  # an inference tensor could not be used in a pass with gradients
+                found[name] = z[..., self._masks[name].to(z.device)]
 
-        try:
-            with undisturbed(self._model), with_hooks(self._model, [(name, partial(keep, name)) for name in self._masks]):
-                call(self._model, inputs.to(device), None if mask is None else mask.to(device))
-        except _Enough:
-            pass
+        with undisturbed(self._model):
+            hooks = [(name, partial(keep, name)) for name in self._masks]
+            run_hooks(self._model, inputs.to(device), hooks, None if mask is None else mask.to(device))
         return found
 
     def _past(self, new: np.ndarray) -> int:
@@ -297,10 +293,6 @@ def _columns(real: Bool[np.ndarray, "batch pos"], lengths: Int[np.ndarray, " bat
     n = lengths[:, None]
     again = np.minimum(1 + (position - 1) % np.maximum(n - 1, 1), n - 1)
     return np.where(position < n, position, again)
-
-
-class _Enough(Exception):
-    """Raised to end a donor's pass once all activations needed are recorded."""
 
 
 @contextmanager

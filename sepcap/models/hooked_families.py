@@ -1,7 +1,6 @@
 """Conversion of Hugging Face configurations to those of a HookedTransformer, family by family (transformer-lens 3)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 LONGEST = 2048
@@ -11,20 +10,6 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "si
 """Activation functions that both libraries call by the same name."""
 
 UNKNOWN = "which a HookedTransformer of this family does not support"
-
-
-@dataclass(frozen=True)
-class HookedFamily:
-    """How a family of models in transformers is converted to a HookedTransformer.
-
-    Attributes:
-        config: function from its configuration to the options of a HookedTransformerConfig.
-        module, function: module and function of `transformer_lens.pretrained.weight_conversions` that convert its weights.
-    """
-
-    config: Callable[[Any], dict[str, Any]]
-    module: str
-    function: str
 
 
 def _must(config: Any, **settings: Any) -> None:
@@ -145,13 +130,14 @@ def _gemma2(config: Any) -> dict[str, Any]:
     }
 
 
-HOOKED_FAMILIES: dict[str, HookedFamily] = {
-    "GPT2LMHeadModel": HookedFamily(_gpt2, "gpt2", "convert_gpt2_weights"),
-    "OPTForCausalLM": HookedFamily(_opt, "opt", "convert_opt_weights"),
-    "GPTNeoXForCausalLM": HookedFamily(_neox, "neox", "convert_neox_weights"),
-    "LlamaForCausalLM": HookedFamily(_llama, "llama", "convert_llama_weights"),
-    "MistralForCausalLM": HookedFamily(_mistral, "mistral", "convert_mistral_weights"),
-    "Qwen2ForCausalLM": HookedFamily(_qwen2, "qwen2", "convert_qwen2_weights"),
-    "Gemma2ForCausalLM": HookedFamily(_gemma2, "gemma", "convert_gemma_weights"),
+HOOKED_FAMILIES: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
+    "GPT2LMHeadModel": (_gpt2, "gpt2"),
+    "OPTForCausalLM": (_opt, "opt"),
+    "GPTNeoXForCausalLM": (_neox, "neox"),
+    "LlamaForCausalLM": (_llama, "llama"),
+    "MistralForCausalLM": (_mistral, "mistral"),
+    "Qwen2ForCausalLM": (_qwen2, "qwen2"),
+    "Gemma2ForCausalLM": (_gemma2, "gemma"),
 }
-"""Class of transformers -> how it is converted to a HookedTransformer."""
+"""Class of transformers -> function from its configuration to the options of a HookedTransformerConfig, and the module of
+`transformer_lens.pretrained.weight_conversions` that converts its weights."""

@@ -20,8 +20,7 @@ BARE = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQues
 
 def kind_of_class(name: str) -> Kind:
     """The kind of a class of transformers, by its name."""
-    found: list[Kind] = [kind for ending, kind in ENDINGS.items() if name.endswith(ending)]
-    return found[0] if found else "causal"
+    return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "causal")
 
 
 def inner(model: Any) -> Any:
@@ -60,9 +59,8 @@ def kind_of(model: Any) -> Kind:
         'causal'
     """
     # a user's subclass predicts what its base class does, whatever its name
-    found: list[Kind] = [kind_of_class(base.__name__) for base in type(inner(model)).__mro__]
-    special: list[Kind] = [kind for kind in found if kind != "causal"]
-    return special[0] if special else "causal"
+    kinds = (kind_of_class(base.__name__) for base in type(inner(model)).__mro__)
+    return next((kind for kind in kinds if kind != "causal"), "causal")
 
 
 def kind_of_config(config: Any, name: str) -> Kind:

@@ -32,7 +32,7 @@ from sepcap.tasks.task import Split
 
 Kind = Literal["prose", "python", "cpp"]
 
-SPLITS: dict[str, range] = {"evaluate": range(90, 100), "collect": range(80, 90), "train": range(0, 80)}
+SPLITS: dict[Split, range] = {"evaluate": range(90, 100), "collect": range(80, 90), "train": range(0, 80)}
 """Percent ranges of the path hash, in order: text that splits share is kept in the first of them and removed from the others."""
 
 VERSION = 4
@@ -202,7 +202,7 @@ def trained_on(path: Path) -> UInt32[np.ndarray, " run"]:
 
 def before(split: Split) -> tuple[Split, ...]:
     """The splits that keep the text that they share with this one."""
-    order: tuple[Split, ...] = ("evaluate", "collect", "train")
+    order = tuple(SPLITS)
     return order[: order.index(split)]
 
 
@@ -282,13 +282,9 @@ class LocalSource:
 
     kind: Kind
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of names and sizes of the files."""
-        return self._files
-
     @functools.cached_property
-    def _files(self) -> str:  # visiting all folders takes half a second, so this is done once per task
+    def fingerprint(self) -> str:
+        """Hash of names and sizes of the files; determined once per task, because visiting all folders takes half a second."""
         return f"local-{self.kind}-{fingerprint(find_files(self.kind))}"
 
     def documents(self, split: Split) -> Any:
