@@ -20,7 +20,6 @@ from sepcap.models.wrappers import check_plain_weights
 from sepcap.progress import progress
 from sepcap.storage import load_tensors, save_tensors
 
-BIASES = ("fold", "rotate")
 SITES = ("attn_value", "attn_pre_out")
 NULL = 2.0**-23
 """A singular value below this fraction of its head's largest counts as zero: it is within the rounding of float32 weights."""
@@ -189,8 +188,6 @@ def compute_rotation(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Ro
         >>> rotation = sepcap.compute_rotation(model)  # doctest: +SKIP
         >>> sepcap.collect(model, "local-code", sites="attn_value", rotation=rotation)  # doctest: +SKIP
     """
-    if bias not in BIASES:
-        raise unknown("bias", bias, BIASES)
     check_rotation(model, bias)
     parts = [_of_layer(model.blocks[layer].attn, bias) for layer in progress(range(n_layers(model)), desc="rotate", leave=True)]
     singular_values, basis, inverse, shift, output_bias = (torch.stack(part) for part in zip(*parts, strict=True))

@@ -19,36 +19,30 @@ def _must(config: Any, **settings: Any) -> None:
             raise NotImplementedError(f"{name}={getattr(config, name)!r}, {UNKNOWN}")
 
 
-def _gpt2(config: Any) -> dict[str, Any]:
-    _must(config, activation_function=ACTIVATIONS)
-    return {
-        "d_model": config.n_embd,
-        "d_head": config.n_embd // config.n_head,
-        "n_heads": config.n_head,
-        "d_mlp": config.n_inner or 4 * config.n_embd,
-        "n_layers": config.n_layer,
-        "n_ctx": config.n_positions,
-        "eps": config.layer_norm_epsilon,
-        "act_fn": config.activation_function,
-        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
-        "normalization_type": "LN",
-    }
-
-
-def _opt(config: Any) -> dict[str, Any]:
-    _must(config, do_layer_norm_before=True, enable_bias=True, layer_norm_elementwise_affine=True, word_embed_proj_dim=config.hidden_size)
+def _learned(config: Any, d_mlp: int, eps: float) -> dict[str, Any]:
+    """Options that families with learned positions have in common; GPT-2's own names of the sizes have these names as well."""
     _must(config, activation_function=ACTIVATIONS)
     return {
         "d_model": config.hidden_size,
         "d_head": config.hidden_size // config.num_attention_heads,
         "n_heads": config.num_attention_heads,
-        "d_mlp": config.ffn_dim,
+        "d_mlp": d_mlp,
         "n_layers": config.num_hidden_layers,
         "n_ctx": config.max_position_embeddings,
-        "eps": 1e-5,
+        "eps": eps,
         "act_fn": config.activation_function,
         "normalization_type": "LN",
     }
+
+
+def _gpt2(config: Any) -> dict[str, Any]:
+    common = _learned(config, config.n_inner or 4 * config.n_embd, config.layer_norm_epsilon)
+    return {**common, "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx}
+
+
+def _opt(config: Any) -> dict[str, Any]:
+    _must(config, do_layer_norm_before=True, enable_bias=True, layer_norm_elementwise_affine=True, word_embed_proj_dim=config.hidden_size)
+    return _learned(config, config.ffn_dim, 1e-5)
 
 
 def _rotary(config: Any) -> dict[str, Any]:
@@ -103,9 +97,8 @@ def _gated(config: Any) -> dict[str, Any]:
 
 
 def _mistral(config: Any) -> dict[str, Any]:
-    if config.sliding_window is None:
-        return _gated(config)
-    return {**_gated(config), **_windows(config, ["local"] * config.num_hidden_layers)}
+    windows = {} if config.sliding_window is None else _windows(config, ["local"] * config.num_hidden_layers)
+    return {**_gated(config), **windows}
 
 
 def _windows(config: Any, kinds: list[str]) -> dict[str, Any]:

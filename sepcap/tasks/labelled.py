@@ -210,8 +210,6 @@ def load_labelled_texts(
         return texts
     if per_category < FEWEST or skip < 0:
         raise ValueError(f"per_category={per_category}, skip={skip}: a category needs {FEWEST} texts or more, and skip must be 0 or more")
-    if not isinstance(texts, Mapping | None):
-        raise TypeError(f"texts is a {type(texts).__name__}; give category -> list of texts, category -> task, or None")
     context = check_context(model, context)
     found: dict[str, list[Named]] = {}
     taken = _Beginnings(model, context, context if differ_within is None else differ_within)

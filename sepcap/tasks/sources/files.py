@@ -164,8 +164,12 @@ def _texts(files: Sequence[Path], column: str | None) -> Iterator[dict[str, str]
             text = checked_text(row[column], where, column)
             allowed -= len(text)
             if allowed < 0:
-                raise ValueError(f"{file} unpacks to more than {RATIO} times its size, which no text does; reading stopped")
+                raise _too_much(file)
             yield {"text": text}
+
+
+def _too_much(file: Path) -> ValueError:
+    return ValueError(f"{file} unpacks to more than {RATIO} times its size, which no text does; reading stopped")
 
 
 def _column_in(row: Mapping[str, Any], column: str | None, asked: bool, where: str) -> str:
@@ -232,7 +236,7 @@ class _Bounded(io.RawIOBase):
         data = self._stream.read(len(buffer))
         self._left -= len(data)
         if self._left < 0:
-            raise ValueError(f"{self._file} unpacks to more than {RATIO} times its size, which no text does; reading stopped")
+            raise _too_much(self._file)
         buffer[: len(data)] = data
         return len(data)
 
