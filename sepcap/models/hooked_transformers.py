@@ -161,4 +161,4 @@ def written_back(model: Any) -> Any:
 
 def storage_of(tensor: Tensor) -> int:
     """Address of the memory of a tensor: the same for views of one tensor."""
-    return tensor.untypedstorage_of().data_ptr()
+    return tensor.untyped_storage().data_ptr()

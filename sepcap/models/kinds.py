@@ -20,7 +20,8 @@ BARE = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQues
 
 def kind_of_class(name: str) -> Kind:
     """The kind of a class of transformers, by its name."""
-    return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), "causal")
+    found: list[Kind] = [kind for ending, kind in ENDINGS.items() if name.endswith(ending)]
+    return found[0] if found else "causal"
 
 
 def inner(model: Any) -> Any:
@@ -59,8 +60,9 @@ def kind_of(model: Any) -> Kind:
         'causal'
     """
     # a user's subclass predicts what its base class does, whatever its name
-    kinds = (kind_of_class(base.__name__) for base in type(inner(model)).__mro__)
-    return next((kind for kind in kinds if kind != "causal"), "causal")
+    found: list[Kind] = [kind_of_class(base.__name__) for base in type(inner(model)).__mro__]
+    special: list[Kind] = [kind for kind in found if kind != "causal"]
+    return special[0] if special else "causal"
 
 
 def kind_of_config(config: Any, name: str) -> Kind:

@@ -74,6 +74,6 @@ def _by_layer(
     layers = []
     for f, r, *grid in zip(one.layers(), other.layers(), *(x.flatten(1) for x in common), strict=True):
         new = Grid(*grid)
-        counts = (regrid(x.counts, x.grid, new, bins).double() for x in (f, r))
-        layers.append(of_layer(*counts, power_of_two(new.exponent)))
+        one_counted, other_counted = (regrid(x.counts, x.grid, new, bins).double() for x in (f, r))
+        layers.append(of_layer(one_counted, other_counted, power_of_two(new.exponent)))
     return torch.stack(layers).view_as(forget.low)

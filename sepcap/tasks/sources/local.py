@@ -282,9 +282,13 @@ class LocalSource:
 
     kind: Kind
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """Hash of names and sizes of the files; determined once per task, because visiting all folders takes half a second."""
+        """Hash of names and sizes of the files."""
+        return self._files
+
+    @functools.cached_property
+    def _files(self) -> str:  # visiting all folders takes half a second, so this is done once per task
         return f"local-{self.kind}-{fingerprint(find_files(self.kind))}"
 
     def documents(self, split: Split) -> Any:
