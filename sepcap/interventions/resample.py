@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sepcap.errors import UnknownName, unknown
-from sepcap.models.forward import Hook, device_of, run_hooks
+from sepcap.models.forward import Hook, Stop, call, device_of, with_hooks
 from sepcap.models.kinds import inner, is_hooked_transformer, kind_of
 from sepcap.models.sites import get_site
 from sepcap.selection.neurons import NeuronSet
@@ -235,18 +235,22 @@ class Donors:
         donors = self._draw(rows, self._first, self._former)
         self._found = self._activations(torch.from_numpy(np.stack(donors)), None)
 
+    @torch.no_grad()
     def _activations(
         self, inputs: Shaped[Tensor, "batch ..."], mask: Bool[Tensor, "batch pos"] | None
     ) -> dict[str, Float[Tensor, "batch pos chosen"]]:
         device, found = device_of(self._model), {}
 
         def keep(name: str, z: Tensor, hook: Any) -> None:
-            with torch.inference_mode(False):  # an inference tensor could not be used in a pass with gradients
-                found[name] = z[..., self._masks[name].to(z.device)]
+            found[name] = z[..., self._masks[name].to(z.device)]
+            if len(found) == len(self._masks):
+                raise Stop
 
-        with undisturbed(self._model):
-            hooks = [(name, partial(keep, name)) for name in self._masks]
-            run_hooks(self._model, inputs.to(device), hooks, None if mask is None else mask.to(device))
+        try:
+            with undisturbed(self._model), with_hooks(self._model, [(name, partial(keep, name)) for name in self._masks]):
+                call(self._model, inputs.to(device), None if mask is None else mask.to(device))
+        except Stop:
+            pass
         return found
 
     def _past(self, new: np.ndarray) -> int:
