@@ -1,6 +1,5 @@
 """Schemas of all JSON that sepcap writes: one type per kind of file, and one function that checks a value against it."""
 
-from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -27,13 +26,11 @@ def _inside(name: str) -> str:
     return name
 
 
-def _holds(*names: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    def check(value: Mapping[str, Any]) -> Mapping[str, Any]:
-        if missing := [name for name in names if name not in value]:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        return value
-
-    return check
+def _complete(metrics: dict[str, float]) -> dict[str, float]:
+    needed = ("n", "loss", "loss_se", "top1", "top10", "perplexity", "perplexity_se")
+    if missing := [name for name in needed if name not in metrics]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return metrics
 
 
 Within = Annotated[str, Field(max_length=1000), AfterValidator(_inside)]
@@ -87,7 +84,7 @@ class TaskRecord(Strict):
     """One evaluation, as a step records it. Metrics of a ruined model can be infinite or NaN."""
 
     task: Text
-    metrics: Annotated[dict[Text, float], AfterValidator(_holds("n", "loss", "loss_se", "top1", "top10", "perplexity", "perplexity_se"))]
+    metrics: Annotated[dict[Text, float], AfterValidator(_complete)]
     skip_tokens: list[int]
     sample: Text
     tokens: Count

@@ -183,11 +183,11 @@ def open_regular(path: str | Path, what: str) -> Iterator[BinaryIO]:
         CorruptFile: the path is not a regular file, or cannot be read.
     """
     try:
-        if stat.S_ISREG(os.stat(path).st_mode):
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
             with open(path, "rb") as file:
                 yield file
             return
-        mode = os.stat(path).st_mode
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist: there is no {what} to load") from error
     except OSError as error:
@@ -359,16 +359,19 @@ def digest_of(value: Any) -> str:
 
 def html_card(title: str, how: Mapping[str, Any], table: Any) -> str:
     """A compact HTML table with a line that states its title and settings; all text is escaped, no colours are set."""
-    made = " · ".join(f"{html.escape(str(k))}: {html.escape(_in_words(v))}" for k, v in how.items() if v is not None)
     body = table.to_html(index=False, escape=True, border=0, float_format=lambda x: f"{x:.4g}", na_rep="–")
-    return f"<div><b>{html.escape(title)}</b> <small>{made}</small>{body}</div>"
+    return _card(title, {name: value for name, value in how.items() if value is not None}, body)
 
 
 def said_card(title: str, how: Mapping[str, Any], sentences: Iterable[str]) -> str:
     """Findings as a list of sentences in HTML, with a line that states title and settings; all text is escaped, no colours are set."""
-    made = " · ".join(f"{html.escape(str(k))}: {html.escape(_in_words(v))}" for k, v in how.items() if v)
     listed = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
-    return f"<div><b>{html.escape(title)}</b> <small>{made}</small><ul>{listed}</ul></div>"
+    return _card(title, {name: value for name, value in how.items() if value}, f"<ul>{listed}</ul>")
+
+
+def _card(title: str, how: Mapping[str, Any], body: str) -> str:
+    made = " · ".join(f"{html.escape(str(k))}: {html.escape(_in_words(v))}" for k, v in how.items())
+    return f"<div><b>{html.escape(title)}</b> <small>{made}</small>{body}</div>"
 
 
 def _in_words(value: Any) -> str:

@@ -342,6 +342,7 @@ def test_wrong_kinds_of_argument_are_named(tiny_opt, letters, tmp_path):
         lambda: sepcap.collect("default", letters): "model is a str; give what sepcap.load_model returns",
         lambda: sepcap.evaluate("default", letters): "model is a str",
         lambda: sepcap.delete(tiny_opt, "runs/code"): "neurons='runs/code': give a NeuronSet",
+        lambda: sepcap.ablate(tiny_opt, layer=0, kind="resample", reference=["a text"]): "reference=['a text']: give a Statistics",
         lambda: sepcap.Scores.top(sepcap.Scores({}), 0.1): "fractions=0.1: give a mapping",
     }.items():
         with pytest.raises(TypeError, match=says(said)):

@@ -54,9 +54,7 @@ class Evaluation:
     groups: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.clusters):
-            object.__setattr__(self, "clusters", np.arange(len(self.per_row)))
-        object.__setattr__(self, "clusters", np.asarray(self.clusters))
+        object.__setattr__(self, "clusters", np.asarray(self.clusters) if len(self.clusters) else np.arange(len(self.per_row)))
         for name, labels in (("clusters", self.clusters), ("groups", self.groups)):
             if labels is not None and len(labels) != len(self.per_row):
                 raise ValueError(f"{name} has {len(labels)} entries for {len(self.per_row)} rows: give one for each row")
@@ -223,8 +221,8 @@ class Evaluation:
     def _repr_html_(self) -> str:
         import pandas as pd
 
-        rows = [{"metric": m, "mean": self.value(m), "standard error": self.se(m)} for m in METRICS]
-        rows.append({"metric": "perplexity", "mean": self.perplexity, "standard error": self.perplexity_se})
+        found = self.as_row()
+        rows: list[dict[str, Any]] = [{"metric": m, "mean": found[m], "standard error": found[f"{m}_se"]} for m in (*METRICS, "perplexity")]
         for row in rows:
             row["95% from"], row["to"] = t_interval(row["mean"], row["standard error"], self.n_clusters)
         how = {"task": self.task, "predictions": f"{self.n:,}", "documents": f"{self.n_documents:,}", "model": self.info.get("model", "")}

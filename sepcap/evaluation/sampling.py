@@ -4,7 +4,6 @@ Each continuation has its own random numbers: it depends neither on the batch si
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -45,10 +44,6 @@ def continuations(
                 f"prompts[{i}] has {len(ids)} tokens; the model's context is {model.cfg.n_ctx}, so there is no room for {tokens} more: "
                 "shorten it, or ask for fewer tokens"
             )
-    if tokens < 1:
-        raise ValueError(f"tokens={tokens}: give at least 1")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: give a finite number, 0 or more")
     if temperature == 0 and n > len(prompts):
         raise ValueError(f"n={n}: at temperature=0 every prompt has only one continuation; give at most n={len(prompts)}, one per prompt")
     luck = torch.from_numpy(np.random.default_rng(seed).random((n, tokens)))
@@ -101,14 +96,14 @@ def sample_batch(
     ids: Int[Tensor, "batch pos"],
     luck: Float[Tensor, "batch new"],
     temperature: float,
-    begin: AbstractContextManager[Any] | None = None,
+    begin: AbstractContextManager[Any],
 ) -> list[Ids]:
     """Tokens that follow every row, up to and without the first end-of-text token; `begin` is active for the prompts only.
 
     If the tokenizer declares no such token, a row ends with its last random number.
     """
     stop = model.tokenizer.eos_token_id
-    with begin or nullcontext():
+    with begin:
         logits, cache = model(ids, return_type="logits_and_cache", past_key_values=None, use_cache=True)
     drawn = torch.empty((len(ids), 0), dtype=torch.long)
     for uniform in luck.T:

@@ -1,14 +1,13 @@
 """Toxicity of a model's sampled continuations, scored by a classifier (METHODS 9).
 
-Continuation i follows prompt i modulo the number of prompts and has its own random numbers: it depends neither on the batch
-size nor on the other continuations, and two models with the same seed are compared on the same random numbers.
+Continuation i follows prompt i modulo the number of prompts; two models with the same seed are compared on the same random numbers.
 """
 
 import io
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,10 @@ from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.intervals import Ends, bootstrap_interval, bootstrap_weights
 from sepcap.storage import html_card, open_regular, write_atomically
 from sepcap.tasks.batches import separator_of
-from sepcap.tasks.documents import Spelling
+from sepcap.tasks.documents import Spelling, documents_in_turn
 from sepcap.tasks.load import load_task
 from sepcap.tasks.registry import TASKS
 from sepcap.tasks.sources.files import read_files, read_text
-from sepcap.tasks.sources.hub import Streamed
 
 SUMMARIES = ("fraction", "mean")
 Z = 1.959964
@@ -244,7 +242,9 @@ def read_prompts(model: Any, prompts: Any, n: int, prompt_tokens: int = 10) -> l
     if isinstance(prompts, list | tuple):
         texts, longest = list(prompts), None
     elif isinstance(prompts, str | Path) and str(prompts) not in TASKS and Path(prompts).is_file():
-        texts, longest = _texts_of(Path(prompts)), None
+        path, longest = Path(prompts), None
+        lines = path.suffix.lower() == ".txt"
+        texts = [line for line in read_text(path).splitlines() if line.strip()] if lines else read_files(path)["text"]
     else:
         texts, longest = _beginnings(prompts, prompt_tokens), prompt_tokens
     found = []
@@ -261,24 +261,10 @@ def read_prompts(model: Any, prompts: Any, n: int, prompt_tokens: int = 10) -> l
     return found
 
 
-def _texts_of(path: Path) -> Iterable[str]:
-    if path.suffix.lower() == ".txt":
-        return [line for line in read_text(path).splitlines() if line.strip()]
-    return read_files(path)["text"]
-
-
 LONGEST_TOKEN = 64
 """Characters that are enough for a token, so that only the beginning of a long document is tokenised."""
 
 
 def _beginnings(task: Any, prompt_tokens: int) -> Iterator[str]:
     """Beginnings of the evaluation texts, long enough for their first tokens, from the sources of a mixture in turn."""
-    if prompt_tokens < 1:
-        raise ValueError(f"prompt_tokens={prompt_tokens}: give at least 1")
-    # read no more of a stream than is needed
-    parts = [
-        itertools.chain.from_iterable(source.slices("evaluate")) if isinstance(source, Streamed) else source.documents("evaluate")
-        for source in load_task(task).sources
-    ]
-    for rows in itertools.zip_longest(*parts):
-        yield from (row["text"][: LONGEST_TOKEN * prompt_tokens] for row in rows if row is not None and row["text"].strip())
+    return (text[: LONGEST_TOKEN * prompt_tokens] for _, text in documents_in_turn(load_task(task), "evaluate") if text.strip())

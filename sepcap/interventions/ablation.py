@@ -1,8 +1,7 @@
 """Ablation: hooks replace activations during the forward pass; the weights are not changed (METHODS 8)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,22 +21,10 @@ Begin = Callable[[], tuple[list[Hook], AbstractContextManager[None]]]
 """Returns the hooks for one use of an ablation, and a context manager to enter with them."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """Arguments of `ablate`; see there."""
-
-    model: Any
-    neurons: NeuronSet
-    reference: Statistics | None
-    source: Any
-    seed: int
-    options: Mapping[str, Any]
-
-
-def _constant(request: Request, kind: str) -> Begin:
-    if request.source is not None:
+def _constant(neurons: NeuronSet, reference: Statistics | None, source: Any, kind: str, **_: Any) -> Begin:
+    if source is not None:
         raise ValueError(f"source= is for 'resample' and 'optimal' only; kind={kind!r} takes reference=")
-    return _set_to(request.neurons, CONSTANTS[kind](request.neurons, request.reference))
+    return _set_to(neurons, CONSTANTS[kind](neurons, reference))
 
 
 def _set_to(neurons: NeuronSet, values: Any) -> Begin:
@@ -45,30 +32,28 @@ def _set_to(neurons: NeuronSet, values: Any) -> Begin:
     return lambda: (list(hooks), nullcontext())
 
 
-def _resample(request: Request) -> Begin:
-    draw = get_draw(request.model, "batch" if request.source is None else request.source, request.seed)
+def _resample(model: Any, neurons: NeuronSet, source: Any, seed: int, **_: Any) -> Begin:
+    draw = get_draw(model, "batch" if source is None else source, seed)
 
     def begin() -> tuple[list[Hook], AbstractContextManager[None]]:
-        donors = Donors(request.model, request.neurons, draw)
+        donors = Donors(model, neurons, draw)
         return donors.hooks, donors.watching()
 
     return begin
 
 
-def _optimal(request: Request) -> Begin:
-    if request.source is None:
+def _optimal(model: Any, neurons: NeuronSet, source: Any, **options: Any) -> Begin:
+    if source is None:
         raise ValueError("kind='optimal' needs source=: the task that the constants are fitted to")
-    how = {"reference": request.reference, "seed": request.seed, **request.options}
-    fitted = fit_constants(request.model, request.neurons, request.source, **how)
-    return _set_to(request.neurons, fitted.constants)
+    return _set_to(neurons, fit_constants(model, neurons, source, **options).constants)
 
 
-KINDS: dict[str, Callable[[Request], Begin]] = {
+KINDS: dict[str, Callable[..., Begin]] = {
     **{kind: partial(_constant, kind=kind) for kind in CONSTANTS},
     "resample": _resample,
     "optimal": _optimal,
 }
-"""Kinds of ablation by name."""
+"""Kinds of ablation by name; each is called with the arguments of `ablate`."""
 
 
 class Ablation:
@@ -159,15 +144,14 @@ def ablate(
     """
     chosen = choose(model, neurons, layer=layer, head=head, site=site)
     chosen.check(model)
-    if reference is not None and not isinstance(reference, Statistics):
-        raise TypeError(f"reference is a {type(reference).__name__}; give what sepcap.collect returns (texts for 'resample' go in source=)")
     if options and not (isinstance(kind, str) and kind == "optimal"):
         raise TypeError(f"ablate() got {', '.join(map(repr, options))}, which only kind='optimal' takes")
     if not isinstance(kind, str):
         return Ablation(model, chosen, "constants", _set_to(chosen, kind))
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS, "Or a mapping from site to a tensor of constants.")
-    return Ablation(model, chosen, kind, KINDS[kind](Request(model, chosen, reference, source, seed, options)))
+    begin = KINDS[kind](model=model, neurons=chosen, reference=reference, source=source, seed=seed, **options)
+    return Ablation(model, chosen, kind, begin)
 
 
 def choose(

@@ -16,10 +16,6 @@ from sepcap.statistics.moments import Statistics
 Constants = Mapping[str, Float[Tensor, "layer *neuron"]]
 
 
-def _zero(neurons: NeuronSet, reference: Statistics | None) -> Constants:
-    return {site: torch.zeros(mask.shape) for site, mask in neurons.masks.items()}
-
-
 def _statistic(neurons: NeuronSet, reference: Statistics | None, kind: str) -> Constants:
     if reference is None:
         how = "sepcap.collect" if kind == "mean" else "sepcap.collect(..., histogram=True)"
@@ -28,7 +24,7 @@ def _statistic(neurons: NeuronSet, reference: Statistics | None, kind: str) -> C
 
 
 CONSTANTS: dict[str, Callable[[NeuronSet, Statistics | None], Constants]] = {
-    "zero": _zero,
+    "zero": lambda neurons, reference: {site: torch.zeros(mask.shape) for site, mask in neurons.masks.items()},
     **{kind: partial(_statistic, kind=kind) for kind in ("mean", "median", "peak")},
 }
 """Kinds of constants by name; each returns the constant of every neuron of the sites."""

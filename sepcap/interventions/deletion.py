@@ -42,8 +42,6 @@ def delete(model: Any, neurons: NeuronSet, offset: Mapping[str, Float[Tensor, "l
     Example:
         >>> sepcap.delete(model, scores.top({"mlp": 0.02}))  # doctest: +SKIP
     """
-    if not isinstance(neurons, NeuronSet):
-        raise TypeError(f"neurons is a {type(neurons).__name__}; give a sepcap.NeuronSet (one in a file: NeuronSet.load(path))")
     populations = neurons.check(model)
     if offset is not None:
         check_output_biases(populations.values())

@@ -132,8 +132,6 @@ def fit_constants(
     neurons.check(model)
     if not neurons:
         raise ValueError("neurons is empty: there is no constant to fit")
-    if steps < 0:
-        raise ValueError(f"steps={steps}: give 0 or more")
     if isinstance(task, Sequence) and task and isinstance(task[0], Batch):
         if reference is None or not held_out:
             raise ValueError(
@@ -175,21 +173,17 @@ def _told(fitted: Optimal, quiet: bool) -> Optimal:
     return fitted
 
 
+@dataclass
 class _Fit:
     """One fit: the loss of constants on fixed batches, and its minimisation."""
 
-    def __init__(
-        self,
-        model: Any,
-        neurons: NeuronSet,
-        batches: list[Batch],
-        held_out: list[Batch],
-        reference: Statistics,
-        forward: Forward | None,
-        quiet: bool,
-    ) -> None:
-        self.model, self.neurons, self.reference, self.quiet = model, neurons, reference, quiet
-        self.batches, self.held_out, self.forward = batches, held_out, forward or self._whole_pass
+    model: Any
+    neurons: NeuronSet
+    batches: list[Batch]
+    held_out: list[Batch]
+    reference: Statistics
+    forward: Forward | None
+    quiet: bool
 
     def _whole_pass(self, batch: Batch, hooks: list[Hook]) -> Float[Tensor, "batch ... out"]:
         with with_hooks(self.model, hooks):
@@ -201,7 +195,7 @@ class _Fit:
         if targets == 0:
             raise ValueError("the fitting data have no targets: no row has two tokens that count")
         for batch in batches:
-            logits = self.forward(batch, constant_hooks(self.neurons, constants()))
+            logits = (self.forward or self._whole_pass)(batch, constant_hooks(self.neurons, constants()))
             logits = logits if logits.dim() == 3 else logits[:, None]
             yield cross_entropy(logits[batch.asked].float(), batch.answers[batch.asked], reduction="sum") / targets
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sepcap.errors import UnknownName, unknown
-from sepcap.models.forward import Hook, call, device_of, with_hooks
+from sepcap.models.forward import Hook, Stop, call, device_of, with_hooks
 from sepcap.models.kinds import inner, is_hooked_transformer, kind_of
 from sepcap.models.sites import get_site
 from sepcap.selection.neurons import NeuronSet
@@ -244,12 +244,12 @@ class Donors:
         def keep(name: str, z: Tensor, hook: Any) -> None:
             found[name] = z[..., self._masks[name].to(z.device)]
             if len(found) == len(self._masks):
-                raise _Enough
+                raise Stop
 
         try:
             with undisturbed(self._model), with_hooks(self._model, [(name, partial(keep, name)) for name in self._masks]):
                 call(self._model, inputs.to(device), None if mask is None else mask.to(device))
-        except _Enough:
+        except Stop:
             pass
         return found
 
@@ -297,10 +297,6 @@ def _columns(real: Bool[np.ndarray, "batch pos"], lengths: Int[np.ndarray, " bat
     n = lengths[:, None]
     again = np.minimum(1 + (position - 1) % np.maximum(n - 1, 1), n - 1)
     return np.where(position < n, position, again)
-
-
-class _Enough(Exception):
-    """Raised to end a donor's pass once all activations needed are recorded."""
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Rotation: value and output weights in the singular basis of their product (METHODS 7)."""
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +15,11 @@ from sepcap.interventions.trial import check_same, one_pass, small_input
 from sepcap.models.forward import measuring, run_hooks
 from sepcap.models.kinds import architecture_of
 from sepcap.models.sites import bind, get_site, live_weight, live_weights, n_layers, norm_inside, write_weight, write_weights
+from sepcap.models.weights import hash_of
 from sepcap.models.wrappers import check_plain_weights
 from sepcap.progress import progress
 from sepcap.storage import load_tensors, save_tensors
 
-BIASES = ("fold", "rotate")
 SITES = ("attn_value", "attn_pre_out")
 NULL = 2.0**-23
 """A singular value below this fraction of its head's largest counts as zero: it is within the rounding of float32 weights."""
@@ -67,7 +66,7 @@ class Rotation:
     @property
     def fingerprint(self) -> str:
         """Hash of the basis: the same for the same weights and bias."""
-        return _hash(self._tensors() | {self.bias: torch.empty(0)})
+        return hash_of([*self._tensors().items(), (self.bias, torch.empty(0))])
 
     def activations(self, site: str, layer: int, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
         """Transform activations of the unedited model to those of the rotated one; half precision is returned as float32.
@@ -97,7 +96,7 @@ class Rotation:
             ValueError: another model, or one whose logits would change (it is not changed then).
         """
         original = _circuit(model)
-        if _hash(original) != self.source:
+        if hash_of(original.items()) != self.source:
             raise ValueError("model: its value and output weights are not those this rotation was computed from")
         neurons = bind(model, "attn_pre_out")
         before = one_pass(neurons)
@@ -132,7 +131,7 @@ class Rotation:
         """
         if not self.original:
             raise ValueError("there is nothing to undo: this rotation comes from compute_rotation, which edits no model")
-        if _hash(_circuit(model)) != self.rotated:
+        if hash_of(_circuit(model).items()) != self.rotated:
             raise ValueError("model: its value and output weights are not as rotate_values left them (another model, or edited since)")
         _write_circuit(model, self.original)
 
@@ -189,8 +188,6 @@ def compute_rotation(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Ro
         >>> rotation = sepcap.compute_rotation(model)  # doctest: +SKIP
         >>> sepcap.collect(model, "local-code", sites="attn_value", rotation=rotation)  # doctest: +SKIP
     """
-    if bias not in BIASES:
-        raise unknown("bias", bias, BIASES)
     check_rotation(model, bias)
     parts = [_of_layer(model.blocks[layer].attn, bias) for layer in progress(range(n_layers(model)), desc="rotate", leave=True)]
     singular_values, basis, inverse, shift, output_bias = (torch.stack(part) for part in zip(*parts, strict=True))
@@ -200,7 +197,7 @@ def compute_rotation(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Ro
                 f"bias='rotate': the value bias of layer {layer} has a part in null directions of W_V W_O, "
                 "and this model has no b_O to take it"
             )
-    return Rotation(bias, singular_values, basis, inverse, shift, output_bias, _hash(_circuit(model)))
+    return Rotation(bias, singular_values, basis, inverse, shift, output_bias, hash_of(_circuit(model).items()))
 
 
 def check_rotation(model: Any, bias: str) -> None:
@@ -286,7 +283,7 @@ def rotate_values(model: Any, bias: Literal["fold", "rotate"] = "fold") -> Rotat
     rotation = compute_rotation(model, bias)
     original = _circuit(model)
     rotation.apply(model)
-    return replace(rotation, original=original, rotated=_hash(_circuit(model)))
+    return replace(rotation, original=original, rotated=hash_of(_circuit(model).items()))
 
 
 def _of_layer(attn: Any, bias: str) -> tuple[Tensor, ...]:
@@ -322,11 +319,3 @@ def _circuit(model: Any) -> dict[str, Tensor]:
 
 def _write_circuit(model: Any, circuit: dict[str, Tensor]) -> None:
     write_weights(model, {f"attn.{name}": weights for name, weights in circuit.items()})
-
-
-def _hash(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

@@ -31,14 +31,10 @@ PROJECTIONS = ("hook_in", "hook_out", *(f"{part}.{point}" for part in "qkvo" for
 @contextmanager
 def fast_attention(model: Any) -> Iterator[None]:
     """Use the fused attention kernel inside; models of architectures not named above are unchanged."""
-    if is_hooked_transformer(model):
+    if is_hooked_transformer(model) or not _possible(model):
         yield
         return
     config = inner(model).config
-    before = config._attn_implementation
-    if before != "eager" or not _possible(model):
-        yield
-        return
     wants_maps = config.output_attentions
     changed: list[tuple[Any, str]] = []
     try:
@@ -53,7 +49,7 @@ def fast_attention(model: Any) -> Iterator[None]:
     finally:
         for attn, name in changed:
             del attn.__dict__[name]
-        inner(model).set_attn_implementation(before)
+        inner(model).set_attn_implementation("eager")
         config.output_attentions = wants_maps
 
 
@@ -83,9 +79,7 @@ def hooked(point: Any) -> bool:
 
 def _possible(model: Any) -> bool:
     config = inner(model).config
-    if config.model_type not in NATIVE | SEPARATE | FUSED:
-        return False
-    if not inner(model)._supports_sdpa:
+    if config._attn_implementation != "eager" or config.model_type not in NATIVE | SEPARATE | FUSED or not inner(model)._supports_sdpa:
         return False
     # not supported by the fused kernel: another order or precision of the arithmetic, or results per head
     flags = ("reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "attn_logit_softcapping")

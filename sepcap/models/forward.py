@@ -16,19 +16,25 @@ from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, k
 Hook = tuple[str, Callable[..., Any]]
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Raised by the last hook to be called: nothing after it is needed."""
 
 
 @contextmanager
 def measuring(model: Any) -> Iterator[None]:
     """Set up a measurement: evaluation mode (no dropout) and fast attention; both are restored afterwards."""
+    with evaluating(model), fast_attention(model), _without_zero_bias(model), _plain_norms(model):
+        yield
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode: no dropout."""
     training = [module for module in model.modules() if module.training]
     try:
         if training:  # walking through all modules takes as long as a small model's pass
             model.eval()
-        with fast_attention(model), _without_zero_bias(model), _plain_norms(model):
-            yield
+        yield
     finally:
         for module in training:
             module.training = True
@@ -96,10 +102,9 @@ def positions_of(model: Any) -> int:
     """Context length of the model, in tokens (or patches)."""
     for name, module in inner(model).named_modules():
         # RoBERTa numbers positions from the padding index on: fewer than its configuration states can be used
-        if name.endswith("position_embeddings._original_component") or name.endswith("position_embeddings"):
-            padding = getattr(module, "padding_idx", None)
-            if padding is not None:
-                return int(module.weight.shape[0]) - padding - 1
+        padding = getattr(module, "padding_idx", None)
+        if padding is not None and name.removesuffix("._original_component").endswith("position_embeddings"):
+            return int(module.weight.shape[0]) - padding - 1
     return int(model.cfg.n_ctx)
 
 
@@ -132,7 +137,7 @@ def run_hooks(
             result = function(activation, hook=hook)
             waiting.discard(name)
             if not waiting:
-                raise _Stop
+                raise Stop
             return result
 
         return name, look
@@ -140,7 +145,7 @@ def run_hooks(
     try:
         with with_hooks(model, [counted(*hook) for hook in hooks]):
             call(model, inputs, mask)
-    except _Stop:
+    except Stop:
         return
     raise RuntimeError(f"{min(waiting)} was never called: {architecture_of(model)} has no such activation")
 

@@ -1,7 +1,6 @@
 """Conversion of Hugging Face configurations to those of a HookedTransformer, family by family (transformer-lens 3)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 LONGEST = 2048
@@ -13,20 +12,6 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "si
 UNKNOWN = "which a HookedTransformer of this family does not support"
 
 
-@dataclass(frozen=True)
-class HookedFamily:
-    """How a family of models in transformers is converted to a HookedTransformer.
-
-    Attributes:
-        config: function from its configuration to the options of a HookedTransformerConfig.
-        module, function: module and function of `transformer_lens.pretrained.weight_conversions` that convert its weights.
-    """
-
-    config: Callable[[Any], dict[str, Any]]
-    module: str
-    function: str
-
-
 def _must(config: Any, **settings: Any) -> None:
     """Raise if a setting of a configuration differs from what a HookedTransformer of this family supports."""
     for name, value in settings.items():
@@ -34,36 +19,30 @@ def _must(config: Any, **settings: Any) -> None:
             raise NotImplementedError(f"{name}={getattr(config, name)!r}, {UNKNOWN}")
 
 
-def _gpt2(config: Any) -> dict[str, Any]:
-    _must(config, activation_function=ACTIVATIONS)
-    return {
-        "d_model": config.n_embd,
-        "d_head": config.n_embd // config.n_head,
-        "n_heads": config.n_head,
-        "d_mlp": config.n_inner or 4 * config.n_embd,
-        "n_layers": config.n_layer,
-        "n_ctx": config.n_positions,
-        "eps": config.layer_norm_epsilon,
-        "act_fn": config.activation_function,
-        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
-        "normalization_type": "LN",
-    }
-
-
-def _opt(config: Any) -> dict[str, Any]:
-    _must(config, do_layer_norm_before=True, enable_bias=True, layer_norm_elementwise_affine=True, word_embed_proj_dim=config.hidden_size)
+def _learned(config: Any, d_mlp: int, eps: float) -> dict[str, Any]:
+    """Options that families with learned positions have in common; GPT-2's own names of the sizes have these names as well."""
     _must(config, activation_function=ACTIVATIONS)
     return {
         "d_model": config.hidden_size,
         "d_head": config.hidden_size // config.num_attention_heads,
         "n_heads": config.num_attention_heads,
-        "d_mlp": config.ffn_dim,
+        "d_mlp": d_mlp,
         "n_layers": config.num_hidden_layers,
         "n_ctx": config.max_position_embeddings,
-        "eps": 1e-5,
+        "eps": eps,
         "act_fn": config.activation_function,
         "normalization_type": "LN",
     }
+
+
+def _gpt2(config: Any) -> dict[str, Any]:
+    common = _learned(config, config.n_inner or 4 * config.n_embd, config.layer_norm_epsilon)
+    return {**common, "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx}
+
+
+def _opt(config: Any) -> dict[str, Any]:
+    _must(config, do_layer_norm_before=True, enable_bias=True, layer_norm_elementwise_affine=True, word_embed_proj_dim=config.hidden_size)
+    return _learned(config, config.ffn_dim, 1e-5)
 
 
 def _rotary(config: Any) -> dict[str, Any]:
@@ -118,9 +97,8 @@ def _gated(config: Any) -> dict[str, Any]:
 
 
 def _mistral(config: Any) -> dict[str, Any]:
-    if config.sliding_window is None:
-        return _gated(config)
-    return {**_gated(config), **_windows(config, ["local"] * config.num_hidden_layers)}
+    windows = {} if config.sliding_window is None else _windows(config, ["local"] * config.num_hidden_layers)
+    return {**_gated(config), **windows}
 
 
 def _windows(config: Any, kinds: list[str]) -> dict[str, Any]:
@@ -145,13 +123,14 @@ def _gemma2(config: Any) -> dict[str, Any]:
     }
 
 
-HOOKED_FAMILIES: dict[str, HookedFamily] = {
-    "GPT2LMHeadModel": HookedFamily(_gpt2, "gpt2", "convert_gpt2_weights"),
-    "OPTForCausalLM": HookedFamily(_opt, "opt", "convert_opt_weights"),
-    "GPTNeoXForCausalLM": HookedFamily(_neox, "neox", "convert_neox_weights"),
-    "LlamaForCausalLM": HookedFamily(_llama, "llama", "convert_llama_weights"),
-    "MistralForCausalLM": HookedFamily(_mistral, "mistral", "convert_mistral_weights"),
-    "Qwen2ForCausalLM": HookedFamily(_qwen2, "qwen2", "convert_qwen2_weights"),
-    "Gemma2ForCausalLM": HookedFamily(_gemma2, "gemma", "convert_gemma_weights"),
+HOOKED_FAMILIES: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
+    "GPT2LMHeadModel": (_gpt2, "gpt2"),
+    "OPTForCausalLM": (_opt, "opt"),
+    "GPTNeoXForCausalLM": (_neox, "neox"),
+    "LlamaForCausalLM": (_llama, "llama"),
+    "MistralForCausalLM": (_mistral, "mistral"),
+    "Qwen2ForCausalLM": (_qwen2, "qwen2"),
+    "Gemma2ForCausalLM": (_gemma2, "gemma"),
 }
-"""Class of transformers -> how it is converted to a HookedTransformer."""
+"""Class of transformers -> function from its configuration to the options of a HookedTransformerConfig, and the module of
+`transformer_lens.pretrained.weight_conversions` that converts its weights."""

@@ -90,16 +90,16 @@ def hooked_from(
         NotImplementedError: a family, or a setting of one, that a HookedTransformer does not support.
     """
     made, architecture = hooked_class(backend), hf_model.config.architectures[0]
-    family = HOOKED_FAMILIES.get(architecture)
-    if family is None:
+    if architecture not in HOOKED_FAMILIES:
         raise NotImplementedError(
             f"model={name!r} is a {architecture}, which sepcap cannot convert to a HookedTransformer; leave out backend, or set 'bridge'. "
             f"backend='hooked' supports {', '.join(sorted(HOOKED_FAMILIES))}"
         )
     if getattr(hf_model, "hf_device_map", None) is not None:
         raise NotImplementedError(f"model={name!r}: backend='hooked' works on one device; give device=, or set backend='bridge'")
+    options_of, family = HOOKED_FAMILIES[architecture]
     try:
-        options = family.config(hf_model.config)
+        options = options_of(hf_model.config)
     except NotImplementedError as error:
         raise NotImplementedError(f"model={name!r} has {error}; leave out backend, or set 'bridge'") from error
     weight = next(hf_model.parameters())
@@ -110,7 +110,7 @@ def hooked_from(
         model = made(config, own, move_to_device=False)
     if len(model.tokenizer) != len(tokenizer):
         model.tokenizer = tokenizer  # if BOS or EOS is missing, the library invents a token
-    conversion = getattr(import_module(f"transformer_lens.pretrained.weight_conversions.{family.module}"), family.function)
+    conversion = getattr(import_module(f"transformer_lens.pretrained.weight_conversions.{family}"), f"convert_{family}_weights")
     origin = Origin(hf_model, partial(conversion, cfg=copy.copy(model.cfg)))
     state = {key: value.detach().to(weight) for key, value in origin.views(hf_model).items()}
     # assigned, not copied: the weights are in memory once, and a deletion here is also one in the model that is saved
@@ -137,12 +137,12 @@ def written_back(model: Any) -> Any:
             "sepcap.load_model(folder or name, backend='hooked'), and make the same edits there"
         )
     now, views = dict(model.named_parameters()), origin.views(origin.hf_model)
-    there = {_storage(weight) for weight in origin.hf_model.parameters()}
-    moved = [key for key, view in views.items() if _storage(view) in there and _storage(now[key]) != _storage(view)]
-    written = {_storage(views[key]) for key in moved}
-    before = {key: view.detach().clone() for key, view in views.items() if _storage(view) in written}
+    there = {storage_of(weight) for weight in origin.hf_model.parameters()}
+    moved = [key for key, view in views.items() if storage_of(view) in there and storage_of(now[key]) != storage_of(view)]
+    written = {storage_of(views[key]) for key in moved}
+    before = {key: view.detach().clone() for key, view in views.items() if storage_of(view) in written}
     # a weight that the model still shares with the checkpoint changes when a weight that the checkpoint ties to it is written
-    now = {key: weight.detach().clone() if _storage(weight) in written else weight for key, weight in now.items()}
+    now = {key: weight.detach().clone() if storage_of(weight) in written else weight for key, weight in now.items()}
     for key in moved:
         views[key].detach().copy_(now[key])
     # after all are written: a tied weight cannot have two values, and a bias that the family lacks has no place
@@ -159,5 +159,6 @@ def written_back(model: Any) -> Any:
     return origin.hf_model
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """Address of the memory of a tensor: the same for views of one tensor."""
     return tensor.untyped_storage().data_ptr()

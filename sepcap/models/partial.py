@@ -5,9 +5,10 @@ over the same tokens starts from it. The library's own forward runs with the blo
 rotary embeddings and masks are computed as usual.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,17 +59,14 @@ def recording(model: Any, layers: Iterable[int]) -> Iterator[dict[int, Residual]
         nonlocal in_tuple
         in_tuple = isinstance(output, tuple)
 
-    def keep(layer: int) -> Callable[..., None]:
-        def copy(residual: Tensor, hook: Any) -> None:
-            # an inference tensor could not be used for fitting afterwards
-            with torch.inference_mode(False):
-                kept[layer] = Residual(layer, residual.detach().clone(), in_tuple)
-
-        return copy
+    def keep(layer: int, residual: Tensor, hook: Any) -> None:
+        # an inference tensor could not be used for fitting afterwards
+        with torch.inference_mode(False):
+            kept[layer] = Residual(layer, residual.detach().clone(), in_tuple)
 
     with ExitStack() as stack:
         stack.callback(model.blocks[0].register_forward_hook(look_at_form).remove)
-        stack.enter_context(with_hooks(model, [(hook_of(model, "resid_pre", layer), keep(layer)) for layer in wanted]))
+        stack.enter_context(with_hooks(model, [(hook_of(model, "resid_pre", layer), partial(keep, layer)) for layer in wanted]))
         yield kept
 
 

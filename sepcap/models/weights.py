@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.models.devices import check_at_hand
-from sepcap.models.hooked_transformers import written_back
+from sepcap.models.hooked_transformers import storage_of, written_back
 from sepcap.models.kinds import inner, is_hooked_transformer
 from sepcap.models.sites import get_site, live_weight, live_weights, n_layers
 from sepcap.models.wrappers import check_plain_weights, known_class
@@ -24,11 +24,16 @@ log = logging.getLogger(__name__)
 def fingerprint(model: Any) -> str:
     """Hash of all weights: a change of even a single weight changes the hash. Takes about a second per GB."""
     check_at_hand(inner(model), "a fingerprint")
+    return hash_of((_plain(name), parameter) for name, parameter in sorted(inner(model).named_parameters()))
+
+
+def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of tensors with their names, shapes and dtypes, in the order given."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(inner(model).named_parameters()):
-        digest.update(f"{_plain(name)}{tuple(parameter.shape)}{parameter.dtype}".encode())
+    for name, tensor in tensors:
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         # numpy has no bfloat16, but bytes
-        digest.update(parameter.detach().flatten().contiguous().view(torch.uint8).cpu().numpy().data)
+        digest.update(tensor.detach().flatten().contiguous().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -77,27 +82,23 @@ def plain_state_dict(model: Any) -> dict[str, Tensor]:
     wanted = _shell(hf_model).state_dict()
     named = [*hf_model.named_parameters(remove_duplicate=False), *hf_model.named_buffers(remove_duplicate=False)]
     have = {_plain(name): tensor.detach() for name, tensor in named if _plain(name) in wanted}
-    known = {_storage(tensor) for tensor in have.values()}
+    known = {storage_of(tensor) for tensor in have.values()}
     for block in model.blocks:
         for split, whole, parts in _fused(block):
-            known |= {_storage(p) for part in parts for p in part.parameters()}
+            known |= {storage_of(p) for part in parts for p in part.parameters()}
             _write_back(split, whole, parts, have)
     wrong = [key for key in wanted if key not in have or have[key].shape != wanted[key].shape]
     if wrong:
         raise NotImplementedError(f"cannot save this architecture: no weight found for {', '.join(wrong[:3])} ({len(wrong)} in all)")
     # an unembedding without bias has one of zeros in a bridge; in transformer-lens 3 that is a parameter
-    zero = {_storage(p) for p in model.unembed.parameters() if p.dim() == 1 and not p.any()} if hasattr(model, "unembed") else set()
-    adrift = [name for name, parameter in model.named_parameters() if _storage(parameter) not in known | zero]
+    zero = {storage_of(p) for p in model.unembed.parameters() if p.dim() == 1 and not p.any()} if hasattr(model, "unembed") else set()
+    adrift = [name for name, parameter in model.named_parameters() if storage_of(parameter) not in known | zero]
     if adrift:
         raise NotImplementedError(
             f"cannot save this architecture: it computes with a copy of {', '.join(adrift[:3])} ({len(adrift)} in all), whose place "
             "in the checkpoint is not known"
         )
     return {key: have[key].contiguous() for key in wanted}
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _fused(block: Any) -> Iterator[tuple[Callable[[], Sequence[Any]], Any, list[Any]]]:
@@ -135,7 +136,7 @@ def _write_back(split: Callable[[], Sequence[Any]], whole: Any, parts: Sequence[
             raise NotImplementedError("cannot save this architecture: the parts of a fused projection do not cover it")
         values = torch.cat([getattr(part, kind).detach().flatten() for part in parts]).to(data.dtype)
         put_together = torch.empty_like(data).view(-1).index_copy_(0, index, values).view(data.shape)
-        for key in [key for key, tensor in state.items() if _storage(tensor) == _storage(data) and tensor.shape == data.shape]:
+        for key in [key for key, tensor in state.items() if storage_of(tensor) == storage_of(data) and tensor.shape == data.shape]:
             state[key] = put_together
 
 

@@ -210,9 +210,7 @@ def cluster_neurons(
         >>> sepcap.cluster_neurons(sepcap.load_model(), k=96)  # doctest: +SKIP
         Clusters(6 layers × 1,024 neurons in 96 of 10 to 11 each, moefied)
     """
-    if seed < 0:
-        raise ValueError(f"seed={seed}: give a whole number, 0 or more")
-    check_clustering(model, k, n_init, max_iter)
+    check_clustering(model, k)
     say(moefy_cost(model, k, n_init))
     layers = range(n_layers(model))
     labels, inertias = [], []
@@ -225,6 +223,7 @@ def cluster_neurons(
     return Clusters(torch.stack(labels), k, input_fingerprint(model), how | {"inertia": inertias})
 
 
+@checked()
 def index_clusters(model: Any, k: int = K) -> Clusters:
     """The control clustering: neuron n is in cluster n mod k, not counting neurons without input weights.
 
@@ -247,16 +246,13 @@ def labels_by_index(live: Bool[Tensor, "layer neuron"], k: int) -> Int[Tensor, "
     return torch.where(live, (live.cumsum(dim=1) - 1) % k, -1)
 
 
-def check_clustering(model: Any, k: int, n_init: int = 1, max_iter: int = MAX_ITER) -> None:
-    """Raise if a model cannot be clustered with these arguments.
+def check_clustering(model: Any, k: int) -> None:
+    """Raise if the neurons of a model cannot be put into this many clusters.
 
     Raises:
-        ValueError: an argument below 1, or more clusters than a layer has neurons with input weights.
+        ValueError: more clusters than a layer has neurons with input weights.
         FloatingPointError: NaN or infinite weights.
     """
-    for name, value in (("k", k), ("n_init", n_init), ("max_iter", max_iter)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: give at least 1")
     layers, width = site_shape(model, "mlp")
     for layer in range(layers):
         norms = mlp_input_weights(model, layer).norm(dim=1)

@@ -98,8 +98,6 @@ def measure_concentration(
     """
     import pandas as pd
 
-    if draws < 1:
-        raise ValueError(f"draws={draws}: give at least 1")
     counts, sizes = clusters.counts(neurons).numpy(), clusters.sizes().numpy()
     n = counts.sum(axis=1)
     bins = torch.zeros_like(clusters.labels)

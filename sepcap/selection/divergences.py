@@ -1,6 +1,6 @@
 """Divergences between the activation distributions of two datasets, one number per neuron (METHODS 4)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -68,15 +68,12 @@ def _relative_entropy(p: Counts, q: Counts) -> Float[Tensor, " neuron"]:
 def _by_layer(
     forget: NeuronStatistics, retain: NeuronStatistics, bins: int, of_layer: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Float[Tensor, "layer *neuron"]:
-    layers = (of_layer(f, r, width) for f, r, width in _common(forget, retain, bins))
-    return torch.stack(list(layers)).view_as(forget.low)
-
-
-def _common(forget: NeuronStatistics, retain: NeuronStatistics, bins: int) -> Iterator[tuple[Counts, Counts, Float[Tensor, " neuron"]]]:
-    """Counts of both datasets in the same bins, exactly, and the width of the bins; layer by layer."""
+    """A divergence from the counts of both datasets in the same bins, exactly, and the width of the bins."""
     one, other = forget.require_histogram(), retain.require_histogram()
     common = grid_of(torch.minimum(one.low, other.low), torch.maximum(one.high, other.high), bins)
+    layers = []
     for f, r, *grid in zip(one.layers(), other.layers(), *(x.flatten(1) for x in common), strict=True):
         new = Grid(*grid)
-        counts = (regrid(x.counts, x.grid, new, bins).double() for x in (f, r))
-        yield next(counts), next(counts), power_of_two(new.exponent)
+        one_counted, other_counted = (regrid(x.counts, x.grid, new, bins).double() for x in (f, r))
+        layers.append(of_layer(one_counted, other_counted, power_of_two(new.exponent)))
+    return torch.stack(layers).view_as(forget.low)

@@ -208,7 +208,7 @@ def neuron_table(places: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """
     parts = []
     for site, at in places.items():
-        head = pd.array(at[:, 1], dtype="Int64") if at.shape[1] == 3 else pd.array([pd.NA] * len(at), dtype="Int64")
+        head = pd.array(at[:, 1] if at.shape[1] == 3 else [pd.NA] * len(at), dtype="Int64")
         parts.append(pd.DataFrame({"site": site, "layer": at[:, 0], "head": head, "neuron": at[:, -1]}))
     whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["site", "layer", "head", "neuron"])
     return whole.drop(columns="head") if bool(np.all(whole["head"].isna())) else whole
@@ -292,9 +292,7 @@ def top_of(
                 )
             flat = values[group].flatten().double().masked_fill(~left, -torch.inf)
             chosen = flat.argsort(descending=True, stable=True)[:n]
-            picked = torch.zeros_like(left)
-            picked[chosen] = True
-            masks[site][group] = picked.view(masks[site][group].shape)
+            masks[site][group] = torch.zeros_like(left).index_fill_(0, chosen, True).view(values[group].shape)
             lowest.append(float(flat[chosen[-1]]))
         thresholds[site] = min(lowest)
     return NeuronSet(masks), thresholds

@@ -9,9 +9,12 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from sepcap.tasks.sources.hub import Streamed
-from sepcap.tasks.task import Source, Split
+from sepcap.tasks.task import Source, Split, Task
 
 T = TypeVar("T")
+
+Named = tuple[str, str]
+"""Source of a text, and the text."""
 
 PerDocument = int | Literal["row"] | None
 """Maximum tokens per document in a sample: a number, "row" for as many as fit one row, None for whole documents."""
@@ -168,6 +171,19 @@ class Documents:
                 ids, cut = self.spelling.part(text, self.limit, self.seed)
             if ids:
                 yield Document(number, ids, cut)
+
+
+def documents_in_turn(task: Task, split: Split) -> Iterator[Named]:
+    """The documents of a split, read only as far as needed; for a mixture, one from each source in turn."""
+    return in_rounds(named_documents(source, split) for source in task.sources)
+
+
+def named_documents(source: Source, split: Split) -> Iterator[Named]:
+    """The documents of one source, each with its name, or else its number."""
+    parts: Iterable[Any] = source.slices(split) if isinstance(source, Streamed) else [source.documents(split)]
+    for part in parts:
+        for i, row in enumerate(part):
+            yield str(row.get("name") or f"{split} {row.get('row', i)}"), row["text"]
 
 
 def in_rounds(streams: Iterable[Iterator[T]]) -> Iterator[T]:

@@ -17,14 +17,13 @@ from sepcap.models.forward import positions_of
 from sepcap.models.kinds import architecture_of, kind_of
 from sepcap.storage import html_card
 from sepcap.tasks.batches import separator_of
-from sepcap.tasks.documents import Spelling, in_rounds
+from sepcap.tasks.documents import Named, Spelling, documents_in_turn, in_rounds, named_documents
 from sepcap.tasks.labelled_config import PER_CATEGORY, LabelledTextsConfig
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import check_content, check_context
 from sepcap.tasks.sources import local
-from sepcap.tasks.sources.hub import Streamed
 from sepcap.tasks.sources.local import LocalSource
-from sepcap.tasks.task import Source, Split, Task
+from sepcap.tasks.task import Split
 
 REFERENCE = "stdlib:pydoc_data/topics.py"
 """Name of the language reference in offline prose; the chapter follows after a #."""
@@ -44,9 +43,6 @@ OFFLINE_KINDS: dict[str, tuple[local.Kind, int, tuple[Split, ...]]] = {
 }
 """Kind of local text, depth of the folders that must differ (all C++ is from one package), and splits in order of use. A file is in
 the same split for prose and for Python, so that with the orders reversed no prose text has the docstrings of the code of another text."""
-
-Named = tuple[str, str]
-"""Source of a text, and the text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +121,7 @@ class LabelledTexts:
             [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1]]
         """
         rng, names = np.random.default_rng(seed), self.table["name"].to_numpy()
-        halves: list[dict[str, list[tuple[str, str]]]] = [{}, {}]
+        halves: tuple[dict[str, list[Named]], dict[str, list[Named]]] = ({}, {})
         for number, (category, texts) in enumerate(self.texts.items()):
             if len(texts) < 2 * FEWEST:
                 raise ValueError(
@@ -136,14 +132,7 @@ class LabelledTexts:
             order = rng.permutation(len(named))
             for half, chosen in zip(halves, (order[: len(named) // 2], order[len(named) // 2 :]), strict=True):
                 half[category] = [named[i] for i in sorted(chosen)]
-        first, second = (
-            LabelledTexts(
-                {category: tuple(text for _, text in named) for category, named in half.items()},
-                {category: tuple(name for name, _ in named) for category, named in half.items()},
-            )
-            for half in halves
-        )
-        return first, second
+        return _of_named(halves[0]), _of_named(halves[1])
 
     def rows(self, model: Any, length: int) -> Int[np.ndarray, "text pos"]:
         """Token ids of every text: the opening token if the model has one, and the first tokens up to `length`.
@@ -221,25 +210,25 @@ def load_labelled_texts(
         return texts
     if per_category < FEWEST or skip < 0:
         raise ValueError(f"per_category={per_category}, skip={skip}: a category needs {FEWEST} texts or more, and skip must be 0 or more")
-    if not isinstance(texts, Mapping | None):
-        raise TypeError(f"texts is a {type(texts).__name__}; give category -> list of texts, category -> task, or None")
     context = check_context(model, context)
-    found: dict[str, tuple[str, ...]] = {}
-    names: dict[str, tuple[str, ...]] = {}
+    found: dict[str, list[Named]] = {}
     taken = _Beginnings(model, context, context if differ_within is None else differ_within)
     for category, source in (dict.fromkeys(OFFLINE) if texts is None else texts).items():
         if isinstance(source, list | tuple):
             if not all(isinstance(text, str) for text in source):
                 kinds = ", ".join(sorted({type(text).__name__ for text in source}))
                 raise TypeError(f"texts[{category!r}] is a list of {kinds}; a list must contain only strings")
-            chosen = [(f"{category} {i + 1}", text) for i, text in enumerate(source)]
+            found[category] = [(f"{category} {i + 1}", text) for i, text in enumerate(source)]
             taken.add(source)
         else:
             documents = _offline(category) if source is None else _of_task(model, category, source)
-            chosen = _fitting(documents, category, skip, skip + per_category, taken)
-        found[category] = tuple(text for _, text in chosen)
-        names[category] = tuple(name for name, _ in chosen)
-    return LabelledTexts(found, names)
+            found[category] = _fitting(documents, category, skip, skip + per_category, taken)
+    return _of_named(found)
+
+
+def _of_named(found: Mapping[str, list[Named]]) -> LabelledTexts:
+    names, texts = ({category: tuple(each[i] for each in named) for category, named in found.items()} for i in (0, 1))
+    return LabelledTexts(texts, names)
 
 
 def texts_of(model: Any, config: LabelledTextsConfig) -> tuple[LabelledTexts, tuple[int, ...], int]:
@@ -353,23 +342,11 @@ def _of_task(model: Any, category: str, source: Any) -> Iterator[Named]:
     yield from itertools.chain.from_iterable(documents_in_turn(task, split) for split in HELD_OUT)
 
 
-def documents_in_turn(task: Task, split: Split) -> Iterator[Named]:
-    """The documents of a split; for a mixture, one from each source in turn."""
-    return in_rounds(_documents(source, split) for source in task.sources)
-
-
-def _documents(source: Source, split: Split) -> Iterator[Named]:
-    parts: Iterable[Any] = source.slices(split) if isinstance(source, Streamed) else [source.documents(split)]
-    for part in parts:
-        for i, row in enumerate(part):
-            yield str(row.get("name") or f"{split} {row.get('row', i)}"), row["text"]
-
-
 def _offline(category: str) -> Iterator[Named]:
     if category == "language reference":
         return _reference()
     kind, depth, splits = OFFLINE_KINDS[category]
-    return itertools.chain.from_iterable(_spread(_documents(LocalSource(kind), split), depth) for split in splits)
+    return itertools.chain.from_iterable(_spread(named_documents(LocalSource(kind), split), depth) for split in splits)
 
 
 def _spread(documents: Iterable[Named], depth: int) -> Iterator[Named]:

@@ -12,7 +12,7 @@ from jaxtyping import UInt64
 from sepcap.checks import checked
 from sepcap.errors import warn
 from sepcap.storage import html_card
-from sepcap.tasks.labelled import documents_in_turn
+from sepcap.tasks.documents import documents_in_turn
 from sepcap.tasks.load import load_task
 from sepcap.tasks.sources.ngrams import COMMON, LENGTH, among, copies_and_idiom, runs, united, words_in
 from sepcap.tasks.task import PARTS

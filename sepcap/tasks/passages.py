@@ -9,14 +9,13 @@ import re
 import reprlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, zip_longest
+from dataclasses import dataclass, replace
 from operator import index
 from typing import Any
 
 from sepcap.checks import checked
+from sepcap.tasks.documents import documents_in_turn
 from sepcap.tasks.load import load_task
-from sepcap.tasks.sources.hub import Streamed
 
 Ids = tuple[int, ...]
 
@@ -99,8 +98,7 @@ def passages(
             raise ValueError(f"texts[{i}] has no {at!r} with text before and after it: {shown!r}")
         if not -len(whole) <= which < len(whole):
             raise ValueError(f"which={which}: texts[{i}] has {len(whole)} {at!r} followed by a paragraph")
-        chosen = whole[which]
-        found.append(Passage(chosen.context, chosen.gap, chosen.following[:most], kind))
+        found.append(replace(whole[which], following=whole[which].following[:most]))
     return found
 
 
@@ -127,15 +125,12 @@ def sample_passages(
     Example:
         >>> sepcap.sample_passages(model.tokenizer, ["local-prose", "local-cpp"], 32)  # doctest: +SKIP
     """
-    for name, value in (("n", n), ("context", context), ("following", following)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: give at least 1")
     drawn: list[Passage] = []
     for task in [tasks] if isinstance(tasks, str) else tasks:
         task = load_task(task)
         found: list[Passage] = []
-        for text in _texts(task):
-            every = _passages_in(tokenizer, text, at, task.name)
+        for _, text in documents_in_turn(task, "evaluate"):
+            every = _passages_in(tokenizer, text[:LONGEST_TEXT], at, task.name)
             fitting = (p for p in every if len(p.context) >= context and len(p.following) >= following)
             if (first := next(fitting, None)) is not None:
                 found.append(Passage(first.context[-context:], first.gap, first.following[:following], task.name))
@@ -148,16 +143,6 @@ def sample_passages(
             )
         drawn += found
     return drawn
-
-
-def _texts(task: Any) -> Iterator[str]:
-    """The evaluation texts, from the sources of a mixture in turn; a stream is read only as far as needed."""
-    parts = [
-        chain.from_iterable(source.slices("evaluate")) if isinstance(source, Streamed) else source.documents("evaluate")
-        for source in task.sources
-    ]
-    for rows in zip_longest(*parts):
-        yield from (row["text"][:LONGEST_TEXT] for row in rows if row is not None)
 
 
 def _passages_in(tokenizer: Any, text: str, at: str, kind: str) -> Iterator[Passage]:

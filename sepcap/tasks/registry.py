@@ -21,7 +21,6 @@ class LocalRow:
     content: Literal["text", "images"] = "text"
 
 
-
 @dataclass(frozen=True)
 class DigitsRow:
     """Some of the handwritten digits that ship with scikit-learn."""
@@ -29,7 +28,6 @@ class DigitsRow:
     digits: tuple[int, ...]
     description: str
     content: Literal["text", "images"] = "images"
-
 
 
 PILE = "monology/pile-uncopyrighted"
@@ -259,17 +257,11 @@ def _cells(row: Row, whole: bool = False) -> dict[str, str]:
     if isinstance(row, DigitsRow):
         return cells | {"from": "scikit-learn", "filter": f"digits {', '.join(map(str, row.digits))}", "licence": "CC-BY-4.0"}
     shown = str if whole else _short
-    return cells | {
+    plain = ("configuration", "split", "label", "files", "revision", "licence", "gate")
+    return cells | {name: getattr(row, name) or "" for name in plain} | {
         "from": row.repository,
-        "configuration": row.configuration or "",
-        "split": row.split,
         "field": row.field if isinstance(row.field, str) else ", ".join(row.field),
-        "label": row.label or "",
         "filter": " and ".join(f"{field} {comparison} {shown(value)}" for field, comparison, value in row.filter),
-        "files": row.files or "",
-        "revision": row.revision or "",
-        "licence": row.licence,
-        "gate": row.gate,
     }
 
 

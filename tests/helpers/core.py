@@ -6,7 +6,6 @@ bridge's numbers beside it.
 
 import contextlib
 import copy
-import dataclasses
 import os
 from functools import partial
 from importlib import import_module
@@ -351,8 +350,8 @@ def test_a_bridge_is_not_made_into_something_else(tiny_folders):
 def test_other_logits_than_the_plain_models_are_refused(tiny_folders, monkeypatch):
     from sepcap.models import hooked_families
 
-    family = hooked_families.HOOKED_FAMILIES["GPT2LMHeadModel"]
-    wrong = dataclasses.replace(family, config=lambda config: family.config(config) | {"act_fn": "relu"})
+    options, module = hooked_families.HOOKED_FAMILIES["GPT2LMHeadModel"]
+    wrong = (lambda config: options(config) | {"act_fn": "relu"}, module)
     monkeypatch.setitem(hooked_families.HOOKED_FAMILIES, "GPT2LMHeadModel", wrong)
     with pytest.raises(NotImplementedError, match=r"HookedTransformer computes logits that differ .*leave out backend"):
         sepcap.load_model(tiny_folders["gpt2"], device="cpu", backend="hooked")

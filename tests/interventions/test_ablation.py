@@ -190,7 +190,6 @@ WRONG = [
     ({"layer": 0, "neurons": [1], "site": "attn_value"}, ValueError, "give head= too"),
     ({"layer": 0, "neurons": [1], "site": "mpl"}, ValueError, "Did you mean 'mlp'"),
     ({"layer": 0, "head": 0, "kind": "resample", "source": "tokns"}, ValueError, "source='tokns' is not known. Did you mean 'tokens'"),
-    ({"layer": 0, "head": 0, "kind": "resample", "reference": ["a text"]}, TypeError, "reference is a list; .*source="),
     ({"layer": 0, "head": 0, "kind": "zero", "source": "tokens"}, ValueError, "source= is for 'resample' and 'optimal'"),
     ({"layer": 0, "head": 0, "kind": "peak"}, ValueError, r"kind='peak' needs reference=.*histogram=True"),
     ({"layer": 0, "head": 0, "kind": "optimal"}, ValueError, "kind='optimal' needs source="),

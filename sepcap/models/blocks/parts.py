@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from sepcap.errors import unknown
 from sepcap.models.attention import FUSED, NATIVE, SEPARATE
-from sepcap.models.forward import call, device_of
+from sepcap.models.forward import Stop, call, device_of, evaluating
 from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer, kind_of
 from sepcap.models.sites import check_layer, site_shape
 
@@ -50,10 +51,6 @@ class Part:
     active: tuple[int, ...] | None
     context: int
     product_bytes: int
-
-
-class _Stop(Exception):
-    """Raised at the exit: nothing after it is needed."""
 
 
 class _FullPrecision(TorchFunctionMode):
@@ -135,8 +132,8 @@ def block_part(
     check_part(model, part, dtype)
     check_layer(model, layer)
     with _step_by_step(model), torch.no_grad():
-        seen = _look(model, layer, ids)
-        if f"{part}.hook_in" not in seen.values or not any(name in seen.values for name in _ends(part)):
+        args, kwargs, seen = _look(model, layer, ids)
+        if f"{part}.hook_in" not in seen or not any(name in seen for name in _ends(part)):
             raise NotImplementedError(
                 f"part={part!r} of {architecture_of(model)}: layer {layer} does not compute it (it is recurrent or "
                 f"convolutional); choose other layers, or part={next(other for other in PARTS if other != part)!r}"
@@ -144,10 +141,10 @@ def block_part(
         entry, leave = _between(seen, part, norm)
         block = model.blocks[layer]
         own = copy.deepcopy(block).to(dtype).eval()
-        args, kwargs = _cast(seen.args, dtype), {name: _cast(value, dtype) for name, value in seen.kwargs.items()}
+        args, kwargs = _cast(args, dtype), {name: _cast(value, dtype) for name, value in kwargs.items()}
         # the copy of OPT's or BERT's block still calls some hook points of the block that it was copied from
         at_entry, at_exit = ([b.get_submodule(name) for b in (own, block)] for name in (entry, leave))
-        base = _cast(seen.values[entry], dtype)
+        base = _cast(seen[entry], dtype)
         base = base.reshape(len(ids), base.shape[-1])
         where = torch.tensor(list(kept), device=base.device)
 
@@ -157,7 +154,7 @@ def block_part(
 
             def leave_here(_: Any, inputs: Any, output: Tensor) -> None:
                 added.append(output)
-                raise _Stop
+                raise Stop
 
             with ExitStack() as stack:
                 for point in at_entry:
@@ -169,7 +166,7 @@ def block_part(
                     stack.enter_context(_FullPrecision())
                 try:
                     own(*args, **kwargs)
-                except _Stop:
+                except Stop:
                     return added[0].reshape(len(ids), added[0].shape[-1]).index_select(0, where)
             raise RuntimeError(f"blocks.{layer}.{leave} was never called: {architecture_of(model)} has no such activation")
 
@@ -189,15 +186,6 @@ def block_part(
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """One pass up to the end of a block: the arguments of the block, and its activations in the order of computation."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    values: dict[str, Tensor]
-
-
 LOOKED_AT = (
     *(f"{norm}.hook_in" for norm in ("ln1", "ln2")),
     *(f"{norm}_post.hook_out" for norm in ("ln1", "ln2")),
@@ -205,41 +193,36 @@ LOOKED_AT = (
 )
 
 
-def _look(model: Any, layer: int, ids: Int[Tensor, " row"]) -> _Seen:
+def _look(model: Any, layer: int, ids: Int[Tensor, " row"]) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Tensor]]:
+    """One pass up to the end of a block: the arguments of the block, and its activations in the order of computation."""
     block = model.blocks[layer]
     values: dict[str, Tensor] = {}
     called: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    training = [module for module in model.modules() if module.training]
+
+    def keep(name: str, point: Any, inputs: Any, output: Any) -> None:
+        values.setdefault(name, output.detach())
 
     def stop(*_: Any) -> None:
-        raise _Stop
+        raise Stop
 
     with ExitStack() as stack:
-        for module in training:
-            stack.callback(setattr, module, "training", True)
-        model.eval()
+        stack.enter_context(evaluating(model))
         for name in LOOKED_AT:
-            if f"blocks.{layer}.{name}" in model.hook_dict:
-                point = model.hook_dict[f"blocks.{layer}.{name}"]
-
-                def keep(_: Any, inputs: Any, output: Any, name: str = name) -> None:
-                    values.setdefault(name, output.detach())
-
-                stack.callback(point.register_forward_hook(keep).remove)
+            if (point := model.hook_dict.get(f"blocks.{layer}.{name}")) is not None:
+                stack.callback(point.register_forward_hook(partial(keep, name)).remove)
         remember = block.register_forward_pre_hook(lambda _, args, kwargs: called.append((args, kwargs)), with_kwargs=True)
         stack.callback(remember.remove)
         stack.callback(block.register_forward_hook(stop).remove)
         try:
             call(model, ids[None].to(device_of(model)))
-        except _Stop:
-            args, kwargs = called[0]
-            return _Seen(args, kwargs, values)
+        except Stop:
+            return *called[0], values
     raise RuntimeError(f"layer {layer} was never called")
 
 
-def _between(seen: _Seen, part: str, norm: bool) -> tuple[str, str]:
+def _between(seen: dict[str, Tensor], part: str, norm: bool) -> tuple[str, str]:
     """Hook points at which the part begins and ends, by the order in which the hooks were called."""
-    order = {name: i for i, name in enumerate(seen.values)}
+    order = {name: i for i, name in enumerate(seen)}
     begins = f"{part}.hook_in"
     if norm:
         # Phi's mlp reads through the norm of its attention; a norm that comes later belongs to the stream itself (BERT, OPT-350m)
@@ -255,8 +238,8 @@ def _ends(part: str) -> tuple[str, str, str]:
     return f"{PARTS[part]}_post.hook_out", "attn.o.hook_out" if part == "attn" else "mlp.out.hook_out", f"{part}.hook_out"
 
 
-def _active(seen: _Seen, kept: Sequence[int], row: int) -> tuple[int, ...] | None:
-    post = seen.values.get("mlp.hook_post")
+def _active(seen: dict[str, Tensor], kept: Sequence[int], row: int) -> tuple[int, ...] | None:
+    post = seen.get("mlp.hook_post")
     if post is None:
         return None
     return tuple((post.reshape(row, -1)[list(kept)] != 0).sum(1).tolist())

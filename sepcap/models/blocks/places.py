@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -71,10 +72,10 @@ def place_hooks(model: Any, place: str, layers: Sequence[int], look: Look) -> li
                 "What works everywhere: 'resid_post'"
             )
 
-    def hook(layer: int) -> Callable[..., None]:
-        return lambda vectors, hook: look(layer, vectors)
+    def hooked(layer: int, vectors: Tensor, hook: Any) -> None:
+        look(layer, vectors)
 
-    return [(name, hook(layer)) for layer, name in names.items()]
+    return [(name, partial(hooked, layer)) for layer, name in names.items()]
 
 
 def head_hooks(model: Any, heads: Sequence[Head], look: Look) -> list[Hook]:
@@ -90,13 +91,10 @@ def head_hooks(model: Any, heads: Sequence[Head], look: Look) -> list[Hook]:
         if not (0 <= layer < layers and 0 <= head < n_heads):
             raise IndexError(f"head ({layer}, {head}) does not exist: the model has layers 0 to {layers - 1} with heads 0 to {n_heads - 1}")
 
-    def hook(layer: int, head: int) -> Callable[..., None]:
-        def write(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
-            look(layer, z[:, :, head] @ population.rows(layer)[head].to(z))
+    def write(layer: int, head: int, z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
+        look(layer, z[:, :, head] @ population.rows(layer)[head].to(z))
 
-        return write
-
-    return [(population.site.hook_name(layer), hook(layer, head)) for layer, head in heads]
+    return [(population.site.hook_name(layer), partial(write, layer, head)) for layer, head in heads]
 
 
 def norm_behind(model: Any, place: str) -> Literal["output", "sum"] | None:

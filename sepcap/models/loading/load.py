@@ -95,7 +95,10 @@ def load_model(
     placing = checked_device_map(device_map, max_memory, device)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_device(device)
-    dtype = _dtype(dtype)
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        dtype = DTYPES[dtype]
     if isinstance(model, str | Path):
         name = str(model)
         made_by = partial(random_model, seed=seed, placing=placing) if random_weights else partial(trained_model, placing=placing)
@@ -213,11 +216,3 @@ def _as_it_is(tokenizer: Any) -> Iterator[Any]:
 def _special(tokenizer: Any) -> tuple[int | None, ...]:
     """The size of the vocabulary and the special ids, which determine where rows begin and which tokens count."""
     return (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
-    return DTYPES[dtype]

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,13 +34,14 @@ def untrained(model: Any) -> Callable[[int], Any]:
     config.output_attentions = False
     beside = {"tokenizer": model.tokenizer, "processor": getattr(model, "processor", None)}
     where = {"device": device_of(model), "dtype": next(hf_model.parameters()).dtype}
-    return partial(_initialised, type(hf_model), config, str(model.cfg.model_name), beside | where)
+    kind, name = type(hf_model), str(model.cfg.model_name)
 
+    def initialised(seed: int) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fresh = kind(copy.deepcopy(config))
+        made = load_model(fresh, **beside, **where)
+        made.cfg.model_name = f"{name}, random weights (seed {seed})"
+        return made
 
-def _initialised(kind: type, config: Any, name: str, options: dict[str, Any], seed: int) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        fresh = kind(copy.deepcopy(config))
-    made = load_model(fresh, **options)
-    made.cfg.model_name = f"{name}, random weights (seed {seed})"
-    return made
+    return initialised

@@ -81,7 +81,7 @@ def plan_modularity(model: Any, config: ModularityConfig) -> ModularityPlan:
     """Load tasks and tokens, and check that every selection and clustering is possible."""
     for fraction in config.fractions:
         how_many(fraction, int(np.prod(site_shape(model, "mlp"))), "mlp")
-    check_clustering(model, config.k, config.n_init)
+    check_clustering(model, config.k)
     if config.control:
         untrained(model)  # an error must come now, not after the trained model is done
     context = check_context(model, config.context)

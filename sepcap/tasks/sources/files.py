@@ -60,7 +60,11 @@ def text_files(path: Path) -> list[Path]:
     mode = path.stat().st_mode
     files = sorted(_below(path)) if stat.S_ISDIR(mode) else [path]
     for file in files:
-        if not stat.S_ISREG(_stat(file).st_mode):
+        try:
+            regular = stat.S_ISREG(file.stat().st_mode)
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror}. Is it a broken link?") from error
+        if not regular:
             raise ValueError(f"{file} is not a regular file but a device, a pipe or a socket; give a file or a folder")
     kinds = {_kind(file)[0] for file in files}
     if not files or None in kinds:
@@ -68,13 +72,6 @@ def text_files(path: Path) -> list[Path]:
     if len(kinds) > 1:
         raise ValueError(f"{path} mixes {sorted(map(str, kinds))} files; give files of one kind")
     return files
-
-
-def _stat(file: Path) -> os.stat_result:
-    try:
-        return file.stat()
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}. Is it a broken link?") from error
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -167,8 +164,12 @@ def _texts(files: Sequence[Path], column: str | None) -> Iterator[dict[str, str]
             text = checked_text(row[column], where, column)
             allowed -= len(text)
             if allowed < 0:
-                raise ValueError(f"{file} unpacks to more than {RATIO} times its size, which no text does; reading stopped")
+                raise _too_much(file)
             yield {"text": text}
+
+
+def _too_much(file: Path) -> ValueError:
+    return ValueError(f"{file} unpacks to more than {RATIO} times its size, which no text does; reading stopped")
 
 
 def _column_in(row: Mapping[str, Any], column: str | None, asked: bool, where: str) -> str:
@@ -235,7 +236,7 @@ class _Bounded(io.RawIOBase):
         data = self._stream.read(len(buffer))
         self._left -= len(data)
         if self._left < 0:
-            raise ValueError(f"{self._file} unpacks to more than {RATIO} times its size, which no text does; reading stopped")
+            raise _too_much(self._file)
         buffer[: len(data)] = data
         return len(data)
 
@@ -343,40 +344,34 @@ def _table_rows(file: Path, column: str | None) -> Iterator[Row]:
 
     row = 0
     try:
-        names, batches = (_parquet if _kind(file)[0] == "Parquet" else _arrow)(file, column)
+        name, batches = (_parquet if _kind(file)[0] == "Parquet" else _arrow)(file, column)
         for batch in batches:
             batch.validate(full=True)
             for i in range(batch.num_rows):
-                yield f"{file}, row {row}", {name: batch.column(name)[i].as_py() for name in names}
+                yield f"{file}, row {row}", {name: batch.column(name)[i].as_py()}
                 row += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file} cannot be read as {_kind(file)[0]}, row {row} or before it: {error}") from error
 
 
-def _parquet(file: Path, column: str | None) -> tuple[list[str], Iterator[Any]]:
+def _parquet(file: Path, column: str | None) -> tuple[str, Iterator[Any]]:
     from pyarrow import parquet
 
-    table = parquet.ParquetFile(_mapped(file))
+    table = parquet.ParquetFile(str(file), memory_map=True)
     chosen = _column_of(table.schema_arrow, column, file)
-    return [chosen], table.iter_batches(batch_size=256, columns=[chosen])
+    return chosen, table.iter_batches(batch_size=256, columns=[chosen])
 
 
-def _arrow(file: Path, column: str | None) -> tuple[list[str], Iterator[Any]]:
+def _arrow(file: Path, column: str | None) -> tuple[str, Iterator[Any]]:
     import pyarrow
 
-    stream = _mapped(file)
+    stream = pyarrow.memory_map(str(file))
     as_file = stream.read(6) == b"ARROW1"
     stream.seek(0)
     table = pyarrow.ipc.open_file(stream) if as_file else pyarrow.ipc.open_stream(stream)
     chosen = _column_of(table.schema, column, file)
     batches = (table.get_batch(i) for i in range(table.num_record_batches)) if as_file else iter(table)
-    return [chosen], (batch.select([chosen]) for batch in batches)
-
-
-def _mapped(file: Path) -> Any:
-    import pyarrow
-
-    return pyarrow.memory_map(str(file))
+    return chosen, (batch.select([chosen]) for batch in batches)
 
 
 def _column_of(schema: Any, column: str | None, file: Path) -> str:

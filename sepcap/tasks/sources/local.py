@@ -32,7 +32,7 @@ from sepcap.tasks.task import Split
 
 Kind = Literal["prose", "python", "cpp"]
 
-SPLITS: dict[str, range] = {"evaluate": range(90, 100), "collect": range(80, 90), "train": range(0, 80)}
+SPLITS: dict[Split, range] = {"evaluate": range(90, 100), "collect": range(80, 90), "train": range(0, 80)}
 """Percent ranges of the path hash, in order: text that splits share is kept in the first of them and removed from the others."""
 
 VERSION = 4
@@ -202,7 +202,7 @@ def trained_on(path: Path) -> UInt32[np.ndarray, " run"]:
 
 def before(split: Split) -> tuple[Split, ...]:
     """The splits that keep the text that they share with this one."""
-    order: tuple[Split, ...] = ("evaluate", "collect", "train")
+    order = tuple(SPLITS)
     return order[: order.index(split)]
 
 
