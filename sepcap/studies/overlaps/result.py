@@ -168,5 +168,3 @@ def tensor_name(weights: str, seed: int, task: str, site: str) -> str:
 def scored(sites: Sequence[str] | Mapping[str, float]) -> list[str]:
     """Sites whose neurons are scored: heads are scored by their neurons."""
     return list(dict.fromkeys(HEADS_AT if site == "heads" else site for site in sites))
-
-
