@@ -21,7 +21,6 @@ class LocalRow:
     content: Literal["text", "images"] = "text"
 
 
-
 @dataclass(frozen=True)
 class DigitsRow:
     """Some of the handwritten digits that ship with scikit-learn."""
@@ -29,7 +28,6 @@ class DigitsRow:
     digits: tuple[int, ...]
     description: str
     content: Literal["text", "images"] = "images"
-
 
 
 PILE = "monology/pile-uncopyrighted"

@@ -214,7 +214,8 @@ def _along(table: Any, pruned: str, evaluated: str, column: str) -> list[float]:
 
 
 def _meeting_point(point: Sequence[Mapping[Any, Any]], label: str) -> go.Scatter:
-    ends = [error_bars(*(np.array([row[name]]) for name in ("value", "low", "high")), thickness=1, width=3, color=INK) for row in point]
+    values, low, high = (np.array([[row[name]] for row in point]) for name in ("value", "low", "high"))
+    ends = [error_bars(values[i], low[i], high[i], thickness=1, width=3, color=INK) for i in (0, 1)]
     marker = {"symbol": "diamond-open", "size": 10, "color": INK, "line": {"width": 1.6}}
     where = {"x": rounded([point[0]["value"]]), "y": rounded([point[1]["value"]])}
     return go.Scatter(**where, mode="markers", marker=marker, error_x=ends[0], error_y=ends[1], name=label)
