@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.drawing.parts import above, axes_of, colour_bar, panel_axes
 from sepcap.drawing.style import FAINT, GREY, SHARES, TICK_PX, Width, in_lines, new_figure, plain, rounded, width_px
 
 CELL_PX = 34
@@ -59,15 +60,11 @@ def heat_panels(
     height = down * each + (down - 1) * ROW_GAP_PX
     share, gap = cell * len(columns) / room, GAP_PX / room
     traces: list[Any] = []
-    above = {"xref": "paper", "xanchor": "left", "yref": "paper", "yanchor": "bottom"}
-    layout: dict[str, Any] = {
-        "annotations": [{"text": heading, "x": 0, "xshift": -left + 8, "y": 1, "yshift": 24, "align": "left", **above}]
-    }
+    layout: dict[str, Any] = {"annotations": [above(heading, shift=24, xshift=-left + 8, align="left")]}
     for i, (label, values) in enumerate(panels.items()):
-        key, row, column = "" if i == 0 else str(i + 1), i // across, i % across
+        (key, axes), (row, column) = axes_of(i), divmod(i, across)
         start, top = column * (share + gap), 1 - row * (each + ROW_GAP_PX) / height
         z = [rounded(line, 4) for line in values]
-        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
         look = {"coloraxis": "coloraxis", "hoverinfo": "text", "hovertext": hovers[label], "hoverongaps": False, "xgap": 1, "ygap": 1}
         traces.append(go.Heatmap(z=z, x=list(range(len(columns))), y=list(range(len(rows))), **look, **axes))
         where = {"xref": f"x{key}", "yref": f"y{key}"}
@@ -76,10 +73,8 @@ def heat_panels(
             for (r, c), value in np.ndenumerate(values)
             if cell >= LETTER_PX * (decimals + 2)
         ]
-        layout["annotations"].append({"text": plain(label), "x": start, "y": top, "yshift": 3, **above})
-        layout[f"xaxis{key}"] = {
-            "domain": [start, min(1.0, start + share)],
-            "anchor": f"y{key}",
+        layout["annotations"].append(above(plain(label), start, top))
+        x = {
             "title": {"text": column_title if row == down - 1 else ""},
             "showticklabels": row == down - 1,
             "tickvals": list(range(len(columns))),
@@ -89,9 +84,7 @@ def heat_panels(
             "ticks": "",
             "showline": False,
         }
-        layout[f"yaxis{key}"] = {
-            "domain": [max(0.0, top - each / height), top],
-            "anchor": f"x{key}",
+        y = {
             "title": {"text": row_title if column == 0 else ""},
             "tickvals": list(range(len(rows))),
             "ticktext": names,
@@ -100,13 +93,8 @@ def heat_panels(
             "ticks": "",
             "showline": False,
         }
-    bar = {
-        "title": {"text": title if "<" in title else in_lines(title, height), "side": "right"},
-        "nticks": 6,
-        "len": 1,
-        "xpad": 6,
-        "ypad": 0,
-    }
+        layout |= panel_axes(key, x, y, (start, start + share), (top - each / height, top))
+    bar = colour_bar(title if "<" in title else in_lines(title, height), nticks=6)
     layout["coloraxis"] = {"colorscale": SHARES, "cmin": limits[0], "cmax": limits[1], "colorbar": bar}
     layout["plot_bgcolor"] = FAINT
     return new_figure(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.drawing.parts import above, axes_of, entry, panel_axes
 from sepcap.drawing.style import FAINT, INK, TICK_PX, VERMILLION, Width, in_lines, layer_ticks, new_figure, rounded, width_px
 
 LEFT_PX = 46
@@ -108,29 +109,17 @@ def ridges(panels: Sequence[Panel], *, width: Width | None, legend: Sequence[go.
     headings = [in_lines(panel.heading, (share + gap) * (width_px(width) - LEFT_PX)) for panel in panels]
     for i, panel in enumerate(panels):
         b = panel.binned
-        key = "" if i == 0 else str(i + 1)
+        key, axes = axes_of(i)
         start = i * (share + gap)
         # the column of shares takes its space from the panel, so that panels stay apart
         room = (0.14 if len(panels) == 1 else 0.26) if _said(b) else 0.0
         end = min(1.0, start + share * (1 - room))
-        traces += [*_outlines(panel, key), _ends(panel, key)]
-        layout[f"xaxis{key}"] = {
-            "domain": [start, end],
-            "title": {"text": panel.title},
-            "range": [b.edges[0], b.edges[-1]],
-            "anchor": f"y{key}",
-        }
-        layout[f"yaxis{key}"] = {
-            "anchor": f"x{key}",
-            "range": [-0.15, tallest],
-            **layer_ticks(panel.layers, 16),
-            "title": {"text": "Layer"} if i == 0 else {},
-            "showline": False,
-        }
+        traces += [*_outlines(panel, axes), _ends(panel, axes)]
+        y = {"range": [-0.15, tallest], **layer_ticks(panel.layers, 16), "title": {"text": "Layer"} if i == 0 else {}, "showline": False}
+        layout |= panel_axes(key, {"title": {"text": panel.title}, "range": [b.edges[0], b.edges[-1]]}, y, (start, end))
         layout["annotations"] += _shares(b, key, end)
         if panel.heading:
-            place = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 4}
-            layout["annotations"].append({"text": headings[i], "align": "left", **place})
+            layout["annotations"].append(above(headings[i], start, shift=4, align="left"))
         if panel.line is not None:
             x, colour = panel.line
             place = {"xref": f"x{key}", "yref": f"y{key} domain", "x0": x, "x1": x, "y0": 0, "y1": 1}
@@ -138,16 +127,12 @@ def ridges(panels: Sequence[Panel], *, width: Width | None, legend: Sequence[go.
     plot_px = row_px * (tallest + 0.15)
     lines = max(heading.count("<br>") for heading in headings)
     margins: dict[str, Any] = {"left": LEFT_PX, "top": 30 + 15 * lines if any(headings) else 14}
-    entries = [*legend, _strokes()]
+    strokes = {"symbol": "line-ns", "size": 8, "line": {"color": INK, "width": 1}}
+    entries = [*legend, entry("lowest and highest neuron of the layer", mode="markers", marker=strokes)]
     said = _explained(panels)
     layout["legend"] = {"title": {"text": "<br>".join(said)}}
     rows = len(entries) + len(said)
     return new_figure([*traces, *entries], layout, width=width, plot_px=plot_px, legend_rows=rows, legend_below=True, **margins)
-
-
-def _strokes() -> go.Scatter:
-    marker = {"symbol": "line-ns", "size": 8, "line": {"color": INK, "width": 1}}
-    return go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name="lowest and highest neuron of the layer")
 
 
 def _explained(panels: Sequence[Panel]) -> list[str]:
@@ -168,10 +153,9 @@ def _top(b: Binned) -> float:
     return len(b.counts) - 1 + (1.3 if _said(b) else 1.0)
 
 
-def _outlines(panel: Panel, key: str) -> list[go.Scatter]:
+def _outlines(panel: Panel, axes: dict[str, str]) -> list[go.Scatter]:
     b = panel.binned
     highest = max(1, int(b.counts.max()))
-    axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
     ends = rounded(b.edges[[0, -1]], 7)
     step = float(b.edges[1] - b.edges[0])
     traces = []
@@ -219,7 +203,7 @@ def _hover(panel: Panel, layer: int, part: Binned, name: str) -> str:
     return "<br>".join(lines) + "<extra></extra>"
 
 
-def _ends(panel: Panel, key: str) -> go.Scatter:
+def _ends(panel: Panel, axes: dict[str, str]) -> go.Scatter:
     """The lowest and the highest neuron of every layer, by name."""
     x, y, hovers = [], [], []
     for layer, values in enumerate(panel.values):
@@ -240,8 +224,7 @@ def _ends(panel: Panel, key: str) -> go.Scatter:
         name="lowest and highest",
         cliponaxis=False,
         showlegend=False,
-        xaxis=f"x{key}",
-        yaxis=f"y{key}",
+        **axes,
     )
 
 

@@ -138,6 +138,11 @@ def capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
+def lower(text: str) -> str:
+    """The text with a small first letter and the rest unchanged."""
+    return text[0].lower() + text[1:]
+
+
 def metric_name(metric: str) -> str:
     """Name of a metric in titles; an unknown metric is an error."""
     if metric not in METRIC_NAMES:

@@ -20,6 +20,7 @@ from sepcap.tasks.samples import sample_task
 MISS = 2**31 - 1
 """Rank of a target if logits are not finite: outside every top-k, however few the classes."""
 
+
 @checked()
 def evaluate(
     model: Any,

@@ -128,6 +128,7 @@ def _other_images(model: Any, seed: int, task: Task) -> Draw:
 
 def _pictures(model: Any, seed: int, picture: Callable[[np.random.Generator, tuple[int, ...]], Any]) -> Draw:
     """Image donors, preprocessed by the model's processor; each has its own random stream, as for texts."""
+
     def draw(rows: Rows, first: int, former: Rows) -> Rows:
         drawn = [picture(np.random.default_rng([seed, first + i]), row.shape) for i, row in enumerate(rows)]
         return list(pixels_of(drawn, model.processor, len(rows[0])).numpy())

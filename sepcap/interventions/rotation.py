@@ -215,9 +215,7 @@ def check_rotation(model: Any, bias: str) -> None:
     attn, name = model.blocks[0].attn, architecture_of(model)
     tolerance = max(ROUNDING, 8 * torch.finfo(attn.W_V.dtype).eps)
     if bias == "fold" and attn.b_V is not None and attn.b_O is None:
-        raise NotImplementedError(
-            f"bias='fold' on {name}: it has a value bias, but no output bias b_O to fold it into; use bias='rotate'"
-        )
+        raise NotImplementedError(f"bias='fold' on {name}: it has a value bias, but no output bias b_O to fold it into; use bias='rotate'")
     for layer, (turned, expected, ones) in enumerate(_mixtures_of_known_values(model, d_head)):
         if not float((turned - expected).abs().max()) <= tolerance * float(expected.abs().max()):
             norm = norm_inside(model.blocks[layer].attn)

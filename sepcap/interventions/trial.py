@@ -142,9 +142,7 @@ class _Trial:
                 raise _refusal(model, layer, what, "with the input weights zeroed, neurons still depend on the input")
 
 
-def one_pass(
-    population: Population, entered: Sequence[Tensor] | None = None, put: Callable[[int, Tensor], Tensor] | None = None
-) -> Pass:
+def one_pass(population: Population, entered: Sequence[Tensor] | None = None, put: Callable[[int, Tensor], Tensor] | None = None) -> Pass:
     """Run a few tokens through a model, without hooks of the user other than permanent ones.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.drawing.parts import DOTTED, above, axes_of, colour_bar, entry, panel_axes
 from sepcap.drawing.style import (
     BLUE,
     FONT_PX,
@@ -199,20 +200,8 @@ def _floor(basis: Basis, neurons: slice) -> float:
     return float(0.7 / (basis.positions * np.diff(basis.edges[neurons], axis=1).max()))
 
 
-ZERO = {"color": INK, "width": 1, "dash": "dot"}
-
-
-def _zero_entry() -> go.Scatter:
-    return go.Scatter(x=[None], y=[None], mode="lines", line=ZERO, name="zero")
-
-
 def _zero(key: str) -> dict[str, Any]:
-    return {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": f"x{key}", "yref": f"y{key} domain", "line": ZERO}
-
-
-def _heading(text: str, x: float, y: float, size: float = FONT_PX) -> dict[str, Any]:
-    at = {"x": x, "xref": "paper", "xanchor": "left", "y": y, "yref": "paper", "yanchor": "bottom", "yshift": 3}
-    return {"text": text, "font": {"size": size}, **at}
+    return {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "xref": f"x{key}", "yref": f"y{key} domain", "line": DOTTED}
 
 
 def _panels(bases: list[Basis], tasks: list[str], chosen: list[int], where: str, width: Width) -> go.Figure:
@@ -224,16 +213,15 @@ def _panels(bases: list[Basis], tasks: list[str], chosen: list[int], where: str,
     gap = 0.12 if across <= 2 else 0.07
     share = (1 - gap * (across - 1)) / across
     traces: list[Any] = []
-    layout: dict[str, Any] = {"annotations": [_heading(where, 0, 1) | {"yshift": 22}], "shapes": []}
+    layout: dict[str, Any] = {"annotations": [above(where, shift=22, font={"size": FONT_PX})], "shapes": []}
     for i in range(len(chosen) * len(bases)):
         neuron, basis = i // len(bases), bases[i % len(bases)]
-        key = "" if i == 0 else str(i + 1)
+        key, axes = axes_of(i)
         row, column = divmod(i, across)
         top = 1 - row * (panel_px + GAP_PX) / total
         start = column * (share + gap)
         floor = _floor(basis, slice(neuron, neuron + 1))
         highest = max(float(t.density[neuron].max()) for t in basis.tasks)
-        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
         said = f"neuron {chosen[neuron]}" + (f", {basis.name}" if basis.name else "")
         x, y = _axes(basis, neuron, floor, highest)
         for of, (task, name) in enumerate(zip(basis.tasks, tasks, strict=True)):
@@ -242,11 +230,9 @@ def _panels(bases: list[Basis], tasks: list[str], chosen: list[int], where: str,
             marks = {"peak": task.peak[neuron], "mean": task.mean[neuron]}
             traces += [_mark(kind, float(v), 10 ** y["range"][1], 10 ** y["range"][0], of, hover, axes) for kind, v in marks.items()]
         last = row == rows - 1 or i + across >= len(chosen) * len(bases)
-        domain = [start, min(1.0, start + share)]
-        layout[f"xaxis{key}"] = {"domain": domain, "anchor": f"y{key}", "title": {"text": "Activation"} if last else {}, **x}
-        bottom = max(0.0, top - panel_px / total)
-        layout[f"yaxis{key}"] = {"domain": [bottom, top], "anchor": f"x{key}", "title": {"text": "Density"} if column == 0 else {}, **y}
-        layout["annotations"].append(_heading(capital(said), start, top, TICK_PX))
+        x, y = {"title": {"text": "Activation"} if last else {}, **x}, {"title": {"text": "Density"} if column == 0 else {}, **y}
+        layout |= panel_axes(key, x, y, (start, start + share), (top - panel_px / total, top))
+        layout["annotations"].append(above(capital(said), start, top, font={"size": TICK_PX}))
         layout["shapes"].append(_zero(key))
     entries = _entries(tasks)
     margins = {"left": 62, "right": 14, "top": 46, "legend_rows": len(entries), "legend_below": True}
@@ -264,16 +250,11 @@ def _mark(kind: str, at: float, top: float, bottom: float, of: int, hover: str, 
 
 
 def _entries(tasks: list[str]) -> list[go.Scatter]:
-    nothing = {"x": [None], "y": [None]}
-    grey = {"symbol": "triangle-down", "size": 8, "color": GREY}
     return [
-        *(
-            go.Scatter(**nothing, mode="lines", line={"color": c, "width": 1.5}, name=t, legendgroup=t)
-            for c, t in zip(COLOURS, tasks, strict=True)
-        ),
-        go.Scatter(**nothing, mode="markers", marker=grey, name="peak"),
-        go.Scatter(**nothing, mode="lines", line={"color": GREY, "width": 1, "dash": "dash"}, name="mean"),
-        _zero_entry(),
+        *(entry(t, mode="lines", line={"color": c, "width": 1.5}, legendgroup=t) for c, t in zip(COLOURS, tasks, strict=True)),
+        entry("peak", mode="markers", marker={"symbol": "triangle-down", "size": 8, "color": GREY}),
+        entry("mean", mode="lines", line={"color": GREY, "width": 1, "dash": "dash"}),
+        entry("zero", mode="lines", line=DOTTED),
     ]
 
 
@@ -287,51 +268,34 @@ def _maps(bases: list[Basis], tasks: list[str], chosen: list[int], where: str, w
     plot = width_px(width) - left - right
     each = (plot - pair_gap_px * (len(bases) - 1) - gap_px * len(bases)) / (2 * len(bases))
     traces: list[Any] = []
-    layout: dict[str, Any] = {"annotations": [_heading(where, 0, 1) | {"yshift": 22 if len(bases) > 1 else 3}], "shapes": []}
+    layout: dict[str, Any] = {"annotations": [above(where, shift=22 if len(bases) > 1 else 3, font={"size": FONT_PX})], "shapes": []}
     spread = [t.density[t.density > 0] for b in bases for t in b.tasks]
     floor_of = [_floor(b, slice(None)) for b in bases]
     low, high = np.log10(min(floor_of)), float(np.log10(max(s.max() for s in spread)))
     for i, (basis, floor) in enumerate(zip(bases, floor_of, strict=True)):
         start = i * (2 * each + gap_px + pair_gap_px) / plot
-        stop = min(1.0, start + (2 * each + gap_px) / plot)
-        pooled = str(3 * i + 1) if i else ""
-        axes = {"xaxis": f"x{pooled}", "yaxis": f"y{pooled}"}
+        stop = start + (2 * each + gap_px) / plot
+        pooled, axes = axes_of(3 * i)
         highest = max(float(t.density.mean(0).max()) for t in basis.tasks)
         x, y = _axes(basis, 0, floor / len(chosen), highest)
         for of, (task, name) in enumerate(zip(basis.tasks, tasks, strict=True)):
             hover = f"<b>{where}, {len(chosen)} neurons together</b><br>{name}"
             traces.append(_steps(basis, of, None, hover, name, axes, floor / len(chosen)))
-            key = str(3 * i + 2 + of)
-            traces += _map(basis, task, chosen, f"<b>{where}, neuron %{{y}}</b><br>{name}", {"xaxis": f"x{key}", "yaxis": f"y{key}"})
+            key, of_map = axes_of(3 * i + 1 + of)
+            traces += _map(basis, task, chosen, f"<b>{where}, neuron %{{y}}</b><br>{name}", of_map)
             begin = start + of * (each + gap_px) / plot
-            domain = [begin, min(1.0, begin + each / plot)]
-            layout[f"xaxis{key}"] = {"domain": domain, "anchor": f"y{key}", "title": {"text": "Activation"}, **x, "nticks": 4}
-            rows = {"type": "category", "range": [len(chosen) - 0.5, -0.5], **_rows(chosen, row_px)}
-            first = of == 0
-            layout[f"yaxis{key}"] = {
-                "domain": [0, map_px / total],
-                "anchor": f"x{key}",
-                "title": {"text": "Neuron"} if first else {},
-                **rows,
-            }
-            layout[f"yaxis{key}"]["showticklabels"] = first
-            layout["annotations"].append(_heading(name, begin, map_px / total, TICK_PX))
+            rows = {"type": "category", "range": [len(chosen) - 0.5, -0.5], **_rows(chosen, row_px), "showticklabels": of == 0}
+            rows |= {"title": {"text": "Neuron"} if of == 0 else {}}
+            along = {"title": {"text": "Activation"}, **x, "nticks": 4}
+            layout |= panel_axes(key, along, rows, (begin, begin + each / plot), (0, map_px / total))
+            layout["annotations"].append(above(name, begin, map_px / total, font={"size": TICK_PX}))
             layout["shapes"].append(_zero(key))
-        layout[f"xaxis{pooled}"] = {"domain": [start, stop], "anchor": f"y{pooled}", **x}
-        layout[f"yaxis{pooled}"] = {"domain": [1 - PANEL_PX / total, 1], "anchor": f"x{pooled}", "title": {"text": "Density"}, **y}
+        layout |= panel_axes(pooled, x, {"title": {"text": "Density"}, **y}, (start, stop), (1 - PANEL_PX / total, 1))
         layout["shapes"].append(_zero(pooled))
         if basis.name:
-            layout["annotations"].append(_heading(capital(basis.name), start, 1, TICK_PX))
-    bar = {
-        "title": {"text": "log<sub>10</sub> density", "side": "right", "font": {"size": FONT_PX}},
-        "dtick": 1,
-        "len": map_px,
-        "lenmode": "pixels",
-        "y": 0,
-        "yanchor": "bottom",
-        "xpad": 6,
-        "ypad": 0,
-    }
+            layout["annotations"].append(above(capital(basis.name), start, font={"size": TICK_PX}))
+    bar = colour_bar("log<sub>10</sub> density", dtick=1, len=map_px, lenmode="pixels", y=0, yanchor="bottom")
+    bar["title"]["font"] = {"size": FONT_PX}
     layout["coloraxis"] = {"colorscale": SHARES, "cmin": float(low), "cmax": high, "colorbar": bar}
     entries = [*_entries(tasks)[:2], *_map_entries()]
     margins = {"left": left, "right": right, "top": 46 if len(bases) > 1 else 26, "legend_rows": len(entries), "legend_below": True}
@@ -382,5 +346,5 @@ MARKS = {
 
 
 def _map_entries() -> list[go.Scatter]:
-    marks = [go.Scatter(x=[None], y=[None], mode="markers", marker=mark | {"size": 6}, name=kind) for kind, mark in MARKS.items()]
-    return [*marks, _zero_entry()]
+    marks = [entry(kind, mode="markers", marker=mark | {"size": 6}) for kind, mark in MARKS.items()]
+    return [*marks, entry("zero", mode="lines", line=DOTTED)]

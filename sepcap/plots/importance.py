@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.drawing.cells import Grid, counts_bar, logarithmic
+from sepcap.drawing.parts import DOTTED, above, axes_of, entry, panel_axes
 from sepcap.drawing.style import (
     GREY,
     INK,
@@ -150,8 +151,7 @@ def _figure(sites: list[Site], bins: int, width: Width, importance: str, tasks: 
     layout: dict[str, Any] = {"annotations": []}
     fullest = 1
     for i, s in enumerate(sites):
-        key = "" if i == 0 else str(i + 1)
-        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
+        key, axes = axes_of(i)
         grid = _grid(s, min(bins, MARKED_BINS) if s.crowded else bins)
         drawn.append((s, grid, axes))
         counts, chosen = _counts(s, slice(None), grid)
@@ -164,11 +164,10 @@ def _figure(sites: list[Site], bins: int, width: Width, importance: str, tasks: 
             apart = (grid.zero[1] + grid.low) / 2
             layout["annotations"] += [axis_break(f"x{key}", apart, f"y{key}"), axis_break(f"y{key}", apart, f"x{key}")]
         start = i * (panel + GAP) / total
-        domain = [start, min(1.0, start + panel / total)]
-        layout[f"xaxis{key}"] = {"domain": domain, "anchor": f"y{key}", "title": {"text": f"{importance} on {tasks[1]} (retain)"}, **axis}
-        layout[f"yaxis{key}"] = {"anchor": f"x{key}", "title": {"text": f"{importance} on {tasks[0]} (forget)"} if i == 0 else {}, **axis}
-        above = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 4}
-        layout["annotations"].append({"text": capital(SITE_NAMES[s.name]), **above})
+        x = {"title": {"text": f"{importance} on {tasks[1]} (retain)"}, **axis}
+        y = {"title": {"text": f"{importance} on {tasks[0]} (forget)"} if i == 0 else {}, **axis}
+        layout |= panel_axes(key, x, y, (start, start + panel / total))
+        layout["annotations"].append(above(capital(SITE_NAMES[s.name]), start, shift=4))
     if layers > 1:
         # the data of all layers together are in the figure twice, and their points also in the views of single layers
         room = (BYTES - sum(2 * _bytes(t) + (t["name"] == POINTS) * _bytes(t) for t in views[0])) // len(sites)
@@ -309,7 +308,7 @@ def _lines(s: Site, grid: Grid, axes: dict[str, str]) -> list[go.Scatter]:
     """Equal importance, and the lowest chosen score t: I_forget = t (I_retain + ε)."""
     low, high = grid.low, grid.low + grid.bins * grid.step
     common = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", **axes}
-    lines = [go.Scatter(x=[low, high], y=[low, high], line={"color": GREY, "width": 1, "dash": "dot"}, name=EQUAL, **common)]
+    lines = [go.Scatter(x=[low, high], y=[low, high], line={**DOTTED, "color": GREY}, name=EQUAL, **common)]
     if s.threshold is not None:
         x = np.linspace(low, high, 80)
         y = np.log10(s.threshold * (10**x + s.eps))
@@ -341,17 +340,11 @@ def _entries(sites: list[Site]) -> list[go.Scatter]:
     """The legend."""
     entries = []
     total = sum(int(s.chosen.sum()) for s in sites)
-
-    def mark(colour: str, said: str) -> go.Scatter:
-        return go.Scatter(x=[None], y=[None], mode="markers", marker={"color": colour, "size": 5}, name=said)
-
     if total:
         crowded = ", size: share of the cell" if any(s.crowded for s in sites) else ""
-        entries.append(mark(VERMILLION, f"{CHOSEN} ({total:,}){crowded}"))
-    dark = {"color": INK, "size": 7}
+        entries.append(entry(f"{CHOSEN} ({total:,}){crowded}", mode="markers", marker={"color": VERMILLION, "size": 5}))
     said = f"highest {NAMED}, lowest {NAMED} of a layer{'; ringed: chosen' if total else ''}"
-    entries.append(go.Scatter(x=[None], y=[None], mode="markers", marker=dark, name=said))
+    entries.append(entry(said, mode="markers", marker={"color": INK, "size": 7}))
     if any(s.threshold is not None for s in sites):
-        entries.append(go.Scatter(x=[None], y=[None], mode="lines", line={"color": INK, "width": 1, "dash": "dash"}, name=LOWEST))
-    entries.append(go.Scatter(x=[None], y=[None], mode="lines", line={"color": GREY, "width": 1, "dash": "dot"}, name=EQUAL))
-    return entries
+        entries.append(entry(LOWEST, mode="lines", line={"color": INK, "width": 1, "dash": "dash"}))
+    return [*entries, entry(EQUAL, mode="lines", line={**DOTTED, "color": GREY})]

@@ -37,16 +37,8 @@ def value_norms(
     gone = flat == 0
     flat[gone] = float("nan")
     binned = bin_layers(flat, edges_of(flat, bins), {"norm 0": gone})
-    panel = Panel(
-        "value neurons",
-        "norm",
-        "Norm of the row of W<sub>V</sub>",
-        flat,
-        tuple(norms.shape[1:]),
-        binned,
-        logarithmic=log_counts,
-        numbers=shown,
-    )
+    how = {"logarithmic": log_counts, "numbers": shown}
+    panel = Panel("value neurons", "norm", "Norm of the row of W<sub>V</sub>", flat, tuple(norms.shape[1:]), binned, **how)
     return ridges([panel], width=width)
 
 
@@ -71,15 +63,6 @@ def mlp_biases(
     shown = chosen_layers(layers, range(len(biases)))
     biases = biases[shown].numpy()
     binned = bin_layers(biases, edges_of(biases, bins), {"bias &lt; 0": biases < 0})
-    panel = Panel(
-        "MLP neurons",
-        "bias",
-        "Input bias of the MLP neuron",
-        biases,
-        biases.shape[1:],
-        binned,
-        line=(0.0, GREY),
-        logarithmic=log_counts,
-        numbers=shown,
-    )
+    how = {"line": (0.0, GREY), "logarithmic": log_counts, "numbers": shown}
+    panel = Panel("MLP neurons", "bias", "Input bias of the MLP neuron", biases, biases.shape[1:], binned, **how)
     return ridges([panel], width=width)

@@ -17,6 +17,8 @@ from sepcap.statistics.histogram import Histogram, check_count
 from sepcap.storage import html_card, load_tensors, save_tensors
 
 SUMS = ("positive", "total", "absolute", "root", "deviation")
+
+
 @dataclass(frozen=True, eq=False)
 class NeuronStatistics(GradientImportances):
     """Sums over the kept token positions of a dataset, for every neuron of one site.

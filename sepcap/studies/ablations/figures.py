@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.drawing.parts import above, axes_of, band, colour_bar, panel_axes, row_axis, translucent, upright
 from sepcap.drawing.style import (
     BLUE,
     GREY,
@@ -22,6 +23,7 @@ from sepcap.drawing.style import (
     every,
     in_lines,
     layer_ticks,
+    lower,
     metric_name,
     new_figure,
     plain,
@@ -41,9 +43,7 @@ LOOK = dict(zip(COMPARED, zip(PALETTE, SYMBOLS, strict=True), strict=True))
 """Colour and symbol of every kind, the same in all figures."""
 
 
-def ablations(
-    comparison: Any, metric: str = "loss", *, layers: Sequence[int] | None = None, width: Width = "column"
-) -> go.Figure:
+def ablations(comparison: Any, metric: str = "loss", *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Change in a metric under every kind of ablation: points with 95% intervals for a few heads, else a heat map per kind.
 
     In a heat map, a dot marks the heads whose interval contains 0.
@@ -63,8 +63,7 @@ def ablations(
 
 
 def _change(metric: str) -> str:
-    name = metric_name(metric)
-    return f"Change in {name[0].lower()}{name[1:]}{METRIC_UNITS.get(metric, '')}"
+    return f"Change in {lower(metric_name(metric))}{METRIC_UNITS.get(metric, '')}"
 
 
 def _points(comparison: Any, metric: str, width: Width) -> go.Figure:
@@ -94,17 +93,16 @@ def _points(comparison: Any, metric: str, width: Width) -> go.Figure:
         point = {"mode": "markers", "name": kind, "marker": {"color": colour, "size": 7, "symbol": symbol}}
         traces.append(go.Scatter(x=rounded([line[value]]), y=[y], **point, hovertext=[hover], hoverinfo="text", **common))
         notes.append({"text": said, "x": 1, "y": y, **beside, "xshift": 8, "font": small})
-    dotted = {"color": INK, "width": 1, "dash": "dot"}
     layout = {
         "xaxis": {
             "title": {"text": f"{_change(metric)}<br>{_measured(comparison)}, with 95% intervals"},
             "nticks": 5,
             "range": _range(table[[value, low, high]].to_numpy()),
         },
-        "yaxis": {"range": [-0.7, n - 0.3], "tickvals": list(ticks), "ticktext": list(ticks.values()), "ticks": "", "showline": False},
+        "yaxis": row_axis(ticks, -0.7, n - 0.3),
         "annotations": notes,
         "shapes": [
-            {"type": "line", "x0": 0, "x1": 0, "y0": top - len(comparison.kinds) + 0.4, "y1": top + 0.6, "line": dotted, "layer": "below"}
+            upright(0, top - len(comparison.kinds) + 0.4, top + 0.6, layer="below")
             for top in (n - 2 - i * each for i in range(len(comparison.targets)))
         ],
     }
@@ -156,8 +154,7 @@ def _heat_maps(comparison: Any, metric: str, of_layers: Sequence[int] | None, wi
     layout: dict[str, Any] = {"annotations": [{"text": said, **below, "yshift": -46, "font": {"size": TICK_PX}}]}
     for i, kind in enumerate(comparison.kinds):
         row, column = divmod(i, columns)
-        key = "" if i == 0 else str(i + 1)
-        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
+        key, axes = axes_of(i)
         of_kind = (table["kind"] == kind).to_numpy()
         cells = np.full((3, layers, heads), np.nan)
         cells[:, at["layer"][of_kind], at["head"][of_kind]] = changes[of_kind].T
@@ -173,28 +170,13 @@ def _heat_maps(comparison: Any, metric: str, of_layers: Sequence[int] | None, wi
         top, left = total - row * (height + GAP_PX), column * (share + gap)
         # the last row may have fewer panels than the row above
         last, first = i + columns >= len(comparison.kinds), column == 0
-        layout[f"xaxis{key}"] = {
-            "title": {"text": "Head"} if last else {},
-            "domain": [left, min(1.0, left + share)],
-            "anchor": f"y{key}",
-            "range": [-0.5, heads - 0.5],
-            "showticklabels": last,
-            "tick0": 0,
-            "dtick": every(heads, 5),
-        }
-        layout[f"yaxis{key}"] = {
-            "title": {"text": "Layer"} if first else {},
-            "domain": [max(0.0, (top - height) / total), top / total],
-            "anchor": f"x{key}",
-            "range": [-0.5, layers - 0.5],
-            "showticklabels": first,
-            **layer_ticks(shown, height / 14),
-        }
-        place = {"x": left, "xref": "paper", "xanchor": "left", "y": top / total, "yref": "paper", "yanchor": "bottom", "yshift": 3}
-        layout["annotations"].append({"text": capital(kind), **place})
-    bar = {"title": {"text": in_lines(name, total), "side": "right"}, "len": 1, "xpad": 6, "ypad": 0}
+        x = {"title": {"text": "Head"} if last else {}, "range": [-0.5, heads - 0.5], "showticklabels": last, "tick0": 0}
+        y = {"title": {"text": "Layer"} if first else {}, "range": [-0.5, layers - 0.5], "showticklabels": first}
+        x, y = x | {"dtick": every(heads, 5)}, y | layer_ticks(shown, height / 14)
+        layout |= panel_axes(key, x, y, (left, left + share), ((top - height) / total, top / total))
+        layout["annotations"].append(above(capital(kind), left, top / total))
     scale, ticks = _diverging(changes[:, 0])
-    layout["coloraxis"] = {**scale, "colorbar": {**bar, **ticks}}
+    layout["coloraxis"] = {**scale, "colorbar": colour_bar(in_lines(name, total), **ticks)}
     return new_figure(traces, layout, width=width, plot_px=total, left=48, right=90, top=26, bottom=64)
 
 
@@ -231,8 +213,7 @@ def ablation_sweep(result: Any, *, width: Width = "column") -> go.Figure:
     total = 2 * high + between
     panels = (("top1", (0.0, (1 - gap) / 2), 1), ("loss", ((1 + gap) / 2, 1.0), 1), ("top1", (0.0, 1.0), 0))
     for i, (metric, across, row) in enumerate(panels):
-        key, paired = "" if i == 0 else str(i + 1), row == 0
-        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
+        (key, axes), paired = axes_of(i), row == 0
         for kind in config["kinds"]:
             values = several[kind][metric]
             if paired:
@@ -240,19 +221,13 @@ def ablation_sweep(result: Any, *, width: Width = "column") -> go.Figure:
                     continue
                 values = values - several[reference][metric]
             traces += _with_band(kind, values, metric, f"minus {reference}" if paired else "", config, axes, i == 0)
-        layout[f"xaxis{key}"] = {
-            "title": {"text": "Share ablated"},
-            "tickformat": ".0%",
-            "tickvals": [0, 0.25, 0.5, 0.75, 1] if paired else [0, 0.5, 1],
-            "range": [0, 1],
-            "domain": across,
-            "anchor": f"y{key}",
-        }
+        x = {"title": {"text": "Share ablated"}, "tickformat": ".0%", "range": [0, 1]}
+        x["tickvals"] = [0, 0.25, 0.5, 0.75, 1] if paired else [0, 0.5, 1]
         title = metric_name(metric) + METRIC_UNITS.get(metric, "")
         said = f"{title}<br>minus {reference} ablation" if paired else title
-        domain = [0, high / total] if paired else [1 - high / total, 1]
-        layout[f"yaxis{key}"] = {"title": {"text": said}, "nticks": 6, "anchor": f"x{key}", "domain": domain}
-        layout[f"yaxis{key}"] |= {"zeroline": True, "zerolinecolor": GREY, "zerolinewidth": 1} if paired else {"rangemode": "tozero"}
+        y = {"zeroline": True, "zerolinecolor": GREY, "zerolinewidth": 1} if paired else {"rangemode": "tozero"}
+        down = (0, high / total) if paired else (1 - high / total, 1)
+        layout |= panel_axes(key, x, {"title": {"text": said}, "nticks": 6, **y}, across, down)
     n = len(config["seeds"])
     said = f"<br>band: lowest to highest of {n} seeds" if n > 1 else "<br>one seed"
     layout["legend"] = {"title": {"text": f"{plain(config['task'])}<br>{SITE_NAMES[config['site']]}{said}"}}
@@ -270,8 +245,6 @@ def _with_band(kind: Any, seeds: Any, metric: str, minus: str, config: Any, axes
     colour, symbol = LOOK[kind]
     gone, values = seeds.index.to_numpy(), seeds.to_numpy()
     low, mean, high = values.min(axis=1), values.mean(axis=1), values.max(axis=1)
-    faint = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": _see_through(colour)}
-    edge = {"x": rounded([*gone, *gone[::-1]]), "y": rounded([*high, *low[::-1]])}
     hovers = [
         f"<b>{kind} {minus}</b><br>{share_gone:.0%} of {config['neurons']:,} {SITE_NAMES[config['site']]} ablated<br>"
         f"{metric_name(metric)} {mean[k]:.4g}, seeds {low[k]:.4g} to {high[k]:.4g}"
@@ -280,11 +253,6 @@ def _with_band(kind: Any, seeds: Any, metric: str, minus: str, config: Any, axes
     look = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"color": colour, "size": 5, "symbol": symbol}}
     told = {"name": kind, "legendgroup": kind, "showlegend": first, "hovertext": hovers, "hoverinfo": "text"}
     return [
-        go.Scatter(**edge, **faint, legendgroup=kind, hoverinfo="skip", showlegend=False, **axes),
+        band(gone, low, high, translucent(colour, 0.18), legendgroup=kind, showlegend=False, **axes),
         go.Scatter(x=rounded(gone), y=rounded(mean), **look, **told, cliponaxis=False, **axes),
     ]
-
-
-def _see_through(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"

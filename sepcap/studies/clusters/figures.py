@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.drawing.parts import band, error_bars, layer_axis, level, translucent
 from sepcap.drawing.style import (
     BLUE,
     DASHES,
@@ -19,7 +20,6 @@ from sepcap.drawing.style import (
     VERMILLION,
     Width,
     chosen_layers,
-    every,
     new_figure,
     plain,
     rounded,
@@ -86,8 +86,7 @@ def concentration_curve(result: Any, *, fraction: float | None = None, task: str
             if of_weights != weights or (clusters, how) != ("moefied", SCORE) or not rows.any():
                 continue
             mean, low, high = 100 * chance[rows].mean(axis=0)
-            band = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": _see_through(tint)}
-            bands.append(go.Scatter(x=[*x, *x[::-1]], y=rounded([*high, *low[::-1]]), **band, hoverinfo="skip", showlegend=False))
+            bands.append(band(x, low, high, translucent(tint), showlegend=False))
             lines.append((said, mean, totals.loc[rows, "chance"].mean(), {"color": tint, "width": 1, "dash": DASHES[2]}))
     traces = list(bands)
     for name, y, area, line in lines:
@@ -143,7 +142,6 @@ def concentration_profile(
         table = table[table["task"] == task]
     shown_layers = chosen_layers(layers, range(result.tensors[f"labels-trained-{result.config['seeds'][0]}"].shape[0]))
     table = table[table["layer"].isin(shown_layers)]
-    first, last = shown_layers[0], shown_layers[-1]
     traces: list[Any] = []
     cut: list[Any] = []
     ends: list[float] = [-0.1, 0.1]
@@ -159,12 +157,11 @@ def concentration_profile(
         for gone, bound, triangle in ((whole_low < low, bounds[0], "triangle-down"), (whole_high > high, bounds[1], "triangle-up")):
             cut += [_goes_on(x[gone], bound, triangle, colour)] if gone.any() else []
         ends += [float(v) for v in (*value, *low, *high) if np.isfinite(v)]
-        bars = {"type": "data", "symmetric": False, "array": rounded(high - value), "arrayminus": rounded(value - low)}
         traces.append(
             go.Scatter(
                 x=x.tolist(),
                 y=rounded(value),
-                error_y={**bars, "thickness": 1.2, "width": 2, "color": colour},
+                error_y=error_bars(value, low, high, thickness=1.2, width=2, color=colour),
                 mode="lines+markers",
                 name=name,
                 line={"color": colour, "width": 1, "dash": dash},
@@ -181,11 +178,10 @@ def concentration_profile(
     told += "<br>triangles: the interval continues" if cut else ""
     empty = [str(n) for n in shown_layers if n not in set(table.loc[table["weights"] == "trained", "layer"])]
     told += f"<br>no selected neurons in layer {', '.join(empty[:6])}{', …' * (len(empty) > 6)}" if empty else ""
-    zero = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": INK, "width": 1, "dash": "dot"}}
     layout = {
-        "xaxis": {"title": {"text": "Layer"}, "range": [first - 0.5, last + 0.5], "tick0": 0, "dtick": every(last - first + 1, 12)},
+        "xaxis": layer_axis(shown_layers, 0.5),
         "yaxis": {"title": {"text": "Concentration (0: random, 1: maximum)"}, "range": [min(ends) - pad, max(ends) + pad], "dtick": 0.25},
-        "shapes": [zero | {"layer": "below"}],
+        "shapes": [level(0, layer="below")],
         "legend": {"title": {"text": _title(result, fraction, task) + told}},
     }
     return new_figure([*traces, *cut], layout, width=width, plot_px=230, legend_rows=len(traces) + 4 + bool(cut) + bool(empty))
@@ -220,8 +216,3 @@ def _hover(name: str, row: dict[str, Any]) -> str:
         f"<b>{name}</b>, layer {row['layer']}<br>concentration {row['concentration']:.3f}{ends}".replace("-", "−")
         + f"<br>area {row['area']:.3f}, random sets {row['chance']:.3f}<br>{row['neurons']:.3g} task neurons per seed"
     )
-
-
-def _see_through(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.2)"

@@ -6,7 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.drawing.heat import heat_panels
-from sepcap.drawing.style import INK, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
+from sepcap.drawing.parts import level
+from sepcap.drawing.style import PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
 
 SHOWN = {"relative": "Selected neurons", "random": "Random neurons"}
 
@@ -74,10 +75,9 @@ def cross_task_bisection(result: Any, *, width: Width = "column") -> go.Figure:
             f"<b>{plain(found['task'])}</b><br>{n:,} neurons pruned<br>relative accuracy {v:.3f}"
             for n, v in zip(points["n"], points["relative"], strict=True)
         ]
-        marker = {"symbol": symbol, "size": 7, "color": fills, "line": {"color": colour, "width": 1.3}}
+        marker = {"symbol": symbol, "size": 7, "color": ["white", *fills], "line": {"color": colour, "width": 1.3}}
         line = {"color": colour, "width": 1}
         x, y = rounded([0, *(points["n"] / neurons)]), rounded([1, *points["relative"]])
-        marker["color"] = ["white", *fills]
         traces.append(
             go.Scatter(
                 x=x, y=y, mode="lines+markers", line=line, marker=marker, name=plain(f"{found['task']}: {found['n']:,}"),
@@ -87,12 +87,7 @@ def cross_task_bisection(result: Any, *, width: Width = "column") -> go.Figure:
     layout = {
         "xaxis": {"title": {"text": f"{capital(SITE_NAMES[config['site']])} pruned"}, "tickformat": ".0%", "range": [-0.02, 1.02]},
         "yaxis": {"title": {"text": f"{metric_name(config['metric'])} left (share)"}, "rangemode": "tozero", "nticks": 6},
-        "shapes": [
-            {
-                "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": config["target"], "y1": config["target"],
-                "line": {"color": INK, "width": 1, "dash": "dot"},
-            }
-        ],
+        "shapes": [level(config["target"])],
         "legend": {"title": {"text": f"Neurons pruned at {100 * config['target']:.3g}% (filled marker)"}},
-    }  # fmt: skip
+    }
     return new_figure(traces, layout, width=width, plot_px=220, legend_rows=len(traces) + 1)

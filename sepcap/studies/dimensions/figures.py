@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.drawing.parts import above, axes_of, panel_axes
 from sepcap.drawing.style import PALETTE, SYMBOLS, Width, every, is_wide, new_figure, plain, rounded, width_px
 from sepcap.models.blocks.places import stage_name
 
@@ -38,8 +39,7 @@ def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
     layout: dict[str, Any] = {"annotations": []}
     for i, dim in enumerate(dims):
         row, column = divmod(i, columns)
-        key = "" if i == 0 else str(i + 1)
-        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
+        key, axes = axes_of(i)
         for number, category in enumerate(categories):
             of_category = (values["dim"] == dim) & (values["category"] == category)
             look = {"colour": PALETTE[number % len(PALETTE)], "symbol": SYMBOLS[number % len(SYMBOLS)]}
@@ -47,25 +47,13 @@ def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
             own = means[(means["dim"] == dim) & (means["category"] == category)]
             thick.append(_mean(own, dim, category, look, axes, first=i == 0))
         left, top = column * (share + GAP_PX / inside), 1 - row * (HEIGHT_PX + ROW_GAP_PX) / total
-        layout[f"xaxis{key}"] = {
-            "title": {"text": "After layer"},
-            "domain": [left, min(1.0, left + share)],
-            "anchor": f"y{key}",
-            "range": [-0.3, stages[-1] + 0.3],
-            "tickvals": ticks,
-            "ticktext": ["emb.", *(str(stage - 1) for stage in ticks[1:])],
-            "tickangle": 0,
-        }
-        layout[f"yaxis{key}"] = {
-            "title": {"text": "Value in the<br>residual stream"},
-            "domain": [max(0.0, top - HEIGHT_PX / total), top],
-            "anchor": f"x{key}",
-            "nticks": 6,
-        }
+        x = {"title": {"text": "After layer"}, "range": [-0.3, stages[-1] + 0.3], "tickvals": ticks, "tickangle": 0}
+        x["ticktext"] = ["emb.", *(str(stage - 1) for stage in ticks[1:])]
+        y = {"title": {"text": "Value in the<br>residual stream"}, "nticks": 6}
+        layout |= panel_axes(key, x, y, (left, left + share), (top - HEIGHT_PX / total, top))
         # with one column of panels a title can be as wide as the figure
-        place = {"xref": "paper", "yref": "paper", "xanchor": "left", "xshift": 8 - LEFT_PX if columns == 1 else 0, "yanchor": "bottom"}
-        place["yshift"] = 4
-        layout["annotations"].append({"text": f"Dimension {dim}{_test(result, i)}", "x": left, "y": top, **place})
+        begin = 8 - LEFT_PX if columns == 1 else 0
+        layout["annotations"].append(above(f"Dimension {dim}{_test(result, i)}", left, top, 4, xshift=begin))
     layout["legend"] = {"title": {"text": "Thin: one position of one text; thick: mean"}}
     options = {"left": LEFT_PX, "right": RIGHT_PX, "top": 26, "legend_rows": len(categories) + 1, "legend_below": True}
     return new_figure(thin + thick, layout, width=width, plot_px=total, **options)

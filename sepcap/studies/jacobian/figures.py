@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.drawing.style import BLUE, GREY, INK, VERMILLION, Width, chosen_layers, every, new_figure, plain, power_of_ten, rounded
+from sepcap.drawing.parts import DOTTED, entry, error_bars, layer_axis, level
+from sepcap.drawing.style import BLUE, GREY, INK, VERMILLION, Width, chosen_layers, new_figure, plain, power_of_ten, rounded
 from sepcap.errors import unknown
 from sepcap.studies.base.text import between, counted
 from sepcap.studies.jacobian.config import RANDOM, TRAINED
@@ -68,14 +69,7 @@ def jacobian_ranks(result: Any, measure: str = "rank", *, layers: Sequence[int] 
             go.Scatter(
                 x=rounded(x),
                 y=rounded(mean),
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": rounded(high - mean),
-                    "arrayminus": rounded(mean - low),
-                    "width": 3,
-                    "visible": bool(np.isfinite(high).any()),
-                },
+                error_y=error_bars(mean, low, high, width=3, visible=bool(np.isfinite(high).any())),
                 mode="markers" if any(at_least) else "lines+markers",
                 name=name,
                 line={"color": colour, "width": 1.5},
@@ -93,18 +87,13 @@ def jacobian_ranks(result: Any, measure: str = "rank", *, layers: Sequence[int] 
         highest = max(highest, float(np.nan_to_num([mean, high]).max()))
     if open_ended:
         arrow = {"symbol": "triangle-up", "size": 10, "color": INK}
-        traces.append(go.Scatter(x=[None], y=[None], mode="markers", name="lower bound: not settled", marker=arrow, hoverinfo="skip"))
+        traces.append(entry("lower bound: not settled", mode="markers", marker=arrow, hoverinfo="skip"))
     if measure == "rank":
         traces.append(_bounds(result, table))
         highest = max(highest, float(table["bound"].to_numpy().max()))
     title = f"Rank: singular values above<br>{c['threshold']:g} of the largest" if measure == "rank" else MEASURES[measure]
     layout = {
-        "xaxis": {
-            "title": {"text": "Layer"},
-            "range": [min(shown) - 0.4, max(shown) + 0.4],
-            "tick0": 0,
-            "dtick": every(max(shown) - min(shown) + 1, 12),
-        },
+        "xaxis": layer_axis(shown, 0.4),
         "yaxis": {"title": {"text": title}, "range": [0, 1.06 * highest or 1]},
         "legend": {"title": {"text": _said(result)}},
     }
@@ -154,8 +143,7 @@ def jacobian_spectra(result: Any, *, control: bool = True, layers: Sequence[int]
     bottom = max(-9, int(np.floor(np.log10(lowest))))
     step = max(1, -bottom // 5)
     powers = list(range(0, bottom - 1, -step))
-    dotted = {"color": INK, "width": 1, "dash": "dot"}
-    traces.append(go.Scatter(x=[None], y=[None], mode="lines", name=f"threshold of the rank, {c['threshold']:g}", line=dotted))
+    traces.append(entry(f"threshold of the rank, {c['threshold']:g}", mode="lines", line=DOTTED))
     layout = {
         "xaxis": {"title": {"text": "Index of the singular value"}, "range": [0, float(number[-1])], "nticks": 6},
         "yaxis": {
@@ -165,7 +153,7 @@ def jacobian_spectra(result: Any, *, control: bool = True, layers: Sequence[int]
             "tickvals": [10.0**power for power in powers],
             "ticktext": [power_of_ten(power) if power else "1" for power in powers],
         },
-        "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": c["threshold"], "y1": c["threshold"], "line": dotted}],
+        "shapes": [level(c["threshold"])],
         "legend": {"title": {"text": _said(result)}},
     }
     return new_figure(traces, layout, width=width, plot_px=230, right=24, legend_rows=len(named) + len(traces) - len(layers) + 2)

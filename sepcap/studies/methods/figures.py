@@ -6,20 +6,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.drawing.style import (
-    BLUE,
-    FAINT,
-    GREY,
-    INK,
-    SYMBOLS,
-    TICK_PX,
-    VERMILLION,
-    Width,
-    metric_name,
-    new_figure,
-    plain,
-    rounded,
-)
+from sepcap.drawing.parts import entry, level, row_axis, upright
+from sepcap.drawing.style import BLUE, FAINT, GREY, INK, SYMBOLS, TICK_PX, VERMILLION, Width, lower, metric_name, new_figure, plain, rounded
 from sepcap.studies.methods.config import METHODS
 from sepcap.studies.pruning.config import DIRECTIONS
 
@@ -74,26 +62,19 @@ def methods(result: Any, metric: str = "top1", *, width: Width = "column") -> go
             traces.append(go.Scatter(x=rounded(values), marker=filled | {"color": "white"}, hovertext=texts, **shown))
         values, texts = [row["separability"] for row in rows], [_hover(row) for row in rows]
         traces.append(go.Scatter(x=rounded(values), marker=filled, hovertext=texts, **shown))
-        key = {"symbol": symbol, "size": 6, "color": colour}
-        traces.append(go.Scatter(x=[None], y=[None], mode="markers", marker=key, name=plain(label)))
+        traces.append(entry(plain(label), mode="markers", marker={"symbol": symbol, "size": 6, "color": colour}))
     bounds = [row[column] for row in table for column in ("low", "high", "separability", "random_separability")]
     low, high = np.nanmin([0.0, *bounds]), np.nanmax([10.0, *bounds])
     margin = 0.04 * (high - low)
     layout = {
         "xaxis": {
-            "title": {"text": f"Separability, {name[0].lower()}{name[1:]} (%)"},
+            "title": {"text": f"Separability, {lower(name)} (%)"},
             "range": [low - margin, high + margin],
             "showgrid": True,
             "gridcolor": FAINT,
             "gridwidth": 0.5,
         },
-        "yaxis": {
-            "range": [y + 0.5, 0.6],
-            "tickvals": list(heights.values()),
-            "ticktext": [METHODS[method].label for method in heights],
-            "ticks": "",
-            "showline": False,
-        },
+        "yaxis": row_axis({at: METHODS[method].label for method, at in heights.items()}, y + 0.5, 0.6),
         "legend": {
             "title": {"text": "Mean over seeds, with 95% interval over texts<br>small dots: single seeds; open symbols: random neurons"}
         },
@@ -101,10 +82,9 @@ def methods(result: Any, metric: str = "top1", *, width: Width = "column") -> go
             {"text": f"<b>{text}</b>", "x": 0, "xref": "paper", "xanchor": "right", "xshift": -4, "y": at, "font": {"size": TICK_PX}}
             for text, at in headings
         ],
-        "shapes": [{"type": "line", "x0": 0, "x1": 0, "y0": y + 0.5, "y1": 0.6, "line": {"color": INK, "width": 1}, "layer": "below"}]
-        + [
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": at, "y1": at, "line": {"color": GREY, "width": 0.5}, "layer": "below"}
-            for _, at in headings[1:]
+        "shapes": [
+            upright(0, y + 0.5, 0.6, {"color": INK, "width": 1}, layer="below"),
+            *(level(at, {"color": GREY, "width": 0.5}, layer="below") for _, at in headings[1:]),
         ],
     }
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * (0.1 - y), left=150, legend_rows=4)

@@ -7,21 +7,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.drawing.heat import heat_panels
-from sepcap.drawing.style import (
-    DASHES,
-    GREY,
-    INK,
-    PALETTE,
-    SITE_NAMES,
-    SYMBOLS,
-    Width,
-    capital,
-    chosen_layers,
-    every,
-    new_figure,
-    plain,
-    rounded,
-)
+from sepcap.drawing.parts import error_bars, layer_axis, level, row_axis, upright
+from sepcap.drawing.style import DASHES, GREY, INK, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, chosen_layers, new_figure, plain, rounded
 from sepcap.errors import unknown
 from sepcap.studies.base.text import told_p, with_ends
 
@@ -160,13 +147,12 @@ def overlap_ratios(result: Any, *, fraction: float | None = None, width: Width =
     for i, ((weights, measure), (label, colour, fill, symbol)) in enumerate(shown.items()):
         rows = estimates[estimates["weights"] == weights].to_dict("records")
         value, low, high = (np.array([row[f"{measure}{end}"] for row in rows]) for end in ("", "_low", "_high"))
-        bars = {"type": "data", "symmetric": False, "array": rounded(high - value), "arrayminus": rounded(value - low)}
         shift = SHIFT * ((len(shown) - 1) / 2 - i)
         traces.append(
             go.Scatter(
                 x=rounded(value),
                 y=[heights[row["site"], row["first"], row["second"]] + shift for row in rows],
-                error_x={**bars, "thickness": 1, "width": 2, "color": colour},
+                error_x=error_bars(value, low, high, thickness=1, width=2, color=colour),
                 mode="markers",
                 name=label,
                 marker={"symbol": symbol, "size": 6, "color": fill, "line": {"color": colour, "width": 1.3}},
@@ -191,17 +177,10 @@ def overlap_ratios(result: Any, *, fraction: float | None = None, width: Width =
     layout = {
         "legend": {"title": {"text": told}},
         "xaxis": {"title": {"text": title}, "range": [1.06 * least, 1.06 * most]},
-        "yaxis": {
-            "range": [-0.5, top],
-            "tickvals": list(heights.values()),
-            "ticktext": [plain(f"{a}, {b}" + f" ({site})" * several) for site, a, b in heights],
-            "ticks": "",
-            "showline": False,
-        },
-        "shapes": [{"type": "line", "x0": 1, "x1": 1, "y0": -0.5, "y1": top, "line": {"color": INK, "width": 1, "dash": "dot"}}]
-        + [
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": {"color": GREY, "width": 0.4}, "layer": "below"}
-            for y in heights.values()
+        "yaxis": row_axis({y: plain(f"{a}, {b}" + f" ({site})" * several) for (site, a, b), y in heights.items()}, -0.5, top),
+        "shapes": [
+            upright(1, -0.5, top),
+            *(level(y, {"color": GREY, "width": 0.4}, layer="below") for y in heights.values()),
         ],
     }
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * len(keys) + 10, left=20, bottom=62, legend_rows=len(traces) + 1)
@@ -240,12 +219,8 @@ def overlap_layers(
             values = rows.groupby("layer")[measure].mean().reindex(shown).to_numpy(dtype=float)
             colour = PALETTE[i % len(PALETTE)]
             look = {"color": colour, "width": 1.6 if trained else 1, "dash": "solid" if trained else DASHES[2]}
-            marker = {
-                "color": colour if trained else "white",
-                "size": 6,
-                "symbol": SYMBOLS[i % len(SYMBOLS)],
-                "line": {"color": colour, "width": 1},
-            }
+            outline = {"color": colour, "width": 1}
+            marker = {"color": colour if trained else "white", "size": 6, "symbol": SYMBOLS[i % len(SYMBOLS)], "line": outline}
             label = f"{first}, {second}"
             said = [
                 f"<b>{plain(label)}{'' if trained else ', random weights'}</b><br>layer {k}: {v:.3g}"
@@ -256,17 +231,11 @@ def overlap_layers(
             traces.append(go.Scatter(x=shown, y=y, mode="lines+markers", line=look, marker=marker, cliponaxis=False, **told))
     name = MEASURES[measure][0]
     layout = {
-        "xaxis": {
-            "title": {"text": "Layer"},
-            "range": [shown[0] - 0.2, shown[-1] + 0.2],
-            "tick0": 0,
-            "dtick": every(shown[-1] - shown[0] + 1, 10),
-        },
+        "xaxis": layer_axis(shown, 0.2, 10),
         "yaxis": {"title": {"text": name}, "rangemode": "tozero", "nticks": 6},
         "legend": {"title": {"text": f"{SITE_NAMES[site]}, {100 * fraction:.3g}% selected<br>solid: trained, dotted: random weights"}},
     }
     if measure.startswith("ratio"):
-        dotted = {"color": INK, "width": 0.8, "dash": "dash"}
-        layout["shapes"] = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1, "line": dotted, "layer": "below"}]
+        layout["shapes"] = [level(1, {"color": INK, "width": 0.8, "dash": "dash"}, layer="below")]
     pairs = len(set(zip(table["first"], table["second"], strict=True)))
     return new_figure(traces, layout, width=width, plot_px=220, right=20, legend_rows=pairs + 2)

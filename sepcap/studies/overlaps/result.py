@@ -51,11 +51,6 @@ class Overlap(StudyResult):
         "layers": ("Overlap per layer", figures.overlap_layers),
     }
 
-    @property
-    def table(self) -> pd.DataFrame:
-        """The overlaps per layer and in total."""
-        return self.tables["overlap"]
-
     def totals(self) -> pd.DataFrame:
         """The rows for all layers together."""
         return self.table.query("layer.isna()").reset_index(drop=True)
@@ -168,5 +163,3 @@ def tensor_name(weights: str, seed: int, task: str, site: str) -> str:
 def scored(sites: Sequence[str] | Mapping[str, float]) -> list[str]:
     """Sites whose neurons are scored: heads are scored by their neurons."""
     return list(dict.fromkeys(HEADS_AT if site == "heads" else site for site in sites))
-
-

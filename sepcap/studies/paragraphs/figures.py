@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.drawing.parts import DOTTED, above, axes_of, band, error_bars, layer_axis, panel_axes, row_axis, translucent
 from sepcap.drawing.style import (
     BLUE,
     GREEN,
@@ -18,25 +19,13 @@ from sepcap.drawing.style import (
     Width,
     capital,
     chosen_layers,
-    every,
     is_wide,
     new_figure,
     plain,
     rounded,
 )
 from sepcap.errors import unknown
-from sepcap.studies.paragraphs.conditions import (
-    ALONE,
-    ANOTHER,
-    FIRST,
-    LAST,
-    MISMATCHED,
-    NEUTRAL,
-    ORIGINAL,
-    OTHER_KIND,
-    OWN,
-    TRANSFERRED,
-)
+from sepcap.studies.paragraphs.conditions import ALONE, ANOTHER, FIRST, LAST, MISMATCHED, NEUTRAL, ORIGINAL, OTHER_KIND, OWN, TRANSFERRED
 
 COLOURS = {ORIGINAL: GREEN, TRANSFERRED: VERMILLION, MISMATCHED: BLUE, OTHER_KIND: PURPLE, NEUTRAL: GREY}
 NAMES = {
@@ -52,6 +41,7 @@ MOST = 200
 """Most values of a condition that a violin is drawn from; of more, this many quantiles."""
 DONORS = {OWN: (VERMILLION, "circle", "own break"), ANOTHER: (BLUE, "square", "another text's break (control)")}
 PANELS = {ALONE: "This layer alone", FIRST: "Layers {first} to this one", LAST: "This layer to layer {last}"}
+GAIN = "Gain over the break alone<br>(nats per token)"
 ROW_PX = 30
 
 
@@ -95,7 +85,7 @@ def paragraph_distances(result: Any, metric: str = "distance", *, kind: str = "a
         colour, median = COLOURS.get(name, ORANGE), float(np.median(values))
         ticks[y] = capital(_name(name, int(given.get(name, 0))))
         drawn = values if len(values) <= MOST else np.quantile(values, np.linspace(0, 1, MOST))
-        look = {"line": {"color": colour, "width": 1}, "fillcolor": _faint(colour), "points": False, "meanline": {"visible": False}}
+        look = {"line": {"color": colour, "width": 1}, "fillcolor": translucent(colour), "points": False, "meanline": {"visible": False}}
         shape = {"orientation": "h", "side": "positive", "width": 1.5, "spanmode": "hard", "y0": y, "hoverinfo": "skip"}
         traces.append(go.Violin(x=rounded(drawn, 4), **shape, **look, showlegend=False))
         hover = f"<b>{plain(name)}</b><br>median {median:.3f}, mean {values.mean():.3f}, {len(values):,} texts"
@@ -107,14 +97,13 @@ def paragraph_distances(result: Any, metric: str = "distance", *, kind: str = "a
         notes.append({"text": f"{median:.2f}", **place})
     heading = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 2, "y": n - 0.15, "yanchor": "bottom"}
     notes.append({"text": "median", **heading, "font": {"size": TICK_PX}})
-    labels = {"tickvals": list(ticks), "ticktext": list(ticks.values()), "ticks": ""}
     counts = per_text.groupby("condition").size()
     n_texts = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
     by = f"{plain(result.config['embedder'], 60)}; " if metric == "distance" else ""
     by = f"<br>{by}{n_texts} texts"
     layout = {
         "xaxis": {"title": {"text": f"{METRICS[metric]} the true paragraph{by}"}, "nticks": 6},
-        "yaxis": {"range": [-0.25, n + 0.1], **labels, "showline": False},
+        "yaxis": row_axis(ticks, -0.25, n + 0.1),
         "annotations": notes,
     }
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 20, left=20, right=50, bottom=62)
@@ -147,34 +136,21 @@ def paragraph_layers(result: Any, *, kind: str = "all", layers: Sequence[int] | 
     shown = table[table["donor"].isin(DONORS)]
     low, high = _span(shown[["gain", "low", "high"]].to_numpy(float))
     for i, (part, title) in enumerate(PANELS.items()):
-        key = "" if i == 0 else str(i + 1)
-        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
+        key, axes = axes_of(i)
         for donor, (colour, symbol, said) in DONORS.items():
             of = shown[(shown["part"] == part) & (shown["donor"] == donor)].sort_values("layer")
             if not of.empty:
                 traces += _line(of, "layer", colour, symbol, said, i == 0, axes, lambda row: f"layer {row['layer']}")
         start = i * (share + gap) if beside else 0.0
         top = 1.0 if beside else 1 - i * (height + 28) / total
-        layout[f"xaxis{key}"] = {
-            "title": {"text": "Layer"} if beside or i == 2 else {},
-            "domain": [start, min(1.0, start + share)] if beside else [0, 1],
-            "anchor": f"y{key}",
-            "showticklabels": beside or i == 2,
-            "range": [layers[0] - 0.4, layers[-1] + 0.4],
-            "tick0": layers[0],
-            "dtick": every(layers[-1] - layers[0] + 1, 8),
-        }
-        layout[f"yaxis{key}"] = {
-            "title": {"text": "Gain over the break alone<br>(nats per token)"} if i == (0 if beside else 1) else {},
-            "domain": [0, 1] if beside else [max(0.0, top - height / total), top],
-            "range": [low, high],
-            "anchor": f"x{key}",
-            "showticklabels": not beside or i == 0,
-        }
+        x = layer_axis(layers, 0.4, 8) | {"tick0": layers[0], "showticklabels": beside or i == 2}
+        x |= {} if beside or i == 2 else {"title": {}}
+        y = {"title": {"text": GAIN} if i == (0 if beside else 1) else {}, "range": [low, high], "showticklabels": not beside or i == 0}
+        across, down = ((start, start + share), (0, 1)) if beside else ((0, 1), (top - height / total, top))
+        layout |= panel_axes(key, x, y, across, down)
         layout["shapes"].append(_zero(key, layers[0] - 0.4, layers[-1] + 0.4))
-        place = {"x": start, "xref": "paper", "xanchor": "left", "y": top, "yref": "paper", "yanchor": "bottom", "yshift": 4}
         text = title.format(first=layers[0], last=layers[-1])
-        layout["annotations"].append({"text": text, **place, "font": {"size": TICK_PX}})
+        layout["annotations"].append(above(text, start, top, 4, font={"size": TICK_PX}))
     texts = int(shown["texts"].max())
     layout["legend"] = {"title": {"text": f"Patched from; band: 95% interval over {texts:,} texts"}}
     return new_figure(traces, layout, width=width, plot_px=total, left=74, top=30, legend_rows=3, legend_below=True)
@@ -200,13 +176,12 @@ def paragraph_positions(result: Any, *, kind: str = "all", width: Width = "colum
         # side by side, so that the bars do not cover each other
         of["at"] = [bins.index(pair) + 0.14 * (i - (len(conditions) - 1) / 2) for pair in zip(of["first"], of["last"], strict=True)]
         gain, low, high = (of[column].to_numpy(float) for column in ("gain", "low", "high"))
-        ends = {"array": rounded(high - gain), "arrayminus": rounded(gain - low)}
-        bar = {"type": "data", "symmetric": False, **ends, "width": 0, "thickness": 1}
+        bars = error_bars(gain, low, high, width=0, thickness=1, color=COLOURS[name])
         hovers = [
             f"<b>{plain(name)}</b>, {_places(row['first'], row['last'])}<br>{row['gain']:+.3f} [{row['low']:.3f}, {row['high']:.3f}] nats"
             for row in of.to_dict("records")
         ]
-        look = {"mode": "markers", "marker": {"color": COLOURS[name], "size": 6}, "error_y": {**bar, "color": COLOURS[name]}}
+        look = {"mode": "markers", "marker": {"color": COLOURS[name], "size": 6}, "error_y": bars}
         told = {"name": capital(_name(name)), "hovertext": hovers, "hoverinfo": "text"}
         traces.append(go.Scatter(x=rounded(of["at"]), y=rounded(gain), **look, **told, cliponaxis=False))
     layout = {
@@ -216,7 +191,7 @@ def paragraph_positions(result: Any, *, kind: str = "all", width: Width = "colum
             "ticktext": [_short(first, last) for first, last in bins],
             "range": [-0.5, len(bins) - 0.5],
         },
-        "yaxis": {"title": {"text": "Gain over the break alone<br>(nats per token)"}, "nticks": 7},
+        "yaxis": {"title": {"text": GAIN}, "nticks": 7},
         "shapes": [_zero("", -0.5, len(bins) - 0.5)],
         "legend": {"title": {"text": f"Bar: 95% interval over {int(table['texts'].max()):,} texts"}},
     }
@@ -228,9 +203,7 @@ def _line(of: Any, x: str, colour: str, symbol: str, said: str, first: bool, axe
     common = {"legendgroup": said, **axes}
     traces: list[Any] = []
     if np.isfinite(low).all():
-        edge = {"x": rounded([*at, *at[::-1]]), "y": rounded([*high, *low[::-1]])}
-        band = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": _faint(colour), "hoverinfo": "skip"}
-        traces.append(go.Scatter(**edge, **band, showlegend=False, **common))
+        traces.append(band(at, low, high, translucent(colour), showlegend=False, **common))
     hovers = [
         f"<b>{said}</b>, {where(row)}<br>{row['gain']:+.3f} [{row['low']:.3f}, {row['high']:.3f}] nats per token, {row['texts']} texts"
         for row in of.to_dict("records")
@@ -249,7 +222,7 @@ def _name(condition: str, given: int = 0) -> str:
 
 def _zero(key: str, x0: float, x1: float) -> dict[str, Any]:
     place = {"xref": f"x{key}", "yref": f"y{key}", "x0": x0, "x1": x1, "y0": 0, "y1": 0}
-    return {"type": "line", **place, "line": {"color": INK, "width": 1, "dash": "dot"}, "layer": "below"}
+    return {"type": "line", **place, "line": DOTTED, "layer": "below"}
 
 
 def _span(values: np.ndarray) -> tuple[float, float]:
@@ -280,8 +253,3 @@ def _of_kind(result: Any, scores: Any, kind: str) -> Any:
         return scores
     chosen = _rows_of(texts, kind)["text"]
     return scores[scores["text"].isin(chosen)]
-
-
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.2)"

@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.drawing.heat import heat_panels
+from sepcap.drawing.parts import above, axes_of, band, error_bars, panel_axes
 from sepcap.drawing.style import (
     BLUE,
     FAINT,
@@ -126,17 +127,14 @@ def _panels(
     share = (1 - GAP) / 2
     top = max(1.05, 1.05 * float(np.nanmax([rows[["relative", "random"]].max().max() for rows in lines.values()])))
     for i, task in enumerate(result.pair):
-        key, start = "" if i == 0 else "2", i * (share + GAP)
-        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
+        (key, axes), start = axes_of(i), i * (share + GAP)
         for j, (label, rows) in enumerate(lines.items()):
             here = rows[rows["evaluated"] == task]
             if j == 0:
                 traces += _band(here, x, axes, i == 0, random)
             traces.append(_line(here, x, label, (VERMILLION, BLUE)[j % 2], axes, i == 0, task, label in open_))
-        layout[f"xaxis{key}"] = {**xaxis, "domain": [start, min(1.0, start + share)], "anchor": f"y{key}"}
-        layout[f"yaxis{key}"] = {"range": [0, top], "nticks": 6, "anchor": f"x{key}", "showticklabels": i == 0}
-        place = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 3}
-        layout["annotations"].append({"text": f"Evaluated: {plain(task, 22)}", **place})
+        layout |= panel_axes(key, xaxis, {"range": [0, top], "nticks": 6, "showticklabels": i == 0}, (start, start + share))
+        layout["annotations"].append(above(f"Evaluated: {plain(task, 22)}", start))
     layout["yaxis"]["title"] = {"text": f"{metric_name(result.config['metric'])} left (share)"}
     layout["legend"] = {"title": {"text": f"{capital(SITE_NAMES[result.config['site']])}, with 95% intervals"}}
     margins: dict[str, Any] = {"top": 28, "right": 20, "bottom": 46 + 15 * xaxis["title"]["text"].count("<br>")}
@@ -158,10 +156,8 @@ def _line(rows: Any, x: str, label: str, colour: str, axes: Mapping[str, str], s
 
 
 def _bars(rows: Any, column: str, colour: str) -> dict[str, Any]:
-    up, down = rows[f"{column}_high"] - rows[column], rows[column] - rows[f"{column}_low"]
     # explicit colour: error bars would inherit that of the marker, which is white if open
-    look = {"thickness": 1, "width": 2, "color": colour}
-    return {"type": "data", "symmetric": False, "array": rounded(up), "arrayminus": rounded(down), **look}
+    return error_bars(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], thickness=1, width=2, color=colour)
 
 
 def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool, name: str) -> list[go.Scatter]:
@@ -170,11 +166,10 @@ def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool, name: str) ->
         look = {"mode": "markers", "marker": {"color": GREY, "size": 6, "symbol": "square"}, "error_y": _bars(rows, "random", GREY)}
         told = {"name": name, "showlegend": shown, "legendgroup": RANDOM, "hoverinfo": "skip"}
         return [go.Scatter(x=at, y=rounded(rows["random"]), cliponaxis=False, **look, **told, **axes)]
-    edge = {"x": [*at, *at[::-1]], "y": [*rounded(rows["random_high"]), *rounded(rows["random_low"])[::-1]]}
-    quiet = {"legendgroup": RANDOM, "hoverinfo": "skip"}
-    band = go.Scatter(**edge, mode="lines", line={"width": 0}, fill="toself", fillcolor=FAINT, showlegend=False, **quiet, **axes)
-    line = {"color": GREY, "width": 1.3, "dash": "dot"}
-    return [band, go.Scatter(x=at, y=rounded(rows["random"]), mode="lines", line=line, name=name, showlegend=shown, **quiet, **axes)]
+    ends = [rows[f"random_{end}"].to_numpy() for end in ("low", "high")]
+    area = band(rows[x].to_numpy(), *ends, FAINT, showlegend=False, legendgroup=RANDOM, **axes)
+    look = {"mode": "lines", "line": {"color": GREY, "width": 1.3, "dash": "dot"}, "legendgroup": RANDOM, "hoverinfo": "skip"}
+    return [area, go.Scatter(x=at, y=rounded(rows["random"]), name=name, showlegend=shown, **look, **axes)]
 
 
 def selection_checks_meeting(result: Any, *, width: Width = "column") -> go.Figure:
@@ -219,11 +214,8 @@ def _along(table: Any, pruned: str, evaluated: str, column: str) -> list[float]:
 
 
 def _meeting_point(point: Sequence[Mapping[Any, Any]], label: str) -> go.Scatter:
-    ends = [
-        {"type": "data", "symmetric": False, "thickness": 1, "width": 3, "color": INK,
-         "array": rounded([row["high"] - row["value"]]), "arrayminus": rounded([row["value"] - row["low"]])}
-        for row in point
-    ]  # fmt: skip
+    values, low, high = (np.array([[row[name]] for row in point]) for name in ("value", "low", "high"))
+    ends = [error_bars(values[i], low[i], high[i], thickness=1, width=3, color=INK) for i in (0, 1)]
     marker = {"symbol": "diamond-open", "size": 10, "color": INK, "line": {"width": 1.6}}
     where = {"x": rounded([point[0]["value"]]), "y": rounded([point[1]["value"]])}
     return go.Scatter(**where, mode="markers", marker=marker, error_x=ends[0], error_y=ends[1], name=label)

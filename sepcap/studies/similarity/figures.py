@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.drawing.parts import above, axes_of, band, colour_bar, layer_axis, level, panel_axes
 from sepcap.drawing.style import (
     BLUE,
     FAINT,
@@ -67,20 +68,16 @@ def similarity(result: Any, *, layers: Sequence[int] | None = None, width: Width
     layout: dict[str, Any] = {"annotations": [], "shapes": []}
     for i, layer in enumerate(shown):
         row, column = divmod(i, columns)
-        key = "" if i == 0 else str(i + 1)
+        key, axes = axes_of(i)
         hover = f"<b>layer {layer}</b><br>%{{y}}<br>%{{x}}<br>{kind.lower()} similarity %{{z:.3f}}<extra></extra>"
-        axes = {"xaxis": f"x{key}", "yaxis": f"y{key}"}
         traces.append(go.Heatmap(z=cells[layer].astype(np.float32), x=names, y=names, coloraxis="coloraxis", hovertemplate=hover, **axes))
         left, top = column * (side + GAP_PX) / inside, 1 - row * (side + GAP_PX) / total
         lowest = i + columns >= len(shown)
-        x_axis, y_axis = _axes(result, names, sizes, key, left_most=column == 0, lowest=lowest, turned=turned)
-        layout[f"xaxis{key}"] = x_axis | {"domain": [left, min(1.0, left + side / inside)]}
-        layout[f"yaxis{key}"] = y_axis | {"domain": [max(0.0, top - side / total), top]}
+        x_axis, y_axis = _axes(result, names, sizes, left_most=column == 0, lowest=lowest, turned=turned)
+        layout |= panel_axes(key, x_axis, y_axis, (left, left + side / inside), (top - side / total, top))
         layout["shapes"] += _edges(sizes, len(names), axes)
-        place = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "yshift": 2}
-        layout["annotations"].append({"text": f"Layer {layer}", "x": left, "y": top, **place})
-    bar = {"title": {"text": f"{kind} similarity", "side": "right"}, "len": 1, "xpad": 6, "ypad": 0}
-    bar |= {"x": (columns * (side + GAP_PX) - GAP_PX) / inside}
+        layout["annotations"].append(above(f"Layer {layer}", left, top, 2))
+    bar = colour_bar(f"{kind} similarity", x=(columns * (side + GAP_PX) - GAP_PX) / inside)
     longest = max(len(word) for name in result.config["categories"] for word in name.split())
     bottom = 16 + 7 * longest if turned else 46
     drawn = np.stack(list(cells.values()))
@@ -127,14 +124,14 @@ def _colours(cells: np.ndarray) -> dict[str, Any]:
 
 
 def _axes(
-    result: Any, names: list[str], sizes: np.ndarray, key: str, *, left_most: bool, lowest: bool, turned: bool
+    result: Any, names: list[str], sizes: np.ndarray, *, left_most: bool, lowest: bool, turned: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     middles = np.cumsum(sizes) - (sizes + 1) // 2
     common = {"ticks": "", "showline": False, "constrain": "domain"}
     labels = {"tickvals": [names[i] for i in middles], "ticktext": [_in_lines(name) for name in result.config["categories"]]}
     return (
-        {**common, "anchor": f"y{key}", "showticklabels": lowest, "tickangle": -90 if turned else 0, **labels},
-        {**common, "anchor": f"x{key}", "autorange": "reversed", "showticklabels": left_most, **labels},
+        {**common, "showticklabels": lowest, "tickangle": -90 if turned else 0, **labels},
+        {**common, "autorange": "reversed", "showticklabels": left_most, **labels},
     )
 
 
@@ -171,9 +168,7 @@ def similarity_profile(
     table: Any = result.tables["layers"]
     layers = chosen_layers(layers, table["layer"].tolist())
     table = table[table["layer"].isin(layers)]
-    edge = [*table["null_high"], *table["null_low"][::-1]]
-    band = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": FAINT, "hoverinfo": "skip"}
-    traces: list[Any] = [go.Scatter(x=[*layers, *layers[::-1]], y=rounded(edge), name="relabelled texts, 95%", **band)]
+    traces: list[Any] = [band(layers, table["null_low"].to_numpy(), table["null_high"], FAINT, name="relabelled texts, 95%")]
     reached = {"mode": "lines", "line": {"color": GREY, "width": 1, "dash": "dot"}, "hoverinfo": "skip"}
     if np.isfinite(table["critical"]).any():
         traces.append(go.Scatter(x=layers, y=rounded(table["critical"]), name="p = 0.05, corrected for layers", **reached))
@@ -182,9 +177,9 @@ def similarity_profile(
         traces.append(_with_intervals(control, layers, plain(control_name), BLUE, "square"))
     kind = "scaled cosine" if result.config["scaled"] else "cosine"
     layout = {
-        "xaxis": {"title": {"text": "Layer"}, "tick0": 0, "dtick": every(len(layers), 12), "range": [layers[0] - 0.3, layers[-1] + 0.3]},
+        "xaxis": layer_axis(layers, 0.3) | {"dtick": every(len(layers), 12)},
         "yaxis": {"title": {"text": f"Within − between<br>({kind} similarity)"}, "nticks": 6},
-        "shapes": [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": INK, "width": 1}}],
+        "shapes": [level(0, {"color": INK, "width": 1})],
     }
     return new_figure(traces, layout, width=width, plot_px=190, left=76, legend_rows=len(traces))
 

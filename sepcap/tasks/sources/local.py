@@ -154,9 +154,7 @@ def fingerprint(files: list[SourceFile]) -> str:
     return digest.hexdigest()[:16]
 
 
-def documents(
-    kind: Kind, split: Split, more: Collection[str] = (), earlier: Sequence[str] | None = None
-) -> Iterator[dict[str, str]]:
+def documents(kind: Kind, split: Split, more: Collection[str] = (), earlier: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
     """Cleaned documents of one split in path-hash order, without copies and without text of an earlier split (METHODS 9).
 
     Near-duplicates within a split count once. Lines that share 13 consecutive words with a document of an earlier split are removed,

@@ -7,7 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sepcap.drawing.style import GREY, INK, TICK_PX, Width, metric_name, new_figure, plain, rounded
+from sepcap.drawing.parts import DOTTED, row_axis, upright
+from sepcap.drawing.style import GREY, INK, TICK_PX, Width, lower, metric_name, new_figure, plain, rounded
 from sepcap.statistics.intervals import in_percent
 from sepcap.studies.pruning.figures.labels import colours, is_random, seeds_together
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
@@ -61,30 +62,17 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
             traces.append(go.Scatter(x=rounded(s.areas), y=[y] * len(s.areas), **dots, **common))
         beside = {"x": 1.0, "xref": "paper", "xanchor": "left", "xshift": 10, "y": y, "yref": "y"}
         notes.append({"text": said, **beside, "font": small})
-    for text, x, ref, anchor, shift in (
-        ("Separability", 1.0, "paper", "left", 10),
-        ("not separable", 1.0, "x", "center", 0),
-    ):
+    for text, x, ref, anchor, shift in (("Separability", 1.0, "paper", "left", 10), ("not separable", 1.0, "x", "center", 0)):
         above = {"x": x, "xref": ref, "xanchor": anchor, "xshift": shift, "y": top, "yref": "y", "yanchor": "bottom"}
         notes.append({"text": text, **above, "font": small})
-    marks = [(1, INK), (2, GREY)]
-    texts = [_wrapped(label) for label in reversed(found)]
-    row_px = TWO_LINES_PX if any("<br>" in text for text in texts) else ROW_PX
-    title = f"Area of {_lower(metric_name(metric))}, with 95% interval<br>(2: fully separable)"
+    texts = {row: _wrapped(label) for row, label in enumerate(reversed(found))}
+    row_px = TWO_LINES_PX if any("<br>" in text for text in texts.values()) else ROW_PX
+    title = f"Area of {lower(metric_name(metric))}, with 95% interval<br>(2: fully separable)"
     layout = {
         "xaxis": {"title": {"text": title}, "range": [low, high], "dtick": 0.5},
-        "yaxis": {
-            "range": [-0.6, top],
-            "tickvals": list(range(n)),
-            "ticktext": texts,
-            "ticks": "",
-            "showline": False,
-        },
+        "yaxis": row_axis(texts, -0.6, top),
         "annotations": notes,
-        "shapes": [
-            {"type": "line", "x0": x, "x1": x, "y0": -0.6, "y1": top, "line": {"color": c, "width": 1, "dash": "dot"}, "layer": "below"}
-            for x, c in marks
-        ],
+        "shapes": [upright(x, -0.6, top, {**DOTTED, "color": colour}, layer="below") for x, colour in ((1, INK), (2, GREY))],
     }
     return new_figure(traces, layout, width=width, plot_px=row_px * n + 10, left=20, right=96, top=26, bottom=62)
 
@@ -97,10 +85,6 @@ def _said(members: Sequence[RunFolder], found: OverSeeds, metric: str) -> tuple[
     s = members[0].separability(metric)
     drop = f"largest differential drop {s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}] points, step"
     return in_percent(s.percent, s.percent_interval), f"{drop} {s.max_drop_step}"
-
-
-def _lower(name: str) -> str:
-    return name[0].lower() + name[1:]
 
 
 def _wrapped(label: str) -> str:

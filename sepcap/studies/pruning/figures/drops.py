@@ -7,9 +7,20 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.drawing.style import INK, Width, every, metric_name, new_figure, plain, power_of_ten, rounded
+from sepcap.drawing.style import Width, every, lower, metric_name, new_figure, plain, rounded
 from sepcap.errors import unknown
-from sepcap.studies.pruning.figures.labels import colours, is_random, named, series, step_hovers, symbols, tasks_of
+from sepcap.studies.pruning.figures.labels import (
+    baselines_first,
+    colours,
+    guide,
+    named,
+    run_line,
+    scientific,
+    series,
+    step_hovers,
+    symbols,
+    tasks_of,
+)
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.separability import ACCURACIES
@@ -47,9 +58,10 @@ def drop_against_drop(runs: Any, metric: str = "top1", *, width: Width = "column
     # pruning can also help a little at first
     high = max(10.0, 1.06 * float(every_drop.max()))
     low = min(-0.03 * high, 1.1 * float(every_drop.min()))
-    diagonal = _guide([0.0, high], [0.0, high], "not separable: equal drops")
-    lower = metric_name(metric)[0].lower() + metric_name(metric)[1:]
-    layout = _axes(by_label, lambda of_task: f"Drop in {lower}, {of_task} (%)", [{"range": [low, high], "nticks": 7}] * 2)
+    diagonal = guide([0.0, high], [0.0, high], "not separable: equal drops")
+    layout = _axes(
+        by_label, lambda of_task: f"Drop in {lower(metric_name(metric))}, {of_task} (%)", [{"range": [low, high], "nticks": 7}] * 2
+    )
     said = any(len(pair["forget"]) > 1 for pair in drops.values())
     if said:
         layout["legend"] = {"title": {"text": "Maximum differential drop, in percentage points"}}
@@ -89,11 +101,11 @@ def perplexity_against_perplexity(runs: Any, *, relative: bool = False, width: W
         reach = max(high - math.log10(at) for (_, high), at in zip(limits, start, strict=True))
         x += [start[0], start[0] * 10**reach, None]
         y += [start[1], start[1] * 10**reach, None]
-    guide = _guide(x[:-1], y[:-1], "not separable: equal growth")
+    diagonals = guide(x[:-1], y[:-1], "not separable: equal growth")
     of_what = "Relative perplexity" if relative else "Perplexity"
     layout = _axes(by_label, lambda of_task: f"{of_what}, {of_task}", [_log_axis(*limit) for limit in limits])
     lines = _lines(by_label, values, {label: label for label in by_label}, hovers)
-    return new_figure([guide, *lines], layout, width=width, square=True, left=58, legend_rows=len(lines) + 1)
+    return new_figure([diagonals, *lines], layout, width=width, square=True, left=58, legend_rows=len(lines) + 1)
 
 
 def _max_drop(run: RunFolder, metric: str) -> str:
@@ -131,31 +143,12 @@ def _axes(runs: Mapping[str, RunFolder], title: Any, axes: list[dict[str, Any]])
 def _lines(
     runs: Mapping[str, RunFolder], values: Mapping[str, Mapping[str, np.ndarray]], names: Mapping[str, str], hovers: Mapping[str, list[str]]
 ) -> list[go.Scatter]:
-    """One line per run; baselines are drawn first, so that the other runs are above them."""
+    """One line per run."""
     lines = []
     for i, ((label, run), colour) in enumerate(zip(runs.items(), colours(runs), strict=True)):
-        fill = "white" if is_random(run) else colour
-        marker = {"color": fill, "symbol": symbols(runs)[i], "size": 6, "line": {"color": colour, "width": 1.2}}
-        lines.append(
-            go.Scatter(
-                x=rounded(values[label]["retain"]),
-                y=rounded(values[label]["forget"]),
-                mode="lines+markers",
-                name=names[label],
-                legendrank=1000 + i,
-                line={"color": colour, "width": 1.5},
-                marker=marker,
-                hovertext=hovers[label],
-                hoverinfo="text",
-            )
-        )
-    baseline = [is_random(run) for run in runs.values()]
-    return [lines[i] for i in sorted(range(len(lines)), key=lambda i: not baseline[i])]
-
-
-def _guide(x: list[Any], y: list[Any], name: str) -> go.Scatter:
-    line = {"color": INK, "width": 1, "dash": "dot"}
-    return go.Scatter(x=x, y=y, mode="lines", name=name, line=line, hoverinfo="skip", legendrank=2000)
+        look = {"name": names[label], "colour": colour, "symbol": symbols(runs)[i], "hovers": hovers[label]}
+        lines.append(run_line(i, run, values[label]["retain"], values[label]["forget"], **look))
+    return baselines_first(lines, runs)
 
 
 def _equal_decades(values: list[np.ndarray]) -> list[tuple[float, float]]:
@@ -182,6 +175,4 @@ def _log_axis(low: float, high: float) -> dict[str, Any]:
 def _tick(value: float) -> str:
     if value < 1e5:
         return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    power = math.floor(math.log10(value) + 1e-9)
-    factor = round(value / 10.0**power)
-    return ("" if factor == 1 else f"{factor}·") + power_of_ten(power)
+    return scientific(value)

@@ -1,11 +1,14 @@
 """Labels and data of runs for figures: names, tasks, numbers per step."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 
-from sepcap.drawing.style import GREY, PALETTE, SYMBOLS, plain, with_error
+from sepcap.drawing.parts import DOTTED
+from sepcap.drawing.style import GREY, PALETTE, SYMBOLS, plain, power_of_ten, rounded, with_error
 from sepcap.errors import unknown
 from sepcap.models.sites import SITES
 from sepcap.statistics.intervals import in_percent
@@ -155,3 +158,30 @@ def step_hovers(label: str, run: RunFolder, metric: str) -> list[str]:
         lines += [f"{role} {plain(run.config[role])}: {with_error(values[role][0][step], values[role][1][step])}" for role in ROLES]
         said.append("<br>".join(lines))
     return said
+
+
+def run_line(
+    number: int, run: RunFolder, x: np.ndarray, y: np.ndarray, *, name: str, colour: str, symbol: str, hovers: list[str]
+) -> go.Scatter:
+    """The line of a run in the plane of its two tasks; `number` is its place in the legend."""
+    marker = {"color": "white" if is_random(run) else colour, "symbol": symbol, "size": 6, "line": {"color": colour, "width": 1.2}}
+    told = {"name": name, "legendrank": 1000 + number, "hovertext": hovers, "hoverinfo": "text"}
+    return go.Scatter(x=rounded(x), y=rounded(y), mode="lines+markers", line={"color": colour, "width": 1.5}, marker=marker, **told)
+
+
+def baselines_first(lines: Sequence[go.Scatter], runs: Mapping[str, RunFolder]) -> list[go.Scatter]:
+    """The lines of the runs in the order in which they are drawn: baselines are below the other runs."""
+    of_random = [is_random(run) for run in runs.values()]
+    return [lines[i] for i in sorted(range(len(lines)), key=lambda i: not of_random[i])]
+
+
+def guide(x: list[Any], y: list[Any], name: str) -> go.Scatter:
+    """The dotted lines on which the tasks are not separable."""
+    return go.Scatter(x=x, y=y, mode="lines", name=name, line=DOTTED, hoverinfo="skip", legendrank=2000)
+
+
+def scientific(value: float) -> str:
+    """A tick as a power of ten, with a factor if it is not 1."""
+    power = math.floor(math.log10(value) + 1e-9)
+    factor = round(value / 10.0**power)
+    return ("" if factor == 1 else f"{factor}·") + power_of_ten(power)

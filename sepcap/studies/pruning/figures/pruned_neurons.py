@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.drawing.parts import above, axes_of, colour_bar, panel_axes
 from sepcap.drawing.style import SHARES, SITE_NAMES, Width, capital, chosen_layers, every, in_lines, layer_ticks, new_figure, rounded
 from sepcap.studies.pruning.figures.labels import named, sizes
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
@@ -32,7 +33,7 @@ def pruned_neurons(run: RunFolder, *, layers: Sequence[int] | None = None, width
     layout: dict[str, Any] = {"annotations": []}
     top = total
     for i, ((site, (count, each)), height) in enumerate(zip(panels.items(), heights, strict=True)):
-        key = "" if i == 0 else str(i + 1)
+        key, axes = axes_of(i)
         pruned = np.zeros((count, steps), dtype=np.int64)
         of_site = table[table["site"] == site]
         pruned[of_site["layer"], of_site["step"]] = of_site["pruned"]
@@ -46,36 +47,17 @@ def pruned_neurons(run: RunFolder, *, layers: Sequence[int] | None = None, width
                 z=[rounded(row, 4) for row in pruned / each],
                 customdata=pruned.tolist(),
                 text=[[str(n)] * steps for n in shown[site]],
-                xaxis=f"x{key}",
-                yaxis=f"y{key}",
                 coloraxis="coloraxis",
                 hovertemplate=hover,
+                **axes,
             )
         )
         bottom, last = top - height, i == len(panels) - 1
-        layout[f"xaxis{key}"] = {
-            "title": {"text": "Pruning step"} if last else {},
-            "showticklabels": last,
-            "anchor": f"y{key}",
-            "tick0": 0,
-            "dtick": every(steps, 12),
-        }
-        layout[f"yaxis{key}"] = {
-            "title": {"text": "Layer"},
-            "domain": [max(0.0, bottom / total), top / total],
-            "anchor": f"x{key}",
-            **layer_ticks(shown[site], height / 14),
-        }
-        place = {"x": 0, "xref": "paper", "xanchor": "left", "y": top / total, "yref": "paper", "yanchor": "bottom", "yshift": 3}
-        layout["annotations"].append({"text": capital(SITE_NAMES[site]), **place})
+        x = {"title": {"text": "Pruning step"} if last else {}, "showticklabels": last, "tick0": 0, "dtick": every(steps, 12)}
+        y = {"title": {"text": "Layer"}, **layer_ticks(shown[site], height / 14)}
+        layout |= panel_axes(key, x, y, down=(bottom / total, top / total))
+        layout["annotations"].append(above(capital(SITE_NAMES[site]), y=top / total))
         top = bottom - GAP_PX
-    bar = {
-        "title": {"text": in_lines("Share of layer pruned", total), "side": "right"},
-        "tickformat": ".0%",
-        "dtick": 0.25,
-        "len": 1,
-        "xpad": 6,
-        "ypad": 0,
-    }
+    bar = colour_bar(in_lines("Share of layer pruned", total), tickformat=".0%", dtick=0.25)
     layout["coloraxis"] = {"colorscale": SHARES, "cmin": 0, "cmax": 1, "colorbar": bar}
     return new_figure(traces, layout, width=width, plot_px=total, left=48, right=90, top=26)

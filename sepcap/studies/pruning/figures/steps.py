@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.drawing.parts import above, axes_of, band, entry, panel_axes, translucent
 from sepcap.drawing.style import (
     BLUE,
     INK,
@@ -30,6 +31,7 @@ from sepcap.studies.pruning.figures.labels import (
     is_random,
     named,
     pruned_total,
+    scientific,
     seeds_together,
     series,
     sizes,
@@ -76,10 +78,9 @@ def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "pruned
             known = np.isfinite(low).all() and np.isfinite(high).all()
             highest = max(highest, float(np.nanmax(high if known else values)))
             colour = (VERMILLION, BLUE)[n] if alone else of_run
-            key = "" if panel == 0 else str(panel + 1)
-            common = {"xaxis": f"x{key}", "yaxis": f"y{key}", "legendgroup": f"{i} {role}" if alone else str(i)}
+            common = {**axes_of(panel)[1], "legendgroup": f"{i} {role}" if alone else str(i)}
             if known:
-                bands.append(_band(rounded(positions), low, high, colour, common))
+                bands.append(band(positions, low, high, translucent(colour), showlegend=False, **common))
             lines.append(
                 go.Scatter(
                     x=rounded(positions),
@@ -121,22 +122,6 @@ def _middle(members: list[RunFolder], role: str, metric: str) -> tuple[np.ndarra
     return every.mean(axis=0), every.min(axis=0), every.max(axis=0)
 
 
-def _band(x: list[float | None], low: np.ndarray, high: np.ndarray, colour: str, common: dict[str, str]) -> go.Scatter:
-    edge = rounded(np.concatenate([high, low[::-1]]))
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return go.Scatter(
-        x=[*x, *x[::-1]],
-        y=edge,
-        mode="lines",
-        line={"width": 0},
-        fill="toself",
-        fillcolor=f"rgba({red},{green},{blue},0.2)",
-        hoverinfo="skip",
-        showlegend=False,
-        **common,
-    )
-
-
 def _panels(tasks: list[str], runs: Mapping[str, RunFolder], against: str, title: str, highest: float, furthest: float) -> dict[str, Any]:
     """Axes of panels side by side, with the same ranges."""
     layout: dict[str, Any] = {"annotations": []}
@@ -154,18 +139,11 @@ def _panels(tasks: list[str], runs: Mapping[str, RunFolder], against: str, title
             "range": [0, 1.03 * furthest or 1],
         }
     for i, task in enumerate(tasks):
-        key = "" if i == 0 else str(i + 1)
         start = i * (share + gap)
-        layout[f"xaxis{key}"] = {**x, "domain": [start, start + share], "anchor": f"y{key}"}
-        layout[f"yaxis{key}"] = {
-            "title": {"text": title} if i == 0 else {},
-            "range": [0, highest or 1],
-            "anchor": f"x{key}",
-            "showticklabels": i == 0,
-        }
+        y = {"title": {"text": title} if i == 0 else {}, "range": [0, highest or 1], "showticklabels": i == 0}
+        layout |= panel_axes(axes_of(i)[0], x, y, (start, start + share))
         if task:
-            place = {"x": start, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom", "yshift": 4}
-            layout["annotations"].append({"text": plain(task, 24), **place})
+            layout["annotations"].append(above(plain(task, 24), start, shift=4))
     return layout
 
 
@@ -229,7 +207,7 @@ def thresholds(run: RunFolder, *, width: Width = "column") -> go.Figure:
     if zero:
         layout["annotations"] = [axis_break("y", math.log10(zero) + 0.45 * (math.log10(axis["tickvals"][1]) - math.log10(zero)), "x")]
         marker = {"color": "white", "symbol": "circle", "size": 5, "line": {"color": INK, "width": 1}}
-        traces.append(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name="open: the lowest selected score is 0"))
+        traces.append(entry("open: the lowest selected score is 0", mode="markers", marker=marker))
         rows += 1
     return new_figure(traces, layout, width=width, plot_px=220, legend_rows=rows)
 
@@ -262,6 +240,4 @@ def _score_axis(values: np.ndarray) -> tuple[dict[str, Any], float | None]:
 def _tick(value: float) -> str:
     if 1e-3 <= value < 1e5:
         return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    power = math.floor(math.log10(value) + 1e-9)
-    factor = round(value / 10.0**power)
-    return f"{'' if factor == 1 else f'{factor}·'}10<sup>{power}</sup>".replace("-", "−")
+    return scientific(value)

@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sepcap.drawing.style import INK, TICK_PX, Width, metric_name, new_figure, plain, rounded
+from sepcap.drawing.parts import band, translucent
+from sepcap.drawing.style import INK, TICK_PX, Width, lower, metric_name, new_figure, plain
 from sepcap.errors import unknown
 from sepcap.studies.pruning.figures.labels import (
+    baselines_first,
     colours,
-    is_random,
+    guide,
+    run_line,
     seeds_together,
     separability_said,
     series,
@@ -60,11 +63,11 @@ def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, widt
         hovers = (
             step_hovers(label, members[0], metric)[:steps] if len(members) == 1 else [f"<b>{label}</b>, step {n}" for n in range(steps)]
         )
-        lines.append(_line(name, members[0], points[label], hovers, colour, symbols(by_label)[i], rank=1000 + i))
+        look = {"name": name, "colour": colour, "symbol": symbols(by_label)[i], "hovers": hovers}
+        lines.append(run_line(i, members[0], *points[label], **look))
         if len(members) > 1:
-            bands.append(_band(cut, colour))
-    # baselines are drawn first, below the other runs
-    order = sorted(range(len(lines)), key=lambda i: not is_random(list(by_label.values())[i]))
+            y = cut[:, 1]
+            bands.append(band(points[label][0], y.min(axis=0), y.max(axis=0), translucent(colour), showlegend=False))
     limits = [1.1 * max(float(np.nanmax(p[i])) for p in points.values()) for i in (0, 1)]
     if normalised:
         limits = [max(limits)] * 2
@@ -78,7 +81,7 @@ def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, widt
         if bands:
             title += "<br>(seeds: mean; band: lowest to highest)"
         layout["legend"] = {"title": {"text": title}}
-    traces = [*bands, _diagonal(sorted(starts)), *(lines[i] for i in order), _unpruned(sorted(starts))]
+    traces = [*bands, _diagonal(sorted(starts)), *baselines_first(lines, by_label), _unpruned(sorted(starts))]
     return new_figure(traces, layout, width=width, square=True, left=58, legend_rows=len(lines) + 1 + said + bool(bands))
 
 
@@ -91,14 +94,6 @@ def _separability(members: Sequence[RunFolder], metric: str) -> str:
     # signed: without separability, absolute values would not have the mean 0
     percents = [100 * (run.separability(metric).area - 1) for run in members]
     return f"{np.mean(percents):.0f}% (seeds {min(percents):.0f} to {max(percents):.0f})"
-
-
-def _band(seeds: np.ndarray, colour: str) -> go.Scatter:
-    """Lowest to highest y [seed, axis, step] over the seeds, at their mean x."""
-    x, low, high = seeds[:, 0].mean(axis=0), seeds[:, 1].min(axis=0), seeds[:, 1].max(axis=0)
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    look = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.2)"}
-    return go.Scatter(x=rounded([*x, *x[::-1]]), y=rounded([*high, *low[::-1]]), **look, hoverinfo="skip", showlegend=False)
 
 
 def _axes(runs: Mapping[str, RunFolder]) -> dict[str, tuple[str, str]]:
@@ -135,35 +130,13 @@ def _title(runs: Mapping[str, RunFolder], axis: int, metric: str, normalised: bo
     # with runs in both directions a task has no role
     of_task = task if len({run.config["forget"] for run in runs.values()}) > 1 else f"{task} ({role})"
     name = metric_name(metric)
-    return f"Relative {name[0].lower()}{name[1:]}, {of_task}" if normalised else f"{name}, {of_task}"
+    return f"Relative {lower(name)}, {of_task}" if normalised else f"{name}, {of_task}"
 
 
 def _diagonal(starts: list[tuple[float, float]]) -> go.Scatter:
     x = [v for start in starts for v in (0.0, start[0], None)]
     y = [v for start in starts for v in (0.0, start[1], None)]
-    return go.Scatter(
-        x=x[:-1],
-        y=y[:-1],
-        mode="lines",
-        name="not separable (0%)",
-        line={"color": INK, "width": 1, "dash": "dot"},
-        hoverinfo="skip",
-        legendrank=2000,
-    )
-
-
-def _line(name: str, run: RunFolder, xy: list[np.ndarray], hovers: list[str], colour: str, symbol: str, rank: int) -> go.Scatter:
-    return go.Scatter(
-        x=rounded(xy[0]),
-        y=rounded(xy[1]),
-        mode="lines+markers",
-        name=name,
-        legendrank=rank,
-        line={"color": colour, "width": 1.5},
-        marker={"color": "white" if is_random(run) else colour, "symbol": symbol, "size": 6, "line": {"color": colour, "width": 1.2}},
-        hovertext=hovers,
-        hoverinfo="text",
-    )
+    return guide(x[:-1], y[:-1], "not separable (0%)")
 
 
 def _unpruned(starts: list[tuple[float, float]]) -> go.Scatter:

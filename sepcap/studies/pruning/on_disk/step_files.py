@@ -195,5 +195,3 @@ class StepFiles:
 def clusters_name(role: str) -> str:
     """Name of the tensor with the document of every row."""
     return f"{role}_clusters"
-
-
