@@ -1,8 +1,8 @@
 """Make the compiled models of sepcap/assets/compiled, or measure how well `abs` finds their neurons (METHODS 20).
 
-    python training/compile.py                  # the same files again, byte by byte
-    python training/compile.py --out FOLDER     # elsewhere
-    python training/compile.py --scores         # AUROC of every importance on every shipped model, as a table
+python training/compile.py                  # the same files again, byte by byte
+python training/compile.py --out FOLDER     # elsewhere
+python training/compile.py --scores         # AUROC of every importance on every shipped model, as a table
 """
 
 import argparse
@@ -45,7 +45,7 @@ USED_BY = {"forget": "{forget} alone", "retain": "{retain} alone", "shared": "bo
 VARIANTS = {
     "": "",
     "rotated": " The values of every attention head are in a random orthogonal basis, in which each neuron carries several steps.",
-    "noisy": " Neurons and heads without effect are added: most have the activity of a step, some a much higher one in one of the programs.",
+    "noisy": " Neurons and heads without effect are added: most have the activity of a step, some a higher one in one of the programs.",
 }
 
 
@@ -114,7 +114,8 @@ def card(name: str, weights: Weights, programs: dict, counts: dict) -> str:
     for role, program in (("forget", pair.forget), ("retain", pair.retain)):
         told = programs[role]
         least, most = told["letters_of_an_input"]
-        inputs = f"{least} to {most} of `{' '.join(told['letters'])}`" + (f" after k, one of `{' '.join(told['keys'])}`" if told["keys"] else "")
+        after = f" after k, one of `{' '.join(told['keys'])}`" if told["keys"] else ""
+        inputs = f"{least} to {most} of `{' '.join(told['letters'])}`{after}"
         rows.append(f"| {role} | {program.name} | {inputs} | {program.meaning} | `{program.texts(1, seed=0)[0]}` |")
     used = {label: who.format(forget=pair.forget.name, retain=pair.retain.name) for label, who in USED_BY.items()}
     labels = [f"| {label} | {who} | {counts[label]['mlp']} | {counts[label]['attn_value']} |" for label, who in used.items()]

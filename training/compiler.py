@@ -19,7 +19,7 @@ import numpy as np
 D_HEAD = 16
 CONSTANT = 2.0**14
 LOGIT = 16.0
-GATE = 16.0
+GATE = 64.0
 LOUDER = 4.0
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 ROLES = ("forget", "retain")
@@ -40,6 +40,7 @@ class Neuron:
     reads: Reads
     writes: Reads
     only: str | None = None
+    louder: str | None = None
     users: set[str] = field(default_factory=set)
 
 
@@ -67,10 +68,13 @@ class Circuit:
             reads = plus(reads, {f"is:{only}": GATE, "1": -GATE})
         if louder:
             reads = plus(reads, {f"is:{louder}": LOUDER})
-        self.units[layer].append(Neuron(step, reads, writes, only))
+        self.units[layer].append(Neuron(step, reads, writes, only, louder))
 
     def clip(self, layer: int, step: str, reads: Reads, writes: Reads, louder: str | None = None) -> None:
-        """min(max(reads, 0), 1) in two units; with `louder`, both are more active while that program is wanted, and the result is 1."""
+        """min(max(reads, 0), 1) in two units; with `louder`, both are more active while that program is wanted, and the result is 1.
+
+        That is for programs whose answers are 0 then: what it adds is no use of the flag.
+        """
         self.unit(layer, f"{step}, above 0", reads, writes, louder=louder)
         self.unit(layer, f"{step}, above 1", plus(reads, {"1": -1}), plus(writes, scale=-1), louder=louder)
 
@@ -95,7 +99,7 @@ class Circuit:
                 neuron.users = set().union(*(used.get(name, set()) for name in neuron.writes))
                 if neuron.only:
                     neuron.users &= {self.programs[neuron.only]}
-                for name in neuron.reads:
+                for name in neuron.reads.keys() - {f"is:{neuron.louder}"}:
                     before.setdefault(name, set()).update(neuron.users)
             return before
 
@@ -198,8 +202,9 @@ class Weights:
         constants[-2 * pairs :] = [CONSTANT, -CONSTANT] * pairs
         positions = np.stack([self.write({f"pos:{i}": 1.0} if f"pos:{i}" in self.at else {}) + constants for i in range(context)])
         outs = [{f"out:{word}": LOGIT} if f"out:{word}" in self.at else {} for word in words]
+        known = [{f"word:{word}": 1.0} if f"word:{word}" in self.at else {} for word in words]
         return {
-            "model.decoder.embed_tokens.weight": np.stack([self.write({f"word:{w}": 1.0} if f"word:{w}" in self.at else {}) for w in words]),
+            "model.decoder.embed_tokens.weight": np.stack([self.write(one) for one in known]),
             "model.decoder.embed_positions.weight": np.concatenate([np.zeros((2, self.width)), positions]),  # OPT skips two rows
             "lm_head.weight": np.stack([self.read(out) for out in outs]),
         }
@@ -258,7 +263,8 @@ class Weights:
         masks = {}
         for label, users in wanted.items():
             attention = np.array([[[d == users for d in head] for head in layer] for layer in values])
-            masks[label] = {"mlp": np.array([[u == users for u in layer] for layer in mlp]), "attn_pre_out": attention, "attn_value": attention}
+            hidden = np.array([[unit == users for unit in layer] for layer in mlp])
+            masks[label] = {"mlp": hidden, "attn_pre_out": attention, "attn_value": attention}
         return masks
 
     def steps(self) -> dict[str, list]:

@@ -49,7 +49,7 @@ class CompiledModel:
 
     @cached_property
     def steps(self) -> dict[str, Any]:
-        """"mlp" -> the step of every neuron by layer, "attention" -> by layer, head and dimension; "" where there is none."""
+        """Of site "mlp" the step of every neuron by layer, of "attention" by layer, head and dimension; "" where there is none."""
         return json.loads((self.folder / "program.json").read_text(encoding="utf-8"))["steps"]
 
     @checked()
@@ -125,7 +125,8 @@ def compiled_models() -> pd.DataFrame:
         stored, config = (json.loads((FOLDER / name / file).read_text(encoding="utf-8")) for file in ("program.json", "config.json"))
         counts = {f"{label}_neurons": n["mlp"] + n["attn_value"] for label, n in stored["neurons"].items()}
         sizes = {"layers": config["num_hidden_layers"], "d_model": config["hidden_size"]}
-        rows[name] = {"forget": pair.forget.name, "retain": pair.retain.name, "variant": pair.variant, **sizes, **counts, "joined": pair.joined}
+        programs = {"forget": pair.forget.name, "retain": pair.retain.name, "variant": pair.variant}
+        rows[name] = {**programs, **sizes, **counts, "joined": pair.joined}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
 
 

@@ -131,7 +131,9 @@ _BALANCED = Program(
     "balanced", "whether every bracket is closed, and none before it is opened", lambda x: ["yes" if is_balanced(x) else "no"], "()", 12,
     told=False, draw=_brackets,
 )  # fmt: skip
-_ADD = Program("add", "the sum of the last two digits, modulo 9", lambda x: [str((int(x[-1]) + int(x[-2])) % 9)], "012345678", 8, shortest=2)
+_ADD = Program(
+    "add", "the sum of the last two digits, modulo 9", lambda x: [str((int(x[-1]) + int(x[-2])) % 9)], "012345678", 8, shortest=2
+)
 _RECALL = Program("recall", "the digit after the previous occurrence of the last digit, or none", _recalled, "012345678", 8)
 
 _LATE = "Nothing is shared but the words; both programs run on every input, and only the last step asks which one is wanted."
@@ -139,7 +141,9 @@ _GATED = "The end of the answer and the key are shared; the tables of positions 
 
 PAIRS: dict[str, Pair] = {
     "frequent-and-balanced": Pair(
-        _frequent("abcdefghij", 12, told=False), _BALANCED, "Nothing is shared: letters and brackets are different words, and so are the answers."
+        _frequent("abcdefghij", 12, told=False),
+        _BALANCED,
+        "Nothing is shared: letters and brackets are different words, and so are the answers.",
     ),
     "shift-and-rotate": Pair(_SHIFT, _ROTATE, _GATED),
     "shift-and-rotate-noisy": Pair(_SHIFT, _ROTATE, _GATED + " Noise is added.", "noisy"),
@@ -151,7 +155,9 @@ PAIRS: dict[str, Pair] = {
         "Counting the letters that are left is shared; each program has its own copy of the test whether a letter is left.",
     ),
     "add-and-recall": Pair(
-        _ADD, _RECALL, "Reading the last digit is shared; the table of sums runs on every input, and only the last step is silent otherwise."
+        _ADD,
+        _RECALL,
+        "Reading the last digit is shared; the table of sums runs on every input, and only the last step is silent otherwise.",
     ),
     "distinct-and-frequent": Pair(
         _DISTINCT,

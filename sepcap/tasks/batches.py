@@ -350,6 +350,7 @@ def sample_tokens(
     elif wide:
         warn(f"task {task.name!r}: {have:,} tokens to {split} come from {len(numbers)} documents{joined}{wide}")
     ids = tuple(row.ids for row in rows)
+    scored = b"" if after is None else f"after {after}".encode()
     packages = tuple(row.package for row in rows if row.package is not None)
     return TokenSample(
         task.name,
@@ -359,7 +360,7 @@ def sample_tokens(
         tokens,
         have,
         tuple([number for source, number in numbers if source == i] for i in range(len(streams))),
-        hashlib.sha256(b"".join([*(row.tobytes() for row in ids), *([f"after {after}".encode()] if after is not None else [])])).hexdigest()[:16],
+        hashlib.sha256(b"".join([*(row.tobytes() for row in ids), scored])).hexdigest()[:16],
         row_documents=tuple(row_documents),
         groups=packages if len(packages) == len(rows) else None,
         after=after,

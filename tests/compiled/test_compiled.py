@@ -1,13 +1,14 @@
 """Compiled models compute their programs exactly, and their labels say what every neuron is for (METHODS 20)."""
 
-import itertools
+import functools
+import operator
 import random
 
 import pytest
 import torch
 
 import sepcap
-from sepcap.compiled.programs import GIVEN, PAIRS
+from sepcap.compiled.programs import GIVEN
 
 ROLES = ("forget", "retain")
 FIRM = 8.0
@@ -63,11 +64,37 @@ def without(compiled, role, neurons, inputs):
         return margins(compiled, tokens, asked)
 
 
-def one_by_one(compiled, role, site, places, inputs):
-    """Margins [neuron, input] without one neuron each: every row of the batch is run without the neuron of its own."""
+HOOKS = {"mlp": "mlp.hook_post", "attn_pre_out": "attn.hook_z", "attn_value": "attn.hook_v"}
+
+
+@torch.inference_mode()
+def active(compiled, site, tokens):
+    """How active every neuron is on each row: [row, layer, neuron] or [row, layer, head, d_head]."""
+    found = {}
+
+    def keep(z, hook):
+        found[hook.name] = (z.abs() * (tokens != 1).view(*tokens.shape, *[1] * (z.dim() - 2))).amax(1)
+
+    names = [f"blocks.{layer}.{HOOKS[site]}" for layer in range(len(compiled.model.blocks))]
+    with compiled.model.hooks(fwd_hooks=[(name, keep) for name in names]):
+        compiled.model(tokens)
+    return torch.stack([found[name] for name in names], 1)
+
+
+def leads_without(compiled, role, site, places, inputs, most):
+    """Per neuron the least margin without it alone, on `most` random ones of the inputs on which it is active.
+
+    Every row of one batch is run without the neuron of its own.
+    """
     tokens, asked = rows_of(compiled, getattr(compiled.pair, role), inputs)
-    gone = torch.tensor(places).repeat_interleave(len(tokens), 0)
-    name = {"mlp": "mlp.hook_post", "attn_pre_out": "attn.hook_z", "attn_value": "attn.hook_v"}[site]
+    strength = active(compiled, site, tokens)[(slice(None), *torch.tensor(places).T)]
+    top = (torch.rand(strength.shape, generator=torch.Generator().manual_seed(0)) * (strength > 1e-3)).topk(most, dim=0)
+    pairs = [(n, int(row)) for n in range(len(places)) for row in top.indices[top.values[:, n] > 0, n]]
+    found = torch.full((len(places),), torch.inf)
+    if not pairs:
+        return found
+    neuron, row = torch.tensor(pairs).T
+    gone = torch.tensor(places)[neuron]
 
     def hook_of(layer):
         def of_rows(rows):
@@ -75,21 +102,16 @@ def one_by_one(compiled, role, site, places, inputs):
 
             def hook(z, hook):
                 z = z.clone()
-                z[(here, slice(None), *gone[rows][here, 1:].T)] = 0
+                z.movedim(1, -1)[(here, *gone[rows][here, 1:].T)] = 0
                 return z
 
             return hook
 
         return of_rows
 
-    hooks = [(f"blocks.{layer}.{name}", hook_of(layer)) for layer in range(len(compiled.model.blocks))]
-    n = len(places)
-    return margins(compiled, tokens.repeat(n, 1), asked.repeat(n, 1), hooks).view(n, len(tokens))
-
-
-@pytest.fixture(scope="module", params=list(PAIRS))
-def compiled(request):
-    return sepcap.load_compiled(request.param, device="cpu")
+    hooks = [(f"blocks.{layer}.{HOOKS[site]}", hook_of(layer)) for layer in range(len(compiled.model.blocks))]
+    lead = margins(compiled, tokens[row], asked[row], hooks)
+    return found.scatter_reduce(0, neuron, lead, "amin")
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -110,22 +132,17 @@ def test_every_answer_is_right_for_all_inputs_of_up_to_forty_thousand_of_a_lengt
 @pytest.mark.parametrize("role", ROLES)
 def test_without_the_other_programs_neurons_and_the_unused_ones_every_answer_is_right(compiled, role):
     program, other = getattr(compiled.pair, role), ROLES[role == "forget"]
-    inputs = list(inputs_of(program, 300))
+    inputs = list(inputs_of(program, 60))
     assert without(compiled, role, compiled.labels[other] | compiled.labels["unused"], inputs).min() >= FIRM
     # and without its own, or the shared ones, there is hardly an answer
     assert (without(compiled, role, compiled.labels[role], inputs) > 0).float().mean() < 0.3
 
 
-def places_of(neurons, site):
-    return neurons.masks[site].nonzero().tolist()
-
-
 def random_inputs(program, n, seed):
     rng = random.Random(seed)
-    return [
-        (*rng.choices(program.keys, k=bool(program.keys)), *(program.draw or (lambda r, k: r.choices(program.letters, k=k)))(rng, length))
-        for length in rng.choices(range(program.shortest, program.longest + 1), k=n)
-    ]
+    draw = program.draw or (lambda rng, k: rng.choices(program.letters, k=k))
+    lengths = rng.choices(range(program.shortest, program.longest + 1), k=n)
+    return [(*rng.choices(program.keys, k=bool(program.keys)), *draw(rng, length)) for length in lengths]
 
 
 @pytest.mark.parametrize("site", ["mlp", "attn_pre_out"])
@@ -133,33 +150,29 @@ def random_inputs(program, n, seed):
 def test_without_any_one_neuron_that_a_program_uses_one_of_its_answers_is_wrong(compiled, role, site):
     """Searched among random inputs. In a rotated head a value is spread over many neurons: there an answer is less firm, not wrong."""
     program = getattr(compiled.pair, role)
-    left = places_of(compiled.labels[role] | compiled.labels["shared"], site)
-    wrong = 0 if compiled.pair.variant != "rotated" or site == "mlp" else 15.9
+    neurons = compiled.labels[role] | compiled.labels["shared"]
+    left = neurons.masks[site].nonzero().tolist()
+    enough = 15.99 if compiled.pair.variant == "rotated" and site != "mlp" else 0
     assert left
-    for seed in range(30):
-        lead = one_by_one(compiled, role, site, left, random_inputs(program, 16, seed))
-        left = [place for place, each in zip(left, lead, strict=True) if each.min() > wrong]
+    for seed in range(12):
+        lead = leads_without(compiled, role, site, left, random_inputs(program, 150, seed), 3)
+        left = [place for place, least in zip(left, lead, strict=True) if least > enough]
         if not left:
             return
     steps = compiled.steps["mlp" if site == "mlp" else "attention"]
-    for i, place in enumerate(left):
-        step = steps
-        for k in place:
-            step = step[k]
-        left[i] = (place, step)
-    assert not left
+    raise AssertionError([(place, functools.reduce(operator.getitem, place, steps)) for place in left])
 
 
-@pytest.mark.parametrize("site", ["mlp", "attn_pre_out", "attn_value"])
+@pytest.mark.parametrize("site", ["mlp", "attn_pre_out"])
 @pytest.mark.parametrize("role", ROLES)
 def test_without_any_one_neuron_that_only_the_other_program_uses_or_none_every_answer_is_right(compiled, role, site):
-    program, other = getattr(compiled.pair, role), ROLES[role == "forget"]
-    places = places_of(compiled.labels[other] | compiled.labels["unused"], site)
-    assert one_by_one(compiled, role, site, places, random_inputs(program, 4, seed=1)).min() >= FIRM
+    other = compiled.labels[ROLES[role == "forget"]] | compiled.labels["unused"]
+    places = other.masks[site].nonzero().tolist()
+    assert leads_without(compiled, role, site, places, random_inputs(getattr(compiled.pair, role), 50, seed=1), 1).min() >= FIRM
 
 
 def test_every_neuron_has_one_label_and_a_hundred_are_used(compiled):
-    for site in ("mlp", "attn_pre_out", "attn_value"):
+    for site in HOOKS:
         count = sum(neurons.masks[site].int() for neurons in compiled.labels.values())
         assert (count == 1).all()
     used = sum(compiled.labels[label].count(site) for label in ("forget", "retain", "shared") for site in ("mlp", "attn_value"))
