@@ -24,6 +24,8 @@ from tiny import VOCABULARY as VOCABULARY
 from tiny import tiny_config as tiny_config
 from tiny import tiny_tokenizer as tiny_tokenizer
 
+import sepcap
+from sepcap.compiled.programs import PAIRS
 from sepcap.tasks import batches
 
 # the samples of nearly all tests are of few documents; those of the warning set it back
@@ -69,6 +71,12 @@ def no_browser(request, monkeypatch):
 def tiny_folders(tmp_path_factory):
     """Folder of the tiny model of every family."""
     return {family: save_tiny(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session", params=list(PAIRS))
+def compiled(request):
+    """Every compiled model in turn, with tasks of few texts; no test changes it."""
+    return sepcap.load_compiled(request.param, device="cpu", texts=1_000)
 
 
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name == "llama" else []) for name in FAMILIES])

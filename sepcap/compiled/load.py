@@ -26,7 +26,7 @@ FOLDER = Path(str(files("sepcap"))) / "assets" / "compiled"
 LABELS = "labels.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompiledModel:
     """A model that computes two programs exactly, and the programs that use each of its neurons.
 
@@ -46,6 +46,10 @@ class CompiledModel:
     labels: Mapping[str, NeuronSet]
     pair: Pair
     folder: Path
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{neurons.count('mlp')} {label}" for label, neurons in self.labels.items())
+        return f"CompiledModel({self.name}: {self.pair.forget.name} / {self.pair.retain.name}; mlp neurons: {counts})"
 
     @cached_property
     def steps(self) -> dict[str, Any]:

@@ -72,11 +72,11 @@ def active(compiled, site, tokens):
     """How active every neuron is on each row: [row, layer, neuron] or [row, layer, head, d_head]."""
     found = {}
 
-    def keep(z, hook):
-        found[hook.name] = (z.abs() * (tokens != 1).view(*tokens.shape, *[1] * (z.dim() - 2))).amax(1)
+    def keep(z, hook, name):
+        found[name] = (z.abs() * (tokens != 1).view(*tokens.shape, *[1] * (z.dim() - 2))).amax(1)
 
     names = [f"blocks.{layer}.{HOOKS[site]}" for layer in range(len(compiled.model.blocks))]
-    with compiled.model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    with compiled.model.hooks(fwd_hooks=[(name, functools.partial(keep, name=name)) for name in names]):
         compiled.model(tokens)
     return torch.stack([found[name] for name in names], 1)
 
@@ -139,10 +139,15 @@ def test_without_the_other_programs_neurons_and_the_unused_ones_every_answer_is_
 
 
 def random_inputs(program, n, seed):
+    """Inputs of all lengths, half of them of at most three letters, which then repeat."""
     rng = random.Random(seed)
-    draw = program.draw or (lambda rng, k: rng.choices(program.letters, k=k))
-    lengths = rng.choices(range(program.shortest, program.longest + 1), k=n)
-    return [(*rng.choices(program.keys, k=bool(program.keys)), *draw(rng, length)) for length in lengths]
+    found = []
+    for i in range(n):
+        length, letters = rng.randint(program.shortest, program.longest), program.letters
+        letters = rng.sample(letters, min(3, len(letters))) if i % 2 else letters
+        drawn = program.draw(rng, length) if program.draw else rng.choices(letters, k=length)
+        found.append((*rng.choices(program.keys, k=bool(program.keys)), *drawn))
+    return found
 
 
 @pytest.mark.parametrize("site", ["mlp", "attn_pre_out"])

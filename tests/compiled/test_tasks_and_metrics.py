@@ -32,10 +32,10 @@ def test_the_list_has_every_model_with_as_many_neurons_as_it_has():
 @pytest.mark.parametrize("role", ["forget", "retain"])
 def test_every_answer_of_a_task_is_predicted_and_nothing_else_is_scored(compiled, role):
     task, program = compiled.tasks[role], getattr(compiled.pair, role)
-    found = sepcap.evaluate(compiled.model, task, tokens=300)
+    found = sepcap.evaluate(compiled.model, task, tokens=200)
     assert found.top1 == 1
     assert found.loss < 0.01
-    sample = sample_task(compiled.model, task, "evaluate", 300)
+    sample = sample_task(compiled.model, task, "evaluate", 200)
     decode = compiled.model.tokenizer.decode
     for row, (batch,) in zip(sample.rows[:-1], ([batch] for batch in list(sample.batches(1))[:-1]), strict=True):
         given, answer = decode(row[1:]).split(f" {GIVEN} ")
@@ -55,7 +55,7 @@ def test_no_text_is_in_both_parts_and_a_seed_gives_the_same_texts(compiled):
 def test_deleting_the_forget_neurons_from_the_weights_ends_one_task_and_leaves_the_other(compiled, tmp_path):
     model = sepcap.load_model(compiled.folder, device="cpu")
     sepcap.delete(model, compiled.labels["forget"])
-    forgotten, kept = (sepcap.evaluate(model, task, tokens=300) for task in compiled.tasks.values())
+    forgotten, kept = (sepcap.evaluate(model, task, tokens=200) for task in compiled.tasks.values())
     assert kept.top1 == 1
     assert forgotten.top1 < 0.5
 
