@@ -139,13 +139,17 @@ def test_without_the_other_programs_neurons_and_the_unused_ones_every_answer_is_
 
 
 def random_inputs(program, n, seed):
-    """Inputs of all lengths, half of them of at most three letters, which then repeat."""
+    """Inputs of all lengths: a third uniform, a third of at most three letters, which then repeat, a third of distinct letters."""
     rng = random.Random(seed)
     found = []
     for i in range(n):
         length, letters = rng.randint(program.shortest, program.longest), program.letters
-        letters = rng.sample(letters, min(3, len(letters))) if i % 2 else letters
-        drawn = program.draw(rng, length) if program.draw else rng.choices(letters, k=length)
+        if program.draw:
+            drawn = program.draw(rng, length)
+        elif i % 3 < 2:
+            drawn = rng.choices(rng.sample(letters, 3) if i % 3 else letters, k=length)
+        else:
+            drawn = rng.sample(letters, min(length, len(letters)))
         found.append((*rng.choices(program.keys, k=bool(program.keys)), *drawn))
     return found
 
