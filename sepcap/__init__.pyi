@@ -1,6 +1,9 @@
 """Public names and where they are defined; read by type checkers and, when a name is first used, by the package itself."""
 
 from . import plots as plots
+from .compiled.load import CompiledModel as CompiledModel
+from .compiled.load import compiled_models as compiled_models
+from .compiled.load import load_compiled as load_compiled
 from .evaluation.harness import run_lm_eval as run_lm_eval
 from .evaluation.next_token import evaluate as evaluate
 from .evaluation.result import Evaluation as Evaluation

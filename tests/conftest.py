@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import warnings
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -83,6 +84,17 @@ def no_browser(request, monkeypatch):
 def tiny_folders(tmp_path_factory):
     """Folder of the tiny model of every family."""
     return {family: save_tiny(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+COMPILED = sorted(path.name for path in (Path(__file__).parents[1] / "sepcap" / "assets" / "compiled").iterdir())
+
+
+@pytest.fixture(scope="session", params=COMPILED)
+def compiled(request):
+    """Every compiled model in turn, with tasks of few texts; no test changes it."""
+    import sepcap
+
+    return sepcap.load_compiled(request.param, device="cpu", texts=1_000)
 
 
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name == "llama" else []) for name in FAMILIES])

@@ -19,7 +19,7 @@ FLOORS = (
     {"tasks"},
     {"statistics"},
     {"selection"},
-    {"interventions"},
+    {"compiled", "interventions"},
     {"evaluation"},
     {"studies.base"},
     {"studies.pruning"},

@@ -94,11 +94,13 @@ class Models(Command):
 
     def run(self) -> None:
         """Carry out the command."""
+        from sepcap.compiled.programs import PAIRS
         from sepcap.models.loading.load import default_folder
 
         print(f"default      the embedded model, in {default_folder()}")
         print("FOLDER       a model in Hugging Face format, with its tokenizer or image processor")
         print("OWNER/NAME   a model of the Hugging Face hub, from the local cache or over the network")
+        print(f"In Python, load_compiled(NAME) gives models of which every neuron is labelled: {', '.join(PAIRS)}")
         print("\nCausal and masked language models and image classifiers. What works for which family: docs/families.md.")
 
 

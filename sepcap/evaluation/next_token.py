@@ -71,7 +71,7 @@ def evaluate_sample(model: Any, sample: TokenSample, *, batch_size: int = BATCH_
         with measuring(model), bar:
             for batch in sample.batches(size):
                 parts.append(evaluate_batch(model, batch.to(device_of(model)), skip_ids).cpu().numpy())
-                bar.update(batch.size)
+                bar.update(batch.size if sample.after is None else int(batch.asked.sum()))
         return np.concatenate(parts)
 
     info = {

@@ -77,6 +77,7 @@ class TokenSample:
         fingerprint: hash of all rows.
         row_documents: documents of every row, numbered over the sample; by default every row is a document of its own.
         groups: package of every row if the documents have names and no row mixes packages; else None.
+        after: id after which tokens are prediction targets, from the first one in a row on; None if all are.
     """
 
     task: str
@@ -89,6 +90,7 @@ class TokenSample:
     fingerprint: str
     row_documents: tuple[tuple[int, ...], ...] | None = field(default=None, kw_only=True)
     groups: tuple[str, ...] | None = field(default=None, kw_only=True)
+    after: int | None = field(default=None, kw_only=True)
 
     @property
     def n_documents(self) -> int:
@@ -107,11 +109,11 @@ class TokenSample:
     def batches(self, batch_size: int) -> Iterator["Batch"]:
         """The rows in order, `batch_size` at a time; only the last batch can be smaller or padded."""
         for start in range(0, len(self.rows), batch_size):
-            yield make_batch(self.rows[start : start + batch_size], self.bos)
+            yield make_batch(self.rows[start : start + batch_size], self.bos, self.after)
 
     def targets(self) -> Int[np.ndarray, " prediction"]:
         """All prediction targets."""
-        targets = np.concatenate([row[1:] for row in self.rows])
+        targets = np.concatenate([row[1:][answers(row, self.after)[1:]] for row in self.rows])
         return targets if self.bos is None else targets[targets != self.bos]
 
     def take(self, rows: Sequence[int]) -> "TokenSample":
@@ -125,7 +127,16 @@ class TokenSample:
 
     def _size(self, row: Int[np.ndarray, " pos"]) -> int:
         """Number of tokens of a row that count."""
-        return int((row != self.bos).sum())
+        return int(((row != self.bos) & answers(row, self.after if self.split == "evaluate" else None)).sum())
+
+
+def answers(ids: Int[np.ndarray, "... pos"], after: int | None) -> Bool[np.ndarray, "... pos"]:
+    """The positions behind the first `after` of each row; all of them if it is None.
+
+    >>> answers(np.array([0, 5, 3, 6, 3]), after=3).tolist()
+    [False, False, False, True, True]
+    """
+    return np.ones(ids.shape, dtype=bool) if after is None else (np.cumsum(ids == after, axis=-1) - (ids == after)) > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,12 +180,12 @@ def pad(rows: Sequence[np.ndarray], filling: int) -> tuple[Shaped[Tensor, "batch
     return filled, real
 
 
-def make_batch(rows: Sequence[np.ndarray], bos: int | None) -> Batch:
+def make_batch(rows: Sequence[np.ndarray], bos: int | None, after: int | None = None) -> Batch:
     """Batch of rows for a next-token model, padded on the right. With causal attention no kept position attends to padding."""
     ids, real = pad(rows, 0 if bos is None else bos)
     keep = real & (ids != bos) if bos is not None else real.clone()
     asked = torch.zeros_like(keep)
-    asked[:, :-1] = keep[:, 1:]
+    asked[:, :-1] = (keep & torch.from_numpy(answers(ids.numpy(), after)))[:, 1:]
     return Batch(ids, keep, real, asked, ids.roll(-1, dims=1))
 
 
@@ -211,15 +222,21 @@ class _Row:
     package: str | None
 
 
-def _rows(documents: Documents, context: int, bos: int | None) -> Iterator[_Row]:
-    """Rows of one source; if documents have a limit, rows from each package in turn."""
-    streams = [_rows_of(read, context, bos, package, documents.limit is None) for package, read in documents.by_package()]
+def _rows(documents: Documents, context: int, bos: int | None, apart: bool) -> Iterator[_Row]:
+    """Rows of one source; if documents have a limit, rows from each package in turn. Documents share no rows if they stand apart."""
+    whole = documents.limit is None
+    streams = [
+        _rows_of([[one] for one in read] if apart else [read] if whole else bundles(read, context, bos), context, bos, package)
+        for package, read in documents.by_package()
+    ]
     return itertools.chain.from_iterable(in_rounds(streams))
 
 
-def _rows_of(documents: Iterator[Document], context: int, bos: int | None, package: str | None, across: bool) -> Iterator[Iterator[_Row]]:
+def _rows_of(
+    bundles_of: Iterable[Iterable[Document]], context: int, bos: int | None, package: str | None
+) -> Iterator[Iterator[_Row]]:
     """The rows of each bundle of documents; documents of different bundles share no rows."""
-    for bundle in [documents] if across else bundles(documents, context, bos):
+    for bundle in bundles_of:
         ids, numbers = itertools.tee(bundle)
         packed = pack((document.ids for document in ids), context, bos)
         owners = pack(([document.number] * len(document.ids) for document in numbers), context, None if bos is None else NOBODY)
@@ -293,7 +310,8 @@ def sample_tokens(
     limit = room if per_document == "row" else per_document
     # if a row's first token does not count, as few as half of the tokens read may count
     documents = [Documents(source, split, Spelling(tokenizer, task.special_tokens), limit, 2 * tokens, seed) for source in task.sources]
-    streams = [_rows(each, context, bos) for each in documents]
+    after = None if task.answers_after is None else _token(task.answers_after, tokenizer)
+    streams = [_rows(each, context, bos, after is not None) for each in documents]
     rows: list[_Row] = []
     numbers: dict[tuple[int, int], int] = {}
     row_documents: list[tuple[int, ...]] = []
@@ -305,6 +323,8 @@ def sample_tokens(
             break
         if uncounted is not None:
             counted = np.cumsum(~np.isin(row.ids, uncounted))
+        elif after is not None and split == "evaluate":
+            counted = np.cumsum((row.ids != bos) & answers(row.ids, after))
         else:
             counted = np.cumsum(row.ids != bos) if bos is not None else np.arange(len(row.ids)) + (split != "evaluate")
         length = min(len(row.ids), int(np.searchsorted(counted, missing)) + 1)
@@ -330,6 +350,7 @@ def sample_tokens(
     elif wide:
         warn(f"task {task.name!r}: {have:,} tokens to {split} come from {len(numbers)} documents{joined}{wide}")
     ids = tuple(row.ids for row in rows)
+    scored = b"" if after is None else f"after {after}".encode()
     packages = tuple(row.package for row in rows if row.package is not None)
     return TokenSample(
         task.name,
@@ -339,10 +360,19 @@ def sample_tokens(
         tokens,
         have,
         tuple([number for source, number in numbers if source == i] for i in range(len(streams))),
-        hashlib.sha256(b"".join(row.tobytes() for row in ids)).hexdigest()[:16],
+        hashlib.sha256(b"".join([*(row.tobytes() for row in ids), scored])).hexdigest()[:16],
         row_documents=tuple(row_documents),
         groups=packages if len(packages) == len(rows) else None,
+        after=after,
     )
+
+
+def _token(word: str, tokenizer: Any) -> int:
+    """The id of the word after which answers stand."""
+    ids = Spelling(tokenizer).ids(word)
+    if len(ids) != 1:
+        raise ValueError(f"answers_after={word!r} is {len(ids)} tokens of this tokenizer; give a word that is one")
+    return ids[0]
 
 
 def separator_of(tokenizer: Any) -> int | None:

@@ -19,7 +19,9 @@ from sepcap.tasks.task import Source, Task
 
 
 @checked()
-def load_task(task: Any, *, column: str | None = None, name: str | None = None, special_tokens: bool = False) -> Task:
+def load_task(
+    task: Any, *, column: str | None = None, name: str | None = None, special_tokens: bool = False, answers_after: str | None = None
+) -> Task:
     """Load a `Task` from a name, a path or data.
 
     Args:
@@ -31,6 +33,8 @@ def load_task(task: Any, *, column: str | None = None, name: str | None = None, 
         name: name in tables and figures.
         special_tokens: whether text spelled like a special token, such as `<s>` in a page of HTML, becomes that token. By default it
             is ordinary text.
+        answers_after: for questions with answers, the word between the two, a single token of the model's tokenizer: only the tokens
+            after the first one in a document are prediction targets. Statistics are of all tokens. Every document has rows of its own.
 
     Raises:
         ValueError: an unknown name (nearest names suggested), no text, a column that does not exist, or a file that cannot be read.
@@ -43,17 +47,17 @@ def load_task(task: Any, *, column: str | None = None, name: str | None = None, 
     if isinstance(task, Task):
         return task
     if isinstance(task, str) and task in TASKS:
-        return Task(name or task, _sources(TASKS[task]), TASKS[task].content, special_tokens)
+        return Task(name or task, _sources(TASKS[task]), TASKS[task].content, special_tokens, answers_after)
     if isinstance(task, str | os.PathLike):
         path = _path_of(task)
         data = saved_dataset(path) if path.is_dir() else None
         source = _source(data, column) if data is not None else DataSource(read_files(path, column), None, str(path))
-        return Task(name or name_of(path), (source,), _content(source), special_tokens)
+        return Task(name or name_of(path), (source,), _content(source), special_tokens, answers_after)
     data = dataset_of(task)
     source = _source(data, column)
     # named after its content: the fingerprint in `datasets` can differ in the next process
     kind = "images" if _content(source) == "images" else "dataset" if data is task else "texts"
-    return Task(name or f"{kind}-{source.fingerprint[:8]}", (source,), _content(source), special_tokens)
+    return Task(name or f"{kind}-{source.fingerprint[:8]}", (source,), _content(source), special_tokens, answers_after)
 
 
 def _sources(row: Row) -> tuple[Source, ...]:

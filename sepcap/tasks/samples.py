@@ -66,6 +66,8 @@ def sample_task(
     """
     kind = kind_of(model)
     check_content(model, task)
+    if task.answers_after is not None and kind != "causal":
+        raise ValueError(f"task {task.name!r} scores answers (answers_after), but {model.cfg.model_name} does not predict next tokens")
     context = check_context(model, context)
     if kind == "images":
         config = model.original_model.config

@@ -39,14 +39,18 @@ class Task:
         sources: one stream of documents, or several that are mixed in equal numbers of tokens.
         content: "text", or "images" with labels.
         special_tokens: whether text spelled like a special token becomes one.
+        answers_after: if given, only tokens after the first such word of a document are prediction targets, and every document has rows
+            of its own.
     """
 
     name: str
     sources: tuple[Source, ...]
     content: Literal["text", "images"] = "text"
     special_tokens: bool = False
+    answers_after: str | None = None
 
     @property
     def fingerprint(self) -> str:
         """Hash of the documents: two tasks with the same fingerprint are the same data."""
-        return "-".join([*(source.fingerprint for source in self.sources), *(["special"] if self.special_tokens else [])])
+        options = [*(["special"] if self.special_tokens else []), *([f"after {self.answers_after}"] if self.answers_after else [])]
+        return "-".join([*(source.fingerprint for source in self.sources), *options])

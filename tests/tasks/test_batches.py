@@ -194,3 +194,24 @@ def test_order_of_the_texts_does_not_matter(tokenizer, letters):
     assert flat(one) == flat(other)
     # and the recorded indices lead to the same documents
     assert [letters[i] for i in one.indices[0]] == [shuffled[i] for i in other.indices[0]]
+
+
+def test_only_tokens_after_the_word_are_targets_and_every_document_has_rows_of_its_own(tokenizer):
+    texts = [f"{i} {'ab' * (i % 5)}={i * i}=" for i in range(90)]
+    task = sepcap.load_task(texts, answers_after="=")
+    (mark,) = tokenizer("=")["input_ids"]
+    assert task.fingerprint != sepcap.load_task(texts).fingerprint
+    for split in ("collect", "evaluate"):
+        for per_document in ("row", None):
+            sample = sample_tokens(task, split, tokenizer, 10_000, 32, per_document=per_document)
+            assert all(list(row).count(0) == 1 for row in sample.rows)
+            expected = [token for row in sample.rows for token in row[list(row).index(mark) + 1 :]]
+            assert sample.targets().tolist() == expected
+            (batch,) = sample.batches(1000)
+            assert batch.answers[batch.asked].tolist() == expected
+            size = len(sample.targets()) if split == "evaluate" else int(batch.keep.sum())
+            assert sample.tokens == size == sample.take(range(len(sample.rows))).tokens
+    assert sample_tokens(task, "evaluate", tokenizer, 7, 32).tokens == 7
+    assert sample.fingerprint != sample_tokens(sepcap.load_task(texts), "evaluate", tokenizer, 10_000, 32).fingerprint
+    with pytest.raises(ValueError, match="answers_after='==' is 2 tokens"):
+        sample_tokens(sepcap.load_task(texts, answers_after="=="), "collect", tokenizer, 10, 32)
