@@ -1,13 +1,12 @@
 """`sepcap geometry`: similarity of activations, single residual dimensions, and how narrow blocks are."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from sepcap.cli.options import Group, Study, Untrained, config_in, study_command, write_figure
+from sepcap.cli.options import Group, Study, Untrained, study_command, write_figure
 from sepcap.studies.dimensions.config import DimensionSearchConfig, DimensionTracesConfig
 from sepcap.studies.jacobian.config import JacobianSpectrumConfig
 from sepcap.studies.similarity.config import ActivationSimilarityConfig
@@ -34,10 +33,8 @@ class Similarity(ActivationSimilarityConfig, Untrained):
             raise ValueError("--control compares with random weights, and --random-weights uses only those: give one of them")
         super().run()
         if self.control:
-            found, config = sepcap.load_result(self.out), config_in(self.CONFIG, self)
-            other = sepcap.compare_activations(
-                self.load(random_weights=True), config, out=self.out / "random-weights", progress=partial(print, flush=True)
-            )
+            found = sepcap.load_result(self.out)
+            other = self.compute(self.load(random_weights=True), out=self.out / "random-weights")
             print("\nDifference from random weights, with a 95% confidence interval paired over the texts:")
             print(found.compared(other).to_string(index=False, float_format=lambda x: f"{x:.4f}"))
             write_figure(found.figure("profile", control=other), self.out / "figures" / "profile-control")
@@ -71,10 +68,7 @@ class FindDimensions(DimensionSearchConfig, Untrained):
 
     def run(self) -> None:
         """Carry out the command."""
-        import sepcap
-
-        config = config_in(self.CONFIG, self)
-        table: Any = sepcap.find_dimensions(self.load(), config, out=self.out, progress=partial(print, flush=True))
+        table = self.compute()
         shown = table[["dim", "stage", "eta2_searched", "eta2", "p", "p_uncorrected"]]
         print(shown.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
         print("Ranked on one half of the texts (eta2_searched); eta2 and p are of the other half, p corrected for these dims.")

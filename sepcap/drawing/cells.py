@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from sepcap.drawing.parts import colour_bar
 from sepcap.drawing.style import FONT_PX, SHARES, TICK_PX, rounded
 
 
@@ -72,19 +73,9 @@ def counts_bar(fullest: int) -> go.Scatter:
     """The logarithmic colour bar: the cells' own colour bar would be linear."""
     ticks = [f * 10**p for p in range(7) for f in ((1,) if fullest >= 100 else (1, 2, 5)) if f * 10**p <= fullest]
     share = np.linspace(0, 1, 12)
-    bar = {
-        "title": {"text": "Neurons per cell", "side": "right", "font": {"size": FONT_PX}},
-        "tickvals": rounded(np.log10(ticks)),
-        "ticktext": [f"{t:,}" for t in ticks],
-        "tickfont": {"size": TICK_PX},
-        "thickness": 10,
-        "outlinewidth": 0,
-        "ticks": "outside",
-        "ticklen": 3,
-        "len": 1,
-        "xpad": 6,
-        "ypad": 0,
-    }
+    labels = {"tickvals": rounded(np.log10(ticks)), "ticktext": [f"{t:,}" for t in ticks], "tickfont": {"size": TICK_PX}}
+    bar = colour_bar("Neurons per cell", thickness=10, outlinewidth=0, ticks="outside", ticklen=3, **labels)
+    bar["title"]["font"] = {"size": FONT_PX}
     scale = [[t, colour] for t, colour in zip(share, _colours(share), strict=True)]
     top = max(float(np.log10(fullest)), 0.3)
     marker = {"color": [0], "cmin": 0, "cmax": top, "colorscale": scale, "showscale": True, "colorbar": bar}

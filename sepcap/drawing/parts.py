@@ -40,7 +40,7 @@ def layer_axis(layers: Sequence[int], room: float, most: int = 12) -> dict[str, 
     return {"title": {"text": "Layer"}, "range": [first - room, last + room], "tick0": 0, "dtick": every(last - first + 1, most)}
 
 
-def row_axis(rows: Mapping[float, str], low: float, high: float) -> dict[str, Any]:
+def row_axis(rows: Mapping[Any, str], low: float, high: float) -> dict[str, Any]:
     """A vertical axis without a line, with a text at the height of every row."""
     return {"range": [low, high], "tickvals": list(rows), "ticktext": list(rows.values()), "ticks": "", "showline": False}
 

@@ -113,17 +113,11 @@ def _study(found: Checked) -> None:
     else:
         done = sorted(path for path in found.folder.rglob("*.safetensors") if path.suffix not in PAGES)
         for path in done:
-            found.problems += [wrong] if (wrong := broken(path)) else []
+            try:
+                check_seal(path, "tensors")
+            except (CorruptFile, OSError) as error:
+                found.problems.append(str(error))
         found.notes.append(f"{found.folder}: study, not finished; {len(done)} pieces exist")
     for path in sorted(found.folder.rglob("*/config.json")):
         inner = check_folder(path.parent)
         found.problems += inner.problems
-
-
-def broken(path: Path) -> str:
-    """What is wrong with a tensor file of any kind, in words; empty if nothing is."""
-    try:
-        check_seal(path, "tensors")
-    except (CorruptFile, OSError) as error:
-        return str(error)
-    return ""

@@ -187,8 +187,7 @@ def open_study(folder: str | Path, study: str, config: Mapping[str, Any]) -> Ite
         path = folder / "config.json"
         if os.path.lexists(path):
             if different := differing_fields(read_config(folder), resolved):
-                listed = "; ".join(f"{k}: {reprlib.repr(a)} stored, {reprlib.repr(b)} requested" for k, (a, b) in different.items())
-                raise FileExistsError(f"{folder} holds another configuration ({listed}). Use another folder; nothing was changed.")
+                raise FileExistsError(f"{folder} holds another configuration ({different}). Use another folder; nothing was changed.")
         elif any(not part.name.endswith(PART) for part in folder.iterdir()):
             raise FileExistsError(f"{folder} is not empty and holds no study (no config.json). Use another folder; nothing was changed.")
         remove_parts(folder)
@@ -250,11 +249,12 @@ def read_stored(path: Path) -> pd.DataFrame:
         return read_table(file, ROWS)
 
 
-def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Differing fields that make two configurations different runs; versions and the location of the texts do not."""
-    plain = json.loads(json.dumps(new))
-    names = [name for name in dict.fromkeys([*old, *plain]) if name not in NOT_DECISIVE]
-    return {name: (old.get(name), plain.get(name)) for name in names if not _same(old.get(name), plain.get(name))}
+def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Differing fields that make two configurations different runs, in words; versions and the location of the texts do not."""
+    plain = as_json(new)
+    pairs = {name: (old.get(name), plain.get(name)) for name in dict.fromkeys([*old, *plain]) if name not in NOT_DECISIVE}
+    different = {name: pair for name, pair in pairs.items() if not _same(*pair)}
+    return "; ".join(f"{name}: {reprlib.repr(a)} stored, {reprlib.repr(b)} requested" for name, (a, b) in different.items())
 
 
 def _same(old: Any, new: Any) -> bool:
@@ -264,5 +264,4 @@ def _same(old: Any, new: Any) -> bool:
 
 def identity_of(config: Mapping[str, Any]) -> str:
     """Digest that identifies a configuration, independent of versions and time."""
-    plain = json.loads(json.dumps(config))
-    return digest_of({name: value for name, value in plain.items() if name not in NOT_DECISIVE})
+    return digest_of({name: value for name, value in as_json(config).items() if name not in NOT_DECISIVE})

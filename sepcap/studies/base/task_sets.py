@@ -313,7 +313,7 @@ class Relative:
 
     def along(self, names: Sequence[str]) -> tuple[Float[np.ndarray, " set"], Float[np.ndarray, "replica set"]]:
         """The relative accuracies after deleting each of several sets, and their bootstrap replicas."""
-        at = [self.index[name] for name in names]
+        at = self._at(names)
         return self.values[at], self.replicas[:, at]
 
 

@@ -1,7 +1,6 @@
 """Result of the modularity study (METHODS 12)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
@@ -30,7 +29,6 @@ CONTROLS = {
 """Name of a control -> its weights, clusters and choice of neurons."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Modularity(StudyResult):
     """Concentration of task neurons in clusters: MoEfication and index mod k, trained and random weights.
 

@@ -18,14 +18,7 @@ from sepcap.models.blocks.views import mlp_input_weights
 from sepcap.models.loading.untrained import untrained
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.progress import progress
-from sepcap.selection.clusters import (
-    Clusters,
-    check_clustering,
-    cluster_layer,
-    input_fingerprint,
-    labels_by_index,
-    seconds_per_start,
-)
+from sepcap.selection.clusters import Clusters, check_clustering, cluster_layer, input_fingerprint, labels_by_index, seconds_per_start
 from sepcap.selection.concentration import ACTIVITY, LAYER, measure_concentration
 from sepcap.selection.matching import chosen_by_activity
 from sepcap.selection.neurons import NeuronSet, how_many

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +42,6 @@ ENDS = {
 """Names of the layers with the lowest and the highest value of a measure."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class JacobianSpectrum(StudyResult):
     """Singular values of the Jacobians of one part of the blocks, over layers and rows of tokens.
 
@@ -115,19 +113,19 @@ class JacobianSpectrum(StudyResult):
         counted_there = jacobians.drop(columns=["rank", "at_least"]).merge(ranks, on=keys).reindex(columns=jacobians.columns)
         return JacobianSpectrum({**self.config, "threshold": threshold}, {**self.tables, "jacobians": counted_there}, self.tensors)
 
-    def against_control(self, measure: str = "rank") -> pd.DataFrame:
+    def against_control(self, measure: str = "rank", intervals: int = 1) -> pd.DataFrame:
         """Trained minus random weights on the same rows, per layer, with the 95% interval of the mean over rows.
 
         For the rank it is NaN if the rank of any row, trained or random, is only a lower bound: the difference would depend on how many
         directions were tried. `found.at(found.settled_threshold)` compares settled ranks.
 
+        Args:
+            measure: column of the table "jacobians".
+            intervals: number of intervals to correct for (Bonferroni): the number of layers, if one of them is picked.
+
         Raises:
             ValueError: an unknown measure, or a study without control.
         """
-        return self._differences(measure)
-
-    def _differences(self, measure: str, intervals: int = 1) -> pd.DataFrame:
-        """`against_control`, with Bonferroni correction for `intervals` comparisons."""
         if measure not in COLUMNS:
             raise unknown("measure", measure, COLUMNS)
         if not self.config["control"]:
@@ -188,7 +186,7 @@ class JacobianSpectrum(StudyResult):
 
     def _against(self, measure: str) -> str:
         """One measure against random weights, in a sentence."""
-        differences, name = self._differences(measure, len(self.config["layers"])), measure.replace("_", " ")
+        differences, name = self.against_control(measure, len(self.config["layers"])), measure.replace("_", " ")
         table = self.by_layer.dropna(subset=[measure])
         trained, random = (table.loc[table["weights"] == weights, measure].to_numpy() for weights in (TRAINED, RANDOM))
         if not len(trained) or not len(random):

@@ -51,11 +51,6 @@ class Overlap(StudyResult):
         "layers": ("Overlap per layer", figures.overlap_layers),
     }
 
-    @property
-    def table(self) -> pd.DataFrame:
-        """The overlaps per layer and in total."""
-        return self.tables["overlap"]
-
     def totals(self) -> pd.DataFrame:
         """The rows for all layers together."""
         return self.table.query("layer.isna()").reset_index(drop=True)

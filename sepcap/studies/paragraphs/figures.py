@@ -25,18 +25,7 @@ from sepcap.drawing.style import (
     rounded,
 )
 from sepcap.errors import unknown
-from sepcap.studies.paragraphs.conditions import (
-    ALONE,
-    ANOTHER,
-    FIRST,
-    LAST,
-    MISMATCHED,
-    NEUTRAL,
-    ORIGINAL,
-    OTHER_KIND,
-    OWN,
-    TRANSFERRED,
-)
+from sepcap.studies.paragraphs.conditions import ALONE, ANOTHER, FIRST, LAST, MISMATCHED, NEUTRAL, ORIGINAL, OTHER_KIND, OWN, TRANSFERRED
 
 COLOURS = {ORIGINAL: GREEN, TRANSFERRED: VERMILLION, MISMATCHED: BLUE, OTHER_KIND: PURPLE, NEUTRAL: GREY}
 NAMES = {

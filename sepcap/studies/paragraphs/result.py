@@ -1,6 +1,5 @@
 """Result of a paragraph transfer."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -14,7 +13,6 @@ SITES_IN_WORDS = {"mlp": "mlp neurons", "attn_pre_out": "attention pre-out", "re
 PARTS_IN_WORDS = {ALONE: "layer {layer} alone", FIRST: "the first layers up to {layer}", LAST: "the last layers from {layer}"}
 
 
-@dataclass(frozen=True, eq=False)
 class ParagraphTransfer(StudyResult):
     """How much of the next paragraph is transferred with the activations at the break before it.
 

@@ -202,14 +202,20 @@ def _layers(found: dict[Condition, dict[int, np.ndarray]], parts: dict[tuple[str
     rows = []
     for (part, layer), gains in _gains(found, parts).items():
         for donor, of_text in gains.items():
-            table = pd.DataFrame({"kind": [kinds[i] for i in of_text], "total": list(of_text.values())})
-            table["weight"] = [len(neutral[i]) for i in of_text]
-            for kind, group in _groups(table):
-                gain, low, high = interval(group["total"].to_numpy(float), group["weight"].to_numpy(float))
-                row = {"kind": kind, "part": part, "layer": layer, "donor": donor, "gain": gain, "low": low, "high": high}
-                rows.append(row | {"texts": len(group)})
+            tokens = [len(neutral[i]) for i in of_text]
+            rows += _gain_rows(of_text, tokens, kinds, {"part": part, "layer": layer, "donor": donor})
     columns = ["kind", "part", "layer", "donor", "gain", "low", "high", "texts"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _gain_rows(totals: dict[int, float], tokens: list[int], kinds: list[str], where: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per kind of text: gain per token with its interval, from the total gain and the tokens of every text."""
+    table = pd.DataFrame({"kind": [kinds[i] for i in totals], "total": list(totals.values()), "weight": tokens})
+    rows = []
+    for kind, group in _groups(table):
+        gain, low, high = interval(group["total"].to_numpy(float), group["weight"].to_numpy(float))
+        rows.append({"kind": kind, **where, "gain": gain, "low": low, "high": high, "texts": len(group)})
+    return rows
 
 
 def _gains(
@@ -278,12 +284,8 @@ def _positions(found: dict[Condition, dict[int, np.ndarray]], main: list[Conditi
             gains = {i: x[first:end] - neutral[i][first:end] for i, x in found[condition].items() if len(x) > first}
             if not gains:
                 continue
-            table = pd.DataFrame({"kind": [kinds[i] for i in gains], "total": [g.sum() for g in gains.values()]})
-            table["weight"] = [len(g) for g in gains.values()]
-            for kind, group in _groups(table):
-                gain, low, high = interval(group["total"].to_numpy(float), group["weight"].to_numpy(float))
-                row = {"kind": kind, "condition": condition.name, "first": first, "last": end - 1, "gain": gain, "low": low, "high": high}
-                rows.append(row | {"texts": len(group)})
+            totals, tokens = {i: g.sum() for i, g in gains.items()}, [len(g) for g in gains.values()]
+            rows += _gain_rows(totals, tokens, kinds, {"condition": condition.name, "first": first, "last": end - 1})
     return pd.DataFrame(rows)
 
 

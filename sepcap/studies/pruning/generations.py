@@ -51,7 +51,7 @@ def generations(run: RunFolder, model: Any = None, device: str | None = None) ->
             raise ValueError(f"model has the weights {found}, but the run in {run.folder} began with {expected}: give that model, unpruned")
     if run.steps_done < 1:
         return {"rows": [], "reason": "None: nothing has been pruned yet."}
-    step = _step(run)
+    step = _widest_step(run) or run.steps_done
     kept = texts_kept(run)
     if kept is not None and kept["step"] == step:
         return kept | {"reason": ""}
@@ -67,14 +67,6 @@ def generations(run: RunFolder, model: Any = None, device: str | None = None) ->
     except OSError as error:  # a read-only folder can still be shown
         log.info("the texts are not stored: %s", error)
     return made | {"reason": ""}
-
-
-def _step(run: RunFolder) -> int:
-    """Step where the tasks are furthest apart; the last step if they never are."""
-    try:
-        return run.separability("top1").max_drop_step or run.steps_done
-    except ValueError:
-        return run.steps_done
 
 
 def texts_kept(run: RunFolder) -> dict[str, Any] | None:
@@ -141,6 +133,7 @@ def continuations(model: Any, run: RunFolder, step: int | None = None) -> pd.Dat
 
 
 def _widest_step(run: RunFolder) -> int:
+    """Step where the tasks are furthest apart, 0 if they never are; the last one if the unpruned model has an accuracy of 0."""
     try:
         return run.separability("top1").max_drop_step
     except ValueError:

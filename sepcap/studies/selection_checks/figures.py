@@ -166,8 +166,8 @@ def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool, name: str) ->
         look = {"mode": "markers", "marker": {"color": GREY, "size": 6, "symbol": "square"}, "error_y": _bars(rows, "random", GREY)}
         told = {"name": name, "showlegend": shown, "legendgroup": RANDOM, "hoverinfo": "skip"}
         return [go.Scatter(x=at, y=rounded(rows["random"]), cliponaxis=False, **look, **told, **axes)]
-    ends = [rows[f"random_{end}"].to_numpy() for end in ("low", "high")]
-    area = band(rows[x].to_numpy(), *ends, FAINT, showlegend=False, legendgroup=RANDOM, **axes)
+    low, high = (rows[f"random_{end}"].to_numpy() for end in ("low", "high"))
+    area = band(rows[x].to_numpy(), low, high, FAINT, showlegend=False, legendgroup=RANDOM, **axes)
     look = {"mode": "lines", "line": {"color": GREY, "width": 1.3, "dash": "dot"}, "legendgroup": RANDOM, "hoverinfo": "skip"}
     return [area, go.Scatter(x=at, y=rounded(rows["random"]), name=name, showlegend=shown, **look, **axes)]
 
@@ -214,7 +214,8 @@ def _along(table: Any, pruned: str, evaluated: str, column: str) -> list[float]:
 
 
 def _meeting_point(point: Sequence[Mapping[Any, Any]], label: str) -> go.Scatter:
-    ends = [error_bars(*(np.array([row[name]]) for name in ("value", "low", "high")), thickness=1, width=3, color=INK) for row in point]
+    values, low, high = (np.array([[row[name]] for row in point]) for name in ("value", "low", "high"))
+    ends = [error_bars(values[i], low[i], high[i], thickness=1, width=3, color=INK) for i in (0, 1)]
     marker = {"symbol": "diamond-open", "size": 10, "color": INK, "line": {"width": 1.6}}
     where = {"x": rounded([point[0]["value"]]), "y": rounded([point[1]["value"]])}
     return go.Scatter(**where, mode="markers", marker=marker, error_x=ends[0], error_y=ends[1], name=label)

@@ -91,7 +91,7 @@ def keep_only(bench: Bench) -> Tables:
             sets[f"keep-{i}-{n}"] = ~bench.highest(task, n)
             jobs.append((f"keep-{i}-{n}", list(randoms), {"kept": task, "fraction": fraction, "n": n}))
         sets |= randoms
-    return {"keep_only": _table(bench, sets, jobs)}
+    return {"keep_only": _table(bench.relative(bench.rows(sets)), jobs)}
 
 
 def layers(bench: Bench) -> Tables:
@@ -112,7 +112,7 @@ def layers(bench: Bench) -> Tables:
             where = {"pruned": task, "layers": last, "first_layer": depth - last, "n": len(sets[f"layers-{i}-{last}"])}
             jobs.append((f"layers-{i}-{last}", list(of_seeds), where))
         sets |= of_seeds
-    return {"layers": _table(bench, sets, jobs)}
+    return {"layers": _table(bench.relative(bench.rows(sets)), jobs)}
 
 
 def _last(neurons: NeuronSet, site: str, layers: int) -> NeuronSet:
@@ -121,16 +121,9 @@ def _last(neurons: NeuronSet, site: str, layers: int) -> NeuronSet:
     return NeuronSet({site: mask})
 
 
-def _table(bench: Bench, sets: Mapping[str, NeuronSet], jobs: Sequence[tuple[str, list[str], dict[str, Any]]]) -> pd.DataFrame:
+def _table(relative: Mapping[str, Relative], jobs: Sequence[tuple[str, list[str], dict[str, Any]]]) -> pd.DataFrame:
     """One row per job and evaluated task."""
-    relative = bench.relative(bench.rows(sets))
-    return pd.DataFrame(
-        [
-            where | {"evaluated": task} | of_task.columns(name, randoms)
-            for name, randoms, where in jobs
-            for task, of_task in relative.items()
-        ]
-    )
+    return pd.DataFrame([w | {"evaluated": task} | r.columns(name, rand) for name, rand, w in jobs for task, r in relative.items()])
 
 
 def step_size(bench: Bench) -> Tables:
@@ -227,7 +220,6 @@ def meeting(bench: Bench) -> Tables:
             jobs.append((f"cut-{i}-{n}", list(randoms), {"pruned": task, "fraction": fraction, "n": n}))
         sets |= randoms
     relative = bench.relative(bench.rows(sets))
-    curves = pd.DataFrame([w | {"evaluated": task} | r.columns(name, rand) for name, rand, w in jobs for task, r in relative.items()])
     found = _where_sets_meet(bench) + _where_curves_meet(bench, relative, numbers)
     both = [sets[f"cut-0-{n}"] & sets[f"cut-1-{n}"] for n in numbers]
     shared = pd.DataFrame(
@@ -239,7 +231,7 @@ def meeting(bench: Bench) -> Tables:
             "neither": [bench.neurons - 2 * n + len(common) for n, common in zip(numbers, both, strict=True)],
         }
     )
-    return {"curves": curves, "meeting": pd.DataFrame(found), "shared": shared}
+    return {"curves": _table(relative, jobs), "meeting": pd.DataFrame(found), "shared": shared}
 
 
 def _where_sets_meet(bench: Bench) -> list[dict[str, Any]]:

@@ -18,12 +18,7 @@ from sepcap.studies.base.fields import OTHERS
 from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.runner import run_study, study
-from sepcap.studies.base.task_sets import (
-    LesionPlan,
-    NamedTasks,
-    scores_and_lesions,
-    what_intervals_cover,
-)
+from sepcap.studies.base.task_sets import LesionPlan, NamedTasks, scores_and_lesions, what_intervals_cover
 from sepcap.studies.base.text import told_p
 from sepcap.studies.selection_checks import figures
 from sepcap.studies.selection_checks.config import SelectionChecksConfig

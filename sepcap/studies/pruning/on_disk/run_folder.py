@@ -1,7 +1,6 @@
 """The folder of a run: every step is written atomically, and the folder is read back as one object."""
 
 import os
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +23,7 @@ from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.intervals import Cluster, cluster_sums, in_percent, t_factor
 from sepcap.statistics.moments import Statistics
-from sepcap.storage import (
-    FORMAT,
-    PART,
-    html_card,
-    load_tensors,
-    open_regular,
-    write_atomically,
-    write_json,
-)
+from sepcap.storage import FORMAT, PART, html_card, load_tensors, open_regular, write_atomically, write_json
 from sepcap.studies.base.folder import differing_fields
 from sepcap.studies.base.tables import read_table, same_table
 from sepcap.studies.pruning.on_disk.step_files import BIASES, ROLES, ROTATION, StepFiles, clusters_name
@@ -78,10 +69,12 @@ class RunFolder(StepFiles):
         import io
 
         buffer = io.BytesIO()
-        self._table().to_parquet(buffer, index=False)
+        self.trajectory.to_parquet(buffer, index=False)
         write_atomically(self.folder / "trajectory.parquet", buffer.getvalue())
 
-    def _table(self) -> pd.DataFrame:
+    @property
+    def trajectory(self) -> pd.DataFrame:
+        """One row per step and task, see the class."""
         rows = []
         records = [self._record(step) for step in range(self.steps_done + 1)]
         for step, record in enumerate(records):
@@ -103,7 +96,7 @@ class RunFolder(StepFiles):
 
     def trajectory_damage(self) -> str:
         """What is wrong with trajectory.parquet, in words; it is derived from the steps, and no result is read from it."""
-        path, right = self.folder / "trajectory.parquet", self._table()
+        path, right = self.folder / "trajectory.parquet", self.trajectory
         if not len(right):
             return ""
         try:
@@ -112,11 +105,6 @@ class RunFolder(StepFiles):
         except (FileNotFoundError, IsADirectoryError, CorruptFile) as error:
             return str(error)
         return "" if same_table(stored, right) else f"{path} does not match the steps"
-
-    @property
-    def trajectory(self) -> pd.DataFrame:
-        """One row per step and task, see the class."""
-        return self._table()
 
     def to_latex(self, metric: str = "top1", **options: Any) -> str:
         """A metric of both tasks at every step with its 95% interval (Student's t over documents), for a paper.
@@ -288,10 +276,8 @@ def find_run(folder: Path, config: dict[str, Any], kind: type[Kind] = RunFolder)
     """
     if os.path.lexists(folder / "config.json"):
         run = kind(folder)
-        different = differing_fields(run.config, config)
-        if different:
-            listed = "; ".join(f"{k}: {reprlib.repr(a)} stored, {reprlib.repr(b)} requested" for k, (a, b) in different.items())
-            raise FileExistsError(f"{folder} holds a run of another configuration ({listed}). Use another folder; nothing was changed.")
+        if different := differing_fields(run.config, config):
+            raise FileExistsError(f"{folder} holds a run of another configuration ({different}). Use another folder; nothing was changed.")
         return run
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; a run is a folder. Use another name; nothing was changed.")
