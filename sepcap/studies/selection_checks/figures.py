@@ -166,8 +166,8 @@ def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool, name: str) ->
         look = {"mode": "markers", "marker": {"color": GREY, "size": 6, "symbol": "square"}, "error_y": _bars(rows, "random", GREY)}
         told = {"name": name, "showlegend": shown, "legendgroup": RANDOM, "hoverinfo": "skip"}
         return [go.Scatter(x=at, y=rounded(rows["random"]), cliponaxis=False, **look, **told, **axes)]
-    ends = [rows[f"random_{end}"].to_numpy() for end in ("low", "high")]
-    area = band(rows[x].to_numpy(), *ends, FAINT, showlegend=False, legendgroup=RANDOM, **axes)
+    low, high = (rows[f"random_{end}"].to_numpy() for end in ("low", "high"))
+    area = band(rows[x].to_numpy(), low, high, FAINT, showlegend=False, legendgroup=RANDOM, **axes)
     look = {"mode": "lines", "line": {"color": GREY, "width": 1.3, "dash": "dot"}, "legendgroup": RANDOM, "hoverinfo": "skip"}
     return [area, go.Scatter(x=at, y=rounded(rows["random"]), name=name, showlegend=shown, **look, **axes)]
 
