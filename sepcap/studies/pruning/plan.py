@@ -16,6 +16,7 @@ from sepcap.interventions.trial import check_deletion
 from sepcap.models.kinds import inner, kind_of
 from sepcap.models.sites import Population, bind, output_biases, populations
 from sepcap.selection.neurons import amount_in_words, how_many
+from sepcap.statistics.gradients import MEASURED
 from sepcap.statistics.histogram import BINS
 from sepcap.studies.base.provenance import made_with
 from sepcap.studies.pruning.check_run import check_run
@@ -93,7 +94,10 @@ class Plan:
         """Bytes of the finished run, to within a third: statistics, and per step masks, sums per row and a record."""
         neurons = sum(population.size for population in self.populations.values())
         rows = sum(len(s.rows) for s in self.evaluate.values())
-        statistics = sum(neurons * (5 * 8 + 2 * 4 + (4 * BINS + 16) * self.config.histogram(role)) for role in self.collect)
+        slopes = 8 * len(MEASURED[self.config.gradients[0]]) if self.config.gradients else 0
+        if "snip" in self.config.gradients:  # a number for every weight that a neuron reads and writes with
+            slopes = 8 * 2 * (self.model.cfg.d_model + 1)
+        statistics = sum(neurons * (6 * 8 + 2 * 4 + slopes + (4 * BINS + 16) * self.config.histogram(role)) for role in self.collect)
         step = neurons + rows * len(COUNTS) * 8 + RECORD_BYTES
         if self.config.offset != "none":
             step += sum(bias.nbytes for bias in output_biases(self.populations.values()).values())
