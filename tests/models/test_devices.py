@@ -97,9 +97,9 @@ def watch_sums(monkeypatch):
     """Devices of the sums of every layer, site by site, as collections end."""
     seen, gather = [], collecting.gather
 
-    def look(site, layers):
+    def look(site, layers, *more):
         seen.append([where(layer.sums) for layer in layers])
-        return gather(site, layers)
+        return gather(site, layers, *more)
 
     monkeypatch.setattr(collecting, "gather", look)
     return seen

@@ -355,9 +355,11 @@ def _table_rows(file: Path, column: str | None) -> Iterator[Row]:
 
 
 def _parquet(file: Path, column: str | None) -> tuple[str, Iterator[Any]]:
+    import pyarrow
     from pyarrow import parquet
 
-    table = parquet.ParquetFile(str(file), memory_map=True)
+    # opened here, because a name such as `file:.parquet` would be read as an address
+    table = parquet.ParquetFile(pyarrow.memory_map(str(file)))
     chosen = _column_of(table.schema_arrow, column, file)
     return chosen, table.iter_batches(batch_size=256, columns=[chosen])
 
