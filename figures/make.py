@@ -3,7 +3,7 @@ modules, geometry, paragraph breaks.
 
 Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files contain the plotted numbers. The
 figures of the demo, `numbers.json` and the table of the README are always made together, from the same runs. Without finished runs it takes
-between one and two hours on two cores, most of it for the comparison of methods; finished runs are reused. `--parts` makes only some of the figures.
+one to two hours on two cores, most of it for the comparison of methods; finished runs are reused. `--parts` makes only some of the figures.
 """
 
 import dataclasses
