@@ -74,7 +74,7 @@ class Reproduction(RunsResult):
         """The stored study: title, source, note, configurations, published values."""
         return studies()[self.asked.study]
 
-    @cached_property
+    @property
     def table(self) -> pd.DataFrame:
         """One row per quantity of this model, then one per published value of the paper's other models.
 
@@ -83,6 +83,10 @@ class Reproduction(RunsResult):
         standard deviation over seeds, if there are several. `published` is a number, or text if the paper gives a range; NaN if nothing
         is published.
         """
+        return self._table
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
         rows = list(ROWS[self.study.kind](self))
         rows += [
             self._row(model, quantity["quantity"], Measured(), published)
