@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from sepcap.models.hooked_families import HOOKED_FAMILIES
@@ -159,6 +160,6 @@ def written_back(model: Any) -> Any:
     return origin.hf_model
 
 
-def storage_of(tensor: Tensor) -> int:
+def storage_of(tensor: Shaped[Tensor, "..."]) -> int:
     """Address of the memory of a tensor: the same for views of one tensor."""
     return tensor.untyped_storage().data_ptr()
