@@ -13,12 +13,15 @@ _with_shapes: Callable[..., Any] = jaxtyping.jaxtyped
 
 
 def jaxtyped(*args: Any, typechecker: Any) -> Any:
-    """`jaxtyping.jaxtyped` for signatures with shapes; the others need no table of dimensions, which takes most of the time of a call."""
+    """`jaxtyping.jaxtyped` for signatures with shapes; the others need no table of dimensions, which takes most of the time of a call.
+
+    A function without shapes inside another one is made again at every call of that one, and checking it costs 1 ms each time: it stays as it is.
+    """
 
     def decorate(function: Any) -> Any:
         annotations = getattr(function, "__annotations__", {}).values()
         if isinstance(function, type) or any("jaxtyping" in repr(annotation) for annotation in annotations):
             return _with_shapes(function, typechecker=typechecker)
-        return typechecker(function)
+        return function if "<locals>" in function.__qualname__ else typechecker(function)
 
     return decorate(*args) if args else decorate
