@@ -6,6 +6,7 @@ Loading a folder takes 0.1 s, a deep copy of the loaded bridge a third of that; 
 import copy
 import random
 import types
+from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,16 @@ def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
 
 def copied(model: Any) -> Any:
     """A deep copy of a bridge that shares nothing with it."""
-    with mock.patch.dict(copy._deepcopy_dispatch, {types.FunctionType: _copied_function}):
+    with mock.patch.dict(copy._deepcopy_dispatch, {types.FunctionType: _copied_function, OrderedDict: _copied_dict}):
         return copy.deepcopy(model)
+
+
+def _copied_dict(items: OrderedDict[Any, Any], memo: dict[int, Any]) -> OrderedDict[Any, Any]:
+    """The usual way through `__reduce_ex__` takes half of the time of a copy: a model has 2,000 of these, nearly all without hooks."""
+    memo[id(items)] = own = OrderedDict()
+    for key, value in items.items():
+        own[copy.deepcopy(key, memo)] = copy.deepcopy(value, memo)
+    return own
 
 
 def _copied_function(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
