@@ -5,7 +5,7 @@ import contextvars
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tqdm import TqdmWarning
@@ -29,6 +29,17 @@ def silent(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _silent.reset(before)
+
+
+@contextlib.contextmanager
+def told(progress: bool | Callable[[str], Any]) -> Iterator[Callable[[str], Any]]:
+    """Where the `progress` argument of a function sends what is announced; with False there are no bars inside either."""
+    with silent(progress is False):
+        yield {True: tell, False: _nothing}[progress] if isinstance(progress, bool) else progress
+
+
+def _nothing(text: str) -> None:
+    """Announce nothing."""
 
 
 def in_notebook() -> bool:

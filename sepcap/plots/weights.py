@@ -34,9 +34,9 @@ def value_norms(
     shown = chosen_layers(layers, range(len(norms)))
     norms = norms[shown]
     flat = norms.flatten(1).numpy()
-    gone = flat == 0
-    flat[gone] = float("nan")
-    binned = bin_layers(flat, edges_of(flat, bins), {"norm 0": gone})
+    zero = flat == 0
+    flat[zero] = float("nan")
+    binned = bin_layers(flat, edges_of(flat, bins), {"norm 0": zero})
     how = {"logarithmic": log_counts, "numbers": shown}
     panel = Panel("value neurons", "norm", "Norm of the row of W<sub>V</sub>", flat, tuple(norms.shape[1:]), binned, **how)
     return ridges([panel], width=width)

@@ -15,7 +15,8 @@ from sepcap.checks import checked
 from sepcap.errors import missing_extra
 from sepcap.models.blocks.views import mlp_input_weights
 from sepcap.models.sites import n_layers, site_shape
-from sepcap.progress import progress, tell
+from sepcap.progress import progress as progress_bar
+from sepcap.progress import told
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import html_card, load_tensors, save_tensors
 
@@ -166,7 +167,7 @@ def cluster_neurons(
     seed: int = 0,
     n_init: int = 1,
     max_iter: int = MAX_ITER,
-    say: Callable[[str], None] = tell,
+    progress: bool | Callable[[str], Any] = True,
 ) -> Clusters:
     """Cluster the mlp neurons of every layer by the direction of their input weights, in clusters of equal size.
 
@@ -195,7 +196,7 @@ def cluster_neurons(
         n_init: number of starts; the one with the least sum of squares is kept. The library's own default is 10; on the embedded
             model single starts are within 1% of each other.
         max_iter: maximum number of k-means steps; it stops earlier if the centres no longer move (after 2 to 4 on the embedded model).
-        say: receives a description of the computation and its estimated time before it starts.
+        progress: whether the estimated time is said before and a bar shown, or a function that receives the estimate.
 
     Returns:
         Clusters.
@@ -211,14 +212,15 @@ def cluster_neurons(
         Clusters(6 layers × 1,024 neurons in 96 of 10 to 11 each, moefied)
     """
     check_clustering(model, k)
-    say(moefy_cost(model, k, n_init))
     layers = range(n_layers(model))
     labels, inertias = [], []
-    with progress(total=len(layers) * n_init, desc="cluster neurons", unit="start", leave=True) as bar:
-        for layer in layers:
-            found, inertia = cluster_layer(model, layer, k, seed=seed, n_init=n_init, max_iter=max_iter, done=bar.update)
-            labels.append(found)
-            inertias.append(inertia)
+    with told(progress) as say:
+        say(moefy_cost(model, k, n_init))
+        with progress_bar(total=len(layers) * n_init, desc="cluster neurons", unit="start", leave=True) as bar:
+            for layer in layers:
+                found, inertia = cluster_layer(model, layer, k, seed=seed, n_init=n_init, max_iter=max_iter, done=bar.update)
+                labels.append(found)
+                inertias.append(inertia)
     how = {"method": "moefied", "model": str(model.cfg.model_name), "seed": seed, "n_init": n_init, "max_iter": max_iter}
     return Clusters(torch.stack(labels), k, input_fingerprint(model), how | {"inertia": inertias})
 

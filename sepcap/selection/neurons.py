@@ -246,11 +246,11 @@ def select(
         masks = chosen.masks
     if "heads" in fractions:
         of_heads = heads()
-        gone = _excluded(exclude, head_site, ranks[head_site]).all(dim=-1).to(of_heads.device)
+        excluded = _excluded(exclude, head_site, ranks[head_site]).all(dim=-1).to(of_heads.device)
         how_many(fractions["heads"], of_heads[0].numel() if per_layer else of_heads.numel(), "heads", "heads")
-        check_order(of_heads, gone, "heads")
+        check_order(of_heads, excluded, "heads")
         # heads are treated as a separate site with one number per head, selected like mlp neurons
-        taken = NeuronSet({"mlp": gone})
+        taken = NeuronSet({"mlp": excluded})
         chosen, threshold = top_of({"mlp": of_heads}, {"mlp": fractions["heads"]}, per_layer=per_layer, exclude=taken)
         thresholds["heads"] = threshold["mlp"]
         whole = chosen.masks["mlp"][..., None].expand(ranks[head_site].shape)
@@ -277,14 +277,14 @@ def top_of(
     masks, thresholds = {}, {}
     for site, fraction in fractions.items():
         values = ranks[site]
-        gone = _excluded(exclude, site, values)
-        check_order(values, gone, site)
-        masks[site] = torch.zeros_like(gone)
+        excluded = _excluded(exclude, site, values)
+        check_order(values, excluded, site)
+        masks[site] = torch.zeros_like(excluded)
         groups = range(len(values)) if per_layer else [slice(None)]
         lowest = []
         for group in groups:
             n = how_many(fraction, values[group].numel(), site, "of a layer" if per_layer else "")
-            left = ~gone[group].flatten()
+            left = ~excluded[group].flatten()
             if n > int(left.sum()):
                 raise ValueError(
                     f"fractions[{site!r}]={fraction}: {n} neurons to select but only {int(left.sum())} of {left.numel()} are left"
@@ -298,9 +298,9 @@ def top_of(
     return NeuronSet(masks), thresholds
 
 
-def check_order(values: Float[Tensor, "*neuron"], gone: Bool[Tensor, "*neuron"], site: str) -> None:
+def check_order(values: Float[Tensor, "*neuron"], excluded: Bool[Tensor, "*neuron"], site: str) -> None:
     """Raise if the score of a neuron, or head, that is not excluded is NaN."""
-    if undefined := int((values.isnan() & ~gone).sum()):
+    if undefined := int((values.isnan() & ~excluded).sum()):
         raise ValueError(
             f"{undefined} of {values.numel()} scores of site {site!r} are NaN and cannot be ranked: find out why, or exclude these neurons"
         )

@@ -126,10 +126,10 @@ class Scores(Mapping[str, Tensor]):
             raise TypeError(f"fractions={fractions!r}: give a mapping from site to fraction, {{'mlp': 0.02}}")
         if not fractions:
             raise ValueError("fractions={}: give at least one site, {'mlp': 0.02}")
-        for site, gone in (exclude.masks if exclude is not None else {}).items():
-            if site in self and gone.shape != self[site].shape:
+        for site, excluded in (exclude.masks if exclude is not None else {}).items():
+            if site in self and excluded.shape != self[site].shape:
                 raise ValueError(
-                    f"exclude: the mask of site {site!r} is {list(gone.shape)} but its scores are {list(self[site].shape)}: "
+                    f"exclude: the mask of site {site!r} is {list(excluded.shape)} but its scores are {list(self[site].shape)}: "
                     "the set was made for another model"
                 )
         chosen, thresholds = select(

@@ -208,7 +208,7 @@ def test_bad_input(tiny_opt, monkeypatch):
 
 def test_the_cost_is_said_before(tiny_opt):
     said = []
-    sepcap.cluster_neurons(tiny_opt, k=4, n_init=2, say=said.append)
+    sepcap.cluster_neurons(tiny_opt, k=4, n_init=2, progress=said.append)
     assert said == [moefy_cost(tiny_opt, 4, 2)]
     assert said[0] == "cluster 2 layers of 72 neurons × 32 into 4 each, 2 starts: about 1 s on one core"
 

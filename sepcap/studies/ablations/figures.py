@@ -243,16 +243,16 @@ def _by_seed(result: Any, kind: Any) -> dict[str, Any]:
 def _with_band(kind: Any, seeds: Any, metric: str, minus: str, config: Any, axes: dict[str, str], first: bool) -> list[Any]:
     """The mean of one kind over seeds, and its band."""
     colour, symbol = LOOK[kind]
-    gone, values = seeds.index.to_numpy(), seeds.to_numpy()
+    ablated, values = seeds.index.to_numpy(), seeds.to_numpy()
     low, mean, high = values.min(axis=1), values.mean(axis=1), values.max(axis=1)
     hovers = [
-        f"<b>{kind} {minus}</b><br>{share_gone:.0%} of {config['neurons']:,} {SITE_NAMES[config['site']]} ablated<br>"
+        f"<b>{kind} {minus}</b><br>{share:.0%} of {config['neurons']:,} {SITE_NAMES[config['site']]} ablated<br>"
         f"{metric_name(metric)} {mean[k]:.4g}, seeds {low[k]:.4g} to {high[k]:.4g}"
-        for k, share_gone in enumerate(gone)
+        for k, share in enumerate(ablated)
     ]
     look = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"color": colour, "size": 5, "symbol": symbol}}
     told = {"name": kind, "legendgroup": kind, "showlegend": first, "hovertext": hovers, "hoverinfo": "text"}
     return [
-        band(gone, low, high, translucent(colour, 0.18), legendgroup=kind, showlegend=False, **axes),
-        go.Scatter(x=rounded(gone), y=rounded(mean), **look, **told, cliponaxis=False, **axes),
+        band(ablated, low, high, translucent(colour, 0.18), legendgroup=kind, showlegend=False, **axes),
+        go.Scatter(x=rounded(ablated), y=rounded(mean), **look, **told, cliponaxis=False, **axes),
     ]

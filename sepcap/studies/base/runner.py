@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sepcap.checks import conform, wrong
 from sepcap.errors import unknown
 from sepcap.models.loading.load import load_model
-from sepcap.progress import silent, tell
+from sepcap.progress import tell, told
 from sepcap.studies.base.folder import Pieces, is_finished, open_study
 from sepcap.studies.base.result import Result, StudyResult
 
@@ -44,9 +44,8 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
                 fields["model"], model = str(model), None
             config = configured(kind, config, fields, others=[*own, "progress"])
             shown = conform("progress", progress, Progress)
-            say = {True: tell, False: _nothing}[shown] if isinstance(shown, bool) else shown
-            inspect.signature(function).bind(model, config, say=say, **given)  # a missing argument is an error before a model is loaded
-            with silent(shown is False):
+            inspect.signature(function).bind(model, config, say=tell, **given)  # a missing argument is an error before a model is loaded
+            with told(shown) as say:
                 if loads:
                     model = load_model(config.model if model is None else model)
                 return function(model, config, say=say, **given)
@@ -72,10 +71,6 @@ def configured(kind: type, config: Any, fields: dict[str, Any], others: list[str
         if name not in known:
             raise unknown("argument", name, [*known, *(others or [])])
     return kind(**fields) if config is None else dataclasses.replace(config, **fields)
-
-
-def _nothing(_: str) -> None:
-    """Receives announcements that nobody asked for."""
 
 
 def _signature(own: Any, kind: type) -> inspect.Signature:

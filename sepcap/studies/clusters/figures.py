@@ -154,8 +154,8 @@ def concentration_profile(
         value, whole_low, whole_high = (np.array([row[f"concentration{end}"] for row in rows]) for end in ("", "_low", "_high"))
         low, high = (np.clip(whole, *bounds) for whole in (whole_low, whole_high))
         x = np.array([row["layer"] + SHIFT * (i - (len(shown) - 1) / 2) for row in rows])
-        for gone, bound, triangle in ((whole_low < low, bounds[0], "triangle-down"), (whole_high > high, bounds[1], "triangle-up")):
-            cut += [_goes_on(x[gone], bound, triangle, colour)] if gone.any() else []
+        for outside, bound, triangle in ((whole_low < low, bounds[0], "triangle-down"), (whole_high > high, bounds[1], "triangle-up")):
+            cut += [_goes_on(x[outside], bound, triangle, colour)] if outside.any() else []
         ends += [float(v) for v in (*value, *low, *high) if np.isfinite(v)]
         traces.append(
             go.Scatter(

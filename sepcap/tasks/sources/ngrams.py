@@ -127,12 +127,12 @@ def without(text: str, shared: Bool[np.ndarray, " run"], shortest: int) -> str:
     """
     if not shared.any():
         return text
-    gone = np.flatnonzero(words_in(shared))
+    found = np.flatnonzero(words_in(shared))
     starts = np.array([match.start() for match in _WORD.finditer(text)])
     lines = text.split("\n")
     line_starts = np.cumsum([0, *(len(line) + 1 for line in lines[:-1])])
     hit = np.zeros(len(lines), dtype=bool)
-    hit[np.searchsorted(line_starts, starts[gone], side="right") - 1] = True
+    hit[np.searchsorted(line_starts, starts[found], side="right") - 1] = True
     groups = itertools.groupby(zip(lines, hit, strict=True), key=lambda item: item[1])
     pieces = ("\n".join(line for line, _ in group).strip("\n") for cut, group in groups if not cut)
     return "\n\n".join(piece for piece in pieces if len(piece) >= shortest)
