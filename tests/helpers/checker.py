@@ -15,7 +15,7 @@ _with_shapes: Callable[..., Any] = jaxtyping.jaxtyped
 def jaxtyped(*args: Any, typechecker: Any) -> Any:
     """`jaxtyping.jaxtyped` for signatures with shapes; the others need no table of dimensions, which takes most of the time of a call.
 
-    A function without shapes inside another one is made again at every call of that one, which would cost 1 ms each time: it is not checked.
+    A function without shapes inside another one is made again at every call of that one, at 1 ms a check: it is not checked.
     """
 
     def decorate(function: Any) -> Any:
