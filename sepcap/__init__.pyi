@@ -27,6 +27,7 @@ from .selection.neurons import NeuronSet as NeuronSet
 from .selection.score import Scores as Scores
 from .selection.score import score as score
 from .statistics.collect import collect as collect
+from .statistics.collect import correct_positions as correct_positions
 from .statistics.histogram import Histogram as Histogram
 from .statistics.moments import NeuronStatistics as NeuronStatistics
 from .statistics.moments import Statistics as Statistics
