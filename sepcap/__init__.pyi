@@ -72,6 +72,7 @@ from .studies.paragraphs.config import ParagraphTransferConfig as ParagraphTrans
 from .studies.paragraphs.study import ParagraphTransfer as ParagraphTransfer
 from .studies.paragraphs.study import transfer_paragraphs as transfer_paragraphs
 from .studies.pruning.config import PruningConfig as PruningConfig
+from .studies.pruning.jumps.find import Jumps as Jumps
 from .studies.pruning.prune import prune as prune
 from .studies.pruning.run import Run as Run
 from .studies.pruning.separability import Separability as Separability

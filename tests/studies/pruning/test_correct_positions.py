@@ -61,7 +61,7 @@ def test_it_is_another_run_than_one_of_all_positions(run, trained, letters, digi
     assert other.right_positions("forget") is None
     # a run of all positions has the configuration that it had before there was this field
     assert "positions" not in json.loads((other.folder / "config.json").read_text())
-    assert other.neurons(1) != run.neurons(1)
+    assert other.statistics("forget")["mlp"].count == 300 > run.statistics("forget")["mlp"].count
     (run.folder / "positions/retain.safetensors").write_bytes(b"")
     with pytest.raises(CorruptFile, match=r"positions/retain\.safetensors"):
         run.right_positions("retain")
