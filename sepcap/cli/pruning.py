@@ -95,7 +95,9 @@ class Jumps(Command):
     retain: str | None = None
     """The task to retain, if it cannot be found by its name: a path."""
     device: str | None = None
-    """Device of the model, if it is that of the run; default is the GPU if there is one."""
+    """Device of the model, such as cpu, cuda, cuda:1 or mps; default is the GPU if there is one."""
+    batch_size: int | None = None
+    """Rows per forward pass; default is that of the run."""
     out: Path = Path("runs/jumps")
     """Folder of the result."""
 
@@ -105,7 +107,7 @@ class Jumps(Command):
 
         run = sepcap.Run.load(self.run_folder)
         tasks = {role: task for role, task in (("forget", self.forget), ("retain", self.retain)) if task is not None}
-        jumps = run.jumps(self.model, steps=self.steps or None, top=self.top, tasks=tasks, device=self.device)
+        jumps = run.jumps(self.model, steps=self.steps or None, top=self.top, tasks=tasks, device=self.device, batch_size=self.batch_size)
         jumps.save(self.out)
         show(jumps, self.out)
         write_table(jumps.tables["tokens"], self.out / "tokens.csv")

@@ -92,8 +92,9 @@ class Run(RunFolder):
         *,
         steps: Sequence[int] | Literal["all"] | None = None,
         top: int = 10,
-        tasks: Mapping[Literal["forget", "retain"], Any] | None = None,
+        tasks: Mapping[str, Any] | None = None,
         device: str | None = None,
+        batch_size: int | None = None,
         seed: int = 0,
     ) -> Jumps:
         """Which targets the jumps of accuracy after pruning steps come from, and how much of them the bigram path explains (METHODS 11).
@@ -106,7 +107,8 @@ class Run(RunFolder):
                 a task changed most. These were chosen by their change, which chance makes larger.
             top: number of targets per step and task that gained most, and that lost most.
             tasks: role -> texts, for tasks that cannot be found by their names, such as lists of texts.
-            device: where the model is loaded, if none is given.
+            device: where the model is loaded, if none is given or by its name.
+            batch_size: rows per forward pass; default is that of the run.
             seed: seed of the bootstrap over documents.
 
         Returns:
@@ -122,7 +124,7 @@ class Run(RunFolder):
             >>> jumps = run.jumps()  # doctest: +SKIP
             >>> jumps.table[["step", "task", "change", "bigram", "share"]]  # doctest: +SKIP
         """
-        return find_jumps(self, model, steps=steps, top=top, tasks=tasks, device=device, seed=seed)
+        return find_jumps(self, model, steps=steps, top=top, tasks=tasks, device=device, batch_size=batch_size, seed=seed)
 
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:
         """A figure of the run: "trajectory", "drops", "perplexity", "metric", "pruned", "threshold" or "scores"."""

@@ -1,6 +1,7 @@
 """Which targets an accuracy jump after a pruning step comes from, and how much of it the bigram path explains (METHODS 11)."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sepcap.errors import unknown
 from sepcap.models.blocks.places import all_layers, hook_of
 from sepcap.models.forward import with_hooks
 from sepcap.models.kinds import kind_of
@@ -26,8 +28,6 @@ from sepcap.tasks.samples import sample_task
 
 FEW_STEPS = 3
 """Number of steps that are looked at by default."""
-
-Role = Literal["forget", "retain"]
 
 
 class Jumps(StudyResult):
@@ -54,10 +54,11 @@ class Jumps(StudyResult):
             points, part = (_points(row, name) for name in ("change", "bigram"))
             tokens = self.tables["tokens"]
             of = tokens[(tokens["step"] == row["step"]) & (tokens["role"] == row["role"])]
-            most = {way: ", ".join(map(repr, of[of["direction"] == way]["text"].head(3))) or "none" for way in ("gained", "lost")}
+            most = {way: list(of.loc[of["direction"] == way, "text"])[:3] for way in ("gained", "lost")}
+            names = {way: ", ".join(map(repr, texts)) or "none" for way, texts in most.items()}
             said.append(
                 f"Step {row['step']}, {row['task']}: top-1 accuracy changed by {points} points; {row['gained']:,} predictions became right "
-                f"and {row['lost']:,} wrong of {row['n']:,}. Most gained: {most['gained']}; most lost: {most['lost']}. {part} points of "
+                f"and {row['lost']:,} wrong of {row['n']:,}. Most gained: {names['gained']}; most lost: {names['lost']}. {part} points of "
                 f"the change are at predictions that the bigram path makes right, {row['bigram_top1']:.1%} of all."
             )
         return said
@@ -69,21 +70,27 @@ def find_jumps(
     *,
     steps: Sequence[int] | Literal["all"] | None = None,
     top: int = 10,
-    tasks: Mapping[Role, Any] | None = None,
+    tasks: Mapping[str, Any] | None = None,
     device: str | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
 ) -> Jumps:
     """Compare the predictions before and after pruning steps, target by target; see `Run.jumps`."""
     chosen = _chosen(run, steps)
-    model = model_of(run, device) if model is None else load_model(model)
+    for role in tasks or {}:
+        if role not in ROLES:
+            raise unknown("role", role, ROLES)
+    if model is None or isinstance(model, str | Path):
+        model = model_of(run, device, None if model is None else str(model))
+    model = load_model(model)
     if (found := fingerprint(model)) != (expected := run.config["model_fingerprint"]):
         raise ValueError(f"model has the weights {found}, but the run in {run.folder} began with {expected}: give that model, unpruned")
     if kind_of(model) != "causal":
         raise ValueError(f"{model.cfg.model_name} predicts no next tokens, so its targets have no bigram path")
     samples = {role: _sample(run, model, role, tasks or {}) for role in ROLES}
-    size = run.config["batch_size"]
+    size = run.config["batch_size"] if batch_size is None else batch_size
     bigram = {role: bigram_right(model, sample, size) for role, sample in samples.items()}
-    right: dict[int, dict[Role, Tensor]] = {}
+    right: dict[int, dict[str, Tensor]] = {}
     snapshot = WeightSnapshot(model, tuple(run.neurons(0).masks))
     try:
         for step in sorted({*chosen, *(step - 1 for step in chosen)}):
@@ -142,7 +149,7 @@ def _chosen(run: RunFolder, steps: Sequence[int] | Literal["all"] | None) -> lis
     return listed
 
 
-def _sample(run: RunFolder, model: Any, role: Role, tasks: Mapping[Role, Any]) -> TokenSample:
+def _sample(run: RunFolder, model: Any, role: str, tasks: Mapping[str, Any]) -> TokenSample:
     """The evaluation tokens of a run."""
     c = run.config
     try:
@@ -180,7 +187,12 @@ class _Change:
         """The change, and its part at predictions that the bigram path makes right."""
         asked, part = self.asked.astype(np.int64), self.change * self.bigram
         total = int(self.change.sum())
-        found = {"n": self.n, "n_documents": self.documents, "gained": int((self.change > 0).sum()), "lost": int((self.change < 0).sum())}
+        found: dict[str, Any] = {
+            "n": self.n,
+            "n_documents": self.documents,
+            "gained": int((self.change > 0).sum()),
+            "lost": int((self.change < 0).sum()),
+        }
         found["bigram_top1"] = float(self.bigram.sum() / self.n)
         share = part.sum() / total if total else np.nan
         values = {"change": (total / self.n, asked), "bigram": (part.sum() / self.n, asked), "share": (share, self.change)}
