@@ -27,6 +27,7 @@ from .selection.neurons import NeuronSet as NeuronSet
 from .selection.score import Scores as Scores
 from .selection.score import score as score
 from .statistics.collect import collect as collect
+from .statistics.collect import correct_positions as correct_positions
 from .statistics.histogram import Histogram as Histogram
 from .statistics.moments import NeuronStatistics as NeuronStatistics
 from .statistics.moments import Statistics as Statistics
@@ -71,6 +72,7 @@ from .studies.paragraphs.config import ParagraphTransferConfig as ParagraphTrans
 from .studies.paragraphs.study import ParagraphTransfer as ParagraphTransfer
 from .studies.paragraphs.study import transfer_paragraphs as transfer_paragraphs
 from .studies.pruning.config import PruningConfig as PruningConfig
+from .studies.pruning.jumps.find import Jumps as Jumps
 from .studies.pruning.prune import prune as prune
 from .studies.pruning.run import Run as Run
 from .studies.pruning.separability import Separability as Separability

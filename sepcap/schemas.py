@@ -63,6 +63,7 @@ class RunConfig(Folder):
     retain: Text
     importance: Text
     fractions: Annotated[dict[Site, Amount], Field(min_length=1)]
+    schedule: NotRequired[Annotated[list[Annotated[dict[Site, Amount], Field(min_length=1)]], Field(min_length=1)]]
     eps: Annotated[FiniteFloat, Field(gt=0)] | None
     samples: dict[Literal["collect", "evaluate"], dict[Role, Text]]
     model: NotRequired[Text]
@@ -73,6 +74,7 @@ class RunConfig(Folder):
     matched: NotRequired[Text]
     matched_neurons: NotRequired[Digest]
     rotation: NotRequired[Literal["none", "fold", "rotate"]]
+    positions: NotRequired[Literal["all", "correct"]]
     offset: NotRequired[Text]
     versions: NotRequired[dict[Text, Text]]
     documents: NotRequired[dict[Text, dict[Role, list[Any]]]]

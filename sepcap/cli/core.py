@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sepcap.checks import distinct
-from sepcap.cli.options import Command, Fractions, Loading, write_figure
+from sepcap.cli.options import Command, Fractions, Loading, write_figure, write_table
 from sepcap.selection.names import DIVERGENCES, Contrast, ImportanceName, gradients_for
 from sepcap.studies.pruning.config import PruningConfig
 
@@ -30,6 +30,10 @@ class Score(Loading):
     """Token positions per task."""
     per_document: int | Literal["row"] | None = "row"
     """Maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents in their order."""
+    positions: Literal["all", "correct"] = "all"
+    """Positions that statistics are collected from: all, or only those at which the model's first choice is the right prediction."""
+    bimodality: bool = False
+    """Also write bimodality-forget.csv and bimodality-retain.csv: how bimodal the activations of every neuron are."""
     out: Path = Path("runs/scores")
     """Folder for neurons.safetensors, the statistics and the figure."""
 
@@ -40,7 +44,8 @@ class Score(Loading):
         model = self.load()
         sites = PruningConfig(fractions=self.fractions, steps=1).sites
         how = {"tokens": self.tokens, "per_document": self.per_document, "batch_size": self.batch_size}
-        how |= {"sites": sites, "histogram": self.importance in DIVERGENCES, "gradients": gradients_for(self.importance)}
+        how |= {"sites": sites, "histogram": self.importance in DIVERGENCES or self.bimodality, "gradients": gradients_for(self.importance)}
+        how["positions"] = self.positions
         forget, retain = (sepcap.collect(model, task, **how) for task in (self.forget, self.retain))
         scores = sepcap.score(forget, retain, self.importance, contrast=self.contrast)
         neurons = scores.top(self.fractions)
@@ -51,6 +56,8 @@ class Score(Loading):
         for site, threshold in neurons.info["threshold"].items():
             print(f"  {site}: score at least {threshold:.4g}")
         print(neurons)
+        for role, statistics in {"forget": forget, "retain": retain}.items() if self.bimodality else ():
+            write_table(statistics.bimodality(), self.out / f"bimodality-{role}.csv")
         write_figure(scores.figure(), self.out / "scores")
         print(f"written to {self.out}")
 

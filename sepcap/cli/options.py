@@ -3,7 +3,7 @@
 import dataclasses
 import errno
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,33 @@ Fractions = Annotated[
         instance_from_str=lambda args: parse_fractions(args[0]),
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [",".join(f"{k}={v!r}" for k, v in value.items())],
+    ),
+]
+
+
+def parse_schedule(words: Sequence[str]) -> tuple[dict[str, float], ...]:
+    """`10:mlp=0.05 10:mlp=0.05,heads=1` as the fractions of each of 20 steps; a word without a number of steps is one step."""
+    steps: list[dict[str, float]] = []
+    for word in words:
+        number, colon, amounts = word.partition(":")
+        if colon and not (number.isdecimal() and int(number) > 0):
+            raise ValueError(f"schedule: {word!r} does not begin with a number of steps, as in 10:mlp=0.05")
+        try:
+            fractions = parse_fractions(amounts if colon else word)
+        except ValueError as error:
+            raise ValueError(str(error).replace("fractions", "schedule", 1)) from None
+        steps += [dict(fractions) for _ in range(int(number) if colon else 1)]
+    return tuple(steps)
+
+
+ScheduleWords = Annotated[
+    tuple[dict[str, float], ...],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[STEPS:]SITE=FRACTION|COUNT[,…]",
+        instance_from_str=parse_schedule,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(f"{k}={v!r}" for k, v in step.items()) for step in value],
     ),
 ]
 
@@ -136,7 +163,12 @@ class Group:
 
 S = TypeVar("S", bound=Study)
 
-ON_COMMAND_LINE: dict[Any, Any] = {Any: str, tuple[Any, ...]: tuple[str, ...], dict[str, float]: Fractions}
+ON_COMMAND_LINE: dict[Any, Any] = {
+    Any: str,
+    tuple[Any, ...]: tuple[str, ...],
+    dict[str, float]: Fractions,
+    tuple[dict[str, float], ...] | list[dict[str, float]]: ScheduleWords,
+}
 """Kinds of fields that Python fills with objects -> what is typed instead; a task is a name or a path."""
 
 

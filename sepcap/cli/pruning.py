@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from sepcap.cli.options import Study, study_command, write_figures
+from sepcap.cli.options import Command, Study, show, study_command, write_figures, write_table
 from sepcap.studies.directions.config import DirectionComparisonConfig
 from sepcap.studies.methods.config import MethodComparisonConfig
 from sepcap.studies.pruning.config import PruningConfig
@@ -75,6 +76,41 @@ class Prune(PruningConfig, Tracked):
                 print(alone)
         except ValueError as error:  # the run is whole all the same: an untrained model has no accuracy to lose
             print(f"no separability: {error}")
+
+
+@dataclass(frozen=True)
+class Jumps(Command):
+    """Which targets the jumps of accuracy after pruning steps of a run come from, and how much of them the bigram path explains."""
+
+    run_folder: Path = Path("runs/prune")
+    """Folder of the run."""
+    steps: tuple[int, ...] = ()
+    """Pruning steps to compare with the ones before them; default is the three after which the accuracy of a task changed most."""
+    top: int = 10
+    """Number of targets per step and task that gained most, and that lost most."""
+    model: str | None = None
+    """The unpruned model; default is the one that the run was made with."""
+    forget: str | None = None
+    """The task to forget, if it cannot be found by its name: a path."""
+    retain: str | None = None
+    """The task to retain, if it cannot be found by its name: a path."""
+    device: str | None = None
+    """Device of the model, such as cpu, cuda, cuda:1 or mps; default is the GPU if there is one."""
+    batch_size: int | None = None
+    """Rows per forward pass; default is that of the run."""
+    out: Path = Path("runs/jumps")
+    """Folder of the result."""
+
+    def run(self) -> None:
+        """Carry out the command."""
+        import sepcap
+
+        run = sepcap.Run.load(self.run_folder)
+        tasks = {role: task for role, task in (("forget", self.forget), ("retain", self.retain)) if task is not None}
+        jumps = run.jumps(self.model, steps=self.steps or None, top=self.top, tasks=tasks, device=self.device, batch_size=self.batch_size)
+        jumps.save(self.out)
+        show(jumps, self.out)
+        write_table(jumps.tables["tokens"], self.out / "tokens.csv")
 
 
 @study_command("compare_methods", out="runs/methods")

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,7 @@ from sepcap.models.sites import Population, get_site, populations
 from sepcap.progress import progress
 from sepcap.statistics.accumulate import Accumulator, gather
 from sepcap.statistics.backward import GradientCollector
+from sepcap.statistics.correct import check_positions, right_in
 from sepcap.statistics.gradients import resolve_gradients
 from sepcap.statistics.moments import Statistics
 from sepcap.tasks.batches import Batch, TokenSample
@@ -49,6 +51,7 @@ def collect(
     gradients: Any = False,
     k: int = IG_POINTS,
     checkpoint: bool = False,
+    positions: Literal["all", "correct"] | Bool[Tensor, "row pos"] = "all",
 ) -> Statistics:
     """Collect activation statistics of every neuron of the sites on a task (METHODS 3).
 
@@ -74,6 +77,9 @@ def collect(
             (together one backward pass), "relp" (one more pass), "ig" (k more passes per site), "snip" (gradients of weights).
         k: number of Gauss–Legendre points of "ig".
         checkpoint: keep only the inputs of the blocks for a backward pass, and compute each block again: less memory, more time.
+        positions: "correct" keeps only positions at which the model's first choice is the right prediction, found in a pass of its own,
+            and gradients are then of the loss of these predictions. For a pruned model give what `correct_positions` found with the
+            unpruned one.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
@@ -91,6 +97,9 @@ def collect(
         torch.Size([6, 1024])
     """
     sample = sample_task(model, load_task(task), "collect", tokens, context, seed, per_document)
+    only = None if isinstance(positions, str) else positions
+    if isinstance(positions, str) and positions == "correct":
+        only = correct_in(model, sample, batch_size)
     return collect_sample(
         model,
         sample,
@@ -102,7 +111,47 @@ def collect(
         gradients=resolve_gradients(gradients),
         k=k,
         checkpoint=checkpoint,
+        only=only,
     )
+
+
+@checked()
+def correct_positions(
+    model: Any,
+    task: Any,
+    *,
+    tokens: int = 100_000,
+    batch_size: int = 16,
+    context: int | None = None,
+    seed: int = 0,
+    per_document: PerDocument = "row",
+) -> Bool[Tensor, "row pos"]:
+    """The positions of a task's collection texts at which the model's first choice is the right prediction (METHODS 3).
+
+    Make them once with the unpruned model, and give them to `collect(..., positions=...)` for every pruned one, with the same tokens.
+
+    Args:
+        model: what `load_model` returns.
+        task, tokens, context, seed, per_document: what is sampled, as for `collect`.
+        batch_size: rows per forward pass.
+
+    Returns:
+        Bool [row, pos]: whether the prediction made at that position, of the next token, is right. False where nothing is predicted. For
+        a masked language model the hidden positions, for an image classifier [image, 1].
+
+    Example:
+        >>> right = sepcap.correct_positions(model, "local-code", tokens=20_000)  # doctest: +SKIP
+        >>> sepcap.delete(model, neurons)  # doctest: +SKIP
+        >>> sepcap.collect(model, "local-code", tokens=20_000, positions=right)  # doctest: +SKIP
+
+    Source: [SEP] section 4.3.3.
+    """
+    return correct_in(model, sample_task(model, load_task(task), "collect", tokens, context, seed, per_document), batch_size)
+
+
+def correct_in(model: Any, sample: TokenSample, batch_size: int) -> Bool[Tensor, "row pos"]:
+    """`correct_positions` of tokens that are already sampled."""
+    return halving_batches(partial(right_in, model, sample), batch_size)
 
 
 def collect_sample(
@@ -118,13 +167,17 @@ def collect_sample(
     gradients: tuple[str, ...] = (),
     k: int = IG_POINTS,
     checkpoint: bool = False,
+    only: Bool[Tensor, "row pos"] | None = None,
 ) -> Statistics:
-    """`collect` on tokens that are already sampled."""
+    """`collect` on tokens that are already sampled; `only` are the positions to which statistics are restricted, if any."""
     bound = populations(model, sites)
     if rotation is not None and not hasattr(rotation, "activations"):
         raise TypeError(f"rotation is a {type(rotation).__name__}; give the Rotation that sepcap.rotate_values returned")
     if gradients and rotation is not None:
         raise ValueError("gradients= with rotation=: rotate the model itself with sepcap.rotate_values, and collect without rotation=")
+
+    if only is not None:
+        check_positions(only, sample)
 
     def one_pass(size: int) -> Statistics:
         accumulators = {site: _accumulators(population, histogram) for site, population in bound.items()}
@@ -135,10 +188,12 @@ def collect_sample(
             stack.enter_context(measuring(model))
             if slopes is not None:
                 stack.enter_context(slopes.prepared())
-            for batch in sample.batches(size):
-                _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation, slopes)
+            for n, batch in enumerate(sample.batches(size)):
+                here = None if only is None else only[n * size : (n + 1) * size, : batch.keep.shape[1]].to(device_of(model))
+                _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation, slopes, here)
                 bar.update(batch.size)
         info = _info(model, sample, include_bos) | ({} if rotation is None else {"rotation": rotation.fingerprint})
+        info |= {} if only is None else {"positions": "correct"}
         found = {} if slopes is None else slopes.gathered()
         norms = {site: p.norms() if rotation is None else None for site, p in bound.items()}
         return Statistics({site: gather(site, a, found.get(site), norms[site]) for site, a in accumulators.items()}, info)
@@ -179,8 +234,12 @@ def _collect_batch(
     include_bos: bool,
     rotation: Any = None,
     gradients: GradientCollector | None = None,
+    only: Bool[Tensor, "batch _"] | None = None,
 ) -> None:
     keep = batch.real if include_bos else batch.keep
+    if only is not None:
+        # the loss depends on activations at all earlier positions, so gradients are not restricted but the loss is
+        keep, batch = keep & only, replace(batch, asked=batch.asked & only)
     # once per device, not once per layer
     at = {device: keep.to(device) for device in {a.device for layers in accumulators.values() for a in layers}}
     hooks = [

@@ -16,6 +16,7 @@ STUDIES: dict[str, str] = {
     "paragraph-transfer": "studies.paragraphs.study.ParagraphTransfer",
     "modularity": "studies.clusters.study.Modularity",
     "overlap": "studies.overlaps.study.Overlap",
+    "jumps": "studies.pruning.jumps.find.Jumps",
     "cross-task": "studies.cross_task.study.CrossTaskPruning",
     "selection-checks": "studies.selection_checks.study.SelectionChecks",
     "ablation-sweep": "studies.ablations.random_neurons.AblationSweep",

@@ -258,8 +258,9 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Whether two values are equal; in a mapping of fractions 1 (one neuron) differs from 1.0 (all)."""
-    return json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True) if isinstance(old, dict) else old == new
+    """Whether two values are equal; in a mapping of fractions, or several, 1 (one neuron) differs from 1.0 (all)."""
+    fractions = isinstance(old, dict) or (isinstance(old, list) and any(isinstance(each, dict) for each in old))
+    return json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True) if fractions else old == new
 
 
 def identity_of(config: Mapping[str, Any]) -> str:

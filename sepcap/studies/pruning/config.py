@@ -1,11 +1,11 @@
 """Configuration of a pruning run: the same object is the API, the command line and the saved JSON."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
-from sepcap.checks import check_fields
+from sepcap.checks import check_fields, wrong
 from sepcap.selection.names import DIVERGENCES, ImportanceName, gradients_for
-from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, check_fractions
+from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, Schedule, check_fractions, check_schedule
 
 Direction = Literal["forward", "reverse"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
@@ -33,6 +33,10 @@ class PruningConfig(Sampled):
     neurons. "heads" prunes whole heads."""
     steps: int = 50
     """Number of pruning steps."""
+    schedule: tuple[dict[str, float], ...] | list[dict[str, float]] = ()
+    """Shares or counts of every step, if they differ between steps ([SEP] 4.3.5): [{"mlp": 0.05}] * 10 + [{"mlp": 0.05, "heads": 1}] * 10
+    first prunes mlp, then both, as does `--schedule 10:mlp=0.05 10:mlp=0.05,heads=1`. `steps` becomes their number and `fractions` the
+    total; do not give these two."""
     importance: Literal[ImportanceName, "random"] = "abs"
     """Importance function, or "random" for a baseline."""
     baseline: Literal["uniform", "per_layer", "activity"] = "uniform"
@@ -50,6 +54,9 @@ class PruningConfig(Sampled):
     """Token positions per task and step from which statistics are collected."""
     eval_tokens: int = 100_000
     """Predictions per task and step on which the model is evaluated."""
+    positions: Literal["all", "correct"] = "all"
+    """Positions that statistics are collected from: all, or only those at which the unpruned model's first choice is the right
+    prediction ([SEP] 4.3.3), the same ones at every step."""
     recollect: bool = True
     """Recollect statistics at every step with the current model; else reuse the statistics of step 0."""
     per_layer: bool = False
@@ -61,8 +68,13 @@ class PruningConfig(Sampled):
     original order. Evaluation uses the same tokens for every seed, so that runs are paired."""
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.schedule, list | tuple) and all(isinstance(step, dict) for step in self.schedule)):
+            raise wrong("schedule", self.schedule, "a list with the fractions of every step, [{'mlp': 0.05}, {'mlp': 0.05, 'heads': 1}]")
         check_fields(self)
-        check_fractions(self.fractions, self.steps, self.importance)
+        if self.schedule:
+            self._follow_schedule()
+        else:
+            check_fractions(self.fractions, self.steps, self.importance)
         attention = [site for site in self.fractions if site != "mlp"]
         if self.baseline != "uniform" and self.importance != "random":
             raise ValueError(
@@ -75,6 +87,25 @@ class PruningConfig(Sampled):
             )
         if self.rotation != "none" and not attention:
             raise ValueError(f"rotation={self.rotation!r} needs attention neurons, but fractions has none; give one of {FRACTION_KEYS[1:]}")
+
+    def _follow_schedule(self) -> None:
+        """Set `steps` and `fractions` to those of the schedule, unless others were given.
+
+        Raises:
+            ValueError: others were given, or a step cannot be pruned.
+        """
+        check_schedule(self.schedule, self.importance)
+        own: dict[str, Any] = {"steps": len(self.schedule), "fractions": Schedule(len(self.schedule), {}, self.schedule).total}
+        for f in fields(self):
+            if f.name in own and (given := getattr(self, f.name)) != own[f.name]:
+                if given != (f.default_factory() if f.default_factory is not MISSING else f.default):
+                    raise ValueError(f"{f.name}={given!r} with a schedule, from which {f.name}={own[f.name]!r} follows; leave it out")
+                object.__setattr__(self, f.name, own[f.name])
+
+    @property
+    def pace(self) -> Schedule:
+        """How much every step prunes."""
+        return Schedule(self.steps, self.fractions, self.schedule)
 
     @property
     def sites(self) -> tuple[str, ...]:

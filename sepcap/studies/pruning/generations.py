@@ -57,7 +57,7 @@ def generations(run: RunFolder, model: Any = None, device: str | None = None) ->
         return kept | {"reason": ""}
     try:
         made = {"step": step, "model_fingerprint": expected}
-        made["rows"] = continuations(_model_of(run, device) if model is None else model, run, step).to_dict("records")
+        made["rows"] = continuations(model_of(run, device) if model is None else model, run, step).to_dict("records")
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:  # the page is useful without them
         if kept is not None:
             return kept | {"reason": f"The run has continued since, but texts after step {step} could not be made: {error}"}
@@ -85,11 +85,11 @@ def texts_kept(run: RunFolder) -> dict[str, Any] | None:
     return kept if kept["model_fingerprint"] == run.config.get("model_fingerprint") else None
 
 
-def _model_of(run: RunFolder, device: str | None) -> Any:
-    """Load the model that the configuration names, from this machine only."""
+def model_of(run: RunFolder, device: str | None, name: str | None = None) -> Any:
+    """Load the model that the configuration names, or another name of it, from this machine only and in the precision of the run."""
     from huggingface_hub import snapshot_download
 
-    name = source = str(run.config.get("model"))
+    name = source = str(run.config.get("model")) if name is None else name
     if name != "default" and not Path(name).expanduser().is_dir():
         try:
             source = snapshot_download(name, local_files_only=True)

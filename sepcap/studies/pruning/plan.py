@@ -63,7 +63,8 @@ class Plan:
         The statistics of step 0 serve step 1; with `recollect`, every later step collects its own.
         """
         again = (self.config.steps - 1) * self.recollected if self.config.recollect else 0
-        return self.collected + again + sum(s.tokens for s in self.evaluate.values()) * (self.config.steps + 1)
+        right = self.collected * (self.config.positions == "correct")
+        return self.collected + right + again + sum(s.tokens for s in self.evaluate.values()) * (self.config.steps + 1)
 
     def cost(self) -> str:
         """The work of the run and its cost, in one sentence."""
@@ -71,12 +72,12 @@ class Plan:
         neurons = {site: population.size for site, population in self.populations.items()}
         parameters = sum(p.numel() for p in inner(m).parameters())
         extras = {"rotation": c.rotation, "offset": c.offset}
+        right = ["from positions that the unpruned model predicts right"] * (c.positions == "correct")
         drawn = f"{c.importance}, matched {c.baseline} with {c.matched}" if self.matched else c.importance
-        how = ", ".join([f"by {drawn}", *(f"{name} {value}" for name, value in extras.items() if value != "none")])
-        each = ", ".join(amount_in_words(v, k) for k, v in c.fractions.items())
+        how = ", ".join([f"by {drawn}", *(f"{name} {value}" for name, value in extras.items() if value != "none"), *right])
         return (
             f"{m.cfg.model_name} ({parameters / 1e6:.3g} M parameters, {', '.join(f'{n:,} {s} neurons' for s, n in neurons.items())}): "
-            f"forget {self.resolved['forget']}, retain {self.resolved['retain']}, {c.steps} steps of {each}, {how}; "
+            f"forget {self.resolved['forget']}, retain {self.resolved['retain']}, {c.pace.words(amount_in_words)}, {how}; "
             f"{self.tokens() / 1e6:.3g} M tokens through the model, about {self.disk() / 1e6:.2g} MB on disk"
         )
 
@@ -105,6 +106,8 @@ class Plan:
         if self.config.rotation != "none":
             layers, heads, d_head = bind(self.model, "attn_value").shape
             rotation = layers * (2 * heads * d_head * (d_head + 1) + self.model.cfg.d_model) * 8
+        if self.config.positions == "correct":
+            statistics += sum(len(s.rows) * max(map(len, s.rows)) for s in self.collect.values())
         return statistics + rotation + (self.config.steps + 1) * step + RUN_BYTES
 
 
@@ -135,7 +138,11 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
                 layers = 1 if config.per_layer else shape[0]
                 of_layer = int(np.prod(shape[1:2] if name == "heads" else shape[1:]))
                 total, of = layers * of_layer, "of a layer" if config.per_layer else ""
-                if how_many(fraction, total, name, of) * config.steps > total:
+                if config.schedule:
+                    taken = sum(how_many(config.pace.at(n)[name], total, name, of) for n in config.pace.steps_of(name))
+                    if taken > total:
+                        raise ValueError(f"schedule: its steps prune {taken:,} {name}, more than there are: {total:,} {of or name}")
+                elif how_many(fraction, total, name, of) * config.steps > total:
                     raise ValueError(
                         f"fractions[{name!r}]={fraction} in {config.steps} steps prunes more than there are: {total:,} {of or name}. "
                         f"At most {total // how_many(fraction, total, name, of)} steps, or {total // config.steps} a step."
@@ -161,6 +168,10 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
     resolved = dataclasses.asdict(dataclasses.replace(config, forget=tasks["forget"].name, retain=tasks["retain"].name))
     if config.importance != "random":
         del resolved["baseline"]  # other importances have no baseline
+    if not config.schedule:
+        del resolved["schedule"]
+    if config.positions == "all":
+        del resolved["positions"]
     if matched is None:
         del resolved["matched"]
     else:

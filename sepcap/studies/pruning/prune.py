@@ -20,14 +20,14 @@ from sepcap.models.weights import WeightSnapshot
 from sepcap.progress import progress
 from sepcap.selection.neurons import NeuronSet, random_ranks
 from sepcap.selection.score import Scores, score
-from sepcap.statistics.collect import collect_sample
+from sepcap.statistics.collect import collect_sample, correct_in
 from sepcap.statistics.moments import Statistics
-from sepcap.storage import make_folder, output_path, remove_parts, sole_writer
+from sepcap.storage import make_folder, output_path, remove_parts, save_tensors, sole_writer
 from sepcap.studies.base.runner import study
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.on_disk.run_folder import begin_run, find_run, metrics_of
-from sepcap.studies.pruning.on_disk.step_files import ROTATION
+from sepcap.studies.pruning.on_disk.step_files import ROTATION, positions_name
 from sepcap.studies.pruning.plan import Plan, plan
 from sepcap.studies.pruning.run import Run
 from sepcap.studies.pruning.trackers import Callback, Trackers, lines_are_behind, tracked, trackers_of
@@ -203,10 +203,13 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
         evaluations[role] = measure() if step else prepared.once(("unpruned", sample.task, sample.fingerprint), measure)
         tokens += sample.tokens
     if step == 0:
-        # written before the step: a run that has a step 0 has its statistics
-        for role, measured in _unpruned(prepared).items():
+        # written before the step: a run that has a step 0 has its statistics, and the positions that later steps need
+        right = _right(prepared)
+        for role, positions in right.items():
+            save_tensors(run.folder / positions_name(role), {"positions": positions}, {"kind": "positions"})
+        for role, measured in _unpruned(prepared, right).items():
             measured.save(run.folder / "statistics" / f"{role}.safetensors")
-        tokens += prepared.collected
+        tokens += prepared.collected * (1 + (config.positions == "correct"))
     record = {
         "step": step,
         "tasks": {role: metrics_of(e) for role, e in evaluations.items()},
@@ -224,36 +227,46 @@ def _selected(prepared: Plan, statistics: dict[str, Statistics], step: int, prun
     """Neurons that a step selects, and the lowest selected score per site, if it selects by score."""
     if prepared.matched is not None:
         return prepared.matched.draw(step, pruned, prepared.config.seed), {}
-    config, scores, fractions = prepared.config, _scores(prepared, statistics, step), prepared.config.fractions
+    config, scores = prepared.config, _scores(prepared, statistics, step)
+    now = config.pace.at(step)
     if config.recollect:
-        chosen = scores.top(fractions, per_layer=config.per_layer, exclude=pruned, aggregate=config.aggregate)
+        chosen = scores.top(now, per_layer=config.per_layer, exclude=pruned, aggregate=config.aggregate)
     else:
-        # the base scores never change, so the top `step` shares of them are selected at once
-        grown = {site: amount * step if isinstance(amount, int) else min(1.0, amount * step) for site, amount in fractions.items()}
-        chosen = scores.top(grown, per_layer=config.per_layer, aggregate=config.aggregate)
-    return NeuronSet(chosen.masks) - pruned, chosen.info["threshold"]
+        # the base scores never change, so all that is pruned by this step is selected at once
+        chosen = scores.top(config.pace.by(step), per_layer=config.per_layer, aggregate=config.aggregate)
+    return NeuronSet(chosen.masks) - pruned, {site: value for site, value in chosen.info["threshold"].items() if site in now}
 
 
-def _collect(prepared: Plan, role: str) -> Statistics:
+def _collect(prepared: Plan, role: str, only: Tensor | None) -> Statistics:
     c = prepared.config
-    how: dict[str, Any] = {"batch_size": c.batch_size, "histogram": c.histogram(role), "gradients": c.gradients}
+    how: dict[str, Any] = {"batch_size": c.batch_size, "histogram": c.histogram(role), "gradients": c.gradients, "only": only}
     return collect_sample(prepared.model, prepared.collect[role], c.sites, **how)
 
 
-def _unpruned(prepared: Plan) -> dict[str, Statistics]:
+def _unpruned(prepared: Plan, right: dict[str, Tensor]) -> dict[str, Statistics]:
     """Statistics of the unpruned model, collected once for all runs of a comparison."""
-    statistics = {}
+    statistics, c = {}, prepared.config
     for role, sample in prepared.collect.items():
-        key = ("statistics", sample.task, sample.fingerprint, prepared.config.histogram(role), prepared.config.gradients)
-        statistics[role] = prepared.once(key, partial(_collect, prepared, role))
+        key = ("statistics", sample.task, sample.fingerprint, c.histogram(role), c.gradients, c.positions)
+        statistics[role] = prepared.once(key, partial(_collect, prepared, role, right.get(role)))
     return statistics
+
+
+def _right(prepared: Plan) -> dict[str, Tensor]:
+    """Positions at which the unpruned model is right, found once for all runs of a comparison; empty if all positions count."""
+    c = prepared.config
+    return {
+        role: prepared.once(("right", sample.task, sample.fingerprint), partial(correct_in, prepared.model, sample, c.batch_size))
+        for role, sample in prepared.collect.items()
+        if c.positions == "correct"
+    }
 
 
 def _statistics(prepared: Plan, run: Run, step: int) -> tuple[dict[str, Statistics], int]:
     """Statistics for selection and offset of a step, and the tokens processed to collect them."""
     roles = prepared.config.collected_roles
     if step > 1 and prepared.config.recollect:
-        return {role: _collect(prepared, role) for role in roles}, prepared.recollected
+        return {role: _collect(prepared, role, run.right_positions(role)) for role in roles}, prepared.recollected
     return {role: run.statistics(role) for role in roles}, 0
 
 

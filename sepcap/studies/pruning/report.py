@@ -15,6 +15,7 @@ from sepcap.progress import progress
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.intervals import whole
+from sepcap.studies.base.fields import Schedule
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.figures.areas import areas
@@ -284,14 +285,23 @@ def command(run: RunFolder) -> str:
     lines = [["sepcap", "prune"]]
     for field in dataclasses.fields(PruningConfig):
         value, option = run.config.get(field.name), f"--{field.name.replace('_', '-')}"
-        if isinstance(value, bool):
+        if field.name in ("fractions", "steps") and run.config.get("schedule"):
+            continue  # they follow from it
+        if field.name == "schedule":
+            if value:
+                lines.append([option, *(f"{n}:{_amounts(each)}" for n, each in Schedule.of(run.config).phases)])
+        elif isinstance(value, bool):
             lines.append([option if value else option.replace("--", "--no-", 1)])
         elif isinstance(value, Mapping):
-            lines.append([option, ",".join(f"{site}={share!r}" for site, share in value.items())])
+            lines.append([option, _amounts(value)])
         elif value is not None:
             lines.append([option, str(value)])
     lines.append(["--out", str(run.folder)])
     return " \\\n  ".join(map(shlex.join, lines))
+
+
+def _amounts(fractions: Mapping[str, float]) -> str:
+    return ",".join(f"{site}={share!r}" for site, share in fractions.items())
 
 
 def _command_note(config: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """A pruning run with comparison to random neurons, figures and a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_a
 from sepcap.studies.pruning.figures.pruned_neurons import pruned_neurons
 from sepcap.studies.pruning.figures.steps import metric_over_steps, thresholds
 from sepcap.studies.pruning.figures.trajectory import trajectory
+from sepcap.studies.pruning.jumps.find import Jumps, find_jumps
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 from sepcap.studies.pruning.random_neurons.above_random import baselines_of, with_above_random
 from sepcap.studies.pruning.report import report, summary_of
@@ -83,6 +84,47 @@ class Run(RunFolder):
             baseline: random runs to compare with, as for `separability`.
         """
         return summary_of(self, [] if baseline is None else baselines_of(self, baseline))
+
+    @checked()
+    def jumps(
+        self,
+        model: Any = None,
+        *,
+        steps: Sequence[int] | Literal["all"] | None = None,
+        top: int = 10,
+        tasks: Mapping[str, Any] | None = None,
+        device: str | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+    ) -> Jumps:
+        """Which targets the jumps of accuracy after pruning steps come from, and how much of them the bigram path explains (METHODS 11).
+
+        The predictions of both tasks are made again from the stored neurons, two passes per step and task.
+
+        Args:
+            model: the unpruned model of the run, as `load_model` takes or returns it; it is left unchanged. Default is to load it.
+            steps: pruning steps to compare with the ones before them, or "all"; default is the three after which the top-1 accuracy of
+                a task changed most. These were chosen by their change, which chance makes larger.
+            top: number of targets per step and task that gained most, and that lost most.
+            tasks: role -> texts, for tasks that cannot be found by their names, such as lists of texts.
+            device: where the model is loaded, if none is given or by its name.
+            batch_size: rows per forward pass; default is that of the run.
+            seed: seed of the bootstrap over documents.
+
+        Returns:
+            Jumps with tables "jumps" and "tokens", and figures of the same names.
+
+        Raises:
+            ValueError: another model or other texts than those of the run, a model that predicts no next tokens, steps that the run does
+                not have.
+
+        Source: [SEP] sections 3.5.3 and 4.3.13.
+
+        Example:
+            >>> jumps = run.jumps()  # doctest: +SKIP
+            >>> jumps.table[["step", "task", "change", "bigram", "share"]]  # doctest: +SKIP
+        """
+        return find_jumps(self, model, steps=steps, top=top, tasks=tasks, device=device, batch_size=batch_size, seed=seed)
 
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:
         """A figure of the run: "trajectory", "drops", "perplexity", "metric", "pruned", "threshold" or "scores"."""

@@ -12,6 +12,7 @@ from sepcap.drawing.style import GREY, PALETTE, SYMBOLS, plain, power_of_ten, ro
 from sepcap.errors import unknown
 from sepcap.models.sites import SITES
 from sepcap.statistics.intervals import in_percent
+from sepcap.studies.base.fields import Schedule
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 from sepcap.studies.pruning.on_disk.step_files import ROLES
 
@@ -26,6 +27,7 @@ TELLING = (
     "aggregate",
     "rotation",
     "offset",
+    "positions",
     "recollect",
     "eps",
     "tokens",
@@ -55,16 +57,27 @@ def named(runs: Any) -> dict[str, RunFolder]:
 
 
 def _labels(runs: list[RunFolder]) -> list[str]:
-    vary = [f for f in TELLING if len({repr(run.config.get(f)) for run in runs}) > 1]
+    vary = [f for f in TELLING if len({repr(_value(run, f)) for run in runs}) > 1]
     if {"forget", "retain"} <= set(vary):
         vary.remove("retain")  # for two opposite directions one name is enough
-    return [plain(", ".join([run.config["importance"], *(_said(f, run.config.get(f)) for f in vary if f != "importance")])) for run in runs]
+    return [plain(", ".join([run.config["importance"], *(_said(f, _value(run, f)) for f in vary if f != "importance")])) for run in runs]
+
+
+def _value(run: RunFolder, field: str) -> Any:
+    """The value of a field, and for the fractions what every step prunes."""
+    return Schedule.of(run.config) if field == "fractions" else run.config.get(field)
 
 
 def _said(field: str, value: Any) -> str:
-    if field == "fractions":
-        return " + ".join(f"{amount} {site}" if isinstance(amount, int) else f"{100 * amount:g}% {site}" for site, amount in value.items())
+    if isinstance(value, Schedule):
+        if value.given:
+            return value.words(_amount, " + ")
+        return " + ".join(_amount(amount, site) for site, amount in value.fractions.items())
     return f"{field} {value}"
+
+
+def _amount(amount: float, site: str) -> str:
+    return f"{amount} {site}" if isinstance(amount, int) else f"{100 * amount:g}% {site}"
 
 
 def is_random(run: RunFolder) -> bool:
@@ -103,7 +116,7 @@ def seeds_together(runs: Any) -> dict[str, list[RunFolder]]:
     by_label = named(runs)
     groups: dict[str, list[RunFolder]] = {}
     for run in by_label.values():
-        told = {field: run.config.get(field) for field in TELLING if field != "seed"}
+        told = {field: _value(run, field) for field in TELLING if field != "seed"}
         groups.setdefault(repr(told), []).append(run)
     if any(len({run.config.get("seed") for run in members}) < len(members) for members in groups.values()):
         return {label: [run] for label, run in by_label.items()}

@@ -168,10 +168,12 @@ def thresholds(run: RunFolder, *, width: Width = "column") -> go.Figure:
     if run.steps_done < 1:
         raise ValueError(f"the run in {run.folder} has no pruning step yet: there is no threshold to draw")
     records = [run.record(step) for step in range(1, run.steps_done + 1)]
-    names = {site: SITE_NAMES.get(site, plain(site)) for site in records[0]["thresholds"]}
-    values = {site: np.array([record["thresholds"][site] for record in records], dtype=np.float64) for site in names}
+    names = {site: SITE_NAMES.get(site, plain(site)) for record in records for site in record["thresholds"]}
+    # a step of a schedule may select nothing at a site
+    values = {site: np.array([record["thresholds"].get(site, math.nan) for record in records], dtype=np.float64) for site in names}
     pruned, total = pruned_total(run)
-    axis, zero = _score_axis(np.concatenate(list(values.values())))
+    every_value = np.concatenate(list(values.values()))
+    axis, zero = _score_axis(every_value[~np.isnan(every_value)])
     traces = []
     for i, (site, of_site) in enumerate(values.items()):
         colour, symbol = PALETTE[(i + 1) % len(PALETTE)], SYMBOLS[i % len(SYMBOLS)]
@@ -179,9 +181,10 @@ def thresholds(run: RunFolder, *, width: Width = "column") -> go.Figure:
             f"<b>{names[site]}</b>, step {step}<br>lowest selected score {value:.4g}<br>{pruned[step]:,} of {total:,} neurons pruned"
             for step, value in enumerate(of_site, start=1)
         ]
-        on_axis = of_site > 0 if zero else np.ones(len(of_site), dtype=bool)
+        known = ~np.isnan(of_site)
+        on_axis = known & (of_site > 0) if zero else known
         common = {"cliponaxis": False, "hoverinfo": "text", "legendgroup": site}
-        for part, hollow in ((on_axis, False), (~on_axis, True)):
+        for part, hollow in ((on_axis, False), (known & ~on_axis, True)):
             if hollow and not part.any():
                 continue
             traces.append(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from typing_extensions import TypeVar
 
 from sepcap.checks import checked
@@ -26,7 +26,7 @@ from sepcap.statistics.moments import Statistics
 from sepcap.storage import FORMAT, PART, html_card, load_tensors, open_regular, write_atomically, write_json
 from sepcap.studies.base.folder import differing_fields
 from sepcap.studies.base.tables import read_table, same_table
-from sepcap.studies.pruning.on_disk.step_files import BIASES, ROLES, ROTATION, StepFiles, clusters_name
+from sepcap.studies.pruning.on_disk.step_files import BIASES, ROLES, ROTATION, StepFiles, clusters_name, positions_name
 from sepcap.studies.pruning.separability import Separability, separability
 
 Loaded = TypeVar("Loaded", bound="RunFolder")
@@ -192,6 +192,13 @@ class RunFolder(StepFiles):
         with self._way_out(0):
             return Statistics.load(self._checked(0, f"statistics/{role}.safetensors"))
 
+    def right_positions(self, role: Literal["forget", "retain"]) -> Bool[torch.Tensor, "row pos"] | None:
+        """The positions of the collection texts at which the unpruned model is right; None if statistics are of all positions."""
+        if self.config.get("positions", "all") == "all":
+            return None
+        with self._way_out(0):
+            return load_tensors(self._checked(0, positions_name(role)), "positions", ("positions",))[0]["positions"]
+
     def scores(self) -> Scores:
         """Scores of the unpruned model, from which the first step was selected."""
         importance = self.config["importance"]
@@ -244,7 +251,7 @@ class RunFolder(StepFiles):
         state = "finished" if self.finished else f"{max(0, self.steps_done)} of {c['steps']} steps"
         if damaged := self.damage():
             state = f"damaged: {damaged[0]}"
-        fractions = ", ".join(f"{k} {v}" for k, v in c["fractions"].items())
+        fractions = ", ".join(f"{k} {v}" for k, v in c["fractions"].items()) + " by a schedule" * bool(c.get("schedule"))
         return f"Run({str(self.folder)!r}, forget {c['forget']}, retain {c['retain']}, {c['importance']}, {fractions}, {state})"
 
     def _repr_html_(self) -> str:

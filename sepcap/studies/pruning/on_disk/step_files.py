@@ -125,7 +125,7 @@ class StepFiles:
             save_tensors(temporary / BIASES, biases, {"kind": "biases"})
         files = {f"steps/{step:04d}/{n}": seal for n, seal in seals_of(temporary, sorted(os.listdir(temporary))).items()}
         if step == 0:  # files written before the step
-            before = (*(f"statistics/{role}.safetensors" for role in ROLES), ROTATION)
+            before = (*(f"statistics/{role}.safetensors" for role in ROLES), *map(positions_name, ROLES), ROTATION)
             files |= seals_of(self.folder, [name for name in before if (self.folder / name).exists()])
         write_json(temporary / "record.json", {"run": self.identity, **record, "files": files})
 
@@ -190,6 +190,11 @@ class StepFiles:
             yield
         except (CorruptFile, FileNotFoundError, IsADirectoryError) as error:
             raise CorruptFile(str(error) if way in str(error) else f"{error}. {way}") from error
+
+
+def positions_name(role: str) -> str:
+    """File with the positions of a task at which the unpruned model is right, if statistics are restricted to them."""
+    return f"positions/{role}.safetensors"
 
 
 def clusters_name(role: str) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from sepcap.errors import CorruptFile, unknown
 from sepcap.statistics.intervals import Cluster, Ends, bootstrap_interval
+from sepcap.studies.base.fields import Schedule
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.random_neurons.baselines import matched_again
@@ -171,8 +172,7 @@ def equal_steps(run: RunFolder, baseline: RunFolder) -> tuple[slice, slice] | No
     of the run."""
     c, b = run.config, baseline.config
     every = c["steps"] // b["steps"] if b["steps"] and c["steps"] % b["steps"] == 0 else 0
-    shares, others = c["fractions"], b["fractions"]
-    if not every or shares.keys() != others.keys() or not all(math.isclose(shares[s] * every, others[s]) for s in shares):
+    if not every or not Schedule.of(c).joined(every).as_much(Schedule.of(b)):
         return None
     last = min(run.steps_done // every, baseline.steps_done)
     return slice(0, last * every + 1, every), slice(0, last + 1)

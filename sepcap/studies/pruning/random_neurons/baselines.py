@@ -1,6 +1,5 @@
 """Random neurons matched with those of another run: as many per layer, or per layer and activity (METHODS 5)."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from sepcap.selection.matching import quantile_bins
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import digest_of
+from sepcap.studies.base.fields import Schedule
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 
@@ -126,11 +126,12 @@ def matched_with(config: PruningConfig) -> Matched:
             f"them; give one of {divisors}"
         )
     every = c["steps"] // config.steps
-    want = {site: amount * every for site, amount in c["fractions"].items()}
-    if want.keys() != config.fractions.keys() or not all(math.isclose(want[site], config.fractions[site]) for site in want):
+    want = Schedule.of(c).joined(every)
+    if not want.as_much(config.pace):
+        wanted = f"schedule={want.given}" if want.given else f"{want.fractions} in {config.steps}"
         raise ValueError(
             f"fractions={config.fractions}: the run in {run.folder} prunes {c['fractions']} in {c['steps']} steps, "
-            f"which is {want} in {config.steps}; give these"
+            f"which is {wanted}; give these"
         )
     if c["rotation"] != config.rotation:
         raise ValueError(f"rotation={config.rotation!r}: the run in {run.folder} prunes in the basis {c['rotation']!r}; give that one")
@@ -182,6 +183,7 @@ def baseline_config(config: PruningConfig, baseline: str, seed: int, steps: int,
         steps: number of steps of the baseline, a divisor of that of the run.
         folder: folder of the run, for the two matched kinds.
     """
-    fractions = {site: amount * (config.steps // steps) for site, amount in config.fractions.items()}
-    how = {"importance": "random", "baseline": baseline, "matched": None if folder is None else str(folder)}
-    return replace(config, fractions=fractions, steps=steps, seed=seed, **how)
+    pace = config.pace.joined(config.steps // steps)
+    how = {"fractions": pace.total if pace.given else pace.fractions, "steps": steps, "schedule": pace.given}
+    how |= {"importance": "random", "baseline": baseline, "matched": None if folder is None else str(folder)}
+    return replace(config, seed=seed, **how)
