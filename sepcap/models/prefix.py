@@ -8,7 +8,7 @@ cache interface, so that rotary embeddings, masks and norms are those of the arc
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,8 @@ def record(
         if keeps_cache(model) and mask is None:
             kept = DynamicCache()  # without the configuration: a sliding window would drop early positions
             stack.enter_context(with_hooks(model, [*every[:-1], (every[-1][0], _stop_after(every[-1][1]))]))
-            try:
+            with suppress(Stop):
                 model(inputs, return_type="logits", past_key_values=kept)
-            except Stop:
-                pass
             cache = _complete(kept, inputs, len(layers))
         else:
             run_hooks(model, inputs, every, mask)
@@ -153,12 +151,9 @@ def run_part(
     found: list[Tensor] = []
     last = first + stream.shape[1]
     name = hook_of(model, "resid_post", n_layers(model) - 1)
-    with passing_on(model, layer, stream, recorded.in_tuple):
-        with with_hooks(model, [*hooks, (name, _stop_after(lambda left, hook: found.append(left)))]):
-            try:
-                _call_part(model, recorded, rows, first, last)
-            except Stop:
-                pass
+    every = [*hooks, (name, _stop_after(lambda left, hook: found.append(left)))]
+    with suppress(Stop), passing_on(model, layer, stream, recorded.in_tuple), with_hooks(model, every):
+        _call_part(model, recorded, rows, first, last)
     return found[0]
 
 

@@ -1,7 +1,8 @@
 """The effect of ablating single neurons on every row: which positions change, and the passes that run only those (METHODS 19)."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from sepcap.evaluation.next_token import counts
 from sepcap.evaluation.result import COUNTS, METRICS
-from sepcap.models.forward import Hook, Stop, with_hooks
-from sepcap.models.prefix import Recorded, passing_on, record, run_part, run_whole, unembed
+from sepcap.models.forward import Hook, Stop
+from sepcap.models.prefix import Recorded, record, run_part, run_whole, unembed
 from sepcap.models.sites import Population
 from sepcap.tasks.batches import Batch
 
@@ -47,14 +48,20 @@ class Units:
         layer: the layer.
         index: numbers of the neurons within the layer's flattened site; one column for a neuron, d_head for a head.
         constants: what each neuron of the layer is set to, flattened.
+        later: for pairs across layers, the second neuron of each, in a later layer.
     """
 
     layer: int
     index: Int[Tensor, "unit width"]
     constants: Float[Tensor, " neuron"]
+    later: "Units | None" = None
 
     def __getitem__(self, part: slice) -> "Units":
-        return dataclasses.replace(self, index=self.index[part])
+        return dataclasses.replace(self, index=self.index[part], later=None if self.later is None else self.later[part])
+
+    def differ(self, z: Float[Tensor, "row pos neuron"]) -> Bool[Tensor, "unit row pos"]:
+        """Where any neuron of a unit differs from its constant."""
+        return torch.stack([(z[..., at] != self.constants.to(z)[at]).any(-1) for at in self.index.to(z.device)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +101,10 @@ class Block:
                 logits = run_whole(model, recorded, len(recorded.streams) - 2, at)[0, pos]
                 before[row, pos] = block.counts_at(logits, at.expand(len(pos)), pos)
         return block
+
+    def starts_late(self, shortcuts: Shortcuts) -> bool:
+        """Whether passes begin at the first changed position."""
+        return shortcuts.prefix and shortcuts.single and self.causal and self.recorded.cache is not None
 
     def counts_at(self, logits: Float[Tensor, "place vocab"], row: Int[Tensor, " place"], pos: Int[Tensor, " place"]) -> Tensor:
         """Sums at single positions, all of which are scored."""
@@ -137,32 +148,56 @@ def activations(model: Any, population: Population, block: Block, layer: int) ->
     found: list[Tensor] = []
 
     def look(z: Tensor, hook: Any) -> None:
-        found.append(z.flatten(2).clone() if z.dim() > 2 else z.clone())
+        found.append(z.reshape(len(rows), -1, population.size // population.shape[0]).clone())
         raise Stop
 
     rows = torch.arange(len(block.batch.inputs), device=block.batch.inputs.device)
-    try:
+    with contextlib.suppress(Stop):
         run_whole(model, block.recorded, layer, rows, [(population.site.hook_name(layer), look)])
-    except Stop:
-        pass
     return found[0]
 
 
-def items_of(block: Block, units: Units, z: Float[Tensor, "row pos neuron"], shortcuts: Shortcuts) -> tuple[Items, Bool[Tensor, "unit row pos"]]:
-    """What needs a pass, and where each unit differs from its constants."""
-    changed = torch.stack([(z[..., at] != units.constants[at].to(z)).any(-1) for at in units.index.to(z.device)])
-    changed &= block.batch.real
-    positions = torch.arange(changed.shape[2], device=z.device)
-    scored = torch.where(block.batch.asked, positions + 1, 0).amax(1)  # behind the last scored position of each row
-    first = torch.where(changed.any(2), changed.float().argmax(2), changed.shape[2])
-    needed = first < scored if block.causal else changed.any(2) & (scored > 0)
+def items_of(block: Block, changed: Bool[Tensor, "unit row pos"], shortcuts: Shortcuts) -> Items:
+    """What needs a pass, from where each unit differs from its constants."""
+    asked = block.batch.asked
+    scored = torch.where(asked, torch.arange(1, asked.shape[1] + 1, device=asked.device), 0).amax(1)
+    ever, first = changed.any(2), changed.float().argmax(2)
+    needed = ever & (first < scored) if block.causal else ever & (scored > 0)
     if not shortcuts.silent:
         needed = (scored > 0).expand_as(needed)
     unit, row = needed.nonzero(as_tuple=True)
-    partly = shortcuts.prefix and block.causal and block.recorded.cache is not None
-    start = first[unit, row] if partly else torch.zeros_like(unit)
-    whole = torch.full_like(start, changed.shape[2])
-    return Items(unit, row, start.minimum(scored[row] - 1) if partly else start, scored[row] if partly else whole), changed
+    if block.starts_late(shortcuts):
+        start = torch.where(ever, first, 0)[unit, row].minimum(scored[row] - 1)
+        return Items(unit, row, start, scored[row])
+    return Items(unit, row, torch.zeros_like(row), torch.full_like(row, changed.shape[2]))
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Adds up changes of the scored positions of each unit and row; logits of several passes are computed together."""
+
+    model: Any
+    block: Block
+    into: Float[Tensor, "item count"]
+    held: list[tuple[Tensor, ...]] = dataclasses.field(default_factory=list)
+
+    def add_logits(self, to: Tensor, row: Tensor, pos: Tensor, logits: Float[Tensor, "place vocab"]) -> None:
+        """Add the changes at some positions, from their logits."""
+        self.into.index_add_(0, to, self.block.counts_at(logits, row, pos) - self.block.before[row, pos])
+
+    def add_streams(self, to: Tensor, row: Tensor, pos: Tensor, stream: Float[Tensor, "place d_model"]) -> None:
+        """Add the changes at some positions, from the residual stream that leaves the last layer."""
+        self.held.append((to, row, pos, stream))
+        if sum(len(one[0]) for one in self.held) * self.model.cfg.d_vocab > _logits(self.model):
+            self.flush()
+
+    def flush(self) -> None:
+        """Compute the logits of what is held."""
+        if self.held:
+            to, row, pos, stream = map(torch.cat, zip(*self.held, strict=True))
+            for part in _parts(len(to), self.model):
+                self.add_logits(to[part], row[part], pos[part], unembed(self.model, self.block.recorded, stream[part]))
+        self.held.clear()
 
 
 def effects(
@@ -170,10 +205,9 @@ def effects(
     population: Population,
     block: Block,
     units: Units,
-    z: Float[Tensor, "row pos neuron"],
+    z: Mapping[int, Float[Tensor, "row pos neuron"]],
     shortcuts: Shortcuts,
     positions: int,
-    count: Callable[[int, int], Any] = lambda positions, layers: None,
 ) -> Float[Tensor, "unit row metric"]:
     """Change of the sums of every row, in the order of `METRICS`, when each unit alone is set to its constants.
 
@@ -181,65 +215,56 @@ def effects(
         model: a hooked model, under `measuring`.
         population: the site of the units.
         block: rows with their unablated pass.
-        units: what is ablated, in one layer.
-        z: unablated activations of that layer.
+        units: what is ablated.
+        z: layer -> unablated activations, of the layers of the units.
         shortcuts: which are used.
         positions: positions of one pass.
-        count: receives the positions and the number of blocks of every pass.
     """
-    items, changed = items_of(block, units, z, shortcuts)
-    into = torch.zeros(len(units.index) * len(z), len(COUNTS), dtype=torch.float64, device=block.before.device)
-    layers = len(block.recorded.streams) - 1
-    places: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    held = 0
-
-    def flush() -> None:
-        nonlocal held
-        if places:
-            unit, row, pos, stream = map(torch.cat, zip(*places, strict=True))
-            for part in _parts(len(unit), model):
-                logits = unembed(model, block.recorded, stream[part])
-                change = block.counts_at(logits, row[part], pos[part]) - block.before[row[part], pos[part]]
-                into.index_add_(0, unit[part] * len(z) + row[part], change)
-        places.clear()
-        held = 0
-
-    for part in items.passes(positions):
-        first, stop = int(part.first.min()), int(part.stop.max())
-        seen = torch.arange(first, stop, device=z.device)
-        wanted = block.batch.asked[part.row, first:stop] & (seen >= part.first[:, None])
-        if shortcuts.written and shortcuts.single and units.layer == layers - 1:
+    changed = changed_by(block, units, z)
+    rows, last = len(block.batch.inputs), units.layer == len(block.recorded.streams) - 2
+    sums = Sums(model, block, block.before.new_zeros(len(units.index) * rows, len(COUNTS)))
+    for part in items_of(block, changed, shortcuts).passes(positions):
+        first, stop = int(part.first.min()), min(int(part.stop.max()), block.batch.asked.shape[1])
+        wanted = block.batch.asked[part.row, first:stop] & (torch.arange(first, stop, device=part.row.device) >= part.first[:, None])
+        if shortcuts.written and last:
             wanted &= changed[part.unit, part.row, first:stop]
         item, at = wanted.nonzero(as_tuple=True)
+        unit, row, pos = part.unit[item], part.row[item], first + at
+        hooks = [_hook(population, one, part.unit) for one in (units, units.later) if one is not None]
         if not shortcuts.single:
-            logits = run_whole(model, block.recorded, units.layer, part.row, [_hook(population, units, part.unit)])
-            change = block.counts_at(logits[item, at], part.row[item], at) - block.before[part.row[item], at]
-            into.index_add_(0, part.unit[item] * len(z) + part.row[item], change)
-            count(len(part) * (stop - first), layers - units.layer)
+            sums.add_logits(unit * rows + row, row, pos, run_whole(model, block.recorded, units.layer, part.row, hooks)[item, at])
             continue
-        if shortcuts.written and units.layer == layers - 1:
-            stream = _written(population, block, units, z, part.unit[item], part.row[item], first + at)
+        if shortcuts.written and last:
+            stream = _written(population, block, units, z[units.layer], unit, row, pos)
+        elif shortcuts.written:
+            places = (part.unit[:, None], part.row[:, None], torch.arange(first, stop, device=part.row.device))
+            stream = _written(population, block, units, z[units.layer], *places)
+            stream = run_part(model, block.recorded, units.layer + 1, stream, part.row, first, hooks[1:])[item, at]
         else:
-            stream = _final(model, population, block, units, z, part, first, stop, shortcuts)[item, at]
-        count(len(part) * (stop - first), layers - units.layer - shortcuts.written)
-        places.append((part.unit[item], part.row[item], first + at, stream))
-        held += len(item)
-        if held * model.cfg.d_vocab > _logits(model):
-            flush()
-    flush()
-    return into.view(len(units.index), len(z), -1)[..., COLUMNS]
+            stream = block.recorded.streams[units.layer][part.row, first:stop]
+            stream = run_part(model, block.recorded, units.layer, stream, part.row, first, hooks)[item, at]
+        sums.add_streams(unit * rows + row, row, pos, stream)
+    sums.flush()
+    return sums.into.view(len(units.index), rows, -1)[..., COLUMNS]
 
 
-def _final(
-    model: Any, population: Population, block: Block, units: Units, z: Tensor, part: Items, first: int, stop: int, shortcuts: Shortcuts
-) -> Float[Tensor, "item pos d_model"]:
-    """The residual stream that leaves the last layer."""
-    if not shortcuts.written:
-        stream = block.recorded.streams[units.layer][part.row, first:stop]
-        return run_part(model, block.recorded, units.layer, stream, part.row, first, [_hook(population, units, part.unit)])
-    pos = torch.arange(first, stop, device=z.device)
-    stream = _written(population, block, units, z, part.unit[:, None], part.row[:, None], pos)
-    return run_part(model, block.recorded, units.layer + 1, stream, part.row, first)
+def changed_by(block: Block, units: Units, z: Mapping[int, Float[Tensor, "row pos neuron"]]) -> Bool[Tensor, "unit row pos"]:
+    """Real positions at which a unit differs from its constants."""
+    changed = units.differ(z[units.layer])
+    if units.later is not None:
+        changed |= units.later.differ(z[units.later.layer])
+    return changed & block.batch.real
+
+
+def work(block: Block, units: Units, z: Mapping[int, Tensor], shortcuts: Shortcuts, vocabulary: int) -> float:
+    """Cost of `effects` in positions times blocks; the unembedding counts as so many blocks as it has multiplications."""
+    changed, layers = changed_by(block, units, z), len(block.recorded.streams) - 1
+    items = items_of(block, changed, shortcuts)
+    blocks = layers - units.layer - shortcuts.written
+    head = vocabulary / (12 * block.recorded.streams[0].shape[-1])
+    if shortcuts.written and not blocks:
+        return head * float((changed & block.batch.asked).sum())
+    return (blocks + head) * float((items.stop - items.first).sum())
 
 
 def _written(population: Population, block: Block, units: Units, z: Tensor, unit: Tensor, row: Tensor, pos: Tensor) -> Tensor:
@@ -257,7 +282,7 @@ def _hook(population: Population, units: Units, unit: Int[Tensor, " item"]) -> H
     """A hook that sets in every row of the batch the neurons of its item."""
 
     def put(z: Tensor, hook: Any) -> Tensor:
-        flat = z.flatten(2) if z.dim() > 3 else z
+        flat = z.reshape(len(unit), -1, population.size // population.shape[0])
         at = units.index.to(z.device)[unit]
         value = units.constants.to(z)[at]
         shape = (len(at), flat.shape[1], at.shape[1])
