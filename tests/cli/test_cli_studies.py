@@ -157,6 +157,21 @@ def test_a_sweep_says_what_it_costs_and_found(files, trained_folder, tmp_path, c
     assert (tmp_path / "sweep" / "figures" / "sweep.html").exists()
 
 
+def test_neurons_alone_by_command(files, trained_folder, tmp_path, capsys):
+    options = ["--sample", "4", "--layers", "1", "--pairs", "2", "--tokens", "200", "--reference-tokens", "100"]
+    tasks = ["--forget", files[0], "--retain", files[1]]
+    command = ["ablate-each", *tasks, *options, "--model", str(trained_folder), "--out", str(tmp_path / "each")]
+    main(command)
+    printed = capsys.readouterr().out
+    found = sepcap.load_result(tmp_path / "each")
+    assert -1 < printed.find("4 mlp neurons ablated alone (zero), each on 200 predictions") < printed.find(found.summary()[0])
+    assert len(found.tables["pairs"]) == 1
+    assert {path.stem for path in (tmp_path / "each" / "figures").glob("*.html")} == set(found.FIGURES)
+    with pytest.raises(SystemExit):
+        main([*command, "--heads", "1"])
+    assert "site='mlp' has no heads" in capsys.readouterr().err
+
+
 def test_the_command_of_a_reproduction_is_its_configuration():
     asked = config_in(sepcap.ReproductionConfig, tyro.cli(Reproduce, args=["sp-table2", "--budget", "paper", "--batch-size", "4"]))
     assert asked == sepcap.ReproductionConfig("sp-table2", budget="paper", batch_size=4)
