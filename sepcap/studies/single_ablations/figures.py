@@ -265,5 +265,6 @@ def backups(result: Any, task: str = "forget", metric: str = "loss", *, width: W
         limits=(-far, far),
         width=width,
     )
-    figure.layout.coloraxis.colorscale = [[0.0, BLUE], [0.5, "#ffffff"], [1.0, VERMILLION]]
+    layout: Any = figure.layout
+    layout.coloraxis.colorscale = [[0.0, BLUE], [0.5, "#ffffff"], [1.0, VERMILLION]]
     return figure

@@ -30,6 +30,7 @@ from sepcap.studies.single_ablations.units import all_pairs, chosen, chunks, dra
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import check_context, sample_task
+from sepcap.tasks.task import Split
 
 FEW = 64
 """Largest number of ablations whose cost is not measured beforehand."""
@@ -108,7 +109,7 @@ class Plan:
             pairs = named_pairs(population, pairs, places)
         context, samples = check_context(model, config.context), {}
         tasks = {role: load_task(getattr(config, role)) for role in TASKS}
-        sizes = {"collect": config.reference_tokens, "evaluate": config.tokens}
+        sizes: dict[Split, int] = {"collect": config.reference_tokens, "evaluate": config.tokens}
         for role, task in tasks.items():
             how = {"context": context, "per_document": config.per_document}
             samples[role] = {split: sample_task(model, task, split, size, **how) for split, size in sizes.items()}
@@ -172,7 +173,8 @@ class Plan:
 
     def compute(self, pieces: Pieces) -> SingleAblations:
         """Measure all units, then the pairs."""
-        scores = score(*self.references, self.config.importance)[self.config.site]
+        forget, retain = self.references
+        scores = score(forget, retain, self.config.importance)[self.config.site]
         alone = chunks(self.population, self.places, self.constants)
         arrays: dict[str, Any] = {"places": self.places.numpy(), "score": scores.double().cpu().numpy()}
         for role, one in self.measurements.items():
