@@ -22,6 +22,7 @@ STUDIES: dict[str, str] = {
     "compare-ablations": "studies.ablations.heads.AblationComparison",
     "compare-methods": "studies.methods.study.MethodComparison",
     "compare-directions": "studies.directions.study.DirectionComparison",
+    "learned-ranking": "studies.learned.study.LearnedRanking",
     "reproduce": "studies.reproduce.study.Reproduction",
 }
 """Name of a study, as in its config.json -> the class of its results."""
