@@ -27,8 +27,8 @@ class LearnedRankingConfig(Sampled):
     """Number of gradient steps."""
     init: Any = "abs"
     """The order to start from: an importance, or in Python also `Scores`."""
-    constants: Literal["zero", "mean", "optimal"] = "zero"
-    """What masked neurons are set to: 0, their mean on the retain task, or constants that start there and are learned with the order."""
+    constants: Literal["zero", "mean"] = "zero"
+    """What masked neurons are set to: 0, or their mean on the retain task."""
     tokens: int = 40_000
     """Token positions per task of the collection texts; one in six documents is held out and decides between start and learned order."""
     eval_tokens: int = 15_000
