@@ -21,11 +21,12 @@ FLOORS = (
     {"selection"},
     {"compiled", "interventions"},
     {"evaluation"},
+    {"learning"},
     {"studies.base"},
     {"studies.pruning"},
     {
         "studies.ablations", "studies.clusters", "studies.cross_task", "studies.dimensions", "studies.directions", "studies.jacobian",
-        "studies.methods", "studies.overlaps", "studies.paragraphs", "studies.selection_checks", "studies.similarity",
+        "studies.learned", "studies.methods", "studies.overlaps", "studies.paragraphs", "studies.selection_checks", "studies.similarity",
         "studies.single_ablations",
     },
     {"studies.reproduce"},

@@ -1,4 +1,4 @@
-"""Commands that prune: the demo, one run, methods compared."""
+"""Commands that prune: the demo, one run, a learned order, methods compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sepcap.cli.options import Command, Study, show, study_command, write_figures, write_table
+from sepcap.selection.names import ImportanceName
 from sepcap.studies.directions.config import DirectionComparisonConfig
+from sepcap.studies.learned.config import LearnedRankingConfig, LearnedSite
 from sepcap.studies.methods.config import MethodComparisonConfig
 from sepcap.studies.pruning.config import PruningConfig
 
@@ -111,6 +113,21 @@ class Jumps(Command):
         jumps.save(self.out)
         show(jumps, self.out)
         write_table(jumps.tables["tokens"], self.out / "tokens.csv")
+
+
+@study_command(
+    "learn_ranking",
+    out="runs/learned",
+    defaults={"site": ("mlp",)},
+    site=tuple[LearnedSite, ...],
+    init=ImportanceName,
+)
+class LearnRanking(LearnedRankingConfig, Study):
+    """Learn an order of all neurons that separates two tasks, and compare it with the fixed score it started from.
+
+    The order is learned on collection texts by gradient descent, and is never worse than its start on those of them that are held out.
+    `sepcap prune --importance learned --no-recollect` prunes by such an order.
+    """
 
 
 @study_command("compare_methods", out="runs/methods")
