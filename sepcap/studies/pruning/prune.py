@@ -284,7 +284,7 @@ def _learn(prepared: Plan, run: Run) -> None:
     statistics = {role: Statistics.load(run.folder / "statistics" / f"{role}.safetensors") for role in prepared.collect}
     by_abs = score(statistics["forget"], statistics["retain"], config.start, eps=config.eps, sites=config.sites)
     # shares that the run does not reach are not trained for
-    pruned = config.pace.by(config.steps)
+    pruned = config.pace.total
     largest = {one.key: min(1.0, n / one.size if isinstance(n := pruned[one.key], int) else n) for one in ranked}
     how: dict[str, Any] = {"how": prepared.learning, "largest": largest, "constants": _offset(config, statistics)}
     store = Pieces(run.folder, run.identity)
