@@ -59,7 +59,7 @@ FRACTION = Bounds(0, 1, above=True)
 
 BOUNDS: dict[str, Bounds] = {
     **dict.fromkeys(
-        ("seed", "seeds", "skip", "layer", "head", "heads", "controls", "dims", "stages", "num_fewshot"), FROM_0
+        ("seed", "seeds", "skip", "layer", "head", "heads", "controls", "replicates", "b", "dims", "stages", "num_fewshot"), FROM_0
     ),
     **dict.fromkeys(
         ("tokens", "eval_tokens", "reference_tokens", "fit_tokens", "prompt_tokens", "paragraph_tokens", "batch_size", "steps", "n",

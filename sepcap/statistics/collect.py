@@ -1,8 +1,9 @@
 """One forward pass over a task, reduced to statistics of all requested sites."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -14,11 +15,12 @@ from sepcap.errors import warn
 from sepcap.models.devices import device_of, layer_device
 from sepcap.models.forward import is_out_of_memory, measuring, run_hooks
 from sepcap.models.sites import Population, get_site, populations
-from sepcap.progress import progress
+from sepcap.progress import progress, tell
 from sepcap.statistics.accumulate import Accumulator, gather
 from sepcap.statistics.backward import GradientCollector
 from sepcap.statistics.gradients import resolve_gradients
 from sepcap.statistics.moments import Statistics
+from sepcap.statistics.replicates import Draws, ReplicateSums, replicated_sums
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.load import load_task
@@ -49,6 +51,7 @@ def collect(
     gradients: Any = False,
     k: int = IG_POINTS,
     checkpoint: bool = False,
+    replicates: int = 0,
 ) -> Statistics:
     """Collect activation statistics of every neuron of the sites on a task (METHODS 3).
 
@@ -74,6 +77,9 @@ def collect(
             (together one backward pass), "relp" (one more pass), "ig" (k more passes per site), "snip" (gradients of weights).
         k: number of Gauss–Legendre points of "ig".
         checkpoint: keep only the inputs of the blocks for a backward pass, and compute each block again: less memory, more time.
+        replicates: number of bootstrap replicates over documents, 100 for intervals of scores: 8 bytes per replicate, neuron and sum,
+            of which there are 5, and 4 more with gradients. They say how much of a score is due to the texts: `Scores.interval`,
+            `Scores.stability`. Each document is drawn by its place in the task and `seed`; the statistics are not changed.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
@@ -90,7 +96,8 @@ def collect(
         >>> forget["mlp"].abs.shape  # doctest: +SKIP
         torch.Size([6, 1024])
     """
-    sample = sample_task(model, load_task(task), "collect", tokens, context, seed, per_document)
+    task = load_task(task)
+    sample = sample_task(model, task, "collect", tokens, context, seed, per_document)
     return collect_sample(
         model,
         sample,
@@ -102,6 +109,7 @@ def collect(
         gradients=resolve_gradients(gradients),
         k=k,
         checkpoint=checkpoint,
+        draws=Draws.of(task, sample, replicates, seed) if replicates else None,
     )
 
 
@@ -118,6 +126,7 @@ def collect_sample(
     gradients: tuple[str, ...] = (),
     k: int = IG_POINTS,
     checkpoint: bool = False,
+    draws: Draws | None = None,
 ) -> Statistics:
     """`collect` on tokens that are already sampled."""
     bound = populations(model, sites)
@@ -128,20 +137,24 @@ def collect_sample(
 
     def one_pass(size: int) -> Statistics:
         accumulators = {site: _accumulators(population, histogram) for site, population in bound.items()}
-        slopes = GradientCollector(model, bound, gradients, k, checkpoint) if gradients else None
+        drawn = {} if draws is None else _replicated(draws, bound, accumulators, gradients)
+        slopes = GradientCollector(model, bound, gradients, k, checkpoint, drawn) if gradients else None
         with ExitStack() as stack:
             how = {"desc": f"collect {sample.task}", "unit": "tok", "unit_scale": True, "quiet": quiet}
             bar = stack.enter_context(progress(total=sample.tokens, **how))
             stack.enter_context(measuring(model))
             if slopes is not None:
                 stack.enter_context(slopes.prepared())
-            for batch in sample.batches(size):
-                _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation, slopes)
+            for number, batch in enumerate(sample.batches(size)):
+                for into in drawn.values():
+                    into.begin(number * size, batch.asked)
+                _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation, slopes, drawn)
                 bar.update(batch.size)
         info = _info(model, sample, include_bos) | ({} if rotation is None else {"rotation": rotation.fingerprint})
         found = {} if slopes is None else slopes.gathered()
         norms = {site: p.norms() if rotation is None else None for site, p in bound.items()}
-        return Statistics({site: gather(site, a, found.get(site), norms[site]) for site, a in accumulators.items()}, info)
+        again = {site: into.gathered() for site, into in drawn.items()}
+        return Statistics({site: gather(site, a, found.get(site), norms[site], again.get(site)) for site, a in accumulators.items()}, info)
 
     # inference tensors would have no gradients
     with torch.inference_mode(False):
@@ -172,6 +185,16 @@ def _accumulators(population: Population, histogram: bool) -> list[Accumulator]:
     return [Accumulator(population.shape[1:], device, scratch[device], histogram) for device in devices]
 
 
+def _replicated(
+    draws: Draws, bound: dict[str, Population], accumulators: dict[str, list[Accumulator]], gradients: tuple[str, ...]
+) -> dict[str, ReplicateSums]:
+    names = replicated_sums(gradients)
+    found = {site: ReplicateSums(draws, p.shape, accumulators[site][0].device, names) for site, p in bound.items()}
+    size, many = sum(into.nbytes for into in found.values()), len(draws.weights)
+    tell(f"{many} replicates over {len(set(draws.documents.values())):,} documents: {size / 1e6:,.0f} MB of memory for their sums")
+    return found
+
+
 def _collect_batch(
     model: Any,
     batch: Batch,
@@ -179,12 +202,16 @@ def _collect_batch(
     include_bos: bool,
     rotation: Any = None,
     gradients: GradientCollector | None = None,
+    drawn: Mapping[str, ReplicateSums] = MappingProxyType({}),
 ) -> None:
     keep = batch.real if include_bos else batch.keep
     # once per device, not once per layer
     at = {device: keep.to(device) for device in {a.device for layers in accumulators.values() for a in layers}}
     hooks = [
-        (get_site(site).hook_name(layer), partial(_reduce, into=into, keep=at[into.device], turn=_turn(rotation, site, layer)))
+        (
+            get_site(site).hook_name(layer),
+            partial(_reduce, into=into, keep=at[into.device], turn=_turn(rotation, site, layer), drawn=drawn.get(site), layer=layer),
+        )
         for site, layers in accumulators.items()
         for layer, into in enumerate(layers)
     ]
@@ -207,10 +234,14 @@ def _reduce(
     into: Accumulator,
     keep: Bool[Tensor, "batch _"],
     turn: Callable[[Tensor], Tensor] | None,
+    drawn: ReplicateSums | None,
+    layer: int,
 ) -> None:
     # for an image, one flag covers all its positions
     z = (z if turn is None else turn(z)).to(into.device)
     into.update(z, keep.expand(z.shape[:2]))
+    if drawn is not None:
+        drawn.add_activations(layer, z, keep.expand(z.shape[:2]))
 
 
 def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:

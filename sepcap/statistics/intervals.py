@@ -185,12 +185,22 @@ def bootstrap_interval(replicas: Float[np.ndarray, " replica"], clusters: int) -
     (tests/statistics/test_coverage.py) its coverage is that of a t interval with the bootstrap's standard error, and it keeps the
     asymmetry of ratios; BCa intervals of 10 documents covered the true value in 87% of draws, less than plain percentiles.
     """
+    known = np.sort(replicas[~np.isnan(replicas)])
+    low, high = bootstrap_intervals(known, clusters)
+    return float(low), float(high)
+
+
+def bootstrap_intervals(
+    replicas: Float[np.ndarray, "replica *value"], clusters: int
+) -> tuple[Float[np.ndarray, "*value"], Float[np.ndarray, "*value"]]:
+    """`bootstrap_interval` of many values at once; NaN in a replica counts as its highest value."""
     from scipy.special import ndtr
 
-    known = np.sort(replicas[~np.isnan(replicas)])
-    if clusters < 2 or not len(known):
-        return UNKNOWN
-    lower = ndtr(-math.sqrt(clusters / (clusters - 1)) * t_factor(clusters))
+    if clusters < 2 or not len(replicas):
+        nothing = np.full(replicas.shape[1:], math.nan)
+        return nothing, nothing
+    lower = float(ndtr(-math.sqrt(clusters / (clusters - 1)) * t_factor(clusters)))
     # the next replica outwards: interpolation between a finite and an infinite one is undefined
-    low, high = np.quantile(known, lower, method="lower"), np.quantile(known, 1 - lower, method="higher")
-    return float(low), float(high)
+    ordered, last = np.sort(replicas, axis=0), len(replicas) - 1
+    low, high = ordered[math.floor(lower * last)], ordered[math.ceil((1 - lower) * last)]
+    return np.asarray(low), np.asarray(high)
