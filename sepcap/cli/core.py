@@ -34,6 +34,8 @@ class Score(Loading):
     """Token positions per task."""
     per_document: int | Literal["row"] | None = "row"
     """Maximum tokens per document: "row" for as many as fit one row, a number, or None for whole documents in their order."""
+    replicates: int = 0
+    """Bootstrap replicates over documents, 100 for intervals of the scores and the stability of the selection."""
     out: Path = Path("runs/scores")
     """Folder for neurons.safetensors, the statistics and the figure."""
 
@@ -44,7 +46,8 @@ class Score(Loading):
         model = self.load()
         sites = PruningConfig(fractions=self.fractions, steps=1).sites
         how = {"tokens": self.tokens, "per_document": self.per_document, "batch_size": self.batch_size}
-        how |= {"sites": sites, "histogram": self.importance in DIVERGENCES, "gradients": gradients_for(self.importance)}
+        how |= {"sites": sites, "replicates": self.replicates}
+        how |= {"histogram": self.importance in DIVERGENCES, "gradients": gradients_for(self.importance)}
         forget, retain = (sepcap.collect(model, task, **how) for task in (self.forget, self.retain))
         scores = sepcap.score(forget, retain, self.importance, contrast=self.contrast, lam=self.lam, q=self.q)
         neurons = scores.top(self.fractions)
@@ -56,6 +59,10 @@ class Score(Loading):
             print(f"  {site}: score at least {threshold:.4g}")
         print(neurons)
         write_figure(scores.figure(), self.out / "scores")
+        if scores.replicates:
+            stability = scores.stability(self.fractions)
+            print(f"the selection in {self.replicates} bootstrap replicates of the documents:\n{stability.table.to_string(index=False)}")
+            write_figure(stability.figure(), self.out / "stability")
         print(f"written to {self.out}")
 
 

@@ -26,6 +26,9 @@ from sepcap.tasks.batches import Batch
 CHUNK = 256
 """Positions reduced at once on a CPU."""
 
+GRADED_FROM = 1e-4
+"""c: factor on the activations from which the points of integrated gradients are in geometric steps."""
+
 INCOMPLETE = 0.05
 """Share of the change of the loss above which the error of its integral causes a warning."""
 
@@ -62,7 +65,7 @@ class GradientCollector:
         model: a hooked model, in evaluation mode, inside `prepared()`.
         sites: the sites, by name.
         names: what to collect, from `resolve_gradients`.
-        k: number of Gauss–Legendre points of integrated gradients.
+        k: number of points of integrated gradients.
         recompute: keep only the inputs of the blocks, and compute each block again in the backward pass.
         drawn: sums of bootstrap replicates, by site, to which the sums of every row are added.
     """
@@ -83,8 +86,7 @@ class GradientCollector:
         self.layers = range(n_layers(model))
         self.rows = self.predictions = 0
         self.loss, self.without = 0.0, dict.fromkeys(sites, 0.0)
-        points, weights = np.polynomial.legendre.leggauss(k)
-        self.points = [((float(x) + 1) / 2, float(w) / 2) for x, w in zip(points, weights, strict=True)]
+        self.points = graded_points(k)
         wanted = {part for part, asked in (("g", {*SHARED}), ("relp_g", {"relp"}), ("ig", {"ig"})) if asked & {*names}}
         beside = {"g": ("zg", "zg_abs", "row_squares"), "relp_g": ("relp_zg",), "ig": ()}
         kept = [name for part in wanted for name in (part, *beside[part])]
@@ -249,6 +251,18 @@ def _warn_if_incomplete(site: str, found: GradientSums) -> None:
             f"integrated gradients of {site!r} add up to the change of the loss without the site, {change:.4g} nats, only to within "
             f"{error:.2g}: give more than k={found.points} points"
         )
+
+
+def graded_points(k: int) -> list[tuple[float, float]]:
+    """Points and weights of a rule for ∫₀¹ f(m) dm: Gauss–Legendre in u, with m = c·((1 + 1/c)^u − 1): even below c, geometric above.
+
+    A norm behind a site undoes any factor but 0, so that the loss changes within m of about √ε over the root mean square of what is
+    normed. Equal steps in m miss it.
+    """
+    points, weights = np.polynomial.legendre.leggauss(k)
+    rate, u = math.log1p(1 / GRADED_FROM), (points + 1) / 2
+    m, slope = GRADED_FROM * np.expm1(rate * u), GRADED_FROM * rate * np.exp(rate * u)
+    return list(zip(m.tolist(), (weights / 2 * slope).tolist(), strict=True))
 
 
 def summed_loss(logits: Float[Tensor, "batch ... out"], batch: Batch) -> Float[Tensor, ""]:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 BATCH_SIZE = 16
 
 IG_POINTS = 16
-"""Gauss–Legendre points of integrated gradients."""
+"""Points of integrated gradients."""
 
 
 @checked()
@@ -75,7 +75,7 @@ def collect(
         per_document: maximum number of tokens of one document: "row" (as many as fit in one row), a number, or None for whole documents.
         gradients: also collect gradients of the loss, for `.atp`, `.taylor`, `.fisher`: True. Or names: "atp", "taylor" and "fisher"
             (together one backward pass), "relp" (one more pass), "ig" (k more passes per site), "snip" (gradients of weights).
-        k: number of Gauss–Legendre points of "ig".
+        k: number of points of "ig".
         checkpoint: keep only the inputs of the blocks for a backward pass, and compute each block again: less memory, more time.
         replicates: number of bootstrap replicates over documents, 100 for intervals of scores: 8 bytes per replicate, neuron and sum,
             of which there are 5, and 4 more with gradients. They say how much of a score is due to the texts: `Scores.interval`,
