@@ -26,6 +26,8 @@ from .selection.concentration import measure_concentration as measure_concentrat
 from .selection.neurons import NeuronSet as NeuronSet
 from .selection.score import Scores as Scores
 from .selection.score import score as score
+from .selection.stability import SelectionStability as SelectionStability
+from .selection.stability import selection_stability as selection_stability
 from .statistics.collect import collect as collect
 from .statistics.collect import correct_positions as correct_positions
 from .statistics.histogram import Histogram as Histogram

@@ -59,7 +59,7 @@ FRACTION = Bounds(0, 1, above=True)
 
 BOUNDS: dict[str, Bounds] = {
     **dict.fromkeys(
-        ("seed", "seeds", "skip", "layer", "head", "heads", "controls", "dims", "stages", "num_fewshot"), FROM_0
+        ("seed", "seeds", "skip", "layer", "head", "heads", "controls", "replicates", "b", "dims", "stages", "num_fewshot"), FROM_0
     ),
     **dict.fromkeys(
         ("tokens", "eval_tokens", "reference_tokens", "fit_tokens", "prompt_tokens", "paragraph_tokens", "batch_size", "steps", "n",
@@ -69,7 +69,7 @@ BOUNDS: dict[str, Bounds] = {
     ),
     "context": FROM_2,
     **dict.fromkeys(("eps", "lr"), POSITIVE),
-    "temperature": FROM_0,
+    **dict.fromkeys(("temperature", "lam"), FROM_0),
     "q": SHARE,
 }  # fmt: skip
 """Default bounds of numeric arguments with these names; a function or configuration can set others."""

@@ -24,6 +24,10 @@ class Score(Loading):
     """Importance function."""
     contrast: Contrast | None = None
     """How the importances on both tasks make a score; default ratio, but difference for signed importances and wanda."""
+    lam: float = 1.0
+    """Weight of the retain task in the difference."""
+    q: float = 0.5
+    """Share of a site's neurons, those with the lowest importance on retain, that the guard lets through."""
     fractions: Fractions = field(default_factory=lambda: {"mlp": 0.02, "attn_pre_out": 0.02})
     """Share of each site's neurons that is selected."""
     tokens: int = 100_000
@@ -34,6 +38,8 @@ class Score(Loading):
     """Positions that statistics are collected from: all, or only those at which the model's first choice is the right prediction."""
     bimodality: bool = False
     """Also write bimodality-forget.csv and bimodality-retain.csv: how bimodal the activations of every neuron are."""
+    replicates: int = 0
+    """Bootstrap replicates over documents, 100 for intervals of the scores and the stability of the selection."""
     out: Path = Path("runs/scores")
     """Folder for neurons.safetensors, the statistics and the figure."""
 
@@ -44,10 +50,10 @@ class Score(Loading):
         model = self.load()
         sites = PruningConfig(fractions=self.fractions, steps=1).sites
         how = {"tokens": self.tokens, "per_document": self.per_document, "batch_size": self.batch_size}
-        how |= {"sites": sites, "histogram": self.importance in DIVERGENCES or self.bimodality, "gradients": gradients_for(self.importance)}
-        how["positions"] = self.positions
+        how |= {"sites": sites, "replicates": self.replicates, "positions": self.positions}
+        how |= {"histogram": self.importance in DIVERGENCES or self.bimodality, "gradients": gradients_for(self.importance)}
         forget, retain = (sepcap.collect(model, task, **how) for task in (self.forget, self.retain))
-        scores = sepcap.score(forget, retain, self.importance, contrast=self.contrast)
+        scores = sepcap.score(forget, retain, self.importance, contrast=self.contrast, lam=self.lam, q=self.q)
         neurons = scores.top(self.fractions)
         forget.save(self.out / "forget.safetensors")
         retain.save(self.out / "retain.safetensors")
@@ -59,6 +65,10 @@ class Score(Loading):
         for role, statistics in {"forget": forget, "retain": retain}.items() if self.bimodality else ():
             write_table(statistics.bimodality(), self.out / f"bimodality-{role}.csv")
         write_figure(scores.figure(), self.out / "scores")
+        if scores.replicates:
+            stability = scores.stability(self.fractions)
+            print(f"the selection in {self.replicates} bootstrap replicates of the documents:\n{stability.table.to_string(index=False)}")
+            write_figure(stability.figure(), self.out / "stability")
         print(f"written to {self.out}")
 
 

@@ -9,6 +9,7 @@ from sepcap.plots.activations import activation_distributions
 from sepcap.plots.importance import importance_scatter
 from sepcap.plots.weights import mlp_biases, value_norms
 from sepcap.selection.figures import head_scores, importance_histograms, score_histograms
+from sepcap.selection.stability import selection_frequency
 from sepcap.studies.ablations.figures import ablation_sweep, ablations
 from sepcap.studies.clusters.figures import concentration_curve, concentration_profile
 from sepcap.studies.cross_task.figures import cross_task, cross_task_bisection
@@ -67,6 +68,7 @@ __all__ = [
     "selection_checks_meeting",
     "selection_checks_step_overlaps",
     "selection_checks_steps",
+    "selection_frequency",
     "similarity",
     "similarity_profile",
     "thresholds",

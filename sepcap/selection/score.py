@@ -1,7 +1,7 @@
 """Scores: importance on the forget task relative to importance on the retain task (METHODS 5)."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +17,18 @@ from sepcap.latex import latex_table
 from sepcap.models.sites import get_site
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.importance import get_importance
-from sepcap.selection.names import SIGNED, Contrast
+from sepcap.selection.names import DIVERGENCES, SIGNED, Contrast, resolve_contrast
 from sepcap.selection.neurons import NeuronSet, neuron_table, select
-from sepcap.statistics.moments import Statistics
+from sepcap.selection.stability import SelectionStability
+from sepcap.statistics.intervals import bootstrap_intervals
+from sepcap.statistics.moments import NeuronStatistics, Statistics
 from sepcap.storage import html_card, load_tensors, save_tensors
 
 ROLES = ("forget", "retain")
 ATTENTION_SITES = ("attn_pre_out", "attn_value")
+
+UNREPLICATED = ("snip", *DIVERGENCES)
+"""Importances that are not made of sums over rows, and have no bootstrap replicates."""
 
 RELATIVE_EPS = 1e-4
 """Default ε of importances from gradients, as a share of the site's mean importance on retain."""
@@ -36,6 +41,8 @@ class Scores(Mapping[str, Tensor]):
         info: importance, tasks and model.
         importances: site -> the importances on forget and on retain, each in the shape of the scores; empty if the importance is
             already a score.
+        replicates: site -> the scores of every bootstrap replicate over documents, [replicate, layer, *neuron]; empty if the statistics
+            were collected without.
     """
 
     def __init__(
@@ -43,10 +50,12 @@ class Scores(Mapping[str, Tensor]):
         by_site: Mapping[str, Tensor],
         info: Mapping[str, Any] | None = None,
         importances: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        replicates: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._by_site = dict(by_site)
         self.info = dict(info or {})
         self.importances = dict(importances or {})
+        self.replicates = dict(replicates or {})
 
     def __getitem__(self, site: str) -> Tensor:
         if site not in self._by_site:
@@ -62,14 +71,16 @@ class Scores(Mapping[str, Tensor]):
     def to(self, device: str | torch.device) -> "Scores":
         """The same scores on another device."""
         importances = {site: (forget.to(device), retain.to(device)) for site, (forget, retain) in self.importances.items()}
-        return Scores({site: value.to(device) for site, value in self.items()}, self.info, importances)
+        replicates = {site: value.to(device) for site, value in self.replicates.items()}
+        return Scores({site: value.to(device) for site, value in self.items()}, self.info, importances, replicates)
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per neuron, the highest score of each site first.
 
         Columns: site, layer, head (attention only), neuron (in its layer or head), score, importance_forget and importance_retain
-        (if the score is computed from the two), and rank within the site, from 1. Ties are in the order in which `top` selects them.
+        (if the score is computed from the two), score_low and score_high (the ends of `interval`, if there are replicates), and rank
+        within the site, from 1. Ties are in the order in which `top` selects them.
         """
         places, columns = {}, []
         for site, value in self.items():
@@ -79,12 +90,59 @@ class Scores(Mapping[str, Tensor]):
             column = {"score": flat[order].numpy()}
             for role, importance in zip(ROLES, self.importances.get(site, ()), strict=False):
                 column[f"importance_{role}"] = importance.detach().double().flatten().cpu()[order].numpy()
+            for end, values in zip(("low", "high"), self.interval(site) if site in self.replicates else (), strict=False):
+                column[f"score_{end}"] = values.flatten().cpu()[order].numpy()
             columns.append(pd.DataFrame(column | {"rank": np.arange(1, len(order) + 1)}))
         return pd.concat([neuron_table(places), pd.concat(columns, ignore_index=True)], axis=1)
 
     def to_latex(self, n: int = 20, **options: Any) -> str:
         """The first `n` rows of `.table` of each site for a paper, see `sepcap.latex.latex_table`."""
         return latex_table(self.table.groupby("site", sort=False).head(n), **options)
+
+    def _replicated(self) -> int:
+        """Number of replicates.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not self.replicates:
+            raise ValueError(
+                "scores hold no replicates; collect the statistics of both tasks with collect(..., replicates=100), and score them by an "
+                f"importance other than {' or '.join(map(repr, UNREPLICATED))}"
+            )
+        return len(next(iter(self.replicates.values())))
+
+    @checked()
+    def interval(self, site: str) -> tuple[Float[Tensor, "layer *neuron"], Float[Tensor, "layer *neuron"]]:
+        """Ends of the 95% interval of every score over documents: percentiles of the replicates, expanded for few documents (METHODS 18).
+
+        NaN if a task has a single document.
+        """
+        self._replicated()
+        low, high = bootstrap_intervals(self.replicates[site].detach().double().cpu().numpy(), self.info["clusters"])
+        return torch.from_numpy(low).to(self[site].device), torch.from_numpy(high).to(self[site].device)
+
+    def replicate(self, b: int) -> "Scores":
+        """The scores of bootstrap replicate `b`."""
+        if not 0 <= b < self._replicated():
+            raise IndexError(f"b={b}: there are the replicates 0 to {self._replicated() - 1}")
+        return Scores({site: value[b] for site, value in self.replicates.items()}, self.info)
+
+    def stability(self, fractions: Mapping[str, float], **options: Any) -> SelectionStability:
+        """How much a selection depends on the documents: `top` on every bootstrap replicate (METHODS 18).
+
+        Args:
+            fractions: as in `top`.
+            options: other arguments of `top`.
+
+        Returns:
+            SelectionStability with `.frequency`, `.jaccard`, `.table`, `.pairs` and `.figure()`; its `selected` is `top` of the scores.
+
+        Example:
+            >>> scores.stability({"mlp": 0.02}).table  # doctest: +SKIP
+        """
+        drawn = {str(b): self.replicate(b).top(fractions, **options) for b in range(self._replicated())}
+        return SelectionStability(drawn, self.top(fractions, **options), "bootstrap replicates of the documents")
 
     @checked()
     def heads(self, aggregate: Literal["mean", "median"] = "mean", site: str = "attn_pre_out") -> Float[Tensor, "layer head"]:
@@ -142,7 +200,8 @@ class Scores(Mapping[str, Tensor]):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
         roles = {f"{site}/{role}": value for site, pair in self.importances.items() for role, value in zip(ROLES, pair, strict=True)}
-        save_tensors(path, {**self, **roles}, {"kind": "scores", "info": self.info, "sites": list(self)})
+        drawn = {f"{site}/replicates": value for site, value in self.replicates.items()}
+        save_tensors(path, {**self, **roles, **drawn}, {"kind": "scores", "info": self.info, "sites": list(self)})
 
     @classmethod
     @checked()
@@ -151,7 +210,8 @@ class Scores(Mapping[str, Tensor]):
         tensors, meta = load_tensors(path, "scores")
         scores = {site: tensors[site] for site in meta["sites"]}
         pairs = {site: (tensors[f"{site}/forget"], tensors[f"{site}/retain"]) for site in scores if f"{site}/forget" in tensors}
-        return cls(scores, meta["info"], pairs)
+        drawn = {site: tensors[f"{site}/replicates"] for site in scores if f"{site}/replicates" in tensors}
+        return cls(scores, meta["info"], pairs, drawn)
 
     def figure(self, **options: Any) -> Any:
         """Per-layer histograms of log10 score, `sepcap.plots.score_histograms`."""
@@ -222,28 +282,22 @@ def score(
         >>> scores = sepcap.score(forget, retain, importance="abs")  # doctest: +SKIP
         >>> neurons = scores.top({"mlp": 0.02})  # doctest: +SKIP
     """
-    row = get_importance(importance)
-    contrast = _allowed(importance, contrast)
-    by_site, importances = {}, {}
+    contrast = resolve_contrast(importance, contrast)
+    by_site, importances, replicates, clusters = {}, {}, {}, []
     for site in sites if sites is not None else forget:
         f, r = forget[site], retain[site].to(forget[site].low.device)
         if f.shape != r.shape:
             raise ValueError(
                 f"site {site!r}: forget has shape {list(f.shape)} and retain {list(r.shape)}: they were collected on different models"
             )
-        if row.pair is not None:
-            by_site[site] = row.pair(f, r)
-            continue
-        of_forget, of_retain = importances[site] = row.values(f, r)
-        if contrast == "difference":
-            by_site[site] = _difference(of_forget, of_retain, lam, importance in SIGNED)
-            continue
-        default = RELATIVE_EPS * float(of_retain.double().mean()) or RELATIVE_EPS if row.relative_eps else get_site(site).eps
-        constant = default if eps is None else eps[site] if isinstance(eps, Mapping) else eps
-        if not constant > 0:
-            raise ValueError(f"eps={constant}: it must be positive: a neuron that is inactive on both tasks would have the score 0/0")
-        ratio = of_forget / (of_retain + constant)
-        by_site[site] = ratio if contrast == "ratio" else _guarded(of_forget, of_retain, ratio, q)
+        of_site = partial(_of_site, importance=importance, contrast=contrast, eps=eps, lam=lam, q=q)
+        by_site[site], pair = of_site(f, r)
+        if pair is not None:
+            importances[site] = pair
+        if f.replicates is not None and r.replicates is not None and importance not in UNREPLICATED:
+            clusters += [f.replicates.clusters, r.replicates.clusters]
+            both = sorted({*f.replicates.whole} & {*r.replicates.whole})
+            replicates[site] = torch.stack([of_site(f.replicate(b), r.replicate(b))[0] for b in both])
     info = {
         "importance": importance,
         "contrast": contrast,
@@ -251,27 +305,32 @@ def score(
         "retain": retain.info.get("task"),
         "model": forget.info.get("model"),
     }
-    return Scores(by_site, info, importances)
+    return Scores(by_site, info | ({"clusters": min(clusters)} if clusters else {}), importances, replicates)
 
 
-def _allowed(importance: str, contrast: Contrast | None) -> Contrast | None:
-    """The contrast of an importance, or its default; None for one that is a score already.
-
-    Raises:
-        ValueError: a contrast that the importance refuses.
-    """
+def _of_site(
+    f: NeuronStatistics,
+    r: NeuronStatistics,
+    *,
+    importance: str,
+    contrast: Contrast | None,
+    eps: float | Mapping[str, float] | None,
+    lam: float,
+    q: float,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Scores of a site, and the importances that they are made of, if they are made of two."""
     row = get_importance(importance)
     if row.pair is not None:
-        if contrast is not None:
-            raise ValueError(f"contrast={contrast!r} with importance={importance!r}, which is a score of both tasks already; leave it out")
-        return None
-    if importance in SIGNED and contrast in ("ratio", "guarded"):
-        raise ValueError(
-            f"contrast={contrast!r} with importance={importance!r}, which can be negative; use 'difference', or {importance + '_abs'!r}"
-        )
-    if importance == "wanda" and contrast == "ratio":
-        raise ValueError("contrast='ratio' with importance='wanda': its weights cancel, and 'rms' is left; use 'difference' or 'guarded'")
-    return contrast or row.contrast
+        return row.pair(f, r), None
+    pair = of_forget, of_retain = row.values(f, r)
+    if contrast == "difference":
+        return _difference(of_forget, of_retain, lam, importance in SIGNED), pair
+    default = RELATIVE_EPS * float(of_retain.double().mean()) or RELATIVE_EPS if row.relative_eps else get_site(f.site).eps
+    constant = default if eps is None else eps[f.site] if isinstance(eps, Mapping) else eps
+    if not constant > 0:
+        raise ValueError(f"eps={constant}: it must be positive: a neuron that is inactive on both tasks would have the score 0/0")
+    ratio = of_forget / (of_retain + constant)
+    return ratio if contrast == "ratio" else _guarded(of_forget, of_retain, ratio, q), pair
 
 
 def _difference(f: Tensor, r: Tensor, lam: float, signed: bool) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sepcap.statistics.gradients import GradientSums
 from sepcap.statistics.histogram import HistogramCounter, check_count, gather_histogram
 from sepcap.statistics.moments import SUMS, NeuronStatistics, between
+from sepcap.statistics.replicates import Replicates
 
 CHUNK = 256
 """Positions reduced at once on a CPU. A block of this many rows fits in the second-level cache, so each
@@ -102,7 +103,11 @@ def _blocks(z: Float[Tensor, "batch pos neuron"], keep: Bool[Tensor, "batch pos"
 
 
 def gather(
-    site: str, layers: list[Accumulator], gradients: GradientSums | None = None, write_norm: Tensor | None = None
+    site: str,
+    layers: list[Accumulator],
+    gradients: GradientSums | None = None,
+    write_norm: Tensor | None = None,
+    replicates: Replicates | None = None,
 ) -> NeuronStatistics:
     """Combine the per-layer accumulators of one site, and what belongs to it beside them, into one `NeuronStatistics`."""
     neurons = layers[0].neurons
@@ -116,4 +121,4 @@ def gather(
     counters = [a.counter for a in layers if a.counter is not None]
     histogram = gather_histogram(counters, low, high) if counters else None
     norm = None if write_norm is None else write_norm.to(device)
-    return NeuronStatistics(site, layers[0].count, sums, low, high, histogram, gradients, norm)
+    return NeuronStatistics(site, layers[0].count, sums, low, high, histogram, gradients, norm, replicates)

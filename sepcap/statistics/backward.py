@@ -19,11 +19,15 @@ from sepcap.models.kinds import architecture_of
 from sepcap.models.linearised import Linearised, checked_rules, linearised, under
 from sepcap.models.sites import Population, get_site, n_layers
 from sepcap.statistics.gradients import SHARED, GradientSums
+from sepcap.statistics.replicates import ReplicateSums
 from sepcap.statistics.weight_gradients import WeightGradients, sums_device
 from sepcap.tasks.batches import Batch
 
 CHUNK = 256
 """Positions reduced at once on a CPU."""
+
+GRADED_FROM = 1e-4
+"""c: factor on the activations from which the points of integrated gradients are in geometric steps."""
 
 INCOMPLETE = 0.05
 """Share of the change of the loss above which the error of its integral causes a warning."""
@@ -61,20 +65,28 @@ class GradientCollector:
         model: a hooked model, in evaluation mode, inside `prepared()`.
         sites: the sites, by name.
         names: what to collect, from `resolve_gradients`.
-        k: number of Gauss–Legendre points of integrated gradients.
+        k: number of points of integrated gradients.
         recompute: keep only the inputs of the blocks, and compute each block again in the backward pass.
+        drawn: sums of bootstrap replicates, by site, to which the sums of every row are added.
     """
 
-    def __init__(self, model: Any, sites: Mapping[str, Population], names: tuple[str, ...], k: int, recompute: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        sites: Mapping[str, Population],
+        names: tuple[str, ...],
+        k: int,
+        recompute: bool,
+        drawn: Mapping[str, ReplicateSums] | None = None,
+    ) -> None:
         if k < 1:
             raise ValueError(f"k={k}: give at least 1 point of integration")
         check_differentiable(model)
-        self.model, self.sites, self.names, self.recompute = model, sites, names, recompute
+        self.model, self.sites, self.names, self.recompute, self.drawn = model, sites, names, recompute, drawn or {}
         self.layers = range(n_layers(model))
         self.rows = self.predictions = 0
         self.loss, self.without = 0.0, dict.fromkeys(sites, 0.0)
-        points, weights = np.polynomial.legendre.leggauss(k)
-        self.points = [((float(x) + 1) / 2, float(w) / 2) for x, w in zip(points, weights, strict=True)]
+        self.points = graded_points(k)
         wanted = {part for part, asked in (("g", {*SHARED}), ("relp_g", {"relp"}), ("ig", {"ig"})) if asked & {*names}}
         beside = {"g": ("zg", "zg_abs", "row_squares"), "relp_g": ("relp_zg",), "ig": ()}
         kept = [name for part in wanted for name in (part, *beside[part])]
@@ -175,16 +187,19 @@ class GradientCollector:
         sums = {name: of_layer[layer] for name, of_layer in self.sums[site].items()}
         if f"{prefix}g" not in sums:  # only snip was asked for
             return
-        whole = not prefix
-        for products in _rows(z, g, real, sums[f"{prefix}g"].device, sums[f"{prefix}g"], sums.get("zg_abs") if whole else None):
-            sums[f"{prefix}zg"] += products.sum(0)
-            if whole:
-                sums["row_squares"] += products.square().sum(0)
+        found = _rows(z, g, real, sums[f"{prefix}g"].device, ("g", "zg") if prefix else ("g", "zg", "zg_abs"))
+        if not prefix:
+            found["row_squares"] = found["zg"].square()
+        for name, of_rows in found.items():
+            self._add(site, layer, prefix + name, of_rows)
 
     def _integrate(self, site: str, weight: float, layer: int, z: Tensor, g: Tensor, real: Tensor) -> None:
-        into = self.sums[site]["ig"][layer]
-        for products in _rows(z, g, real, into.device):
-            into += weight * products.sum(0)
+        self._add(site, layer, "ig", weight * _rows(z, g, real, self.sums[site]["ig"][layer].device, ("zg",))["zg"])
+
+    def _add(self, site: str, layer: int, name: str, of_rows: Float[Tensor, "row neuron"]) -> None:
+        self.sums[site][name][layer] += of_rows.sum(0)
+        if site in self.drawn:
+            self.drawn[site].add(name, layer, of_rows)
 
     @torch.no_grad()
     def _loss_alone(self, batch: Batch, hooks: Sequence[Hook]) -> float:
@@ -238,6 +253,18 @@ def _warn_if_incomplete(site: str, found: GradientSums) -> None:
         )
 
 
+def graded_points(k: int) -> list[tuple[float, float]]:
+    """Points and weights of a rule for ∫₀¹ f(m) dm: Gauss–Legendre in u, with m = c·((1 + 1/c)^u − 1): even below c, geometric above.
+
+    A norm behind a site undoes any factor but 0, so that the loss changes within m of about √ε over the root mean square of what is
+    normed. Equal steps in m miss it.
+    """
+    points, weights = np.polynomial.legendre.leggauss(k)
+    rate, u = math.log1p(1 / GRADED_FROM), (points + 1) / 2
+    m, slope = GRADED_FROM * np.expm1(rate * u), GRADED_FROM * rate * np.exp(rate * u)
+    return list(zip(m.tolist(), (weights / 2 * slope).tolist(), strict=True))
+
+
 def summed_loss(logits: Float[Tensor, "batch ... out"], batch: Batch) -> Float[Tensor, ""]:
     """Cross-entropy in nats, summed over the predictions of a batch, in float32 or wider."""
     logits = logits if logits.dim() == 3 else logits[:, None]
@@ -250,37 +277,31 @@ def _zero(z: Tensor, hook: Any) -> Tensor:
     return torch.zeros_like(z)
 
 
-def _rows(
-    z: Tensor, g: Tensor, real: Tensor, at: torch.device, total: Tensor | None = None, absolute: Tensor | None = None
-) -> Iterator[Float[Tensor, "row neuron"]]:
-    """Σ z·g of every row over the positions that are not padding, in float64; Σ g and Σ |z·g| are added to `total` and `absolute`.
+def _rows(z: Tensor, g: Tensor, real: Tensor, at: torch.device, names: Sequence[str]) -> dict[str, Float[Tensor, "row neuron"]]:
+    """Sums of every row over the positions that are not padding, in float64: "g" Σ g, "zg" Σ z·g, "zg_abs" Σ |z·g|.
 
-    On a CPU, rows come one at a time, on a GPU all at once. `at` is the device of the sums.
+    On a CPU, rows are reduced one at a time, on a GPU all at once. `at` is the device of the sums.
     """
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
     if z.device.type != "cpu":
         z, g = (x.to(at, wide).masked_fill(~real.to(at).expand(x.shape[:2])[..., None], 0) for x in (z, g))
         products = z * g
-        if total is not None:
-            total += g.sum((0, 1), dtype=torch.float64)
-        if absolute is not None:
-            absolute += products.abs().sum((0, 1), dtype=torch.float64)
-        yield products.sum(1, dtype=torch.float64)
-        return
+        # one at a time: a buffer of absolute values is as large as the activations
+        return {name: (g if name == "g" else products if name == "zg" else products.abs()).sum(1, dtype=torch.float64) for name in names}
     summed = torch.float64 if z.dtype.itemsize == 2 else wide
-    for one, slope, kept in zip(z, g, real.expand(z.shape[:2]), strict=True):
+    found = {name: torch.zeros(len(z), z.shape[2], dtype=torch.float64) for name in names}
+    for i, (one, slope, kept) in enumerate(zip(z, g, real.expand(z.shape[:2]), strict=True)):
         if not bool(kept.all()):
             one, slope = one[kept], slope[kept]
-        row = torch.zeros(z.shape[2], dtype=torch.float64)
         for a, b in zip(one.split(CHUNK), slope.split(CHUNK), strict=True):
             b = b.to(wide)
             products = a.to(wide) * b
-            row += products.sum(0, dtype=summed)
-            if total is not None:
-                total += b.sum(0, dtype=summed)
-            if absolute is not None:
-                absolute += products.abs_().sum(0, dtype=summed)
-        yield row[None]
+            found["zg"][i] += products.sum(0, dtype=summed)
+            if "g" in names:
+                found["g"][i] += b.sum(0, dtype=summed)
+            if "zg_abs" in names:
+                found["zg_abs"][i] += products.abs_().sum(0, dtype=summed)
+    return found
 
 
 def check_differentiable(model: Any) -> None:

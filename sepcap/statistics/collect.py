@@ -1,9 +1,10 @@
 """One forward pass over a task, reduced to statistics of all requested sites."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -13,14 +14,14 @@ from torch import Tensor
 from sepcap.checks import checked
 from sepcap.errors import warn
 from sepcap.models.devices import device_of, layer_device
-from sepcap.models.forward import is_out_of_memory, measuring, run_hooks
+from sepcap.models.forward import is_out_of_memory, logits_of, measuring, output_in_place, run_hooks
 from sepcap.models.sites import Population, get_site, populations
-from sepcap.progress import progress
+from sepcap.progress import progress, tell
 from sepcap.statistics.accumulate import Accumulator, gather
 from sepcap.statistics.backward import GradientCollector
-from sepcap.statistics.correct import check_positions, right_in
 from sepcap.statistics.gradients import resolve_gradients
 from sepcap.statistics.moments import Statistics
+from sepcap.statistics.replicates import Draws, ReplicateSums, replicated_sums
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.load import load_task
@@ -31,7 +32,7 @@ T = TypeVar("T")
 BATCH_SIZE = 16
 
 IG_POINTS = 16
-"""Gauss–Legendre points of integrated gradients."""
+"""Points of integrated gradients."""
 
 
 @checked()
@@ -52,6 +53,7 @@ def collect(
     k: int = IG_POINTS,
     checkpoint: bool = False,
     positions: Literal["all", "correct"] | Bool[Tensor, "row pos"] = "all",
+    replicates: int = 0,
 ) -> Statistics:
     """Collect activation statistics of every neuron of the sites on a task (METHODS 3).
 
@@ -75,11 +77,14 @@ def collect(
         per_document: maximum number of tokens of one document: "row" (as many as fit in one row), a number, or None for whole documents.
         gradients: also collect gradients of the loss, for `.atp`, `.taylor`, `.fisher`: True. Or names: "atp", "taylor" and "fisher"
             (together one backward pass), "relp" (one more pass), "ig" (k more passes per site), "snip" (gradients of weights).
-        k: number of Gauss–Legendre points of "ig".
+        k: number of points of "ig".
         checkpoint: keep only the inputs of the blocks for a backward pass, and compute each block again: less memory, more time.
         positions: "correct" keeps only positions at which the model's first choice is the right prediction, found in a pass of its own,
             and gradients are then of the loss of these predictions. For a pruned model give what `correct_positions` found with the
             unpruned one.
+        replicates: number of bootstrap replicates over documents, 100 for intervals of scores: 8 bytes per replicate, neuron and sum,
+            of which there are 5, and 4 more with gradients. They say how much of a score is due to the texts: `Scores.interval`,
+            `Scores.stability`. Each document is drawn by its place in the task and `seed`; the statistics are not changed.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
@@ -96,7 +101,8 @@ def collect(
         >>> forget["mlp"].abs.shape  # doctest: +SKIP
         torch.Size([6, 1024])
     """
-    sample = sample_task(model, load_task(task), "collect", tokens, context, seed, per_document)
+    task = load_task(task)
+    sample = sample_task(model, task, "collect", tokens, context, seed, per_document)
     only = None if isinstance(positions, str) else positions
     if isinstance(positions, str) and positions == "correct":
         only = correct_in(model, sample, batch_size)
@@ -112,6 +118,7 @@ def collect(
         k=k,
         checkpoint=checkpoint,
         only=only,
+        draws=Draws.of(task, sample, replicates, seed) if replicates else None,
     )
 
 
@@ -168,6 +175,7 @@ def collect_sample(
     k: int = IG_POINTS,
     checkpoint: bool = False,
     only: Bool[Tensor, "row pos"] | None = None,
+    draws: Draws | None = None,
 ) -> Statistics:
     """`collect` on tokens that are already sampled; `only` are the positions to which statistics are restricted, if any."""
     bound = populations(model, sites)
@@ -181,22 +189,27 @@ def collect_sample(
 
     def one_pass(size: int) -> Statistics:
         accumulators = {site: _accumulators(population, histogram) for site, population in bound.items()}
-        slopes = GradientCollector(model, bound, gradients, k, checkpoint) if gradients else None
+        drawn = {} if draws is None else _replicated(draws, bound, accumulators, gradients)
+        slopes = GradientCollector(model, bound, gradients, k, checkpoint, drawn) if gradients else None
         with ExitStack() as stack:
             how = {"desc": f"collect {sample.task}", "unit": "tok", "unit_scale": True, "quiet": quiet}
             bar = stack.enter_context(progress(total=sample.tokens, **how))
             stack.enter_context(measuring(model))
             if slopes is not None:
                 stack.enter_context(slopes.prepared())
-            for n, batch in enumerate(sample.batches(size)):
-                here = None if only is None else only[n * size : (n + 1) * size, : batch.keep.shape[1]].to(device_of(model))
-                _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation, slopes, here)
+            for number, batch in enumerate(sample.batches(size)):
+                here = None if only is None else only[number * size : (number + 1) * size, : batch.keep.shape[1]]
+                for into in drawn.values():
+                    into.begin(number * size, batch.asked if here is None else batch.asked & here)
+                there = None if here is None else here.to(device_of(model))
+                _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation, slopes, there, drawn)
                 bar.update(batch.size)
         info = _info(model, sample, include_bos) | ({} if rotation is None else {"rotation": rotation.fingerprint})
         info |= {} if only is None else {"positions": "correct"}
         found = {} if slopes is None else slopes.gathered()
         norms = {site: p.norms() if rotation is None else None for site, p in bound.items()}
-        return Statistics({site: gather(site, a, found.get(site), norms[site]) for site, a in accumulators.items()}, info)
+        again = {site: into.gathered() for site, into in drawn.items()}
+        return Statistics({site: gather(site, a, found.get(site), norms[site], again.get(site)) for site, a in accumulators.items()}, info)
 
     # inference tensors would have no gradients
     with torch.inference_mode(False):
@@ -227,6 +240,16 @@ def _accumulators(population: Population, histogram: bool) -> list[Accumulator]:
     return [Accumulator(population.shape[1:], device, scratch[device], histogram) for device in devices]
 
 
+def _replicated(
+    draws: Draws, bound: dict[str, Population], accumulators: dict[str, list[Accumulator]], gradients: tuple[str, ...]
+) -> dict[str, ReplicateSums]:
+    names = replicated_sums(gradients)
+    found = {site: ReplicateSums(draws, p.shape, accumulators[site][0].device, names) for site, p in bound.items()}
+    size, many = sum(into.nbytes for into in found.values()), len(draws.weights)
+    tell(f"{many} replicates over {len(set(draws.documents.values())):,} documents: {size / 1e6:,.0f} MB of memory for their sums")
+    return found
+
+
 def _collect_batch(
     model: Any,
     batch: Batch,
@@ -235,6 +258,7 @@ def _collect_batch(
     rotation: Any = None,
     gradients: GradientCollector | None = None,
     only: Bool[Tensor, "batch _"] | None = None,
+    drawn: Mapping[str, ReplicateSums] = MappingProxyType({}),
 ) -> None:
     keep = batch.real if include_bos else batch.keep
     if only is not None:
@@ -243,7 +267,10 @@ def _collect_batch(
     # once per device, not once per layer
     at = {device: keep.to(device) for device in {a.device for layers in accumulators.values() for a in layers}}
     hooks = [
-        (get_site(site).hook_name(layer), partial(_reduce, into=into, keep=at[into.device], turn=_turn(rotation, site, layer)))
+        (
+            get_site(site).hook_name(layer),
+            partial(_reduce, into=into, keep=at[into.device], turn=_turn(rotation, site, layer), drawn=drawn.get(site), layer=layer),
+        )
         for site, layers in accumulators.items()
         for layer, into in enumerate(layers)
     ]
@@ -266,10 +293,14 @@ def _reduce(
     into: Accumulator,
     keep: Bool[Tensor, "batch _"],
     turn: Callable[[Tensor], Tensor] | None,
+    drawn: ReplicateSums | None,
+    layer: int,
 ) -> None:
     # for an image, one flag covers all its positions
     z = (z if turn is None else turn(z)).to(into.device)
     into.update(z, keep.expand(z.shape[:2]))
+    if drawn is not None:
+        drawn.add_activations(layer, z, keep.expand(z.shape[:2]))
 
 
 def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:
@@ -303,3 +334,45 @@ def _info(model: Any, sample: TokenSample, include_bos: bool) -> dict[str, Any]:
         "n_documents": sample.n_documents,
         "sample": sample.fingerprint,
     }
+
+
+def right_in(model: Any, sample: TokenSample, batch_size: int, *, quiet: bool = False) -> Bool[Tensor, "row pos"]:
+    """Whether the prediction made at every position of a sample is right; see `sepcap.correct_positions`."""
+    parts = []
+    bar = progress(total=sample.tokens, desc=f"predict {sample.task}", unit="tok", unit_scale=True, quiet=quiet)
+    with measuring(model), output_in_place(model), bar:
+        for batch in sample.batches(batch_size):
+            parts.append(_right(model, batch.to(device_of(model))).cpu())
+            bar.update(batch.size)
+    # batches are padded to their own longest row
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
+def check_positions(right: Bool[Tensor, "row pos"], sample: TokenSample) -> None:
+    """Check that the positions are of this sample, and that there are some.
+
+    Raises:
+        ValueError: they are not, or nothing is predicted right.
+    """
+    longest = max(map(len, sample.rows))
+    if tuple(right.shape) != (len(sample.rows), longest):
+        raise ValueError(
+            f"positions: {list(right.shape)}, and the tokens of {sample.task!r} are {[len(sample.rows), longest]}; give those that "
+            "sepcap.correct_positions found for the same task, tokens, context and seed"
+        )
+    if not bool(right.any()):
+        raise ValueError(
+            f"positions='correct': the model predicts none of {sample.tokens:,} tokens of {sample.task!r} right, so no position is left; "
+            "give positions='all'"
+        )
+
+
+@torch.inference_mode()
+def _right(model: Any, batch: Batch) -> Bool[Tensor, "batch pos"]:
+    logits = logits_of(model, batch.inputs, batch.mask)
+    answers, asked = (x.to(logits.device) for x in (batch.answers, batch.asked))
+    # row by row: a comparison of all logits at once would double the memory. As in evaluation, a tie is not right, and neither is NaN
+    targets = logits.gather(2, answers[..., None])
+    better = torch.stack([(row >= target).sum(-1) + row.isnan().any(-1) for row, target in zip(logits, targets, strict=True)])
+    return asked & (better == 1) & torch.isfinite(targets[..., 0])

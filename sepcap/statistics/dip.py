@@ -1,5 +1,8 @@
 """Hartigan's dip of distributions that are known as histograms: how far each is from having one mode (METHODS 3)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -77,3 +80,19 @@ def dips(histogram: Histogram, site: str) -> Float[Tensor, "layer *neuron"]:
             edges = torch.cat([edges[:1].clamp_min(low[layer, neuron]), torch.minimum(edges[1:], ends)])
             found[layer, neuron] = dip_of(edges.numpy(), counts[layer, neuron].numpy())
     return found.view(histogram.low.shape).to(histogram.low.device)
+
+
+def dip_table(by_site: Mapping[str, Float[Tensor, "layer *neuron"]], heads: bool) -> Any:
+    """One row per neuron, or per head with the mean over its neurons; the highest of each site first."""
+    import pandas as pd
+
+    parts = []
+    for site, of_neurons in by_site.items():
+        values = of_neurons.mean(-1) if heads else of_neurons
+        names = ["layer", "head"] if heads else ["layer", "neuron"] if values.dim() == 2 else ["layer", "head", "neuron"]
+        places = dict(zip(names, torch.cartesian_prod(*map(torch.arange, values.shape)).T.numpy(), strict=True))
+        part = pd.DataFrame({"site": site, **places, "bimodality": values.flatten().numpy()})
+        parts.append(part.sort_values("bimodality", ascending=False, kind="stable"))
+    table = pd.concat(parts, ignore_index=True)
+    columns = ["site", *(name for name in ("layer", "head", "neuron") if name in table), "bimodality"]
+    return table.astype({"head": "Int64"})[columns] if "head" in table else table[columns]

@@ -63,7 +63,7 @@ class GradientSums:
         sums: float64 sums by name, each [layer, *neuron]: `g` Σg, `zg` Σz·g, `zg_abs` Σ|z·g|, `row_squares` Σ_rows (Σ z·g)², `relp_g` and
             `relp_zg` the first two from the linearised backward pass, `ig` −∫₀¹ ∂ℓ/∂m dm, and `snip` [layer, *neuron, weight], w·∂ℓ/∂w of
             every weight of the neuron.
-        points: number of Gauss–Legendre points of `ig`.
+        points: number of points of `ig`.
         loss_without: ℓ with all neurons of the site at 0, if `ig` was collected.
     """
 

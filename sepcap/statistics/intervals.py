@@ -192,15 +192,15 @@ def bootstrap_interval(replicas: Float[np.ndarray, " replica"], clusters: int) -
     return float(low), float(high)
 
 
-def bootstrap_intervals(replicas: Float[np.ndarray, "replica value"], clusters: int) -> Float[np.ndarray, "end value"]:
+def bootstrap_intervals(replicas: Float[np.ndarray, "replica *value"], clusters: int) -> Float[np.ndarray, "end *value"]:
     """`bootstrap_interval` of many values at once: their low and high ends."""
-    ends = np.full((2, replicas.shape[1]), np.nan)
-    if clusters < 2:
+    ends = np.full((2, *replicas.shape[1:]), np.nan)
+    if clusters < 2 or not len(replicas):
         return ends
-    whole_columns = ~np.isnan(replicas).any(axis=0)
-    ends[:, whole_columns] = _expanded_percentiles(replicas[:, whole_columns], clusters)
-    for column in np.flatnonzero(~whole_columns):
-        ends[:, column] = bootstrap_interval(replicas[:, column], clusters)
+    known = ~np.isnan(replicas).any(axis=0)
+    ends[:, known] = _expanded_percentiles(replicas[:, known], clusters)
+    for at in zip(*np.nonzero(~known), strict=True):
+        ends[(slice(None), *at)] = bootstrap_interval(replicas[(slice(None), *at)], clusters)
     return ends
 
 

@@ -1,7 +1,7 @@
 """Streamed, mergeable moments of every neuron of a site (METHODS 3)."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.models.sites import get_site
-from sepcap.statistics.dip import dips
+from sepcap.statistics.dip import dip_table, dips
 from sepcap.statistics.gradients import GradientImportances, GradientSums
 from sepcap.statistics.histogram import Histogram, check_count
+from sepcap.statistics.replicates import Replicates
 from sepcap.storage import html_card, load_tensors, save_tensors
 
 SUMS = ("positive", "total", "absolute", "root", "deviation")
@@ -43,6 +44,7 @@ class NeuronStatistics(GradientImportances):
         histogram: histograms of the activations, if they were requested.
         gradients: sums of derivatives of the loss, if they were requested.
         write_norm: ‖W_write‖₂ of every neuron, the norm over d_model of what one unit of it adds to the residual stream.
+        replicates: sums of bootstrap replicates over documents, if they were requested.
     """
 
     site: str
@@ -53,6 +55,7 @@ class NeuronStatistics(GradientImportances):
     histogram: Histogram | None = None
     gradients: GradientSums | None = None
     write_norm: Float[Tensor, "layer *neuron"] | None = None
+    replicates: Replicates | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -159,6 +162,19 @@ class NeuronStatistics(GradientImportances):
         """
         return dips(self.require_histogram(), self.site)
 
+    @checked()
+    def replicate(self, b: int) -> "NeuronStatistics":
+        """The statistics in bootstrap replicate `b`, in which documents count as often as it draws them; without histograms and `snip`.
+
+        `low` and `high` are those of all documents.
+        """
+        if self.replicates is None:
+            raise ValueError(f"statistics of {self.site!r} hold no replicates; collect them with collect(..., replicates=100)")
+        if not 0 <= b < len(self.replicates):
+            raise IndexError(f"b={b}: there are the replicates 0 to {len(self.replicates) - 1}")
+        count, sums, gradients = self.replicates.drawn(b, self.gradients)
+        return replace(self, count=count, sums=sums, histogram=None, gradients=gradients, replicates=None)
+
     def merge(self, other: "NeuronStatistics") -> "NeuronStatistics":
         """Statistics of both datasets together, in any order: sums are added, squared deviations combined by Chan's update."""
         if self.site != other.site or self.shape != other.shape:
@@ -174,7 +190,12 @@ class NeuronStatistics(GradientImportances):
             raise ValueError(
                 f"cannot merge statistics of {self.site!r} with and without gradients: collect both with the same gradients="
             )
+        if (self.replicates is None) != (other.replicates is None):
+            raise ValueError(
+                f"cannot merge statistics of {self.site!r} with and without replicates: collect both with the same replicates="
+            )
         gradients = self.gradients and other.gradients and self.gradients.merge(other.gradients)
+        replicates = None if self.replicates is None or other.replicates is None else self.replicates.merge(other.replicates)
         norms = self.write_norm, other.write_norm
         same = norms[0] is not None and norms[1] is not None and torch.equal(norms[0], norms[1].to(norms[0].device))
         histogram = None
@@ -186,7 +207,8 @@ class NeuronStatistics(GradientImportances):
         sums = {name: self.sums[name] + added[name] + (joined if name == "deviation" else 0) for name in SUMS}
         low = torch.minimum(self.low, other.low.to(self.low.device))
         high = torch.maximum(self.high, other.high.to(self.low.device))
-        return NeuronStatistics(self.site, self.count + other.count, sums, low, high, histogram, gradients, norms[0] if same else None)
+        norm = norms[0] if same else None
+        return NeuronStatistics(self.site, self.count + other.count, sums, low, high, histogram, gradients, norm, replicates)
 
     def to(self, device: str | torch.device) -> "NeuronStatistics":
         """The same statistics on another device."""
@@ -194,7 +216,9 @@ class NeuronStatistics(GradientImportances):
         histogram = None if self.histogram is None else self.histogram.to(device)
         gradients = None if self.gradients is None else self.gradients.to(device)
         norm = None if self.write_norm is None else self.write_norm.to(device)
-        return NeuronStatistics(self.site, self.count, sums, self.low.to(device), self.high.to(device), histogram, gradients, norm)
+        replicates = None if self.replicates is None else self.replicates.to(device)
+        low, high = self.low.to(device), self.high.to(device)
+        return NeuronStatistics(self.site, self.count, sums, low, high, histogram, gradients, norm, replicates)
 
     @checked()
     def save(self, path: str | Path) -> None:
@@ -213,6 +237,7 @@ class NeuronStatistics(GradientImportances):
     def __repr__(self) -> str:
         beside = "" if self.histogram is None else ", histogram"
         beside += "" if self.gradients is None else f", gradients of {', '.join(self.gradients.names)}"
+        beside += "" if self.replicates is None else f", {len(self.replicates)} replicates"
         return f"NeuronStatistics(site={self.site!r}, shape={list(self.shape)}, count={self.count:,}{beside})"
 
 
@@ -277,22 +302,10 @@ class Statistics(Mapping[str, NeuronStatistics]):
         Example:
             >>> sepcap.collect(model, "local-code", histogram=True).bimodality(heads=True)  # doctest: +SKIP
         """
-        import pandas as pd
-
         sites = [site for site, stats in self.items() if not heads or len(stats.shape) == 3]
         if not sites:
             raise ValueError(f"heads=True: statistics of {', '.join(self)} have no heads; collect 'attn_pre_out' or 'attn_value'")
-        parts = []
-        for site in sites:
-            values = self[site].bimodality.cpu()
-            values = values.mean(-1) if heads else values
-            names = ["layer", "head"] if heads else ["layer", "neuron"] if values.dim() == 2 else ["layer", "head", "neuron"]
-            places = dict(zip(names, torch.cartesian_prod(*map(torch.arange, values.shape)).T.numpy(), strict=True))
-            part = pd.DataFrame({"site": site, **places, "bimodality": values.flatten().numpy()})
-            parts.append(part.sort_values("bimodality", ascending=False, kind="stable"))
-        table = pd.concat(parts, ignore_index=True)
-        columns = ["site", *(name for name in ("layer", "head", "neuron") if name in table), "bimodality"]
-        return table.astype({"head": "Int64"})[columns] if "head" in table else table[columns]
+        return dip_table({site: self[site].bimodality.cpu() for site in sites}, heads)
 
     def to(self, device: str | torch.device) -> "Statistics":
         """The same statistics on another device."""
@@ -309,11 +322,15 @@ class Statistics(Mapping[str, NeuronStatistics]):
                 tensors[f"{site}.write_norm"] = stats.write_norm
             if stats.gradients is not None:
                 tensors |= {f"{site}.gradients.{name}": value for name, value in stats.gradients.sums.items()}
+            if stats.replicates is not None:
+                tensors |= stats.replicates.tensors(site)
             if stats.histogram is not None:
                 tensors |= {f"{site}.histogram.{name}": getattr(stats.histogram, name) for name in ("counts", "exponent", "start")}
         counts = {site: stats.count for site, stats in self.items()}
         gradients = {site: stats.gradients.as_json() for site, stats in self.items() if stats.gradients is not None}
-        save_tensors(path, tensors, {"kind": "statistics", "counts": counts, "gradients": gradients, "info": self.info})
+        header = {"kind": "statistics", "counts": counts, "gradients": gradients, "info": self.info}
+        drawn = {site: dict(stats.replicates.documents) for site, stats in self.items() if stats.replicates is not None}
+        save_tensors(path, tensors, header | ({"replicates": drawn} if drawn else {}))
 
     @classmethod
     @checked()
@@ -331,6 +348,7 @@ class Statistics(Mapping[str, NeuronStatistics]):
                     _load_histogram(tensors, site),
                     GradientSums.from_file(tensors, site, meta.get("gradients", {}).get(site)),
                     tensors.get(f"{site}.write_norm"),
+                    Replicates.from_file(tensors, site, meta.get("replicates", {}).get(site)),
                 )
                 for site, count in meta["counts"].items()
             }

@@ -76,6 +76,7 @@ class TokenSample:
         indices: documents that the tokens are from, per source.
         fingerprint: hash of all rows.
         row_documents: documents of every row, numbered over the sample; by default every row is a document of its own.
+        origins: source of every document, by its place in the task, and its number in the source; in the order of `row_documents`.
         groups: package of every row if the documents have names and no row mixes packages; else None.
         after: id after which tokens are prediction targets, from the first one in a row on; None if all are.
     """
@@ -89,6 +90,7 @@ class TokenSample:
     indices: tuple[list[int], ...]
     fingerprint: str
     row_documents: tuple[tuple[int, ...], ...] | None = field(default=None, kw_only=True)
+    origins: tuple[tuple[int, int], ...] | None = field(default=None, kw_only=True)
     groups: tuple[str, ...] | None = field(default=None, kw_only=True)
     after: int | None = field(default=None, kw_only=True)
 
@@ -362,6 +364,7 @@ def sample_tokens(
         tuple([number for source, number in numbers if source == i] for i in range(len(streams))),
         hashlib.sha256(b"".join([*(row.tobytes() for row in ids), scored])).hexdigest()[:16],
         row_documents=tuple(row_documents),
+        origins=tuple(numbers),
         groups=packages if len(packages) == len(rows) else None,
         after=after,
     )

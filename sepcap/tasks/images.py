@@ -194,7 +194,21 @@ def sample_images(
     if wrong and split == "evaluate":
         raise ValueError(f"task {task.name!r} has the labels {wrong[:5]}, but the model has the classes 0 to {(classes or 0) - 1}")
     digest = hashlib.sha256(f"{task.fingerprint} {split} {len(found)} {seed}".encode()).hexdigest()[:16]
-    return ImageSample(task.name, split, labels, None, images, len(found), tuple(indices), digest, found, processor, channels)
+    return ImageSample(
+        task.name,
+        split,
+        labels,
+        None,
+        images,
+        len(found),
+        tuple(indices),
+        digest,
+        found,
+        processor,
+        channels,
+        row_documents=tuple((i,) for i in range(len(found))),
+        origins=tuple((source, number) for source, used in enumerate(indices) for number in used),
+    )
 
 
 def _slices(source: Source, split: Split, seed: int) -> Iterator[tuple[Any, list[int]]]:

@@ -41,6 +41,14 @@ def scores(*sites: str) -> Scores:
     return Scores({site: values[site] for site in sites or SITES}, {"importance": "abs", "threshold": {}})
 
 
+def stability() -> Any:
+    """Selections of 20 replicates of two sites."""
+    values = dict(scores())
+    noise = {site: [torch.exp(0.3 * normal(*value.shape, seed=9 + b)) for b in range(20)] for site, value in values.items()}
+    drawn = {site: value * torch.stack(noise[site]) for site, value in values.items()}
+    return Scores(values, {"clusters": 50}, replicates=drawn).stability({"mlp": 0.1, "attn_pre_out": 0.1})
+
+
 def statistics(zeros: bool = True) -> list[Any]:
     """Of two tasks, correlated."""
     both = []
@@ -130,6 +138,7 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
         "score-histograms": draw(plots.score_histograms, scores(), layers=[1, 3, 5], log_counts=True),
         "score-histograms-of-a-site": draw(plots.score_histograms, scores(), "mlp", neurons=scores().top({"mlp": 0.05})),
         "score-histograms-of-a-layer": draw(plots.score_histograms, scores("mlp"), layers=[3]),
+        "selection-frequency": draw(plots.selection_frequency, stability()),
         "similarity": draw(plots.similarity, test_similarity_figures.result()),
         "similarity-profile": draw(plots.similarity_profile, test_similarity_figures.result()),
         "thresholds": draw(plots.thresholds, of["zero"]),

@@ -11,7 +11,7 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 import sepcap
 from sepcap.models.forward import call, measuring, with_hooks
 from sepcap.models.sites import SITES, bind, get_site
-from sepcap.statistics.backward import summed_loss
+from sepcap.statistics.backward import graded_points, summed_loss
 from sepcap.statistics.collect import collect_sample
 from sepcap.tasks.samples import sample_task
 
@@ -124,6 +124,17 @@ def test_integrated_gradients_add_up_to_the_loss_of_the_site(tiny_folders, famil
         assert abs(float(stats[site].ig.sum()) - change) == pytest.approx(found.completeness_error, abs=1e-5)
         assert found.completeness_error < 0.02 * max(0.1, abs(change))
         assert found.points == 12
+
+
+def test_points_of_integration_find_the_jump_behind_a_norm():
+    """∂L/∂m of L = x/√(x² + ε) at m·x: δ²/(m² + δ²)^1.5 with δ = √ε/x, which differs between tokens; and what is smooth."""
+    points, weights = map(np.array, zip(*graded_points(16), strict=True))
+    assert (weights * np.exp(-3 * points)).sum() == pytest.approx((1 - np.exp(-3)) / 3, abs=1e-9)
+    assert (weights * np.sin(6 * points)).sum() == pytest.approx((1 - np.cos(6)) / 6, abs=1e-5)
+    for typical, most in ((1e-1, 1e-5), (1e-2, 1e-5), (1e-3, 1e-5), (1e-4, 1e-3), (1e-5, 0.1)):
+        d = typical * np.exp(np.random.default_rng(0).normal(size=(2000, 1)))
+        found = (weights * d**2 / (points**2 + d**2) ** 1.5).sum(1)
+        assert found.mean() == pytest.approx((1 / np.sqrt(1 + d**2)).mean(), rel=most)
 
 
 def test_the_signed_sum_over_the_weights_is_twice_that_over_the_activations(tiny_opt, tiny_folders):

@@ -76,7 +76,7 @@ class Plan:
         c, m = self.config, self.model
         neurons = {site: population.size for site, population in self.populations.items()}
         parameters = sum(p.numel() for p in inner(m).parameters())
-        extras = {"rotation": c.rotation, "offset": c.offset}
+        extras = {"rotation": c.rotation, "offset": c.offset, **c.contrasted}
         right = ["from positions that the unpruned model predicts right"] * (c.positions == "correct")
         drawn = f"{c.importance}, matched {c.baseline} with {c.matched}" if self.matched else c.importance
         how = ", ".join([f"by {drawn}", *(f"{name} {value}" for name, value in extras.items() if value != "none"), *right])
@@ -181,6 +181,9 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
         for sample in samples["collect"].values():
             apart(sample, HELD_OUT)  # before anything is written
     resolved = dataclasses.asdict(dataclasses.replace(config, forget=tasks["forget"].name, retain=tasks["retain"].name))
+    for name in ("contrast", "lam", "q"):
+        del resolved[name]
+    resolved |= config.contrasted
     if config.importance != "random":
         del resolved["baseline"]  # other importances have no baseline
     if not config.schedule:

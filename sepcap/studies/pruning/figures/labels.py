@@ -30,6 +30,9 @@ TELLING = (
     "positions",
     "recollect",
     "eps",
+    "contrast",
+    "lam",
+    "q",
     "tokens",
     "seed",
 )
@@ -73,7 +76,7 @@ def _said(field: str, value: Any) -> str:
         if value.given:
             return value.words(_amount, " + ")
         return " + ".join(_amount(amount, site) for site, amount in value.fractions.items())
-    return f"{field} {value}"
+    return f"default {field}" if value is None else f"{field} {value}"
 
 
 def _amount(amount: float, site: str) -> str:

@@ -207,7 +207,8 @@ class RunFolder(StepFiles):
         if importance == "learned":
             with self._way_out(0):
                 return Scores.load(self._checked(0, LEARNED))
-        return score(self.statistics("forget"), self.statistics("retain"), importance, eps=self.config["eps"])
+        how = {name: self.config[name] for name in ("eps", "contrast", "lam", "q") if name in self.config}
+        return score(self.statistics("forget"), self.statistics("retain"), importance, **how)
 
     def rows(self, role: str) -> Float[np.ndarray, "step row count"]:
         """Evaluation sums per row, in the order of `sepcap.evaluation.next_token.COUNTS`."""
