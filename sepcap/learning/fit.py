@@ -33,6 +33,9 @@ CHECKPOINT = 10
 LAST_SHARES = 10
 """Number of equal steps in which an order is evaluated on the held-out texts."""
 
+UNIGRAM_ROWS = 64
+"""Rows, or images, read at once to count targets."""
+
 HISTORY = ("share", "retain", "forget")
 
 
@@ -93,14 +96,15 @@ def unigram_loss(sample: TokenSample) -> float:
     Raises:
         ValueError: fewer than two distinct targets.
     """
-    _, counts = np.unique(sample.targets(), return_counts=True)
+    # not `sample.targets()`, which has no labels of images
+    _, counts = torch.cat([batch.answers[batch.asked] for batch in sample.batches(UNIGRAM_ROWS)]).unique(return_counts=True)
     if len(counts) < 2:
         raise ValueError(
             f"task {sample.task!r} has {len(counts)} distinct target{'s' * (len(counts) != 1)} in the collection texts: a guess is always "
             "right, and there is nothing to forget"
         )
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    shares = counts.double() / counts.sum()
+    return float(-(shares * shares.log()).sum())
 
 
 def planned_tokens(samples: Mapping[str, TokenSample], how: Fitting) -> int:

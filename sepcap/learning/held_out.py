@@ -44,7 +44,11 @@ def masked_rows(
         batch_size: rows per pass; halved, with a warning, when memory runs out.
         unpruned: sums of the whole model, if they are known from another order.
     """
-    frequent = {role: torch.tensor(list(most_frequent_targets(sample)), device=device_of(model)) for role, sample in samples.items()}
+    # images have no frequent targets
+    frequent = {
+        role: torch.tensor(list(most_frequent_targets(sample)), dtype=torch.long, device=device_of(model))
+        for role, sample in samples.items()
+    }
 
     def one_pass(size: int) -> Rows:
         found: dict[str, list[np.ndarray]] = {role: [] if unpruned is None else [unpruned[role][0]] for role in samples}
