@@ -147,13 +147,14 @@ class SingleAblations(StudyResult):
         """Changes of a mean, with the ends of their 95% bootstrap intervals: documents are drawn for both models alike."""
         of = self._predictions(task, metric)
         weights = bootstrap_weights(len(of), np.random.default_rng(0))
-        found = [sums.sum(1) / of.sum()]
         ends = []
-        for begin in range(0, len(sums), PART):
-            with np.errstate(invalid="ignore", divide="ignore"):
+        # NaN where nothing is predicted, such as a skip50 metric of a task with fewer than 50 distinct targets
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = sums.sum(1) / of.sum()
+            for begin in range(0, len(sums), PART):
                 replicas = weights @ sums[begin : begin + PART].T / (weights @ of)[:, None]
-            ends.append(bootstrap_intervals(replicas, len(of)))
-        return np.stack([*found, *np.concatenate(ends, axis=1)])
+                ends.append(bootstrap_intervals(replicas, len(of)))
+        return np.stack([found, *np.concatenate(ends, axis=1)])
 
     def _sums(self, task: str, which: str, metric: str) -> Float[np.ndarray, "unit cluster"]:
         """Changes of the sums of every document."""
