@@ -83,6 +83,9 @@ from .studies.selection_checks.study import check_selection as check_selection
 from .studies.similarity.config import ActivationSimilarityConfig as ActivationSimilarityConfig
 from .studies.similarity.study import ActivationSimilarity as ActivationSimilarity
 from .studies.similarity.study import compare_activations as compare_activations
+from .studies.single_ablations.config import SingleAblationsConfig as SingleAblationsConfig
+from .studies.single_ablations.result import SingleAblations as SingleAblations
+from .studies.single_ablations.study import ablate_each as ablate_each
 from .tasks.labelled import LabelledTexts as LabelledTexts
 from .tasks.labelled import load_labelled_texts as load_labelled_texts
 from .tasks.load import load_task as load_task

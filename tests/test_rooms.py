@@ -26,6 +26,7 @@ FLOORS = (
     {
         "studies.ablations", "studies.clusters", "studies.cross_task", "studies.dimensions", "studies.directions", "studies.jacobian",
         "studies.methods", "studies.overlaps", "studies.paragraphs", "studies.selection_checks", "studies.similarity",
+        "studies.single_ablations",
     },
     {"studies.reproduce"},
     {"studies.catalog"},

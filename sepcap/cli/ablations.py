@@ -1,7 +1,13 @@
-"""`sepcap ablate`, and a part of `sepcap compare`: kinds of ablation, on random neurons and on heads."""
+"""`sepcap ablate`, `sepcap ablate-each`, and a part of `sepcap compare`: kinds of ablation, on random neurons and on heads."""
 
 from sepcap.cli.options import Study, study_command
 from sepcap.studies.ablations.config import AblationComparisonConfig, AblationSweepConfig
+from sepcap.studies.single_ablations.config import SingleAblationsConfig
+
+
+@study_command("ablate_each", out="runs/ablate-each", layers=tuple[int, ...] | None, heads=tuple[int, ...] | None, pairs=int | None)
+class AblateEach(SingleAblationsConfig, Study):
+    """Ablate every neuron, or head, alone: the exact change of loss and accuracy on two tasks, with paired intervals."""
 
 
 @study_command("sweep_ablation", out="runs/ablate")

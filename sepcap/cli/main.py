@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from sepcap.cli.ablations import Ablate
+from sepcap.cli.ablations import Ablate, AblateEach
 from sepcap.cli.check import Check
 from sepcap.cli.compare import Compare
 from sepcap.cli.core import Evaluate, Models, Score, Tasks
@@ -27,6 +27,7 @@ COMMANDS = {
     "score": Score,
     "evaluate": Evaluate,
     "ablate": Ablate,
+    "ablate-each": AblateEach,
     "compare": Compare,
     "reproduce": Reproduce,
     "modules": Modules,

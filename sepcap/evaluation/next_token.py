@@ -105,17 +105,17 @@ def evaluate_batch(model: Any, batch: Batch, skip_ids: Int[Tensor, " k"]) -> Flo
         logits = logits_of(model, batch.inputs, batch.mask)
     every_answer, every_asked, skip_ids = (x.to(logits.device) for x in (batch.answers, batch.asked, skip_ids))
     if logits.shape[1] == 1:  # images: one prediction each, so all at once
-        return _counts(logits[:, 0], every_answer[:, 0], every_asked[:, 0], skip_ids)
+        return counts(logits[:, 0], every_answer[:, 0], every_asked[:, 0], skip_ids)
     scratch = torch.empty(logits[0].shape, dtype=_wide(logits), device=logits.device)
     sums = []
     for row, answers, asked in zip(logits, every_answer, every_asked, strict=True):
         if 2 * int(asked.sum()) < len(asked):  # for a masked model few positions are scored
             row, answers, asked = row[asked], answers[asked], asked[asked]
-        sums.append(_counts(row, answers, asked, skip_ids, scratch[: len(row)]).sum(dim=0))
+        sums.append(counts(row, answers, asked, skip_ids, scratch[: len(row)]).sum(dim=0))
     return torch.stack(sums)
 
 
-def _counts(
+def counts(
     logits: Float[Tensor, "pos vocab"],
     answers: Int[Tensor, " pos"],
     asked: Bool[Tensor, " pos"],

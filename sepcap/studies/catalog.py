@@ -20,6 +20,7 @@ STUDIES: dict[str, str] = {
     "selection-checks": "studies.selection_checks.study.SelectionChecks",
     "ablation-sweep": "studies.ablations.random_neurons.AblationSweep",
     "compare-ablations": "studies.ablations.heads.AblationComparison",
+    "single-ablations": "studies.single_ablations.result.SingleAblations",
     "compare-methods": "studies.methods.study.MethodComparison",
     "compare-directions": "studies.directions.study.DirectionComparison",
     "reproduce": "studies.reproduce.study.Reproduction",

@@ -1,0 +1,1 @@
+"""The exact effect of every neuron, ablated alone."""

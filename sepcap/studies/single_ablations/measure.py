@@ -1,0 +1,207 @@
+"""Which shortcuts a model allows, and the effects on all rows of a task, piece by piece (METHODS 19)."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sepcap.evaluation.next_token import most_frequent_targets
+from sepcap.evaluation.result import COUNTS, METRICS
+from sepcap.models.forward import device_of, measuring
+from sepcap.models.kinds import inner, kind_of
+from sepcap.models.sites import Population
+from sepcap.progress import progress
+from sepcap.statistics.collect import halving_batches
+from sepcap.studies.base.folder import Pieces
+from sepcap.studies.single_ablations.passes import Block, Shortcuts, Units, activations, effects, work
+from sepcap.tasks.batches import TokenSample
+
+POSITIONS = 2**14
+"""Positions of the rows whose unablated pass is in memory at once."""
+
+NONE = Shortcuts(silent=True, prefix=False, written=False, single=False)
+CANDIDATES = (
+    Shortcuts(),
+    Shortcuts(written=False),
+    Shortcuts(prefix=False),
+    Shortcuts(prefix=False, written=False),
+)
+"""From the fastest down; with none of these, whole rows run from the neuron's layer on."""
+
+SAME = 1e-4
+"""Largest relative difference of logits sums that counts as rounding in float32."""
+
+PROBED = 12
+"""Number of units from which the rate is measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a task in blocks of similar length.
+
+    Attributes:
+        sample: the tokens.
+        order: numbers of the rows of each block, shortest first: little of a block is padding.
+    """
+
+    sample: TokenSample
+    order: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, sample: TokenSample, positions: int = POSITIONS) -> "Rows":
+        """Blocks of at most so many positions."""
+        blocks: list[list[int]] = []
+        for row in sorted(range(len(sample.rows)), key=lambda i: (len(sample.rows[i]), i)):
+            if not blocks or (len(blocks[-1]) + 1) * len(sample.rows[row]) > positions:
+                blocks.append([])
+            blocks[-1].append(row)
+        return cls(sample, tuple(map(tuple, blocks)))
+
+    def block(self, model: Any, i: int, shortcuts: Shortcuts, rows: int | None = None) -> Block:
+        """A block with its unablated pass, or its first rows."""
+        part = self.sample.take(self.order[i][:rows])
+        batch = next(part.batches(len(part.rows))).to(device_of(model))
+        skip_ids = torch.tensor(list(most_frequent_targets(self.sample)), dtype=torch.long, device=device_of(model))
+        return Block.of(model, batch, skip_ids, kind_of(model) == "causal", shortcuts)
+
+
+def shortcuts_of(model: Any, population: Population, rows: Rows, constants: Float[Tensor, "layer *neuron"]) -> Shortcuts:
+    """The fastest shortcuts whose effects are those of whole passes, tried with one neuron of every layer on two rows.
+
+    A model whose blocks do not add to one stream, or whose keys and values are not kept by position, fails the trial.
+    """
+    with measuring(model):
+        truth = _probe(model, population, rows, constants, NONE)
+        for candidate in CANDIDATES if kind_of(model) != "images" else ():
+            if candidate.written and population.site.name != "mlp":
+                continue
+            try:
+                found = _probe(model, population, rows, constants, candidate)
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError):
+                continue  # an architecture that does not take a cache, or runs its head otherwise
+            dtype = next(p.dtype for p in inner(model).parameters() if p.is_floating_point())
+            if bool(((found - truth).abs() <= max(SAME, 8 * torch.finfo(dtype).eps) * (1 + truth.abs())).all()):
+                return candidate
+    return NONE
+
+
+def _probe(model: Any, population: Population, rows: Rows, constants: Tensor, shortcuts: Shortcuts) -> Float[Tensor, "value"]:
+    """Losses of two rows, and the changes of their loss by the neuron of every layer that changes it at the latest first position."""
+    block = rows.block(model, len(rows.order) - 1, shortcuts, rows=2)
+    found = [block.before[..., -1].sum(1)]
+    for layer in population.layers:
+        z = activations(model, population, block, layer)
+        every = Units(layer, torch.arange(z.shape[2])[:, None], constants[layer].flatten())
+        changed = every.differ(z) & block.batch.real
+        first = torch.where(changed.any(2), changed.float().argmax(2), -1).sum(1)
+        unit = every[slice(at := int(first.argmax()), at + 1)]
+        found.append(effects(model, population, block, unit, {layer: z}, shortcuts, 2**12)[0, :, -1])
+    return torch.cat(found).cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Effects of units on the rows of one task, written piece by piece.
+
+    Attributes:
+        model: a hooked model.
+        population: the site.
+        name: "forget" or "retain", in names of pieces.
+        rows: the rows.
+        shortcuts: which are used.
+        batch_size: rows of one pass; halved when memory runs out.
+    """
+
+    model: Any
+    population: Population
+    name: str
+    rows: Rows
+    shortcuts: Shortcuts
+    batch_size: int
+
+    def before(self, pieces: Pieces) -> Float[np.ndarray, "row count"]:
+        """Sums of the unablated model."""
+        return self._assembled(pieces, "before", [(torch.arange(1), None)], len(COUNTS))[0]
+
+    def changes(
+        self, pieces: Pieces, what: str, chunks: Sequence[tuple[Int[Tensor, " unit"], Units]]
+    ) -> Float[np.ndarray, "unit row metric"]:
+        """Changes of the sums of every row; pieces that exist are read."""
+        return self._assembled(pieces, what, chunks, len(METRICS))
+
+    def _assembled(
+        self, pieces: Pieces, what: str, chunks: Sequence[tuple[Tensor, Units | None]], columns: int
+    ) -> Float[np.ndarray, "unit row column"]:
+        units = sum(len(numbers) for numbers, _ in chunks)
+        found = np.zeros((units, len(self.rows.sample.rows), columns), dtype=np.float64 if what == "before" else np.float32)
+        with (
+            progress(total=units * len(self.rows.order), desc=f"{what} {self.rows.sample.task}", unit="unit") as bar,
+            measuring(self.model),
+        ):
+            for i, order in enumerate(self.rows.order):
+                held: dict[Any, Any] = {}
+                for j, (numbers, these) in enumerate(chunks):
+                    name = f"{self.name}/{what}-{i}-{j}"
+                    piece = pieces.get(name)
+                    if piece is None:
+                        if "block" not in held:
+                            held["block"] = self.rows.block(self.model, i, self.shortcuts)
+                        pieces.put(name, {"sums": self._sums(held, these)})
+                        piece = pieces.get(name)
+                    assert piece is not None
+                    found[numbers.numpy()[:, None], np.array(order)] = piece[0]["sums"].numpy()
+                    bar.update(len(numbers))
+        return found
+
+    def _sums(self, held: dict[Any, Any], units: Units | None) -> Tensor:
+        block: Block = held["block"]
+        if units is None:
+            return block.before.sum(1)[None].cpu()
+        z = self._activations(held, units)
+        length = block.batch.asked.shape[1]
+
+        def one_pass(size: int) -> Tensor:
+            return effects(self.model, self.population, block, units, z, self.shortcuts, size * length)
+
+        return halving_batches(one_pass, self.batch_size).float().cpu()
+
+    def _activations(self, held: dict[Any, Any], units: Units) -> Mapping[int, Tensor]:
+        """Activations of the layers of some units; those of other layers are dropped."""
+        layers = {units.layer} if units.later is None else {units.layer, units.later.layer}
+        for layer in [key for key in held if key != "block" and key not in layers]:
+            del held[layer]
+        for layer in layers - held.keys():
+            held[layer] = activations(self.model, self.population, held["block"], layer)
+        return {layer: held[layer] for layer in layers}
+
+    def expected(self, chunks: Sequence[tuple[Int[Tensor, " unit"], Units]]) -> tuple[float, float]:
+        """Seconds that the effects will take, from the rate of a few units; and what share of the plain loop's work is left.
+
+        The rate is measured on the first block, on units spread evenly over all.
+        """
+        total, rate, done = 0.0, 0.0, 0.0
+        vocabulary, layers = self.model.cfg.d_vocab, len(self.population.layers)
+        step = max(1, sum(len(numbers) for numbers, _ in chunks) // PROBED)
+        with measuring(self.model):
+            for i in range(len(self.rows.order)):
+                held: dict[Any, Any] = {"block": self.rows.block(self.model, i, self.shortcuts)}
+                seen = 0
+                for numbers, units in chunks:
+                    z = self._activations(held, units)
+                    total += work(held["block"], units, z, self.shortcuts, vocabulary)
+                    few = dataclasses.replace(units, index=units.index[-seen % step :: step])
+                    seen += len(numbers)
+                    if i == 0 and len(few.index):
+                        started = time.perf_counter()
+                        self._sums(held, few)
+                        rate += time.perf_counter() - started
+                        done += work(held["block"], few, z, self.shortcuts, vocabulary)
+        head = vocabulary / (12 * self.model.cfg.d_model)
+        every = sum(len(row) for row in self.rows.sample.rows) * sum(len(numbers) for numbers, _ in chunks) * (layers + head)
+        return total * rate / done if done else 0.0, total / every

@@ -1,0 +1,201 @@
+"""Every neuron, or head, ablated alone: the exact change of loss and accuracy on two tasks (METHODS 19)."""
+
+import dataclasses
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sepcap.checks import checked
+from sepcap.evaluation.next_token import most_frequent_targets
+from sepcap.evaluation.result import METRICS
+from sepcap.interventions.constants import CONSTANTS, check_constants
+from sepcap.models.sites import Population, bind
+from sepcap.selection.names import gradients_for
+from sepcap.selection.neurons import NeuronSet
+from sepcap.selection.score import score
+from sepcap.statistics.collect import collect_sample
+from sepcap.studies.base.folder import Pieces, as_json
+from sepcap.studies.base.provenance import made_with
+from sepcap.studies.base.runner import run_study, study
+from sepcap.studies.base.text import counted
+from sepcap.studies.single_ablations.config import SingleAblationsConfig
+from sepcap.studies.single_ablations.measure import Measurement, Rows, shortcuts_of
+from sepcap.studies.single_ablations.result import TASKS, SingleAblations
+from sepcap.studies.single_ablations.units import all_pairs, chosen, chunks, drawn, named_pairs, pair_chunks
+from sepcap.tasks.batches import TokenSample
+from sepcap.tasks.load import load_task
+from sepcap.tasks.samples import check_context, sample_task
+
+FEW = 64
+"""Largest number of ablations whose cost is not measured beforehand."""
+
+
+@study(SingleAblationsConfig)
+@checked()
+def ablate_each(
+    model: Any,
+    config: SingleAblationsConfig,
+    *,
+    neurons: NeuronSet | None = None,
+    out: str | Path | None = None,
+    say: Callable[[str], Any],
+) -> SingleAblations:
+    """Ablate every neuron of a site alone, and measure the exact change of loss and accuracy on both tasks.
+
+    The model is really run without each neuron, on the same tokens of the evaluation parts. What cannot change is not run again:
+    earlier layers, rows in which the neuron has the value that it is set to, earlier positions of a causal model. Which of these
+    shortcuts a model allows is tried on a few rows first. With `out`, every 128 neurons are written before the next ones begin:
+    the same call resumes an interrupted one.
+
+    Args:
+        model: what `load_model` returns; default is to load `config.model`. It is not changed.
+        config: a `SingleAblationsConfig`; its fields can also be given as keywords.
+        neurons: the neurons to ablate, each alone; default all of the site, or those of `config.layers` and `config.heads`.
+        out: folder of the study; without one, nothing is saved.
+        progress: True announces the work and its measured cost and shows bars, False shows nothing; a function receives the announcements.
+
+    Returns:
+        SingleAblations with `.delta()`, `.top()`, `.table`, `.tables`, `.summary()` and `.figure()`.
+
+    Raises:
+        ValueError: neurons of another site, a sample larger than the population, a pair of a neuron that is not ablated, too little text.
+        IndexError: a layer or head that does not exist.
+        FileExistsError: `out` contains something else, or the same study with another configuration; nothing is computed then.
+
+    Source: [SEP] further work 9; METHODS 19.
+
+    Example:
+        >>> found = sepcap.ablate_each(model, layers=3, sample=100, tokens=2_000)  # doctest: +SKIP
+        >>> found.delta("forget", "loss").value  # doctest: +SKIP
+    """
+    plan = Plan.of(model, config, neurons)
+    return run_study(SingleAblations, plan.resolved, plan.compute, out, plan.cost, say)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Samples and checked inputs; nothing is computed yet.
+
+    Attributes:
+        population: the site.
+        places: places of the units that are ablated alone.
+        samples: "forget" and "retain" -> "collect" and "evaluate" -> tokens.
+        resolved: the configuration to store.
+    """
+
+    model: Any
+    config: SingleAblationsConfig
+    population: Population
+    places: torch.Tensor
+    samples: dict[str, dict[str, TokenSample]]
+    resolved: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Any, config: SingleAblationsConfig, neurons: NeuronSet | None) -> "Plan":
+        """Check everything, and load the texts."""
+        population = bind(model, config.site)
+        places = drawn(chosen(population, config, neurons), config.sample, config.seed)
+        pairs = config.pairs
+        if isinstance(pairs, int):
+            if pairs > len(places):
+                raise ValueError(f"pairs={pairs}: {len(places)} neurons are ablated alone; give at most that")
+        elif pairs is not None:
+            pairs = named_pairs(population, pairs, places)
+        context, samples = check_context(model, config.context), {}
+        tasks = {role: load_task(getattr(config, role)) for role in TASKS}
+        sizes = {"collect": config.reference_tokens, "evaluate": config.tokens}
+        for role, task in tasks.items():
+            how = {"context": context, "per_document": config.per_document}
+            samples[role] = {split: sample_task(model, task, split, size, **how) for split, size in sizes.items()}
+        plain = dataclasses.replace(config, pairs=None, context=context, **{role: task.name for role, task in tasks.items()})
+        flat = {f"{role} {split}": sample for role, parts in samples.items() for split, sample in parts.items()}
+        resolved = dataclasses.asdict(plain) | {
+            **made_with(model),
+            "pairs": pairs,
+            "shape": list(population.shape),
+            "chosen": int(chosen(population, config, neurons).sum()),
+            "neurons": None if neurons is None else sha256(places.numpy().tobytes()).hexdigest()[:16],
+            "samples": {name: sample.fingerprint for name, sample in flat.items()},
+            "documents": {name: list(sample.indices) for name, sample in flat.items()},
+            "n_documents": {name: sample.n_documents for name, sample in flat.items()},
+            "evaluation": {role: _evaluation(parts["evaluate"]) for role, parts in samples.items()},
+        }
+        return cls(model, config, population, places, samples, resolved)
+
+    def cost(self) -> str:
+        """The work and its cost, at the rate of a few neurons measured now."""
+        c, n, unit = self.config, len(self.places), "head" if self.config.whole_heads else "neuron"
+        tokens = ", ".join(f"{self.samples[role]['evaluate'].tokens:,} predictions of {self.resolved[role]}" for role in TASKS)
+        said = f"{self.resolved['model']}: {counted(n, f'{c.site} {unit}')} ablated alone ({c.kind}), each on {tokens}"
+        if c.pairs is not None:
+            said += f", and {self._pairs():,} pairs of them"
+        if n <= FEW:
+            return said
+        constants = self.constants(self.references()[1])
+        both = [one.expected(chunks(self.population, self.places, constants)) for one in self.measurements(constants).values()]
+        minutes = " and ".join(_duration(seconds) for seconds, _ in both)
+        shares = " and ".join(f"{share:.0%}" for _, share in both)
+        return f"{said}; at the rate measured just now {minutes}, since {shares} of the work of whole passes is left to do"
+
+    def _pairs(self) -> int:
+        pairs = self.resolved["pairs"]
+        return pairs * (pairs - 1) // 2 if isinstance(pairs, int) else len(pairs)
+
+    def references(self) -> list[Any]:
+        """Statistics of the collection parts of forget and retain."""
+        how: dict[str, Any] = {"batch_size": self.config.batch_size, "gradients": gradients_for(self.config.importance)}
+        histogram = self.config.kind == "peak"
+        return [collect_sample(self.model, self.samples[r]["collect"], self.config.site, histogram=histogram, **how) for r in TASKS]
+
+    def constants(self, retain: Any) -> torch.Tensor:
+        """What each neuron is set to."""
+        every = NeuronSet({self.config.site: torch.ones(self.population.shape, dtype=torch.bool)})
+        constants = CONSTANTS[self.config.kind](every, retain)
+        check_constants(every, constants, "constants")
+        return constants[self.config.site].cpu()
+
+    def measurements(self, constants: torch.Tensor) -> dict[str, Measurement]:
+        """A measurement on each task, with the shortcuts that the model allows on it."""
+        found = {}
+        for role in TASKS:
+            rows = Rows.of(self.samples[role]["evaluate"])
+            shortcuts = shortcuts_of(self.model, self.population, rows, constants)
+            found[role] = Measurement(self.model, self.population, role, rows, shortcuts, self.config.batch_size)
+        return found
+
+    def compute(self, pieces: Pieces) -> SingleAblations:
+        """Measure all units, then the pairs."""
+        references = self.references()
+        scores = score(*references, self.config.importance)[self.config.site]
+        constants = self.constants(references[1])
+        measurements = self.measurements(constants)
+        alone = chunks(self.population, self.places, constants)
+        arrays: dict[str, Any] = {"places": self.places.numpy(), "score": scores.double().cpu().numpy()}
+        for role, one in measurements.items():
+            arrays[f"{role}/before"] = one.before(pieces)
+            arrays[f"{role}/clusters"] = one.rows.sample.clusters
+            arrays[f"{role}/alone"] = one.changes(pieces, "alone", alone)
+        pairs = self.resolved["pairs"]
+        if isinstance(pairs, int):
+            change = arrays["forget/alone"][..., METRICS.index("loss")].astype(np.float64).sum(1)
+            pairs = all_pairs(np.argsort(-change, kind="stable")[:pairs].tolist())
+        if pairs is not None:
+            arrays["pairs"] = np.array(pairs)
+            together = pair_chunks(self.population, self.places, torch.tensor(pairs), constants)
+            for role, one in measurements.items():
+                arrays[f"{role}/together"] = one.changes(pieces, "together", together)
+        return SingleAblations.of(as_json(self.resolved), arrays)
+
+
+def _evaluation(sample: TokenSample) -> dict[str, Any]:
+    frequent = most_frequent_targets(sample)
+    info = {"asked": sample.asked, "tokens": sample.tokens, "sample": sample.fingerprint, "n_documents": sample.n_documents}
+    return {"skip_tokens": list(frequent), "groups": sample.groups, "info": info | {"skip_counts": list(frequent.values())}}
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
