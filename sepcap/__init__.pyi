@@ -61,6 +61,9 @@ from .studies.directions.study import compare_directions as compare_directions
 from .studies.jacobian.config import JacobianSpectrumConfig as JacobianSpectrumConfig
 from .studies.jacobian.study import JacobianSpectrum as JacobianSpectrum
 from .studies.jacobian.study import jacobian_spectrum as jacobian_spectrum
+from .studies.learned.config import LearnedRankingConfig as LearnedRankingConfig
+from .studies.learned.study import LearnedRanking as LearnedRanking
+from .studies.learned.study import learn_ranking as learn_ranking
 from .studies.methods.config import MethodComparisonConfig as MethodComparisonConfig
 from .studies.methods.study import MethodComparison as MethodComparison
 from .studies.methods.study import compare_methods as compare_methods

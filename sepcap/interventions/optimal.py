@@ -152,16 +152,16 @@ def fit_constants(
     return _told(halving_batches(one_fit, batch_size), quiet)
 
 
-def apart(sample: TokenSample) -> tuple[TokenSample, TokenSample]:
-    """The rows to fit on, and those held out: every third document.
+def apart(sample: TokenSample, one_in: int = HELD_OUT) -> tuple[TokenSample, TokenSample]:
+    """The rows to fit on, and those held out: every third document, or one in as many as given.
 
     Raises:
         ValueError: fewer than two documents.
     """
-    held = sample.clusters % HELD_OUT == 1
+    held = sample.clusters % one_in == 1
     if not held.any():
         raise ValueError(
-            f"task {sample.task!r}: all {sample.tokens:,} tokens to fit constants to are of one document, or of one row of short ones; "
+            f"task {sample.task!r}: all {sample.tokens:,} tokens to fit to are of one document, or of one row of short ones; "
             "some documents are held out of the fit, so give more tokens"
         )
     return sample.take(np.flatnonzero(~held).tolist()), sample.take(np.flatnonzero(held).tolist())

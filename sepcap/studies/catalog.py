@@ -23,6 +23,7 @@ STUDIES: dict[str, str] = {
     "single-ablations": "studies.single_ablations.result.SingleAblations",
     "compare-methods": "studies.methods.study.MethodComparison",
     "compare-directions": "studies.directions.study.DirectionComparison",
+    "learned-ranking": "studies.learned.study.LearnedRanking",
     "reproduce": "studies.reproduce.study.Reproduction",
 }
 """Name of a study, as in its config.json -> the class of its results."""

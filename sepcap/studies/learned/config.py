@@ -1,0 +1,67 @@
+"""Configuration of a learned order (METHODS 21). The API, the command line and the saved JSON use the same object."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from sepcap.checks import FROM_1, POSITIVE, check_fields, distinct
+from sepcap.errors import unknown
+from sepcap.selection.names import DIVERGENCES, ImportanceName
+from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, check_fractions
+
+LearnedSite = Literal["mlp", "attn_pre_out", "attn_value", "heads"]
+
+
+@dataclass(frozen=True)
+class LearnedRankingConfig(Sampled):
+    """Which neurons are put in order, from which start, and how the order is learned (METHODS 21)."""
+
+    model: str = "default"
+    """"default", a folder, or a hub name."""
+    forget: Any = "local-code"
+    """Task to forget: a name or a path (in Python also a Dataset or a list of strings)."""
+    retain: Any = "local-prose"
+    """Task to retain."""
+    site: LearnedSite | tuple[LearnedSite, ...] = "mlp"
+    """Neurons to put in order: one site, or several, each with an order of its own; "heads" are whole heads."""
+    steps: int = 120
+    """Number of gradient steps."""
+    init: Any = "abs"
+    """The order to start from: an importance, or in Python also `Scores`."""
+    constants: Literal["zero", "mean", "optimal"] = "zero"
+    """What masked neurons are set to: 0, their mean on the retain task, or constants that start there and are learned with the order."""
+    tokens: int = 40_000
+    """Token positions per task of the collection texts; one in six documents is held out and decides between start and learned order."""
+    eval_tokens: int = 15_000
+    """Predictions per task on which start and learned order are compared in the end; no text of them is learned from."""
+    step_tokens: int = 2_048
+    """Tokens per task and step."""
+    lr: float = 0.03
+    """Step size of Adam, in units of θ: at the start, θ are normal quantiles of the ranks."""
+    tau: float = 0.3
+    """Width of the sigmoid whose derivative the masks get, in units of θ."""
+    check_every: int = 60
+    """Steps between the orders that are compared on the held-out texts, beside the last one."""
+    seed: int = 0
+    """Seed of the shares and of the order of the texts; also of the documents of the collection texts (0: their original order)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, step_tokens=FROM_1, check_every=FROM_1, tau=POSITIVE)
+        if not self.sites:
+            raise ValueError("site=(): give at least one of " + ", ".join(map(repr, FRACTION_KEYS)))
+        distinct("site", self.sites)
+        if isinstance(self.init, str):
+            if self.init not in get_args(ImportanceName):
+                raise unknown("init", self.init, get_args(ImportanceName), "In Python also Scores.")
+            check_fractions(dict.fromkeys(self.sites, 1.0), 1, self.init)
+        elif not hasattr(self.init, "top"):
+            raise TypeError(f"init is a {type(self.init).__name__}; give the name of an importance, or Scores")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """`site` as a tuple."""
+        return (self.site,) if isinstance(self.site, str) else self.site
+
+    @property
+    def histogram(self) -> bool:
+        """Whether the start needs histograms."""
+        return isinstance(self.init, str) and self.init in DIVERGENCES
