@@ -93,7 +93,7 @@ def importance_scatter(
 
     Args:
         forget, retain: statistics of both tasks, as for `sepcap.score`.
-        importance: any importance that is defined for each task separately, "abs", "sqrt", "rms", "std" or "freq".
+        importance: any importance that gives a number for each task, "abs", "sqrt", "rms", "std", "std_common" or "freq".
         neurons: chosen neurons. If they have the highest scores of this importance over all layers, the line of the
             lowest chosen score is drawn.
         site: one site only; default all.
@@ -108,8 +108,8 @@ def importance_scatter(
     Source: [SP] definition 2; METHODS 5.
     """
     row = get_importance(importance)
-    if row.of is None:
-        alone = [name for name, other in IMPORTANCES.items() if other.of is not None and other.contrast == "ratio"]
+    if row.pair is not None:
+        alone = [name for name, other in IMPORTANCES.items() if other.pair is None and other.contrast == "ratio"]
         raise ValueError(f"importance={importance!r} is defined only for both tasks together; use one of {', '.join(alone)}")
     if row.contrast != "ratio":
         raise ValueError(f"importance={importance!r} has no ratio of both tasks, which this figure draws; 'abs' has one")
@@ -123,7 +123,7 @@ def importance_scatter(
     sites = []
     for name in names:
         values = scores[name].cpu().flatten(1).numpy()
-        f, r = (row.of(of[name]).cpu().double().flatten(1).numpy() for of in (forget, retain))
+        f, r = (value.cpu().double().flatten(1).numpy() for value in scores.importances[name])
         chosen = mask_of(neurons, name, f) if neurons is not None and name in neurons.masks else np.zeros(f.shape, bool)
         shape, constant = tuple(forget[name].shape[1:]), get_site(name).eps if eps is None else eps
         numbers, threshold = chosen_layers(layers, range(len(f))), _threshold(neurons, name, values, chosen)

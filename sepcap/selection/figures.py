@@ -114,7 +114,7 @@ def importance_histograms(
 
     Args:
         forget, retain: statistics of both tasks, as for `sepcap.score`.
-        importance: any importance of a single task, "abs", "sqrt", "rms", "std" or "freq".
+        importance: any importance that gives a number for each task, "abs", "sqrt", "rms", "std", "std_common" or "freq".
         site: which neurons.
         bins: number of bins over the range of both tasks.
         layers: layers to draw; default all.
@@ -127,10 +127,10 @@ def importance_histograms(
     Source: METHODS 4.
     """
     row = get_importance(importance)
-    if row.of is None or importance in SIGNED:
-        why = "is a score of both tasks together" if row.of is None else "can be negative, and has no logarithm"
+    if row.pair is not None or importance in SIGNED:
+        why = "is a score of both tasks together" if row.pair is not None else "can be negative, and has no logarithm"
         raise ValueError(f"importance={importance!r} {why}; give an importance of a single task that is not negative")
-    values = [row.of(of[site]).cpu().double() for of in (forget, retain)]
+    values = [value.cpu().double() for value in row.values(forget[site], retain[site])]
     numbers = chosen_layers(layers, range(len(values[0])))
     flats = [v[numbers].flatten(1).numpy() for v in values]
     edges = edges_of(np.concatenate([_log10(flat) for flat in flats]), bins)

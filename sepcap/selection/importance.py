@@ -13,7 +13,7 @@ from sepcap.statistics.moments import NeuronStatistics
 
 
 class Importance(NamedTuple):
-    """One row of the table: either a number per neuron of one dataset, or a score of a pair of datasets."""
+    """One row of the table: a number per neuron of one dataset, a score of a pair of datasets, or a number for each dataset of a pair."""
 
     of: Callable[[NeuronStatistics], Float[Tensor, "..."]] | None
     pair: Callable[[NeuronStatistics, NeuronStatistics], Float[Tensor, "..."]] | None
@@ -22,6 +22,29 @@ class Importance(NamedTuple):
     """How the importances on both datasets are made into a score by default."""
     relative_eps: bool = False
     """Whether the default ε of the ratio is relative to the mean importance on retain."""
+    both: Callable[[NeuronStatistics, NeuronStatistics], tuple[Float[Tensor, "..."], Float[Tensor, "..."]]] | None = None
+    """The importances on both datasets, if each depends on the other dataset too."""
+
+    def values(self, forget: NeuronStatistics, retain: NeuronStatistics) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """The importances on forget and on retain, unless the row is a score of the pair."""
+        if self.both is not None:
+            return self.both(forget, retain)
+        assert self.of is not None, "a score of the pair has no importances"
+        return self.of(forget), self.of(retain)
+
+
+def about_common_mean(
+    forget: NeuronStatistics, retain: NeuronStatistics
+) -> tuple[Float[Tensor, "layer *neuron"], Float[Tensor, "layer *neuron"]]:
+    """√ mean (z − c)² on each task, with c the mean of the two tasks' means, whatever their numbers of positions.
+
+    A neuron that is constant on one task and has another constant on the other is important for both, and `std` gives it 0.
+
+    Source: [SEP] appendix A.
+    """
+    # (z̄ − c) is half of the difference of the means on both tasks; squares of large equal means would cancel
+    shift = ((forget.mean - retain.mean.to(forget.low.device)) / 2).square()
+    return (forget.std.square() + shift).sqrt(), (retain.std.square().to(shift.device) + shift).sqrt()
 
 
 IMPORTANCES: dict[str, Importance] = {
@@ -29,6 +52,7 @@ IMPORTANCES: dict[str, Importance] = {
     "sqrt": Importance(lambda s: s.sqrt, None, "mean √|z|"),
     "rms": Importance(lambda s: s.rms, None, "√ mean z²"),
     "std": Importance(lambda s: s.std, None, "standard deviation about the dataset's own mean"),
+    "std_common": Importance(None, None, "root mean square about the common mean of both tasks", both=about_common_mean),
     "freq": Importance(lambda s: s.freq, None, "share of positions with z > 0 (mlp only)"),
     "mean_shift": Importance(None, lambda f, r: (f.mean - r.mean).abs(), "|mean on forget − mean on retain|, not a ratio"),
     "kl": Importance(None, kl, "Kullback–Leibler divergence of forget from retain, nats, not a ratio; needs histograms"),

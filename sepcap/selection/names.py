@@ -3,13 +3,13 @@
 from typing import Literal
 
 ImportanceName = Literal[
-    "abs", "sqrt", "rms", "std", "freq", "mean_shift", "kl", "js", "wasserstein",
+    "abs", "sqrt", "rms", "std", "std_common", "freq", "mean_shift", "kl", "js", "wasserstein",
     "atp", "atp_abs", "taylor", "fisher", "ig", "ig_abs", "relp", "relp_abs", "wanda", "snip",
 ]  # fmt: skip
 """Every importance, by name."""
 
 OfOneTask = Literal[
-    "abs", "sqrt", "rms", "std", "freq", "mean_shift",
+    "abs", "sqrt", "rms", "std", "std_common", "freq", "mean_shift",
     "atp", "atp_abs", "taylor", "fisher", "ig", "ig_abs", "relp", "relp_abs", "wanda", "snip",
 ]  # fmt: skip
 """Those that need no histograms."""

@@ -198,9 +198,9 @@ def score(
     Args:
         forget: statistics on the task to be forgotten.
         retain: statistics on the task to be retained.
-        importance: "abs", "sqrt", "rms", "std", "freq" (mlp only), "wanda"; with gradients "taylor", "fisher", "snip" and, signed, "atp",
-            "ig" and "relp", or their absolute values "atp_abs", "ig_abs" and "relp_abs"; or a score without contrast and ε: "mean_shift"
-            and, for statistics with histograms, "kl", "js" and "wasserstein".
+        importance: "abs", "sqrt", "rms", "std", "std_common", "freq" (mlp only), "wanda"; with gradients "taylor", "fisher", "snip" and,
+            signed, "atp", "ig" and "relp", or their absolute values "atp_abs", "ig_abs" and "relp_abs"; or a score without contrast and ε:
+            "mean_shift" and, for statistics with histograms, "kl", "js" and "wasserstein".
         contrast: "ratio"; "difference", I_f/ΣI_f − λ·I_r/ΣI_r with sums over the site, for signed importances T_f − λ·T_r in nats;
             "guarded", I_f among the neurons whose I_r is below the q-quantile, and all others behind them by ratio. A guarded score is
             1 + I_f/max I_f for the former, and the ratio divided by a number above the highest ratio for the others. Default: ratio, but
@@ -234,8 +234,7 @@ def score(
         if row.pair is not None:
             by_site[site] = row.pair(f, r)
             continue
-        assert row.of is not None
-        of_forget, of_retain = importances[site] = row.of(f), row.of(r)
+        of_forget, of_retain = importances[site] = row.values(f, r)
         if contrast == "difference":
             by_site[site] = _difference(of_forget, of_retain, lam, importance in SIGNED)
             continue

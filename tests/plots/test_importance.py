@@ -185,3 +185,10 @@ def test_bad_input():
         plots.importance_scatter(forget, retain, bins=1)
     with pytest.raises(ValueError, match="different models"):
         plots.importance_scatter(forget, retain, neurons=NeuronSet({"mlp": torch.ones(2, 31, dtype=torch.bool)}))
+
+
+def test_an_importance_of_the_pair_of_tasks_can_be_drawn_too():
+    forget, retain = random_pair((2, 60))
+    fig = plots.importance_scatter(forget, retain, "std_common")
+    assert "std_common" in str(fig.layout)
+    assert plots.importance_histograms(forget, retain, "std_common").data

@@ -64,9 +64,29 @@ def test_mean_shift_is_a_difference_without_epsilon():
     torch.testing.assert_close(score["mlp"], torch.tensor([[1.0, 1.0]], dtype=torch.float64))
 
 
+# means: forget (2, 0), retain (1, 1), so the common ones are (1.5, 0.5); the deviations of forget are (2.5, −1.5) and (−1.5, 0.5)
+ABOUT_COMMON = [math.sqrt(4.25), math.sqrt(1.25)], [0.5, math.sqrt(1.25)]
+
+
+@pytest.mark.parametrize("repeated", [1, 3])
+def test_std_common_is_about_the_mean_of_both_tasks_by_hand(repeated):
+    f, r = (torch.tensor([values], dtype=torch.float64) for values in ABOUT_COMMON)
+    forget, retain = statistics("mlp", FORGET * repeated), statistics("mlp", RETAIN)  # the number of positions has no influence
+    scored = sepcap.score(forget, retain, "std_common")
+    torch.testing.assert_close(scored["mlp"], f / (r + 1e-3))
+    torch.testing.assert_close(torch.stack(scored.importances["mlp"]), torch.stack((f, r)))
+
+
+def test_std_common_finds_constants_that_differ_and_keeps_digits_beside_a_large_mean():
+    forget, retain = statistics("mlp", [[[1e8, 3.0]], [[1e8 + 2, 3.0]]]), statistics("mlp", [[[1e8, 1.0]], [[1e8 + 2, 1.0]]])
+    assert sepcap.score(forget, retain, "std").importances["mlp"][0].tolist() == [[1, 0]]
+    assert torch.stack(sepcap.score(forget, retain, "std_common").importances["mlp"]).tolist() == [[[1, 1]], [[1, 1]]]
+
+
 def test_all_importances_are_covered_here():
     # divergences and gradients have files of their own
-    assert {*BY_HAND, "mean_shift", "kl", "js", "wasserstein", "wanda", *GRADIENTS} == set(IMPORTANCES) == set(get_args(ImportanceName))
+    known = {*BY_HAND, "std_common", "mean_shift", "kl", "js", "wasserstein", "wanda", *GRADIENTS}
+    assert known == set(IMPORTANCES) == set(get_args(ImportanceName))
 
 
 @pytest.mark.parametrize(("site", "eps"), [("mlp", 1e-3), ("attn_pre_out", 1e-4), ("attn_value", 1e-4)])
