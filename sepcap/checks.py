@@ -69,7 +69,7 @@ BOUNDS: dict[str, Bounds] = {
     ),
     "context": FROM_2,
     **dict.fromkeys(("eps", "lr"), POSITIVE),
-    "temperature": FROM_0,
+    **dict.fromkeys(("temperature", "lam"), FROM_0),
     "q": SHARE,
 }  # fmt: skip
 """Default bounds of numeric arguments with these names; a function or configuration can set others."""

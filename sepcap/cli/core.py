@@ -24,6 +24,10 @@ class Score(Loading):
     """Importance function."""
     contrast: Contrast | None = None
     """How the importances on both tasks make a score; default ratio, but difference for signed importances and wanda."""
+    lam: float = 1.0
+    """Weight of the retain task in the difference."""
+    q: float = 0.5
+    """Share of a site's neurons, those with the lowest importance on retain, that the guard lets through."""
     fractions: Fractions = field(default_factory=lambda: {"mlp": 0.02, "attn_pre_out": 0.02})
     """Share of each site's neurons that is selected."""
     tokens: int = 100_000
@@ -42,7 +46,7 @@ class Score(Loading):
         how = {"tokens": self.tokens, "per_document": self.per_document, "batch_size": self.batch_size}
         how |= {"sites": sites, "histogram": self.importance in DIVERGENCES, "gradients": gradients_for(self.importance)}
         forget, retain = (sepcap.collect(model, task, **how) for task in (self.forget, self.retain))
-        scores = sepcap.score(forget, retain, self.importance, contrast=self.contrast)
+        scores = sepcap.score(forget, retain, self.importance, contrast=self.contrast, lam=self.lam, q=self.q)
         neurons = scores.top(self.fractions)
         forget.save(self.out / "forget.safetensors")
         retain.save(self.out / "retain.safetensors")

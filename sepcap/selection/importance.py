@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sepcap.errors import unknown
 from sepcap.selection.divergences import js, kl, wasserstein
-from sepcap.selection.names import Contrast
 from sepcap.statistics.moments import NeuronStatistics
 
 
@@ -18,8 +17,6 @@ class Importance(NamedTuple):
     of: Callable[[NeuronStatistics], Float[Tensor, "..."]] | None
     pair: Callable[[NeuronStatistics, NeuronStatistics], Float[Tensor, "..."]] | None
     meaning: str
-    contrast: Contrast = "ratio"
-    """How the importances on both datasets are made into a score by default."""
     relative_eps: bool = False
     """Whether the default ε of the ratio is relative to the mean importance on retain."""
     both: Callable[[NeuronStatistics, NeuronStatistics], tuple[Float[Tensor, "..."], Float[Tensor, "..."]]] | None = None
@@ -58,15 +55,15 @@ IMPORTANCES: dict[str, Importance] = {
     "kl": Importance(None, kl, "Kullback–Leibler divergence of forget from retain, nats, not a ratio; needs histograms"),
     "js": Importance(None, js, "Jensen–Shannon divergence, 0 to ln 2, not a ratio; needs histograms"),
     "wasserstein": Importance(None, wasserstein, "area between the cumulative distributions, not a ratio; needs histograms"),
-    "atp": Importance(lambda s: s.atp, None, "first-order change of the loss without the neuron, signed; needs gradients", "difference"),
+    "atp": Importance(lambda s: s.atp, None, "first-order change of the loss without the neuron, signed; needs gradients"),
     "atp_abs": Importance(lambda s: s.atp.abs(), None, "absolute value of atp; needs gradients", relative_eps=True),
     "taylor": Importance(lambda s: s.taylor, None, "mean |z·∂ℓ/∂z|; needs gradients", relative_eps=True),
     "fisher": Importance(lambda s: s.fisher, None, "mean over rows of (Σ z·∂ℓ/∂z)²; needs gradients", relative_eps=True),
-    "ig": Importance(lambda s: s.ig, None, "change of the loss by integrated gradients, signed; needs gradients", "difference"),
+    "ig": Importance(lambda s: s.ig, None, "change of the loss by integrated gradients, signed; needs gradients"),
     "ig_abs": Importance(lambda s: s.ig.abs(), None, "absolute value of ig; needs gradients", relative_eps=True),
-    "relp": Importance(lambda s: s.relp, None, "atp with a linearised backward pass, signed; needs gradients", "difference"),
+    "relp": Importance(lambda s: s.relp, None, "atp with a linearised backward pass, signed; needs gradients"),
     "relp_abs": Importance(lambda s: s.relp.abs(), None, "absolute value of relp; needs gradients", relative_eps=True),
-    "wanda": Importance(lambda s: s.wanda, None, "rms(z)·‖W_write‖", "difference", relative_eps=True),
+    "wanda": Importance(lambda s: s.wanda, None, "rms(z)·‖W_write‖", relative_eps=True),
     "snip": Importance(lambda s: s.snip, None, "Σ |w·∂ℓ/∂w| over the neuron's weights; needs gradients", relative_eps=True),
 }
 """All importance functions by name. `random` is not an importance but the baseline of a selection."""

@@ -20,6 +20,9 @@ Contrast = Literal["ratio", "difference", "guarded"]
 DIVERGENCES = ("kl", "js", "wasserstein")
 """Importances that need histograms."""
 
+OF_BOTH = ("mean_shift", *DIVERGENCES)
+"""Importances that are scores of both tasks already."""
+
 SIGNED = ("atp", "ig", "relp")
 """Importances that can be negative: changes of the loss in nats."""
 
@@ -33,3 +36,22 @@ GRADIENTS = {
 def gradients_for(importance: str) -> tuple[str, ...]:
     """What `collect` takes as `gradients` for an importance; empty for one that needs no backward pass."""
     return (GRADIENTS[importance],) if importance in GRADIENTS else ()
+
+
+def resolve_contrast(importance: str, contrast: Contrast | None = None) -> Contrast | None:
+    """The contrast of an importance, or its default; None for one that is a score already.
+
+    Raises:
+        ValueError: a contrast that the importance refuses.
+    """
+    if importance in OF_BOTH:
+        if contrast is not None:
+            raise ValueError(f"contrast={contrast!r} with importance={importance!r}, which is a score of both tasks already; leave it out")
+        return None
+    if importance in SIGNED and contrast in ("ratio", "guarded"):
+        raise ValueError(
+            f"contrast={contrast!r} with importance={importance!r}, which can be negative; use 'difference', or {importance + '_abs'!r}"
+        )
+    if importance == "wanda" and contrast == "ratio":
+        raise ValueError("contrast='ratio' with importance='wanda': its weights cancel, and 'rms' is left; use 'difference' or 'guarded'")
+    return contrast or ("difference" if importance in (*SIGNED, "wanda") else "ratio")

@@ -17,7 +17,7 @@ from sepcap.latex import latex_table
 from sepcap.models.sites import get_site
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.importance import get_importance
-from sepcap.selection.names import SIGNED, Contrast
+from sepcap.selection.names import SIGNED, Contrast, resolve_contrast
 from sepcap.selection.neurons import NeuronSet, neuron_table, select
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import html_card, load_tensors, save_tensors
@@ -223,7 +223,7 @@ def score(
         >>> neurons = scores.top({"mlp": 0.02})  # doctest: +SKIP
     """
     row = get_importance(importance)
-    contrast = _allowed(importance, contrast)
+    contrast = resolve_contrast(importance, contrast)
     by_site, importances = {}, {}
     for site in sites if sites is not None else forget:
         f, r = forget[site], retain[site].to(forget[site].low.device)
@@ -252,26 +252,6 @@ def score(
         "model": forget.info.get("model"),
     }
     return Scores(by_site, info, importances)
-
-
-def _allowed(importance: str, contrast: Contrast | None) -> Contrast | None:
-    """The contrast of an importance, or its default; None for one that is a score already.
-
-    Raises:
-        ValueError: a contrast that the importance refuses.
-    """
-    row = get_importance(importance)
-    if row.pair is not None:
-        if contrast is not None:
-            raise ValueError(f"contrast={contrast!r} with importance={importance!r}, which is a score of both tasks already; leave it out")
-        return None
-    if importance in SIGNED and contrast in ("ratio", "guarded"):
-        raise ValueError(
-            f"contrast={contrast!r} with importance={importance!r}, which can be negative; use 'difference', or {importance + '_abs'!r}"
-        )
-    if importance == "wanda" and contrast == "ratio":
-        raise ValueError("contrast='ratio' with importance='wanda': its weights cancel, and 'rms' is left; use 'difference' or 'guarded'")
-    return contrast or row.contrast
 
 
 def _difference(f: Tensor, r: Tensor, lam: float, signed: bool) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 import sepcap
 from sepcap.selection.importance import IMPORTANCES
-from sepcap.selection.names import GRADIENTS, SIGNED, gradients_for
+from sepcap.selection.names import GRADIENTS, OF_BOTH, SIGNED, gradients_for, resolve_contrast
 from sepcap.statistics.gradients import GradientSums
 from sepcap.statistics.moments import SUMS, NeuronStatistics, Statistics
 
@@ -80,4 +80,5 @@ def test_every_importance_says_what_it_needs():
     assert set(GRADIENTS) < set(IMPORTANCES)
     assert gradients_for("relp_abs") == ("relp",)
     assert gradients_for("wanda") == gradients_for("random") == ()
-    assert {name for name, row in IMPORTANCES.items() if row.contrast == "difference"} == {*SIGNED, "wanda"}
+    assert {name for name, row in IMPORTANCES.items() if row.pair} == {*OF_BOTH}
+    assert {name for name in IMPORTANCES if resolve_contrast(name) == "difference"} == {*SIGNED, "wanda"}

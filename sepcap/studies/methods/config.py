@@ -1,12 +1,16 @@
 """Configuration of the comparison of methods: the same object is the API and the command line."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from sepcap.checks import check_fields, distinct
 from sepcap.errors import unknown
+from sepcap.selection.names import GRADIENTS
 from sepcap.studies.base.fields import Sampled
 from sepcap.studies.pruning.config import Direction, PruningConfig, check_baseline_steps
+
+Sites = Literal["mlp", "attention", "heads", "both"]
+"""What a method prunes."""
 
 
 class Method(NamedTuple):
@@ -19,11 +23,11 @@ class Method(NamedTuple):
     """
 
     label: str
-    site: Literal["mlp", "attention", "heads", "both"]
+    site: Sites
     changes: dict[str, Any]
 
 
-METHODS: dict[str, Method] = {
+PUBLISHED: dict[str, Method] = {
     "mlp": Method("abs", "mlp", {}),
     "mlp-offset-mean": Method("abs, mean offset", "mlp", {"offset": "mean"}),
     "mlp-offset-peak": Method("abs, peak offset", "mlp", {"offset": "peak"}),
@@ -37,7 +41,15 @@ METHODS: dict[str, Method] = {
     "heads-median": Method("abs, median of the head", "heads", {"aggregate": "median"}),
     "both": Method("abs", "both", {}),
 }
-"""All methods by name ([SEP] section 3.1). Each is compared with random neurons with the same offset and in the same basis."""
+"""The methods of [SEP] section 3.1 by name, which are compared by default."""
+
+BY_GRADIENTS: dict[str, Method] = {
+    f"{site}-{name}": Method(name, site, {"importance": name}) for site in get_args(Sites) for name in (*GRADIENTS, "wanda")
+}
+"""Methods that select by importances from gradients or output weights, each with its own contrast (METHODS 18)."""
+
+METHODS = PUBLISHED | BY_GRADIENTS
+"""All methods by name. Each is compared with random neurons with the same offset and in the same basis."""
 
 PLAIN = {"mlp": "mlp", "attention": "attention-abs", "heads": "heads-mean", "both": "both"}
 """The method of each site that the site's other methods are compared with."""
@@ -59,7 +71,8 @@ class MethodComparisonConfig(Sampled):
     retain: Any = "local-prose"
     """The other task."""
     methods: tuple[str, ...] = ()
-    """Names of methods, for example mlp attention-svd; default all that the model allows."""
+    """Names of methods, for example mlp attention-svd; default the 12 of [SEP] as far as the model allows. By gradients: mlp, attention,
+    heads or both, and an importance, such as mlp-taylor or heads-atp."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the documents from which statistics are collected."""
     baseline: Literal["uniform", "per_layer", "activity"] = "per_layer"

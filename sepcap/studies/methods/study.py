@@ -22,7 +22,7 @@ from sepcap.studies.base.folder import identity_of
 from sepcap.studies.base.result import Figures
 from sepcap.studies.base.runner import study
 from sepcap.studies.methods import figures
-from sepcap.studies.methods.config import METHODS, PLAIN, MethodComparisonConfig, shared_with_random
+from sepcap.studies.methods.config import METHODS, PLAIN, PUBLISHED, MethodComparisonConfig, shared_with_random
 from sepcap.studies.methods.measured import Measured, cost_of, drop_of, over_seeds, percent_of, separabilities_of
 from sepcap.studies.pruning.check_run import is_left
 from sepcap.studies.pruning.config import DIRECTIONS, Direction, PruningConfig
@@ -295,7 +295,7 @@ def compare_methods(model: Any, config: MethodComparisonConfig, *, out: str | Pa
     config = dataclasses.replace(config, forget=load_task(config.forget), retain=load_task(config.retain))
     known: dict[str, dict[Any, Any]] = {name: {} for name in METHODS}  # measurements on the unpruned model, in the basis of a method
     plans: dict[Key, Plan] = {}
-    for name in config.methods or METHODS:
+    for name in config.methods or PUBLISHED:
         if not config.methods and (why := _refusal(model, config.pruning(name, "forward", config.seeds[0]))):
             say(f"{name} is left out: {why}")
             continue

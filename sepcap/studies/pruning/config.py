@@ -4,12 +4,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sepcap.checks import check_fields
-from sepcap.selection.names import DIVERGENCES, ImportanceName, gradients_for
+from sepcap.selection.names import DIVERGENCES, Contrast, ImportanceName, gradients_for, resolve_contrast
 from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, check_fractions
 
 Direction = Literal["forward", "reverse"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "reverse")
 """Which task of a pair is forgotten: the first or the second."""
+
+
+OF_A_CONTRAST = (("lam", "difference", 1.0), ("q", "guarded", 0.5))
+"""Fields that belong to one contrast: name, contrast, default."""
 
 
 def check_baseline_steps(steps: int, baseline_steps: int | None) -> None:
@@ -46,6 +50,13 @@ class PruningConfig(Sampled):
     """Add the output of the pruned neurons at their mean or peak activation on the retain task to the output bias."""
     eps: float | None = None
     """ε of the score; default 1e-3 for mlp and 1e-4 for attention. For importances from gradients, 1e-4 of the mean on the retain task."""
+    contrast: Contrast | None = None
+    """How the importances on both tasks make a score: "ratio"; "difference" of their shares of the site, or of nats; or "guarded", by
+    importance on forget among the neurons that retain needs least. Default ratio, but difference for signed importances and wanda."""
+    lam: float = 1.0
+    """Weight of the retain task in the difference."""
+    q: float = 0.5
+    """Share of a site's neurons, those with the lowest importance on retain, that the guard lets through."""
     tokens: int = 100_000
     """Token positions per task and step from which statistics are collected."""
     eval_tokens: int = 100_000
@@ -64,6 +75,11 @@ class PruningConfig(Sampled):
         check_fields(self)
         check_fractions(self.fractions, self.steps, self.importance)
         attention = [site for site in self.fractions if site != "mlp"]
+        if self.importance != "random":
+            contrast = resolve_contrast(self.importance, self.contrast)
+            for name, of, default in OF_A_CONTRAST:
+                if (value := getattr(self, name)) != default and contrast != of:
+                    raise ValueError(f"{name}={value} belongs to contrast={of!r}, and the contrast is {contrast!r}; leave it out")
         if self.baseline != "uniform" and self.importance != "random":
             raise ValueError(
                 f"baseline={self.baseline!r} is a way of drawing random neurons, and importance={self.importance!r}; use 'random'"
@@ -89,6 +105,14 @@ class PruningConfig(Sampled):
     def gradients(self) -> tuple[str, ...]:
         """Gradients that the statistics need."""
         return gradients_for(self.importance)
+
+    @property
+    def contrasted(self) -> dict[str, Any]:
+        """The contrast and its number, where they are not the importance's own; only then are they part of a stored run."""
+        if self.importance == "random" or (contrast := resolve_contrast(self.importance, self.contrast)) is None:
+            return {}
+        numbers = {name: getattr(self, name) for name, of, default in OF_A_CONTRAST if contrast == of and getattr(self, name) != default}
+        return ({} if contrast == resolve_contrast(self.importance) else {"contrast": contrast}) | numbers
 
     @property
     def unpruned_roles(self) -> tuple[Literal["forget", "retain"], ...]:

@@ -70,7 +70,7 @@ class Plan:
         c, m = self.config, self.model
         neurons = {site: population.size for site, population in self.populations.items()}
         parameters = sum(p.numel() for p in inner(m).parameters())
-        extras = {"rotation": c.rotation, "offset": c.offset}
+        extras = {"rotation": c.rotation, "offset": c.offset, **c.contrasted}
         drawn = f"{c.importance}, matched {c.baseline} with {c.matched}" if self.matched else c.importance
         how = ", ".join([f"by {drawn}", *(f"{name} {value}" for name, value in extras.items() if value != "none")])
         each = ", ".join(amount_in_words(v, k) for k, v in c.fractions.items())
@@ -159,6 +159,9 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
                 known[key] = sample_task(model, task, split, budget, context, seed, config.per_document)
             samples[split][role] = known[key]
     resolved = dataclasses.asdict(dataclasses.replace(config, forget=tasks["forget"].name, retain=tasks["retain"].name))
+    for name in ("contrast", "lam", "q"):
+        del resolved[name]
+    resolved |= config.contrasted
     if config.importance != "random":
         del resolved["baseline"]  # other importances have no baseline
     if matched is None:

@@ -263,7 +263,7 @@ def _scores(prepared: Plan, statistics: dict[str, Statistics], step: int) -> Sco
         # without recollection one draw serves all steps, as one set of statistics does in a selective run
         ranks = random_ranks(prepared.populations, [config.seed, step if config.recollect else 0])
         return Scores(ranks, {"importance": "random"})
-    return score(statistics["forget"], statistics["retain"], config.importance, eps=config.eps, sites=config.sites)
+    return score(statistics["forget"], statistics["retain"], config.importance, eps=config.eps, sites=config.sites, **config.contrasted)
 
 
 def _offset(config: PruningConfig, statistics: dict[str, Statistics]) -> dict[str, Tensor] | None:

@@ -110,7 +110,7 @@ def summary_of(run: RunFolder, baselines: Sequence[RunFolder]) -> list[str]:
             f"Neurons of {model} were removed step by step, to forget {forget} and retain {retain}: "
             f"at every step those with the highest score by the importance “{c['importance']}”."
         ]
-    with_what = [f"{name} {c[name]}" for name in ("rotation", "offset") if c.get(name, "none") != "none"]
+    with_what = [f"{name} {c[name]}" for name in ("rotation", "offset", "contrast", "lam", "q") if c.get(name, "none") != "none"]
     if with_what:
         said[0] += f" With {' and '.join(with_what)}."
     if not run.finished:

@@ -6,7 +6,7 @@ import pytest
 import sepcap
 from sepcap import plots
 from sepcap.statistics.intervals import bootstrap_interval
-from sepcap.studies.methods.config import METHODS
+from sepcap.studies.methods.config import METHODS, PUBLISHED
 from sepcap.studies.methods.study import MethodComparison, MethodComparisonConfig, compare_methods
 from sepcap.studies.pruning import prune as pruning
 from sepcap.studies.pruning.random_neurons.above_random import check_baselines
@@ -172,7 +172,7 @@ def test_what_a_model_does_not_allow_is_left_out_unless_asked_for(tiny_folders, 
 
     model = sepcap.load_model(tiny_folders["llama"], device="cpu")
     wanted = {name: METHODS[name] for name in ("mlp", "mlp-offset-mean")}
-    monkeypatch.setattr(methods, "METHODS", wanted)
+    monkeypatch.setattr(methods, "PUBLISHED", wanted)
     said = []
     config = config_of(letters, digits, methods=(), seeds=(0,), steps=1, tokens=100, eval_tokens=200)
     result = compare_methods(model, config, out=tmp_path / "m", progress=said.append)
@@ -181,6 +181,20 @@ def test_what_a_model_does_not_allow_is_left_out_unless_asked_for(tiny_folders, 
     with pytest.raises(ValueError, match="has no b_out"):
         compare_methods(model, config_of(letters, digits, methods=("mlp-offset-mean",)), out=tmp_path / "n")
     assert not (tmp_path / "n").exists()
+
+
+def test_gradients_and_output_weights_are_methods_that_a_user_can_choose(trained, letters, digits, tmp_path):
+    assert len(PUBLISHED) == 12
+    config = config_of(letters, digits, methods=("mlp", "heads-atp", "mlp-taylor"), seeds=(0,), steps=1, baseline_seeds=1)
+    result = compare_methods(trained, config, out=tmp_path / "m")
+    assert result.methods == ["mlp", "mlp-taylor", "heads-atp"]
+    for name, importance in (("mlp", "abs"), ("mlp-taylor", "taylor"), ("heads-atp", "atp")):
+        run = result.runs[name, "forward", 0]
+        assert run.config["importance"] == importance
+        chosen = run.scores().top(run.config["fractions"])
+        assert run.neurons(1) == sepcap.NeuronSet(chosen.masks)
+    table = result.table.set_index(["method", "direction"])
+    assert table.loc["mlp-taylor", "minus_plain"].notna().all()
 
 
 def test_bad_configurations(letters, digits, tmp_path):

@@ -1,6 +1,7 @@
 """Pruning by importances from gradients: each step is that of a loop by hand, runs resume to the same bits, heads are whole."""
 
 import pytest
+import torch
 from run_folders import Stop, bits, config_of, same_weights, stop_by, weights
 
 import sepcap
@@ -8,21 +9,38 @@ from sepcap.selection.names import gradients_for
 from sepcap.studies.pruning import prune as pruning
 
 
-@pytest.mark.parametrize("importance", ["taylor", "relp", pytest.param("snip", marks=pytest.mark.slow), "wanda"])
-def test_steps_are_those_of_a_loop_by_hand(tiny_opt, letters, digits, tmp_path, importance):
+@pytest.mark.parametrize(
+    ("importance", "contrast"),
+    [
+        ("taylor", {}),
+        ("relp", {}),
+        pytest.param("snip", {}, marks=pytest.mark.slow),
+        ("wanda", {}),
+        ("abs", {"contrast": "difference", "lam": 2.0}),
+        ("taylor", {"contrast": "guarded", "q": 0.3}),
+        ("atp", {"lam": 0.0}),
+    ],
+)
+def test_steps_are_those_of_a_loop_by_hand(tiny_opt, letters, digits, tmp_path, importance, contrast):
     """Statistics are collected anew from the pruned model at every step."""
-    config = config_of(letters, digits, importance=importance)
+    config = config_of(letters, digits, importance=importance, **contrast)
     before = weights(tiny_opt)
     run = sepcap.prune(tiny_opt, config, out=tmp_path / "run")
     assert same_weights(tiny_opt, before)
     gone = sepcap.NeuronSet.empty(tiny_opt, config.sites)
     how = {"tokens": 150, "sites": config.sites, "batch_size": 4, "gradients": gradients_for(importance)}
     for step in (1, 2):
-        scores = sepcap.score(sepcap.collect(tiny_opt, letters, **how), sepcap.collect(tiny_opt, digits, **how), importance)
+        scores = sepcap.score(sepcap.collect(tiny_opt, letters, **how), sepcap.collect(tiny_opt, digits, **how), importance, **contrast)
         new = scores.top(config.fractions, exclude=gone)
         gone = gone | new
         sepcap.delete(tiny_opt, new)
         assert run.neurons(step) == gone, step
+        if step == 1:
+            assert all(torch.equal(run.scores()[site], scores[site]) for site in scores)
+    assert {name: run.config[name] for name in ("contrast", "lam", "q") if name in run.config} == contrast
+    if contrast:
+        with pytest.raises(FileExistsError, match=next(iter(contrast))):
+            sepcap.prune(tiny_opt, config_of(letters, digits, importance=importance), out=tmp_path / "run")
 
 
 def test_a_stopped_run_by_taylor_goes_on_to_the_same_bits(tiny_opt, letters, digits, tmp_path, monkeypatch):
@@ -51,3 +69,26 @@ def test_heads_are_pruned_whole_by_gradients(tiny_opt, letters, digits, tmp_path
 def test_a_run_by_random_neurons_collects_no_gradients(letters, digits):
     assert config_of(letters, digits, importance="random").gradients == ()
     assert config_of(letters, digits, importance="ig_abs").gradients == ("ig",)
+
+
+def test_a_contrast_that_an_importance_has_anyway_makes_no_other_run(letters, digits):
+    """Runs of versions without contrasts have none of the fields, and go on."""
+    for importance, contrast in (("abs", "ratio"), ("atp", "difference"), ("random", "guarded")):
+        assert config_of(letters, digits, importance=importance, contrast=contrast).contrasted == {}
+    assert config_of(letters, digits, contrast="guarded").contrasted == {"contrast": "guarded"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"importance": "atp", "contrast": "ratio"}, "atp_abs"),
+        ({"importance": "mean_shift", "contrast": "ratio"}, "leave it out"),
+        ({"lam": 2.0}, "lam=2.0 belongs to contrast='difference', and the contrast is 'ratio'"),
+        ({"contrast": "difference", "q": 0.1}, "q=0.1 belongs to contrast='guarded'"),
+        ({"contrast": "difference", "lam": -1.0}, "lam=-1.0"),
+        ({"contrast": "guarded", "q": 1.5}, "q=1.5"),
+    ],
+)
+def test_contrasts_that_have_no_meaning_are_refused(letters, digits, fields, said):
+    with pytest.raises(ValueError, match=said):
+        config_of(letters, digits, **fields)

@@ -28,6 +28,9 @@ TELLING = (
     "offset",
     "recollect",
     "eps",
+    "contrast",
+    "lam",
+    "q",
     "tokens",
     "seed",
 )
@@ -64,7 +67,7 @@ def _labels(runs: list[RunFolder]) -> list[str]:
 def _said(field: str, value: Any) -> str:
     if field == "fractions":
         return " + ".join(f"{amount} {site}" if isinstance(amount, int) else f"{100 * amount:g}% {site}" for site, amount in value.items())
-    return f"{field} {value}"
+    return f"default {field}" if value is None else f"{field} {value}"
 
 
 def is_random(run: RunFolder) -> bool:

@@ -197,7 +197,8 @@ class RunFolder(StepFiles):
         importance = self.config["importance"]
         if importance == "random":
             raise ValueError("a random run has no scores")
-        return score(self.statistics("forget"), self.statistics("retain"), importance, eps=self.config["eps"])
+        how = {name: self.config[name] for name in ("eps", "contrast", "lam", "q") if name in self.config}
+        return score(self.statistics("forget"), self.statistics("retain"), importance, **how)
 
     def rows(self, role: str) -> Float[np.ndarray, "step row count"]:
         """Evaluation sums per row, in the order of `sepcap.evaluation.next_token.COUNTS`."""
