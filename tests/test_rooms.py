@@ -26,11 +26,10 @@ FLOORS = (
     {"studies.pruning"},
     {
         "studies.ablations", "studies.clusters", "studies.cross_task", "studies.dimensions", "studies.directions", "studies.jacobian",
-        "studies.methods", "studies.overlaps", "studies.paragraphs", "studies.selection_checks", "studies.similarity",
-        "studies.single_ablations",
         "studies.learned", "studies.methods", "studies.overlaps", "studies.paragraphs", "studies.selection_checks", "studies.similarity",
+        "studies.single_ablations",
     },
-    {"studies.reproduce"},
+    {"studies.importances", "studies.reproduce"},
     {"studies.catalog"},
     {"studies.check"},
     {"plots"},
