@@ -1,5 +1,5 @@
 """Make the figures of this folder (`make figures`): the demo's comparison, the comparison of methods, kinds of ablation, activations,
-modules, geometry, paragraph breaks.
+modules, geometry, paragraph breaks, the league table of importances.
 
 Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files contain the plotted numbers. The
 figures of the demo, `numbers.json` and the table of the README are always made together, from the same runs. Without finished runs it takes
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import tyro
 
 import sepcap
@@ -44,10 +45,14 @@ class FigureConfig:
     """Folder of the ablation of random neurons, as written by `sepcap ablate`."""
     studies: Path = Path("runs/studies")
     """Folder of the studies of modules, geometry and paragraph breaks."""
+    importances: Path = Path("runs/importances")
+    """Folder of the comparisons of importances, one for the embedded model and one for every compiled model."""
+    sample: int | None = 1_500
+    """Neurons of each site of the embedded model that are ablated alone, drawn at random; the compiled models' are all ablated."""
     out: Path = Path("figures")
     readme: Path = Path("README.md")
     """Contains the table of the demo, which is replaced."""
-    parts: tuple[Literal["pruning", "attention", "studies"], ...] = ("pruning", "attention", "studies")
+    parts: tuple[Literal["pruning", "attention", "studies", "importances"], ...] = ("pruning", "attention", "studies", "importances")
     """Groups of figures to make."""
 
     def save(self, name: str, figure: Any, width: str = "column") -> None:
@@ -196,11 +201,44 @@ def last_layers(model: Any, texts: Sequence[Passage]) -> tuple[int, ...]:
     return tuple(layers[max(layers, key=gain) :])
 
 
+def importances(model: Any, config: FigureConfig) -> None:
+    """League tables of importances: the embedded model with its untrained control, and all compiled models."""
+    sites = ("mlp", "attn_pre_out")
+    found = sepcap.compare_importances(model, sites=sites, sample=config.sample, out=config.importances / "default", progress=print)
+    for site in sites:
+        config.save(f"importances-{site}", found.figure("ranks", site=site))
+        config.save(f"importances-{site}-effects", found.figure("effects", site=site), "page")
+        config.save(f"importances-{site}-trajectories", found.figure("trajectories", site=site))
+    known = {}
+    for name in sepcap.compiled_models().index:
+        budget: dict[str, Any] = {
+            "tokens": 3_000,
+            "effect_tokens": 500,
+            "eval_tokens": 1_000,
+            "choice_tokens": 1_000,
+            "best": 0,
+            "learn_steps": 60,
+        }
+        known[name] = sepcap.compare_importances(
+            compiled=name, sites=(*sites, "attn_value"), out=config.importances / name, progress=print, **budget
+        )
+    parts = {"league": "league", "trust": "trust", "untrained": "control"}
+    tables = {
+        name: pd.concat({key: one.tables[table] for key, one in {"default": found, **known}.items()}, names=["model"])
+        for name, table in parts.items()
+    }
+    tables["labels"] = pd.concat({name: one.tables["labels"] for name, one in known.items()}, names=["model"])
+    for name, table in tables.items():
+        table.reset_index("model").to_csv(config.out / f"importances-{name}.csv", index=False, float_format="%.4f")
+    for name, result in {"default": found, **known}.items():
+        print(name, *result.summary(), result.report(config.importances / f"{name}.html"), sep="\n  ")
+
+
 def main(config: FigureConfig) -> None:
     """Run the studies that are not finished, and make all figures."""
     model = sepcap.load_model()
     for part in config.parts:
-        {"pruning": pruning, "attention": attention, "studies": studies}[part](model, config)
+        {"pruning": pruning, "attention": attention, "studies": studies, "importances": importances}[part](model, config)
 
 
 if __name__ == "__main__":
