@@ -17,13 +17,14 @@ from sepcap.cli.core import Evaluate, Models, Score, Tasks
 from sepcap.cli.geometry import Geometry
 from sepcap.cli.modules import Modules
 from sepcap.cli.paragraphs import Paragraphs
-from sepcap.cli.pruning import Demo, Prune
+from sepcap.cli.pruning import Demo, LearnRanking, Prune
 from sepcap.cli.running import ended, parsed, versions
 from sepcap.cli.studies import Report, Reproduce
 
 COMMANDS = {
     "demo": Demo,
     "prune": Prune,
+    "learn-ranking": LearnRanking,
     "score": Score,
     "evaluate": Evaluate,
     "ablate": Ablate,

@@ -1,4 +1,4 @@
-"""Commands that prune: the demo, one run, methods compared."""
+"""Commands that prune: the demo, one run, a learned order, methods compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any, Literal
 
 from sepcap.cli.options import Study, study_command, write_figures
+from sepcap.selection.names import ImportanceName
 from sepcap.studies.directions.config import DirectionComparisonConfig
+from sepcap.studies.learned.config import LearnedRankingConfig, LearnedSite
 from sepcap.studies.methods.config import MethodComparisonConfig
 from sepcap.studies.pruning.config import PruningConfig
 
@@ -75,6 +77,21 @@ class Prune(PruningConfig, Tracked):
                 print(alone)
         except ValueError as error:  # the run is whole all the same: an untrained model has no accuracy to lose
             print(f"no separability: {error}")
+
+
+@study_command(
+    "learn_ranking",
+    out="runs/learned",
+    defaults={"site": ("mlp",)},
+    site=tuple[LearnedSite, ...],
+    init=ImportanceName,
+)
+class LearnRanking(LearnedRankingConfig, Study):
+    """Learn an order of all neurons that separates two tasks, and compare it with the fixed score it started from.
+
+    The order is learned on collection texts by gradient descent, and is never worse than its start on those of them that are held out.
+    `sepcap prune --importance learned --no-recollect` prunes by such an order.
+    """
 
 
 @study_command("compare_methods", out="runs/methods")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ LAST_SHARES = 10
 HISTORY = ("share", "retain", "forget")
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where checkpoints are kept, such as `sepcap.studies.base.folder.Pieces`."""
 
@@ -55,6 +56,8 @@ class Fitting:
     step_tokens: int = 2_048
     lr: float = 0.03
     tau: float = 0.3
+    cap: float = 1.4
+    deepest: float = 0.8
     check_every: int = 60
     batch_size: int = 16
     seed: int = 0
@@ -68,7 +71,7 @@ class Learned:
         theta: key -> a number for every neuron, or head; the highest are masked first.
         step: number of steps after which this was the order; 0 for the start.
         held_out: step -> area on the held-out collection texts, of the start and of the orders that were compared with it.
-        history: per step the share that was masked and both mean losses in nats, [step, 3] in the order of `HISTORY`.
+        history: per step the share that was masked, of all neurons or heads, and both mean losses in nats, as in `HISTORY`.
         cap: loss on forget above which it is not raised further, in nats.
         forward_tokens, backward_tokens: tokens that passes over the model processed for learning, padding included.
         check_tokens: the same for evaluations on the held-out texts.
@@ -85,8 +88,17 @@ class Learned:
 
 
 def unigram_loss(sample: TokenSample) -> float:
-    """Cross-entropy in nats of a model that predicts every target of a sample by its relative frequency there: their entropy."""
+    """Cross-entropy in nats of a model that predicts every target of a sample by its relative frequency.
+
+    Raises:
+        ValueError: fewer than two distinct targets.
+    """
     _, counts = np.unique(sample.targets(), return_counts=True)
+    if len(counts) < 2:
+        raise ValueError(
+            f"task {sample.task!r} has {len(counts)} distinct target{'s' * (len(counts) != 1)} in the collection texts: a guess is always "
+            "right, and there is nothing to forget"
+        )
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 
@@ -138,7 +150,7 @@ def learn_order(
         samples: role -> collection texts; one document in `HELD_OUT` is held out.
         start: key -> θ before the first step.
         how: steps and their size.
-        largest: key -> largest share that is masked; the shares of several keys grow together.
+        largest: key -> share of it at the end of a trajectory; the shares of several keys grow together.
         constants: site -> what masked neurons are set to; None for 0.
         store: keeps checkpoints, from which the same call resumes with equal bits.
 
@@ -171,7 +183,7 @@ class _Fit:
     batch_size: int
 
     def run(self, start: Theta) -> Learned:
-        self.cap = unigram_loss(self.fit["forget"])
+        self.cap = self.how.cap * unigram_loss(self.fit["forget"])
         self.whole: Rows | None = None
         state = self._resumed() or _State({key: value.clone() for key, value in start.items()}, dict(start))
         if not state.held_out:
@@ -200,11 +212,13 @@ class _Fit:
 
     def _descend(self, state: _State, adam: torch.optim.Optimizer) -> None:
         """One step: both losses with the top of a random share masked, and their gradient."""
-        share = float(np.random.default_rng([self.how.seed, state.step]).random())
-        masks = {}
+        drawn = float(np.random.default_rng([self.how.seed, state.step]).random())
+        masks, masked = {}, 0
         for one in self.ranked:
-            k = min(max(1, one.count(share * self.largest[one.key])), max(1, one.size - 1))
+            k = min(max(1, one.count(drawn * min(self.how.deepest, self.largest[one.key]))), max(1, one.size - 1))
             masks[one.key] = straight_through(state.theta[one.key], k, self.how.tau)
+            masked += k
+        share = masked / sum(one.size for one in self.ranked)
         leaves = {key: mask.detach().requires_grad_(True) for key, mask in masks.items()}
         retain, slopes = self._loss("retain", state, leaves, math.inf)
         forget, others = self._loss("forget", state, leaves, self.cap)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.evaluation.next_token import evaluate_batch, most_frequent_targets
@@ -18,8 +17,8 @@ from sepcap.tasks.batches import TokenSample
 
 ROLES = ("forget", "retain")
 
-Rows = dict[str, Float[np.ndarray, "step row count"]]
-"""Role -> evaluation sums of every row at every step, in the order of `COUNTS`."""
+Rows = dict[str, np.ndarray]
+"""Role -> evaluation sums of every row at every step [step, row, count], in the order of `COUNTS`."""
 
 
 def masked_rows(

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from sepcap.errors import unknown
@@ -17,8 +17,8 @@ from sepcap.selection.score import Scores
 KEYS = (*SITES, "heads")
 """What can be put in order: the neurons of a site, or whole heads at the site attn_pre_out."""
 
-Theta = Mapping[str, Float[Tensor, "layer *unit"]]
-"""Key -> a number for every neuron, or head; the highest are masked first."""
+Theta = Mapping[str, Tensor]
+"""Key -> a number for every neuron [layer, *neuron], or head [layer, head]; the highest are masked first."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Ranked:
         """Number of neurons, or heads, to put in order."""
         return int(torch.Size(self.shape).numel())
 
-    def neurons(self, values: Float[Tensor, "layer *unit"]) -> Float[Tensor, "layer *neuron"]:
+    def neurons(self, values: Shaped[Tensor, "layer *unit"]) -> Shaped[Tensor, "layer *neuron"]:
         """Every neuron's value: its own, or that of its head."""
         return values[..., None].expand(self.population.shape) if self.key == "heads" else values
 
@@ -73,7 +73,7 @@ def ranked_of(model: Any, keys: Sequence[str]) -> list[Ranked]:
     return [Ranked(key, bind(model, "attn_pre_out" if key == "heads" else key)) for key in keys]
 
 
-def starting_theta(ranked: Sequence[Ranked], scores: Scores) -> dict[str, Float[Tensor, "layer *unit"]]:
+def starting_theta(ranked: Sequence[Ranked], scores: Scores) -> dict[str, Tensor]:
     """Normal quantiles of the ranks of some scores: as spread out as the step size and τ assume, whatever the scores are.
 
     Raises:
@@ -98,7 +98,7 @@ def starting_theta(ranked: Sequence[Ranked], scores: Scores) -> dict[str, Float[
     return theta
 
 
-def scores_of(ranked: Sequence[Ranked], theta: Theta) -> dict[str, Float[Tensor, "layer *neuron"]]:
+def scores_of(ranked: Sequence[Ranked], theta: Theta) -> dict[str, Tensor]:
     """Site -> the share of the neurons, or heads, that are not ahead in the order: 1 for the first, 1/N for the last of N."""
     scores = {}
     for one in ranked:

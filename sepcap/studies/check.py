@@ -10,6 +10,7 @@ from sepcap.storage import PART, check_seal
 from sepcap.studies.base.folder import FINISHED, PAGES, identity_of, own_files, read_config, study_damage
 from sepcap.studies.pruning.check_run import problems
 from sepcap.studies.pruning.generations import FILE, texts_kept
+from sepcap.studies.pruning.on_disk.step_files import LEARNED, LEARNING, ROTATION
 from sepcap.studies.pruning.random_neurons.baselines import found_again
 from sepcap.studies.pruning.run import Run
 from sepcap.studies.pruning.trackers import LINES, lines_are_behind
@@ -78,7 +79,8 @@ def _run(found: Checked) -> None:
         found.problems.append(str(error))
     known = {*BESIDE, *(name for step in range(run.steps_done + 1) for name in run.record(step)["files"])}
     known |= {f"steps/{step:04d}/record.json" for step in range(run.steps_done + 1)}
-    known |= {"statistics/forget.safetensors", "statistics/retain.safetensors", "rotation.safetensors"} if run.steps_done < 0 else set()
+    before = {"statistics/forget.safetensors", "statistics/retain.safetensors", ROTATION, LEARNED, LEARNING}
+    known |= before if run.steps_done < 0 else set()
     _unexpected(found, {name for name in own_files(run.folder) if not name.startswith("wandb/")} - known)
     if "matched" in run.config and found_again(run) is None:
         lost = f"the run that it is matched with ({run.config['matched']}) is missing or has changed"

@@ -133,7 +133,9 @@ class Blueprint:
 
 
 @torch.no_grad()
-def in_mlp(folder: Path, *, words: int = 12, shared: int = 0, busy: int = 0, leak: float = 0.0, seed: int = 0) -> Planted:
+def in_mlp(
+    folder: Path, *, words: int = 12, shared: int = 0, busy: int = 0, leak: float = 0.0, seed: int = 0, misled: float = 0.0
+) -> Planted:
     """Two circuits of mlp neurons, of which `shared` words use the same neuron.
 
     Word k < shared of either task fires one common neuron, which writes only "index k+1"; the task comes from the linear path. Every
@@ -144,12 +146,14 @@ def in_mlp(folder: Path, *, words: int = 12, shared: int = 0, busy: int = 0, lea
     Args:
         busy: additional neurons that fire strongly at every word of both tasks and write nothing.
         leak: what a neuron gives, relative to its full strength, at words that are not its own.
+        misled: what a neuron of one task gives, relative to its full strength, at all words of the other task, where it matters to
+            nothing: the linear path writes the task more strongly. By activity every neuron is one of the other task.
     """
     jobs = [("both", [("a", k), ("b", k)]) for k in range(shared)]
     jobs += [(task, [(task, k)]) for task in "ab" for k in range(shared, words)]
     jobs += [("busy", [])] * busy
     per_layer = -(-len(jobs) // LAYERS)
-    blueprint = Blueprint(words, ffn=per_layer, which=0.5 if shared else 0.0)
+    blueprint = Blueprint(words, ffn=per_layer, which=misled + 1 if misled else 0.5 if shared else 0.0)
     generator = torch.Generator().manual_seed(seed)
     places = torch.randperm(LAYERS * per_layer, generator=generator).tolist()
     strengths = (10 ** (torch.rand(len(jobs), generator=generator) - 0.5)).tolist()
@@ -169,6 +173,9 @@ def in_mlp(folder: Path, *, words: int = 12, shared: int = 0, busy: int = 0, lea
         # at BOS nothing leaks: a prediction there would be an accident of rounding
         fc1.weight[n] -= 2 * leak * strength * blueprint.reader([0])
         fc1.bias[n] = elsewhere * strength
+        if misled:
+            other = [blueprint.token("ab"[kind == "a"], k) for k in range(words)]
+            fc1.weight[n] += (misled - elsewhere) * strength * blueprint.reader(other)
         task, k = fires_on[0]
         successor = blueprint.index + (k + 1) % words if kind == "both" else blueprint.next + blueprint.token(task, k + 1)
         fc2.weight[:, n] = blueprint.both_halves(successor) / strength

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sepcap.checks import FROM_1, POSITIVE, check_fields, distinct
+from sepcap.checks import FRACTION, FROM_1, POSITIVE, check_fields, distinct
 from sepcap.errors import unknown
 from sepcap.selection.names import DIVERGENCES, ImportanceName
 from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, check_fractions
@@ -27,8 +27,8 @@ class LearnedRankingConfig(Sampled):
     """Number of gradient steps."""
     init: Any = "abs"
     """The order to start from: an importance, or in Python also `Scores`."""
-    constants: Literal["zero", "mean", "optimal"] = "zero"
-    """What masked neurons are set to: 0, their mean on the retain task, or constants that start there and are learned with the order."""
+    constants: Literal["zero", "mean"] = "zero"
+    """What masked neurons are set to: 0, or their mean on the retain task."""
     tokens: int = 40_000
     """Token positions per task of the collection texts; one in six documents is held out and decides between start and learned order."""
     eval_tokens: int = 15_000
@@ -39,13 +39,17 @@ class LearnedRankingConfig(Sampled):
     """Step size of Adam, in units of θ: at the start, θ are normal quantiles of the ranks."""
     tau: float = 0.3
     """Width of the sigmoid whose derivative the masks get, in units of θ."""
+    cap: float = 1.4
+    """Loss on forget above which it is not raised further, relative to that of a unigram model of forget."""
+    deepest: float = 0.8
+    """Largest share of the neurons that is masked in a step; shares are drawn uniformly from 0 to it."""
     check_every: int = 60
     """Steps between the orders that are compared on the held-out texts, beside the last one."""
     seed: int = 0
     """Seed of the shares and of the order of the texts; also of the documents of the collection texts (0: their original order)."""
 
     def __post_init__(self) -> None:
-        check_fields(self, step_tokens=FROM_1, check_every=FROM_1, tau=POSITIVE)
+        check_fields(self, step_tokens=FROM_1, check_every=FROM_1, tau=POSITIVE, cap=POSITIVE, deepest=FRACTION)
         if not self.sites:
             raise ValueError("site=(): give at least one of " + ", ".join(map(repr, FRACTION_KEYS)))
         distinct("site", self.sites)

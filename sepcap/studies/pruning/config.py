@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sepcap.checks import check_fields
+from sepcap.checks import FROM_1, check_fields
 from sepcap.selection.names import DIVERGENCES, Contrast, ImportanceName, gradients_for, resolve_contrast
 from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, check_fractions
 
@@ -37,8 +37,11 @@ class PruningConfig(Sampled):
     neurons. "heads" prunes whole heads."""
     steps: int = 50
     """Number of pruning steps."""
-    importance: Literal[ImportanceName, "random"] = "abs"
-    """Importance function, or "random" for a baseline."""
+    importance: Literal[ImportanceName, "random", "learned"] = "abs"
+    """Importance function; "random" for a baseline; or "learned" for one order learned by gradient descent, from that of "abs" on (METHODS
+    21): it is learned once, on the unpruned model, so that it needs recollect=False."""
+    learning_steps: int = 120
+    """For "learned": number of gradient steps."""
     baseline: Literal["uniform", "per_layer", "activity"] = "uniform"
     """For "random": neurons drawn uniformly over the model; as many per layer as another run pruned at the same step; or as many per layer
     and per tenth of it by activity on the retain task as that run pruned."""
@@ -72,8 +75,13 @@ class PruningConfig(Sampled):
     original order. Evaluation uses the same tokens for every seed, so that runs are paired."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, learning_steps=FROM_1)
         check_fractions(self.fractions, self.steps, self.importance)
+        if self.importance == "learned" and self.recollect:
+            raise ValueError(
+                "importance='learned' with recollect=True: one order of all neurons is learned on the unpruned model, and no order of what "
+                "is left is learned at every step. Give recollect=False (on the command line --no-recollect)"
+            )
         attention = [site for site in self.fractions if site != "mlp"]
         if self.importance != "random":
             contrast = resolve_contrast(self.importance, self.contrast)
@@ -100,6 +108,11 @@ class PruningConfig(Sampled):
     def histogram(self, role: str) -> bool:
         """Whether the statistics of a role need histograms."""
         return self.importance in DIVERGENCES or (self.offset == "peak" and role == "retain")
+
+    @property
+    def start(self) -> str:
+        """The importance by which neurons are scored; that of the start if an order is learned."""
+        return "abs" if self.importance == "learned" else self.importance
 
     @property
     def gradients(self) -> tuple[str, ...]:

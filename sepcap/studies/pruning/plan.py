@@ -11,11 +11,14 @@ from sepcap.evaluation.generation import prompt_of
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.evaluation.result import COUNTS
 from sepcap.interventions.deletion import check_output_biases
+from sepcap.interventions.optimal import apart
 from sepcap.interventions.rotation import check_rotation
 from sepcap.interventions.trial import check_deletion
+from sepcap.learning.fit import HELD_OUT, Fitting, planned_tokens
 from sepcap.models.kinds import inner, kind_of
 from sepcap.models.sites import Population, bind, output_biases, populations
 from sepcap.selection.neurons import amount_in_words, how_many
+from sepcap.statistics.backward import check_differentiable
 from sepcap.statistics.gradients import MEASURED
 from sepcap.statistics.histogram import BINS
 from sepcap.studies.base.provenance import made_with
@@ -63,7 +66,8 @@ class Plan:
         The statistics of step 0 serve step 1; with `recollect`, every later step collects its own.
         """
         again = (self.config.steps - 1) * self.recollected if self.config.recollect else 0
-        return self.collected + again + sum(s.tokens for s in self.evaluate.values()) * (self.config.steps + 1)
+        learned = planned_tokens(self.collect, self.learning) if self.config.importance == "learned" else 0
+        return self.collected + again + learned + sum(s.tokens for s in self.evaluate.values()) * (self.config.steps + 1)
 
     def cost(self) -> str:
         """The work of the run and its cost, in one sentence."""
@@ -79,6 +83,11 @@ class Plan:
             f"forget {self.resolved['forget']}, retain {self.resolved['retain']}, {c.steps} steps of {each}, {how}; "
             f"{self.tokens() / 1e6:.3g} M tokens through the model, about {self.disk() / 1e6:.2g} MB on disk"
         )
+
+    @property
+    def learning(self) -> Fitting:
+        """How an order is learned."""
+        return Fitting(steps=self.config.learning_steps, batch_size=self.config.batch_size, seed=self.config.seed)
 
     @property
     def collected(self) -> int:
@@ -127,6 +136,8 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
         # two files with the same name: tables and figures must distinguish them
         tasks = {role: dataclasses.replace(task, name=f"{task.name}-{task.fingerprint[:6]}") for role, task in tasks.items()}
     bound = populations(model, config.sites)
+    if config.importance == "learned":
+        check_differentiable(model)
     for site, population in bound.items():
         check_deletion(population)
         shape = population.shape
@@ -158,12 +169,17 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
             if key not in known:
                 known[key] = sample_task(model, task, split, budget, context, seed, config.per_document)
             samples[split][role] = known[key]
+    if config.importance == "learned":
+        for sample in samples["collect"].values():
+            apart(sample, HELD_OUT)  # before anything is written
     resolved = dataclasses.asdict(dataclasses.replace(config, forget=tasks["forget"].name, retain=tasks["retain"].name))
     for name in ("contrast", "lam", "q"):
         del resolved[name]
     resolved |= config.contrasted
     if config.importance != "random":
         del resolved["baseline"]  # other importances have no baseline
+    if config.importance != "learned":
+        del resolved["learning_steps"]
     if matched is None:
         del resolved["matched"]
     else:

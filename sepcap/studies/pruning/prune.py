@@ -15,6 +15,8 @@ from sepcap.errors import CorruptFile, warn
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.interventions.deletion import delete
 from sepcap.interventions.rotation import compute_rotation
+from sepcap.learning.fit import learn_order
+from sepcap.learning.order import ranked_of, scores_of, starting_theta
 from sepcap.models.sites import output_biases
 from sepcap.models.weights import WeightSnapshot
 from sepcap.progress import progress
@@ -23,11 +25,12 @@ from sepcap.selection.score import Scores, score
 from sepcap.statistics.collect import collect_sample
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import make_folder, output_path, remove_parts, sole_writer
+from sepcap.studies.base.folder import Pieces
 from sepcap.studies.base.runner import study
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.on_disk.run_folder import begin_run, find_run, metrics_of
-from sepcap.studies.pruning.on_disk.step_files import ROTATION
+from sepcap.studies.pruning.on_disk.step_files import LEARNED, ROTATION
 from sepcap.studies.pruning.plan import Plan, plan
 from sepcap.studies.pruning.run import Run
 from sepcap.studies.pruning.trackers import Callback, Trackers, lines_are_behind, tracked, trackers_of
@@ -194,7 +197,7 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
     thresholds: dict[str, float] = {}
     if step:
         statistics, tokens = _statistics(prepared, run, step)
-        new, thresholds = _selected(prepared, statistics, step, pruned)
+        new, thresholds = _selected(prepared, run, statistics, step, pruned)
         pruned = pruned | new
         delete(model, new, _offset(config, statistics))
     evaluations = {}
@@ -206,6 +209,8 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
         # written before the step: a run that has a step 0 has its statistics
         for role, measured in _unpruned(prepared).items():
             measured.save(run.folder / "statistics" / f"{role}.safetensors")
+        if config.importance == "learned":
+            _learn(prepared, run)
         tokens += prepared.collected
     record = {
         "step": step,
@@ -220,11 +225,13 @@ def _step(prepared: Plan, run: Run, step: int) -> None:
     log.info("step %d: %s; %s neurons pruned", step, _progress(run, step), f"{len(pruned):,}")
 
 
-def _selected(prepared: Plan, statistics: dict[str, Statistics], step: int, pruned: NeuronSet) -> tuple[NeuronSet, dict[str, float]]:
+def _selected(
+    prepared: Plan, run: Run, statistics: dict[str, Statistics], step: int, pruned: NeuronSet
+) -> tuple[NeuronSet, dict[str, float]]:
     """Neurons that a step selects, and the lowest selected score per site, if it selects by score."""
     if prepared.matched is not None:
         return prepared.matched.draw(step, pruned, prepared.config.seed), {}
-    config, scores, fractions = prepared.config, _scores(prepared, statistics, step), prepared.config.fractions
+    config, scores, fractions = prepared.config, _scores(prepared, run, statistics, step), prepared.config.fractions
     if config.recollect:
         chosen = scores.top(fractions, per_layer=config.per_layer, exclude=pruned, aggregate=config.aggregate)
     else:
@@ -257,8 +264,27 @@ def _statistics(prepared: Plan, run: Run, step: int) -> tuple[dict[str, Statisti
     return {role: run.statistics(role) for role in roles}, 0
 
 
-def _scores(prepared: Plan, statistics: dict[str, Statistics], step: int) -> Scores:
+def _learn(prepared: Plan, run: Run) -> None:
+    """Learn an order of all neurons on the unpruned model, and write it; checkpoints are in the folder of the run."""
     config = prepared.config
+    ranked = ranked_of(prepared.model, list(config.fractions))
+    statistics = {role: Statistics.load(run.folder / "statistics" / f"{role}.safetensors") for role in prepared.collect}
+    by_abs = score(statistics["forget"], statistics["retain"], config.start, eps=config.eps, sites=config.sites)
+    # shares that the run does not reach are not trained for
+    shares = {one.key: n / one.size if isinstance(n := config.fractions[one.key], int) else n for one in ranked}
+    largest = {key: min(1.0, config.steps * share) for key, share in shares.items()}
+    how: dict[str, Any] = {"how": prepared.learning, "largest": largest, "constants": _offset(config, statistics)}
+    store = Pieces(run.folder, run.identity)
+    learned = learn_order(prepared.model, ranked, prepared.collect, starting_theta(ranked, by_abs), store=store, **how)
+    info = {"importance": "learned", **{name: by_abs.info[name] for name in ("forget", "retain", "model")}}
+    info |= {"learned_step": learned.step, "held_out_areas": list(learned.held_out.items())}
+    Scores(scores_of(ranked, learned.theta), info).save(run.folder / LEARNED)
+
+
+def _scores(prepared: Plan, run: Run, statistics: dict[str, Statistics], step: int) -> Scores:
+    config = prepared.config
+    if config.importance == "learned":
+        return run.scores()
     if config.importance == "random":
         # without recollection one draw serves all steps, as one set of statistics does in a selective run
         ranks = random_ranks(prepared.populations, [config.seed, step if config.recollect else 0])

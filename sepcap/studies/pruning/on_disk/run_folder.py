@@ -26,7 +26,7 @@ from sepcap.statistics.moments import Statistics
 from sepcap.storage import FORMAT, PART, html_card, load_tensors, open_regular, write_atomically, write_json
 from sepcap.studies.base.folder import differing_fields
 from sepcap.studies.base.tables import read_table, same_table
-from sepcap.studies.pruning.on_disk.step_files import BIASES, ROLES, ROTATION, StepFiles, clusters_name
+from sepcap.studies.pruning.on_disk.step_files import BIASES, LEARNED, ROLES, ROTATION, StepFiles, clusters_name
 from sepcap.studies.pruning.separability import Separability, separability
 
 Loaded = TypeVar("Loaded", bound="RunFolder")
@@ -197,6 +197,9 @@ class RunFolder(StepFiles):
         importance = self.config["importance"]
         if importance == "random":
             raise ValueError("a random run has no scores")
+        if importance == "learned":
+            with self._way_out(0):
+                return Scores.load(self._checked(0, LEARNED))
         how = {name: self.config[name] for name in ("eps", "contrast", "lam", "q") if name in self.config}
         return score(self.statistics("forget"), self.statistics("retain"), importance, **how)
 

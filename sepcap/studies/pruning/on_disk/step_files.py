@@ -19,6 +19,9 @@ from sepcap.studies.base.folder import identity_of
 
 BIASES = "biases.safetensors"
 ROTATION = "rotation.safetensors"
+LEARNED = "statistics/learned.safetensors"
+LEARNING = "pieces/learning.safetensors"
+"""The learned order of a run that prunes by one, and the last checkpoint of its learning."""
 T = TypeVar("T")
 ROLES: tuple[Literal["forget", "retain"], ...] = ("forget", "retain")
 
@@ -125,7 +128,7 @@ class StepFiles:
             save_tensors(temporary / BIASES, biases, {"kind": "biases"})
         files = {f"steps/{step:04d}/{n}": seal for n, seal in seals_of(temporary, sorted(os.listdir(temporary))).items()}
         if step == 0:  # files written before the step
-            before = (*(f"statistics/{role}.safetensors" for role in ROLES), ROTATION)
+            before = (*(f"statistics/{role}.safetensors" for role in ROLES), ROTATION, LEARNED, LEARNING)
             files |= seals_of(self.folder, [name for name in before if (self.folder / name).exists()])
         write_json(temporary / "record.json", {"run": self.identity, **record, "files": files})
 
