@@ -22,7 +22,10 @@ from sepcap.models.forward import Hook, Stop, call, run_hooks, with_hooks
 from sepcap.models.kinds import is_hooked_transformer, kind_of
 from sepcap.models.sites import n_layers
 
-KeysAndValues = tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_head"]]
+KeysAndValues = tuple[Float[Tensor, "row head pos d_key"], Float[Tensor, "row head pos d_value"]]
+
+NO_CACHE = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""Errors of architectures that take no cache of keys and values, such as those with recurrent layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,20 +80,23 @@ def record(
     with ExitStack() as stack:
         stack.callback(model.blocks[0].register_forward_hook(look_at_form).remove)
         if keeps_cache(model) and mask is None:
-            kept = DynamicCache()  # without the configuration: a sliding window would drop early positions
-            stack.enter_context(with_hooks(model, [*every[:-1], (every[-1][0], _stop_after(every[-1][1]))]))
-            with suppress(Stop):
-                model(inputs, return_type="logits", past_key_values=kept)
-            cache = _complete(kept, inputs, len(layers))
-        else:
+            cache = _keys_and_values(model, inputs, every)
+        if cache is None:
             run_hooks(model, inputs, every, mask)
     return Recorded(inputs, mask, tuple(streams[layer] for layer in range(len(layers) + 1)), cache, in_tuple)
 
 
-def _complete(kept: Any, inputs: Tensor, layers: int) -> tuple[KeysAndValues, ...] | None:
-    """Keys and values, if there are some for every position of every layer; other architectures keep something else."""
+def _keys_and_values(model: Any, inputs: Tensor, every: Sequence[Hook]) -> tuple[KeysAndValues, ...] | None:
+    """Run a pass, and return the keys and values of every position of every layer, if the architecture keeps them."""
+    kept: Any = DynamicCache()  # without the configuration: a sliding window would drop early positions
+    last, look = every[-1]
+    try:
+        with suppress(Stop), with_hooks(model, [*every[:-1], (last, _stop_after(look))]):
+            model(inputs, return_type="logits", past_key_values=kept)
+    except NO_CACHE:
+        return None
     found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in kept.layers]
-    whole = len(found) == layers and all(
+    whole = len(found) == n_layers(model) and all(
         isinstance(x, Tensor) and x.dim() == 4 and (x.shape[0], x.shape[2]) == tuple(inputs.shape) for pair in found for x in pair
     )
     return tuple((keys, values) for keys, values in found if keys is not None and values is not None) if whole else None

@@ -8,7 +8,7 @@ documents is often small. A percentile bootstrap of 10 documents covers the true
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -204,7 +204,7 @@ def bootstrap_intervals(replicas: Float[np.ndarray, "replica value"], clusters: 
     return ends
 
 
-def _expanded_percentiles(known: Float[np.ndarray, "replica *value"], clusters: int) -> tuple[np.ndarray, np.ndarray]:
+def _expanded_percentiles(known: Float[np.ndarray, "replica *value"], clusters: int) -> tuple[Any, Any]:
     from scipy.special import ndtr
 
     lower = ndtr(-math.sqrt(clusters / (clusters - 1)) * t_factor(clusters))

@@ -45,7 +45,7 @@ class SignedLog:
     def of(self, values: Any) -> np.ndarray:
         """Places of values on the axis."""
         values = np.asarray(values, dtype=float)
-        return np.sign(values) * np.log10(1 + np.abs(values) / self.unit)
+        return np.asarray(np.sign(values) * np.log10(1 + np.abs(values) / self.unit))
 
     def axis(self, title: str) -> dict[str, Any]:
         """The axis, with ticks at 0 and at powers of ten."""

@@ -8,34 +8,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.evaluation.next_token import most_frequent_targets
 from sepcap.evaluation.result import COUNTS, METRICS
 from sepcap.models.forward import device_of, measuring
 from sepcap.models.kinds import inner, kind_of
+from sepcap.models.prefix import NO_CACHE, run_part, unembed
 from sepcap.models.sites import Population
 from sepcap.progress import progress
 from sepcap.statistics.collect import halving_batches
 from sepcap.studies.base.folder import Pieces
 from sepcap.studies.single_ablations.passes import Block, Shortcuts, Units, activations, effects, work
+from sepcap.studies.single_ablations.units import Chunk
 from sepcap.tasks.batches import TokenSample
 
 POSITIONS = 2**14
 """Positions of the rows whose unablated pass is in memory at once."""
 
 NONE = Shortcuts(silent=True, prefix=False, written=False, single=False)
-CANDIDATES = (
-    Shortcuts(),
-    Shortcuts(written=False),
-    Shortcuts(prefix=False),
-    Shortcuts(prefix=False, written=False),
-)
-"""From the fastest down; with none of these, whole rows run from the neuron's layer on."""
+_EVERY = tuple(Shortcuts(prefix=prefix, written=written) for prefix in (True, False) for written in (True, False))
+
+CANDIDATES: dict[str, tuple[Shortcuts, ...]] = {"causal": _EVERY, "masked": _EVERY[2:], "images": ()}
+"""Kind of model -> shortcuts to try, from the fastest down; with none of these, whole rows run from the neuron's layer on."""
 
 SAME = 1e-4
-"""Largest relative difference of logits sums that counts as rounding in float32."""
+"""Largest relative difference of losses that counts as rounding in float32."""
 
 PROBED = 12
 """Number of units from which the rate is measured."""
@@ -76,25 +75,34 @@ def shortcuts_of(model: Any, population: Population, rows: Rows, constants: Floa
 
     A model whose blocks do not add to one stream, or whose keys and values are not kept by position, fails the trial.
     """
+    dtype = next(p.dtype for p in inner(model).parameters() if p.is_floating_point())
+    same = max(SAME, 8 * torch.finfo(dtype).eps)
     with measuring(model):
         truth = _probe(model, population, rows, constants, NONE)
-        for candidate in CANDIDATES if kind_of(model) != "images" else ():
+        for candidate in CANDIDATES[kind_of(model)]:
             if candidate.written and population.site.name != "mlp":
                 continue
             try:
                 found = _probe(model, population, rows, constants, candidate)
-            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError):
+            except NO_CACHE:
                 continue  # an architecture that does not take a cache, or runs its head otherwise
-            dtype = next(p.dtype for p in inner(model).parameters() if p.is_floating_point())
-            if bool(((found - truth).abs() <= max(SAME, 8 * torch.finfo(dtype).eps) * (1 + truth.abs())).all()):
+            if bool(((found - truth).abs() <= same * (1 + truth.abs())).all()):
                 return candidate
     return NONE
 
 
-def _probe(model: Any, population: Population, rows: Rows, constants: Tensor, shortcuts: Shortcuts) -> Float[Tensor, "value"]:
-    """Losses of two rows, and the changes of their loss by the neuron of every layer that changes it at the latest first position."""
+def _probe(
+    model: Any, population: Population, rows: Rows, constants: Float[Tensor, "layer *neuron"], shortcuts: Shortcuts
+) -> Float[Tensor, " value"]:
+    """Losses of two rows, and for every layer their change by a neuron, and their losses in passes that begin in that layer.
+
+    The neuron is the one that leaves the most positions unchanged before the first that it changes. The passes begin in the middle of
+    the rows, if earlier positions are not run: so that keys and values are tried also if no neuron is silent.
+    """
     block = rows.block(model, len(rows.order) - 1, shortcuts, rows=2)
     found = [block.before[..., -1].sum(1)]
+    half = block.batch.asked.shape[1] // 2
+    late = block.batch.asked[:, half:].nonzero(as_tuple=True)
     for layer in population.layers:
         z = activations(model, population, block, layer)
         every = Units(layer, torch.arange(z.shape[2])[:, None], constants[layer].flatten())
@@ -102,6 +110,12 @@ def _probe(model: Any, population: Population, rows: Rows, constants: Tensor, sh
         first = torch.where(changed.any(2), changed.float().argmax(2), -1).sum(1)
         unit = every[slice(at := int(first.argmax()), at + 1)]
         found.append(effects(model, population, block, unit, {layer: z}, shortcuts, 2**12)[0, :, -1])
+        losses = block.before[:, half:, -1][late]
+        if block.starts_late(shortcuts):
+            ran = torch.arange(len(z), device=z.device)
+            stream = run_part(model, block.recorded, layer, block.recorded.streams[layer][:, half:], ran, half)
+            losses = block.counts_at(unembed(model, block.recorded, stream[late]), late[0], half + late[1])[:, -1]
+        found.append(losses)
     return torch.cat(found).cpu()
 
 
@@ -130,7 +144,7 @@ class Measurement:
         return self._assembled(pieces, "before", [(torch.arange(1), None)], len(COUNTS))[0]
 
     def changes(
-        self, pieces: Pieces, what: str, chunks: Sequence[tuple[Int[Tensor, " unit"], Units]]
+        self, pieces: Pieces, what: str, chunks: Sequence[Chunk]
     ) -> Float[np.ndarray, "unit row metric"]:
         """Changes of the sums of every row; pieces that exist are read."""
         return self._assembled(pieces, what, chunks, len(METRICS))
@@ -180,7 +194,7 @@ class Measurement:
             held[layer] = activations(self.model, self.population, held["block"], layer)
         return {layer: held[layer] for layer in layers}
 
-    def expected(self, chunks: Sequence[tuple[Int[Tensor, " unit"], Units]]) -> tuple[float, float]:
+    def expected(self, chunks: Sequence[Chunk]) -> tuple[float, float]:
         """Seconds that the effects will take, from the rate of a few units; and what share of the plain loop's work is left.
 
         The rate is measured on the first block, on units spread evenly over all.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,10 @@ class Plan:
         tokens = ", ".join(f"{self.samples[role]['evaluate'].tokens:,} predictions of {self.resolved[role]}" for role in TASKS)
         said = f"{self.resolved['model']}: {counted(n, f'{c.site} {unit}')} ablated alone ({c.kind}), each on {tokens}"
         if c.pairs is not None:
-            said += f", and {self._pairs():,} pairs of them"
+            said += f", and {counted(self._pairs(), 'pair')} of them"
         if n <= FEW:
             return said
-        constants = self.constants(self.references()[1])
-        both = [one.expected(chunks(self.population, self.places, constants)) for one in self.measurements(constants).values()]
+        both = [one.expected(chunks(self.population, self.places, self.constants)) for one in self.measurements.values()]
         minutes = " and ".join(_duration(seconds) for seconds, _ in both)
         shares = " and ".join(f"{share:.0%}" for _, share in both)
         return f"{said}; at the rate measured just now {minutes}, since {shares} of the work of whole passes is left to do"
@@ -145,37 +145,37 @@ class Plan:
         pairs = self.resolved["pairs"]
         return pairs * (pairs - 1) // 2 if isinstance(pairs, int) else len(pairs)
 
+    @cached_property
     def references(self) -> list[Any]:
         """Statistics of the collection parts of forget and retain."""
         how: dict[str, Any] = {"batch_size": self.config.batch_size, "gradients": gradients_for(self.config.importance)}
         histogram = self.config.kind == "peak"
         return [collect_sample(self.model, self.samples[r]["collect"], self.config.site, histogram=histogram, **how) for r in TASKS]
 
-    def constants(self, retain: Any) -> torch.Tensor:
+    @cached_property
+    def constants(self) -> torch.Tensor:
         """What each neuron is set to."""
         every = NeuronSet({self.config.site: torch.ones(self.population.shape, dtype=torch.bool)})
-        constants = CONSTANTS[self.config.kind](every, retain)
+        constants = CONSTANTS[self.config.kind](every, self.references[1])
         check_constants(every, constants, "constants")
         return constants[self.config.site].cpu()
 
-    def measurements(self, constants: torch.Tensor) -> dict[str, Measurement]:
+    @cached_property
+    def measurements(self) -> dict[str, Measurement]:
         """A measurement on each task, with the shortcuts that the model allows on it."""
         found = {}
         for role in TASKS:
             rows = Rows.of(self.samples[role]["evaluate"])
-            shortcuts = shortcuts_of(self.model, self.population, rows, constants)
+            shortcuts = shortcuts_of(self.model, self.population, rows, self.constants)
             found[role] = Measurement(self.model, self.population, role, rows, shortcuts, self.config.batch_size)
         return found
 
     def compute(self, pieces: Pieces) -> SingleAblations:
         """Measure all units, then the pairs."""
-        references = self.references()
-        scores = score(*references, self.config.importance)[self.config.site]
-        constants = self.constants(references[1])
-        measurements = self.measurements(constants)
-        alone = chunks(self.population, self.places, constants)
+        scores = score(*self.references, self.config.importance)[self.config.site]
+        alone = chunks(self.population, self.places, self.constants)
         arrays: dict[str, Any] = {"places": self.places.numpy(), "score": scores.double().cpu().numpy()}
-        for role, one in measurements.items():
+        for role, one in self.measurements.items():
             arrays[f"{role}/before"] = one.before(pieces)
             arrays[f"{role}/clusters"] = one.rows.sample.clusters
             arrays[f"{role}/alone"] = one.changes(pieces, "alone", alone)
@@ -185,8 +185,8 @@ class Plan:
             pairs = all_pairs(np.argsort(-change, kind="stable")[:pairs].tolist())
         if pairs is not None:
             arrays["pairs"] = np.array(pairs)
-            together = pair_chunks(self.population, self.places, torch.tensor(pairs), constants)
-            for role, one in measurements.items():
+            together = pair_chunks(self.population, self.places, torch.tensor(pairs), self.constants)
+            for role, one in self.measurements.items():
                 arrays[f"{role}/together"] = one.changes(pieces, "together", together)
         return SingleAblations.of(as_json(self.resolved), arrays)
 

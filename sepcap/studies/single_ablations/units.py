@@ -15,6 +15,9 @@ from sepcap.studies.single_ablations.passes import Units
 CHUNK = 128
 """Largest number of units of a layer that are measured before the result is written."""
 
+Chunk = tuple[Tensor, Units]
+"""Numbers of the units of a chunk, and what the passes take."""
+
 
 def chosen(population: Population, config: Any, neurons: NeuronSet | None) -> Bool[Tensor, "layer *unit"]:
     """The units from which are drawn: those of the layers and heads of a configuration, or of a neuron set.
@@ -67,7 +70,7 @@ def flat(population: Population, places: Int[Tensor, "unit place"]) -> Int[Tenso
 
 def chunks(
     population: Population, places: Int[Tensor, "unit place"], constants: Float[Tensor, "layer *neuron"]
-) -> list[tuple[Int[Tensor, " unit"], Units]]:
+) -> list[Chunk]:
     """The units layer by layer in chunks: their numbers, and what the passes take."""
     index, found = flat(population, places), []
     for layer in torch.unique(places[:, 0]).tolist():
@@ -78,7 +81,7 @@ def chunks(
 
 def pair_chunks(
     population: Population, places: Int[Tensor, "unit place"], pairs: Int[Tensor, "pair 2"], constants: Float[Tensor, "layer *neuron"]
-) -> list[tuple[Int[Tensor, " pair"], Units]]:
+) -> list[Chunk]:
     """The same for pairs of units, of which the first is not in a later layer than the second."""
     index, found = flat(population, places), []
     of = places[:, 0][pairs]

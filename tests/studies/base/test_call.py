@@ -57,7 +57,7 @@ def test_the_signature_lists_the_fields():
 STUDIES = [
     "measure_modularity", "measure_overlap", "prune_across_tasks", "check_selection",
     "compare_activations", "trace_dimensions", "find_dimensions", "jacobian_spectrum",
-    "transfer_paragraphs", "compare_ablations", "sweep_ablation",
+    "transfer_paragraphs", "compare_ablations", "sweep_ablation", "ablate_each",
     "prune", "compare_directions", "compare_methods", "reproduce",
 ]  # fmt: skip
 
