@@ -3,7 +3,8 @@ modules, geometry, paragraph breaks, the league table of importances.
 
 Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files contain the plotted numbers. The
 figures of the demo, `numbers.json` and the table of the README are always made together, from the same runs. Without finished runs it takes
-one to two hours on two cores, most of it for the comparison of methods; finished runs are reused. `--parts` makes only some of the figures.
+four to five hours on two cores, three of them for the league table and most of the rest for the comparison of methods; finished runs are
+reused. `--parts` makes only some of the figures.
 """
 
 import dataclasses
@@ -204,34 +205,24 @@ def last_layers(model: Any, texts: Sequence[Passage]) -> tuple[int, ...]:
 def importances(model: Any, config: FigureConfig) -> None:
     """League tables of importances: the embedded model with its untrained control, and all compiled models."""
     sites = ("mlp", "attn_pre_out")
-    found = sepcap.compare_importances(model, sites=sites, sample=config.sample, out=config.importances / "default", progress=print)
-    for site in sites:
-        config.save(f"importances-{site}", found.figure("ranks", site=site))
-        config.save(f"importances-{site}-effects", found.figure("effects", site=site), "page")
-        config.save(f"importances-{site}-trajectories", found.figure("trajectories", site=site))
-    known = {}
+    # rows of 128 tokens: the evaluation texts are then of more than 50 documents of each task
+    budget: dict[str, Any] = {"context": 128, "tokens": 10_000, "eval_tokens": 7_000, "choice_tokens": 4_000, "sample": config.sample}
+    found = {"default": sepcap.compare_importances(model, sites=sites, **budget, out=config.importances / "default", progress=print)}
+    # texts of compiled models are short and alike; all their neurons are ablated
+    small: dict[str, Any] = {"tokens": 2_000, "effect_tokens": 400, "eval_tokens": 800, "choice_tokens": 800, "best": 1, "learn_steps": 60}
     for name in sepcap.compiled_models().index:
-        budget: dict[str, Any] = {
-            "tokens": 3_000,
-            "effect_tokens": 500,
-            "eval_tokens": 1_000,
-            "choice_tokens": 1_000,
-            "best": 0,
-            "learn_steps": 60,
-        }
-        known[name] = sepcap.compare_importances(
-            compiled=name, sites=(*sites, "attn_value"), out=config.importances / name, progress=print, **budget
-        )
-    parts = {"league": "league", "trust": "trust", "untrained": "control"}
-    tables = {
-        name: pd.concat({key: one.tables[table] for key, one in {"default": found, **known}.items()}, names=["model"])
-        for name, table in parts.items()
-    }
-    tables["labels"] = pd.concat({name: one.tables["labels"] for name, one in known.items()}, names=["model"])
-    for name, table in tables.items():
-        table.reset_index("model").to_csv(config.out / f"importances-{name}.csv", index=False, float_format="%.4f")
-    for name, result in {"default": found, **known}.items():
-        print(name, *result.summary(), result.report(config.importances / f"{name}.html"), sep="\n  ")
+        folder = config.importances / name
+        found[name] = sepcap.compare_importances(compiled=name, sites=sites, **small, out=folder, progress=print)
+    for site in sites:
+        config.save(f"importances-{site}", found["default"].figure("ranks", site=site))
+        config.save(f"importances-{site}-effects", found["default"].figure("effects", site=site), "page")
+        config.save(f"importances-{site}-trajectories", found["default"].figure("trajectories", site=site))
+    for table in ("league", "trust", "reliability", "control", "labels"):
+        every = {name: one.tables[table] for name, one in found.items() if table in one.tables}
+        rows = pd.concat(every, names=["model", None]).reset_index("model")
+        rows.to_csv(config.out / f"importances-{table}.csv", index=False, float_format="%.4f")
+    for name, one in found.items():
+        print(name, *one.summary(), one.report(config.importances / f"{name}.html"), sep="\n  ")
 
 
 def main(config: FigureConfig) -> None:

@@ -36,6 +36,7 @@ def ended_with(words, capsys):
         (["prune", "--fractions", "mlp"], "'mlp' is not of the form site=fraction"),
         (["score", "--batch-size", "-1"], "batch_size=-1: give at least 1"),
         (["evaluate", "--tasks", "--tokens", "100"], "tasks=(): give a tuple of at least one"),
+        (["compare", "importances", "--scores", "abs", "tailor"], "scores='tailor'"),
         (["compare", "ablations", "--layer", "0", "--head", "-1"], "head=(-1,): give a tuple of whole numbers, 0 or more"),
         (["prune", "--importance", "rsm"], "invalid choice 'rsm' for argument '--importance'"),
         (["frobnicate"], "Unrecognized options: frobnicate. Available subcommands: demo"),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sepcap.checks import FROM_0, FROM_1, Bounds, check_fields, distinct
+from sepcap.checks import FROM_0, FROM_1, FROM_2, Bounds, check_fields, distinct
 from sepcap.errors import unknown
 from sepcap.selection.names import GRADIENTS, Contrast, ImportanceName, resolve_contrast
 from sepcap.studies.base.fields import Sampled
@@ -80,6 +80,8 @@ class ImportanceComparisonConfig(Sampled):
     """Number of neurons of each site, drawn at random, that are ablated alone; default all."""
     effect_tokens: int = 4_096
     """Predictions per task on which every neuron is ablated alone."""
+    effect_context: int = 64
+    """Maximum tokens per row there: short rows are of many documents, and single ablations of short rows are cheap."""
     steps: int = 10
     """Equal steps in which trajectories end at a model without any neuron of the site."""
     eval_tokens: int = 10_000
@@ -96,7 +98,9 @@ class ImportanceComparisonConfig(Sampled):
     """Seed of the sample of neurons, of random scores and of the random weights."""
 
     def __post_init__(self) -> None:
-        check_fields(self, sample=Bounds(2), effect_tokens=FROM_1, choice_tokens=FROM_1, best=FROM_0, learn_steps=FROM_1)
+        check_fields(
+            self, sample=Bounds(2), effect_tokens=FROM_1, effect_context=FROM_2, choice_tokens=FROM_1, best=FROM_0, learn_steps=FROM_1
+        )
         distinct("sites", self.sites)
         distinct("seeds", self.seeds)
         distinct("scores", self.scores, 0)

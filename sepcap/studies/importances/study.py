@@ -44,6 +44,7 @@ from sepcap.studies.single_ablations.config import SingleAblationsConfig
 from sepcap.studies.single_ablations.result import SingleAblations
 from sepcap.studies.single_ablations.study import ablate_each
 from sepcap.tasks.batches import TokenSample
+from sepcap.tasks.samples import check_context
 
 
 @study(ImportanceComparisonConfig, loads=False)
@@ -159,8 +160,9 @@ class _Work:
     def effects(self, weights: str, site: str) -> tuple[np.ndarray, Effects]:
         """Places of the neurons that were ablated alone, and their exact effects on both tasks."""
         c = self.plan.config
-        shared = {field: getattr(c, field) for field in ("sample", "seed", "batch_size", "context", "per_document")}
+        shared = {field: getattr(c, field) for field in ("sample", "seed", "batch_size", "per_document")}
         texts = {"tokens": c.effect_tokens, "reference_tokens": min(c.tokens, c.effect_tokens)}
+        texts["context"] = min(c.effect_context, check_context(self.plan.model, c.context))
         config = SingleAblationsConfig(forget=c.forget, retain=c.retain, site=_as(site), **shared, **texts)
         folder = self.pieces.folder / "ablations" / f"{weights}-{site}"
         # a finished one is read without its model
