@@ -23,7 +23,7 @@ MEASURES = ("spearman_forget", "spearman_difference", *RECALLS)
 SPLITS = 100
 """Random halves of the documents behind the reliability of Δ."""
 
-DRAWS = 200
+DRAWS = 100
 """Bootstrap samples of the neurons, where these are a sample."""
 
 PART = 100

@@ -50,7 +50,7 @@ from sepcap.tasks.samples import check_context
 @study(ImportanceComparisonConfig, loads=False)
 @checked()
 def compare_importances(
-    model: Any, config: ImportanceComparisonConfig, *, out: str | Path | None = None, say: Callable[[str], Any]
+    model: Any | None, config: ImportanceComparisonConfig, *, out: str | Path | None = None, say: Callable[[str], Any]
 ) -> ImportanceComparison:
     """Compare importances with the exact effect of every neuron ablated alone, and by how well pruning by them separates two tasks.
 
