@@ -64,9 +64,8 @@ class Effects:
         """Role -> Δ: change of the mean loss, in nats."""
         return {role: self.sums[role].sum(1) / self.predictions[role].sum() for role in ROLES}
 
-    @cached_property
     def replicas(self) -> dict[str, Float[np.ndarray, "replica unit"]]:
-        """Role -> Δ on bootstrap samples of the documents, the same ones for every neuron."""
+        """Role -> Δ on bootstrap samples of the documents, the same ones for every neuron; not kept, since it can be large."""
         rng, found = np.random.default_rng(0), {}
         for role in ROLES:
             weights = bootstrap_weights(len(self.predictions[role]), rng)
@@ -202,7 +201,7 @@ def estimates(scores: Mapping[str, Float[np.ndarray, "_ unit"]], effects: Effect
         seed: of the bootstrap samples of the neurons.
     """
     stacked = np.concatenate(list(scores.values()))
-    delta, replicas = effects.delta, effects.replicas
+    delta, replicas = effects.delta, effects.replicas()
     values = agreement(stacked, *(delta[role][None] for role in ROLES))
     over_texts = agreement(stacked, *(replicas[role] for role in ROLES))
     left, rng = 1 - effects.units / effects.of, np.random.default_rng([seed, 2])
