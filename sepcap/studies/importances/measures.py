@@ -57,7 +57,8 @@ class Effects:
     def reversed(self) -> "Effects":
         """The same with the tasks swapped."""
         swapped = dict(zip(ROLES, ROLES[::-1], strict=True))
-        return Effects(*({role: of[swapped[role]] for role in ROLES} for of in (self.sums, self.predictions)), self.of)
+        sums, predictions = ({role: of[swapped[role]] for role in ROLES} for of in (self.sums, self.predictions))
+        return Effects(sums, predictions, self.of)
 
     @cached_property
     def delta(self) -> dict[str, Float[np.ndarray, " unit"]]:

@@ -96,7 +96,7 @@ class Plan:
         ablated = sum(min(size, c.sample or size) for size in sizes.values()) * 2 * c.effect_tokens
         evaluated, chosen = (sum(s.tokens for s in of.values()) for of in (self.evaluate, self.choice))
         one_shot = sum(len(self.ordered(site)) + (len(c.seeds) - 1) * (RANDOM in self.ordered(site)) for site in c.sites)
-        found = {
+        found: dict[str, float] = {
             "scores": collected * len(self.weights),
             "single ablations": ablated * len(self.weights),
             "one-shot": one_shot * 2 * c.steps * evaluated,
@@ -127,9 +127,9 @@ class Plan:
 
 def _rate(model: Any, sample: TokenSample, batch_size: int) -> float:
     few = sample.take(range(min(len(sample.rows), batch_size)))
-    for _ in range(2):  # the first one warms up
-        started = time.perf_counter()
-        evaluate_sample(model, few, batch_size=batch_size, quiet=True)
+    evaluate_sample(model, few, batch_size=batch_size, quiet=True)  # warms up
+    started = time.perf_counter()
+    evaluate_sample(model, few, batch_size=batch_size, quiet=True)
     return sum(map(len, few.rows)) / (time.perf_counter() - started)
 
 

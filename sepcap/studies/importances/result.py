@@ -59,7 +59,8 @@ class ImportanceComparison(StudyResult):
     def chosen(self, site: str) -> list[str]:
         """The best scores of a site on the collection texts, the best first."""
         table = self.tables["choice"].query("site == @site and chosen")
-        return table.groupby("score")["area"].mean().sort_values(ascending=False, kind="stable").index.tolist()
+        areas: Any = table.groupby("score", sort=False)["area"].mean()
+        return areas.sort_values(ascending=False, kind="stable").index.tolist()
 
     def beats_abs(self, site: str, score: str, kind: str = "iterative") -> bool:
         """Whether the paired interval of the area minus that of abs lies above 0 in both directions.
@@ -146,10 +147,10 @@ class ImportanceComparison(StudyResult):
         parts = []
         for way in DIRECTIONS:
             row = self.row(site, way, score)
-            parts.append(
-                f"{self._way(way)} {with_ends(row, f'{kind}_area')}, minus {ABS} {with_ends(row, f'{kind}_minus_abs')}, "
-                f"{with_ends(row, f'{kind}_retain_cost_50', 0)}% of the other task lost at half"
-            )
+            cost = with_ends(row, f"{kind}_retain_cost_50", 0)
+            lost = f"{cost}% of the other task lost at half" if cost != "undefined" else "half of the task is never lost"
+            less = f", minus {ABS} {with_ends(row, f'{kind}_minus_abs')}"
+            parts.append(f"{self._way(way)} {with_ends(row, f'{kind}_area')}{less}, {lost}")
         return "; ".join(parts)
 
     def _labelled(self, site: str) -> list[str]:
@@ -157,10 +158,10 @@ class ImportanceComparison(StudyResult):
         if "labels" not in self.tables:
             return []
         table = self.tables["labels"].query("site == @site and among == 'used'")
-        mean = table.groupby("score", sort=False)["auroc"].mean().drop(labels=[RANDOM, LEARNED], errors="ignore")
+        others: Any = table.groupby("score", sort=False)["auroc"].mean()
+        mean = others.drop(labels=[RANDOM, LEARNED], errors="ignore")
         if not np.isfinite(mean).any():
             return []
         best = str(mean.idxmax())
-        others: Any = table.groupby("score", sort=False)["auroc"].mean()
         beside = ", ".join(f"{name} {others[name]:.2f}" for name in (ABS, RANDOM, LEARNED) if name in others.index)
         return [f"{site}, AUROC against the labels, mean of both directions: highest {best} {mean[best]:.2f}; {beside}."]

@@ -26,6 +26,7 @@ from sepcap.studies.importances.config import (
     LEARNED,
     RANDOM,
     ImportanceComparisonConfig,
+    NeuronSite,
     collected_with,
     in_direction,
     parsed,
@@ -157,13 +158,13 @@ class _Work:
                         found[f"{site}/{direction}/{name}"] = values.detach().double().cpu().contiguous()
         return found
 
-    def effects(self, weights: str, site: str) -> tuple[np.ndarray, Effects]:
+    def effects(self, weights: str, site: NeuronSite) -> tuple[np.ndarray, Effects]:
         """Places of the neurons that were ablated alone, and their exact effects on both tasks."""
         c = self.plan.config
-        shared = {field: getattr(c, field) for field in ("sample", "seed", "batch_size", "per_document")}
-        texts = {"tokens": c.effect_tokens, "reference_tokens": min(c.tokens, c.effect_tokens)}
+        shared: dict[str, Any] = {field: getattr(c, field) for field in ("sample", "seed", "batch_size", "per_document")}
+        texts: dict[str, Any] = {"tokens": c.effect_tokens, "reference_tokens": min(c.tokens, c.effect_tokens)}
         texts["context"] = min(c.effect_context, check_context(self.plan.model, c.context))
-        config = SingleAblationsConfig(forget=c.forget, retain=c.retain, site=_as(site), **shared, **texts)
+        config = SingleAblationsConfig(forget=c.forget, retain=c.retain, site=site, **shared, **texts)
         folder = self.pieces.folder / "ablations" / f"{weights}-{site}"
         # a finished one is read without its model
         done = SingleAblations.load(folder) if (folder / "result.json").exists() else None
@@ -193,7 +194,7 @@ class _Work:
         values = values if steps else torch.zeros(ranked[0].shape)
         return masked_rows(self.plan.model, ranked, {site: values}, texts, shares, **how)
 
-    def trajectories(self, found: Found, site: str, direction: Direction) -> None:
+    def trajectories(self, found: Found, site: NeuronSite, direction: Direction) -> None:
         """One-shot trajectories of all orders in one direction, and areas on the collection texts."""
         prepared, c = self.plan, self.plan.config
         candidates = prepared.candidates(site) if c.best else []
@@ -224,13 +225,13 @@ class _Work:
         # the best are chosen by scores of other texts than those on which they are chosen, if there are two seeds
         return torch.from_numpy(found.scores["trained", site, direction, name][0])
 
-    def learned(self, site: str, direction: Direction) -> LearnedRanking:
+    def learned(self, site: NeuronSite, direction: Direction) -> LearnedRanking:
         """The learned order of a site in one direction."""
         c = self.plan.config
         forget, retain = in_direction(direction, c.forget, c.retain)
-        shared = {field: getattr(c, field) for field in ("batch_size", "context", "per_document")}
-        budgets = {"steps": c.learn_steps, "tokens": c.tokens * len(c.seeds), "eval_tokens": c.choice_tokens}
-        config = LearnedRankingConfig(forget=forget, retain=retain, site=_as(site), seed=c.seeds[0], **shared, **budgets)
+        shared: dict[str, Any] = {field: getattr(c, field) for field in ("batch_size", "context", "per_document")}
+        budgets: dict[str, Any] = {"steps": c.learn_steps, "tokens": c.tokens * len(c.seeds), "eval_tokens": c.choice_tokens}
+        config = LearnedRankingConfig(forget=forget, retain=retain, site=site, seed=c.seeds[0], **shared, **budgets)
         return learn_ranking(self.plan.model, config, out=self.pieces.folder / "learned" / f"{site}-{direction}", progress=self.say)
 
     def iterative(self, found: Found, site: str) -> None:
@@ -239,7 +240,9 @@ class _Work:
         areas = {name: np.mean([found.choice[site, way, name] for way in DIRECTIONS]) for name in self.plan.candidates(site)}
         found.chosen[site] = sorted(areas, key=lambda name: -areas[name])[: c.best]
         known: dict[Any, Any] = {}
-        jobs = [(name, way, seed) for name in (ABS, *found.chosen[site]) for way in DIRECTIONS for seed in c.seeds]
+        jobs: list[tuple[str, Direction, int]] = [
+            (name, way, seed) for name in (ABS, *found.chosen[site]) for way in DIRECTIONS for seed in c.seeds
+        ]
         with progress(total=len(jobs), desc=f"iterative, {site}", unit="run") as bar:
             for name, way, seed in jobs:
                 prepared = plan(self.plan.model, c.pruning(name, site, way, seed), known)
@@ -255,13 +258,9 @@ def _of_documents(found: SingleAblations, role: str) -> Float[np.ndarray, "unit 
 
 
 def _separability(rows: dict[str, np.ndarray], texts: dict[str, TokenSample]) -> Separability:
-    sums = [np.stack([cluster_sums(step, texts[role].clusters) for step in rows[role]]) for role in ROLES]
-    return separability(*sums, "top1", samples=tuple(texts[role].fingerprint for role in ROLES))
+    forget, retain = (np.stack([cluster_sums(step, texts[role].clusters) for step in rows[role]]) for role in ROLES)
+    return separability(forget, retain, "top1", samples=(texts["forget"].fingerprint, texts["retain"].fingerprint))
 
 
 def _area(rows: dict[str, np.ndarray]) -> float:
     return area_of(rows) if all(float(ratio(rows[role][0], "top1")) > 0 for role in ROLES) else float("nan")
-
-
-def _as(site: Any) -> Any:
-    return site

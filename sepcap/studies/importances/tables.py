@@ -213,12 +213,12 @@ def _labels(prepared: Plan, found: Found, site: str, way: Direction) -> list[dic
         every[LEARNED] = found.learned[site, way][site].numpy()[None]
     for name, of_seeds in every.items():
         for among in ("used", "all"):
-            each = pd.concat([compiled.metrics({site: torch.from_numpy(values)}, among=among) for values in of_seeds])
-            row: dict[str, Any] = {"score": name, "among": among, **{of: int(each[of].iloc[0]) for of in ("neurons",)}}
+            each = pd.concat([compiled.metrics({site: torch.from_numpy(of_seed)}, among=among) for of_seed in of_seeds])
+            row: dict[str, Any] = {"score": name, "among": among, "neurons": int(each["neurons"].iloc[0])}
             row["positives"] = int(each["forget"].iloc[0])
             for metric in ("auroc", "auprc", "recall"):
-                sd = float(each[metric].std(ddof=1)) if len(each) > 1 else float("nan")
-                row |= {metric: float(each[metric].mean()), f"{metric}_seeds_sd": sd}
+                values = each[metric].to_numpy(dtype=float)
+                row |= {metric: values.mean(), f"{metric}_seeds_sd": values.std(ddof=1) if len(values) > 1 else float("nan")}
             rows.append(row)
     return rows
 
