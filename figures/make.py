@@ -1,9 +1,10 @@
 """Make the figures of this folder (`make figures`): the demo's comparison, the comparison of methods, kinds of ablation, activations,
-modules, geometry, paragraph breaks.
+modules, geometry, paragraph breaks, the league table of importances.
 
 Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files contain the plotted numbers. The
 figures of the demo, `numbers.json` and the table of the README are always made together, from the same runs. Without finished runs it takes
-one to two hours on two cores, most of it for the comparison of methods; finished runs are reused. `--parts` makes only some of the figures.
+four to five hours on two cores, three of them for the league table and most of the rest for the comparison of methods; finished runs are
+reused. `--parts` makes only some of the figures.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import tyro
 
 import sepcap
@@ -44,10 +46,14 @@ class FigureConfig:
     """Folder of the ablation of random neurons, as written by `sepcap ablate`."""
     studies: Path = Path("runs/studies")
     """Folder of the studies of modules, geometry and paragraph breaks."""
+    importances: Path = Path("runs/importances")
+    """Folder of the comparisons of importances, one for the embedded model and one for every compiled model."""
+    sample: int | None = 1_500
+    """Neurons of each site of the embedded model that are ablated alone, drawn at random; the compiled models' are all ablated."""
     out: Path = Path("figures")
     readme: Path = Path("README.md")
     """Contains the table of the demo, which is replaced."""
-    parts: tuple[Literal["pruning", "attention", "studies"], ...] = ("pruning", "attention", "studies")
+    parts: tuple[Literal["pruning", "attention", "studies", "importances"], ...] = ("pruning", "attention", "studies", "importances")
     """Groups of figures to make."""
 
     def save(self, name: str, figure: Any, width: str = "column") -> None:
@@ -196,11 +202,34 @@ def last_layers(model: Any, texts: Sequence[Passage]) -> tuple[int, ...]:
     return tuple(layers[max(layers, key=gain) :])
 
 
+def importances(model: Any, config: FigureConfig) -> None:
+    """League tables of importances: the embedded model with its untrained control, and all compiled models."""
+    sites = ("mlp", "attn_pre_out")
+    # rows of 128 tokens: the evaluation texts are then of more than 50 documents of each task
+    budget: dict[str, Any] = {"context": 128, "tokens": 10_000, "eval_tokens": 7_000, "choice_tokens": 4_000, "sample": config.sample}
+    found = {"default": sepcap.compare_importances(model, sites=sites, **budget, out=config.importances / "default", progress=print)}
+    # texts of compiled models are short and alike; all their neurons are ablated
+    small: dict[str, Any] = {"tokens": 2_000, "effect_tokens": 400, "eval_tokens": 800, "choice_tokens": 800, "best": 1, "learn_steps": 60}
+    for name in sepcap.compiled_models().index:
+        folder = config.importances / name
+        found[name] = sepcap.compare_importances(compiled=name, sites=sites, **small, out=folder, progress=print)
+    for site in sites:
+        config.save(f"importances-{site}", found["default"].figure("ranks", site=site))
+        config.save(f"importances-{site}-effects", found["default"].figure("effects", site=site), "page")
+        config.save(f"importances-{site}-trajectories", found["default"].figure("trajectories", site=site))
+    for table in ("league", "trust", "reliability", "control", "labels"):
+        every = {name: one.tables[table] for name, one in found.items() if table in one.tables}
+        rows = pd.concat(every, names=["model", None]).reset_index("model")
+        rows.to_csv(config.out / f"importances-{table}.csv", index=False, float_format="%.4f")
+    for name, one in found.items():
+        print(name, *one.summary(), one.report(config.importances / f"{name}.html"), sep="\n  ")
+
+
 def main(config: FigureConfig) -> None:
     """Run the studies that are not finished, and make all figures."""
     model = sepcap.load_model()
     for part in config.parts:
-        {"pruning": pruning, "attention": attention, "studies": studies}[part](model, config)
+        {"pruning": pruning, "attention": attention, "studies": studies, "importances": importances}[part](model, config)
 
 
 if __name__ == "__main__":

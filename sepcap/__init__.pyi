@@ -61,6 +61,9 @@ from .studies.dimensions.study import (
 from .studies.directions.config import DirectionComparisonConfig as DirectionComparisonConfig
 from .studies.directions.study import DirectionComparison as DirectionComparison
 from .studies.directions.study import compare_directions as compare_directions
+from .studies.importances.config import ImportanceComparisonConfig as ImportanceComparisonConfig
+from .studies.importances.result import ImportanceComparison as ImportanceComparison
+from .studies.importances.study import compare_importances as compare_importances
 from .studies.jacobian.config import JacobianSpectrumConfig as JacobianSpectrumConfig
 from .studies.jacobian.study import JacobianSpectrum as JacobianSpectrum
 from .studies.jacobian.study import jacobian_spectrum as jacobian_spectrum

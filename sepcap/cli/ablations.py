@@ -1,7 +1,10 @@
-"""`sepcap ablate`, `sepcap ablate-each`, and a part of `sepcap compare`: kinds of ablation, on random neurons and on heads."""
+"""`sepcap ablate`, `sepcap ablate-each`, and parts of `sepcap compare`: kinds of ablation, and importances against single ablations."""
+
+from typing import Any
 
 from sepcap.cli.options import Study, study_command
 from sepcap.studies.ablations.config import AblationComparisonConfig, AblationSweepConfig
+from sepcap.studies.importances.config import ImportanceComparisonConfig
 from sepcap.studies.single_ablations.config import SingleAblationsConfig
 
 
@@ -18,3 +21,12 @@ class Ablate(AblationSweepConfig, Study):
 @study_command("compare_ablations", out="runs/compare-ablations", layer=tuple[int, ...] | None, head=tuple[int, ...] | None)
 class CompareAblations(AblationComparisonConfig, Study):
     """Ablate a head, or every head of the model, by every kind of ablation: change of loss and top-1 with paired intervals."""
+
+
+@study_command("compare_importances", out="runs/compare-importances")
+class CompareImportances(ImportanceComparisonConfig, Study):
+    """Compare every importance with the exact effect of every neuron ablated alone, and by how well pruning by it separates two tasks."""
+
+    def load(self, **options: Any) -> Any:
+        """Load the model of the command; a compiled one is loaded with its tasks and labels by the study."""
+        return None if self.compiled is not None else super().load(**options)

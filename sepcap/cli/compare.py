@@ -5,14 +5,18 @@ from typing import Annotated
 
 import tyro
 
-from sepcap.cli.ablations import CompareAblations
+from sepcap.cli.ablations import CompareAblations, CompareImportances
 from sepcap.cli.options import Group
 from sepcap.cli.pruning import CompareMethods
 
 
 @dataclass(frozen=True)
 class Compare(Group):
-    """Compare kinds of ablation of the same heads, or ways of pruning on the same pair of tasks."""
+    """Compare kinds of ablation of the same heads, ways of pruning, or importances, on the same pair of tasks."""
 
-    study: Annotated[CompareAblations, tyro.conf.subcommand("ablations")] | Annotated[CompareMethods, tyro.conf.subcommand("methods")]
+    study: (
+        Annotated[CompareAblations, tyro.conf.subcommand("ablations")]
+        | Annotated[CompareMethods, tyro.conf.subcommand("methods")]
+        | Annotated[CompareImportances, tyro.conf.subcommand("importances")]
+    )
     """Which study."""

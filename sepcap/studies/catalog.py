@@ -25,6 +25,7 @@ STUDIES: dict[str, str] = {
     "compare-methods": "studies.methods.study.MethodComparison",
     "compare-directions": "studies.directions.study.DirectionComparison",
     "learned-ranking": "studies.learned.study.LearnedRanking",
+    "compare-importances": "studies.importances.result.ImportanceComparison",
     "reproduce": "studies.reproduce.study.Reproduction",
 }
 """Name of a study, as in its config.json -> the class of its results."""

@@ -36,6 +36,7 @@ def ended_with(words, capsys):
         (["prune", "--fractions", "mlp"], "'mlp' is not of the form site=fraction"),
         (["score", "--batch-size", "-1"], "batch_size=-1: give at least 1"),
         (["evaluate", "--tasks", "--tokens", "100"], "tasks=(): give a tuple of at least one"),
+        (["compare", "importances", "--scores", "abs", "tailor"], "scores='tailor'"),
         (["compare", "ablations", "--layer", "0", "--head", "-1"], "head=(-1,): give a tuple of whole numbers, 0 or more"),
         (["prune", "--importance", "rsm"], "invalid choice 'rsm' for argument '--importance'"),
         (["frobnicate"], "Unrecognized options: frobnicate. Available subcommands: demo"),
@@ -118,7 +119,7 @@ def test_every_command_that_loads_a_model_takes_where_how_and_how_much_at_once()
     plain = {"Check", "Models", "Tasks"}
     without = {"Report": {"dtype", "batch_size", "model"}, "Jacobian": {"batch_size"}, "Jumps": {"dtype"}}  # said in the README
     found = {one.__name__: one for kind in cli.COMMANDS.values() for one in commands_of(kind)}
-    assert len(found) == len(cli.COMMANDS) - 3 + 10
+    assert len(found) == len(cli.COMMANDS) - 3 + 11
     assert plain <= set(found)
     for name in set(found) - plain:
         wanted = {"model", "device", "dtype", "batch_size"}
