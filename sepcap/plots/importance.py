@@ -29,6 +29,7 @@ from sepcap.drawing.style import (
 from sepcap.models.sites import get_site
 from sepcap.selection.figures import mask_of
 from sepcap.selection.importance import IMPORTANCES, get_importance
+from sepcap.selection.names import resolve_contrast
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import score
 from sepcap.statistics.moments import Statistics
@@ -109,9 +110,9 @@ def importance_scatter(
     """
     row = get_importance(importance)
     if row.pair is not None:
-        alone = [name for name, other in IMPORTANCES.items() if other.pair is None and other.contrast == "ratio"]
+        alone = [name for name in IMPORTANCES if resolve_contrast(name) == "ratio"]
         raise ValueError(f"importance={importance!r} is defined only for both tasks together; use one of {', '.join(alone)}")
-    if row.contrast != "ratio":
+    if resolve_contrast(importance) != "ratio":
         raise ValueError(f"importance={importance!r} has no ratio of both tasks, which this figure draws; 'abs' has one")
     if not 2 <= bins <= 100:
         raise ValueError(f"bins={bins}: give 2 to 100")

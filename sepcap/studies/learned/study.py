@@ -47,7 +47,8 @@ COST = 80
 """Drop of the forget task, in percent, at which the cost to the retain task is reported."""
 
 
-class LearnedRanking(StudyResult, Scores):
+# table, save, load and to_latex are those of a study
+class LearnedRanking(StudyResult, Scores):  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
     """An order of all neurons learned by gradient descent. It is `Scores`: `.top`, `.heads` and `ablate` take it as any other score.
 
     Attributes:
@@ -168,7 +169,7 @@ def _planned(model: Any, config: LearnedRankingConfig) -> _Plan:
     if tasks["forget"].fingerprint == tasks["retain"].fingerprint:
         raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to tell apart")
     budgets: dict[Split, int] = {"collect": config.tokens, "evaluate": config.eval_tokens}
-    samples: dict[Split, dict[str, TokenSample]] = {}
+    samples: dict[str, dict[str, TokenSample]] = {}
     for split, budget in budgets.items():
         seed = config.seed if split == "collect" else 0
         samples[split] = {
@@ -287,9 +288,9 @@ def _separabilities(prepared: _Plan, rows: Mapping[tuple[str, str], Rows]) -> di
     found = {}
     for (texts, order), sums in rows.items():
         samples = prepared.texts()[texts]
-        per_step = [np.stack([cluster_sums(step, samples[role].clusters) for step in sums[role]]) for role in ROLES]
+        forget, retain = (np.stack([cluster_sums(step, samples[role].clusters) for step in sums[role]]) for role in ROLES)
         fingerprints = tuple(f"{texts} of {samples[role].fingerprint}" for role in ROLES)
-        found[texts, order] = separability(*per_step, "top1", seed=TEXTS.index(texts), samples=fingerprints)
+        found[texts, order] = separability(forget, retain, "top1", seed=TEXTS.index(texts), samples=fingerprints)
     return found
 
 
