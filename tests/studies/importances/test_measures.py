@@ -125,6 +125,8 @@ def test_the_interval_adds_documents_calibration_texts_and_neurons_in_squares(ef
     rho = some["one"].value
     assert some["one"].drawn.std(ddof=1) == pytest.approx(np.sqrt((1 - rho**2) ** 2 * (1 + rho**2 / 2) / UNITS), rel=0.4)
     assert some["one"].left == 0.75
+    parts = [some["one"].replicas.std(ddof=1), some["one"].drawn.std(ddof=1) * np.sqrt(0.75)]  # a quarter of the neurons is known
+    assert some["one"].ends == pytest.approx(summed_interval(rho, parts, (DOCUMENTS, UNITS)))
     (low, high), (low_all, high_all) = some["one"].ends, whole["one"].ends
     assert high - low > high_all - low_all
     assert np.isnan(whole["one"].seeds_sd)
