@@ -114,7 +114,7 @@ class SelectionStability:
 
 
 @checked()
-def selection_stability(scores: Any, fractions: Mapping[str, float], *, over: str = "selections", **options: Any) -> SelectionStability:
+def selection_stability(scores: Any, fractions: Any, *, over: str = "selections", **options: Any) -> SelectionStability:
     """How much the selections from several scores of one model have in common.
 
     The scores are of statistics that were collected with different seeds, on different texts of the same capability, or of different
@@ -154,7 +154,8 @@ def selection_frequency(stability: SelectionStability, *, width: Width = "column
     """Share of the selections that contain each neuron, the most frequent first, one line per site.
 
     The horizontal axis is the rank of the neuron over the number of neurons that a selection takes. If all selections were equal, the line
-    would be 1 up to 1 and 0 from there on (dotted); the slower it falls, the more the selections differ.
+    would be 1 up to 1 and 0 from there on (dotted); the slower it falls, the more the selections differ. The legend has the mean Jaccard
+    index of two selections, and that of two random sets of the same size.
 
     Args:
         stability: what `Scores.stability` or `selection_stability` returns.
@@ -169,7 +170,7 @@ def selection_frequency(stability: SelectionStability, *, width: Width = "column
             continue
         ranks = np.arange(1, len(values) + 1) / row["size"]
         longest = max(longest, float(ranks[-1]))
-        label = f"{name}: mean Jaccard {row['jaccard']:.2f}, at random {row['jaccard_random']:.2f}"
+        label = f"{name}: {row['jaccard']:.2f} (random {row['jaccard_random']:.2f})"
         line = {"color": colour, "width": 1.6}
         hover = "rank %{x:.2f} × selected<br>in %{y:.0%} of selections<extra></extra>"
         traces.append(go.Scatter(x=rounded(ranks), y=rounded(values), name=label, mode="lines", line=line, hovertemplate=hover))
@@ -181,4 +182,5 @@ def selection_frequency(stability: SelectionStability, *, width: Width = "column
         "xaxis": {"title": {"text": "Rank of the neuron / number selected"}, "range": [0, longest]},
         "yaxis": {"title": {"text": "Frequency of selection"}, "range": [0, 1.03]},
     }
-    return new_figure(traces, layout, width=width, plot_px=170, legend_rows=len(traces))
+    layout["legend"] = {"title": {"text": "Mean Jaccard index"}}
+    return new_figure(traces, layout, width=width, plot_px=170, legend_rows=len(traces) + 1)

@@ -96,11 +96,16 @@ def test_score_and_evaluate(tiny_folders, two_files, tmp_path, capsys):
             "mlp=0.25",
             "--tokens",
             "300",
+            "--replicates",
+            "20",
             "--out",
             str(tmp_path / "s"),
         ]
     )
-    assert "mlp 36 of 144" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "mlp 36 of 144" in printed
+    assert "the selection in 20 bootstrap replicates of the documents:" in printed
+    assert (tmp_path / "s" / "stability.html").exists()
     main(["evaluate", *model, "--tasks", forget, retain, "--tokens", "300", "--neurons", str(tmp_path / "s" / "neurons.safetensors")])
     table = capsys.readouterr().out
     assert "skip50_top10_se" in table

@@ -141,7 +141,7 @@ def test_a_clear_selection_is_stable_and_noise_is_not():
     fig = plots.selection_frequency(results[1])
     assert fig.data[0].y[0] == pytest.approx(float(results[1].frequency["mlp"].max()))
     assert sum(fig.data[0].y) == pytest.approx(20, rel=1e-3)  # every selection takes 20
-    assert f"mean Jaccard {unsure['jaccard']:.2f}, at random 0.05" in fig.data[0].name
+    assert f": {unsure['jaccard']:.2f} (random 0.05)" in fig.data[0].name
     assert "100 bootstrap replicates of the documents" in repr(results[1])
 
 
