@@ -93,7 +93,7 @@ def test_every_public_function_names_an_argument_of_another_kind(name):
                 function(*first, **given)
 
 
-def made(kind, **changes):
+def made(kind, /, **changes):
     """A configuration with values that the type checks of the tests would stop before its own checks see them."""
     config = kind("sp-table2") if kind is sepcap.ReproductionConfig else kind()
     for name, value in changes.items():

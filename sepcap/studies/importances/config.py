@@ -84,7 +84,7 @@ class ImportanceComparisonConfig(Sampled):
     """Maximum tokens per row there: short rows are of many documents, and single ablations of short rows are cheap."""
     steps: int = 10
     """Equal steps in which trajectories end at a model without any neuron of the site."""
-    eval_tokens: int = 10_000
+    eval_tokens: int = 15_000
     """Predictions per task and step of a trajectory."""
     choice_tokens: int = 5_000
     """Token positions per task of the collection texts on which the best scores are chosen."""
