@@ -289,7 +289,7 @@ def _separabilities(prepared: _Plan, rows: Mapping[tuple[str, str], Rows]) -> di
     for (texts, order), sums in rows.items():
         samples = prepared.texts()[texts]
         forget, retain = (np.stack([cluster_sums(step, samples[role].clusters) for step in sums[role]]) for role in ROLES)
-        fingerprints = tuple(f"{texts} of {samples[role].fingerprint}" for role in ROLES)
+        fingerprints = f"{texts} of {samples[ROLES[0]].fingerprint}", f"{texts} of {samples[ROLES[1]].fingerprint}"
         found[texts, order] = separability(forget, retain, "top1", seed=TEXTS.index(texts), samples=fingerprints)
     return found
 
