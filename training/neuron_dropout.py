@@ -9,7 +9,6 @@ its 95% interval (Student's t on seeds − 1). After an interruption the same co
 made again.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import tyro
 from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from train import SHARES, TrainConfig, batch_at, learning_rate, train_tokenizer
+from train import SHARES, TrainConfig, batch_at, learning_rate, train_texts, train_tokenizer
 from transformers import OPTConfig, OPTForCausalLM
 from vit import groups
 
@@ -29,7 +28,6 @@ import sepcap
 from sepcap.statistics.intervals import t_interval
 from sepcap.storage import write_atomically
 from sepcap.tasks.batches import pack
-from sepcap.tasks.sources.local import Kind, documents
 
 MEASURES = ("area", "above_random", "max_drop", "top1_forget", "top1_retain")
 """What is compared: area under the trajectory, the same minus that of random neurons, largest differential drop in points, and the accuracy
@@ -72,16 +70,6 @@ class NeuronDropout:
     """Draws of random neurons, as many per layer as were selected."""
     seed: int = 0
     """Seed of the tokenizer, which all models share."""
-
-
-def texts(kind: Kind, config: NeuronDropout) -> Iterator[str]:
-    """Documents of the train split, up to the configured number of characters."""
-    chars = config.max_train_chars * SHARES[kind] // max(SHARES.values())
-    for document in documents(kind, "train"):
-        yield document["text"]
-        chars -= len(document["text"])
-        if chars < 0:
-            return
 
 
 def prepare(read: dict[str, list[str]], config: NeuronDropout) -> tuple[Any, dict[str, Int[np.ndarray, "row pos"]]]:
@@ -225,7 +213,7 @@ def compare(config: NeuronDropout, tokenizer: Any, rows: dict[str, Int[np.ndarra
 
 def main(config: NeuronDropout) -> None:
     """Train and prune all pairs, and write both tables."""
-    tokenizer, rows = prepare({kind: list(texts(kind, config)) for kind in SHARES}, config)
+    tokenizer, rows = prepare({kind: list(train_texts(kind, config.max_train_chars)) for kind in SHARES}, config)
     (config.out / "models").mkdir(parents=True, exist_ok=True)
     table, differences = compare(config, tokenizer, rows)
     for name, each in (("models", table), ("differences", differences)):

@@ -7,7 +7,6 @@ in `training/train.py`; some tokens of each row are predicted, others every time
 evaluation part of each task, and the share of the most frequent predicted token, which is the accuracy of always predicting it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import tyro
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from train import SHARES, TrainConfig, batch_at, learning_rate, train_tokenizer
+from train import SHARES, TrainConfig, batch_at, learning_rate, train_texts, train_tokenizer
 from transformers import RobertaConfig, RobertaForMaskedLM
 from vit import groups
 
@@ -27,7 +26,6 @@ from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.evaluation.result import Evaluation
 from sepcap.tasks.batches import pack
 from sepcap.tasks.samples import sample_task
-from sepcap.tasks.sources.local import Kind, documents
 
 
 @dataclass(frozen=True)
@@ -55,19 +53,9 @@ class RobertaTraining:
     seed: int = 0
 
 
-def texts(kind: Kind, config: RobertaTraining) -> Iterator[str]:
-    """Documents of the train split, up to the configured number of characters."""
-    chars = config.max_train_chars * SHARES[kind] // max(SHARES.values())
-    for document in documents(kind, "train"):
-        yield document["text"]
-        chars -= len(document["text"])
-        if chars < 0:
-            return
-
-
 def prepare(config: RobertaTraining) -> tuple[Any, dict[str, Int[np.ndarray, "row pos"]]]:
     """Tokenizer, and full rows per kind of text in the format of `MaskedSample`."""
-    read = {kind: list(texts(kind, config)) for kind in SHARES}
+    read = {kind: list(train_texts(kind, config.max_train_chars)) for kind in SHARES}
     tokenizer = train_tokenizer(read, TrainConfig(vocabulary=config.vocabulary - 1, context=config.context, seed=config.seed))
     tokenizer.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"})
     begin, end, found = tokenizer.cls_token_id, tokenizer.sep_token_id, {}

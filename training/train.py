@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,6 +62,16 @@ class TrainConfig:
     """Per kind of text: Python sources would otherwise be ten times the rest."""
     seed: int = 0
     save_every: int = 250
+
+
+def train_texts(kind: Kind, chars: int) -> Iterator[str]:
+    """Documents of the train split; prose up to so many characters, and half as many of Python and of C++ each."""
+    chars = chars * SHARES[kind] // max(SHARES.values())
+    for document in documents(kind, "train"):
+        yield document["text"]
+        chars -= len(document["text"])
+        if chars < 0:
+            return
 
 
 def train_tokenizer(texts: dict[str, list[str]], config: TrainConfig) -> PreTrainedTokenizerFast:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.interventions.optimal import apart
+from sepcap.learning.fitting import Fitting
 from sepcap.learning.held_out import ROLES, Rows, area_of, masked_rows
 from sepcap.learning.order import Ranked, Theta, masking_hooks, straight_through
 from sepcap.models.forward import call, device_of, measuring, with_hooks
@@ -49,21 +50,6 @@ class Store(Protocol):
 
     def put(self, name: str, tensors: Mapping[str, Tensor], note: Any = None) -> None:
         """Write a checkpoint in place of the one before, completely or not at all."""
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How an order is learned; the defaults are those of METHODS 21."""
-
-    steps: int = 120
-    step_tokens: int = 2_048
-    lr: float = 0.03
-    tau: float = 0.3
-    cap: float = 1.4
-    deepest: float = 0.8
-    check_every: int = 60
-    batch_size: int = 16
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,15 @@ Ends = tuple[float, float]
 UNKNOWN: Ends = (math.nan, math.nan)
 
 
+def as_columns(name: str, value: float = math.nan, ends: Ends = UNKNOWN) -> dict[str, float]:
+    """A value and both ends of its interval as columns of a table.
+
+    >>> as_columns("area", 1.8, (1.7, 1.9))
+    {'area': 1.8, 'area_low': 1.7, 'area_high': 1.9}
+    """
+    return {name: value, f"{name}_low": ends[0], f"{name}_high": ends[1]}
+
+
 @dataclass(frozen=True)
 class Interval:
     """A value with the ends of its 95% interval."""
@@ -40,7 +49,7 @@ class Interval:
 
     def columns(self, name: str) -> dict[str, float]:
         """The value and both ends as columns of a table."""
-        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+        return as_columns(name, self.value, (self.low, self.high))
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"

@@ -9,7 +9,8 @@ import sepcap
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.interventions.optimal import apart
 from sepcap.learning import fit
-from sepcap.learning.fit import HELD_OUT, Fitting, learn_order
+from sepcap.learning.fit import HELD_OUT, learn_order
+from sepcap.learning.fitting import Fitting
 from sepcap.learning.order import ranked_of, scores_of, starting_theta
 from sepcap.tasks.samples import sample_task
 

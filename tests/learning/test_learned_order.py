@@ -9,7 +9,8 @@ import torch
 from planted import in_mlp
 
 import sepcap
-from sepcap.learning.fit import PIECE, Fitting, learn_order, unigram_loss
+from sepcap.learning.fit import PIECE, learn_order, unigram_loss
+from sepcap.learning.fitting import Fitting
 from sepcap.learning.held_out import area_of, masked_rows
 from sepcap.learning.order import kept, masking_hooks, ranked_of, scores_of, starting_theta, straight_through
 from sepcap.models.forward import call, measuring, with_hooks

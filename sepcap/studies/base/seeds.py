@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from sepcap.statistics.intervals import ratio_se, t_interval
+from sepcap.statistics.intervals import as_columns, ratio_se, t_interval
 
 
 def seed_interval(name: str, values: Float[np.ndarray, " seed"], intervals: int = 1) -> dict[str, float]:
@@ -25,8 +25,7 @@ def seed_interval(name: str, values: Float[np.ndarray, " seed"], intervals: int 
     """
     values = values[np.isfinite(values)]
     mean = float(values.mean()) if len(values) else float("nan")
-    low, high = t_interval(mean, ratio_se(values, np.ones(len(values))), len(values), intervals)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+    return as_columns(name, mean, t_interval(mean, ratio_se(values, np.ones(len(values))), len(values), intervals))
 
 
 def paired_differences(table: Any, control: Any, keys: Sequence[str], measures: Sequence[str], intervals: int = 1) -> pd.DataFrame:

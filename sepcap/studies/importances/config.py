@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from sepcap.checks import FROM_0, FROM_1, FROM_2, Bounds, check_fields, distinct
 from sepcap.errors import unknown
+from sepcap.learning.fitting import Fitting
 from sepcap.selection.names import GRADIENTS, Contrast, ImportanceName, resolve_contrast
 from sepcap.studies.base.fields import Sampled
 from sepcap.studies.pruning.config import DIRECTIONS, Direction, PruningConfig
@@ -25,8 +26,6 @@ FIXED: tuple[str, ...] = (
     "wanda-guarded",
 )
 """Scores that are compared by default: an importance with its own contrast, or importance-contrast."""
-
-STEPS_OF_LEARNING = 120
 
 SHARED = {"atp": "atp", "taylor": "atp", "fisher": "atp"}
 """Gradients that one backward pass gives together."""
@@ -90,7 +89,7 @@ class ImportanceComparisonConfig(Sampled):
     """Token positions per task of the collection texts on which the best scores are chosen."""
     best: int = 3
     """Number of scores that are also pruned iteratively, beside abs; 0 for no iterative pruning at all."""
-    learn_steps: int = STEPS_OF_LEARNING
+    learn_steps: int = Fitting.steps
     """Gradient steps of the learned order."""
     control: bool = True
     """Whether everything but trajectories is repeated with random weights: what architecture alone gives."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
-from sepcap.statistics.intervals import Ends, bootstrap_interval, bootstrap_weights, summed_interval
+from sepcap.statistics.intervals import Ends, as_columns, bootstrap_interval, bootstrap_weights, summed_interval
 from sepcap.studies.pruning.separability import halves
 
 ROLES = ("forget", "retain")
@@ -144,8 +144,7 @@ class Estimate:
 
     def columns(self, name: str) -> dict[str, float]:
         """The value and both ends as columns of a table."""
-        low, high = self.ends
-        return {name: self.value, f"{name}_low": low, f"{name}_high": high}
+        return as_columns(name, self.value, self.ends)
 
 
 def ranked(values: Float[np.ndarray, "*several unit"]) -> Float[np.ndarray, "*several unit"]:

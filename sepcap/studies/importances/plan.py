@@ -21,12 +21,11 @@ from sepcap.studies.base.seed_samples import sample_seeds
 from sepcap.studies.base.task_sets import resolved
 from sepcap.studies.base.text import counted
 from sepcap.studies.importances.config import ABS, LEARNED, RANDOM, ImportanceComparisonConfig, collected_with, in_direction
+from sepcap.studies.importances.measures import ROLES
 from sepcap.studies.pruning.config import Direction
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
-
-ROLES = ("forget", "retain")
 
 PASSES = {"": 1, "atp": 2, "relp": 2, "snip": 3, "ig": 2 * IG_POINTS + 2}
 """What is collected -> cost in forward passes over the texts. A backward pass to the activations costs as much as a forward pass, one to

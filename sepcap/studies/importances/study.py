@@ -31,8 +31,8 @@ from sepcap.studies.importances.config import (
     in_direction,
     parsed,
 )
-from sepcap.studies.importances.measures import Effects, random_scores
-from sepcap.studies.importances.plan import ROLES, Plan, plan_comparison
+from sepcap.studies.importances.measures import ROLES, Effects, random_scores
+from sepcap.studies.importances.plan import Plan, plan_comparison
 from sepcap.studies.importances.result import ImportanceComparison
 from sepcap.studies.importances.tables import Found, result_of
 from sepcap.studies.learned.config import LearnedRankingConfig

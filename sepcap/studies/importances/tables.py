@@ -9,11 +9,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sepcap.statistics.intervals import UNKNOWN
+from sepcap.statistics.intervals import as_columns
 from sepcap.studies.base.folder import as_json
 from sepcap.studies.importances.config import ABS, CEILING, LEARNED, RANDOM, in_direction
-from sepcap.studies.importances.measures import MEASURES, RECALLS, Effects, Estimate, estimates, over_runs, random_scores, reliability
-from sepcap.studies.importances.plan import ROLES, Plan
+from sepcap.studies.importances.measures import (
+    MEASURES,
+    RECALLS,
+    ROLES,
+    Effects,
+    Estimate,
+    estimates,
+    over_runs,
+    random_scores,
+    reliability,
+)
+from sepcap.studies.importances.plan import Plan
 from sepcap.studies.importances.result import ImportanceComparison
 from sepcap.studies.learned.study import LearnedRanking
 from sepcap.studies.pruning.config import DIRECTIONS, Direction
@@ -128,12 +138,8 @@ def _agreed_columns(agreed: Mapping[str, Mapping[str, Estimate]]) -> dict[str, d
             row |= one.columns(measure) | {f"{measure}_seeds_sd": one.seeds_sd}
             if measure not in RECALLS:
                 other = one.minus(of_scores[ABS]).columns(f"{measure}_minus_abs") if name != ABS else {}
-                row |= other or _unknown(f"{measure}_minus_abs")
+                row |= other or as_columns(f"{measure}_minus_abs")
     return rows
-
-
-def _unknown(name: str) -> dict[str, float]:
-    return {f"{name}{end}": float("nan") for end in ("", "_low", "_high")}
 
 
 def _league(
@@ -154,27 +160,23 @@ def _league(
 def _areas(kind: str, runs: Sequence[Separability], others: Sequence[Separability]) -> dict[str, float]:
     """Area and retain cost with their intervals, and the difference of the area to abs, paired by documents and, if they match, seeds."""
     names = (f"{kind}_area", f"{kind}_minus_abs", f"{kind}_retain_cost_{HALF}")
-    row = {key: value for name in names for key, value in _unknown(name).items()} | {f"{kind}_seeds_sd": float("nan")}
+    row = {key: value for name in names for key, value in as_columns(name).items()} | {f"{kind}_seeds_sd": float("nan")}
     if not runs:
         return row
     clusters = runs[0].replicas.clusters
     areas, drawn = np.array([run.area for run in runs]), np.stack([run.replicas.area for run in runs])
-    row |= _with_ends(names[0], *over_runs(areas, drawn, clusters))
+    row |= as_columns(names[0], *over_runs(areas, drawn, clusters))
     row[f"{kind}_seeds_sd"] = float(areas.std(ddof=1)) if len(runs) > 1 else float("nan")
     if others:
         theirs, their_drawn = np.array([run.area for run in others]), np.stack([run.replicas.area for run in others])
         paired = len(others) == len(runs)
         values = areas - (theirs if paired else theirs.mean())
-        row |= _with_ends(names[1], *over_runs(values, drawn - (their_drawn if paired else their_drawn.mean(0)), clusters))
+        row |= as_columns(names[1], *over_runs(values, drawn - (their_drawn if paired else their_drawn.mean(0)), clusters))
     costs = np.array([float(costs_at(run.forget, run.retain, HALF)) for run in runs])
     if np.isfinite(costs).all():
         replicas = np.stack([costs_at(run.replicas.forget, run.replicas.retain, HALF) for run in runs])
-        row |= _with_ends(names[2], *over_runs(costs, replicas, clusters))
+        row |= as_columns(names[2], *over_runs(costs, replicas, clusters))
     return row
-
-
-def _with_ends(name: str, value: float, ends: tuple[float, float] = UNKNOWN) -> dict[str, float]:
-    return {name: value, f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
 def _trust(prepared: Plan, found: Found, site: str, control: Mapping[Direction, Any]) -> list[dict[str, Any]]:
@@ -191,9 +193,9 @@ def _trust(prepared: Plan, found: Found, site: str, control: Mapping[Direction, 
         for name in dict.fromkeys((best, ABS, *(name for name in (RANDOM, LEARNED) if name in of_scores))):
             row = {"site": site, "direction": way, **_tasks(prepared, way), "score": name, "best": name == best}
             row |= of_scores[name].columns(measure)
-            row |= of_scores[name].minus(of_scores[ABS]).columns("minus_abs") if name != ABS else _unknown("minus_abs")
+            row |= of_scores[name].minus(of_scores[ABS]).columns("minus_abs") if name != ABS else as_columns("minus_abs")
             there = control.get(way, {}).get(measure, {}).get(name)
-            row |= _unknown("untrained") if there is None else there.columns("untrained")
+            row |= as_columns("untrained") if there is None else there.columns("untrained")
             rows.append(row)
     return rows
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from sepcap.checks import FRACTION, FROM_1, POSITIVE, check_fields, distinct
 from sepcap.errors import unknown
+from sepcap.learning.fitting import Fitting
 from sepcap.selection.names import DIVERGENCES, ImportanceName
 from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, check_fractions
 
@@ -23,7 +24,7 @@ class LearnedRankingConfig(Sampled):
     """Task to retain."""
     site: LearnedSite | tuple[LearnedSite, ...] = "mlp"
     """Neurons to put in order: one site, or several, each with an order of its own; "heads" are whole heads."""
-    steps: int = 120
+    steps: int = Fitting.steps
     """Number of gradient steps."""
     init: Any = "abs"
     """The order to start from: an importance, or in Python also `Scores`."""
@@ -33,17 +34,17 @@ class LearnedRankingConfig(Sampled):
     """Token positions per task of the collection texts; one in six documents is held out and decides between start and learned order."""
     eval_tokens: int = 15_000
     """Predictions per task on which start and learned order are compared in the end; no text of them is learned from."""
-    step_tokens: int = 2_048
+    step_tokens: int = Fitting.step_tokens
     """Tokens per task and step."""
-    lr: float = 0.03
+    lr: float = Fitting.lr
     """Step size of Adam, in units of θ: at the start, θ are normal quantiles of the ranks."""
-    tau: float = 0.3
+    tau: float = Fitting.tau
     """Width of the sigmoid whose derivative the masks get, in units of θ."""
-    cap: float = 1.4
+    cap: float = Fitting.cap
     """Loss on forget above which it is not raised further, relative to that of a unigram model of forget."""
-    deepest: float = 0.8
+    deepest: float = Fitting.deepest
     """Largest share of the neurons that is masked in a step; shares are drawn uniformly from 0 to it."""
-    check_every: int = 60
+    check_every: int = Fitting.check_every
     """Steps between the orders that are compared on the held-out texts, beside the last one."""
     seed: int = 0
     """Seed of the shares and of the order of the texts; also of the documents of the collection texts (0: their original order)."""

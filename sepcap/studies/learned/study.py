@@ -1,7 +1,6 @@
 """A learned order of neurons, compared with its start on texts that it never saw (METHODS 21)."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.interventions.optimal import apart
-from sepcap.learning.fit import HELD_OUT, HISTORY, LAST_SHARES, ROLES, Fitting, Learned, learn_order, planned_tokens
+from sepcap.learning.fit import HELD_OUT, HISTORY, LAST_SHARES, ROLES, Learned, learn_order, planned_tokens
+from sepcap.learning.fitting import Fitting
 from sepcap.learning.held_out import Rows, masked_rows
 from sepcap.learning.order import Ranked, ranked_of, scores_of, starting_theta
 from sepcap.models.weights import hash_of
@@ -24,7 +24,7 @@ from sepcap.selection.names import gradients_for
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.backward import check_differentiable
 from sepcap.statistics.collect import collect_sample
-from sepcap.statistics.intervals import UNKNOWN, Ends, bootstrap_interval, cluster_sums
+from sepcap.statistics.intervals import as_columns, bootstrap_interval, cluster_sums
 from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.runner import run_study, study
@@ -298,16 +298,12 @@ def _areas(prepared: _Plan, found: Mapping[tuple[str, str], Separability]) -> pd
     rows = []
     for (texts, order), s in found.items():
         documents = min(sample.n_documents for sample in prepared.texts()[texts].values())
-        row: dict[str, Any] = {"texts": texts, "order": order, "documents": documents} | _with_ends("area", s.area, s.interval)
-        row |= _with_ends("max_drop", s.max_drop, s.max_drop_interval)
+        row: dict[str, Any] = {"texts": texts, "order": order, "documents": documents} | as_columns("area", s.area, s.interval)
+        row |= as_columns("max_drop", s.max_drop, s.max_drop_interval)
         reached = bool((s.forget <= (1 - COST / 100) * s.forget[0]).any())
-        row |= _with_ends("retain_cost_80", s.retain_cost(COST), s.retain_cost_interval(COST)) if reached else _with_ends("retain_cost_80")
-        rows.append(row | (_with_ends("gain", *s.minus(found[texts, "start"])) if order == "learned" else _with_ends("gain")))
+        row |= as_columns("retain_cost_80", s.retain_cost(COST), s.retain_cost_interval(COST)) if reached else as_columns("retain_cost_80")
+        rows.append(row | (as_columns("gain", *s.minus(found[texts, "start"])) if order == "learned" else as_columns("gain")))
     return pd.DataFrame(rows)
-
-
-def _with_ends(name: str, value: float = math.nan, ends: Ends = UNKNOWN) -> dict[str, float]:
-    return {name: value, f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
 def _gaps(found: Mapping[tuple[str, str], Separability]) -> pd.DataFrame:
@@ -316,7 +312,7 @@ def _gaps(found: Mapping[tuple[str, str], Separability]) -> pd.DataFrame:
         fitted, unseen = found["fitted", order], found["evaluation", order]
         drawn = fitted.replicas.area - unseen.replicas.area
         ends = bootstrap_interval(drawn, min(fitted.replicas.clusters, unseen.replicas.clusters))
-        rows.append({"order": order} | _with_ends("gap", fitted.area - unseen.area, ends))
+        rows.append({"order": order} | as_columns("gap", fitted.area - unseen.area, ends))
     return pd.DataFrame(rows)
 
 

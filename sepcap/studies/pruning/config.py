@@ -4,6 +4,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from sepcap.checks import FROM_1, check_fields, wrong
+from sepcap.learning.fitting import Fitting
 from sepcap.selection.names import DIVERGENCES, Contrast, ImportanceName, gradients_for, resolve_contrast
 from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, Schedule, check_fractions, check_schedule
 
@@ -44,7 +45,7 @@ class PruningConfig(Sampled):
     importance: Literal[ImportanceName, "random", "learned"] = "abs"
     """Importance function; "random" for a baseline; or "learned" for one order learned by gradient descent, from that of "abs" on (METHODS
     21): it is learned once, on the unpruned model, so that it needs recollect=False."""
-    learning_steps: int = 120
+    learning_steps: int = Fitting.steps
     """For "learned": number of gradient steps."""
     baseline: Literal["uniform", "per_layer", "activity"] = "uniform"
     """For "random": neurons drawn uniformly over the model; as many per layer as another run pruned at the same step; or as many per layer

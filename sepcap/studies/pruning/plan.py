@@ -14,7 +14,8 @@ from sepcap.interventions.deletion import check_output_biases
 from sepcap.interventions.optimal import apart
 from sepcap.interventions.rotation import check_rotation
 from sepcap.interventions.trial import check_deletion
-from sepcap.learning.fit import HELD_OUT, Fitting, planned_tokens
+from sepcap.learning.fit import HELD_OUT, planned_tokens
+from sepcap.learning.fitting import Fitting
 from sepcap.models.kinds import inner, kind_of
 from sepcap.models.sites import Population, bind, output_biases, populations
 from sepcap.selection.neurons import amount_in_words, how_many

@@ -15,7 +15,7 @@ from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.evaluation.result import METRICS, Evaluation
 from sepcap.selection.neurons import NeuronSet
-from sepcap.statistics.intervals import bootstrap_intervals, bootstrap_weights, cluster_sums, summed_interval, t_interval
+from sepcap.statistics.intervals import as_columns, bootstrap_intervals, bootstrap_weights, cluster_sums, summed_interval, t_interval
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.text import counted
 from sepcap.studies.single_ablations import figures
@@ -204,7 +204,7 @@ class SingleAblations(StudyResult):
                     texts = (high - low) / 2 / _half(len(predictions))
                     low, high = summed_interval(mean, (sampling, texts), (n, len(predictions)))
                 up = float((table[f"delta_loss_{task}_low"].to_numpy()[here] > 0).mean())
-                found = {"mean_delta_loss": mean, "mean_delta_loss_low": low, "mean_delta_loss_high": high, "sampling_se": sampling}
+                found = as_columns("mean_delta_loss", mean, (low, high)) | {"sampling_se": sampling}
                 yield {"task": task, "layer": layer, "of": of if layer is None else pd.NA, "ablated": n, **found, "share_up": up}
 
     def _pairs(self, names: list[str]) -> pd.DataFrame:

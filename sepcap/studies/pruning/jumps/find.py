@@ -16,7 +16,7 @@ from sepcap.models.kinds import kind_of
 from sepcap.models.loading.load import load_model
 from sepcap.models.weights import WeightSnapshot, fingerprint
 from sepcap.statistics.collect import correct_in
-from sepcap.statistics.intervals import Ends, bootstrap_interval, bootstrap_weights, cluster_sums
+from sepcap.statistics.intervals import Ends, as_columns, bootstrap_interval, bootstrap_weights, cluster_sums
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.pruning.generations import model_of
 from sepcap.studies.pruning.jumps.figures import draw_jumps, draw_tokens
@@ -197,8 +197,7 @@ class _Change:
         share = part.sum() / total if total else np.nan
         values = {"change": (total / self.n, asked), "bigram": (part.sum() / self.n, asked), "share": (share, self.change)}
         for name, (value, of) in values.items():
-            ends = self._interval(self.change if name == "change" else part, of)
-            found |= dict(zip((name, f"{name}_low", f"{name}_high"), (float(value), *ends), strict=True))
+            found |= as_columns(name, float(value), self._interval(self.change if name == "change" else part, of))
         return found
 
     def tokens(self, top: int, tokenizer: Any) -> list[dict[str, Any]]:
@@ -213,8 +212,8 @@ class _Change:
                 here = self.change * (self.answers == ids[i])
                 ends = self._interval(here, self.asked.astype(np.int64))
                 row = {"direction": direction, "token": int(ids[i]), "text": tokenizer.decode([int(ids[i])]), "count": int(count[i])}
-                row |= {"right_before": int(before[i]), "right_after": int(after[i]), "change": float(change[i] / self.n)}
-                rows.append(row | {"change_low": ends[0], "change_high": ends[1]})
+                row |= {"right_before": int(before[i]), "right_after": int(after[i])}
+                rows.append(row | as_columns("change", float(change[i] / self.n), ends))
         return rows
 
 

@@ -1,0 +1,18 @@
+"""How an order is learned: numbers without torch, which configurations take their defaults from (METHODS 21)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How an order is learned; the defaults are those of METHODS 21."""
+
+    steps: int = 120
+    step_tokens: int = 2_048
+    lr: float = 0.03
+    tau: float = 0.3
+    cap: float = 1.4
+    deepest: float = 0.8
+    check_every: int = 60
+    batch_size: int = 16
+    seed: int = 0
