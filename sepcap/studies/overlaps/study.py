@@ -104,7 +104,7 @@ def plan_overlap(model: Any, config: OverlapConfig) -> OverlapPlan:
 
 @study(OverlapConfig, loads=False)
 @checked()
-def measure_overlap(model: Any, config: OverlapConfig, *, out: str | Path | None = None, say: Callable[[str], Any]) -> Overlap:
+def measure_overlap(model: Any | None, config: OverlapConfig, *, out: str | Path | None = None, say: Callable[[str], Any]) -> Overlap:
     """Select the neurons of several tasks and compare every pair of sets, in the trained model and in randomly initialised ones.
 
     Every seed is one repetition with other documents, in the trained model and in one with other random weights. Every task is scored

@@ -73,3 +73,11 @@ def test_a_missing_folder_is_an_error_before_a_model_is_loaded(monkeypatch):
     monkeypatch.setattr("sepcap.studies.base.runner.load_model", lambda name: pytest.fail("loaded"))
     with pytest.raises(TypeError, match=r"missing a required.* argument: 'out'"):
         sepcap.prune()
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "reproduce"])
+def test_without_a_model_the_one_of_the_configuration_is_loaded(name, tmp_path):
+    function, missing = getattr(sepcap, name), str(tmp_path / "no-such-model")
+    folder = {"out": tmp_path / "out"} if inspect.signature(function).parameters["out"].default is inspect.Parameter.empty else {}
+    with pytest.raises((ValueError, OSError), match="no-such-model"):
+        function(missing, **folder)
