@@ -29,7 +29,8 @@ def compared(model, forget: str, retain: str, tokens: int, eval_tokens: int, opt
     wall, cpu = time.perf_counter() - started, time.process_time() - used
     print(f"\nforget {forget}, retain {retain}: learn_ranking {wall:.0f} s wall, {cpu:.0f} s of processor", flush=True)
     print(*learned.summary(), sep="\n")
-    print(learned.tables["cost"].to_string(index=False), flush=True)
+    for name in ("held_out", "cost"):
+        print(learned.tables[name].to_string(index=False), flush=True)
 
     ranked = ranked_of(model, ["mlp"])
     samples = {
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--eval-tokens", type=int, default=15_000)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--direction", choices=("both", "forward", "reverse"), default="both")
     given = parser.parse_args()
     model = sepcap.load_model()

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 class Fitting:
     """How an order is learned; the defaults are those of METHODS 21."""
 
-    steps: int = 120
+    steps: int = 60
     step_tokens: int = 2_048
     lr: float = 0.03
     tau: float = 0.3
     cap: float = 1.4
     deepest: float = 0.8
-    check_every: int = 60
+    check_every: int = 30
     batch_size: int = 16
     seed: int = 0

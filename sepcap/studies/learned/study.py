@@ -215,7 +215,7 @@ def learn_ranking(model: Any, config: LearnedRankingConfig, *, out: str | Path |
     Source: METHODS section 21.
 
     Example:
-        >>> learned = sepcap.learn_ranking(model, forget="local-code", retain="local-prose", steps=120)  # doctest: +SKIP
+        >>> learned = sepcap.learn_ranking(model, forget="local-code", retain="local-prose", steps=60)  # doctest: +SKIP
         >>> learned.area()["gain"], learned.top({"mlp": 0.2})  # doctest: +SKIP
     """
     prepared = _planned(model, config)
