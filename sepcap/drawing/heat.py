@@ -28,7 +28,7 @@ def heat_panels(
     row_title: str,
     column_title: str,
     limits: tuple[float, float],
-    decimals: int = 2,
+    decimals: int | None = 2,
     width: Width = "column",
 ) -> go.Figure:
     """One panel per entry, all on one colour scale; NaN cells are empty and grey.
@@ -43,7 +43,7 @@ def heat_panels(
         title: of the colour bar, with its unit.
         row_title, column_title: titles of the axes.
         limits: lowest and highest value of the colour scale.
-        decimals: digits after the point in the cells.
+        decimals: digits after the point in the cells; None for cells without numbers.
         width: inches, "column" or "page".
     """
     names, columns_named = [plain(name, 18) for name in rows], [plain(name, 18) for name in columns]
@@ -71,7 +71,7 @@ def heat_panels(
         layout["annotations"] += [
             {"text": _number(value, decimals), "x": c, "y": r, **where, "font": {"size": TICK_PX, "color": _ink(value, limits)}}
             for (r, c), value in np.ndenumerate(values)
-            if cell >= LETTER_PX * (decimals + 2)
+            if decimals is not None and cell >= LETTER_PX * (decimals + 2)
         ]
         layout["annotations"].append(above(plain(label), start, top))
         x = {

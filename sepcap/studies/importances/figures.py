@@ -18,11 +18,11 @@ PANEL_PX = 200
 GAP = 0.14
 
 COLUMNS = {
-    "spearman_difference": "Rank correlation with the exact effect,<br>Δ_forget − Δ_retain",
-    "spearman_forget": "Rank correlation with the exact effect, Δ_forget",
-    "recall_1": "Recall of the 1% with the largest Δ_forget − Δ_retain",
-    "recall_2": "Recall of the 2% with the largest Δ_forget − Δ_retain",
-    "recall_5": "Recall of the 5% with the largest Δ_forget − Δ_retain",
+    "spearman_difference": "Rank correlation with the exact effect,<br>Δ<sub>forget</sub> − Δ<sub>retain</sub>",
+    "spearman_forget": "Rank correlation with the exact effect, Δ<sub>forget</sub>",
+    "recall_1": "Recall of the 1% with the largest Δ<sub>forget</sub> − Δ<sub>retain</sub>",
+    "recall_2": "Recall of the 2% with the largest Δ<sub>forget</sub> − Δ<sub>retain</sub>",
+    "recall_5": "Recall of the 5% with the largest Δ<sub>forget</sub> − Δ<sub>retain</sub>",
     "one_shot_area": "Area of the one-shot trajectory",
     "iterative_area": "Area of the iterative trajectory",
 }
@@ -83,7 +83,7 @@ def ranks(result: Any, site: str | None = None, column: str = "spearman_differen
         "yaxis": row_axis(labels, -0.6, len(order) - 0.4),
         "shapes": lines,
         "annotations": [above(f"{site}, {len(result.tensors[f'{site}/places']):,} neurons")],
-        "legend": {"title": {"text": "With 95% interval; dotted: a score without error"}},
+        "legend": {"title": {"text": "With 95% interval; dashed: a score without error"}},
     }
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * (len(order) + 1), left=122, top=24, bottom=58, legend_rows=3)
 
@@ -123,7 +123,8 @@ def effects(result: Any, site: str | None = None, score: str | None = None, *, w
         points: dict[str, Any] = {"mode": "markers", "marker": look, "hovertext": hovers, "hoverinfo": "text", "showlegend": False}
         traces.append(go.Scatter(x=rounded(ranks_of[0], 4), y=rounded(ranks_of[1], 4), **points, **axes))
         x = {"title": {"text": f"Rank of the score {score} (%)"}, "range": [-2, 102]}
-        y = {"title": {"text": "Rank of Δ_forget − Δ_retain (%)" if i == 0 else ""}, "range": [-2, 102], "showticklabels": i == 0}
+        title = "Rank of Δ<sub>forget</sub> − Δ<sub>retain</sub> (%)" if i == 0 else ""
+        y = {"title": {"text": title}, "range": [-2, 102], "showticklabels": i == 0}
         start = i * (share + GAP / 2)
         layout |= panel_axes(key, x, y, (start, start + share))
         r = result.row(site, direction, score)["spearman_difference"]
@@ -171,7 +172,7 @@ def trajectories(result: Any, site: str | None = None, direction: str = DIRECTIO
     axis = {"range": [-0.03, 1.1], "dtick": 0.2, "tickformat": ".1f"}
     roles = ("forget", "retain") if direction == DIRECTIONS[0] else ("retain", "forget")
     layout: dict[str, Any] = {
-        f"{name}axis": axis | {"title": {"text": f"Relative top-1 accuracy,<br>{plain(result.config[role], 22)}"}}
+        f"{name}axis": axis | {"title": {"text": f"Relative top-1 accuracy, {plain(result.config[role], 16)}"}}
         for name, role in zip("xy", roles, strict=True)
     }
     layout["shapes"] = [{"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1, "line": {"color": FAINT, "width": 1}, "layer": "below"}]

@@ -123,7 +123,7 @@ def effect_and_score(
         traces.append(_points(result, x_of(scores[here]), scale.of(values[here]), here, said, ROLES[task], showlegend=False, **axes))
         start, top = column * (share + 0.04), 1 - row * (PANEL_PX + GAP_PX) / total
         bottom = i + across >= len(there)
-        name = f"{'log10 ' if positive else ''}score ({result.config['importance']})"
+        name = f"{'log<sub>10</sub> ' if positive else ''}score ({result.config['importance']})"
         x = {"title": {"text": name if bottom else ""}, "range": [ends[0] - room, ends[1] + room], "nticks": 5}
         y = {**scale.axis(_change(result, task, metric) if column == 0 else ""), "showticklabels": column == 0}
         layout |= panel_axes(key, x, y, (start, start + share), (top - PANEL_PX / total, top))
@@ -259,12 +259,15 @@ def backups(result: Any, task: str = "forget", metric: str = "loss", *, width: W
         names,
         hovers={"Synergy": hovers},
         heading=f"{plain(result.config[task], 24)}; {lower(metric_name(metric))}{METRIC_UNITS.get(metric, '')}{left_out}",
-        title=f"sign · log10(1 + |synergy| / {scale.unit:g})",
-        row_title=f"{result.unit.capitalize()} (layer.{'head' if len(result.places[0]) == 3 or result.unit == 'head' else 'neuron'}…)",
+        title=f"Synergy{METRIC_UNITS.get(metric, '')}",
+        row_title=f"{result.unit.capitalize()} ({'.'.join(n for n in ('layer', 'head', 'neuron') if n in result.tables['neurons'])})",
         column_title=f"{result.unit.capitalize()}",
         limits=(-far, far),
+        decimals=None,
         width=width,
     )
     layout: Any = figure.layout
+    axis = scale.axis("")
+    layout.coloraxis.colorbar.update(tickvals=axis["tickvals"], ticktext=axis["ticktext"])
     layout.coloraxis.colorscale = [[0.0, BLUE], [0.5, "#ffffff"], [1.0, VERMILLION]]
     return figure

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.drawing.parts import DOTTED, row_axis, upright
@@ -81,8 +82,10 @@ def _points(values: list[Any], heights: list[float], colours: list[str], name: s
 
 def _figure(traces: list[Any], names: list[str], title: str, width: Width, legend_rows: int = 0) -> go.Figure:
     n = len(names)
+    ends = [0.0, *(x for trace in traces for x in trace.x if np.isfinite(x))]
+    room = 0.05 * (max(ends) - min(ends) or 1.0)
     layout = {
-        "xaxis": {"title": {"text": title}},
+        "xaxis": {"title": {"text": title}, "range": [min(ends) - room, max(ends) + room]},
         "yaxis": row_axis(dict(enumerate(reversed(names))), -0.6, n - 0.4),
         "shapes": [upright(0, -0.6, n - 0.4, {**DOTTED, "color": GREY}, layer="below")],
     }
