@@ -223,14 +223,14 @@ def test_a_study_is_readable_on_a_narrow_screen_in_both_modes(opened_study):
     page = opened_study.page
     assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[0]
     plots = page.evaluate(PLOTS)
-    assert [plot["id"] for plot in plots] == ["figure-protocol"]
+    assert [plot["id"] for plot in plots] == ["figure-sweep"]
     assert all(plot["drawn"] and plot["marks"] and plot["fits"] for plot in plots)
     texts = page.evaluate(TEXTS)
     assert [t for t in texts if t["contrast"] < LEAST_CONTRAST] == []
     assert min(t["size"] for t in texts if not t["inFigure"]) >= 14
     assert min(t["size"] for t in texts if t["inFigure"]) >= 11
     # the whole figure, drawn for a column: nothing beside it scrolls
-    figure = page.locator("#figure-protocol")
+    figure = page.locator("#figure-sweep")
     assert figure.evaluate("e => e.getBoundingClientRect().right") <= WIDTHS[0]
     assert figure.evaluate("e => e.parentElement.scrollWidth <= e.parentElement.clientWidth")
     assert opened_study.complaints == []
