@@ -50,6 +50,8 @@ class FigureConfig:
     """Folder of the comparisons of importances, one for the embedded model and one for every compiled model."""
     sample: int | None = 1_500
     """Neurons of each site of the embedded model that are ablated alone, drawn at random; the compiled models' are all ablated."""
+    sites: tuple[Literal["mlp", "attn_pre_out"], ...] = ("mlp", "attn_pre_out")
+    """Sites of the embedded model whose importances are compared, each in a folder of its own."""
     out: Path = Path("figures")
     readme: Path = Path("README.md")
     """Contains the table of the demo, which is replaced."""
@@ -204,25 +206,26 @@ def last_layers(model: Any, texts: Sequence[Passage]) -> tuple[int, ...]:
 
 def importances(model: Any, config: FigureConfig) -> None:
     """League tables of importances: the embedded model with its untrained control, and all compiled models."""
-    sites = ("mlp", "attn_pre_out")
     # rows of 128 tokens: the evaluation texts are then of more than 50 documents of each task
     budget: dict[str, Any] = {"context": 128, "tokens": 10_000, "eval_tokens": 7_000, "choice_tokens": 4_000, "sample": config.sample}
-    found = {"default": sepcap.compare_importances(model, sites=sites, **budget, out=config.importances / "default", progress=print)}
+    found = {}
+    for site in config.sites:
+        folder = config.importances / f"default-{site}"
+        one = found["default", site] = sepcap.compare_importances(model, sites=(site,), **budget, out=folder, progress=print)
+        config.save(f"importances-{site}", one.figure("ranks"))
+        config.save(f"importances-{site}-effects", one.figure("effects"), "page")
+        config.save(f"importances-{site}-trajectories", one.figure("trajectories"))
     # texts of compiled models are short and alike; all their neurons are ablated
     small: dict[str, Any] = {"tokens": 2_000, "effect_tokens": 400, "eval_tokens": 800, "choice_tokens": 800, "best": 1, "learn_steps": 60}
     for name in sepcap.compiled_models().index:
         folder = config.importances / name
-        found[name] = sepcap.compare_importances(compiled=name, sites=sites, **small, out=folder, progress=print)
-    for site in sites:
-        config.save(f"importances-{site}", found["default"].figure("ranks", site=site))
-        config.save(f"importances-{site}-effects", found["default"].figure("effects", site=site), "page")
-        config.save(f"importances-{site}-trajectories", found["default"].figure("trajectories", site=site))
+        found[name, ""] = sepcap.compare_importances(compiled=name, sites=("mlp", "attn_pre_out"), **small, out=folder, progress=print)
     for table in ("league", "trust", "reliability", "control", "labels"):
-        every = {name: one.tables[table] for name, one in found.items() if table in one.tables}
-        rows = pd.concat(every, names=["model", None]).reset_index("model")
-        rows.to_csv(config.out / f"importances-{table}.csv", index=False, float_format="%.4f")
-    for name, one in found.items():
-        print(name, *one.summary(), one.report(config.importances / f"{name}.html"), sep="\n  ")
+        every = [one.tables[table].assign(model=name) for (name, _), one in found.items() if table in one.tables]
+        rows = pd.concat(every)
+        rows[["model", *rows.columns.drop("model")]].to_csv(config.out / f"importances-{table}.csv", index=False, float_format="%.4f")
+    for (name, site), one in found.items():
+        print(name, *one.summary(), one.report(config.importances / f"{'-'.join(filter(None, (name, site)))}.html"), sep="\n  ")
 
 
 def main(config: FigureConfig) -> None:
