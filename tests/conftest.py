@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import jaxtyping
-from checker import jaxtyped
+from checker import CALLS, jaxtyped
 
 # shapes in signatures are enforced while testing, and only then
 jaxtyping.jaxtyped = jaxtyped
@@ -187,9 +187,10 @@ def browser():
 
 @pytest.fixture(autouse=True)
 def own_settings():
-    """A test may set the number of threads or filter warnings; the next one does not notice."""
+    """A test may set the number of threads or filter warnings; the next one does not notice. Shapes are checked anew in each."""
     import torch
 
+    CALLS.clear()
     with warnings.catch_warnings():
         yield
     torch.set_num_threads(1)

@@ -78,7 +78,9 @@ def test_another_text_gives_its_own_topic(model, newline):
     assert result.difference("nats", "transferred", "mismatched")["difference"] > 5
 
 
-@pytest.mark.parametrize("sites", [("attn_pre_out",), ("resid",), ("mlp", "attn_pre_out")])
+@pytest.mark.parametrize(
+    "sites", [("attn_pre_out",), *(pytest.param(sites, marks=pytest.mark.slow) for sites in (("resid",), ("mlp", "attn_pre_out")))]
+)
 def test_the_memory_is_written_in_layer_0(model, source, sites):
     result = run(model, source, layers=(0,), sites=sites)
     for i, (topic, *_) in enumerate(TEXTS):

@@ -192,7 +192,7 @@ def test_the_order_kept_is_the_best_on_the_held_out_texts(misled):
     assert learned.held_out[learned.step] == max(learned.held_out.values())
 
 
-@pytest.mark.parametrize("stopped", [1, 2, 3])
+@pytest.mark.parametrize("stopped", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3))])
 def test_an_interrupted_fit_resumes_with_equal_bits(misled, stopped):
     how = dataclasses.replace(QUICK, steps=24, check_every=8)
     whole = learned_of(misled, how)

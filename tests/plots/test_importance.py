@@ -145,7 +145,7 @@ def test_many_chosen_neurons_are_marked_in_their_cells():
     assert sizes[shares == 1].min() > sizes[shares < 0.2].max()
 
 
-@pytest.mark.parametrize("kind", ["none", "few", "top", "half", "random"])
+@pytest.mark.parametrize("kind", ["half", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("none", "few", "top", "random"))])
 def test_a_large_model_fits_in_a_small_figure(kind):
     forget, retain = large("code", 0), large("prose", 1)
     scores = sepcap.score(forget, retain)

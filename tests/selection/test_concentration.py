@@ -216,13 +216,13 @@ def test_sets_of_random_neurons_of_a_bin_are_not_concentrated_when_matched():
     rank = rng.permutation(400)
     clusters, activity = Clusters(torch.as_tensor(rank // 20)[None], 20, "made up"), torch.as_tensor(rank, dtype=torch.float64)[None]
     found = {"layer": [], "matched": []}
-    for _ in range(200):
+    for _ in range(100):
         mask = torch.zeros(1, 400, dtype=torch.bool)
         mask[0, torch.as_tensor(rng.choice(np.flatnonzero(rank < 80), 16, replace=False))] = True
         for name, matched in (("layer", None), ("matched", {"mlp": activity})):
-            found[name].append(measure_concentration(sepcap.NeuronSet({"mlp": mask}), clusters, draws=200, matched=matched).total["p"])
+            found[name].append(measure_concentration(sepcap.NeuronSet({"mlp": mask}), clusters, draws=100, matched=matched).total["p"])
     assert np.mean(np.array(found["layer"]) <= 0.05) > 0.95
-    assert np.mean(np.array(found["matched"]) <= 0.05) <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 200)
+    assert np.mean(np.array(found["matched"]) <= 0.05) <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 100)
 
 
 def test_activity_chooses_as_many_of_every_layer():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from planted_ablations import planted_config
+from tiny import fresh
 
 import sepcap
 from sepcap.evaluation.next_token import evaluate_sample
@@ -27,7 +28,7 @@ TOKENS = {"tokens": 400, "reference_tokens": 1000, "fit_tokens": 300}
 def shared(trained_folder, letters):
     """The trained model, a reference, and every head compared in every way; nobody changes them."""
     torch.set_num_threads(1)
-    model = sepcap.load_model(trained_folder, device="cpu")
+    model = fresh(trained_folder)
     reference = sepcap.collect(model, letters, tokens=1000, sites="attn_pre_out", histogram=True)
     return model, reference, compare_ablations(model, task=letters, reference=reference, seed=3, **TOKENS)
 

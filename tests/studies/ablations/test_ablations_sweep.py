@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from planted_ablations import planted_config
+from tiny import fresh
 
 import sepcap
 from sepcap.evaluation.next_token import evaluate_sample
@@ -33,7 +34,7 @@ def config_of(texts, **changes):
 @pytest.fixture(scope="module")
 def shared(trained_folder, letters):
     """A trained model and its sweep, in memory; nobody changes them."""
-    model = sepcap.load_model(trained_folder, device="cpu")
+    model = fresh(trained_folder)
     return model, sweep_ablation(model, config_of(letters))
 
 

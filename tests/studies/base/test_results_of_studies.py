@@ -8,8 +8,8 @@ import pytest
 from damage import DAMAGES, damaged_copies, numbers_of, outcome
 from pages import Page
 from planted_runs import maker
+from tiny import fresh
 
-import sepcap
 from sepcap.evaluation.result import COUNTS
 from sepcap.studies.ablations.config import AblationSweepConfig
 from sepcap.studies.ablations.heads import AblationComparison, compare_ablations
@@ -30,7 +30,7 @@ from sepcap.studies.reproduce.study import Reproduction, reproduce
 def studies(trained_folder, letters, digits, tmp_path_factory):
     """One of each, in folders: class -> what the study returned."""
     folder = tmp_path_factory.mktemp("studies")
-    model = sepcap.load_model(trained_folder, device="cpu")
+    model = fresh(trained_folder)
     pair = {"forget": letters, "retain": digits}
     small = {"steps": 2, "tokens": 300, "eval_tokens": 900}
     sweep = AblationSweepConfig(task=letters, steps=2, seeds=(0, 1), kinds=("zero", "mean"), tokens=300, reference_tokens=500)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import words
 from scipy import stats
+from tiny import fresh
 
 import sepcap
 from sepcap.selection.clusters import Clusters
@@ -32,7 +33,7 @@ def config_of(digits, **changes):
 def found(trained_folder, digits):
     """The study in memory; nobody changes it."""
     torch.set_num_threads(1)
-    return sepcap.measure_modularity(sepcap.load_model(trained_folder, device="cpu"), config_of(digits))
+    return sepcap.measure_modularity(fresh(trained_folder), config_of(digits))
 
 
 def same(one, other):

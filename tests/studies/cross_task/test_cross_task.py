@@ -229,7 +229,7 @@ def test_of_seeds_alike_the_interval_is_over_texts():
     assert found.columns("b", ["a", "b"])["random_covers"] == "texts and seeds"
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seeds", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
 def test_intervals_over_texts_and_seeds_cover_the_truth(seeds):
     """60 documents; random sets of other seeds keep 0.6 ± 0.15 of the accuracy, far more spread than documents make, or no spread."""
     rng, repetitions, names = np.random.default_rng(seeds), 400, [f"random-{i}" for i in range(seeds)]

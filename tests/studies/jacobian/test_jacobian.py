@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import torch
 from conftest import words
+from tiny import fresh
 
 import sepcap
 from sepcap.studies.catalog import load_result
@@ -24,7 +25,7 @@ SMALL = {"tokens": 3, "rows": 2, "control": False}
 def opt(tiny_folders):
     """A tiny OPT that nobody edits."""
     torch.set_num_threads(1)
-    return sepcap.load_model(tiny_folders["opt"], device="cpu")
+    return fresh(tiny_folders["opt"])
 
 
 @pytest.fixture(scope="module")

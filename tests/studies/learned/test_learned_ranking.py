@@ -82,7 +82,7 @@ def test_it_comes_back_from_its_folder(learned):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills a fork of this process, which only Linux does safely")
-@pytest.mark.parametrize("writes", [1, 3, 5])
+@pytest.mark.parametrize("writes", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
 def test_killed_it_resumes_with_equal_bits(misled, learned, tmp_path, monkeypatch, writes):
     child = os.fork()
     if child == 0:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tiny import fresh
 
 import sepcap
 from sepcap import plots
@@ -24,7 +25,7 @@ def config_of(letters, digits, **changes):
 
 @pytest.fixture(scope="module")
 def compared(trained_folder, letters, digits, tmp_path_factory):
-    model = sepcap.load_model(trained_folder, device="cpu")
+    model = fresh(trained_folder)
     before = {name: value.clone() for name, value in model.original_model.named_parameters()}
     out = tmp_path_factory.mktemp("compared") / "methods"
     result = compare_methods(model, config_of(letters, digits), out=out)
@@ -170,7 +171,7 @@ def test_a_finished_comparison_is_opened_and_an_interrupted_one_goes_on(compared
 def test_what_a_model_does_not_allow_is_left_out_unless_asked_for(tiny_folders, letters, digits, tmp_path, monkeypatch):
     from sepcap.studies.methods import study as methods
 
-    model = sepcap.load_model(tiny_folders["llama"], device="cpu")
+    model = fresh(tiny_folders["llama"])
     wanted = {name: METHODS[name] for name in ("mlp", "mlp-offset-mean")}
     monkeypatch.setattr(methods, "PUBLISHED", wanted)
     said = []

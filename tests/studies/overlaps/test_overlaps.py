@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from tiny import fresh
 
 import sepcap
 from sepcap.models.loading.untrained import untrained
@@ -47,7 +48,7 @@ def config_of(letters, digits, **changes):
 @pytest.fixture(scope="module")
 def found(trained_folder, letters, digits):
     torch.set_num_threads(1)
-    return sepcap.measure_overlap(sepcap.load_model(trained_folder, device="cpu"), config_of(letters, digits, seeds=(0, 5)))
+    return sepcap.measure_overlap(fresh(trained_folder), config_of(letters, digits, seeds=(0, 5)))
 
 
 def members(result, weights, seed, task, site, fraction):

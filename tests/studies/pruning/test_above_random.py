@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from run_folders import config_of
+from tiny import fresh
 
 import sepcap
 from sepcap.selection.neurons import NeuronSet
@@ -19,7 +20,7 @@ from sepcap.studies.pruning.random_neurons.baselines import Matched, baseline_co
 
 @pytest.fixture(scope="module")
 def model(tiny_folders):
-    return sepcap.load_model(tiny_folders["opt"], device="cpu")
+    return fresh(tiny_folders["opt"])
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 from run_folders import Stop, bits, config_of, same_weights, weights
+from tiny import fresh
 
 import sepcap
 from sepcap.interventions.rotation import rotate_values
@@ -16,7 +17,7 @@ BOTH = {"mlp": 0.25, "attn_pre_out": 0.2}
 
 @pytest.fixture
 def opt(tiny_folders):
-    return lambda: sepcap.load_model(tiny_folders["opt"], device="cpu")
+    return lambda: fresh(tiny_folders["opt"])
 
 
 # every rotation, every offset, and both ways of collecting; the rest of the table is in the slow tier
@@ -113,7 +114,7 @@ def test_killed_before_the_first_step_the_basis_is_kept(tiny_opt, letters, digit
 
 @pytest.mark.parametrize("change", [{"offset": "mean"}, {"offset": "peak", "fractions": {"attn_value": 0.25}}])
 def test_offset_without_output_bias_is_refused_before_anything_is_written(tiny_folders, letters, digits, tmp_path, change):
-    model = sepcap.load_model(tiny_folders["llama"], device="cpu")
+    model = fresh(tiny_folders["llama"])
     with pytest.raises(ValueError, match="offset: LlamaForCausalLM has no b_"):
         sepcap.prune(model, config_of(letters, digits, **change), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from run_folders import bits, config_of
+from tiny import fresh
 
 import sepcap
 from sepcap.evaluation.result import Evaluation
@@ -25,7 +26,7 @@ KINDS = ("per_layer", "activity")
 
 @pytest.fixture(scope="module")
 def model(tiny_folders):
-    return sepcap.load_model(tiny_folders["opt"], device="cpu")
+    return fresh(tiny_folders["opt"])
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from damage import DAMAGES, damaged_copies, files_of, numbers_of, outcome
 from run_folders import bits, config_of
+from tiny import fresh
 
-import sepcap
 from sepcap.drawing.page import picture
 from sepcap.errors import CorruptFile
 from sepcap.storage import read_json, seals_of, write_json
@@ -29,7 +29,7 @@ HARMLESS = {"run.log", "metrics.jsonl", "trajectory.parquet"}
 
 @pytest.fixture(scope="module")
 def prepared(tiny_folders, letters, digits):
-    return pruning.plan(sepcap.load_model(tiny_folders["opt"], device="cpu"), config_of(letters, digits, fractions={"mlp": 0.25}))
+    return pruning.plan(fresh(tiny_folders["opt"]), config_of(letters, digits, fractions={"mlp": 0.25}))
 
 
 @pytest.fixture(scope="module")

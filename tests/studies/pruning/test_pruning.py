@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from tiny import fresh
 
 import sepcap
 from sepcap.evaluation import next_token
@@ -23,10 +24,12 @@ def config_of(forget, retain, **changes) -> sepcap.PruningConfig:
 
 @pytest.fixture
 def opt(tiny_folders):
-    return lambda: sepcap.load_model(tiny_folders["opt"], device="cpu")
+    return lambda: fresh(tiny_folders["opt"])
 
 
-@pytest.mark.parametrize(("importance", "per_layer"), [("abs", True), ("std", False), ("mean_shift", False)])
+@pytest.mark.parametrize(
+    ("importance", "per_layer"), [("abs", True), ("std", False), pytest.param("mean_shift", False, marks=pytest.mark.slow)]
+)
 def test_steps_are_those_of_a_loop_by_hand(opt, letters, digits, tmp_path, importance, per_layer):
     run = sepcap.prune(opt(), config_of(letters, digits, importance=importance, per_layer=per_layer), out=tmp_path / "run")
     table = run.trajectory.set_index(["step", "role"])
@@ -93,7 +96,7 @@ def test_heads_go_whole_and_in_the_order_of_their_scores(opt, letters, digits, t
     assert run.record(1)["thresholds"]["heads"] == pytest.approx(min(heads[h] for h in best), rel=1e-12)
 
 
-@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("per_layer", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_random_neurons_are_never_drawn_twice_and_come_from_the_seed(opt, letters, digits, tmp_path, per_layer):
     def run(name, seed):
         fractions = {"mlp": 0.25, "heads": 0.25}

@@ -11,6 +11,7 @@ import pytest
 from pages import HOSTILE, Page
 from planted_runs import maker
 from run_folders import config_of
+from tiny import fresh
 
 import sepcap
 from sepcap import plots
@@ -205,7 +206,7 @@ def test_where_there_are_no_generations_the_page_says_why(pruned, tiny_folders, 
     shutil.copytree(tiny_folders["opt"], folder)
     assert "has other weights here than those the run began with" in page_of(run).text
     assert not (run.folder / "generations.json").exists()
-    assert f"Prompt: {run.config['retain']}" in page_of(run, model=sepcap.load_model(trained_folder, device="cpu")).text
+    assert f"Prompt: {run.config['retain']}" in page_of(run, model=fresh(trained_folder)).text
 
 
 def test_the_scores_show_what_the_first_step_took(pruned, monkeypatch):

@@ -11,8 +11,8 @@ from functools import partial
 import pandas as pd
 import pytest
 from run_folders import STEPS, Stop, bits, config_of, same_weights, stop_by, weights
+from tiny import fresh
 
-import sepcap
 from sepcap.errors import CorruptFile
 from sepcap.studies.pruning import prune as pruning
 from sepcap.studies.pruning.run import Run
@@ -162,7 +162,7 @@ def test_killed_again_and_again(prepared, whole, tmp_path):
 )
 def test_every_kind_of_run_goes_on_with_the_deletions_it_had(tiny_folders, letters, digits, tmp_path, monkeypatch, changes):
     # mistral: a value column goes only when all query heads that share it have lost their row, at whichever step that is
-    model = sepcap.load_model(tiny_folders["mistral"], device="cpu")
+    model = fresh(tiny_folders["mistral"])
     prepared = pruning.plan(model, config_of(letters, digits, **{"steps": 3, **changes}))
     pruning.execute(prepared, tmp_path / "whole")
     step = pruning._step

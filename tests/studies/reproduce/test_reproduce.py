@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiny import fresh
 
 import sepcap
 from sepcap.evaluation.result import COUNTS
@@ -399,7 +400,7 @@ def test_overlaps_on_a_tiny_model(trained_folder, letters, digits, tmp_path, cou
     # the sets, selected by hand: statistics, score, top
     found, labels = result.results["overlap"], {"trained": str(trained_folder), "random": f"{trained_folder}, random weights"}
     shares = {"mlp": 0.25, "attn_pre_out": 0.25}
-    retained = sample_task(sepcap.load_model(trained_folder, device="cpu"), sepcap.load_task(digits), "collect", 600)
+    retained = sample_task(fresh(trained_folder), sepcap.load_task(digits), "collect", 600)
     parts = disjoint_parts(retained, 6)
     for weights, label in labels.items():
         model = sepcap.load_model(trained_folder, device="cpu", random_weights=weights == "random", seed=0)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import CONTEXT, words
 from plain import LAYOUTS, Plain
+from tiny import fresh
 
 import sepcap
 from sepcap.models.forward import logits_of
@@ -275,7 +276,7 @@ def test_two_models_are_compared_text_by_text(tiny_opt, tiny_folders):
     found = sepcap.compare_activations(tiny_opt, **options)
     same = found.compared(found)
     assert (same[["difference", "low", "high"]] == 0).all(axis=None)
-    other = sepcap.compare_activations(sepcap.load_model(tiny_folders["gpt2"], device="cpu"), **options)
+    other = sepcap.compare_activations(fresh(tiny_folders["gpt2"]), **options)
     table, back = found.compared(other), other.compared(found)
     np.testing.assert_allclose(table["difference"], found.tables["layers"]["gap"] - other.tables["layers"]["gap"])
     np.testing.assert_allclose(table["low"], -back["high"])
