@@ -55,6 +55,9 @@ KINDS: dict[str, Callable[..., Begin]] = {
 }
 """Kinds of ablation by name; each is called with the arguments of `ablate`."""
 
+WITHOUT_REFERENCE = ("zero", "resample")
+"""Kinds that need no statistics."""
+
 
 class Ablation:
     """Neurons of a model and the replacements of their activations; made by `ablate`.

@@ -196,7 +196,7 @@ def cluster_neurons(
         n_init: number of starts; the one with the least sum of squares is kept. The library's own default is 10; on the embedded
             model single starts are within 1% of each other.
         max_iter: maximum number of k-means steps; it stops earlier if the centres no longer move (after 2 to 4 on the embedded model).
-        progress: whether the estimated time is said before and a bar shown, or a function that receives the estimate.
+        progress: whether to print the estimated time and show a bar, or a function that receives the estimate.
 
     Returns:
         Clusters.

@@ -1,7 +1,7 @@
 """Concentration of a neuron set in clusters, against random sets matched on layer, or on layer and activity (METHODS 12).
 
-In one layer with k clusters let the set have n neurons, with shares s₁ ≥ s₂ ≥ … ≥ s_k of them in the clusters. The curve goes from
-(0, 0) through (j/k, s₁ + … + s_j) to (1, 1) in straight lines, and the area under it is
+In one layer with k clusters let the set have n neurons, with shares s₁ ≥ s₂ ≥ … ≥ s_k of them in the clusters. The curve connects
+(0, 0), the points (j/k, s₁ + … + s_j) and (1, 1) by straight lines, and the area under it is
 
     A = (1/k) Σ_j (s₁ + … + s_j) − 1/(2k)
 

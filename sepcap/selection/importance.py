@@ -35,7 +35,7 @@ def about_common_mean(
 ) -> tuple[Float[Tensor, "layer *neuron"], Float[Tensor, "layer *neuron"]]:
     """√ mean (z − c)² on each task, with c the mean of the two tasks' means, whatever their numbers of positions.
 
-    A neuron that is constant on one task and has another constant on the other is important for both, and `std` gives it 0.
+    For a neuron with one constant value on one task and another on the other it is above 0 on both, while `std` is 0.
 
     Source: [SEP] appendix A.
     """

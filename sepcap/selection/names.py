@@ -1,24 +1,23 @@
-"""Names of the importance functions, and what each needs to have been collected; without torch, for configurations (METHODS 4, 18)."""
+"""Names of the importance functions, and the statistics that each requires; without torch, for configurations (METHODS 4, 18)."""
 
-from typing import Literal
+from typing import Literal, get_args
 
-ImportanceName = Literal[
-    "abs", "sqrt", "rms", "std", "std_common", "freq", "mean_shift", "kl", "js", "wasserstein",
-    "atp", "atp_abs", "taylor", "fisher", "ig", "ig_abs", "relp", "relp_abs", "wanda", "snip",
-]  # fmt: skip
-"""Every importance, by name."""
+Divergence = Literal["kl", "js", "wasserstein"]
+"""Importances that need histograms."""
 
 OfOneTask = Literal[
     "abs", "sqrt", "rms", "std", "std_common", "freq", "mean_shift",
     "atp", "atp_abs", "taylor", "fisher", "ig", "ig_abs", "relp", "relp_abs", "wanda", "snip",
 ]  # fmt: skip
-"""Those that need no histograms."""
+"""Importances that need no histograms."""
+
+ImportanceName = Literal[OfOneTask, Divergence]
+"""Every importance, by name."""
 
 Contrast = Literal["ratio", "difference", "guarded"]
-"""Ways in which the importances on forget and on retain are made into a score."""
+"""Ways to combine the importances on forget and on retain into a score."""
 
-DIVERGENCES = ("kl", "js", "wasserstein")
-"""Importances that need histograms."""
+DIVERGENCES: tuple[str, ...] = get_args(Divergence)
 
 OF_BOTH = ("mean_shift", *DIVERGENCES)
 """Importances that are scores of both tasks already."""
@@ -30,7 +29,7 @@ GRADIENTS = {
     "atp": "atp", "atp_abs": "atp", "taylor": "taylor", "fisher": "fisher", "ig": "ig", "ig_abs": "ig",
     "relp": "relp", "relp_abs": "relp", "snip": "snip",
 }  # fmt: skip
-"""Importance -> what `collect(..., gradients=...)` must have been given."""
+"""Importance -> value of `gradients` with which `collect` must have been called."""
 
 
 def gradients_for(importance: str) -> tuple[str, ...]:
@@ -42,7 +41,7 @@ def resolve_contrast(importance: str, contrast: Contrast | None = None) -> Contr
     """The contrast of an importance, or its default; None for one that is a score already.
 
     Raises:
-        ValueError: a contrast that the importance refuses.
+        ValueError: a contrast that is not defined for the importance.
     """
     if importance in (*OF_BOTH, "learned"):
         if contrast is not None:

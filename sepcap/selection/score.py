@@ -28,7 +28,7 @@ ROLES = ("forget", "retain")
 ATTENTION_SITES = ("attn_pre_out", "attn_value")
 
 UNREPLICATED = ("snip", *DIVERGENCES)
-"""Importances that are not made of sums over rows, and have no bootstrap replicates."""
+"""Importances that are not computed from sums over rows, and so have no bootstrap replicates."""
 
 RELATIVE_EPS = 1e-4
 """Default ε of importances from gradients, as a share of the site's mean importance on retain."""
@@ -262,10 +262,10 @@ def score(
             signed, "atp", "ig" and "relp", or their absolute values "atp_abs", "ig_abs" and "relp_abs"; or a score without contrast and ε:
             "mean_shift" and, for statistics with histograms, "kl", "js" and "wasserstein".
         contrast: "ratio"; "difference", I_f/ΣI_f − λ·I_r/ΣI_r with sums over the site, for signed importances T_f − λ·T_r in nats;
-            "guarded", I_f among the neurons whose I_r is below the q-quantile, and all others behind them by ratio. A guarded score is
+            "guarded", I_f among the neurons whose I_r is below the q-quantile, and all others ranked below, by ratio. A guarded score is
             1 + I_f/max I_f for the former, and the ratio divided by a number above the highest ratio for the others. Default: ratio, but
-            difference for signed importances and "wanda", which refuse ratio (their ratios have no meaning: of signed numbers, or with
-            weights that cancel).
+            difference for signed importances and "wanda", for which ratio is an error: a ratio of signed numbers has no meaning, and the
+            weights of "wanda" would cancel.
         eps: ε of the ratio for all sites or per site; default 1e-3 for mlp and 1e-4 for attention, and for importances from gradients
             and "wanda" 1e-4 of the mean I_retain of the site.
         lam: λ of the difference.
@@ -274,7 +274,7 @@ def score(
 
     Raises:
         ValueError: unknown importance, statistics of different models or without what the importance needs, "freq" on attention, a contrast
-            that the importance refuses.
+            that is not defined for the importance.
 
     Source: [SP] definition 2, with the ratio in the direction that every released result uses; METHODS 5 for the other contrasts.
 
@@ -318,7 +318,7 @@ def _of_site(
     lam: float,
     q: float,
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Scores of a site, and the importances that they are made of, if they are made of two."""
+    """Scores of a site, and the two importances that they are computed from, if any."""
     row = get_importance(importance)
     if row.pair is not None:
         return row.pair(f, r), None

@@ -23,12 +23,12 @@ from sepcap.storage import html_card
 
 @dataclass(frozen=True, eq=False)
 class SelectionStability:
-    """Several selections of neurons of one model, and how much they have in common.
+    """Several selections of neurons of one model, and their overlap.
 
     Attributes:
         selections: by name, such as the number of a bootstrap replicate, a seed, or the texts that statistics were collected on.
         selected: the selection that they are compared with, if there is one.
-        over: what they differ in, in words.
+        over: description of what they differ in.
     """
 
     selections: dict[str, NeuronSet]
@@ -115,7 +115,7 @@ class SelectionStability:
 
 @checked()
 def selection_stability(scores: Any, fractions: Any, *, over: str = "selections", **options: Any) -> SelectionStability:
-    """How much the selections from several scores of one model have in common.
+    """Measure the overlap of the selections from several scores of one model.
 
     The scores are of statistics that were collected with different seeds, on different texts of the same capability, or of different
     importances. For the part that is due to the documents of one sample, see `Scores.stability`.

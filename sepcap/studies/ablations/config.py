@@ -1,14 +1,14 @@
 """Configurations of both studies of ablation. The API, the command line and the saved JSON use the same objects."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sepcap.checks import check_fields, distinct
 from sepcap.studies.base.fields import Sampled
 
 Kind = Literal["zero", "mean", "median", "peak", "resample", "optimal"]
 
-COMPARED: tuple[Kind, ...] = ("zero", "mean", "median", "peak", "resample", "optimal")
+COMPARED: tuple[Kind, ...] = get_args(Kind)
 """Kinds of ablation that are compared."""
 
 

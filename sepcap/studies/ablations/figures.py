@@ -39,7 +39,7 @@ FEW = 4
 """Largest number of targets that are drawn as points with intervals."""
 ROW_PX = 22
 GAP_PX = 40
-LOOK = dict(zip(COMPARED, zip(PALETTE, SYMBOLS, strict=True), strict=True))
+LOOK = {kind: (PALETTE[i % len(PALETTE)], SYMBOLS[(i + i // len(PALETTE)) % len(SYMBOLS)]) for i, kind in enumerate(COMPARED)}
 """Colour and symbol of every kind, the same in all figures."""
 
 

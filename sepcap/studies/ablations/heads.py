@@ -15,7 +15,7 @@ from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.evaluation.next_token import evaluate_batch, most_frequent_targets
 from sepcap.evaluation.result import Evaluation
-from sepcap.interventions.ablation import ablate
+from sepcap.interventions.ablation import WITHOUT_REFERENCE, ablate
 from sepcap.models.forward import Hook, device_of, measuring, with_hooks
 from sepcap.models.partial import recording, starting_from
 from sepcap.progress import progress
@@ -161,7 +161,7 @@ def compare_ablations(
     kinds = config.kinds
     targets = targets_of(model, config.layer, config.head, neurons, config.together)
     targets |= controls_of(model, targets, config.controls, config.seed)
-    constants = bool(set(kinds) - {"zero", "resample"}) and (reference is None or "optimal" in kinds)
+    constants = bool(set(kinds) - set(WITHOUT_REFERENCE)) and (reference is None or "optimal" in kinds)
     sample, collected, resolved = samples_of(model, config, constants=constants)
     # these fields state which heads, as targets does
     resolved = {name: value for name, value in resolved.items() if name not in ("layer", "head", "together")} | {"targets": list(targets)}

@@ -16,7 +16,7 @@ from torch import Tensor
 from sepcap.checks import checked
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.evaluation.result import ratio
-from sepcap.interventions.ablation import ablate
+from sepcap.interventions.ablation import WITHOUT_REFERENCE, ablate
 from sepcap.models.sites import site_shape
 from sepcap.progress import progress
 from sepcap.selection.neurons import NeuronSet, how_many
@@ -200,7 +200,7 @@ def sweep_ablation(model: Any, config: AblationSweepConfig, *, out: str | Path |
     """
     total = math.prod(site_shape(model, config.site))
     how_many(1 / config.steps, total, config.site)
-    constants = bool(set(config.kinds) - {"zero", "resample"})
+    constants = bool(set(config.kinds) - set(WITHOUT_REFERENCE))
     sample, collected, resolved = samples_of(model, config, constants=constants)
     resolved |= {"neurons": total}
 
