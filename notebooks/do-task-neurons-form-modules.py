@@ -124,6 +124,6 @@ pd.DataFrame(rows)
 # matched on activity 0.34 [0.31, 0.38] remains at 2%: activity explains a part of the concentration, not all of it. (Intervals over five
 # seeds, of one trained model.)
 #
-# By ablation, no evidence for the neighbours. Without the 29 fullest clusters, top-1 on Python falls by 2.2 points [1.3, 3.0], without as
-# many neurons of the highest scores by 2.7 [1.9, 3.5]. The neurons beside the selected ones in those clusters cost 0.5 [0.1, 0.9] points,
-# as many of other clusters 0.1 to 0.5.
+# By ablation, no evidence that the other neurons of these clusters matter. Without the 29 fullest clusters, top-1 on Python falls by 2.2
+# points [1.3, 3.0], without as many neurons of the highest scores by 2.7 [1.9, 3.5]. Ablating only those neurons of the clusters that were
+# not selected costs 0.5 [0.1, 0.9] points, as many of other clusters 0.1 to 0.5.

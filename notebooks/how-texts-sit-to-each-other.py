@@ -96,8 +96,8 @@ heads.sort_values("gap", ascending=False)[["layer", "head", "gap", "low", "high"
 # %% [markdown]
 # ## Are there single dimensions that separate the kinds of text?
 # All dimensions of the residual stream are searched at all layers, on one half of the texts; the dimensions found are tested on the
-# other half. The p-value is the share of relabellings of those texts under which any of the six dimensions does as well. Stage 0 is
-# the embedding, stage 6 the output of the last layer.
+# other half. The p-value is the share of relabellings of those texts under which any of the six dimensions does as well. Location 0 is
+# the embedding, location 6 the output of the last layer.
 
 # %%
 more = sepcap.load_labelled_texts(model, per_category=10)
@@ -129,8 +129,8 @@ followed.summary()
 # 0, 2, 3 and 4 of attention the interval contains 0: in layers 0 and 4 the categories differ as they do without training, as far as this
 # shows. (Intervals paired over the texts, each for its own layer.)
 #
-# In the point estimates, prose is more similar to the language reference (0.18) than to itself (0.15) after the last layer; no test was
-# made of this.
+# In the point estimates, prose is more similar to the language reference (0.18) than to itself (0.15) after the last layer; this was
+# not tested.
 #
 # Six dimensions were found on 20 texts and tested on 20 others. Three of them (112, 12, 195) separate the categories there as well (p ≤
 # 0.001, corrected for six); for the other three it is not shown. In the model with random weights all six do (p ≤ 0.05), so that such

@@ -182,7 +182,7 @@ added = {name: runs[name].separability("top1", baseline=runs["random"]).above_ra
 added
 
 # %% [markdown]
-# ## Accuracy left per kind of text
+# ## Remaining accuracy per kind of text
 # At the step with the largest difference between the two tasks, in percent of the unpruned model's top-1; for random neurons, at the
 # step of the run that forgets code.
 

@@ -96,7 +96,7 @@ sepcap.plots.trajectory(runs)
 {name: run.separability("top1") for name, run in runs.items()}
 
 # %% [markdown]
-# ## Accuracy left per digit
+# ## Remaining accuracy per digit
 # At the step with the largest difference between the two tasks. All ten labels can be predicted: a forgotten 3 is classified as
 # another digit.
 

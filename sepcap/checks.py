@@ -59,7 +59,7 @@ FRACTION = Bounds(0, 1, above=True)
 
 BOUNDS: dict[str, Bounds] = {
     **dict.fromkeys(
-        ("seed", "seeds", "skip", "layer", "head", "heads", "controls", "replicates", "b", "dims", "stages", "num_fewshot"), FROM_0
+        ("seed", "seeds", "skip", "layer", "head", "heads", "controls", "replicates", "b", "dims", "locations", "num_fewshot"), FROM_0
     ),
     **dict.fromkeys(
         ("tokens", "eval_tokens", "reference_tokens", "fit_tokens", "prompt_tokens", "paragraph_tokens", "batch_size", "steps", "n",
@@ -167,7 +167,7 @@ def conform(name: str, value: Any, kind: Any, bounds: Bounds | None = None) -> A
         return _PLAIN[kind][0](name, value, bounds)
     if origin is tuple and inner[-1:] == (Ellipsis,):
         return _several(name, value, inner[0], bounds)
-    if origin is tuple:  # a record, whose parts its owner checks
+    if origin is tuple:  # a tuple of fixed length, whose entries the caller checks
         return value
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping(name, value, inner, bounds)

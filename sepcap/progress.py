@@ -23,7 +23,7 @@ _silent = contextvars.ContextVar("silent", default=False)
 
 @contextlib.contextmanager
 def silent(on: bool = True) -> Iterator[None]:
-    """No bar inside of it, whoever makes one."""
+    """A context in which no function of the package shows a progress bar."""
     before = _silent.set(on or _silent.get())
     try:
         yield
@@ -33,7 +33,7 @@ def silent(on: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told(progress: bool | Callable[[str], Any]) -> Iterator[Callable[[str], Any]]:
-    """Where the `progress` argument of a function sends what is announced; with False there are no bars inside either."""
+    """A context that yields the function to announce with, given a `progress` argument; with False it also has no progress bars."""
     with silent(progress is False):
         yield {True: tell, False: _nothing}[progress] if isinstance(progress, bool) else progress
 

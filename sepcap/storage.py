@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 PART = ".part"
 """Suffix of the names of files and folders that are not completely written."""
 
-FORMAT = "sepcap-3"
+FORMAT = "sepcap-4"
 """Format version in every config.json. It is raised when a folder of one version cannot be read as one of the other."""
 
 MOST_JSON = 64 * 2**20

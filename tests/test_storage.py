@@ -193,7 +193,7 @@ def test_json_of_another_shape_names_file_and_field(tmp_path):
     with pytest.raises(CorruptFile, match=r"a\.json is corrupt: it holds a list"):
         read_json(path, Anything)
     write_json(path, {"format": "other-1", "a": {}})
-    with pytest.raises(CorruptFile, match=r"a\.json: format 'other-1' is not 'sepcap-3'"):
+    with pytest.raises(CorruptFile, match=r"a\.json: format 'other-1' is not 'sepcap-4'"):
         read_json(path, Anything)
 
 

@@ -23,11 +23,11 @@ class Score(Loading):
     importance: ImportanceName = "abs"
     """Importance function."""
     contrast: Contrast | None = None
-    """How the importances on both tasks make a score; default ratio, but difference for signed importances and wanda."""
+    """How the importances on both tasks are combined into a score; default ratio, but difference for signed importances and wanda."""
     lam: float = 1.0
     """Weight of the retain task in the difference."""
     q: float = 0.5
-    """Share of a site's neurons, those with the lowest importance on retain, that the guard lets through."""
+    """Share of a site's neurons, those with the lowest importance on retain, that a guarded score ranks first."""
     fractions: Fractions = field(default_factory=lambda: {"mlp": 0.02, "attn_pre_out": 0.02})
     """Share of each site's neurons that is selected."""
     tokens: int = 100_000
@@ -74,7 +74,7 @@ class Score(Loading):
 
 @dataclass(frozen=True)
 class Evaluate(Loading):
-    """Evaluate next-token prediction of the whole model, or without a neuron set."""
+    """Evaluate the predictions of a model, as it is or after deleting a neuron set."""
 
     tasks: tuple[str, ...] = ("local-code", "local-prose")
     """Tasks to evaluate on."""

@@ -69,7 +69,7 @@ class FindDimensions(DimensionSearchConfig, Untrained):
     def run(self) -> None:
         """Carry out the command."""
         table = self.compute()
-        shown = table[["dim", "stage", "eta2_searched", "eta2", "p", "p_uncorrected"]]
+        shown = table[["dim", "location", "eta2_searched", "eta2", "p", "p_uncorrected"]]
         print(shown.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
         print("Ranked on one half of the texts (eta2_searched); eta2 and p are of the other half, p corrected for these dims.")
         print(f"\n  {self.out}  (sepcap geometry dimensions --found {self.out} traces them)")
@@ -108,6 +108,6 @@ def _read(path: Path) -> Any:
             table = pd.read_csv(file)
         except ValueError as error:  # also what pandas and the decoder of its text raise
             raise ValueError(f"found={path} is not a table ({' '.join(str(error).split())}); {made}") from error
-    if not {"dim", "stage", "p"} <= set(table) or not len(table) or not pd.api.types.is_integer_dtype(table["dim"]):
+    if not {"dim", "location", "p"} <= set(table) or not len(table) or not pd.api.types.is_integer_dtype(table["dim"]):
         raise ValueError(f"found={path} is not a table of find-dimensions, with whole numbers in the column dim; {made}")
     return table

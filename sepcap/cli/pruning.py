@@ -61,8 +61,8 @@ class Demo(DirectionComparisonConfig, Tracked):
 class Prune(PruningConfig, Tracked):
     """Prune one capability from a model and keep the other: one run, in the folder --out.
 
-    The defaults are those of [SP]: 50 steps of 2%, 100,000 tokens per task and step. At its end the command says which options make a
-    random baseline for the run. `sepcap demo` runs a small comparison of both directions with random baselines.
+    The defaults are those of [SP]: 50 steps of 2%, 100,000 tokens per task and step. At the end the command prints the options for a
+    random baseline of the run. `sepcap demo` runs a small comparison of both directions with random baselines.
     """
 
     def run(self) -> None:
@@ -76,13 +76,13 @@ class Prune(PruningConfig, Tracked):
             print(run.separability("top1"))
             if alone := no_baseline(run):
                 print(alone)
-        except ValueError as error:  # the run is whole all the same: an untrained model has no accuracy to lose
+        except ValueError as error:  # the run is complete, but an untrained model has an accuracy of 0
             print(f"no separability: {error}")
 
 
 @dataclass(frozen=True)
 class Jumps(Command):
-    """Which targets the jumps of accuracy after pruning steps of a run come from, and how much of them the bigram path explains."""
+    """Attribute jumps of accuracy after pruning steps of a run to target tokens, and to predictions that the bigram path makes right."""
 
     run_folder: Path = Path("runs/prune")
     """Folder of the run."""
@@ -132,14 +132,14 @@ class LearnRanking(LearnedRankingConfig, Study):
 
 @study_command("compare_methods", out="runs/methods")
 class CompareMethods(MethodComparisonConfig, Study):
-    """Prune by every method, in both directions and with several seeds, and compare: mlp, attention, heads, SVD, offsets, and random
-    neurons like those of each beside it."""
+    """Prune by every method, in both directions and with several seeds, and compare: mlp, attention, heads, SVD and offsets, each
+    with matched random neurons."""
 
 
 def _say_continuations(make: Callable[[], Any], forgotten: str) -> None:
     try:
         texts = make()
-    except (ValueError, RuntimeError) as error:  # the runs are whole: a model without next tokens, or one that is ruined
+    except (ValueError, RuntimeError) as error:  # the runs are complete: the model predicts no next tokens, or its logits are NaN
         print(f"\nno continuations: {error}")
         return
     for row in texts.to_dict("records"):

@@ -1,4 +1,4 @@
-"""Models compiled from programs, with what every neuron of them is for (METHODS 20)."""
+"""Models compiled from programs, with a label for every neuron: the programs that use it (METHODS 20)."""
 
 import json
 from collections.abc import Mapping
@@ -53,16 +53,16 @@ class CompiledModel:
 
     @cached_property
     def steps(self) -> dict[str, Any]:
-        """Of site "mlp" the step of every neuron by layer, of "attention" by layer, head and dimension; "" where there is none."""
+        """Program step of every neuron: for "mlp" by layer, for "attention" by layer, head and dimension; "" if there is none."""
         return json.loads((self.folder / "program.json").read_text(encoding="utf-8"))["steps"]
 
     @checked()
     def metrics(self, scores: Mapping[str, Any], *, among: Literal["used", "all"] = "used") -> pd.DataFrame:
-        """How well scores find the neurons that only the forget program uses, per site.
+        """Measure, per site, how well scores identify the neurons that only the forget program uses.
 
         Args:
-            scores: site -> score of every neuron, such as `Scores`; the highest are taken for forget neurons.
-            among: "used" leaves the unused neurons out; "all" counts them with the neurons that are not to be found.
+            scores: site -> score of every neuron, such as `Scores`; the highest-scoring neurons are predicted to be forget neurons.
+            among: "used" excludes the unused neurons; "all" counts them as negatives.
 
         Returns:
             DataFrame with site, among, neurons (ranked), forget (of them), auroc (the probability that a random forget neuron scores
@@ -90,7 +90,7 @@ class CompiledModel:
 
 
 def ranking_metrics(score: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """AUROC, average precision and recall at as many as are wanted, of a ranking by score; NaN if all or none are wanted.
+    """AUROC, average precision, and recall at the number of positives, of a ranking by score; NaN if all or none are positive.
 
     >>> ranking_metrics(np.array([3.0, 2.0, 2.0, 1.0]), np.array([True, True, False, False]))
     {'neurons': 4, 'forget': 2, 'auroc': 0.875, 'auprc': 0.8333333333333333, 'recall': 0.75}
@@ -100,7 +100,7 @@ def ranking_metrics(score: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     hits, taken, n, other = found.cumsum(), size.cumsum(), wanted.sum(), (~wanted).sum()
     if not n or not other:
         return {"neurons": len(wanted), "forget": int(n), **dict.fromkeys(("auroc", "auprc", "recall"), float("nan"))}
-    beaten = other - (taken - hits)  # of the others, below each level
+    beaten = other - (taken - hits)  # number of negatives that score below each level
     cut = np.searchsorted(taken, n)
     sure = hits[cut] - found[cut], n - (taken[cut] - size[cut])
     return {

@@ -10,7 +10,7 @@ END = "."
 """Last word of an answer of several words."""
 
 GIVEN = "="
-"""The word between input and answer; the words after it are scored."""
+"""The word between input and answer; only the words after it are prediction targets."""
 
 Words = Sequence[str]
 
@@ -21,12 +21,12 @@ class Program:
 
     Attributes:
         name: also the first word of its texts, unless `told` is false.
-        meaning: what it answers, in a sentence.
+        meaning: description of the answer.
         answer: the function.
         letters: words of the input, each one character.
         longest: maximum number of letters of an input.
         keys: an input begins with one of these, if there are any.
-        told: whether the name is the first word of a text; if not, the letters tell which program is meant.
+        told: whether the name is the first word of a text; if not, the letters identify the program.
         shortest: minimum number of letters of an input.
         draw: (generator, number of letters) -> letters of a random input; default is uniform.
     """

@@ -7,7 +7,7 @@ from jaxtyping import Float
 def area(specific: Float[np.ndarray, "*replicate step"], general: Float[np.ndarray, "*replicate step"]) -> Float[np.ndarray, "*replicate"]:
     """Normalised area under the trajectory in the plane x = specific, y = general.
 
-    The path goes from (0, 0) to the last step and back along the trajectory to the first; the area of the
+    The path starts at (0, 0), continues to the last step and follows the trajectory back to the first; the area of the
     trapezoids below it is divided by the area of the triangle below the diagonal.
 
     Args:

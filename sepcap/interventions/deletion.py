@@ -55,7 +55,7 @@ def delete(model: Any, neurons: NeuronSet, offset: Mapping[str, Float[Tensor, "l
 
 
 def check_output_biases(populations: Iterable[Population]) -> None:
-    """Raise if an architecture lacks the bias that would take an offset."""
+    """Raise if an architecture lacks the bias to which an offset would be added."""
     for population in populations:
         if population.bias(0) is None:
             raise ValueError(

@@ -146,7 +146,7 @@ def one_pass(population: Population, entered: Sequence[Tensor] | None = None, pu
     """Run a few tokens through a model, without hooks of the user other than permanent ones.
 
     Args:
-        population: the neurons to look at.
+        population: the neurons whose activations are recorded.
         entered: replaces the residual stream that enters each layer.
         put: function (layer, activations at the site's hook) that returns their replacements.
     """

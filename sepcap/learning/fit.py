@@ -26,7 +26,7 @@ PIECE = "learning"
 """Name of the checkpoint."""
 
 HELD_OUT = 6
-"""One in this many documents of the collection texts is held out: it decides between the orders."""
+"""One in this many documents of the collection texts is held out, to choose between the orders."""
 
 CHECKPOINT = 10
 """Steps between checkpoints."""
@@ -42,7 +42,7 @@ HISTORY = ("share", "retain", "forget")
 
 @runtime_checkable
 class Store(Protocol):
-    """Where checkpoints are kept, such as `sepcap.studies.base.folder.Pieces`."""
+    """A store of checkpoints, such as `sepcap.studies.base.folder.Pieces`."""
 
     def get(self, name: str) -> tuple[dict[str, Tensor], Any] | None:
         """Tensors and note of a checkpoint, or None."""
@@ -54,11 +54,11 @@ class Store(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """An order, and how it came about.
+    """A learned order, with the history of its fit.
 
     Attributes:
         theta: key -> a number for every neuron, or head; the highest are masked first.
-        step: number of steps after which this was the order; 0 for the start.
+        step: number of gradient steps after which this order was reached; 0 for the start.
         held_out: step -> area on the held-out collection texts, of the start and of the orders that were compared with it.
         history: per step the share that was masked, of all neurons or heads, and both mean losses in nats, as in `HISTORY`.
         cap: loss on forget above which it is not raised further, in nats.
@@ -94,7 +94,7 @@ def unigram_loss(sample: TokenSample) -> float:
 
 
 def planned_tokens(samples: Mapping[str, TokenSample], how: Fitting) -> int:
-    """Tokens that learning runs through the model, forward and backward, at most and to within a row per step."""
+    """Maximum number of tokens that learning runs through the model, forward and backward, to within a row per step."""
     held = sum(sample.tokens for sample in samples.values()) / HELD_OUT
     checks = 1 + math.ceil(how.steps / how.check_every)
     return int(4 * how.steps * how.step_tokens + held * (checks * LAST_SHARES + 1))
@@ -102,7 +102,7 @@ def planned_tokens(samples: Mapping[str, TokenSample], how: Fitting) -> int:
 
 @dataclass
 class _State:
-    """What a fit has reached; all of it is in a checkpoint."""
+    """State of a fit; a checkpoint stores all of it."""
 
     theta: dict[str, Tensor]
     best: dict[str, Tensor]
@@ -129,14 +129,14 @@ def learn_order(
     constants: Mapping[str, Tensor] | None = None,
     store: Store | None = None,
 ) -> Learned:
-    """Learn one order of the neurons of each site that separates two tasks, from a start that it is never worse than.
+    """Learn one order of the neurons of each site that separates two tasks; on held-out texts it is never worse than its start.
 
-    In every step a share of the order is masked, and θ descends L_retain − min(L_forget, cap). The order with the largest area on the
-    held-out collection texts is kept, which can be the start.
+    In every step a share of the order is masked, and θ is updated to reduce L_retain − min(L_forget, cap). The order with the largest area
+    on the held-out collection texts is kept, which can be the start.
 
     Args:
         model: a hooked model.
-        ranked: what is put in order.
+        ranked: the neurons or heads to rank.
         samples: role -> collection texts; one document in `HELD_OUT` is held out.
         start: key -> θ before the first step.
         how: steps and their size.

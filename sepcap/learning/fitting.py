@@ -1,11 +1,11 @@
-"""How an order is learned: numbers without torch, which configurations take their defaults from (METHODS 21)."""
+"""Hyperparameters of a learned order, without torch, so that configurations can use their defaults (METHODS 21)."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """How an order is learned; the defaults are those of METHODS 21."""
+    """Hyperparameters of a learned order; the defaults are those of METHODS 21."""
 
     steps: int = 60
     step_tokens: int = 2_048

@@ -1,4 +1,4 @@
-"""What is put in order, neurons of some sites or whole heads, and shares of the order as masks that gradients pass through (METHODS 21)."""
+"""Units to rank, neurons of some sites or whole heads, and masks of shares of the ranking with straight-through gradients (METHODS 21)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sepcap.models.sites import SITES, Population, bind
 from sepcap.selection.score import Scores
 
 KEYS = (*SITES, "heads")
-"""What can be put in order: the neurons of a site, or whole heads at the site attn_pre_out."""
+"""What can be ranked: the neurons of a site, or whole heads at the site attn_pre_out."""
 
 Theta = Mapping[str, Tensor]
 """Key -> a number for every neuron [layer, *neuron], or head [layer, head]; the highest are masked first."""
@@ -23,7 +23,7 @@ Theta = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Ranked:
-    """The neurons of a site, or the heads, that get one order over all layers.
+    """The neurons of a site, or the heads, that are ranked together over all layers.
 
     Attributes:
         key: a site, or "heads".
@@ -45,7 +45,7 @@ class Ranked:
 
     @property
     def size(self) -> int:
-        """Number of neurons, or heads, to put in order."""
+        """Number of neurons, or heads, to rank."""
         return int(torch.Size(self.shape).numel())
 
     def neurons(self, values: Shaped[Tensor, "layer *unit"]) -> Shaped[Tensor, "layer *neuron"]:
@@ -58,10 +58,10 @@ class Ranked:
 
 
 def ranked_of(model: Any, keys: Sequence[str]) -> list[Ranked]:
-    """What the keys name in a model.
+    """The neurons or heads that the keys name in a model.
 
     Raises:
-        ValueError: none, an unknown one, one twice, or heads with their neurons.
+        ValueError: no key, an unknown or repeated key, or heads together with their neurons.
     """
     for key in keys:
         if key not in KEYS:
@@ -69,12 +69,12 @@ def ranked_of(model: Any, keys: Sequence[str]) -> list[Ranked]:
     if not keys or len({*keys}) < len(keys):
         raise ValueError(f"site={tuple(keys)!r}: give one or more different sites, such as 'mlp' or ('mlp', 'attn_pre_out')")
     if {"heads", "attn_pre_out"} <= {*keys}:
-        raise ValueError("site: 'heads' are made of 'attn_pre_out' neurons; put one or the other in order")
+        raise ValueError("site: 'heads' are made of 'attn_pre_out' neurons; rank one or the other")
     return [Ranked(key, bind(model, "attn_pre_out" if key == "heads" else key)) for key in keys]
 
 
 def starting_theta(ranked: Sequence[Ranked], scores: Scores) -> dict[str, Tensor]:
-    """Normal quantiles of the ranks of some scores: as spread out as the step size and τ assume, whatever the scores are.
+    """Normal quantiles of the ranks of some scores, so that their spread fits the step size and τ for any scores.
 
     Raises:
         ValueError: scores of another model, or a NaN.
@@ -99,7 +99,7 @@ def starting_theta(ranked: Sequence[Ranked], scores: Scores) -> dict[str, Tensor
 
 
 def scores_of(ranked: Sequence[Ranked], theta: Theta) -> dict[str, Tensor]:
-    """Site -> the share of the neurons, or heads, that are not ahead in the order: 1 for the first, 1/N for the last of N."""
+    """Site -> the share of the neurons, or heads, that do not precede it in the order: 1 for the first, 1/N for the last of N."""
     scores = {}
     for one in ranked:
         share = torch.empty(one.size, dtype=torch.float64)
@@ -109,12 +109,12 @@ def scores_of(ranked: Sequence[Ranked], theta: Theta) -> dict[str, Tensor]:
 
 
 def in_order(theta: Float[Tensor, "layer *unit"]) -> Any:
-    """Flat indices of the neurons, or heads, the first to be masked first."""
+    """Flat indices of the neurons, or heads, in the order in which they are masked."""
     return theta.detach().flatten().argsort(descending=True, stable=True)
 
 
 def kept(theta: Float[Tensor, "layer *unit"], k: int) -> Bool[Tensor, "layer *unit"]:
-    """All but the k highest."""
+    """Mask of all neurons, or heads, except the k highest."""
     mask = torch.ones(theta.numel(), dtype=torch.bool)
     mask[in_order(theta)[:k]] = False
     return mask.view(theta.shape)

@@ -5,7 +5,7 @@
 - Attention patterns count as constants: queries and keys receive no gradient. So do the weights of a router over experts.
 - Of a product of an activated gate and an up-projection, each factor receives half of the gradient.
 
-Everything else, the loss behind the logits included, has its ordinary gradient. Source: RelP (arXiv 2508.21258).
+Everything else, the loss computed from the logits included, has its ordinary gradient. Source: RelP (arXiv 2508.21258).
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ class Linearised(TorchFunctionMode):
     """Applies the rules to what is computed inside `with linearised(model) as rules, rules:`.
 
     Attributes:
-        activations, patterns: how many activation functions and attention patterns were met.
+        activations, patterns: number of activation functions and attention patterns that the rules were applied to.
     """
 
     def __init__(self, architecture: str) -> None:
@@ -102,7 +102,7 @@ class Linearised(TorchFunctionMode):
 
     def _quotient(self, name: str, act: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
         """y = act(x), propagated as y/x."""
-        # hooks of its own on saved tensors: those of a block that is computed again must not see this
+        # separate hooks on saved tensors, so that those of a recomputed block are not called here
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
             at = torch.zeros(1, dtype=torch.float32, device=x.device, requires_grad=True)
             there = act(at)
@@ -220,7 +220,7 @@ class _Halved(torch.autograd.Function):
 
 @contextmanager
 def linearised(model: Any) -> Iterator[Linearised]:
-    """Inside, norms and activation functions of the model can be propagated by the rules of RelP.
+    """A context in which norms and activation functions of the model can be propagated by the rules of RelP.
 
     The rules apply to a forward pass under the mode that is yielded, and to its backward pass. The pass must be the model's own
     (`models.forward.call`). The loss and the backward pass belong outside of the mode, but inside of this context.
@@ -254,12 +254,12 @@ def linearised(model: Any) -> Iterator[Linearised]:
 
 
 def checked_rules(model: Any, rules: Linearised) -> None:
-    """Raise if a forward pass under the rules has met too few activation functions or attention patterns."""
+    """Raise if a forward pass applied the rules to too few activation functions or attention patterns."""
     rules.check(n_layers(model))
 
 
 def under(rules: Linearised | None) -> AbstractContextManager[Any]:
-    """The mode of the rules, or nothing."""
+    """The context of the rules; one without effect for None."""
     return nullcontext() if rules is None else rules
 
 

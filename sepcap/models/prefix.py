@@ -25,12 +25,12 @@ from sepcap.models.sites import n_layers
 KeysAndValues = tuple[Float[Tensor, "row head pos d_key"], Float[Tensor, "row head pos d_value"]]
 
 NO_CACHE = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""Errors of architectures that take no cache of keys and values, such as those with recurrent layers."""
+"""Exceptions of architectures without a cache of keys and values, such as those with recurrent layers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """What one unablated pass over some rows left.
+    """Record of one unablated pass over some rows.
 
     Attributes:
         inputs: token ids [row, pos], or pixels.
@@ -56,13 +56,13 @@ def keeps_cache(model: Any) -> bool:
 def record(
     model: Any, inputs: Shaped[Tensor, "row ..."], mask: Bool[Tensor, "row pos"] | None = None, hooks: Sequence[Hook] = ()
 ) -> Recorded:
-    """Run rows once and keep what later passes start from.
+    """Run rows once, and record the values from which later passes start.
 
     Args:
         model: a hooked model.
         inputs: token ids, or pixels.
         mask: attention mask.
-        hooks: further hooks, which only look.
+        hooks: further hooks, which must not change activations.
     """
     layers, streams = range(n_layers(model)), {}
     in_tuple = False
@@ -180,7 +180,7 @@ def unembed(model: Any, recorded: Recorded, stream: Float[Tensor, "place d_model
     length = min(places, recorded.inputs.shape[1])
     rows = math.ceil(places / length)
     padded = torch.nn.functional.pad(stream, (0, 0, 0, rows * length - places)).view(rows, length, width)
-    # the tokens are embedded and not used: any that is no padding will do
+    # the embeddings of these tokens are not used: any token except padding is valid
     ids = recorded.inputs[:1, :1].expand(rows, length)
     with passing_on(model, n_layers(model), padded, recorded.in_tuple):
         return call(model, ids).flatten(0, 1)[:places]

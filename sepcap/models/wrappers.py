@@ -43,7 +43,7 @@ def known_class(cls: type) -> type:
 def check_tokens(tokenizer: Any, hf_model: Any, name: str) -> None:
     """Raise if a text, or the special tokens around it, can have tokens without a row in the embedding.
 
-    Special tokens beyond the embedding that no text model uses (the image token of Gemma 3) are left alone.
+    Special tokens beyond the embedding that no text model uses (the image token of Gemma 3) are ignored.
 
     Raises:
         ValueError: such a token.

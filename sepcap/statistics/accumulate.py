@@ -109,7 +109,7 @@ def gather(
     write_norm: Tensor | None = None,
     replicates: Replicates | None = None,
 ) -> NeuronStatistics:
-    """Combine the per-layer accumulators of one site, and what belongs to it beside them, into one `NeuronStatistics`."""
+    """Combine the per-layer accumulators of one site and its other sums into one `NeuronStatistics`."""
     neurons = layers[0].neurons
     device = layers[0].device
 

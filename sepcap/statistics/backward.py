@@ -27,7 +27,7 @@ CHUNK = 256
 """Positions reduced at once on a CPU."""
 
 GRADED_FROM = 1e-4
-"""c: factor on the activations from which the points of integrated gradients are in geometric steps."""
+"""c: factor on the activations above which the points of integrated gradients are spaced geometrically."""
 
 INCOMPLETE = 0.05
 """Share of the change of the loss above which the error of its integral causes a warning."""
@@ -40,9 +40,9 @@ Take = Callable[[Tensor, Tensor], None]
 
 
 class _Tap(torch.autograd.Function):
-    """Passes on `scale` times an activation, and hands the activation with its gradient to `take` in the backward pass.
+    """Returns `scale` times an activation, and calls `take` with the activation and its gradient in the backward pass.
 
-    `anchor` requires a gradient, so that the backward pass comes here even if nothing earlier does. It has no gradient of its own.
+    `anchor` requires a gradient, so that the backward pass is computed here even if nothing earlier requires one. Its own gradient is None.
     """
 
     @staticmethod
@@ -256,8 +256,8 @@ def _warn_if_incomplete(site: str, found: GradientSums) -> None:
 def graded_points(k: int) -> list[tuple[float, float]]:
     """Points and weights of a rule for ∫₀¹ f(m) dm: Gauss–Legendre in u, with m = c·((1 + 1/c)^u − 1): even below c, geometric above.
 
-    A norm behind a site undoes any factor but 0, so that the loss changes within m of about √ε over the root mean square of what is
-    normed. Equal steps in m miss it.
+    A norm after a site cancels any factor except 0, so that the loss changes only for m up to about √ε over the root mean square of the
+    input of the norm. Equally spaced points miss this range.
     """
     points, weights = np.polynomial.legendre.leggauss(k)
     rate, u = math.log1p(1 / GRADED_FROM), (points + 1) / 2

@@ -83,8 +83,8 @@ def collect(
             and gradients are then of the loss of these predictions. For a pruned model give what `correct_positions` found with the
             unpruned one.
         replicates: number of bootstrap replicates over documents, 100 for intervals of scores: 8 bytes per replicate, neuron and sum,
-            of which there are 5, and 4 more with gradients. They say how much of a score is due to the texts: `Scores.interval`,
-            `Scores.stability`. Each document is drawn by its place in the task and `seed`; the statistics are not changed.
+            of which there are 5, and 4 more with gradients. They show how much of a score is due to the texts: `Scores.interval`,
+            `Scores.stability`. The draws depend on a document's position in the task and on `seed`; the statistics are not changed.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
@@ -135,7 +135,7 @@ def correct_positions(
 ) -> Bool[Tensor, "row pos"]:
     """The positions of a task's collection texts at which the model's first choice is the right prediction (METHODS 3).
 
-    Make them once with the unpruned model, and give them to `collect(..., positions=...)` for every pruned one, with the same tokens.
+    Find them once with the unpruned model, and pass them to `collect(..., positions=...)` for every pruned one, with the same tokens.
 
     Args:
         model: what `load_model` returns.
@@ -350,7 +350,7 @@ def right_in(model: Any, sample: TokenSample, batch_size: int, *, quiet: bool = 
 
 
 def check_positions(right: Bool[Tensor, "row pos"], sample: TokenSample) -> None:
-    """Check that the positions are of this sample, and that there are some.
+    """Check that the positions are of this sample, and that there is at least one.
 
     Raises:
         ValueError: they are not, or nothing is predicted right.

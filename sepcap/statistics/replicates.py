@@ -1,4 +1,4 @@
-"""Bootstrap replicates of statistics: every sum again, with documents weighted by draws of a Poisson distribution (METHODS 18).
+"""Bootstrap replicates of statistics: every sum is repeated with documents weighted by draws from a Poisson distribution (METHODS 18).
 
 A replicate gives every document a weight drawn from the Poisson distribution of mean 1, about as often as it would occur in a sample of
 as many documents drawn with replacement; sums and counts are weighted alike. The weight is a function of the seed, the number of the
@@ -34,7 +34,7 @@ def poisson_weights(key: str, replicates: int) -> Int[np.ndarray, " replicate"]:
     """Weights of one document: draws of a Poisson distribution of mean 1, from the counter-based generator Philox.
 
     Args:
-        key: 16 hexadecimal digits that stand for the seed and the document.
+        key: 16 hexadecimal digits that encode the seed and the document.
         replicates: number of draws; the first ones do not depend on it.
 
     Source: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3; Hanley and MacGibbon 2006 for the Poisson bootstrap.
@@ -68,7 +68,7 @@ class Draws:
             task: what the sample was taken from.
             sample: rows with their documents.
             replicates: number of replicates.
-            seed: with another one, every document has other weights.
+            seed: seed of the weights of all documents.
         """
         if sample.origins is None or sample.row_documents is None:
             raise ValueError(f"replicates: the sample of {sample.task!r} does not say which documents its rows are of")
@@ -178,7 +178,7 @@ class Replicates:
 
     @property
     def whole(self) -> list[int]:
-        """Replicates in which something is left: with one or two documents all weights can be 0."""
+        """Replicates with a nonzero weight; with one or two documents all weights can be 0."""
         needed = self.counts if len(self.sums) > len(ACTIVATIONS) else self.counts[:, :1]
         return torch.nonzero((needed > 0).all(dim=1)).flatten().tolist()
 

@@ -1,1 +1,1 @@
-"""Studies: one room each, with its configuration, its computation, its result and its figures."""
+"""Studies: one folder each, with its configuration, its computation, its result and its figures."""

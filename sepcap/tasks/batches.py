@@ -133,7 +133,7 @@ class TokenSample:
 
 
 def answers(ids: Int[np.ndarray, "... pos"], after: int | None) -> Bool[np.ndarray, "... pos"]:
-    """The positions behind the first `after` of each row; all of them if it is None.
+    """The positions after the first token `after` of each row; all of them if it is None.
 
     >>> answers(np.array([0, 5, 3, 6, 3]), after=3).tolist()
     [False, False, False, True, True]
@@ -225,7 +225,7 @@ class _Row:
 
 
 def _rows(documents: Documents, context: int, bos: int | None, apart: bool) -> Iterator[_Row]:
-    """Rows of one source; if documents have a limit, rows from each package in turn. Documents share no rows if they stand apart."""
+    """Rows of one source; if documents have a limit, rows from each package in turn. Documents share no rows if `apart`."""
     whole = documents.limit is None
     streams = [
         _rows_of([[one] for one in read] if apart else [read] if whole else bundles(read, context, bos), context, bos, package)
@@ -371,7 +371,7 @@ def sample_tokens(
 
 
 def _token(word: str, tokenizer: Any) -> int:
-    """The id of the word after which answers stand."""
+    """The id of the word that precedes answers."""
     ids = Spelling(tokenizer).ids(word)
     if len(ids) != 1:
         raise ValueError(f"answers_after={word!r} is {len(ids)} tokens of this tokenizer; give a word that is one")

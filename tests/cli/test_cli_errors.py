@@ -137,7 +137,7 @@ def test_a_value_with_a_dash_is_told_the_way_that_works(capsys):
 def test_a_file_of_found_dimensions_is_read_only_where_it_is_one(tmp_path, capsys):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
-    for name, content in (("words", b"a,b\n1,2\n"), ("half", b"dim,stage,p\n1.5,1,0.1\n"), ("empty", b""), ("bytes", b"\xff\xfe\x00")):
+    for name, content in (("words", b"a,b\n1,2\n"), ("half", b"dim,location,p\n1.5,1,0.1\n"), ("empty", b""), ("bytes", b"\xff\xfe\x00")):
         (tmp_path / name).write_bytes(content)
     with open(tmp_path / "huge", "wb") as file:
         file.truncate(2**31)

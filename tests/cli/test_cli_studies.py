@@ -85,7 +85,7 @@ def test_dimensions_that_were_found_are_printed_and_followed_elsewhere(files, tr
     """The file names the half that was searched: of the same texts the other half is shown, of others all."""
     common = ["--per-category", "6", *TINY[2:], "--tasks", *files, "--model", str(trained_folder)]
     csv = tmp_path / "new" / "found.csv"
-    main(["geometry", "find-dimensions", "--n", "3", "--stages", "1", "2", *common, "--out", str(csv)])
+    main(["geometry", "find-dimensions", "--n", "3", "--locations", "1", "2", *common, "--out", str(csv)])
     table = pd.read_csv(csv)
     printed = capsys.readouterr().out
     assert len(table) == 3

@@ -49,7 +49,7 @@ def test_the_stream_adds_up(row, models):
     torch.testing.assert_close(out, into)
     values = sepcap.trace_dimensions(model, texts=TEXTS, dims=(0, 31), positions=POSITIONS).tables["values"]
     assert len(values) == 2 * 3 * 6 * 2
-    at = torch.from_numpy(values[values["stage"] == 1]["value"].to_numpy(copy=True)).view(2, 6, 2).permute(1, 2, 0)
+    at = torch.from_numpy(values[values["location"] == 1]["value"].to_numpy(copy=True)).view(2, 6, 2).permute(1, 2, 0)
     torch.testing.assert_close(at, out[..., [0, 31]], atol=1e-5, rtol=1e-4)
     compared = sepcap.compare_activations(model, texts=TEXTS, positions=POSITIONS, what="resid_post")
     assert compared.tables["layers"]["p"].between(1 / 10, 1).all()

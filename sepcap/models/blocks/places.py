@@ -115,6 +115,6 @@ def all_layers(model: Any) -> range:
     return range(n_layers(model))
 
 
-def stage_name(stage: int) -> str:
-    """Position of a stage in the residual stream, worded for use in a sentence."""
-    return "before the first block" if stage == 0 else f"after layer {stage - 1}"
+def location_name(location: int) -> str:
+    """Position of a location in the residual stream, worded for use in a sentence."""
+    return "before the first block" if location == 0 else f"after layer {location - 1}"

@@ -198,8 +198,8 @@ def _as_it_is(tokenizer: Any) -> Iterator[Any]:
     """A copy of a tokenizer that the bridge uses unchanged.
 
     The bridge reloads a tokenizer that does not prepend BOS from its original source: over the network, without later changes,
-    and not at all if it was made in memory. A tokenizer whose settings state that it prepends BOS is left alone. The bridge
-    itself tests what the tokenizer really does.
+    and not at all if it was made in memory. A tokenizer whose settings state that it prepends BOS is not reloaded. The bridge
+    itself tests whether the tokenizer prepends it.
     """
     if tokenizer is None:
         yield None

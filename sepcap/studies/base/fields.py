@@ -117,7 +117,7 @@ class Schedule:
         return [(len(list(same)), amounts) for amounts, same in groupby(self.given)]
 
     def words(self, amount: Callable[[float, str], str], join: str = ", ") -> str:
-        """The phases in words, with a function that describes one amount of a site."""
+        """Description of the phases, given a function that describes one amount of a site."""
         said = [(n, join.join(amount(v, site) for site, v in each.items())) for n, each in self.phases]
         return ", then ".join(f"{n} step{'s' * (n != 1)} of {what}" for n, what in said)
 
@@ -166,7 +166,7 @@ def check_shares(config: Any, sites: Sequence[str], fractions: Sequence[float]) 
 
 
 def check_tasks(tasks: tuple[Any, ...], why: str) -> None:
-    """Refuse fewer than two tasks."""
+    """Raise if there are fewer than two tasks."""
     if len(tasks) < 2:
         raise ValueError(f"tasks={tasks!r}: give at least two, in a tuple; {why}")
 

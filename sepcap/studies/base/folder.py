@@ -43,7 +43,7 @@ PIECES = "pieces"
 """Folder of the finished pieces of a long study."""
 
 PAGES = (".html", ".csv", ".svg", ".png", ".pdf")
-"""Suffixes of files made from a result for people to look at; no result is read from them."""
+"""Suffixes of pages, tables and pictures made from a result; no result is read from them."""
 
 ROWS = 10_000_000
 """Maximum number of rows of a table to read."""

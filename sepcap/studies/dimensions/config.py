@@ -35,5 +35,5 @@ class DimensionSearchConfig(LabelledTextsConfig):
     """Texts per category, if they are taken from tasks."""
     n: int = 10
     """Number of dimensions to return."""
-    stages: tuple[int, ...] | None = None
-    """Stages to search: 0 is the input of the first block, l + 1 the output of block l; default is all."""
+    locations: tuple[int, ...] | None = None
+    """Locations to search: 0 is the input of the first block, l + 1 the output of block l; default is all."""

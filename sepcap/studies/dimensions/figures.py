@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from sepcap.drawing.parts import above, axes_of, panel_axes
 from sepcap.drawing.style import PALETTE, SYMBOLS, Width, every, is_wide, new_figure, plain, rounded, width_px
-from sepcap.models.blocks.places import stage_name
+from sepcap.models.blocks.places import location_name
 
 HEIGHT_PX = 170
 GAP_PX = 84
@@ -31,9 +31,9 @@ def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
     share = (1 - (columns - 1) * GAP_PX / inside) / columns
     total = rows * HEIGHT_PX + (rows - 1) * ROW_GAP_PX
     values, means = result.tables["values"], result.tables["means"]
-    stages = list(range(result.config["stages"]))
-    step = every(len(stages) - 1, 12)
-    ticks = [0, *range(1, len(stages), step)]
+    locations = list(range(result.config["locations"]))
+    step = every(len(locations) - 1, 12)
+    ticks = [0, *range(1, len(locations), step)]
     thin: list[Any] = []
     thick: list[Any] = []
     layout: dict[str, Any] = {"annotations": []}
@@ -43,12 +43,12 @@ def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
         for number, category in enumerate(categories):
             of_category = (values["dim"] == dim) & (values["category"] == category)
             look = {"colour": PALETTE[number % len(PALETTE)], "symbol": SYMBOLS[number % len(SYMBOLS)]}
-            thin.append(_lines(values[of_category], stages, look["colour"], category, axes))
+            thin.append(_lines(values[of_category], locations, look["colour"], category, axes))
             own = means[(means["dim"] == dim) & (means["category"] == category)]
             thick.append(_mean(own, dim, category, look, axes, first=i == 0))
         left, top = column * (share + GAP_PX / inside), 1 - row * (HEIGHT_PX + ROW_GAP_PX) / total
-        x = {"title": {"text": "After layer"}, "range": [-0.3, stages[-1] + 0.3], "tickvals": ticks, "tickangle": 0}
-        x["ticktext"] = ["emb.", *(str(stage - 1) for stage in ticks[1:])]
+        x = {"title": {"text": "After layer"}, "range": [-0.3, locations[-1] + 0.3], "tickvals": ticks, "tickangle": 0}
+        x["ticktext"] = ["emb.", *(str(location - 1) for location in ticks[1:])]
         y = {"title": {"text": "Value in the<br>residual stream"}, "nticks": 6}
         layout |= panel_axes(key, x, y, (left, left + share), (top - HEIGHT_PX / total, top))
         # with one column of panels a title can be as wide as the figure
@@ -59,10 +59,10 @@ def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
     return new_figure(thin + thick, layout, width=width, plot_px=total, **options)
 
 
-def _lines(values: Any, stages: list[int], colour: str, category: str, axes: dict[str, str]) -> go.Scatter:
-    by_line = values.pivot(index=["text", "position"], columns="stage", values="value").to_numpy()
+def _lines(values: Any, locations: list[int], colour: str, category: str, axes: dict[str, str]) -> go.Scatter:
+    by_line = values.pivot(index=["text", "position"], columns="location", values="value").to_numpy()
     broken = np.hstack([by_line, np.full((len(by_line), 1), np.nan)])
-    x = np.tile([*stages, np.nan], len(by_line)).astype(np.float32)
+    x = np.tile([*locations, np.nan], len(by_line)).astype(np.float32)
     line = {"color": colour, "width": 0.7}
     common = {"mode": "lines", "opacity": 0.3, "hoverinfo": "skip", "showlegend": False, "legendgroup": category}
     return go.Scatter(x=x, y=broken.ravel().astype(np.float32), line=line, **common, **axes)
@@ -70,14 +70,14 @@ def _lines(values: Any, stages: list[int], colour: str, category: str, axes: dic
 
 def _mean(own: Any, dim: int, category: str, look: dict[str, str], axes: dict[str, str], *, first: bool) -> go.Scatter:
     hovers = [
-        f"<b>{plain(category)}, dimension {dim}</b><br>{stage_name(row['stage'])}<br>"
+        f"<b>{plain(category)}, dimension {dim}</b><br>{location_name(row['location'])}<br>"
         f"mean {row['mean']:.3g}, 95% interval over texts [{row['low']:.3g}, {row['high']:.3g}]".replace("-", "−")
         for row in own.to_dict("records")
     ]
     marker = {"color": look["colour"], "size": 6, "symbol": look["symbol"]}
     drawn = {"mode": "lines+markers", "line": {"color": look["colour"], "width": 2.2}, "marker": marker}
     told = {"hovertext": hovers, "hoverinfo": "text", "name": plain(category), "legendgroup": category, "showlegend": first}
-    return go.Scatter(x=own["stage"].tolist(), y=rounded(own["mean"]), cliponaxis=False, **drawn, **told, **axes)
+    return go.Scatter(x=own["location"].tolist(), y=rounded(own["mean"]), cliponaxis=False, **drawn, **told, **axes)
 
 
 def _test(result: Any, i: int) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import warn
-from sepcap.models.blocks.places import Look, all_layers, place_hooks, stage_name
+from sepcap.models.blocks.places import Look, all_layers, location_name, place_hooks
 from sepcap.models.forward import Hook
 from sepcap.progress import progress
 from sepcap.statistics.intervals import t_factor
@@ -28,22 +28,23 @@ from sepcap.studies.dimensions import figures
 from sepcap.studies.dimensions.config import DimensionSearchConfig, DimensionTracesConfig
 from sepcap.tasks.labelled import LabelledTexts, texts_of
 
-Values = Float[Tensor, "stage text position dim"]
+Values = Float[Tensor, "location text position dim"]
 
 
 class DimensionTraces(StudyResult):
     """Values of residual dimensions across layers.
 
-    A stage is a point in the residual stream: 0 is the input of the first block (embedding and positions), l + 1 the output of block l.
+    A location is a point in the residual stream: 0 is the input of the first block (embedding and positions), l + 1 the output of block l.
 
     Attributes:
         config: the dimensions given (None if they were searched), positions, the texts and the relabellings; with the model and versions.
-        tables: `values`, one row per dim, stage, text and position, with category and value; `means`, per dim, stage and category the
+        tables: `values`, one row per dim, location, text and position, with category and value; `means`, per dim, location and category the
             mean over texts with the ends of its 95% interval (`low`, `high`; t over the texts, each the mean of its positions);
-            `tests`, one row per dim: `eta2`, the share of the variance between texts that categories explain, and `p`, at one stage. For a
-            dimension that `find_dimensions` found on the other half of the texts it is the stage found there, and p is corrected for
-            the dims here; for any other dimension it is the stage with the highest `eta2`, and p is corrected for all dims and stages here.
-            `separation`, the same per dim and stage, with `p` corrected for all of them, and `p_uncorrected`; and `texts`.
+            `tests`, one row per dim: `eta2`, the share of the variance between texts that categories explain, and `p`, at one location.
+            For a dimension that `find_dimensions` found on the other half of the texts it is the location found there, and p is corrected
+            for the dims here; for any other dimension it is the location with the highest `eta2`, and p is corrected for all dims and
+            locations here.
+            `separation`, the same per dim and location, with `p` corrected for all of them, and `p_uncorrected`; and `texts`.
     """
 
     STUDY: ClassVar[str] = "dimension-traces"
@@ -62,14 +63,14 @@ class DimensionTraces(StudyResult):
         several, places = len(self.dims) > 1, len(config["positions"])
         of_categories = ", ".join(f"{name} {n}" for name, n in config["categories"].items())
         told = [
-            f"Residual dimension{'s' * several} {', '.join(map(str, self.dims))} over {config['stages']} stages, at {places} "
+            f"Residual dimension{'s' * several} {', '.join(map(str, self.dims))} over {config['locations']} locations, at {places} "
             f"position{'s' * (places > 1)} of {len(self.tables['texts'])} texts ({of_categories})."
         ]
         for row in self.tables["tests"].to_dict("records"):
-            at = self.tables["means"].query("dim == @row['dim'] and stage == @row['stage']").sort_values("mean").to_dict("records")
+            at = self.tables["means"].query("dim == @row['dim'] and location == @row['location']").sort_values("mean").to_dict("records")
             ends = " to ".join(f"{m['mean']:.3g} [{m['low']:.3g}, {m['high']:.3g}] ({m['category']})" for m in (at[0], at[-1]))
             told.append(
-                f"Dimension {row['dim']}: {stage_name(row['stage'])} categories explain η² = {row['eta2']:.3f} "
+                f"Dimension {row['dim']}: {location_name(row['location'])} categories explain η² = {row['eta2']:.3f} "
                 f"of the variance between texts, p = {row['p']:.2g}; means from {ends}."
             )
         return [*told, self._what_p_means()]
@@ -82,9 +83,9 @@ class DimensionTraces(StudyResult):
             several = f"the {n} dimensions" if n > 1 else "the dimension"
             return (
                 f"{told} The search for {several} used {config['searched']} other texts of the same categories: each is tested here at "
-                f"the stage with the highest η² there, and p is corrected for {several}."
+                f"the location with the highest η² there, and p is corrected for {several}."
             )
-        return f"{told} p is corrected for all dimensions and stages shown; it is valid only if they were not chosen on these texts."
+        return f"{told} p is corrected for all dimensions and locations shown; it is valid only if they were not chosen on these texts."
 
 
 @study(DimensionTracesConfig)
@@ -117,21 +118,21 @@ def trace_dimensions(
     """
     texts, at, length = texts_of(model, config)
     given = None if config.dims is None else _within(model, _check_dims(config.dims))
-    every, searched, stages = _check_stages(model, None), None, None
+    every, searched, locations = _check_locations(model, None), None, None
     if given is None:
         texts.rows(model, length)  # raises if a text of one half begins like one of the other
         searched, texts = texts.halves(config.seed)
     elif isinstance(config.dims, pd.DataFrame) and (half := _other_half(texts, config.dims, config.seed)) is not None:
         searched, texts = half
-        stages = [int(stage) for stage in config.dims["stage"]]
+        locations = [int(location) for location in config.dims["location"]]
     rows = texts.rows(model, length)
     relabellings = relabel(texts.labels, config.permutations, config.seed)
     resolved = {
         **made_with(model),
         "dims": given,
-        "dims_stages": stages,
+        "dims_locations": locations,
         "n": config.n if given is None else len(given),
-        "stages": len(every),
+        "locations": len(every),
         "positions": list(at),
         "texts": texts.fingerprint,
         "searched": None if searched is None else len(searched.labels),
@@ -143,11 +144,11 @@ def trace_dimensions(
 
     def compute(_: Pieces) -> DimensionTraces:
         dims: Any = given
-        found_at = stages
+        found_at = locations
         if given is None and searched is not None:
             found = _search(model, searched, at, length, config, every)
-            dims, found_at = found["dim"].tolist(), found["stage"].tolist()
-        values = vectors_at(model, rows, partial(stage_hooks, model), at, dims=dims, batch_size=config.batch_size)
+            dims, found_at = found["dim"].tolist(), found["location"].tolist()
+        values = vectors_at(model, rows, partial(location_hooks, model), at, dims=dims, batch_size=config.batch_size)
         means = values.double().mean(dim=2).numpy()
         separated = _separation_table(means, dims, relabellings)
         tables = {
@@ -177,10 +178,10 @@ def _other_half(texts: LabelledTexts, table: pd.DataFrame, seed: int) -> tuple[L
             "these are tested. If the search used some of them, p is too small"
         )
         return None
-    if halves != [_half_of(texts, seed)] or "stage" not in table:
+    if halves != [_half_of(texts, seed)] or "location" not in table:
         raise ValueError(
             f"dims: the table was found in {' and '.join(halves)}, and with seed={seed} these texts are cut into other halves, so "
-            "searched texts would be tested; give the seed= of find_dimensions, and its table with the columns dim, stage and searched"
+            "searched texts would be tested; give the seed= of find_dimensions, and its table with the columns dim, location and searched"
         )
     return texts.halves(seed)
 
@@ -195,9 +196,9 @@ def _half_of(texts: LabelledTexts, seed: int | str) -> str:
 def find_dimensions(model: Any, config: DimensionSearchConfig, *, out: str | Path | None = None, say: Callable[[str], Any]) -> pd.DataFrame:
     """Rank residual dimensions by how well they separate categories of text on one half of the texts, and test them on the other half.
 
-    Each text counts once, as the mean over its positions. A dimension is scored at every stage by η², the share of the variance
+    Each text counts once, as the mean over its positions. A dimension is scored at every location by η², the share of the variance
     between texts that their categories explain (an increasing function of the F ratio of between to within), and ranked by its
-    highest η² on the first half. On the other half it is scored at that stage; its p-value is the share of relabellings under which
+    highest η² on the first half. On the other half it is scored at that location; its p-value is the share of relabellings under which
     any of the n dimensions reaches at least its η² (Westfall and Young).
 
     Args:
@@ -207,12 +208,12 @@ def find_dimensions(model: Any, config: DimensionSearchConfig, *, out: str | Pat
         progress: True announces the work and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
-        One row per dimension, the best on the searched half first: dim, stage (with the highest η² there), `eta2_searched` (that η²),
+        One row per dimension, the best on the searched half first: dim, location (with the highest η² there), `eta2_searched` (that η²),
         and on the other half `eta2`, `p` corrected for the n dimensions, and `p_uncorrected`; `searched` names the searched half.
         Pass it to `trace_dimensions` as `dims`, which then shows the other half of the texts.
 
     Raises:
-        ValueError: as in `trace_dimensions`; fewer than six texts of a category; a stage that does not exist.
+        ValueError: as in `trace_dimensions`; fewer than six texts of a category; a location that does not exist.
         FileExistsError: the file exists already.
 
     Source: METHODS section 13; Westfall and Young 1993.
@@ -223,25 +224,25 @@ def find_dimensions(model: Any, config: DimensionSearchConfig, *, out: str | Pat
     if out is not None and Path(out).exists():
         raise FileExistsError(f"{out} already exists; give another out. Nothing was changed.")
     texts, at, length = texts_of(model, config)
-    chosen = _check_stages(model, config.stages)
+    chosen = _check_locations(model, config.locations)
     say(f"{len(texts.rows(model, length)):,} texts of {length:,} tokens")  # raises if a text of one half begins like one of the other
     first, second = texts.halves(config.seed)
     found = _search(model, first, at, length, config, chosen)
-    dims, stages = found["dim"].tolist(), found["stage"].tolist()
+    dims, locations = found["dim"].tolist(), found["location"].tolist()
     means = _means(model, second, at, length, config, chosen, dims)
-    places = [chosen.index(stage) for stage in stages]
+    places = [chosen.index(location) for location in locations]
     tested = _tests_found(means, dims, places, relabel(second.labels, config.permutations, config.seed))
-    table = tested.assign(stage=stages, eta2_searched=found["eta2"], searched=_half_of(texts, config.seed))
+    table = tested.assign(location=locations, eta2_searched=found["eta2"], searched=_half_of(texts, config.seed))
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, table.to_csv(index=False).encode())
     return table
 
 
-def _search(model: Any, texts: LabelledTexts, at: Sequence[int], length: int, config: Any, stages: list[int]) -> pd.DataFrame:
-    """The `config.n` dimensions that separate the texts best, each with its stage and eta2."""
-    found = search_dims(_means(model, texts, at, length, config, stages), texts.labels).head(config.n)
-    return found.assign(stage=[stages[place] for place in found["stage"]])
+def _search(model: Any, texts: LabelledTexts, at: Sequence[int], length: int, config: Any, locations: list[int]) -> pd.DataFrame:
+    """The `config.n` dimensions that separate the texts best, each with its location and eta2."""
+    found = search_dims(_means(model, texts, at, length, config, locations), texts.labels).head(config.n)
+    return found.assign(location=[locations[place] for place in found["location"]])
 
 
 def _means(
@@ -250,41 +251,41 @@ def _means(
     at: Sequence[int],
     length: int,
     config: Any,
-    stages: list[int],
+    locations: list[int],
     dims: list[int] | None = None,
-) -> Float[np.ndarray, "stage text dim"]:
-    """Values of dimensions at stages, as means over the positions of every text."""
-    hooks_for = partial(stage_hooks, model, stages=stages)
+) -> Float[np.ndarray, "location text dim"]:
+    """Values of dimensions at locations, as means over the positions of every text."""
+    hooks_for = partial(location_hooks, model, locations=locations)
     values = vectors_at(model, texts.rows(model, length), hooks_for, at, dims=dims, batch_size=config.batch_size)
     return values.double().mean(dim=2).numpy()
 
 
-def search_dims(means: Float[np.ndarray, "stage text dim"], labels: Int[np.ndarray, " text"]) -> pd.DataFrame:
-    """All dimensions, the best first, at the stage with their highest eta2: dim, stage (index into `means`) and eta2.
+def search_dims(means: Float[np.ndarray, "location text dim"], labels: Int[np.ndarray, " text"]) -> pd.DataFrame:
+    """All dimensions, the best first, at the location with their highest eta2: dim, location (index into `means`) and eta2.
 
     Args:
         means: mean over positions of every text.
         labels: number of the category of every text.
     """
-    stages, texts, dims = means.shape
-    eta2 = _explained(_scaled(means.transpose(1, 0, 2).reshape(texts, stages * dims)), labels[None])[0].reshape(stages, dims)
+    locations, texts, dims = means.shape
+    eta2 = _explained(_scaled(means.transpose(1, 0, 2).reshape(texts, locations * dims)), labels[None])[0].reshape(locations, dims)
     best, every = eta2.argmax(axis=0), np.arange(dims)
-    table = pd.DataFrame({"dim": every, "stage": best, "eta2": eta2[best, every]})
+    table = pd.DataFrame({"dim": every, "location": best, "eta2": eta2[best, every]})
     return table.sort_values("eta2", ascending=False, kind="stable", ignore_index=True)
 
 
 def separation(
-    means: Float[np.ndarray, "stage text dim"], relabellings: Relabellings
-) -> tuple[Float[np.ndarray, "stage dim"], Float[np.ndarray, "stage dim"], Float[np.ndarray, "stage dim"]]:
-    """η² of every dimension at every stage, its p-value corrected for all of them, and its uncorrected p-value.
+    means: Float[np.ndarray, "location text dim"], relabellings: Relabellings
+) -> tuple[Float[np.ndarray, "location dim"], Float[np.ndarray, "location dim"], Float[np.ndarray, "location dim"]]:
+    """η² of every dimension at every location, its p-value corrected for all of them, and its uncorrected p-value.
 
     η² = Σ over categories of n (mean of the category − mean)² / Σ over texts of (value − mean)²; 0 if all texts are equal.
     """
-    stages, texts, dims = means.shape
-    scaled = _scaled(means.transpose(1, 0, 2).reshape(texts, stages * dims))
+    locations, texts, dims = means.shape
+    scaled = _scaled(means.transpose(1, 0, 2).reshape(texts, locations * dims))
     labels = relabellings.labels
     found = _explained(scaled, labels[:1])[0]
-    highest, as_high = [], np.zeros(stages * dims)
+    highest, as_high = [], np.zeros(locations * dims)
     step = max(1, 4_000_000 // (scaled.shape[1] * (labels.max() + 1)))
     for start in progress(range(0, len(labels), step), desc="relabel texts"):
         explained = _explained(scaled, labels[start : start + step])
@@ -292,7 +293,7 @@ def separation(
         as_high += (explained >= found - TIES).sum(axis=0)
     ordered = np.sort(np.concatenate(highest))
     reached = len(ordered) - np.searchsorted(ordered, found - TIES)
-    shape = (stages, dims)
+    shape = (locations, dims)
     return found.reshape(shape), (reached / len(labels)).reshape(shape), (as_high / len(labels)).reshape(shape)
 
 
@@ -315,19 +316,19 @@ def _explained(
     return explained
 
 
-def stage_hooks(model: Any, look: Look, stages: Sequence[int] | None = None) -> list[Hook]:
-    """Hooks on the residual stream: stage 0 at the input of the first block, stage l + 1 at the output of block l."""
-    wanted = range(len(all_layers(model)) + 1) if stages is None else stages
-    blocks = [stage - 1 for stage in wanted if stage > 0]
+def location_hooks(model: Any, look: Look, locations: Sequence[int] | None = None) -> list[Hook]:
+    """Hooks on the residual stream: location 0 at the input of the first block, location l + 1 at the output of block l."""
+    wanted = range(len(all_layers(model)) + 1) if locations is None else locations
+    blocks = [location - 1 for location in wanted if location > 0]
     entering = place_hooks(model, "resid_pre", [0], look) if 0 in wanted else []
     return entering + place_hooks(model, "resid_post", blocks, lambda layer, vectors: look(layer + 1, vectors))
 
 
-def _check_stages(model: Any, stages: Iterable[int] | None) -> list[int]:
+def _check_locations(model: Any, locations: Iterable[int] | None) -> list[int]:
     last = len(all_layers(model))
-    chosen = list(range(last + 1)) if stages is None else sorted({int(stage) for stage in stages})
+    chosen = list(range(last + 1)) if locations is None else sorted({int(location) for location in locations})
     if not chosen or not 0 <= chosen[0] <= chosen[-1] <= last:
-        raise ValueError(f"stages={chosen}: give some of 0 (input of the first block) to {last} (output of the last)")
+        raise ValueError(f"locations={chosen}: give some of 0 (input of the first block) to {last} (output of the last)")
     return chosen
 
 
@@ -350,8 +351,8 @@ def _within(model: Any, dims: list[int]) -> list[int]:
 
 
 def _value_table(values: Values, dims: list[int], texts: LabelledTexts, at: Sequence[int]) -> pd.DataFrame:
-    stages, n, _, _ = values.shape
-    index = pd.MultiIndex.from_product([dims, range(stages), range(n), at], names=["dim", "stage", "text", "position"])
+    locations, n, _, _ = values.shape
+    index = pd.MultiIndex.from_product([dims, range(locations), range(n), at], names=["dim", "location", "text", "position"])
     table = index.to_frame(index=False)
     table["category"] = np.array(texts.categories)[texts.labels[table["text"]]]
     return table.assign(value=values.permute(3, 0, 1, 2).reshape(-1).numpy())
@@ -366,26 +367,26 @@ def _mean_table(values: Values, dims: list[int], texts: LabelledTexts) -> pd.Dat
         for i, dim in enumerate(dims):
             means = own[:, :, i].mean(axis=1)
             ends = {"low": means - half[:, i], "high": means + half[:, i]}
-            rows.append(pd.DataFrame({"dim": dim, "stage": range(len(means)), "category": category, "mean": means, **ends}))
+            rows.append(pd.DataFrame({"dim": dim, "location": range(len(means)), "category": category, "mean": means, **ends}))
     return pd.concat(rows, ignore_index=True)
 
 
-def _separation_table(means: Float[np.ndarray, "stage text dim"], dims: list[int], relabellings: Relabellings) -> pd.DataFrame:
+def _separation_table(means: Float[np.ndarray, "location text dim"], dims: list[int], relabellings: Relabellings) -> pd.DataFrame:
     eta2, p, alone = separation(means, relabellings)
     columns = {"eta2": eta2.T.ravel(), "p": p.T.ravel(), "p_uncorrected": alone.T.ravel()}
-    return pd.DataFrame({"dim": np.repeat(dims, len(eta2)), "stage": np.tile(np.arange(len(eta2)), len(dims)), **columns})
+    return pd.DataFrame({"dim": np.repeat(dims, len(eta2)), "location": np.tile(np.arange(len(eta2)), len(dims)), **columns})
 
 
 def _tests_found(
-    means: Float[np.ndarray, "stage text dim"], dims: list[int], stages: list[int], relabellings: Relabellings
+    means: Float[np.ndarray, "location text dim"], dims: list[int], locations: list[int], relabellings: Relabellings
 ) -> pd.DataFrame:
-    """Every dimension at the stage where a search on other texts found it, with p corrected for these dimensions."""
-    at_stages = np.stack([means[stage, :, i] for i, stage in enumerate(stages)], axis=1)
-    eta2, p, alone = (values[0] for values in separation(at_stages[None], relabellings))
-    return pd.DataFrame({"dim": dims, "stage": stages, "eta2": eta2, "p": p, "p_uncorrected": alone})
+    """Every dimension at the location where a search on other texts found it, with p corrected for these dimensions."""
+    at_locations = np.stack([means[location, :, i] for i, location in enumerate(locations)], axis=1)
+    eta2, p, alone = (values[0] for values in separation(at_locations[None], relabellings))
+    return pd.DataFrame({"dim": dims, "location": locations, "eta2": eta2, "p": p, "p_uncorrected": alone})
 
 
 def _tests_given(separated: pd.DataFrame, dims: list[int]) -> pd.DataFrame:
-    """Every dimension at the stage with its highest eta2, with p corrected for all dimensions and stages."""
+    """Every dimension at the location with its highest eta2, with p corrected for all dimensions and locations."""
     rows = [separated.loc[separated.loc[separated["dim"] == dim, "eta2"].idxmax()] for dim in dims]
-    return pd.DataFrame(rows).astype({"dim": int, "stage": int}).reset_index(drop=True)
+    return pd.DataFrame(rows).astype({"dim": int, "location": int}).reset_index(drop=True)

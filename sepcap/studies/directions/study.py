@@ -41,7 +41,7 @@ class DirectionComparison(RunsResult):
         forward: forgets the configuration's forget task.
         reverse: forgets its retain task.
         baselines: kind ("uniform", "per_layer", "activity") -> direction -> random runs that differ in their seed. Those drawn uniformly
-            have no direction, unless they have an offset: the same runs serve both.
+            have no direction, unless they have an offset: the same runs are baselines of both.
     """
 
     STUDY = "compare-directions"
@@ -68,7 +68,7 @@ class DirectionComparison(RunsResult):
         groups = {f"forget {run.config['forget']}": [run] for run in self.selective.values()}
         for kind, of_kind in self.baselines.items():
             name = f"random {BASELINES[kind]}".rstrip()
-            if list(of_kind["forward"]) == list(of_kind["reverse"]):  # the same runs serve both
+            if list(of_kind["forward"]) == list(of_kind["reverse"]):  # the same runs are baselines of both directions
                 groups[name] = list(of_kind["forward"])
             else:
                 groups |= {f"{name}, {self.selective[direction].config['forget']}": list(runs) for direction, runs in of_kind.items()}

@@ -1,1 +1,1 @@
-"""Which importance deserves trust: every score against the exact effect of every neuron, labels, and pruning trajectories."""
+"""Comparison of importances: every score against the exact effect of every neuron, labels, and pruning trajectories."""

@@ -13,10 +13,10 @@ from sepcap.studies.pruning.config import DIRECTIONS, Direction, PruningConfig
 NeuronSite = Literal["mlp", "attn_pre_out", "attn_value"]
 
 ABS, RANDOM, LEARNED, CEILING = "abs", "random", "learned", "ceiling"
-"""Rows with a role of their own: what all are compared with, the control, the bound, and how far Δ itself is reproducible."""
+"""Special rows: the reference score, the random control, the learned order, and the ceiling set by the reproducibility of Δ."""
 
 CONTRASTED = ("abs", "taylor", "fisher", "atp_abs", "relp_abs")
-"""Importances that are also scored by the contrasts that are not their default."""
+"""Importances that are also compared with contrasts other than their default."""
 
 IMPORTANCES: tuple[str, ...] = get_args(ImportanceName)
 
@@ -28,7 +28,7 @@ FIXED: tuple[str, ...] = (
 """Scores that are compared by default: an importance with its own contrast, or importance-contrast."""
 
 SHARED = {"atp": "atp", "taylor": "atp", "fisher": "atp"}
-"""Gradients that one backward pass gives together."""
+"""Gradients that are computed in one shared backward pass."""
 
 
 def parsed(name: str) -> tuple[str, Contrast | None]:
@@ -56,7 +56,7 @@ def collected_with(name: str) -> str:
 
 @dataclass(frozen=True)
 class ImportanceComparisonConfig(Sampled):
-    """Which scores are compared with the exact effect of every neuron, on which model, and how thoroughly (METHODS 19)."""
+    """Scores to compare with the exact effect of every neuron, the model, and the budget (METHODS 19)."""
 
     model: str = "default"
     """"default", a folder, or a hub name."""
@@ -65,14 +65,14 @@ class ImportanceComparisonConfig(Sampled):
     retain: Any = "local-prose"
     """The other task."""
     compiled: str | None = None
-    """A compiled model instead, with its own pair of tasks and with labels: a name in `sepcap.compiled_models()`."""
+    """Name of a compiled model in `sepcap.compiled_models()`, which is used instead, with its own pair of tasks and its labels."""
     sites: tuple[NeuronSite, ...] = ("mlp", "attn_pre_out")
-    """Sites, each with a table of its own."""
+    """Sites; scores are compared separately for each."""
     scores: tuple[str, ...] = ()
     """Scores: an importance, an importance and a contrast such as taylor-guarded, random, or learned. Default all that the model allows.
     abs is always among them."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the calibration texts, from which scores are computed: each has documents of its own where there are enough."""
+    """Seeds of the calibration texts, from which scores are computed: no two seeds share a document if there are enough."""
     tokens: int = 13_000
     """Token positions per task and seed from which scores are computed."""
     sample: int | None = None
@@ -80,19 +80,19 @@ class ImportanceComparisonConfig(Sampled):
     effect_tokens: int = 4_096
     """Predictions per task on which every neuron is ablated alone."""
     effect_context: int = 64
-    """Maximum tokens per row there: short rows are of many documents, and single ablations of short rows are cheap."""
+    """Maximum tokens per row of single ablations: short rows are of more documents, and single ablations of short rows are cheap."""
     steps: int = 10
-    """Equal steps in which trajectories end at a model without any neuron of the site."""
+    """Number of equal steps of a trajectory; the last one prunes the remaining neurons of the site."""
     eval_tokens: int = 15_000
     """Predictions per task and step of a trajectory."""
     choice_tokens: int = 5_000
     """Token positions per task of the collection texts on which the best scores are chosen."""
     best: int = 3
-    """Number of scores that are also pruned iteratively, beside abs; 0 for no iterative pruning at all."""
+    """Number of scores that are also pruned iteratively, in addition to abs; 0 for no iterative pruning at all."""
     learn_steps: int = Fitting.steps
     """Gradient steps of the learned order."""
     control: bool = True
-    """Whether everything but trajectories is repeated with random weights: what architecture alone gives."""
+    """Whether to repeat everything except trajectories with random weights, the control for effects of the architecture alone."""
     seed: int = 0
     """Seed of the sample of neurons, of random scores and of the random weights."""
 
@@ -126,5 +126,5 @@ class ImportanceComparisonConfig(Sampled):
 
 
 def in_direction(direction: Direction, forget: Any, retain: Any) -> tuple[Any, Any]:
-    """What belongs to the task that is forgotten, and to the other one."""
+    """The values for the task to forget and for the task to retain in a direction."""
     return (forget, retain) if direction == DIRECTIONS[0] else (retain, forget)

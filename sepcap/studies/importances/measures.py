@@ -21,7 +21,7 @@ RECALLS = {"recall_1": 0.01, "recall_2": 0.02, "recall_5": 0.05}
 MEASURES = ("spearman_forget", "spearman_difference", *RECALLS)
 
 SPLITS = 100
-"""Random halves of the documents behind the reliability of Δ."""
+"""Number of random splits of the documents into halves, from which the reliability of Δ is estimated."""
 
 DRAWS = 100
 """Bootstrap samples of the neurons, where these are a sample."""
@@ -222,7 +222,7 @@ def estimates(scores: Mapping[str, Float[np.ndarray, "_ unit"]], effects: Effect
 
 
 def reliability(effects: Effects, seed: int = 0) -> dict[str, float]:
-    """How far Δ itself is reproducible: agreement between Δ on two halves of the documents, mean over 100 random splits.
+    """Reproducibility of Δ: agreement between Δ on two halves of the documents, mean over 100 random splits.
 
     Returns:
         For both correlations: `_half` (between halves), `_half_sd` (over splits), `_reliability` of Δ on all documents, 2r/(1 + r) by

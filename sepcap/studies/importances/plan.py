@@ -37,7 +37,7 @@ MOST_PASSES = 10
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything is sampled and checked before anything is written.
+    """All inputs, sampled and checked before anything is written.
 
     Attributes:
         config: with tasks in place of their names, so that they are read once.
@@ -83,11 +83,11 @@ class Plan:
         return dict(zip(ROLES, in_direction(direction, *(of[role] for role in ROLES)), strict=True))
 
     def candidates(self, site: str) -> list[str]:
-        """Scores of which the best are pruned iteratively."""
+        """Scores that can be chosen for iterative pruning."""
         return [name for name in self.named(site) if name != ABS and self.cost_of(name) <= MOST_PASSES]
 
     def tokens(self) -> dict[str, float]:
-        """Tokens through the model, by part; those of single ablations at most, because what cannot change is not run again."""
+        """Tokens through the model, by part; an upper limit for single ablations, because values that cannot change are not recomputed."""
         c = self.config
         kinds = {(collected_with(name), site if collected_with(name) == "ig" else "") for site in c.sites for name in self.named(site)}
         collected = sum(PASSES[kind] for kind, _ in kinds) * sum(s.tokens for of in self.calibration.values() for s in of.values())
@@ -110,7 +110,7 @@ class Plan:
         return found
 
     def cost(self) -> str:
-        """The work and its cost, at the rate of a batch measured now."""
+        """The planned work and its cost, from the measured rate of one batch."""
         c, parts = self.config, self.tokens()
         sites = ", ".join(f"{n:,} {site} neurons" for site, n in self.resolved["neurons"].items())
         each = "all" if c.sample is None else f"{c.sample:,} of them at random"

@@ -1,4 +1,4 @@
-"""The league table of importances: which score deserves trust, for which site (METHODS 19)."""
+"""Result of a comparison of importances: agreement of every score with the exact effects, per site (METHODS 19)."""
 
 from typing import Any, ClassVar
 
@@ -41,7 +41,7 @@ class ImportanceComparison(StudyResult):
     """
 
     STUDY = "compare-importances"
-    TITLE = "Which importance deserves trust?"
+    TITLE = "Which importance agrees best with the exact effect of every neuron?"
     FIGURES: ClassVar[Figures] = {
         "ranks": ("Agreement of every score with the exact effects", figures.ranks),
         "effects": ("Exact effect of every neuron against its score", figures.effects),
@@ -74,7 +74,7 @@ class ImportanceComparison(StudyResult):
         return bool(all(low > 0 for low in lows))  # an unknown end is no evidence
 
     def summary(self) -> list[str]:
-        """Which score deserves trust, for which site, with intervals and controls."""
+        """The score that agrees best with the exact effects, per site, with intervals and controls."""
         c, said = self.config, []
         for site, of in c["neurons"].items():
             n = len(self.tensors[f"{site}/places"])

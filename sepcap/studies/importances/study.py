@@ -1,4 +1,4 @@
-"""Which importance deserves trust: every score against the exact effect of every neuron, and against pruning (METHODS 19)."""
+"""Comparison of importances: every score against the exact effect of every neuron, and by pruning trajectories (METHODS 19)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,8 +56,8 @@ def compare_importances(
     """Compare importances with the exact effect of every neuron ablated alone, and by how well pruning by them separates two tasks.
 
     One row per score, site and direction: rank correlation with the exact effects, recall of the neurons with the largest ones, area of
-    the pruning trajectory, share of the retained task that is lost where half of the other one is, cost. Beside them stand random
-    orders, the learned order, how far the effects are reproducible, and the same on random weights. With `out`, every part is written
+    the pruning trajectory, share of the retained task that is lost where half of the other one is, cost. Also reported are random
+    orders, the learned order, the reproducibility of the effects, and the same with random weights. With `out`, every part is written
     before the next one begins: the same call resumes an interrupted one.
 
     Args:
@@ -174,7 +174,7 @@ class _Work:
         return found.places, Effects(sums, predictions, self.plan.resolved["neurons"][site])
 
     def separable(self) -> bool:
-        """Whether the model has any accuracy to lose on both tasks."""
+        """Whether the accuracy of the model is above 0 on both tasks."""
         stored = self._rows("whole", partial(self._masked, self.plan.config.sites[0], torch.zeros(1), self.plan.evaluate, 0))
         return all(float(ratio(rows[0], "top1")) > 0 for rows in stored.values())
 

@@ -30,7 +30,7 @@ from sepcap.studies.pruning.config import DIRECTIONS, Direction
 from sepcap.studies.pruning.separability import Separability, costs_at
 
 RANDOM_DRAWS = 20
-"""Random orders of which the agreement is the mean; as many as there are seeds have a trajectory."""
+"""Number of random orders over which agreement is averaged; one per seed also has a trajectory."""
 
 HALF = 50
 """Drop of the forget task in percent at which the loss of the retain task is reported."""
@@ -42,7 +42,7 @@ Runs = dict[tuple[str, Direction, str], list[Separability]]
 
 @dataclass(eq=False)
 class Found:
-    """Everything that was measured.
+    """All measurements of the study.
 
     Attributes:
         scores: (weights, site, direction, score) -> [seed, layer, *neuron].

@@ -34,7 +34,7 @@ def jacobian_ranks(result: Any, measure: str = "rank", *, layers: Sequence[int] 
     """Rank over layers, trained and with random weights: means over rows of tokens with 95% intervals, and the largest rank possible.
 
     If the rank of a row is only a lower bound, the mean is a triangle that points up ("at least"), without interval and without a line
-    to its neighbours, since their differences mean nothing. Intervals are cut at the largest rank possible; if that differs between
+    to its neighbours, since their differences are not meaningful. Intervals are cut at the largest rank possible; if that differs between
     rows, its mean is drawn, and intervals are cut at the upper end of its interval (see `JacobianSpectrum.by_layer`).
 
     Args:

@@ -14,7 +14,7 @@ LearnedSite = Literal["mlp", "attn_pre_out", "attn_value", "heads"]
 
 @dataclass(frozen=True)
 class LearnedRankingConfig(Sampled):
-    """Which neurons are put in order, from which start, and how the order is learned (METHODS 21)."""
+    """Which neurons are ranked, from which initial order, and how the order is learned (METHODS 21)."""
 
     model: str = "default"
     """"default", a folder, or a hub name."""
@@ -23,7 +23,7 @@ class LearnedRankingConfig(Sampled):
     retain: Any = "local-prose"
     """Task to retain."""
     site: LearnedSite | tuple[LearnedSite, ...] = "mlp"
-    """Neurons to put in order: one site, or several, each with an order of its own; "heads" are whole heads."""
+    """Neurons to rank: one site, or several, each ranked separately; "heads" are whole heads."""
     steps: int = Fitting.steps
     """Number of gradient steps."""
     init: Any = "abs"
@@ -31,9 +31,9 @@ class LearnedRankingConfig(Sampled):
     constants: Literal["zero", "mean"] = "zero"
     """What masked neurons are set to: 0, or their mean on the retain task."""
     tokens: int = 40_000
-    """Token positions per task of the collection texts; one in six documents is held out and decides between start and learned order."""
+    """Token positions per task of the collection texts; one in six documents is held out, to choose between start and learned order."""
     eval_tokens: int = 15_000
-    """Predictions per task on which start and learned order are compared in the end; no text of them is learned from."""
+    """Predictions per task on which start and learned order are finally compared; their texts are not used for learning."""
     step_tokens: int = Fitting.step_tokens
     """Tokens per task and step."""
     lr: float = Fitting.lr
@@ -45,7 +45,7 @@ class LearnedRankingConfig(Sampled):
     deepest: float = Fitting.deepest
     """Largest share of the neurons that is masked in a step; shares are drawn uniformly from 0 to it."""
     check_every: int = Fitting.check_every
-    """Steps between the orders that are compared on the held-out texts, beside the last one."""
+    """Steps between the orders that are compared on the held-out texts, in addition to the last one."""
     seed: int = 0
     """Seed of the shares and of the order of the texts; also of the documents of the collection texts (0: their original order)."""
 

@@ -1,4 +1,4 @@
-"""Figures of a learned order: its trajectory beside that of its start, and the losses while it was learned (METHODS 21)."""
+"""Figures of a learned order: its trajectory and that of its start, and the losses while it was learned (METHODS 21)."""
 
 from typing import Any
 

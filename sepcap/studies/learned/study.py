@@ -1,4 +1,4 @@
-"""A learned order of neurons, compared with its start on texts that it never saw (METHODS 21)."""
+"""A learned order of neurons, compared with its start on texts that were not used for learning (METHODS 21)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -73,7 +73,7 @@ class LearnedRanking(StudyResult, Scores):  # pyright: ignore[reportIncompatible
     FIGURES: ClassVar[Figures] = {
         "trajectory": ("Accuracy on both tasks, start and learned order", figures.trajectories),
         "losses": ("Losses while learning", figures.losses),
-        "scores": ("Place in the order, per layer", score_histograms),
+        "scores": ("Rank in the order, per layer", score_histograms),
     }
     PAGE_TABLES = ("areas", "gaps", "held_out", "cost")
 
@@ -83,7 +83,7 @@ class LearnedRanking(StudyResult, Scores):  # pyright: ignore[reportIncompatible
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the order is of."""
+        """Tasks and model of the order, and the step at which it was reached."""
         return {"importance": "learned", "learned_step": self.step, **{name: self.config[name] for name in ("forget", "retain", "model")}}
 
     @property
@@ -120,15 +120,15 @@ class LearnedRanking(StudyResult, Scores):  # pyright: ignore[reportIncompatible
             f"Where {COST}% of the forget task is lost, the retain task has lost {with_ends(learned, 'retain_cost_80', 0)}% (start: "
             f"{with_ends(start, 'retain_cost_80', 0)}%); maximum differential drop {with_ends(learned, 'max_drop', 0)} percentage points "
             f"(start: {with_ends(start, 'max_drop', 0)}).",
-            f"Area on the texts that were learned from minus area on evaluation texts: {with_ends(gaps.loc['learned'], 'gap')} (the start, "
-            f"which is fitted to nothing: {with_ends(gaps.loc['start'], 'gap')}).",
+            f"Area on the fitted texts minus area on evaluation texts: {with_ends(gaps.loc['learned'], 'gap')} (the start, "
+            f"which was not fitted: {with_ends(gaps.loc['start'], 'gap')}).",
             f"Learning took {cost['passes']:.3g} passes over the {int(cost['collected']):,} tokens of the collection texts.",
         ]
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Everything is sampled and checked before anything is written."""
+    """All inputs, sampled and checked before anything is written."""
 
     model: Any
     config: LearnedRankingConfig
@@ -193,9 +193,9 @@ def learn_ranking(model: Any, config: LearnedRankingConfig, *, out: str | Path |
     """Learn an order of all neurons that separates two tasks, and compare it with the order that it started from.
 
     Any fixed score gives a lower bound of the separability that a model allows; a learned order gives a better one. In every step a
-    random share of the order is masked, and the loss on retain minus that on forget, up to the loss of a unigram model, is descended by
-    straight-through gradients. A part of the collection texts is held out and decides between the start and the learned orders, so that
-    the result is never worse than its start there. The evaluation texts are only measured on. The weights are not changed.
+    random share of the order is masked, and the loss on retain minus that on forget, up to the loss of a unigram model, is minimised with
+    straight-through gradients. A part of the collection texts is held out to choose between the start and the learned orders, so that
+    the result is never worse than its start there. The evaluation texts are used for measurement only. The weights are not changed.
 
     Args:
         model: what `load_model` returns; default is to load `config.model`.

@@ -62,7 +62,7 @@ def shared_with_random(method: str) -> str:
 
 @dataclass(frozen=True)
 class MethodComparisonConfig(Sampled):
-    """Which methods are compared, on which model and tasks, and how thoroughly ([SEP] section 3.1)."""
+    """Methods to compare, the model and tasks, and the budget ([SEP] section 3.1)."""
 
     model: str = "default"
     """"default", a folder, or a hub name."""

@@ -59,12 +59,12 @@ class PruningConfig(Sampled):
     eps: float | None = None
     """ε of the score; default 1e-3 for mlp and 1e-4 for attention. For importances from gradients, 1e-4 of the mean on the retain task."""
     contrast: Contrast | None = None
-    """How the importances on both tasks make a score: "ratio"; "difference" of their shares of the site, or of nats; or "guarded", by
-    importance on forget among the neurons that retain needs least. Default ratio, but difference for signed importances and wanda."""
+    """How the importances on both tasks are combined: "ratio"; "difference" of their shares of the site, or of nats; or "guarded", by
+    importance on forget among the neurons with the lowest on retain. Default ratio, but difference for signed importances and wanda."""
     lam: float = 1.0
     """Weight of the retain task in the difference."""
     q: float = 0.5
-    """Share of a site's neurons, those with the lowest importance on retain, that the guard lets through."""
+    """Share of a site's neurons, those with the lowest importance on retain, that a guarded score ranks first."""
     tokens: int = 100_000
     """Token positions per task and step from which statistics are collected."""
     eval_tokens: int = 100_000
@@ -92,8 +92,8 @@ class PruningConfig(Sampled):
             check_fractions(self.fractions, self.steps, self.importance)
         if self.importance == "learned" and self.recollect:
             raise ValueError(
-                "importance='learned' with recollect=True: one order of all neurons is learned on the unpruned model, and no order of what "
-                "is left is learned at every step. Give recollect=False (on the command line --no-recollect)"
+                "importance='learned' with recollect=True: one order of all neurons is learned on the unpruned model, and it is not "
+                "learned again at every step. Give recollect=False (on the command line --no-recollect)"
             )
         attention = [site for site in self.fractions if site != "mlp"]
         if self.importance != "random":

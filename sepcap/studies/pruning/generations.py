@@ -42,7 +42,7 @@ def generations(run: RunFolder, model: Any = None, device: str | None = None) ->
     Example:
         >>> generations(sepcap.Run.load("runs/opt"))["rows"][0]["after"]  # doctest: +SKIP
 
-    Source: none; the texts show what numbers do not.
+    Source: none; the texts are a qualitative check.
     """
     expected = run.config.get("model_fingerprint")
     if model is not None:

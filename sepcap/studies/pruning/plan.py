@@ -64,7 +64,7 @@ class Plan:
     def tokens(self) -> int:
         """Tokens processed by the model in the whole run, BOS and padding not counted.
 
-        The statistics of step 0 serve step 1; with `recollect`, every later step collects its own.
+        The statistics of step 0 are used in step 1 too; with `recollect`, every later step collects its own.
         """
         again = (self.config.steps - 1) * self.recollected if self.config.recollect else 0
         right = self.collected * (self.config.positions == "correct")

@@ -299,7 +299,7 @@ def _scores(prepared: Plan, run: Run, statistics: dict[str, Statistics], step: i
     if config.importance == "learned":
         return run.scores()
     if config.importance == "random":
-        # without recollection one draw serves all steps, as one set of statistics does in a selective run
+        # without recollection one draw is used for all steps, as one set of statistics is in a selective run
         ranks = random_ranks(prepared.populations, [config.seed, step if config.recollect else 0])
         return Scores(ranks, {"importance": "random"})
     return score(statistics["forget"], statistics["retain"], config.importance, eps=config.eps, sites=config.sites, **config.contrasted)

@@ -47,7 +47,7 @@ def report(
     It contains a summary, trajectory, areas with intervals, metrics over steps, histograms of scores, pruned neurons, thresholds,
     generations before and after, and the configuration. An unfinished run gets a page about the steps it has.
 
-    Generations need the model, which a run folder does not contain. It is loaded as the run's configuration says, if it is
+    Generations need the model, which a run folder does not contain. It is loaded by the name in the run's configuration, if it is
     available without a network and has the same weights; the texts are then stored in the folder
     (`generations.json`), so that later pages need no model. If there are none, the page gives the reason.
 

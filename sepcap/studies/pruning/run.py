@@ -97,7 +97,7 @@ class Run(RunFolder):
         batch_size: int | None = None,
         seed: int = 0,
     ) -> Jumps:
-        """Which targets the jumps of accuracy after pruning steps come from, and how much of them the bigram path explains (METHODS 11).
+        """Attribute jumps of accuracy after pruning steps to target tokens, and to predictions right by the bigram path (METHODS 11).
 
         The predictions of both tasks are made again from the stored neurons, two passes per step and task.
 

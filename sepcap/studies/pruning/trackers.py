@@ -17,7 +17,7 @@ from sepcap.errors import missing_extra, unknown, warn
 from sepcap.storage import digest_of, open_regular, output_path
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 
-log = logging.getLogger("sepcap.studies.pruning.prune")  # what goes into the run's own run.log
+log = logging.getLogger("sepcap.studies.pruning.prune")  # the logger that is written to run.log of the run
 
 LINES = "metrics.jsonl"
 """File of JSON lines in the folder of a run."""

@@ -41,7 +41,7 @@ class ActivationSimilarity(StudyResult):
             [layer, text, text], means over positions, on the diagonal over different positions of one text.
 
     Two texts of one category count as "within", two of different categories as "between", whatever the positions. Two positions of
-    one text count as neither: they share words, which says nothing about the category. Their mean is `within_text`.
+    one text count as neither: they share words, which is no evidence about the category. Their mean is `within_text`.
     """
 
     STUDY: ClassVar[str] = "activation-similarity"

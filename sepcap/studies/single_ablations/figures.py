@@ -220,7 +220,7 @@ def over_layers(result: Any, metric: str = "loss", *, width: Width = "column") -
 
 
 def backups(result: Any, task: str = "forget", metric: str = "loss", *, width: Width = "column") -> go.Figure:
-    """Synergy of pairs, Δ(n, m) − Δ(n) − Δ(m), as a matrix: above 0 the two back each other up.
+    """Synergy of pairs, Δ(n, m) − Δ(n) − Δ(m), as a matrix: above 0, each of the two compensates for the loss of the other.
 
     Args:
         result: what `sepcap.ablate_each` returns, with `pairs=`.

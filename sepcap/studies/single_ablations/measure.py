@@ -1,4 +1,4 @@
-"""Which shortcuts a model allows, and the effects on all rows of a task, piece by piece (METHODS 19)."""
+"""Shortcuts that a model allows, and effects on all rows of a task, computed piece by piece (METHODS 19)."""
 
 import dataclasses
 import time
@@ -71,9 +71,9 @@ class Rows:
 
 
 def shortcuts_of(model: Any, population: Population, rows: Rows, constants: Float[Tensor, "layer *neuron"]) -> Shortcuts:
-    """The fastest shortcuts whose effects are those of whole passes, tried with one neuron of every layer on two rows.
+    """The fastest shortcuts whose effects equal those of full passes, tested with one neuron of every layer on two rows.
 
-    A model whose blocks do not add to one stream, or whose keys and values are not kept by position, fails the trial.
+    A model whose blocks do not add to one stream, or whose keys and values are not kept by position, fails this test.
     """
     dtype = next(p.dtype for p in inner(model).parameters() if p.is_floating_point())
     same = max(SAME, 8 * torch.finfo(dtype).eps)
@@ -94,10 +94,10 @@ def shortcuts_of(model: Any, population: Population, rows: Rows, constants: Floa
 def _probe(
     model: Any, population: Population, rows: Rows, constants: Float[Tensor, "layer *neuron"], shortcuts: Shortcuts
 ) -> Float[Tensor, " value"]:
-    """Losses of two rows, and for every layer their change by a neuron, and their losses in passes that begin in that layer.
+    """Losses of two rows, and per layer their changes when one neuron is ablated and their losses in passes that begin in that layer.
 
     The neuron is the one that leaves the most positions unchanged before the first that it changes. The passes begin in the middle of
-    the rows, if earlier positions are not run: so that keys and values are tried also if no neuron is silent.
+    the rows, if earlier positions are not run: so that keys and values are also tested if no neuron is silent.
     """
     block = rows.block(model, len(rows.order) - 1, shortcuts, rows=2)
     found = [block.before[..., -1].sum(1)]
@@ -195,7 +195,7 @@ class Measurement:
         return {layer: held[layer] for layer in layers}
 
     def expected(self, chunks: Sequence[Chunk]) -> tuple[float, float]:
-        """Seconds that the effects will take, from the rate of a few units; and what share of the plain loop's work is left.
+        """Estimated seconds for the effects, from the rate of a few units, and the share of the plain loop's work that has to be done.
 
         The rate is measured on the first block, on units spread evenly over all.
         """

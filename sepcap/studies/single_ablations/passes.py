@@ -114,7 +114,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Pairs of a unit and a row that need a pass; `first` is the first position that can change, `stop` lies behind the last scored one."""
+    """Pairs of a unit and a row that need a pass; `first` is the first position that can change, `stop` follows the last scored one."""
 
     unit: Int[Tensor, " item"]
     row: Int[Tensor, " item"]
@@ -128,7 +128,7 @@ class Items:
         return Items(self.unit[part], self.row[part], self.first[part], self.stop[part])
 
     def passes(self, positions: int) -> Iterator["Items"]:
-        """In parts of about as many positions, of items that begin near the same position."""
+        """Parts of about as many positions, of items that begin near the same position."""
         order = torch.argsort(self.first, stable=True)
         first, stop = self.first[order].tolist(), self.stop[order].tolist()
         begin = 0
@@ -158,7 +158,7 @@ def activations(model: Any, population: Population, block: Block, layer: int) ->
 
 
 def items_of(block: Block, changed: Bool[Tensor, "unit row pos"], shortcuts: Shortcuts) -> Items:
-    """What needs a pass, from where each unit differs from its constants."""
+    """The items that need a pass, given the positions at which each unit differs from its constants."""
     asked = block.batch.asked
     scored = torch.where(asked, torch.arange(1, asked.shape[1] + 1, device=asked.device), 0).amax(1)
     ever, first = changed.any(2), changed.float().argmax(2)
@@ -192,7 +192,7 @@ class Sums:
             self.flush()
 
     def flush(self) -> None:
-        """Compute the logits of what is held."""
+        """Compute the logits of the stored streams, and add their changes."""
         if self.held:
             to, row, pos, stream = map(torch.cat, zip(*self.held, strict=True))
             for part in _parts(len(to), self.model):
@@ -268,7 +268,7 @@ def work(block: Block, units: Units, z: Mapping[int, Tensor], shortcuts: Shortcu
 
 
 def _written(population: Population, block: Block, units: Units, z: Tensor, unit: Tensor, row: Tensor, pos: Tensor) -> Tensor:
-    """The residual stream after the units' block at some places: the unablated one plus what the unit writes less."""
+    """The residual stream after the units' block at some positions: the unablated one plus the change of the unit's output."""
     stream = block.recorded.streams[units.layer + 1][row, pos]
     rows = population.rows(units.layer).flatten(0, -2)
     for neuron in units.index.T.to(z.device):

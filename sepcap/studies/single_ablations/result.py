@@ -43,14 +43,14 @@ class Delta:
 
 
 class SingleAblations(StudyResult):
-    """What every neuron, or head, does alone: changes of loss and accuracies on two tasks when it is ablated.
+    """Effects of every neuron, or head, ablated alone: changes of loss and accuracies on two tasks.
 
     Attributes:
         config: the resolved configuration.
         tables: "neurons", one row per ablated neuron or head: layer, head and neuron as far as there are any, score, and for both tasks
             delta_loss and delta_top1 with the ends `_low` and `_high` of their 95% intervals, as `delta_loss_forget_low`. "layers", per
             task and layer, and over all layers: of (neurons chosen), ablated, mean_delta_loss with its interval over documents and, for a
-            sample, over neurons; sampling_se (the part of its standard error that comes from the sample of neurons), share_up (share of
+            sample, over neurons; sampling_se (the part of its standard error due to the sample of neurons), share_up (share of
             the neurons whose interval lies above 0). "pairs", if there are some: both places, and for both tasks the change of the loss
             and of top1 without both, and their synergy, with intervals.
         tensors: `places` [unit, place], `score` [layer, *neuron], and for each task `forget/before` [row, count], `forget/alone`
@@ -63,13 +63,13 @@ class SingleAblations(StudyResult):
     """
 
     STUDY = "single-ablations"
-    TITLE = "What does every neuron do alone?"
+    TITLE = "What is the effect of ablating each neuron alone?"
     FIGURES: ClassVar[Figures] = {
         "score": ("Effect on the task to forget, against the score", figures.effect_and_score),
         "tasks": ("Effects on both tasks", figures.both_tasks),
         "layers": ("Effects over layers", figures.over_layers),
-        "backups": ("Pairs that back each other up", figures.backups),
-        "backups-retain": ("Pairs that back each other up on the task to retain", partial(figures.backups, task="retain")),
+        "backups": ("Synergy of pairs on the task to forget", figures.backups),
+        "backups-retain": ("Synergy of pairs on the task to retain", partial(figures.backups, task="retain")),
     }
 
     @classmethod
@@ -138,7 +138,7 @@ class SingleAblations(StudyResult):
         return NeuronSet({self.config["site"]: mask}, {"importance": f"ablation alone, {metric} on {task}", "n": n})
 
     def synergy(self, task: Role = "forget", metric: str = "loss") -> Float[np.ndarray, "end pair"]:
-        """Change without both neurons of a pair minus the changes without each: value, low and high. Above 0: they back each other up."""
+        """Change without both neurons of a pair minus the changes without each: value, low and high. Above 0: a synergy."""
         together, alone = self._sums(task, "together", metric), self._sums(task, "alone", metric)
         a, b = self.tensors["pairs"].numpy().T
         return self.paired(together - alone[a] - alone[b], task, metric)
@@ -195,7 +195,7 @@ class SingleAblations(StudyResult):
                 here = np.ones(len(layers), dtype=bool) if layer is None else layers == layer
                 n = int(here.sum())
                 values = sums[here].sum(1) / predictions.sum()
-                # the share of the sample that lies in a layer estimates how many of the chosen ones do
+                # the share of the sample in a layer estimates the share of the chosen neurons in it
                 left = max(0.0, 1 - len(layers) / of)
                 sampling = float(values.std(ddof=1) * np.sqrt(left / n)) if n > 1 else (0.0 if left == 0 else float("nan"))
                 _, low, high = self.paired(sums[here].mean(0)[None], task, "loss")[:, 0]
@@ -219,7 +219,7 @@ class SingleAblations(StudyResult):
         return pd.DataFrame(columns)
 
     def summary(self) -> list[str]:
-        """How many neurons matter for each task alone, which matters most, and which pairs back each other up."""
+        """Share of the neurons with an effect on each task, the largest effect, and the pairs with synergy."""
         c, table = self.config, self.tables["neurons"]
         n, what = len(table), f"{c['site']} {self.unit}"
         drawn = f", drawn at random from {c['chosen']:,}" if n < c["chosen"] else ""

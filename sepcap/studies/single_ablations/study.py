@@ -48,9 +48,9 @@ def ablate_each(
 ) -> SingleAblations:
     """Ablate every neuron of a site alone, and measure the exact change of loss and accuracy on both tasks.
 
-    The model is really run without each neuron, on the same tokens of the evaluation parts. What cannot change is not run again:
+    The model is run without each neuron, on the same tokens of the evaluation parts. Values that cannot change are not recomputed:
     earlier layers, rows in which the neuron has the value that it is set to, earlier positions of a causal model. Which of these
-    shortcuts a model allows is tried on a few rows first. With `out`, every 128 neurons are written before the next ones begin:
+    shortcuts a model allows is tested on a few rows first. With `out`, every 128 neurons are written before the next ones begin:
     the same call resumes an interrupted one.
 
     Args:
@@ -129,7 +129,7 @@ class Plan:
         return cls(model, config, population, places, samples, resolved)
 
     def cost(self) -> str:
-        """The work and its cost, at the rate of a few neurons measured now."""
+        """The planned work and its cost, from the measured rate of a few neurons."""
         c, n, unit = self.config, len(self.places), "head" if self.config.whole_heads else "neuron"
         tokens = ", ".join(f"{self.samples[role]['evaluate'].tokens:,} predictions of {self.resolved[role]}" for role in TASKS)
         said = f"{self.resolved['model']}: {counted(n, f'{c.site} {unit}')} ablated alone ({c.kind}), each on {tokens}"

@@ -1,4 +1,4 @@
-"""What is ablated alone: neurons or heads of a site, all of them, some, or a random sample; and pairs of them (METHODS 19)."""
+"""Units to ablate alone: neurons or heads of a site, all of them, some, or a random sample; and pairs of them (METHODS 19)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ CHUNK = 128
 """Largest number of units of a layer that are measured before the result is written."""
 
 Chunk = tuple[Tensor, Units]
-"""Numbers of the units of a chunk, and what the passes take."""
+"""Numbers of the units of a chunk, and the units as the passes take them."""
 
 
 def chosen(population: Population, config: Any, neurons: NeuronSet | None) -> Bool[Tensor, "layer *unit"]:
-    """The units from which are drawn: those of the layers and heads of a configuration, or of a neuron set.
+    """The units that can be drawn: those of the layers and heads of a configuration, or of a neuron set.
 
     Raises:
         ValueError: both are given, a set of another site, or whole heads of a set that holds parts of heads.
@@ -71,7 +71,7 @@ def flat(population: Population, places: Int[Tensor, "unit place"]) -> Int[Tenso
 def chunks(
     population: Population, places: Int[Tensor, "unit place"], constants: Float[Tensor, "layer *neuron"]
 ) -> list[Chunk]:
-    """The units layer by layer in chunks: their numbers, and what the passes take."""
+    """The units layer by layer in chunks: their numbers, and the units as the passes take them."""
     index, found = flat(population, places), []
     for layer in torch.unique(places[:, 0]).tolist():
         for numbers in (places[:, 0] == layer).nonzero()[:, 0].split(CHUNK):

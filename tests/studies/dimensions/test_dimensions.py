@@ -42,7 +42,7 @@ def test_values_are_the_hidden_states_of_the_plain_model(tiny, family, tiny_fold
     assert len(found) == 2 * 3 * 9 * 3
     values = torch.from_numpy(found["value"].to_numpy(copy=True)).view(2, 3, 9, 3)
     torch.testing.assert_close(values, expected[:, :, list(POSITIONS)][..., [3, 30]].permute(3, 0, 1, 2), atol=1e-5, rtol=1e-5)
-    row = found[(found["dim"] == 30) & (found["stage"] == 2) & (found["text"] == 4) & (found["position"] == 9)]
+    row = found[(found["dim"] == 30) & (found["location"] == 2) & (found["text"] == 4) & (found["position"] == 9)]
     assert row["value"].item() == pytest.approx(float(expected[2, 4, 9, 30]), abs=1e-5)
     assert row["category"].item() == "two"
 
@@ -64,13 +64,13 @@ def test_a_planted_dimension_comes_first_and_it_alone_is_significant(tiny_opt):
         table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32)
         shown = sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=table.head(2), positions=POSITIONS)
     best = table.iloc[0]
-    assert (best["dim"], best["stage"], best["p"], best["p_uncorrected"]) == (7, 2, pytest.approx(1 / 280), pytest.approx(1 / 280))
+    assert (best["dim"], best["location"], best["p"], best["p_uncorrected"]) == (7, 2, pytest.approx(1 / 280), pytest.approx(1 / 280))
     assert best["eta2"] == pytest.approx(600 / 600.06)  # Σ n·(mean − 10)² = 600 of a total with 9 · 0.02/3 more
     assert (table["p"][1:] > 0.05).all()
     assert sorted(table["dim"]) == list(range(32))
     assert table["eta2_searched"].is_monotonic_decreasing
     assert shown.config["dims"] == table["dim"].tolist()[:2]
-    means = shown.tables["means"].query("dim == 7 and stage == 2").set_index("category")
+    means = shown.tables["means"].query("dim == 7 and location == 2").set_index("category")
     half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
     for category, mean in {"one": 0, "two": 10, "three": 20}.items():
         assert means.loc[category, ["low", "mean", "high"]].tolist() == pytest.approx([mean - half, mean, mean + half], abs=1e-5)
@@ -91,7 +91,7 @@ def test_the_searched_half_alone_decides_and_the_other_half_alone_tests(tiny_opt
             return out
 
         with tiny_opt.hooks(fwd_hooks=[("blocks.1.hook_out", put)]):
-            table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32, stages=(2,))
+            table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32, locations=(2,))
         row = table.set_index("dim").loc[7]
         assert (table["dim"][0] == 7) == searched
         assert (row["eta2_searched"] > 0.999) == searched
@@ -99,15 +99,15 @@ def test_the_searched_half_alone_decides_and_the_other_half_alone_tests(tiny_opt
 
 
 def test_a_search_in_noise_gives_uniform_p_values():
-    """Twelve texts per half without categories, 40 dimensions at 3 stages: the best of one half, tested on the other."""
+    """Twelve texts per half without categories, 40 dimensions at 3 locations: the best of one half, tested on the other."""
     labels = np.repeat([0, 1], 6)
     relabelled, p, naive = relabel(labels), [], []
     for seed in range(400):
         rng = np.random.default_rng(seed)
         first, second = (np.cumsum(rng.normal(size=(3, 12, 40)), axis=0) for _ in range(2))
         best = search_dims(first, labels).iloc[0]
-        p.append(separation(second[int(best["stage"])][None, :, [int(best["dim"])]], relabelled)[1].item())
-        naive.append(separation(first[int(best["stage"])][None, :, [int(best["dim"])]], relabelled)[1].item())
+        p.append(separation(second[int(best["location"])][None, :, [int(best["dim"])]], relabelled)[1].item())
+        naive.append(separation(first[int(best["location"])][None, :, [int(best["dim"])]], relabelled)[1].item())
     for level in (0.05, 0.1, 0.25, 0.5, 0.75):
         assert abs(np.mean(np.array(p) <= level) - level) < 4 * np.sqrt(level * (1 - level) / 400) + 1 / 462, level
     assert np.mean(np.array(naive) <= 0.05) > 0.95  # on the searched texts themselves
@@ -121,7 +121,7 @@ def test_traces_show_the_half_that_was_not_searched(tiny_opt, tmp_path):
         assert found.config["texts"] == TEXTS.fingerprint
         assert found.config["searched"] == 9
         tests = found.tables["tests"]
-        assert tests[["dim", "stage"]].to_numpy().tolist() == again[["dim", "stage"]].to_numpy().tolist()
+        assert tests[["dim", "location"]].to_numpy().tolist() == again[["dim", "location"]].to_numpy().tolist()
         np.testing.assert_allclose(tests["p_uncorrected"], again["p_uncorrected"])
         for row, note in zip(tests.to_dict("records"), found.figure().layout.annotations, strict=True):
             assert note.text == f"Dimension {row['dim']}: p = {row['p']:.2g} (found on other texts)"
@@ -212,7 +212,7 @@ def test_bad_input_is_named(tiny_opt, options, says):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"n": 0}, "n=0"), ({"stages": ()}, r"stages=\[\]"), ({"stages": (3,)}, r"to 2 \(output of the last")]
+    ("options", "says"), [({"n": 0}, "n=0"), ({"locations": ()}, r"locations=\[\]"), ({"locations": (3,)}, r"to 2 \(output of the last")]
 )
 def test_bad_searches_are_named(tiny_opt, options, says):
     with pytest.raises(ValueError, match=says):

@@ -11,22 +11,22 @@ from sepcap import plots
 from sepcap.studies.dimensions.study import DimensionTraces
 
 CATEGORIES = {"prose": 3, "<b>C++</b>": 3}
-STAGES, POSITIONS = 4, (7, 11)
+LOCATIONS, POSITIONS = 4, (7, 11)
 
 
 def result(dims=(3, 9), searched=None):
-    """Value = 1000·dim + 100·text + 10·stage + place of the position."""
+    """Value = 1000·dim + 100·text + 10·location + place of the position."""
     names = np.repeat(list(CATEGORIES), 3)
-    index = pd.MultiIndex.from_product([dims, range(STAGES), range(6), POSITIONS], names=["dim", "stage", "text", "position"])
+    index = pd.MultiIndex.from_product([dims, range(LOCATIONS), range(6), POSITIONS], names=["dim", "location", "text", "position"])
     values = index.to_frame(index=False)
     values["category"] = names[values["text"]]
-    values["value"] = 1000.0 * values["dim"] + 100 * values["text"] + 10 * values["stage"] + (values["position"] == 11)
-    means = values.groupby(["dim", "stage", "category"], sort=False)["value"].mean().rename("mean").reset_index()
+    values["value"] = 1000.0 * values["dim"] + 100 * values["text"] + 10 * values["location"] + (values["position"] == 11)
+    means = values.groupby(["dim", "location", "category"], sort=False)["value"].mean().rename("mean").reset_index()
     means = means.assign(low=means["mean"] - 1, high=means["mean"] + 2)
-    separation = pd.DataFrame({"dim": np.repeat(dims, STAGES), "stage": list(range(STAGES)) * len(dims), "eta2": 0.5})
-    separation["p"] = 0.01 * (1 + separation["stage"]) + 0.001 * separation["dim"]
-    tests = pd.DataFrame({"dim": dims, "stage": 2, "eta2": 0.5, "p": [0.01 + 0.001 * dim for dim in dims]})
-    config = {"dims": list(dims), "stages": STAGES, "categories": CATEGORIES, "positions": list(POSITIONS), "searched": searched}
+    separation = pd.DataFrame({"dim": np.repeat(dims, LOCATIONS), "location": list(range(LOCATIONS)) * len(dims), "eta2": 0.5})
+    separation["p"] = 0.01 * (1 + separation["location"]) + 0.001 * separation["dim"]
+    tests = pd.DataFrame({"dim": dims, "location": 2, "eta2": 0.5, "p": [0.01 + 0.001 * dim for dim in dims]})
+    config = {"dims": list(dims), "locations": LOCATIONS, "categories": CATEGORIES, "positions": list(POSITIONS), "searched": searched}
     return DimensionTraces(config, {"values": values, "means": means, "separation": separation, "tests": tests})
 
 
@@ -36,14 +36,14 @@ def test_every_text_and_position_is_a_line_and_every_category_a_mean():
     assert [(t.legendgroup, t.yaxis) for t in thin] == [(c, axis) for axis in ("y", "y2") for c in CATEGORIES]
     for i, trace in enumerate(thin):
         dim, first = (3, 9)[i // 2], 3 * (i % 2)
-        lines = np.array(trace.y).reshape(6, STAGES + 1)
+        lines = np.array(trace.y).reshape(6, LOCATIONS + 1)
         assert np.isnan(lines[:, -1]).all()
-        expected = [[1000 * dim + 100 * text + 10 * s + at for s in range(STAGES)] for text in range(first, first + 3) for at in (0, 1)]
+        expected = [[1000 * dim + 100 * text + 10 * s + at for s in range(LOCATIONS)] for text in range(first, first + 3) for at in (0, 1)]
         np.testing.assert_allclose(lines[:, :-1], expected)
-        np.testing.assert_allclose(np.array(trace.x).reshape(6, -1)[0, :-1], range(STAGES))
+        np.testing.assert_allclose(np.array(trace.x).reshape(6, -1)[0, :-1], range(LOCATIONS))
     for i, trace in enumerate(thick):
         dim, middle = (3, 9)[i // 2], 1 + 3 * (i % 2)
-        np.testing.assert_allclose(trace.y, [1000 * dim + 100 * middle + 10 * s + 0.5 for s in range(STAGES)], rtol=1e-4)
+        np.testing.assert_allclose(trace.y, [1000 * dim + 100 * middle + 10 * s + 0.5 for s in range(LOCATIONS)], rtol=1e-4)
         assert trace.line.color == thin[i].line.color
     assert [t.showlegend for t in thick] == [True, True, False, False]
     assert thick[1].name == "&lt;b&gt;C++&lt;/b&gt;"
@@ -62,7 +62,7 @@ def test_titles_give_the_p_value_and_whether_other_texts_were_searched():
 
 @pytest.mark.parametrize("width", ["column", "page"])
 @pytest.mark.parametrize("dims", [(3,), (3, 9, 12)])
-def test_panels_do_not_overlap_and_stages_are_named(width, dims):
+def test_panels_do_not_overlap_and_locations_are_named(width, dims):
     fig = plots.dimension_traces(result(dims), width=width)
     layout = json.loads(plotly.io.to_json(fig))["layout"]
     assert layout["width"] == pytest.approx({"column": 380.2, "page": 794.9}[width], abs=1)

@@ -1,1 +1,1 @@
-"""Jumps of accuracy from one step of a run to the next: which targets they come from, and what explains them."""
+"""Jumps of accuracy from one step of a run to the next: their target tokens, and the part that the bigram path explains."""

@@ -1,4 +1,4 @@
-"""Which targets an accuracy jump after a pruning step comes from, and how much of it the bigram path explains (METHODS 11)."""
+"""Attribution of jumps of accuracy after pruning steps to target tokens, and to the bigram path (METHODS 11)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 
 FEW_STEPS = 3
-"""Number of steps that are looked at by default."""
+"""Number of steps that are compared by default."""
 
 
 class Jumps(StudyResult):
@@ -41,7 +41,7 @@ class Jumps(StudyResult):
     """
 
     STUDY = "jumps"
-    TITLE = "Which targets do jumps of accuracy come from?"
+    TITLE = "Which target tokens account for jumps of accuracy?"
     FIGURES: ClassVar[Figures] = {
         "jumps": ("Changes of accuracy, and the part at predictions that the bigram path makes right", draw_jumps),
         "tokens": ("Targets that gained and lost most", draw_tokens),

@@ -137,7 +137,7 @@ def why_not(run: RunFolder, baseline: RunFolder) -> str:
     """Why one run is not a random baseline of another, as the end of a sentence; empty if it is one.
 
     A baseline prunes as many random neurons of the same model in the same way, and is evaluated on the same tokens. Random neurons have
-    a direction if they are matched with a run or have an offset; otherwise one baseline serves both directions of a pair of tasks.
+    a direction if they are matched with a run or have an offset; otherwise one baseline is valid for both directions of a pair of tasks.
     """
     c, b = run.config, baseline.config
     if b["importance"] != "random":
@@ -206,7 +206,7 @@ def baselines_beside(run: RunFolder, kind: str) -> list[RunFolder]:
 
 
 def folder_of(baseline: str, direction: str | None, seed: int) -> str:
-    """Name of the folder of a baseline in a comparison, without a direction if the baseline serves both."""
+    """Name of the folder of a baseline in a comparison, without a direction if the baseline is valid for both."""
     return "-".join(["random", baseline, *([direction] if direction else []), str(seed)])
 
 
