@@ -31,6 +31,7 @@ FLOORS = (
     },
     {"studies.importances", "studies.reproduce"},
     {"studies.catalog"},
+    {"studies.sweep"},
     {"studies.check"},
     {"plots"},
     {"cli"},

@@ -27,8 +27,40 @@ STUDIES: dict[str, str] = {
     "learned-ranking": "studies.learned.study.LearnedRanking",
     "compare-importances": "studies.importances.result.ImportanceComparison",
     "reproduce": "studies.reproduce.study.Reproduction",
+    "sweep": "studies.sweep.result.Sweep",
 }
 """Name of a study, as in its config.json -> the class of its results."""
+
+FUNCTIONS: dict[str, str] = {
+    "PruningConfig": "studies.pruning.prune.prune",
+    "DirectionComparisonConfig": "studies.directions.study.compare_directions",
+    "MethodComparisonConfig": "studies.methods.study.compare_methods",
+    "AblationComparisonConfig": "studies.ablations.heads.compare_ablations",
+    "AblationSweepConfig": "studies.ablations.random_neurons.sweep_ablation",
+    "SingleAblationsConfig": "studies.single_ablations.study.ablate_each",
+    "ImportanceComparisonConfig": "studies.importances.study.compare_importances",
+    "LearnedRankingConfig": "studies.learned.study.learn_ranking",
+    "ModularityConfig": "studies.clusters.study.measure_modularity",
+    "OverlapConfig": "studies.overlaps.study.measure_overlap",
+    "CrossTaskConfig": "studies.cross_task.study.prune_across_tasks",
+    "SelectionChecksConfig": "studies.selection_checks.study.check_selection",
+    "ActivationSimilarityConfig": "studies.similarity.study.compare_activations",
+    "DimensionTracesConfig": "studies.dimensions.study.trace_dimensions",
+    "JacobianSpectrumConfig": "studies.jacobian.study.jacobian_spectrum",
+    "ParagraphTransferConfig": "studies.paragraphs.study.transfer_paragraphs",
+    "ReproductionConfig": "studies.reproduce.study.reproduce",
+}
+"""Class of a configuration -> the function of its study; `.CONFIG` of the function is the class, see `sepcap.studies.base.runner.study`."""
+
+
+def named(path: str) -> Any:
+    """An object of the package, imported when it is asked for.
+
+    >>> named("studies.catalog.named").__name__
+    'named'
+    """
+    module, name = path.rsplit(".", 1)
+    return getattr(import_module(f"sepcap.{module}"), name)
 
 
 @checked()
@@ -49,5 +81,4 @@ def load_result(folder: str | Path) -> Any:
         return whole_run(folder)
     if study not in STUDIES:
         raise unknown("study", study, STUDIES, f"{folder} was written by another version of sepcap.")
-    module, name = STUDIES[study].rsplit(".", 1)
-    return getattr(import_module(f"sepcap.{module}"), name).load(folder)
+    return named(STUDIES[study]).load(folder)
