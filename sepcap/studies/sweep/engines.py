@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -30,6 +30,7 @@ class Died(Exception):
     """A worker ended without an answer: it was killed, or its machine was lost."""
 
 
+@runtime_checkable
 class Worker(Protocol):
     """Carries out one cell at a time."""
 

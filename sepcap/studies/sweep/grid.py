@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
-from sepcap.checks import shown, wrong
+from sepcap.checks import ANY, conform, shown, wrong
 from sepcap.errors import unknown
 from sepcap.storage import digest_of
 from sepcap.studies.catalog import FUNCTIONS, named
@@ -48,8 +48,10 @@ def given(config: Any) -> dict[str, Any]:
 
 
 def config_of(kind: str, fields: Mapping[str, Any]) -> Any:
-    """A configuration from its fields, as they are in JSON."""
-    return named(FUNCTIONS[kind]).CONFIG(**fields)
+    """A configuration from its fields, as they are in JSON, which has no tuples."""
+    cls = named(FUNCTIONS[kind]).CONFIG
+    kinds = get_type_hints(cls)
+    return cls(**{name: conform(name, value, kinds[name], ANY) for name, value in fields.items()})
 
 
 def check_base(base: Any) -> None:

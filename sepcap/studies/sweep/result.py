@@ -36,7 +36,8 @@ class Sweep(Shown):
     `separability` (100·(A − 1), signed), `max_drop` (cross-fitted maximum differential drop, points), `retain_cost_50` and `_80` (percent
     that the retain task has lost where the forget task has first lost 50% or 80%; empty if it never has), each with its 95% bootstrap
     interval over documents in `_low` and `_high`; `max_drop_step`; `forget_left` and `retain_left` (share of accuracy after the last step);
-    `n_clusters`; `tokens`; then `seconds`, `error` and `cell`, the name of its folder. Of other studies, the numbers of a main table of
+    `n_clusters`; `model_tokens` (through the model);
+    then `seconds`, `error` and `cell`, the name of its folder. Of other studies, the numbers of a main table of
     one row. The table is read from what was written when cells ended; the files of a cell are checked when it is loaded by `result`.
 
     Example:
@@ -80,7 +81,7 @@ class Sweep(Shown):
             row: dict[str, Any] = {axis: _shown(config[axis]) for axis in self.axes}
             row["state"] = state_of(self.folder, self._ledger, name)
             outcome = self._ledger.ended.get(name, {}) if row["state"] in ("finished", "failed") else {}
-            values = dict(outcome.get("values", {}))
+            values = {name: value for name, value in outcome.get("values", {}).items() if name not in row}
             seconds, note = values.pop("seconds", outcome.get("seconds")), values.pop("note", "")
             rows.append(row | values | {"seconds": seconds, "error": outcome.get("error", note), "cell": name})
         table: Any = pd.DataFrame(rows)
