@@ -86,7 +86,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 @study_command("sweep", out="runs/sweep")
-class SweepCommand(PruningConfig, Study):
+class Sweep(PruningConfig, Study):
     """Prune (or carry out another study, with --file) at every cell of a grid, and make one table of all.
 
     `sepcap sweep --grid importance=abs,rms --grid seed=0,1,2 --engine processes`. The other options are those of `sepcap prune`, the same
@@ -117,7 +117,7 @@ class SweepCommand(PruningConfig, Study):
         where: dict[str, Any] = {"engine": self.engine, "workers": self.workers, "gpus_per_run": self.gpus_per_run, "threads": threads}
         found = sepcap.sweep(base, grid, out=self.out, load=load, progress=partial(print, flush=True), **where)
         show(found, self.out)
-        for name, table in found.tables.items():
+        for name, table in list(found.tables.items())[1:]:
             write_table(table, self.out / f"{name}.csv")
 
     def _given(self) -> tuple[Any, Any, dict[str, Any], int]:

@@ -71,8 +71,7 @@ class Cells:
         except Exception as error:  # of whatever kind: the other cells are carried out all the same
             said = " ".join(str(error).split())
             outcome |= {"state": "failed", "error": f"{type(error).__name__}: {said}", "traceback": traceback.format_exc()}
-        finally:
-            self._check_model()
+        self._check_model()
         return {**outcome, "seconds": time.perf_counter() - started}
 
     def _patiently(self, config: Any, folder: Path) -> Any:

@@ -22,6 +22,9 @@ from sepcap.studies.sweep.cell import Cells
 
 Engine = Literal["here", "processes", "ray"]
 
+GRACE = 5
+"""Seconds that a process has to end after its output has ended."""
+
 TAIL = 2_000
 """Bytes of the output of a worker that an error shows."""
 
@@ -112,8 +115,11 @@ class Process:
         return json.loads(line)
 
     def _died(self) -> Died:
-        self._process.kill()
-        code = self._process.wait()
+        try:
+            code = self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:  # its output is closed, and it lives
+            self._process.kill()
+            code = self._process.wait()
         how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
         return Died(f"{how}; its output is in {self._log}")
 
