@@ -19,6 +19,7 @@ import numpy as np
 import sepcap
 from sepcap.statistics.intervals import as_columns
 from sepcap.studies.sweep import sweep as module
+from sepcap.workers import pool
 
 BASE = sepcap.PruningConfig(steps=5)
 GRID = {"importance": ["abs", "rms", "std", "sqrt"], "eps": [1e-3 * n for n in range(1, 26)], "seed": list(range(100))}
@@ -31,7 +32,8 @@ class Planted:
     def __init__(self, *how: Any) -> None:
         self.draw = np.random.default_rng(0)
 
-    def run(self, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def run(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        folder = Path(arguments["folder"])
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         area, drop = self.draw.normal(50, 5), self.draw.normal(30, 5)
@@ -52,7 +54,7 @@ def timed(what: str, make: Callable[[], Any]) -> Any:
 def planned(out: Path) -> None:
     """Times of a sweep of 10,000 cells."""
     half = GRID | {"seed": GRID["seed"][:50]}
-    with mock.patch.object(module, "Here", Planted):
+    with mock.patch.object(pool, "Here", Planted):
         timed("5,000 cells: plan, and write the end of each", lambda: module.sweep(BASE, half, out=out, progress=False))
         timed("10,000 cells: plan, and write the end of 5,000", lambda: module.sweep(BASE, GRID, out=out, progress=False))
         timed("10,000 cells, finished: the same call again", lambda: module.sweep(BASE, GRID, out=out, progress=False))
@@ -66,7 +68,7 @@ def memory(folder: Path) -> None:
     """Most memory of the driver after 8 and after 200 cells."""
     peaks = []
     for n in (8, 200):
-        with mock.patch.object(module, "Here", Planted):
+        with mock.patch.object(pool, "Here", Planted):
             module.sweep(BASE, {"seed": list(range(n))}, out=folder / f"m{n}", progress=False)
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     print(f"most memory of the driver: {peaks[0]:.0f} MB after 8 cells, {peaks[1]:.0f} MB after 200", flush=True)

@@ -15,7 +15,7 @@ FLOORS = (
     {"errors", "progress", "torch_defaults"},
     {"checks", "latex", "schemas"},
     {"storage"},
-    {"drawing", "models"},
+    {"drawing", "models", "workers"},
     {"tasks"},
     {"statistics"},
     {"selection"},

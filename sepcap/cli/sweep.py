@@ -145,7 +145,8 @@ def _default(field: Any) -> Any:
 
 def _config_of(study: str) -> Any:
     """Class of the configuration of a study, by the name of its function."""
-    from sepcap.studies.catalog import FUNCTIONS, named
+    from sepcap.studies.catalog import FUNCTIONS
+    from sepcap.workers.engines import named
 
     by_name = {path.rsplit(".", 1)[1]: path for path in FUNCTIONS.values()}
     name = str(study).replace("-", "_")

@@ -1,6 +1,5 @@
 """All studies by name, and the result in a folder."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.studies.base.folder import read_config
 from sepcap.studies.pruning.run import whole_run
+from sepcap.workers.engines import named
 
 STUDIES: dict[str, str] = {
     "activation-similarity": "studies.similarity.study.ActivationSimilarity",
@@ -51,16 +51,6 @@ FUNCTIONS: dict[str, str] = {
     "ReproductionConfig": "studies.reproduce.study.reproduce",
 }
 """Class of a configuration -> the function of its study; `.CONFIG` of the function is the class, see `sepcap.studies.base.runner.study`."""
-
-
-def named(path: str) -> Any:
-    """An object of the package, imported when it is asked for.
-
-    >>> named("studies.catalog.named").__name__
-    'named'
-    """
-    module, name = path.rsplit(".", 1)
-    return getattr(import_module(f"sepcap.{module}"), name)
 
 
 @checked()

@@ -13,13 +13,14 @@ from sepcap.models.weights import fingerprint
 from sepcap.progress import silent
 from sepcap.storage import Locked
 from sepcap.studies.base.folder import identity_of, read_config
-from sepcap.studies.catalog import FUNCTIONS, named
+from sepcap.studies.catalog import FUNCTIONS
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.plan import plan
 from sepcap.studies.pruning.prune import execute
 from sepcap.studies.sweep.grid import config_of, measured_apart
 from sepcap.studies.sweep.measures import numbers_of
 from sepcap.torch_defaults import torch_defaults
+from sepcap.workers.engines import named
 
 KEPT = 16
 """Most samples and measurements of the unpruned model in memory; one run has at most ten."""

@@ -11,8 +11,9 @@ from typing import Any, get_type_hints
 from sepcap.checks import ANY, conform, shown, wrong
 from sepcap.errors import unknown
 from sepcap.storage import digest_of
-from sepcap.studies.catalog import FUNCTIONS, named
+from sepcap.studies.catalog import FUNCTIONS
 from sepcap.studies.pruning.config import PruningConfig
+from sepcap.workers.engines import named
 
 Grid = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """Field -> its values, of which all combinations are cells; or several of these, whose cells are joined."""
@@ -92,6 +93,7 @@ def cells_of(base: Any, grid: Grid) -> list[Cell]:
         TypeError: values that are not in a list, or of the wrong kind.
 
     >>> from sepcap.studies.pruning.config import PruningConfig
+from sepcap.workers.engines import named
     >>> [dict(cell.fields) for cell in cells_of(PruningConfig(), {"importance": ["abs"], "seed": [0, 1]})]
     [{'importance': 'abs', 'seed': 0}, {'importance': 'abs', 'seed': 1}]
     """

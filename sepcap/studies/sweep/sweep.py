@@ -1,13 +1,10 @@
 """One study at every cell of a grid (METHODS 22)."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sepcap.checks import FROM_0, FROM_1, checked
 from sepcap.errors import warn
@@ -16,11 +13,12 @@ from sepcap.progress import told
 from sepcap.studies.base.runner import Progress
 from sepcap.studies.base.text import counted
 from sepcap.studies.catalog import FUNCTIONS
-from sepcap.studies.sweep.dispatch import carried_out
-from sepcap.studies.sweep.engines import Actor, Engine, Here, Process, Worker, ray_package
 from sepcap.studies.sweep.folder import CELLS, WORKERS, Ledger, names_of, open_sweep, state_of
 from sepcap.studies.sweep.grid import Cell, Grid, cells_of, given, in_words, plain
 from sepcap.studies.sweep.result import Sweep
+from sepcap.workers.dispatch import Task, carried_out
+from sepcap.workers.engines import Engine, Target, Worker
+from sepcap.workers.pool import check_engine, workers_of
 
 
 @checked(workers=FROM_1, threads=FROM_1, gpus_per_run=FROM_0)
@@ -75,10 +73,7 @@ def sweep(
         >>> found.over_seeds()  # doctest: +SKIP
     """
     cells = cells_of(base, grid)
-    if engine == "here" and workers not in (None, 1):
-        raise ValueError(f"workers={workers} with engine='here', which has one: give engine='processes' or 'ray'")
-    if engine == "ray":
-        ray_package()
+    check_engine(engine, workers)
     kind, out = type(base).__name__, Path(out)
     fixed = {
         "kind": kind,
@@ -93,7 +88,9 @@ def sweep(
             say(f"{out} is finished ({counted(len(cells), 'cell')}); nothing is recomputed")
             return Sweep(out)
         with contextlib.ExitStack() as stack:
-            start, n, where = _workers(stack, fixed, out, engine, workers, gpus_per_run, len(todo))
+            target = Target("studies.sweep.cell.Cells", {"kind": kind, "load": fixed["load"]}, threads)
+            on_cpu = str(fixed["load"].get("device", "")).startswith("cpu")
+            start, n, where = workers_of(stack, target, out / WORKERS, engine, workers, gpus_per_run, len(todo), on_cpu)
             say(f"{_cost(kind, cells, [cell for _, cell in todo])}; {where}; folder {out}")
             _go_on(out, ledger, todo, start, n, len(cells), say)
     found = Sweep(out)
@@ -129,7 +126,8 @@ def _go_on(
     weights = {name: cell.tokens or 1 for name, cell in todo}
     left, began, done = sum(weights.values()), time.monotonic(), 0
     finished = total - len(todo)
-    tasks = [(name, cell.config, out / CELLS / name, cell.shares) for name, cell in todo]
+    at = out.absolute() / CELLS
+    tasks = [Task(name, {"config": cell.config, "folder": str(at / name)}, cell.shares) for name, cell in todo]
     how: dict[str, Any] = {"desc": "sweep", "unit": "cell", "leave": None, "delay": 0}
     outcomes = contextlib.closing(carried_out(tasks, start, workers))
     with bar_of(total=total, initial=finished, **how) as bar, outcomes as outcomes:
@@ -144,56 +142,3 @@ def _go_on(
                     f"{in_words(by_name[name].fields)}: {outcome['state']}{error} after {outcome['seconds']:.1f} s; "
                     f"{finished} of {total} cells, about {minutes:.1f} minutes left"
                 )
-
-
-def _workers(
-    stack: contextlib.ExitStack, fixed: Mapping[str, Any], out: Path, engine: Engine, workers: int | None, gpus: float | None, cells: int
-) -> tuple[Callable[[int], Worker], int, str]:
-    """What starts a worker, the number of workers (0 for this thread), and where they are, in words."""
-    how = (fixed["kind"], fixed["load"], fixed["threads"])
-    each = f"{counted(fixed['threads'], 'thread')} each"
-    if engine == "here":
-        return (lambda number: Here(*how)), 0, f"in this process, {counted(fixed['threads'], 'thread')}"
-    if engine == "ray":
-        ray = ray_package()
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
-            stack.callback(ray.shutdown)
-        there = ray.cluster_resources()
-        gpus = _gpus_per_run(gpus, there.get("GPU", 0), fixed)
-        most = there.get("GPU", 0) / gpus if gpus else there.get("CPU", 1) / fixed["threads"]
-        n = min(cells, workers or max(1, int(most)))
-        return (lambda number: Actor(*how, gpus)), n, f"{counted(n, 'actor')} of Ray, {each}" + f" and {gpus:g} GPUs" * bool(gpus)
-    visible = _visible_gpus()
-    gpus = _gpus_per_run(gpus, len(visible), fixed)
-    if gpus > 1 and gpus % 1:
-        raise ValueError(f"gpus_per_run={gpus}: give a whole number, or a share below 1")
-    most = int(len(visible) / gpus) if gpus else max(1, _cores() // fixed["threads"])
-    if gpus and (most < 1 or (workers or 1) > most):
-        raise ValueError(f"workers={workers} with gpus_per_run={gpus:g}: there are {counted(len(visible), 'GPU')}, enough for {most}")
-    n = min(cells, workers or most)
-
-    def process(number: int) -> Worker:
-        first = int(number * gpus)
-        devices = ",".join(visible[first : first + max(1, int(gpus))]) if gpus else "" if visible else None
-        return Process(*how, out / WORKERS / f"{number}.log", devices)
-
-    return process, n, f"{n} worker process{'es' * (n != 1)}, {each}" + f" and {gpus:g} GPUs" * bool(gpus)
-
-
-def _gpus_per_run(given: float | None, there: float, fixed: Mapping[str, Any]) -> float:
-    """GPUs per worker: as given, else one if there are any and the model is not asked for elsewhere."""
-    on_cpu = str(fixed["load"].get("device", "cuda")).startswith("cpu")
-    return given if given is not None else float(there > 0 and not on_cpu)
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _visible_gpus() -> list[str]:
-    """Names of the GPUs of this machine that this process may use."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    n = torch.cuda.device_count()
-    return listed.split(",")[:n] if listed else list(map(str, range(n)))

@@ -12,8 +12,8 @@ import pytest
 from swept import LOAD, base_of, cell_bits
 
 import sepcap
-from sepcap.studies.sweep import sweep as module
-from sepcap.studies.sweep.engines import Process
+from sepcap.workers import pool
+from sepcap.workers.engines import Process, Target
 
 GRID = {"importance": ["abs", "rms"], "seed": [0, 1]}
 STEPS = 6
@@ -56,7 +56,7 @@ def test_two_processes_one_of_which_is_killed_have_the_bits_of_one(base, expecte
             super().__init__(*args)
             started.append(self)
 
-    monkeypatch.setattr(module, "Process", Watched)
+    monkeypatch.setattr(pool, "Process", Watched)
 
     def kill_one():
         wait_until(lambda: begun(tmp_path / "s"))
@@ -99,5 +99,5 @@ def test_a_killed_driver_takes_its_workers_with_it_and_the_same_call_goes_on(bas
 
 
 def test_a_worker_that_cannot_start_is_one_error(tmp_path):
-    with pytest.raises(RuntimeError, match=r"a worker process could not start: .*(KeyError|NoSuchConfig).* \(all of it is in"):
-        Process("NoSuchConfig", {}, 1, tmp_path / "0.log")
+    with pytest.raises(RuntimeError, match=r"a worker process could not start: .*NoSuchConfig.* \(all of it is in"):
+        Process(Target("studies.sweep.cell.Cells", {"kind": "NoSuchConfig", "load": {}}, 1), tmp_path / "0.log")

@@ -1,7 +1,7 @@
-"""Where cells are carried out: in this process, in processes of this machine, or in actors of a Ray cluster.
+"""Where work is carried out: in this process, in processes of this machine, or in actors of a Ray cluster.
 
-A worker has `run(config, folder)`, which returns what became of a cell (`Cells.run`) or raises `Died`, and `stop()`. The driver has one
-thread per worker, and replaces a worker that has died.
+A worker makes an object of the package, its target, and calls its method `run`; arguments and results are JSON. The driver has one thread
+per worker, and replaces a worker that has died.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,7 +19,6 @@ import torch
 
 import sepcap
 from sepcap.errors import missing_extra
-from sepcap.studies.sweep.cell import Cells
 
 Engine = Literal["here", "processes", "ray"]
 
@@ -29,16 +29,45 @@ TAIL = 2_000
 """Bytes of the output of a worker that an error shows."""
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a worker carries out.
+
+    Attributes:
+        path: a class of the package, `studies.sweep.cell.Cells`.
+        arguments: what it is made with, as JSON.
+        threads: threads of torch.
+    """
+
+    path: str
+    arguments: Mapping[str, Any]
+    threads: int
+
+    def made(self) -> Any:
+        """The object; its `run` does the work."""
+        return named(self.path)(**self.arguments)
+
+
+def named(path: str) -> Any:
+    """An object of the package, imported when it is asked for.
+
+    >>> named("workers.engines.named").__name__
+    'named'
+    """
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(f"sepcap.{module}"), name)
+
+
 class Died(Exception):
     """A worker ended without an answer: it was killed, or its machine was lost."""
 
 
 @runtime_checkable
 class Worker(Protocol):
-    """Carries out one cell at a time."""
+    """Does one thing at a time."""
 
-    def run(self, config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """What became of a cell.
+    def run(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What `run` of the target returns.
 
         Raises:
             Died: the worker ended.
@@ -46,21 +75,21 @@ class Worker(Protocol):
         ...
 
     def stop(self) -> None:
-        """End the worker, whatever it is doing; every file of a cell is written atomically."""
+        """End the worker, whatever it is doing; what it writes must be written atomically."""
         ...
 
 
 class Here:
     """This process, with a fixed number of threads until `stop`."""
 
-    def __init__(self, kind: str, load: Mapping[str, Any], threads: int) -> None:
+    def __init__(self, target: Target) -> None:
         self._before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        self._cells = Cells(kind, load)
+        torch.set_num_threads(target.threads)
+        self._made = target.made()
 
-    def run(self, config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """What became of a cell."""
-        return self._cells.run(config, folder)
+    def run(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What `run` of the target returns."""
+        return self._made.run(**arguments)
 
     def stop(self) -> None:
         """Give the process its number of threads back."""
@@ -74,15 +103,15 @@ class Process:
     standard input is closed, so that it does not outlive a killed driver.
     """
 
-    def __init__(self, kind: str, load: Mapping[str, Any], threads: int, log: Path, devices: str | None = None) -> None:
+    def __init__(self, target: Target, log: Path, devices: str | None = None) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         home = str(Path(sepcap.__file__).parents[1])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])}
-        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(target.threads))
         if devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = devices
-        command = [sys.executable, "-m", "sepcap.studies.sweep.worker", json.dumps({"kind": kind, "load": dict(load), "threads": threads})]
+        command = [sys.executable, "-m", "sepcap.workers.process", json.dumps(asdict(target))]
         with open(log, "ab") as output:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, env=environment)
         try:
@@ -96,9 +125,9 @@ class Process:
         """Its process id."""
         return self._process.pid
 
-    def run(self, config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """What became of a cell."""
-        line = json.dumps({"config": dict(config), "folder": str(folder.absolute())}).encode() + b"\n"
+    def run(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What `run` of the target returns."""
+        line = json.dumps(dict(arguments)).encode() + b"\n"
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line)
@@ -146,18 +175,18 @@ def ray_package() -> Any:
 
 
 class Actor:
-    """An actor of a Ray cluster, on whichever machine has room; folder and model must have the same paths on all of them."""
+    """An actor of a Ray cluster, on whichever machine has room; files must have the same paths on all of them."""
 
-    def __init__(self, kind: str, load: Mapping[str, Any], threads: int, gpus: float) -> None:
+    def __init__(self, target: Target, gpus: float) -> None:
         self._ray = ray_package()
-        how = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0}
-        self._actor = self._ray.remote(**how)(Here).remote(kind, dict(load), threads)
+        how = {"num_cpus": target.threads, "num_gpus": gpus, "max_restarts": 0}
+        self._actor = self._ray.remote(**how)(Here).remote(target)
 
-    def run(self, config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """What became of a cell."""
+    def run(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What `run` of the target returns."""
         errors = self._ray.exceptions
         try:
-            return self._ray.get(self._actor.run.remote(dict(config), Path(folder).absolute()))
+            return self._ray.get(self._actor.run.remote(dict(arguments)))
         except (errors.RayActorError, errors.NodeDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
             if getattr(error, "actor_init_failed", False):
                 raise RuntimeError(f"an actor could not start: {error}") from error

@@ -1,7 +1,7 @@
-"""A worker process of a sweep: `python -m sepcap.studies.sweep.worker '{"kind": …}'`, started by `engines.Process`.
+"""A worker process: `python -m sepcap.workers.process '{"path": …}'`, started by `sepcap.workers.engines.Process`.
 
-It reads one cell per line of standard input and answers each with a line. When standard input ends, so does the process, at once: whoever
-started it is gone, and another call may want the folder of its cell.
+It reads arguments, one line of standard input for each call of `run`, and answers with a line. When standard input ends, so does the
+process, at once: whoever started it is gone, and another call may want to write where it writes.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sepcap.studies.sweep.cell import Cells
+from sepcap.workers.engines import Target
 
 
 def main() -> None:
@@ -22,14 +22,14 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver too, which ends this process
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print goes to the log
-    how = json.loads(sys.argv[1])
-    torch.set_num_threads(how["threads"])
-    cells = Cells(how["kind"], how["load"])
+    target = Target(**json.loads(sys.argv[1]))
+    torch.set_num_threads(target.threads)
+    made = target.made()
     asked: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read, args=(asked,), daemon=True).start()
     _answer(answers, {"ready": os.getpid()})
     while True:
-        _answer(answers, cells.run(**asked.get()))
+        _answer(answers, made.run(**asked.get()))
 
 
 def _read(asked: "queue.Queue[dict[str, Any]]") -> None:

@@ -1,37 +1,48 @@
-"""Hand out cells to workers: next is one that shares measurements with the last cell of the worker, else one that nobody has begun."""
+"""Hand out tasks to workers: next is one that shares something with the last task of the worker, else one that nobody has begun."""
 
 import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sepcap.studies.sweep.engines import Died, Worker
+from sepcap.workers.engines import Died, Worker
 
 DEATHS = 3
-"""Workers that a cell may take with it; then it has failed."""
+"""Workers that a task may take with it; then it has failed."""
 
-Task = tuple[str, Mapping[str, Any], Path, str]
-"""Name of a cell, its fields, its folder, and what it shares with others."""
+
+class Task(NamedTuple):
+    """One call of `run` of the target.
+
+    Attributes:
+        name: its name.
+        arguments: as JSON.
+        shares: tasks with the same text had better be carried out by the same worker.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    shares: str = ""
+
 
 
 Outcomes = Generator[tuple[str, dict[str, Any]], None, None]
 
 
 class Pending:
-    """Cells that are left, for several threads."""
+    """Tasks that are left, for several threads."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._lock = threading.Lock()
         self._groups: dict[str, list[Task]] = {}
         for task in reversed(tasks):
-            self._groups.setdefault(task[3], []).append(task)
+            self._groups.setdefault(task.shares, []).append(task)
         self._groups = dict(reversed(self._groups.items()))
         self._taken: Counter[str] = Counter()
 
     def take(self, last: str | None) -> Task | None:
-        """The next cell for a worker whose last cell shared `last`; None if there is none left.
+        """The next task for a worker whose last one shared `last`; None if there is none left.
 
         A worker stays with what it has measured; else it takes the group that the fewest workers are at.
         """
@@ -48,16 +59,16 @@ class Pending:
             return task
 
     def stop(self) -> None:
-        """Hand out no more cells."""
+        """Hand out no more."""
         with self._lock:
             self._groups.clear()
 
 
 def carried_out(tasks: Sequence[Task], start: Callable[[int], Worker], workers: int) -> Outcomes:
-    """Name and outcome of every cell, as they end.
+    """Name and outcome of every task, as they end: what `run` of the target returns, or `state` "failed" and an `error`.
 
     Args:
-        tasks: the cells.
+        tasks: what to do.
         start: makes a worker from its number.
         workers: number of workers; 0 for one in this very thread.
 
@@ -97,8 +108,8 @@ def _alone(pending: Pending, worker: Worker) -> Outcomes:
     last = None
     try:
         while (task := pending.take(last)) is not None:
-            name, config, folder, last = task
-            yield name, worker.run(config, folder)
+            last = task.shares
+            yield task.name, worker.run(task.arguments)
     finally:
         worker.stop()
 
@@ -115,11 +126,11 @@ def _serve(
     last = None
     try:
         while (task := pending.take(last)) is not None and not stopped.is_set():
-            name, config, folder, last = task
-            outcome = _outlived(number, config, folder, start, running, stopped)
+            last = task.shares
+            outcome = _outlived(number, task, start, running, stopped)
             if outcome is None:
                 break
-            ended.put((name, outcome))
+            ended.put((task.name, outcome))
     except BaseException as error:
         ended.put(error)
     finally:
@@ -129,21 +140,16 @@ def _serve(
 
 
 def _outlived(
-    number: int,
-    config: Mapping[str, Any],
-    folder: Path,
-    start: Callable[[int], Worker],
-    running: dict[int, Worker],
-    stopped: threading.Event,
+    number: int, task: Task, start: Callable[[int], Worker], running: dict[int, Worker], stopped: threading.Event
 ) -> dict[str, Any] | None:
-    """Outcome of a cell; a worker that dies is replaced, and the next one resumes the cell. None if the sweep was stopped."""
+    """Outcome of a task; a worker that dies is replaced, and the next one takes it up. None if all was stopped."""
     for death in range(1, DEATHS + 1):
         if number not in running:
             running[number] = start(number)
             if stopped.is_set():  # meanwhile, so that nobody else has stopped this worker
                 return None
         try:
-            return running[number].run(config, folder)
+            return running[number].run(task.arguments)
         except Died as error:
             if stopped.is_set():
                 return None

@@ -1,26 +1,25 @@
-"""Cells are handed out to workers that die, fail to start or are stopped; the workers here compute nothing."""
+"""Tasks are handed out to workers that die, fail to start or are stopped; the workers here compute nothing."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
-from sepcap.studies.sweep.dispatch import DEATHS, Pending, carried_out
-from sepcap.studies.sweep.engines import Died
+from sepcap.workers.dispatch import DEATHS, Pending, Task, carried_out
+from sepcap.workers.engines import Died
 
 
 def tasks(n: int, shares=lambda i: ""):
-    return [(f"c{i}", {"i": i}, Path(f"c{i}"), shares(i)) for i in range(n)]
+    return [Task(f"c{i}", {"i": i}, shares(i)) for i in range(n)]
 
 
 class Fake:
-    """A worker that does what it is told with a cell."""
+    """A worker that does what it is told."""
 
     def __init__(self, number, act):
         self.number, self.act, self.stopped = number, act, threading.Event()
 
-    def run(self, config, folder):
-        return self.act(self, config["i"])
+    def run(self, arguments):
+        return self.act(self, arguments["i"])
 
     def stop(self):
         self.stopped.set()
