@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # index of torch builds without CUDA
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-portable slow lines browser gpu network lint types bench figures model families notebooks check lock licences audit campaign
+.PHONY: demo test test-portable slow lines browser gpu network cluster lint types bench figures model families notebooks check lock licences audit campaign
 
 # torch: if plain pip would install CUDA (several GB) on a machine without an NVIDIA GPU, the build without CUDA is installed instead.
 # The rest: hashes are checked on the platform of the pins (Python 3.11 on Linux). torch has none: its builds differ between machines.
@@ -59,6 +59,11 @@ lines: $(INSTALLED) $(OLDER)/installed  ## tests of transformer-lens 3.9 and 4.x
 
 browser network: $(INSTALLED)
 	$(BIN)/python -m pytest -m $@ || test $$? -eq 5
+
+# Ray is in no environment of the tests: it is large, and no other test needs it
+cluster: $(INSTALLED)       ## a sweep on a Ray cluster of two nodes on the loopback, whose actors and nodes are killed
+	$(PIP) install -q -c constraints.txt -e ".[ray]"
+	$(BIN)/python -m pytest -m cluster
 
 gpu: $(INSTALLED)           ## core tests and benchmarks on a CUDA device, if there is one
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \

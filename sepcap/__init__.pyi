@@ -96,6 +96,8 @@ from .studies.similarity.study import compare_activations as compare_activations
 from .studies.single_ablations.config import SingleAblationsConfig as SingleAblationsConfig
 from .studies.single_ablations.result import SingleAblations as SingleAblations
 from .studies.single_ablations.study import ablate_each as ablate_each
+from .studies.sweep.result import Sweep as Sweep
+from .studies.sweep.sweep import sweep as sweep
 from .tasks.labelled import LabelledTexts as LabelledTexts
 from .tasks.labelled import load_labelled_texts as load_labelled_texts
 from .tasks.load import load_task as load_task

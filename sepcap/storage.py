@@ -137,6 +137,10 @@ def remove_parts(folder: Path) -> None:
             part.unlink(missing_ok=True)
 
 
+class Locked(RuntimeError):
+    """Another process is writing to a folder."""
+
+
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to a folder; the operating system releases the lock when this one ends, however it ends.

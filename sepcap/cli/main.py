@@ -20,10 +20,12 @@ from sepcap.cli.paragraphs import Paragraphs
 from sepcap.cli.pruning import Demo, Jumps, LearnRanking, Prune
 from sepcap.cli.running import ended, parsed, versions
 from sepcap.cli.studies import Report, Reproduce
+from sepcap.cli.sweep import Sweep
 
 COMMANDS = {
     "demo": Demo,
     "prune": Prune,
+    "sweep": Sweep,
     "jumps": Jumps,
     "learn-ranking": LearnRanking,
     "score": Score,

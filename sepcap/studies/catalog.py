@@ -1,6 +1,5 @@
 """All studies by name, and the result in a folder."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.studies.base.folder import read_config
 from sepcap.studies.pruning.run import whole_run
+from sepcap.workers.engines import named
 
 STUDIES: dict[str, str] = {
     "activation-similarity": "studies.similarity.study.ActivationSimilarity",
@@ -27,8 +27,30 @@ STUDIES: dict[str, str] = {
     "learned-ranking": "studies.learned.study.LearnedRanking",
     "compare-importances": "studies.importances.result.ImportanceComparison",
     "reproduce": "studies.reproduce.study.Reproduction",
+    "sweep": "studies.sweep.result.Sweep",
 }
 """Name of a study, as in its config.json -> the class of its results."""
+
+FUNCTIONS: dict[str, str] = {
+    "PruningConfig": "studies.pruning.prune.prune",
+    "DirectionComparisonConfig": "studies.directions.study.compare_directions",
+    "MethodComparisonConfig": "studies.methods.study.compare_methods",
+    "AblationComparisonConfig": "studies.ablations.heads.compare_ablations",
+    "AblationSweepConfig": "studies.ablations.random_neurons.sweep_ablation",
+    "SingleAblationsConfig": "studies.single_ablations.study.ablate_each",
+    "ImportanceComparisonConfig": "studies.importances.study.compare_importances",
+    "LearnedRankingConfig": "studies.learned.study.learn_ranking",
+    "ModularityConfig": "studies.clusters.study.measure_modularity",
+    "OverlapConfig": "studies.overlaps.study.measure_overlap",
+    "CrossTaskConfig": "studies.cross_task.study.prune_across_tasks",
+    "SelectionChecksConfig": "studies.selection_checks.study.check_selection",
+    "ActivationSimilarityConfig": "studies.similarity.study.compare_activations",
+    "DimensionTracesConfig": "studies.dimensions.study.trace_dimensions",
+    "JacobianSpectrumConfig": "studies.jacobian.study.jacobian_spectrum",
+    "ParagraphTransferConfig": "studies.paragraphs.study.transfer_paragraphs",
+    "ReproductionConfig": "studies.reproduce.study.reproduce",
+}
+"""Class of a configuration -> the function of its study; `.CONFIG` of the function is the class, see `sepcap.studies.base.runner.study`."""
 
 
 @checked()
@@ -49,5 +71,4 @@ def load_result(folder: str | Path) -> Any:
         return whole_run(folder)
     if study not in STUDIES:
         raise unknown("study", study, STUDIES, f"{folder} was written by another version of sepcap.")
-    module, name = STUDIES[study].rsplit(".", 1)
-    return getattr(import_module(f"sepcap.{module}"), name).load(folder)
+    return named(STUDIES[study]).load(folder)

@@ -13,9 +13,12 @@ from sepcap.studies.pruning.generations import FILE, texts_kept
 from sepcap.studies.pruning.on_disk.step_files import LEARNED, LEARNING, ROTATION
 from sepcap.studies.pruning.random_neurons.baselines import found_again
 from sepcap.studies.pruning.run import Run
-from sepcap.studies.pruning.trackers import LINES, lines_are_behind
+from sepcap.studies.pruning.trackers import LINES as METRICS
+from sepcap.studies.pruning.trackers import lines_are_behind
+from sepcap.studies.sweep.folder import LINES, WORKERS, Ledger
+from sepcap.studies.sweep.folder import STUDY as SWEEP
 
-BESIDE = ("config.json", "trajectory.parquet", "run.log", LINES, FILE)
+BESIDE = ("config.json", "trajectory.parquet", "run.log", METRICS, FILE)
 """Files of a run that no step lists."""
 
 
@@ -54,6 +57,9 @@ def check_folder(folder: str | Path) -> Checked:
         config = read_config(folder)
         if "study" not in config:
             _run(found)
+        elif config["study"] == SWEEP:
+            ended = Ledger(folder).ended
+            _runs(found, {name: ended.get(Path(name).name, {}).get("identity") for name in config["runs"]}, (LINES, WORKERS))
         elif "runs" in config:
             _runs(found, config["runs"])
         else:
@@ -72,8 +78,8 @@ def _run(found: Checked) -> None:
         return  # files derived from the steps cannot be compared
     found.problems += [behind] if (behind := run.trajectory_damage()) else []
     try:
-        if (run.folder / LINES).exists() and lines_are_behind(run):
-            found.problems.append(f"{run.folder / LINES} does not have the lines of the steps; the command that made the run rewrites it")
+        if (run.folder / METRICS).exists() and lines_are_behind(run):
+            found.problems.append(f"{run.folder / METRICS} does not have the lines of the steps; the command that made the run rewrites it")
         texts_kept(run)
     except (CorruptFile, OSError) as error:
         found.problems.append(str(error))
@@ -95,7 +101,7 @@ def _unexpected(found: Checked, names: set[str]) -> None:
         found.problems.append(f"{found.folder / name} {of}")
 
 
-def _runs(found: Checked, plan: dict[str, str | None]) -> None:
+def _runs(found: Checked, plan: dict[str, str | None], beside: tuple[str, ...] = ()) -> None:
     for name, identity in plan.items():
         if not os.path.lexists(found.folder / name / "config.json"):
             found.notes.append(f"{found.folder / name}: not started")
@@ -105,7 +111,7 @@ def _runs(found: Checked, plan: dict[str, str | None]) -> None:
         found.notes += inner.notes
         if not inner.problems and identity is not None and identity_of(read_config(found.folder / name)) != identity:
             found.problems.append(f"{found.folder / name / 'config.json'} does not match the plan in config.json of {found.folder}")
-    _unexpected(found, own_files(found.folder) - {"config.json"})
+    _unexpected(found, {name for name in own_files(found.folder) if name.split("/")[0] not in ("config.json", *beside)})
 
 
 def _study(found: Checked) -> None:

@@ -52,6 +52,7 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
 
         described: Any = call  # the type of a function does not declare that it may have a signature of its own
         described.__signature__ = _signature(own, kind)  # what Jupyter and help() show
+        described.CONFIG, described.LOADS = kind, loads  # what a sweep makes configurations of, and whether it loads the model
         return described
 
     return decorate

@@ -1,0 +1,94 @@
+"""How many workers there are, and on which devices."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sepcap.workers.engines import Actor, Engine, Here, Process, Target, Worker, ray_package
+
+
+def check_engine(engine: Engine, workers: int | None) -> None:
+    """Check what can be checked before anything is written.
+
+    Raises:
+        ValueError: several workers in this process.
+        ImportError: no ray.
+    """
+    if engine == "here" and workers not in (None, 1):
+        raise ValueError(f"workers={workers} with engine='here', which has one: give engine='processes' or 'ray'")
+    if engine == "ray":
+        ray_package()
+
+
+def workers_of(
+    stack: contextlib.ExitStack,
+    target: Target,
+    logs: Path,
+    engine: Engine,
+    workers: int | None,
+    gpus: float | None,
+    most_useful: int,
+    on_cpu: bool,
+) -> tuple[Callable[[int], Worker], int, str]:
+    """What starts a worker, the number of workers (0 for this thread), and where they are, in words.
+
+    Args:
+        stack: ends what this starts.
+        target: what the workers carry out.
+        logs: folder of the output of worker processes.
+        engine: where.
+        workers: their number; default as many as GPUs or processor cores allow.
+        gpus: GPUs per worker; default one if there are any and the model is not asked for on the CPU.
+        most_useful: most workers that have anything to do.
+        on_cpu: whether the model is asked for on the CPU.
+
+    Raises:
+        ValueError: more GPUs than there are.
+    """
+    threads = f"{target.threads} thread{'s' * (target.threads > 1)}"
+    if engine == "here":
+        return (lambda number: Here(target)), 0, f"in this process, {threads}"
+    if engine == "ray":
+        ray = ray_package()
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False)
+            stack.callback(ray.shutdown)
+        there = ray.cluster_resources()
+        each = float(there.get("GPU", 0) > 0 and not on_cpu) if gpus is None else gpus
+        most = there.get("GPU", 0) / each if each else there.get("CPU", 1) / target.threads
+        n = min(most_useful, workers or max(1, int(most)))
+        return (lambda number: Actor(target, each)), n, f"{n} actor{'s' * (n != 1)} of Ray, {threads} each{_gpus_in_words(each)}"
+    visible = _visible_gpus()
+    each = float(bool(visible) and not on_cpu) if gpus is None else gpus
+    if each > 1 and each % 1:
+        raise ValueError(f"gpus_per_run={each}: give a whole number, or a share below 1")
+    most = int(len(visible) / each) if each else max(1, _cores() // target.threads)
+    if each and (most < 1 or (workers or 1) > most):
+        raise ValueError(f"workers={workers} with gpus_per_run={each:g}: there are {len(visible)} GPUs, enough for {most}")
+    n = min(most_useful, workers or most)
+
+    def process(number: int) -> Worker:
+        first = int(number * each)
+        devices = ",".join(visible[first : first + max(1, int(each))]) if each else "" if visible else None
+        return Process(target, logs / f"{number}.log", devices)
+
+    return process, n, f"{n} worker process{'es' * (n != 1)}, {threads} each{_gpus_in_words(each)}"
+
+
+def _gpus_in_words(each: float) -> str:
+    return f" and {each:g} GPU{'s' * (each != 1)}" if each else ""
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _visible_gpus() -> list[str]:
+    """Names of the GPUs of this machine that this process may use."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    n = torch.cuda.device_count()
+    return listed.split(",")[:n] if listed else list(map(str, range(n)))
