@@ -101,7 +101,7 @@ function explore(root, data, ask) {
 
   const tokens = (title, note, rows, value) =>
     rows.length ? make("div", "", make("h3", "", title), make("p", "soft", note), make("p", "chips", ...rows.map((r) => {
-      const chip = make("span", "chip", make("span", "token", visible(word(r[0]))), make("span", "soft", value(r)));
+      const chip = make("span", "chip", make("span", "token", visible(word(r[0])).replace(/\n/g, "").replace(/ /g, "·")), make("span", "soft", value(r)));
       return chip;
     }))) : null;
 
@@ -131,14 +131,19 @@ function explore(root, data, ask) {
         if (top < list.scrollTop || top + row.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = top - list.clientHeight / 2;
       }
     }
-    const values = make("dl", "values", ...data.columns.filter(([key]) => u.values[key] !== null && u.values[key] !== undefined)
-      .map(([key, label]) => make("div", "", make("dt", "", label), make("dd", "", digits(u.values[key])))));
+    const has = ([key]) => u.values[key] !== null && u.values[key] !== undefined;
+    const number = (key) => digits(u.values[key]) + (has([`${key}_low`]) ? ` [${digits(u.values[`${key}_low`])}, ${digits(u.values[`${key}_high`])}]` : "");
+    const single = data.columns.filter((column) => !column[2] && has(column));
+    const values = make("p", "values", ...single.map(([key, label]) => make("span", "", make("span", "soft", `${label} `), number(key))));
+    const cells = (row, keys, name) => make("tr", "", Object.assign(make("th", "", row), { scope: "row" }), ...keys.map((key, t) => make("td", name ? ["forget", "retain"][t] : "", name ? key : number(key))));
+    const numbers = make("table", "", cells("", data.tasks, true), ...data.columns.filter((column) => column[2] === "forget" && has(column))
+      .map(([key, label]) => cells(label.slice(0, -data.tasks[0].length - 2), [key, key.replace(/_forget/, "_retain")])));
     const logits = make("div", "pair",
       tokens("Promotes directly", "change of the logit by an activation of 1, times the scale of the final norm", u.promoted, (r) => signed(r[1])),
       tokens("Suppresses directly", "the same, most negative first", u.suppressed, (r) => signed(r[1])));
     const pair = (inside) => make("div", "pair", ...u.tasks.map((task, t) => make("div", "", make("h3", t ? "retain" : "forget", data.tasks[t]), ...inside(task))));
     profile.replaceChildren(
-      make("h2", "", u.name), ...(ask ? [cost(i)] : []), values, histogram(u), logits,
+      make("h2", "", u.name), ...(ask ? [cost(i)] : []), values, histogram(u), numbers, logits,
       ...data.notes.map((note) => make("p", "soft", note)),
       make("h3", "part", "Preferred tokens"), pair((task) => [tokensOf(task)]),
       make("h3", "part", "Strongest contexts"), pair((task) => (task.top.length ? task.top.map((c) => context(u, c)) : [make("p", "soft", "Never active.")])),

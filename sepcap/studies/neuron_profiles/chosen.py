@@ -1,7 +1,7 @@
 """Which neurons, or heads, are examined, and what is known of them beforehand: scores with ranks, effects of ablation (METHODS 23)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ import torch
 
 from sepcap.checks import wrong
 from sepcap.models.sites import bind
-from sepcap.selection.neurons import NeuronSet, neuron_table
+from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores
 from sepcap.studies.neuron_profiles.config import NeuronProfilesConfig
 from sepcap.studies.neuron_profiles.stream import Group
@@ -21,7 +21,9 @@ MOST = 20_000
 """Largest number of units of one call."""
 
 
-def units_of(model: Any, config: NeuronProfilesConfig, neurons: Any, scores: Scores | None, ablations: SingleAblations | None) -> pd.DataFrame:
+def units_of(
+    model: Any, config: NeuronProfilesConfig, neurons: Any, scores: Scores | None, ablations: SingleAblations | None
+) -> pd.DataFrame:
     """One row per unit to examine: site, layer, head and neuron, with scores and effects where they are known, the highest first.
 
     Raises:
@@ -55,14 +57,13 @@ def units_of(model: Any, config: NeuronProfilesConfig, neurons: Any, scores: Sco
 def groups_of(model: Any, units: pd.DataFrame) -> list[Group]:
     """The units by site and layer, in the order of the sites and layers."""
     found = []
-    for (site, layer), rows in units.groupby(["site", "layer"], sort=True):
+    for (site, layer), rows in cast(Any, units.groupby(["site", "layer"], sort=True)):
         population = bind(model, str(site))
         heads = bool(rows["neuron"].isna().any())
         neuron = rows["head" if heads else "neuron"].to_numpy(dtype=np.int64)
         if not heads and len(population.shape) == 3:
             neuron = rows["head"].to_numpy(dtype=np.int64) * population.shape[2] + neuron
-        number: Any = layer
-        found.append(Group(population, int(number), torch.from_numpy(rows.index.to_numpy().copy()), torch.from_numpy(neuron.copy()), heads))
+        found.append(Group(population, int(layer), torch.from_numpy(rows.index.to_numpy().copy()), torch.from_numpy(neuron.copy()), heads))
     return found
 
 
@@ -76,7 +77,7 @@ def _placed(model: Any, places: Any, config: NeuronProfilesConfig) -> NeuronSet:
         raise wrong("neurons", places, right)
     mask = torch.zeros(population.shape, dtype=torch.bool)
     for place in places:
-        at = tuple(place) if isinstance(place, Sequence) and not isinstance(place, str) else (place,)
+        at: Any = tuple(place) if isinstance(place, Sequence) and not isinstance(place, str) else (place,)
         if len(at) != width or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in at):
             raise wrong("neurons", places, right)
         if not all(0 <= i < n for i, n in zip(at, population.shape, strict=False)):
@@ -113,15 +114,15 @@ def _columns(table: pd.DataFrame) -> pd.DataFrame:
     for name in ("head", "neuron"):
         if name not in table:
             table = table.assign(**{name: pd.array([pd.NA] * len(table), dtype="Int64")})
-    return table[PLACE].astype({"layer": "int64", "head": "Int64", "neuron": "Int64"}).reset_index(drop=True)
+    return pd.DataFrame(table[PLACE]).astype({"layer": "int64", "head": "Int64", "neuron": "Int64"}).reset_index(drop=True)
 
 
 def _check(model: Any, table: pd.DataFrame) -> None:
-    for site, rows in table.groupby("site"):
+    for site, rows in cast(Any, table.groupby("site")):
         shape = bind(model, str(site)).shape
         names = ["layer", "neuron"] if len(shape) == 2 else ["layer", "head", "neuron"]
-        highest = rows[names].max()
-        if any(not pd.isna(highest[name]) and int(highest[name]) >= n for name, n in zip(names, shape, strict=True)):
+        highest = [-1 if rows[name].isna().all() else int(rows[name].max()) for name in names]
+        if any(number >= n for number, n in zip(highest, shape, strict=True)):
             raise ValueError(f"neurons: this model has the shape {list(shape)} at site {site!r}; the neurons are those of another model")
 
 

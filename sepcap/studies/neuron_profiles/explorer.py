@@ -17,6 +17,8 @@ ASSETS = files("sepcap") / "assets"
 LEVELS = 99
 """Levels of the colour of a token: its activation over the highest of the unit, to so many steps."""
 
+START = "\nexplore(document.getElementById('explorer'), JSON.parse(document.getElementById('data').textContent), null);\n"
+
 NAMES = {
     "score": "score",
     "rank": "rank",
@@ -41,7 +43,7 @@ def explorer_page(result: Any) -> str:
     import jinja2
     from markupsafe import Markup
 
-    script = asset("js") + "\nexplore(document.getElementById('explorer'), JSON.parse(document.getElementById('data').textContent), null);\n"
+    script = asset("js") + START
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(asset("html"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template.render(
@@ -62,11 +64,12 @@ def explorer_data(result: Any) -> dict[str, Any]:
     vocabulary = result.tables["vocabulary"]
     place = {int(token): i for i, token in enumerate(vocabulary["token"])}
     columns = [name for name in table if _heading(name, config) is not None]
+    ends = [name for name in table if str(name).endswith(("_low", "_high"))]
     parts = _Parts(result, place)
     units = [
         {
             "name": named_unit(unit),
-            "values": {name: _number(unit[name]) for name in columns},
+            "values": {name: _number(unit[name]) for name in [*columns, *ends]},
             **parts.unit(i),
         }
         for i, unit in enumerate(table.to_dict("records"))
@@ -74,7 +77,7 @@ def explorer_data(result: Any) -> dict[str, Any]:
     return {
         "tasks": [str(task) for task in config["tasks"]],
         "groups": list(GROUPS),
-        "columns": [[name, _heading(name, config)] for name in columns],
+        "columns": [[name, _heading(name, config), next((role for role in ROLES if str(name).endswith(role)), "")] for name in columns],
         "words": [str(text) for text in vocabulary["text"]],
         "notes": [f"{note[0].upper()}{note[1:]}." for note in result.tables["notes"]["note"]],
         "units": units,
@@ -129,7 +132,8 @@ class _Parts:
             return []
         ids, values = self.of[token][i], self.of[value][i]
         counts = self.of[count][i] if count else ids
-        return [[self.place[int(t)], _number(v), *([int(n)] if count else [])] for t, v, n in zip(ids, values, counts, strict=True) if t >= 0]
+        rows = ([self.place[int(t)], _number(v), int(n)] for t, v, n in zip(ids, values, counts, strict=True) if t >= 0)
+        return [row if count else row[:2] for row in rows]
 
     def _context(self, name: str, at: tuple[int, ...], scale: float) -> dict[str, Any]:
         ids, window = self.of[f"{name}/tokens"][at], self.of[f"{name}/window"][at]

@@ -37,12 +37,12 @@ def profile(result: Any, *, neuron: Any = 0, width: Width = "column") -> go.Figu
     unit = result.table.iloc[i]
     logits = _logits(result, i)
     n = len(logits)
-    down = ((0.55, 1.0), (0.0, 0.4)) if n else ((0.0, 1.0),)
+    split = (0.4, 0.55) if n else (0.0, 0.0)
     layout = panel_axes(
         "",
         {"title": {"text": f"Activation of {named_unit(unit)}"}},
         {"title": {"text": "Positions (%)"}, "type": "log"},
-        down=down[0],
+        down=(split[1], 1.0),
     )
     if n:
         values = [value for _, value in logits]
@@ -52,8 +52,8 @@ def profile(result: Any, *, neuron: Any = 0, width: Width = "column") -> go.Figu
         bars = {"x": rounded(values), "y": list(range(n - 1, -1, -1)), "orientation": "h", "marker": {"color": colours}}
         traces.append(go.Bar(**bars, hovertext=hovers, hoverinfo="text", showlegend=False, xaxis="x2", yaxis="y2"))
         title = {"title": {"text": "Direct logit effect × scale of the norm"}}
-        layout |= panel_axes("2", title, row_axis(names, -0.6, n - 0.4), down=down[1])
-        layout["annotations"] = [above("Tokens promoted and suppressed", y=0.4)]
+        layout |= panel_axes("2", title, row_axis(names, -0.6, n - 0.4), down=(0.0, split[0]))
+        layout["annotations"] = [above("Tokens promoted and suppressed", y=split[0])]
     return new_figure(traces, layout, width=width, plot_px=190 + (ROW_PX * n * 1.2 + 110) * bool(n), left=96, bottom=52, legend_rows=1)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,8 @@ class NeuronProfiles(StudyResult):
             of the strongest context); preferred_forget, preferred_retain, promoted and suppressed, the first tokens of each.
             "contexts": unit, task, group ("strongest", or a group of quantiles), rank, document, row, position, activation, before, token,
             after, source, source_position, contribution. "tokens": unit, list ("preferred", "promoted", "suppressed"), task, rank, token,
-            text, count, value (of a preferred token its lift, else the effect). "vocabulary": text of every token that occurs. "notes": what is missing, and why.
+            text, count, value (of a preferred token its lift, else the effect). "vocabulary": text of every token that occurs. "notes":
+            what is missing, and why.
         tensors: the same as arrays, with the activation of every token of a context: `forget/top/window` [unit, context, token], …
 
     Example:
@@ -47,13 +48,15 @@ class NeuronProfiles(StudyResult):
     }
 
     @classmethod
-    def of(cls, config: dict[str, Any], units: pd.DataFrame, tensors: Mapping[str, Tensor], notes: list[str], tokenizer: Any) -> "NeuronProfiles":
+    def of(
+        cls, config: dict[str, Any], units: pd.DataFrame, tensors: Mapping[str, Tensor], notes: list[str], tokenizer: Any
+    ) -> "NeuronProfiles":
         """The result with its tables."""
         ids = torch.cat([t.flatten().long() for name, t in tensors.items() if name.endswith(("token", "tokens"))])
         words = words_of(tokenizer, [i for i in torch.unique(ids).tolist() if i >= 0])
         tokens = _token_table(tensors, words)
         firsts = {}
-        for name, rows in tokens.groupby(["list", "task"], sort=False):
+        for name, rows in cast(Any, tokens.groupby(["list", "task"], sort=False)):
             few = rows[rows["rank"] <= 5].groupby("unit")["text"].agg(lambda texts: " ".join(map(repr, texts)))
             firsts["_".join(filter(None, map(str, name)))] = few.reindex(range(len(units)), fill_value="").to_numpy()
         tables = {
@@ -84,12 +87,12 @@ class NeuronProfiles(StudyResult):
     def contexts(self, neuron: Any = 0) -> pd.DataFrame:
         """The contexts and samples of one unit, see `.tables`."""
         table = self.tables["contexts"]
-        return table[table["unit"] == self.number(neuron)].reset_index(drop=True)
+        return table.loc[table["unit"] == self.number(neuron)].reset_index(drop=True)
 
     def tokens(self, neuron: Any = 0) -> pd.DataFrame:
         """The preferred, promoted and suppressed tokens of one unit, see `.tables`."""
         table = self.tables["tokens"]
-        return table[table["unit"] == self.number(neuron)].reset_index(drop=True)
+        return table.loc[table["unit"] == self.number(neuron)].reset_index(drop=True)
 
     def neurons(self, *chosen: Any, model: Any) -> NeuronSet:
         """Some units as a NeuronSet of the model, to ablate or delete; default all."""
@@ -101,12 +104,10 @@ class NeuronProfiles(StudyResult):
             mask[tuple(int(unit[name]) for name in ("layer", "head", "neuron") if not pd.isna(unit[name]))] = True
         return NeuronSet(found)
 
-    def figure(self, neuron: Any = None, kind: str | None = None, **options: Any) -> Any:
-        """A figure of one unit, "profile", or of all, "tasks"; see `number` for how a unit is given."""
-        if isinstance(neuron, str):
-            neuron, kind = None, neuron
-        if neuron is not None:
-            options["neuron"] = neuron
+    def figure(self, kind: Any = None, **options: Any) -> Any:
+        """The figure of one unit, given as for `number`, or a figure by its name: "profile" (of `neuron=`), or "tasks", of all units."""
+        if kind is not None and not isinstance(kind, str):
+            kind, options = "profile", {"neuron": kind, **options}
         return super().figure(kind, **options)
 
     @checked()
@@ -147,10 +148,10 @@ class NeuronProfiles(StudyResult):
             f"{c['tokens_found'][role]:,} tokens of {task} ({counted(c['n_documents'][role], 'document')})"
             for role, task in zip(ROLES, c["tasks"], strict=True)
         )
-        more = int((table["abs_forget"] > table["abs_retain"]).sum())
+        more, (forget, retain) = int((table["abs_forget"].to_numpy() > table["abs_retain"].to_numpy()).sum()), c["tasks"]
         said = [
             f"Profiles of {counted(len(table), what)} of {c['model']} on {read}.",
-            f"The mean absolute activation is higher on {c['tasks'][0]} for {more:,} of them, on {c['tasks'][1]} for {len(table) - more:,}.",
+            f"The mean absolute activation is higher on {forget} for {more:,} of them, on {retain} for {len(table) - more:,}.",
             "All texts are from the collection parts: the evaluation parts are left for checks.",
         ]
         return said + [f"{note[0].upper()}{note[1:]}." for note in self.tables["notes"]["note"]]

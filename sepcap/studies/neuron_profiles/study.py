@@ -154,7 +154,7 @@ class Plan:
         lacking = len(mixing) and all(bool((tensors[f"{role}/top/source"][mixing] < 0).all()) for role in ROLES)
         if not lacking:
             return ""
-        return "no source tokens: activations are not the sum of values weighted by attention alone (there is a gate, or no pattern to hook)"
+        return "no source tokens: activations are not the sum of values weighted by attention alone (a gate, or no pattern to hook)"
 
 
 def _strongest(activation: torch.Tensor) -> np.ndarray:
@@ -217,4 +217,5 @@ _parameters = inspect.signature(_examine).parameters
 _order = ["model", "neurons", "config", *(name for name in _parameters if name not in ("model", "neurons", "config"))]
 _either = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _listed = [_parameters[name].replace(kind=_either) if name == "neurons" else _parameters[name] for name in _order]
-examine.__signature__ = inspect.Signature(_listed)  # pyright: ignore[reportFunctionMemberAccess] (what Jupyter and help() show)
+_described: Any = examine  # the type of a function does not declare that it may have a signature of its own
+_described.__signature__ = inspect.Signature(_listed)

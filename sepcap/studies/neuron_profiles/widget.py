@@ -92,7 +92,7 @@ def explored(result: Any, model: Any, tasks: Any, tokens: int) -> Any:
 
 
 def _widget(result: Any, costs: Costs | None) -> Any:
-    import anywidget
+    import anywidget  # pyright: ignore[reportMissingImports] (an extra, which need not be installed)
     import traitlets
 
     class Explorer(anywidget.AnyWidget):
