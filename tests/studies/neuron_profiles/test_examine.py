@@ -189,7 +189,8 @@ def test_a_labelled_neuron_fires_where_its_program_step_says():
             if found := re.fullmatch(r"reverse: (\d) letters, (\d) answered", name):
                 steps[layer, neuron] = tuple(map(int, found.groups()))
     assert len(steps) > 10
-    profiles = sepcap.examine(compiled.model, list(steps), tasks=tuple(compiled.tasks.values()), tokens=4_000, k=3, window=16, progress=False)
+    how = {"tokens": 4_000, "k": 3, "window": 16, "progress": False}
+    profiles = sepcap.examine(compiled.model, list(steps), tasks=tuple(compiled.tasks.values()), **how)
     checked = 0
     for place, (letters, answered) in steps.items():
         top = profiles.contexts(place).query("group == 'strongest'")
