@@ -1,6 +1,7 @@
 "use strict";
 // The view of neuron profiles, in a page and in a notebook. All text enters as textContent: nothing of it is markup.
-function explore(root, data, ask) {
+// root: an empty element. ask: a function of the number of a neuron, or null. keys: what listens to the keyboard.
+function explore(root, data, ask, keys = root) {
   const make = (name, look, ...inside) => {
     const element = document.createElement(name);
     element.className = look;
@@ -156,7 +157,7 @@ function explore(root, data, ask) {
     const at = order.indexOf(chosen), next = order[Math.min(Math.max(at + step, 0), Math.min(order.length, SHOWN) - 1)];
     if (next !== undefined) show(next);
   }
-  (ask ? root : document).addEventListener("keydown", (event) => {
+  keys.addEventListener("keydown", (event) => {
     const typing = event.target === search, inSelect = event.target === sort;
     if (event.ctrlKey || event.metaKey || event.altKey || inSelect) return;
     const step = { ArrowDown: 1, ArrowUp: -1, ...(typing ? {} : { j: 1, k: -1 }) }[event.key];

@@ -17,7 +17,7 @@ ASSETS = files("sepcap") / "assets"
 LEVELS = 99
 """Levels of the colour of a token: its activation over the highest of the unit, to so many steps."""
 
-START = "\nexplore(document.getElementById('explorer'), JSON.parse(document.getElementById('data').textContent), null);\n"
+START = "\nexplore(document.getElementById('explorer'), JSON.parse(document.getElementById('data').textContent), null, document);\n"
 
 NAMES = {
     "score": "score",

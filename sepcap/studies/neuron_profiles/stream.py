@@ -232,7 +232,7 @@ class Kept:
     def add(self, z: Float[Tensor, "batch pos ..."], batch: Batch, first: int) -> None:
         """Add the activations of a batch whose first row has the number `first`."""
         x, keep = self.group.of(z), batch.keep
-        if not bool(torch.isfinite(x).all()):
+        if not bool(torch.isfinite(x[keep]).all()):
             raise FloatingPointError(
                 f"activations of site {self.group.population.site.name!r} in layer {self.group.layer} are NaN or infinite; load the "
                 "model with dtype='float32' or 'bfloat16', and look for NaN or infinite weights"

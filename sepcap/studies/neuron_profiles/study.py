@@ -1,7 +1,6 @@
 """Profiles of neurons: the texts on which they are active, the tokens they prefer, and the logits they write (METHODS 23)."""
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -161,9 +160,7 @@ def _strongest(activation: torch.Tensor) -> np.ndarray:
     return activation[:, 0].double().numpy()
 
 
-@study(NeuronProfilesConfig)
-@checked()
-def _examine(
+def _run(
     model: Any,
     config: NeuronProfilesConfig,
     *,
@@ -177,7 +174,10 @@ def _examine(
     return run_study(NeuronProfiles, plan.resolved, plan.compute, out, plan.cost, say)
 
 
-@functools.wraps(_examine)
+_run.__name__ = "examine"  # in errors and notes
+_examine = study(NeuronProfilesConfig)(checked()(_run))
+
+
 def examine(model: Any = None, neurons: Any = None, config: Any = None, **how: Any) -> NeuronProfiles:
     """Profile neurons, or heads: the texts on which they are active, the tokens they prefer, and what they write to the logits.
 

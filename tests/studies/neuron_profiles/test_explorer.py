@@ -138,7 +138,7 @@ def test_the_view_has_the_data_and_the_code_of_the_page(view, profiles):
     assert json.loads(view.data) == json.loads(json.dumps(explorer_data(profiles)))
     assert view.can_ablate
     code = type(view)._esm if isinstance(view, Pretended) else str(view._esm)
-    assert "function explore(root, data, ask)" in code
+    assert "function explore(root, data, ask" in code
     assert "export default" in code
 
 
