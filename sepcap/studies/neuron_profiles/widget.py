@@ -60,7 +60,7 @@ class Costs:
         for task, sample, before in zip(self.result.config["tasks"], self.samples, self.before, strict=True):
             with ablate(self.model, self.result.neurons(unit, model=self.model)):
                 after = evaluate_sample(self.model, sample, batch_size=self.batch_size)
-            found = {"task": str(task), "n": after.n}
+            found = {"task": str(task), "n": int(after.n)}
             for metric in ("loss", "top1"):
                 value, (low, high) = after.difference(before, metric)
                 found |= {metric: float(value), f"{metric}_low": float(low), f"{metric}_high": float(high)}

@@ -155,6 +155,7 @@ def test_sources_and_heads_are_those_of_a_loop(tiny, tasks, heads):
             assert float(top["contribution"]) == pytest.approx(float(parts[source]), abs=1e-4)
 
 
+@torch.no_grad()
 def test_the_direct_effect_is_the_change_of_logits_with_a_fixed_norm(tiny, tasks):
     """The final norm's scale frozen: its output is computed anew with the mean and scale of the unchanged stream."""
     profiles = examined(tiny, [(0, 3), (1, 70)], tasks)
