@@ -73,6 +73,9 @@ from .studies.learned.study import learn_ranking as learn_ranking
 from .studies.methods.config import MethodComparisonConfig as MethodComparisonConfig
 from .studies.methods.study import MethodComparison as MethodComparison
 from .studies.methods.study import compare_methods as compare_methods
+from .studies.neuron_profiles.config import NeuronProfilesConfig as NeuronProfilesConfig
+from .studies.neuron_profiles.result import NeuronProfiles as NeuronProfiles
+from .studies.neuron_profiles.study import examine as examine
 from .studies.overlaps.config import OverlapConfig as OverlapConfig
 from .studies.overlaps.study import Overlap as Overlap
 from .studies.overlaps.study import measure_overlap as measure_overlap

@@ -1,16 +1,51 @@
-"""`sepcap ablate`, `sepcap ablate-each`, and parts of `sepcap compare`: kinds of ablation, and importances against single ablations."""
+"""Commands about single neurons: what they do, what their ablation changes, and how importances agree with that."""
 
+from pathlib import Path
 from typing import Any
 
-from sepcap.cli.options import Study, study_command
+from sepcap.cli.options import Study, show, study_command
 from sepcap.studies.ablations.config import AblationComparisonConfig, AblationSweepConfig
 from sepcap.studies.importances.config import ImportanceComparisonConfig
+from sepcap.studies.neuron_profiles.config import NeuronProfilesConfig
 from sepcap.studies.single_ablations.config import SingleAblationsConfig
 
 
 @study_command("ablate_each", out="runs/ablate-each", layers=tuple[int, ...] | None, heads=tuple[int, ...] | None, pairs=int | None)
 class AblateEach(SingleAblationsConfig, Study):
     """Ablate every neuron, or head, alone: the exact change of loss and accuracy on two tasks, with paired intervals."""
+
+
+@study_command("examine", out="runs/examine")
+class Examine(NeuronProfilesConfig, Study):
+    """Look at neurons: the texts on which they are active, the tokens they prefer, what they write to the logits; on one page.
+
+    The neurons are the n highest scores, or with --run-folder those that a step of a run pruned.
+    """
+
+    run_folder: Path | None = None
+    """Folder of a run: its tasks, and the neurons that it pruned in a step, the n highest scores among them."""
+    step: int | None = None
+    """Step of the run; default is the first."""
+
+    def compute(self, model: Any = None, **more: Any) -> Any:
+        """The profiles of the neurons of the run, or of those with the highest scores."""
+        import sepcap
+
+        if self.run_folder is None:
+            if self.step is not None:
+                raise ValueError(f"step={self.step}: a step is of a run; give --run-folder too")
+            return super().compute(model, **more)
+        run = sepcap.Run.load(self.run_folder)
+        how = run.examined(self.step or 1, self.n)
+        default = NeuronProfilesConfig().tasks
+        tasks = how.pop("tasks") if self.tasks == default else self.tasks
+        return super().compute(model, **how, tasks=tasks, **more)
+
+    def run(self) -> None:
+        """Carry out the command."""
+        result = self.compute()
+        show(result, result.folder)
+        print(f"  {result.report()}")
 
 
 @study_command("sweep_ablation", out="runs/ablate")

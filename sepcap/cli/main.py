@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from sepcap.cli.ablations import Ablate, AblateEach
+from sepcap.cli.ablations import Ablate, AblateEach, Examine
 from sepcap.cli.check import Check
 from sepcap.cli.compare import Compare
 from sepcap.cli.core import Evaluate, Models, Score, Tasks
@@ -30,6 +30,7 @@ COMMANDS = {
     "learn-ranking": LearnRanking,
     "score": Score,
     "evaluate": Evaluate,
+    "examine": Examine,
     "ablate": Ablate,
     "ablate-each": AblateEach,
     "compare": Compare,

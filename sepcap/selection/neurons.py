@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+import sepcap
 from sepcap.checks import checked
 from sepcap.latex import latex_table
 from sepcap.models.sites import Population, bind, populations, resolve_sites
@@ -173,6 +174,10 @@ class NeuronSet:
     def to(self, device: str | torch.device) -> "NeuronSet":
         """The same set on another device."""
         return NeuronSet({site: mask.to(device) for site, mask in self.masks.items()}, self.info)
+
+    def examine(self, model: Any, **how: Any) -> Any:
+        """Profiles of the neurons: texts, tokens, logits; see `sepcap.examine` (METHODS 23)."""
+        return sepcap.examine(model, self, **how)
 
     @checked()
     def save(self, path: str | Path) -> None:

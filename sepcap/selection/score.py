@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+import sepcap
 from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.latex import latex_table
@@ -212,6 +213,10 @@ class Scores(Mapping[str, Tensor]):
         pairs = {site: (tensors[f"{site}/forget"], tensors[f"{site}/retain"]) for site in scores if f"{site}/forget" in tensors}
         drawn = {site: tensors[f"{site}/replicates"] for site in scores if f"{site}/replicates" in tensors}
         return cls(scores, meta["info"], pairs, drawn)
+
+    def examine(self, model: Any, n: int = 50, **how: Any) -> Any:
+        """Profiles of the n highest scores of each site: texts, tokens, logits; see `sepcap.examine` (METHODS 23)."""
+        return sepcap.examine(model, self, n=n, **how)
 
     def figure(self, **options: Any) -> Any:
         """Per-layer histograms of log10 score, `sepcap.plots.score_histograms`."""

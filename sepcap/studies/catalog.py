@@ -17,6 +17,7 @@ STUDIES: dict[str, str] = {
     "modularity": "studies.clusters.study.Modularity",
     "overlap": "studies.overlaps.study.Overlap",
     "jumps": "studies.pruning.jumps.find.Jumps",
+    "neuron-profiles": "studies.neuron_profiles.result.NeuronProfiles",
     "cross-task": "studies.cross_task.study.CrossTaskPruning",
     "selection-checks": "studies.selection_checks.study.SelectionChecks",
     "ablation-sweep": "studies.ablations.random_neurons.AblationSweep",

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 
+import sepcap
 from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.selection.figures import score_histograms
+from sepcap.selection.neurons import top_of
 from sepcap.statistics.intervals import Cluster
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
@@ -125,6 +128,42 @@ class Run(RunFolder):
             >>> jumps.table[["step", "task", "change", "bigram", "share"]]  # doctest: +SKIP
         """
         return find_jumps(self, model, steps=steps, top=top, tasks=tasks, device=device, batch_size=batch_size, seed=seed)
+
+    def examined(self, step: int, n: int) -> dict[str, Any]:
+        """What `sepcap.examine` takes for the neurons that a step pruned: the n highest by the scores of the unpruned model, and the tasks.
+
+        Raises:
+            ValueError: step 0, or a run in a rotated basis.
+            IndexError: a step that the run does not have.
+        """
+        if step < 1:
+            raise ValueError(f"step={step}: no neuron is pruned before step 1; give 1 to {self.steps_done}")
+        if self.config.get("rotation", "none") != "none":
+            raise ValueError("this run prunes in a rotated basis; apply run.rotation() to a model, and examine run.neurons(step) on that")
+        neurons = self.neurons(step) - self.neurons(step - 1)
+        scores = None
+        if self.config["importance"] != "random":
+            scores = self.scores()
+            ranked = {site: scores[site].cpu().masked_fill(~mask, -torch.inf) for site, mask in neurons.masks.items()}
+            few = {site: min(n, neurons.count(site)) for site in neurons.masks if neurons.count(site)}
+            neurons, _ = top_of(ranked, few)
+        return {"neurons": neurons, "scores": scores, "tasks": (self.config["forget"], self.config["retain"])}
+
+    @checked()
+    def examine(self, step: int = 1, model: Any = None, n: int = 50, **how: Any) -> Any:
+        """Profiles of the neurons that a step pruned, in the unpruned model; see `sepcap.examine` (METHODS 23).
+
+        Args:
+            step: a pruning step.
+            model: the unpruned model; default is to load it.
+            n: the n highest scores per site among the neurons of the step.
+            how: other arguments of `sepcap.examine`, such as tasks that cannot be loaded by their names.
+
+        Example:
+            >>> run.examine(1, model, n=20).report("first-step.html")  # doctest: +SKIP
+        """
+        found = self.examined(step, n) | how
+        return sepcap.examine(self.config["model"] if model is None else model, **found)
 
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:
         """A figure of the run: "trajectory", "drops", "perplexity", "metric", "pruned", "threshold" or "scores"."""

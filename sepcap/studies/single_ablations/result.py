@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+import sepcap
 from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.evaluation.result import METRICS, Evaluation
@@ -136,6 +137,10 @@ class SingleAblations(StudyResult):
         mask = torch.zeros(tuple(self.config["shape"]), dtype=torch.bool)
         mask[tuple(places.T)] = True
         return NeuronSet({self.config["site"]: mask}, {"importance": f"ablation alone, {metric} on {task}", "n": n})
+
+    def examine(self, model: Any, n: int = 50, **how: Any) -> Any:
+        """Profiles of the n neurons, or heads, whose ablation harms the task to forget most; see `sepcap.examine` (METHODS 23)."""
+        return sepcap.examine(model, self, n=n, **how)
 
     def synergy(self, task: Role = "forget", metric: str = "loss") -> Float[np.ndarray, "end pair"]:
         """Change without both neurons of a pair minus the changes without each: value, low and high. Above 0: a synergy."""
