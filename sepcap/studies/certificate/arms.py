@@ -1,6 +1,6 @@
 """The models that a certificate compares: untouched, pruned, and two kinds of random pruning (METHODS 22)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,11 @@ class Arm:
     def name(self) -> str:
         """Name of the model among the pieces and in tables."""
         return f"{self.kind}-{self.seed}"
+
+
+def different(kind: str, seeds: Sequence[int]) -> list[Arm]:
+    """The models of a kind that differ before fine-tuning: those without random neurons are the same for all seeds."""
+    return [Arm(kind, seed) for seed in (seeds if kind in (RANDOM, MATCHED) else seeds[:1])]
 
 
 class Arms:

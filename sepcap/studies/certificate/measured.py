@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.learning.fit import ROLES
+from sepcap.statistics.intervals import as_columns, summed_interval
 from sepcap.studies.base.folder import Pieces
 from sepcap.studies.base.task_sets import WHOLE, Relative
 from sepcap.studies.certificate.arms import UNTOUCHED, Arm, Arms
@@ -47,3 +48,19 @@ def relative_to_untouched(plan: Plan, sums: Mapping[str, Sums], whole: Sums) -> 
 def mean_columns(relative: Mapping[str, Relative], names: Sequence[str]) -> dict[str, float]:
     """Columns forget and retain of a mean over seeds: relative accuracies with the ends of their 95% intervals."""
     return {key: value for role, one in relative.items() for key, value in one.mean(names).columns(role).items()}
+
+
+def change(relative: Relative, names: Sequence[str], others: Sequence[str], of: Relative | None = None) -> dict[str, float]:
+    """Columns change, change_low and change_high: mean over seeds of a relative accuracy minus that of the same seeds in another state.
+
+    Args:
+        relative: accuracies of the same documents, for both states or for the first.
+        names, others: the models in both states.
+        of: accuracies in the other state, if they are relative to others.
+    """
+    new, old = relative.along(names), (of or relative).along(others)
+    each, replicas = new[0] - old[0], (new[1] - old[1]).mean(axis=1)
+    if len(each) == 1:
+        return relative.interval(each[0], replicas).columns("change")
+    errors = float(replicas.std(ddof=1)), float(each.std(ddof=1)) / np.sqrt(len(each))
+    return as_columns("change", float(each.mean()), summed_interval(float(each.mean()), errors, (relative.n_clusters, len(each))))
