@@ -110,10 +110,10 @@ def conditions_of(plan: Plan) -> Iterator[Condition]:
     spelling = Spelling(plan.model.tokenizer)
     for name, form in FORMATS.items():
         decoded = [plan.model.tokenizer.decode(text, clean_up_tokenization_spaces=False) for text in texts]
-        again = [form(text) for text in decoded]
-        ids = [(spelling.ids(new) if new != old else text)[: context - len(begin)] for old, new, text in zip(decoded, again, texts, strict=True)]
-        rows = [np.array([*begin, *one], dtype=np.int64) for one in ids]
-        changed = float(np.mean([old != new for old, new in zip(decoded, again, strict=True)]))
+        differ = [form(text) != text for text in decoded]
+        ids = [spelling.ids(form(old)) if new else text for old, new, text in zip(decoded, differ, texts, strict=True)]
+        rows = [np.array([*begin, *one[: context - len(begin)]], dtype=np.int64) for one in ids]
+        changed = float(np.mean(differ))
         yield Condition(name, 0, rows, [first] * len(rows), changed)
 
 

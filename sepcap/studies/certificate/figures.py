@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
-from sepcap.drawing.parts import above, axes_of, band, error_bars, layer_axis, level, panel_axes, translucent
+from sepcap.drawing.parts import above, axes_of, band, error_bars, layer_axis, level, panel_axes, row_axis, translucent, upright
 from sepcap.drawing.style import DASHES, FAINT, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
 from sepcap.studies.certificate.arms import MATCHED, NAMES, PRUNED, RANDOM, REFERENCE, UNTOUCHED
 
@@ -88,3 +89,70 @@ def _counts() -> list[tuple[str, str]]:
 def _looks() -> Iterator[dict[str, Any]]:
     for i, colour in enumerate((PALETTE[1], FAINT, PALETTE[2], PALETTE[0])):
         yield {"mode": "lines+markers", "line": {"color": colour}, "marker": {"symbol": SYMBOLS[i], "size": 6, "color": colour}}
+
+
+def before_after(result: Any, *, width: Width = "page") -> go.Figure:
+    """Relative accuracy on forget as it is, with rounded weights, with examples in the context, and with re-formatted texts.
+
+    Args:
+        result: what `sepcap.certify` returns.
+        width: inches, "column" or "page".
+    """
+    parts = []
+    if "quantised" in result.tables:
+        table = result.tables["quantised"]
+        parts.append(table.assign(condition=table["bits"].astype("string").add(" bits").fillna("full precision")))
+    if "elicited" in result.tables:
+        parts.append(result.tables["elicited"].assign(condition=lambda rows: rows["condition"].replace("plain", "plain, half a context")))
+    if not parts:
+        part_of(result, "quantised", "quantise")
+    rows = pd.concat(parts, ignore_index=True)
+    conditions = list(dict.fromkeys(rows["condition"]))
+    kinds = list(dict.fromkeys(rows["kind"]))
+    traces = []
+    for i, kind in enumerate(kinds):
+        of_kind = rows[rows["kind"] == kind]
+        at = [-conditions.index(name) + 0.3 - 0.6 * i / max(1, len(kinds) - 1) for name in of_kind["condition"]]
+        bars = error_bars(of_kind["forget"], of_kind["forget_low"], of_kind["forget_high"], thickness=1, width=2)
+        hovers = [f"<b>{NAMES[kind]}</b>, {name}: {value:.3f}" for name, value in zip(of_kind["condition"], of_kind["forget"], strict=True)]
+        look = {"color": COLOURS[kind], "symbol": SIGNS[kind], "size": 6}
+        how: dict[str, Any] = {"mode": "markers", "marker": look, "error_x": bars, "hovertext": hovers, "hoverinfo": "text"}
+        traces.append(go.Scatter(x=rounded(of_kind["forget"]), y=at, name=capital(NAMES[kind]), **how))
+    layout = {
+        "xaxis": {"title": {"text": f"Relative {metric_name(result.config['metric']).lower()}, {plain(result.config['forget'], 22)}"}},
+        "yaxis": row_axis({-i: plain(name) for i, name in enumerate(conditions)}, -len(conditions) + 0.4, 0.6),
+        "shapes": [upright(1.0, -len(conditions) + 0.4, 0.6)],
+    }
+    return new_figure(traces, layout, width=width, plot_px=34 * len(conditions), left=150, legend_rows=len(kinds), legend_below=True)
+
+
+def profile(result: Any, *, width: Width = "page") -> go.Figure:
+    """By layer: accuracy of the logit lens, and of both probes with random labels beside them.
+
+    Args:
+        result: what `sepcap.certify` returns.
+        width: inches, "column" or "page".
+    """
+    lens, probes = part_of(result, "lens", "inside"), part_of(result, "probes", "inside")
+    panels = [("Logit lens (relative)", lens, "forget", None)]
+    panels += [(f"Probe: {name}", probes[probes["probe"] == name], "accuracy", "control") for name in dict.fromkeys(probes["probe"])]
+    traces: list[Any] = []
+    layout: dict[str, Any] = {"annotations": []}
+    for i, (title, table, column, control) in enumerate(panels):
+        key, axes = axes_of(i)
+        start = i / len(panels)
+        x = layer_axis(list(table["layer"]), 0.4) | {"title": {"text": "Blocks before"}}
+        y = {"title": {"text": "Accuracy" if i == 0 else ""}, "rangemode": "tozero", "nticks": 6}
+        layout |= panel_axes(key, x, y, across=(start, start + 0.76 / len(panels)))
+        layout["annotations"].append(above(title, x=start, y=1))
+        for kind, rows in table.groupby("kind", sort=False):
+            line = {"color": COLOURS[kind], "width": 1.5}
+            look = {"color": COLOURS[kind], "symbol": SIGNS[kind], "size": 5}
+            bars = error_bars(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], thickness=1, width=2)
+            how: dict[str, Any] = {"x": list(rows["layer"]), "mode": "lines+markers", "line": line, "marker": look, **axes}
+            traces.append(go.Scatter(y=rounded(rows[column]), error_y=bars, name=capital(NAMES[kind]), showlegend=i == 0, **how))
+            if control and kind == PRUNED:
+                dotted = {**how, "mode": "lines", "line": {"color": COLOURS[kind], "dash": "dot", "width": 1.5}}
+                traces.append(go.Scatter(y=rounded(rows[control]), name="Pruned model, random labels", showlegend=i == 1, **dotted))
+    kinds = lens["kind"].nunique()
+    return new_figure(traces, layout, width=width, plot_px=170, top=26, left=56, legend_rows=kinds + 1, legend_below=True)

@@ -3,13 +3,16 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sepcap.errors import missing_extra
 from sepcap.interventions.deletion import delete
 from sepcap.interventions.optimal import apart
+from sepcap.interventions.quantise import quantiser_of
 from sepcap.interventions.trial import check_deletion
 from sepcap.learning.fit import HELD_OUT, ROLES
 from sepcap.models.kinds import kind_of
@@ -77,6 +80,7 @@ def planned(model: Any, config: CertificateConfig, neurons: Any, pruned: Any, re
     if kind_of(model) != "causal":
         raise NotImplementedError(f"model={model.cfg.model_name!r} does not predict next tokens; a certificate is about those that do")
     check_differentiable(model)
+    config = _with_libraries(config)
     given = config.run_folder
     run = given if given is None or isinstance(given, RunFolder) else RunFolder.load(Path(given))
     prune, known = _pruning(model, run, config.step, neurons, pruned)
@@ -100,6 +104,21 @@ def planned(model: Any, config: CertificateConfig, neurons: Any, pruned: Any, re
         raise ValueError("the pruned model has the weights of the untouched model: there is nothing to certify")
     fit, held = ({role: pair[which] for role, pair in parts.items()} for which in (0, 1))
     return Plan(model, config, prune, known, reference, tasks, fit, held, samples["evaluate"], found)
+
+
+def _with_libraries(config: CertificateConfig) -> CertificateConfig:
+    """The configuration with the name of the quantiser, if all libraries that it needs are installed.
+
+    Raises:
+        ImportError: one is missing; the error names the extra.
+    """
+    needed = {"peft": "relearn" in config.parts and "lora" in config.variants, "sklearn": "inside" in config.parts}
+    for package, asked in needed.items():
+        if asked and find_spec(package) is None:
+            name = {"peft": "peft", "sklearn": "scikit-learn"}[package]
+            without = "variants without 'lora'" if package == "peft" else "parts without 'inside'"
+            raise missing_extra(name, "certificate", f"a certificate (or give {without})")
+    return dataclasses.replace(config, quantiser=quantiser_of(config.quantiser)[0]) if "quantise" in config.parts else config
 
 
 def _task(config: CertificateConfig, run: RunFolder | None, role: str) -> Any:

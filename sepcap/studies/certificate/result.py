@@ -25,7 +25,9 @@ class Certificate(StudyResult):
             neurons) and `anamnesis_index` (by the reference model), and in `_bound` whether a quotient is only a bound.
             "layers", one row per site and layer: neurons with a score above the median of the pruned ones in the whole, the pruned and the
             relearned model. "runs", one row per fine-tuning.
-            "quantised", "elicited", "lens" and "probes": see METHODS 22.
+            "quantised": relative accuracies with rounded weights (`bits` is missing for those as they are), and the change by rounding.
+            "elicited": the same with examples in front of a text, and with re-formatted texts. "lens": relative accuracy of the logit lens
+            after every layer (0 is the embedding). "probes": accuracy of linear probes after every layer, and with random labels.
 
     Example:
         >>> certificate = sepcap.certify(model, neurons=neurons, out="runs/certificate")  # doctest: +SKIP
@@ -37,6 +39,8 @@ class Certificate(StudyResult):
     FIGURES: ClassVar[Figures] = {
         "relearning": ("Relearning", figures.relearning),
         "layers": ("Layers that relearned the task", figures.layers),
+        "before-after": ("Before and after rounding, examples and re-formatting", figures.before_after),
+        "profile": ("What is left inside, by layer", figures.profile),
     }
     PAGE_TABLES = ("models", "targets", "relearning", "layers", "quantised", "elicited", "lens", "probes")
 

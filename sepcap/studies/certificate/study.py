@@ -14,13 +14,19 @@ from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.certificate.arms import MATCHED, PRUNED, RANDOM, REFERENCE, UNTOUCHED, Arm, Arms
 from sepcap.studies.certificate.config import CertificateConfig
 from sepcap.studies.certificate.elicit import elicited
+from sepcap.studies.certificate.inside import looked_inside
 from sepcap.studies.certificate.measured import before, mean_columns, relative_to_untouched
 from sepcap.studies.certificate.plan import Plan, planned
 from sepcap.studies.certificate.quantise import rounded
 from sepcap.studies.certificate.relearn import relearned
 from sepcap.studies.certificate.result import Certificate
 
-PARTS: dict[str, Callable[[Plan, Arms, Pieces], dict[str, pd.DataFrame]]] = {"relearn": relearned, "quantise": rounded, "elicit": elicited}
+PARTS: dict[str, Callable[[Plan, Arms, Pieces], dict[str, pd.DataFrame]]] = {
+    "relearn": relearned,
+    "quantise": rounded,
+    "elicit": elicited,
+    "inside": looked_inside,
+}
 """Part -> function that carries it out and returns its tables."""
 
 

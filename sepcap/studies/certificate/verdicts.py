@@ -19,7 +19,8 @@ BOUNDS = {"at least": "at least ", "at most": "at most ", "": ""}
 def verdicts(result: Any) -> list[str]:
     """One or more sentences per test that was carried out."""
     said = [_damage(result)]
-    for table, say in (("relearning", _relearning),):
+    tests = {"relearning": _relearning, "quantised": _quantised, "elicited": _elicited, "lens": _lens, "probes": _probes}
+    for table, say in tests.items():
         if table in result.tables:
             said += say(result)
     return [*said, _covered(result.config)]
@@ -111,7 +112,7 @@ def _where(result: Any) -> list[str]:
         return []
     total = table["relearned"].sum()
     gained = (table["relearned"] - table["left"]).clip(lower=0)
-    if not gained.sum():
+    if gained.max() < 1:
         return ["After relearning, no layer has more neurons that score above the median of the pruned ones than the pruned model."]
     best = table.loc[gained.idxmax()]
     return [
@@ -121,10 +122,80 @@ def _where(result: Any) -> list[str]:
     ]
 
 
+def _quantised(result: Any) -> list[str]:
+    table = result.tables["quantised"]
+    said = []
+    for bits in sorted(set(table["bits"].dropna()), reverse=True):
+        pruned, matched = (row_of(table[table["bits"] == bits], kind=kind) for kind in (PRUNED, MATCHED))
+        said.append(
+            f"{bits} bits: {with_ends(pruned, 'forget')} of the accuracy on {result.config['forget']}, a change of "
+            f"{with_ends(pruned, 'change')} (random pruning of equal effect: "
+            f"{with_ends(matched, 'change')}){_brings_back(pruned, matched, 'rounding')}"
+        )
+    kept = table["zeros_kept"].dropna()
+    zero = " The weights of pruned neurons stay exactly 0." if len(kept) and kept.all() and result.config["pruned_neurons"] else ""
+    return [f"Weights rounded to {'; '.join(said)}.{zero}"]
+
+
+def _brings_back(pruned: Any, control: Any, what: str) -> str:
+    """Whether a change brings the task back, more than with the control."""
+    if not pruned["change_low"] > 0:
+        return f": {what} is not shown to bring it back"
+    return f": {what} brings a part back" + ("" if pruned["change_low"] > control["change_high"] else ", as after random pruning")
+
+
+def _elicited(result: Any) -> list[str]:
+    table = result.tables["elicited"]
+    rows = table[(table["kind"] == PRUNED) & (table["condition"] != "plain")]
+    if rows.empty:
+        return []
+    said = []
+    for of, words in ((rows[rows["shots"] > 0], "With examples in front of a text"), (rows[rows["shots"] == 0], "With re-formatted texts")):
+        if of.empty:
+            continue
+        best = of.loc[of["change"].idxmax()]
+        matched = row_of(table, kind=MATCHED, condition=best["condition"])
+        said.append(
+            f"{words}, accuracy on {result.config['forget']} relative to the untouched model changes most with {best['condition']}: by "
+            f"{with_ends(best, 'change')} to {with_ends(best, 'forget')} (random pruning of equal effect: {with_ends(matched, 'change')})"
+            f"{_brings_back(best, matched, 'this')}; it is the largest of {len(of)} changes, which chance makes larger."
+        )
+    return said
+
+
+def _lens(result: Any) -> list[str]:
+    table = result.tables["lens"]
+    tops = {kind: rows.loc[rows["forget"].idxmax()] for kind, rows in table.groupby("kind") if kind in (PRUNED, MATCHED)}
+    end = table[table["layer"] == table["layer"].max()]
+    pruned = tops[PRUNED]
+    return [
+        f"Logit lens: the final norm and unembedding read at most {with_ends(pruned, 'forget')} of the accuracy on "
+        f"{result.config['forget']} from the stream of the pruned model (after {_block(pruned['layer'])}; at its output "
+        f"{with_ends(row_of(end, kind=PRUNED), 'forget')}; random pruning of equal effect: at most {with_ends(tops[MATCHED], 'forget')})."
+    ]
+
+
+def _probes(result: Any) -> list[str]:
+    said = []
+    for probe, rows in result.tables["probes"].groupby("probe", sort=False):
+        best = {kind: of.loc[of["selectivity"].idxmax()] for kind, of in rows.groupby("kind")}
+        pruned = best[PRUNED]
+        said.append(
+            f"A linear probe for the {probe} is right at {with_ends(pruned, 'accuracy')} after {_block(pruned['layer'])} of the pruned "
+            f"model (the untouched model: {with_ends(best[UNTOUCHED], 'accuracy')}; random pruning of equal effect: "
+            f"{with_ends(best[MATCHED], 'accuracy')}; random labels: {with_ends(pruned, 'control')}; the most frequent label: "
+            f"{pruned['chance']:.2f}; each at its best layer)."
+        )
+    return said
+
+
+def _block(layer: int) -> str:
+    return "the embedding" if layer == 0 else f"block {layer - 1}"
+
+
 def _covered(c: Any) -> str:
     if len(c["seeds"]) == 1:
         return "In brackets 95% intervals over evaluation texts only: there is one seed, and other seeds can differ."
     return (
-        f"In brackets 95% intervals over evaluation texts and {len(c['seeds'])} seeds; a learning rate is the best of "
-        f"{', '.join(f'{lr:g}' for lr in c['lrs'])} on held-out collection texts."
+        f"In brackets 95% intervals over evaluation texts, and over {len(c['seeds'])} seeds where neurons or the order of texts are random."
     )
