@@ -153,7 +153,8 @@ class Certify(CertificateConfig, Study):
 
         if self.run_folder is None or self.model != "default":
             return super().load(**options)
-        return dataclasses.replace(self, model=RunFolder.load(self.run_folder).config["model"]).load(**options)
+        named = dataclasses.replace(self, model=RunFolder.load(self.run_folder).config["model"])
+        return super(Certify, named).load(**options)
 
 
 def _say_continuations(make: Callable[[], Any], forgotten: str) -> None:

@@ -48,7 +48,7 @@ def relearning(result: Any, role: str = "forget", *, width: Width = "column") ->
         traces.append(go.Scatter(x=x, y=y, mode="lines+markers", name=name, marker=look, line=line, hovertext=hovers, hoverinfo="text"))
         shown += 1
     layout = {
-        "xaxis": {"title": {"text": f"Tokens of {plain(result.config['forget'], 22)} seen"}, "rangemode": "tozero", "nticks": 6},
+        "xaxis": {"title": {"text": "Tokens of fine-tuning"}, "rangemode": "tozero", "nticks": 6},
         "yaxis": {"title": {"text": f"Relative {metric_name(result.config['metric']).lower()},<br>{plain(result.config[role], 22)}"}},
         "shapes": [level(1.0)],
     }
@@ -101,7 +101,7 @@ def before_after(result: Any, *, width: Width = "page") -> go.Figure:
     parts = []
     if "quantised" in result.tables:
         table = result.tables["quantised"]
-        parts.append(table.assign(condition=table["bits"].astype("string").add(" bits").fillna("full precision")))
+        parts.append(table.assign(condition=table["bits"].astype("Int64").astype("string").add(" bits").fillna("full precision")))
     if "elicited" in result.tables:
         parts.append(result.tables["elicited"].assign(condition=lambda rows: rows["condition"].replace("plain", "plain, half a context")))
     if not parts:

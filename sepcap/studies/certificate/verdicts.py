@@ -72,7 +72,7 @@ def _target(result: Any, target: float) -> str:
         control = row_of(result.tables["targets"], kind=kind, variant="all", target=target)
         if control is None:
             continue
-        said += f"; {words} " + ("does not either" if control["censored"] and pruned["censored"] else f"needs {_needs(control)}")
+        said += f"; {words} " + ("does not regain it either" if control["censored"] and pruned["censored"] else f"needs {_needs(control)}")
         bound = pruned[f"{column}_bound"]
         if bound in BOUNDS and math.isfinite(pruned[column]):
             name = "relearning ratio" if column == "ratio_matched" else "Anamnesis index"
