@@ -1,5 +1,5 @@
 """Make the figures of this folder (`make figures`): the demo's comparison, the comparison of methods, kinds of ablation, activations,
-modules, geometry, paragraph breaks, the league table of importances.
+modules, geometry, paragraph breaks, the league table of importances, removal certificates.
 
 Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files contain the plotted numbers. The
 figures of the demo, `numbers.json` and the table of the README are always made together, from the same runs. Without finished runs it takes
@@ -48,6 +48,8 @@ class FigureConfig:
     """Folder of the studies of modules, geometry and paragraph breaks."""
     importances: Path = Path("runs/importances")
     """Folder of the comparisons of importances, one for the embedded model and one for every compiled model."""
+    certificate: Path = Path("runs/certificate")
+    """Folder of the removal certificates."""
     sample: int | None = 1_500
     """Neurons of each site of the embedded model that are ablated alone, drawn at random; the compiled models' are all ablated."""
     sites: tuple[Literal["mlp", "attn_pre_out"], ...] = ("mlp", "attn_pre_out")
@@ -55,7 +57,9 @@ class FigureConfig:
     out: Path = Path("figures")
     readme: Path = Path("README.md")
     """Contains the table of the demo, which is replaced."""
-    parts: tuple[Literal["pruning", "attention", "studies", "importances"], ...] = ("pruning", "attention", "studies", "importances")
+    parts: tuple[Literal["pruning", "attention", "studies", "importances", "certificate"], ...] = (
+        "pruning", "attention", "studies", "importances", "certificate",
+    )  # fmt: skip
     """Groups of figures to make."""
 
     def save(self, name: str, figure: Any, width: str = "column") -> None:
@@ -228,11 +232,41 @@ def importances(model: Any, config: FigureConfig) -> None:
         print(name, *one.summary(), one.report(config.importances / f"{'-'.join(filter(None, (name, site)))}.html"), sep="\n  ")
 
 
+def certificate(model: Any, config: FigureConfig) -> None:
+    """Removal certificates of code and of prose, at shares of the mlp that lose about half, 80% and 95% of the forget accuracy."""
+    tasks = ("local-code", "local-prose")
+    statistics = {task: sepcap.collect(model, task, tokens=config.tokens) for task in tasks}
+    verdicts = {}
+    for forget, retain in (tasks, tasks[::-1]):
+        scores = sepcap.score(statistics[forget], statistics[retain])
+        for lost in (0.5, 0.8, 0.95):
+            folder = config.certificate / f"{forget}-{lost:g}"
+            neurons = scores.top({"mlp": share_that_loses(model, scores, forget, lost)})
+            found = sepcap.certify(model, neurons=neurons, forget=forget, retain=retain, out=folder, progress=print)
+            for name in found.FIGURES:
+                config.save(f"certificate-{forget}-{lost:g}-{name}", found.figure(name), "page")
+            verdicts[folder.name] = found.tables["targets"]
+            print(*found.summary(), found.report(), sep="\n  ")
+    rows = pd.concat(verdicts, names=["certificate", None]).reset_index("certificate")
+    rows.to_csv(config.out / "certificates.csv", index=False, float_format="%.4f")
+
+
+def share_that_loses(model: Any, scores: sepcap.Scores, task: str, lost: float) -> float:
+    """Share of the mlp, in steps of 5%, whose ablation first loses this share of the top-1 accuracy; the certificate has other texts."""
+    whole = sepcap.evaluate(model, task, tokens=5_000, seed=1).top1
+    for step in range(1, 20):
+        with sepcap.ablate(model, scores.top({"mlp": step / 20}), "zero"):
+            if sepcap.evaluate(model, task, tokens=5_000, seed=1).top1 <= (1 - lost) * whole:
+                return step / 20
+    return 1.0
+
+
 def main(config: FigureConfig) -> None:
     """Run the studies that are not finished, and make all figures."""
     model = sepcap.load_model()
     for part in config.parts:
-        {"pruning": pruning, "attention": attention, "studies": studies, "importances": importances}[part](model, config)
+        make = {"pruning": pruning, "attention": attention, "studies": studies, "importances": importances, "certificate": certificate}
+        make[part](model, config)
 
 
 if __name__ == "__main__":

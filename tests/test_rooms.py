@@ -25,9 +25,9 @@ FLOORS = (
     {"studies.base"},
     {"studies.pruning"},
     {
-        "studies.ablations", "studies.clusters", "studies.cross_task", "studies.dimensions", "studies.directions", "studies.jacobian",
-        "studies.learned", "studies.methods", "studies.overlaps", "studies.paragraphs", "studies.selection_checks", "studies.similarity",
-        "studies.single_ablations",
+        "studies.ablations", "studies.certificate", "studies.clusters", "studies.cross_task", "studies.dimensions", "studies.directions",
+        "studies.jacobian", "studies.learned", "studies.methods", "studies.overlaps", "studies.paragraphs", "studies.selection_checks",
+        "studies.similarity", "studies.single_ablations",
     },
     {"studies.importances", "studies.neuron_profiles", "studies.reproduce"},
     {"studies.catalog"},

@@ -17,7 +17,7 @@ from sepcap.cli.core import Evaluate, Models, Score, Tasks
 from sepcap.cli.geometry import Geometry
 from sepcap.cli.modules import Modules
 from sepcap.cli.paragraphs import Paragraphs
-from sepcap.cli.pruning import Demo, Jumps, LearnRanking, Prune
+from sepcap.cli.pruning import Certify, Demo, Jumps, LearnRanking, Prune
 from sepcap.cli.running import ended, parsed, versions
 from sepcap.cli.studies import Report, Reproduce
 from sepcap.cli.sweep import Sweep
@@ -28,6 +28,7 @@ COMMANDS = {
     "sweep": Sweep,
     "jumps": Jumps,
     "learn-ranking": LearnRanking,
+    "certify": Certify,
     "score": Score,
     "evaluate": Evaluate,
     "examine": Examine,

@@ -1,13 +1,17 @@
-"""Commands that prune: the demo, one run, a learned order, methods compared."""
+"""Commands that prune, or test what was pruned: the demo, one run, a learned order, methods compared, a certificate."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from sepcap.cli.options import Command, Study, show, study_command, write_figures, write_table
 from sepcap.selection.names import ImportanceName
+from sepcap.studies.certificate.config import CertificateConfig
 from sepcap.studies.directions.config import DirectionComparisonConfig
 from sepcap.studies.learned.config import LearnedRankingConfig, LearnedSite
 from sepcap.studies.methods.config import MethodComparisonConfig
@@ -134,6 +138,23 @@ class LearnRanking(LearnedRankingConfig, Study):
 class CompareMethods(MethodComparisonConfig, Study):
     """Prune by every method, in both directions and with several seeds, and compare: mlp, attention, heads, SVD and offsets, each
     with matched random neurons."""
+
+
+@study_command("certify", out="runs/certificate", run_folder=Annotated[Path | None, tyro.conf.Positional])
+class Certify(CertificateConfig, Study):
+    """Test whether the capability that a pruning run removed is really gone, beside controls: relearning, rounding, examples, probes.
+
+    `sepcap certify RUN --step 8` tests the pruned model of a step; tasks and model are those of the run.
+    """
+
+    def load(self, **options: Any) -> Any:
+        """Load the model of the run, unless another one is named."""
+        from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+
+        if self.run_folder is None or self.model != "default":
+            return super().load(**options)
+        named = dataclasses.replace(self, model=RunFolder.load(self.run_folder).config["model"])
+        return super(Certify, named).load(**options)
 
 
 def _say_continuations(make: Callable[[], Any], forgotten: str) -> None:

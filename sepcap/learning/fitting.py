@@ -1,4 +1,4 @@
-"""Hyperparameters of a learned order, without torch, so that configurations can use their defaults (METHODS 21)."""
+"""Hyperparameters of a learned order and of fine-tuning, without torch, so that configurations can use their defaults (METHODS 21, 22)."""
 
 from dataclasses import dataclass
 
@@ -14,5 +14,15 @@ class Fitting:
     cap: float = 1.4
     deepest: float = 0.8
     check_every: int = 30
+    batch_size: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a model is fine-tuned; the defaults are those of METHODS 22."""
+
+    lr: float = 3e-4
+    step_tokens: int = 2_048
     batch_size: int = 16
     seed: int = 0

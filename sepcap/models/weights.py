@@ -63,6 +63,25 @@ class WeightSnapshot:
             live_weight(part, name).copy_(weight)
 
 
+class EveryWeight:
+    """Copies of all weights of a model, with what they required and their gradients, to restore it after fine-tuning.
+
+    Takes as much memory as the model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        check_at_hand(model, "a copy to restore")
+        self._saved = [(weight, weight.detach().clone(), weight.requires_grad, weight.grad) for weight in dict.fromkeys(model.parameters())]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Write the copies back, bit for bit."""
+        for weight, saved, wanted, gradient in self._saved:
+            weight.requires_grad_(wanted)
+            weight.grad = gradient
+            weight.copy_(saved)
+
+
 def plain_state_dict(model: Any) -> dict[str, Tensor]:
     """The state dict under the names of the plain Hugging Face model, with fused tensors written back.
 

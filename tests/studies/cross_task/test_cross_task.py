@@ -12,10 +12,10 @@ from scipy import stats
 import sepcap
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.evaluation.result import ratio
+from sepcap.evaluation.trajectory import bisect
 from sepcap.models.weights import WeightSnapshot, fingerprint
 from sepcap.studies.base import task_sets as several_tasks
 from sepcap.studies.base.task_sets import WHOLE, Relative, n_highest
-from sepcap.studies.cross_task.study import bisect
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 

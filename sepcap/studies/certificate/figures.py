@@ -1,0 +1,158 @@
+"""Figures of a certificate (METHODS 22)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sepcap.drawing.parts import above, axes_of, band, error_bars, layer_axis, level, panel_axes, row_axis, translucent, upright
+from sepcap.drawing.style import DASHES, FAINT, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
+from sepcap.studies.certificate.arms import MATCHED, NAMES, PRUNED, RANDOM, REFERENCE, UNTOUCHED
+
+COLOURS = dict(zip((PRUNED, UNTOUCHED, MATCHED, RANDOM, REFERENCE), PALETTE, strict=False))
+SIGNS = dict(zip((PRUNED, UNTOUCHED, MATCHED, RANDOM, REFERENCE), SYMBOLS, strict=False))
+VARIANTS = {"all": "", "held": ", pruned neurons held at 0", "lora": ", LoRA", "retain": ", retain texts only"}
+
+
+def part_of(result: Any, table: str, part: str) -> Any:
+    """A table of the result.
+
+    Raises:
+        ValueError: the part of the certificate that makes it was not asked for.
+    """
+    if table not in result.tables:
+        raise ValueError(f"this certificate has no table {table!r}: parts={tuple(result.config['parts'])}; it comes with part {part!r}")
+    return result.tables[table]
+
+
+def relearning(result: Any, role: str = "forget", *, width: Width = "column") -> go.Figure:
+    """Relative accuracy against the number of tokens of fine-tuning; bands are 95% intervals.
+
+    Args:
+        result: what `sepcap.certify` returns.
+        role: "forget" or "retain".
+        width: inches, "column" or "page".
+    """
+    table = part_of(result, "relearning", "relearn")
+    traces, shown = [], 0
+    for (kind, variant), rows in table.groupby(["kind", "variant"], sort=False):
+        colour, dash = COLOURS[kind], DASHES[list(VARIANTS).index(variant)]
+        name = capital(NAMES[kind]) + VARIANTS[variant]
+        if rows[f"{role}_low"].notna().all():
+            traces.append(band(rows["tokens"], rows[f"{role}_low"], rows[f"{role}_high"], translucent(colour, 0.12), showlegend=False))
+        hovers = [f"<b>{name}</b><br>{tokens:,} tokens: {value:.3f}" for tokens, value in zip(rows["tokens"], rows[role], strict=True)]
+        look = {"color": colour, "symbol": SIGNS[kind], "size": 5}
+        line = {"color": colour, "dash": dash, "width": 1.5}
+        x, y = rounded(rows["tokens"]), rounded(rows[role])
+        traces.append(go.Scatter(x=x, y=y, mode="lines+markers", name=name, marker=look, line=line, hovertext=hovers, hoverinfo="text"))
+        shown += 1
+    layout = {
+        "xaxis": {"title": {"text": "Tokens of fine-tuning"}, "rangemode": "tozero", "nticks": 6},
+        "yaxis": {"title": {"text": f"Relative {metric_name(result.config['metric']).lower()},<br>{plain(result.config[role], 22)}"}},
+        "shapes": [level(1.0)],
+    }
+    return new_figure(traces, layout, width=width, plot_px=210, left=68, legend_rows=shown)
+
+
+def layers(result: Any, *, width: Width = "column") -> go.Figure:
+    """Neurons per layer that score above the median of the pruned ones: in the whole, the pruned and the relearned model.
+
+    Args:
+        result: what `sepcap.certify` returns.
+        width: inches, "column" or "page".
+    """
+    table = part_of(result, "layers", "relearn")
+    sites = list(table["site"].unique())
+    traces: list[Any] = []
+    layout: dict[str, Any] = {"annotations": []}
+    for i, site in enumerate(sites):
+        rows = table[table["site"] == site]
+        key, axes = axes_of(i)
+        low, high = 1 - (i + 0.78) / len(sites), 1 - i / len(sites)
+        y = {"title": {"text": "Neurons"}, "rangemode": "tozero"}
+        layout |= panel_axes(key, layer_axis(list(rows["layer"]), 0.4), y, down=(low, high))
+        if len(sites) > 1:
+            layout["annotations"].append(above(capital(SITE_NAMES[site]), y=high))
+        for (column, name), look in zip(_counts(), _looks(), strict=True):
+            bars = error_bars(rows[column], rows["relearned_low"], rows["relearned_high"]) if column == "relearned" else None
+            traces.append(
+                go.Scatter(x=list(rows["layer"]), y=rounded(rows[column]), name=name, showlegend=i == 0, error_y=bars, **axes, **look)
+            )
+    return new_figure(traces, layout, width=width, plot_px=170 * len(sites), left=68, legend_rows=4)
+
+
+def _counts() -> list[tuple[str, str]]:
+    return [("whole", "Whole model"), ("pruned", "Pruned"), ("left", "Pruned model"), ("relearned", "After relearning")]
+
+
+def _looks() -> Iterator[dict[str, Any]]:
+    for i, colour in enumerate((PALETTE[1], FAINT, PALETTE[2], PALETTE[0])):
+        yield {"mode": "lines+markers", "line": {"color": colour}, "marker": {"symbol": SYMBOLS[i], "size": 6, "color": colour}}
+
+
+def before_after(result: Any, *, width: Width = "page") -> go.Figure:
+    """Relative accuracy on forget as it is, with rounded weights, with examples in the context, and with re-formatted texts.
+
+    Args:
+        result: what `sepcap.certify` returns.
+        width: inches, "column" or "page".
+    """
+    parts = []
+    if "quantised" in result.tables:
+        table = result.tables["quantised"]
+        parts.append(table.assign(condition=table["bits"].astype("Int64").astype("string").add(" bits").fillna("full precision")))
+    if "elicited" in result.tables:
+        parts.append(result.tables["elicited"].assign(condition=lambda rows: rows["condition"].replace("plain", "plain, half a context")))
+    if not parts:
+        part_of(result, "quantised", "quantise")
+    rows = pd.concat(parts, ignore_index=True)
+    conditions = list(dict.fromkeys(rows["condition"]))
+    kinds = list(dict.fromkeys(rows["kind"]))
+    traces = []
+    for i, kind in enumerate(kinds):
+        of_kind = rows[rows["kind"] == kind]
+        at = [-conditions.index(name) + 0.3 - 0.6 * i / max(1, len(kinds) - 1) for name in of_kind["condition"]]
+        bars = error_bars(of_kind["forget"], of_kind["forget_low"], of_kind["forget_high"], thickness=1, width=2)
+        hovers = [f"<b>{NAMES[kind]}</b>, {name}: {value:.3f}" for name, value in zip(of_kind["condition"], of_kind["forget"], strict=True)]
+        look = {"color": COLOURS[kind], "symbol": SIGNS[kind], "size": 6}
+        how: dict[str, Any] = {"mode": "markers", "marker": look, "error_x": bars, "hovertext": hovers, "hoverinfo": "text"}
+        traces.append(go.Scatter(x=rounded(of_kind["forget"]), y=at, name=capital(NAMES[kind]), **how))
+    layout = {
+        "xaxis": {"title": {"text": f"Relative {metric_name(result.config['metric']).lower()}, {plain(result.config['forget'], 22)}"}},
+        "yaxis": row_axis({-i: plain(name) for i, name in enumerate(conditions)}, -len(conditions) + 0.4, 0.6),
+        "shapes": [upright(1.0, -len(conditions) + 0.4, 0.6)],
+    }
+    return new_figure(traces, layout, width=width, plot_px=34 * len(conditions), left=150, legend_rows=len(kinds), legend_below=True)
+
+
+def profile(result: Any, *, width: Width = "page") -> go.Figure:
+    """By layer: accuracy of the logit lens, and of both probes with random labels beside them.
+
+    Args:
+        result: what `sepcap.certify` returns.
+        width: inches, "column" or "page".
+    """
+    lens, probes = part_of(result, "lens", "inside"), part_of(result, "probes", "inside")
+    panels = [("Logit lens (relative)", lens, "forget", None)]
+    panels += [(f"Probe: {name}", probes[probes["probe"] == name], "accuracy", "control") for name in dict.fromkeys(probes["probe"])]
+    traces: list[Any] = []
+    layout: dict[str, Any] = {"annotations": []}
+    for i, (title, table, column, control) in enumerate(panels):
+        key, axes = axes_of(i)
+        start = i / len(panels)
+        x = layer_axis(list(table["layer"]), 0.4) | {"title": {"text": "Blocks before"}}
+        y = {"title": {"text": "Accuracy" if i == 0 else ""}, "rangemode": "tozero", "nticks": 6}
+        layout |= panel_axes(key, x, y, across=(start, start + 0.76 / len(panels)))
+        layout["annotations"].append(above(title, x=start, y=1))
+        for kind, rows in table.groupby("kind", sort=False):
+            line = {"color": COLOURS[kind], "width": 1.5}
+            look = {"color": COLOURS[kind], "symbol": SIGNS[kind], "size": 5}
+            bars = error_bars(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], thickness=1, width=2)
+            how: dict[str, Any] = {"x": list(rows["layer"]), "mode": "lines+markers", "line": line, "marker": look, **axes}
+            traces.append(go.Scatter(y=rounded(rows[column]), error_y=bars, name=capital(NAMES[kind]), showlegend=i == 0, **how))
+            if control and kind == PRUNED:
+                dotted = {**how, "mode": "lines", "line": {"color": COLOURS[kind], "dash": "dot", "width": 1.5}}
+                traces.append(go.Scatter(y=rounded(rows[control]), name="Pruned model, random labels", showlegend=i == 1, **dotted))
+    kinds = lens["kind"].nunique()
+    return new_figure(traces, layout, width=width, plot_px=170, top=26, left=56, legend_rows=kinds + 1, legend_below=True)

@@ -1,0 +1,66 @@
+"""Evaluations of the models of a certificate, each stored before the next begins, and their accuracies relative to the untouched model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from sepcap.evaluation.next_token import evaluate_sample
+from sepcap.learning.fit import ROLES
+from sepcap.statistics.intervals import as_columns, summed_interval
+from sepcap.studies.base.folder import Pieces
+from sepcap.studies.base.task_sets import WHOLE, Relative
+from sepcap.studies.certificate.arms import UNTOUCHED, Arm, Arms
+from sepcap.studies.certificate.plan import Plan
+
+Sums = dict[str, Float[np.ndarray, "cluster count"]]
+"""Texts ("forget", "retain", "held-forget", "held-retain") -> evaluation sums per document."""
+
+
+def measured(plan: Plan, model: Any, quiet: bool = True, held: bool = True) -> Sums:
+    """Evaluate a model as it is now."""
+    samples = dict(plan.evaluate) | ({f"held-{role}": sample for role, sample in plan.held.items()} if held else {})
+    how: dict[str, Any] = {"batch_size": plan.config.batch_size, "quiet": quiet}
+    return {name: evaluate_sample(model, sample, **how).per_cluster for name, sample in samples.items()}
+
+
+def before(plan: Plan, arms: Arms, pieces: Pieces, arm: Arm) -> Sums:
+    """The sums of a model before anything else is done to it."""
+    name = "before/" + (arm.kind if arm.kind in (UNTOUCHED, "pruned", "reference") else arm.name)
+    stored = pieces.get(name)
+    if stored is None:
+        with arms.made(arm) as model:
+            pieces.put(name, {key: torch.from_numpy(value) for key, value in measured(plan, model).items()})
+        stored = pieces.get(name)
+        assert stored is not None
+    return {key: value.numpy() for key, value in stored[0].items()}
+
+
+def relative_to_untouched(plan: Plan, sums: Mapping[str, Sums], whole: Sums) -> dict[str, Relative]:
+    """Role -> accuracies relative to the untouched model, of every named model."""
+    named = {WHOLE: whole, **sums}
+    of_role = {role: {name: one[role] for name, one in named.items()} for role in ROLES}
+    return {role: Relative(of_role[role], plan.config.metric, plan.evaluate[role].fingerprint) for role in ROLES}
+
+
+def mean_columns(relative: Mapping[str, Relative], names: Sequence[str]) -> dict[str, float]:
+    """Columns forget and retain of a mean over seeds: relative accuracies with the ends of their 95% intervals."""
+    return {key: value for role, one in relative.items() for key, value in one.mean(names).columns(role).items()}
+
+
+def change(relative: Relative, names: Sequence[str], others: Sequence[str], of: Relative | None = None) -> dict[str, float]:
+    """Columns change, change_low and change_high: mean over seeds of a relative accuracy minus that of the same seeds in another state.
+
+    Args:
+        relative: accuracies of the same documents, for both states or for the first.
+        names, others: the models in both states.
+        of: accuracies in the other state, if they are relative to others.
+    """
+    new, old = relative.along(names), (of or relative).along(others)
+    each, replicas = new[0] - old[0], (new[1] - old[1]).mean(axis=1)
+    if len(each) == 1:
+        return relative.interval(each[0], replicas).columns("change")
+    errors = float(replicas.std(ddof=1)), float(each.std(ddof=1)) / np.sqrt(len(each))
+    return as_columns("change", float(each.mean()), summed_interval(float(each.mean()), errors, (relative.n_clusters, len(each))))

@@ -1,0 +1,59 @@
+"""Quantisation: does rounding the weights bring the forgotten task back? (METHODS 22)"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sepcap.evaluation.result import ratio
+from sepcap.interventions.quantise import quantised, quantiser_of
+from sepcap.models.sites import populations
+from sepcap.studies.base.folder import Pieces
+from sepcap.studies.certificate.arms import PRUNED, UNTOUCHED, Arms, different
+from sepcap.studies.certificate.measured import Sums, before, change, mean_columns, measured, relative_to_untouched
+from sepcap.studies.certificate.plan import Plan
+
+
+def rounded(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFrame]:
+    """Table "quantised": relative accuracies of every kind of model with rounded weights, and their change by rounding."""
+    c = plan.config
+    name, how = quantiser_of(c.quantiser)
+    every: dict[tuple[str, int], list[str]] = {}
+    sums: dict[str, Sums] = {}
+    kept: dict[int, bool] = {}
+    for kind in arms.kinds:
+        for arm in different(kind, c.seeds):
+            sums[arm.name] = before(plan, arms, pieces, arm)
+            every.setdefault((kind, 0), []).append(arm.name)
+            for bits in c.bits:
+                piece = f"quantised/{name}-{bits}-{arm.name}"
+                stored = pieces.get(piece)
+                if stored is None:
+                    with arms.made(arm) as model, quantised(model, bits, c.group_size, how):
+                        found = measured(plan, model, held=False)
+                        zero = kind != PRUNED or _still_zero(plan, model)
+                    pieces.put(piece, {key: torch.from_numpy(value) for key, value in found.items()}, {"zero": zero})
+                    stored = pieces.get(piece)
+                    assert stored is not None
+                sums[piece] = {key: value.numpy() for key, value in stored[0].items()}
+                kept[bits] = kept.get(bits, True) and stored[1]["zero"]
+                every.setdefault((kind, bits), []).append(piece)
+    relative = relative_to_untouched(plan, sums, sums[every[UNTOUCHED, 0][0]])
+    rows = []
+    for (kind, bits), names in every.items():
+        row: dict[str, Any] = {"kind": kind, "bits": bits or None, **mean_columns(relative, names)}
+        row |= change(relative["forget"], names, every[kind, 0])
+        row |= {"forget_accuracy": float(np.mean([ratio(sums[each]["forget"], c.metric) for each in names])), "seeds": len(names)}
+        rows.append(row | {"zeros_kept": kept[bits] if kind == PRUNED and bits else None, "quantiser": name})
+    table = pd.DataFrame(rows)
+    table["bits"] = table["bits"].astype("Int64")
+    return {"quantised": table}
+
+
+def _still_zero(plan: Plan, model: Any) -> bool:
+    """Whether the output weights of the pruned neurons are exactly 0."""
+    if plan.neurons is None:
+        return True
+    found = populations(model, plan.neurons.masks)
+    return not any(bool(found[site].rows(layer)[mask].any()) for site, layer, mask in plan.neurons.by_layer())
