@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := .venv/installed
+# separate environment of the documentation, without torch
+DOCS := .venv-docs
 TORCH := $(shell grep '^torch==' constraints.txt)
 # index of torch builds without CUDA
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -50,7 +52,7 @@ $(OLDER)/installed: $(INSTALLED) pyproject.toml constraints-tl39.txt
 	$(OLDER_PIP) check
 	touch $@
 
-slow: $(INSTALLED) $(OLDER)/installed  ## tests that take minutes, including notebooks and both versions of transformer-lens
+slow: $(INSTALLED) $(OLDER)/installed $(DOCS)/installed  ## tests that take minutes, including notebooks and both versions of transformer-lens
 	$(BIN)/python -m pytest -m slow
 
 lines: $(INSTALLED) $(OLDER)/installed  ## tests of transformer-lens 3.9 and 4.x, each in its environment
@@ -100,9 +102,7 @@ families: $(INSTALLED) $(OLDER)/installed  ## docs/families.md: what works for w
 notebooks: $(INSTALLED)     ## execute the notebooks from their sources
 	$(BIN)/python notebooks/execute.py
 
-# separate environment, without torch: the pages are made of files, and docstrings are read without importing anything
-DOCS := .venv-docs
-
+# the pages are made of files, and docstrings are read without importing anything
 $(DOCS)/installed: docs/requirements.txt
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip --disable-pip-version-check install -q -r docs/requirements.txt

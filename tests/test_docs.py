@@ -1,4 +1,4 @@
-"""The documentation: it is complete, its errors are those of the code, its citation is whole, and the built pages load nothing from elsewhere."""
+"""The documentation is complete, its errors are those of the code, its citation is whole, and its pages load nothing from elsewhere."""
 
 import ast
 import os
@@ -130,7 +130,8 @@ def loaded_from_elsewhere(html: str) -> list[str]:
 
 
 def test_what_a_page_loads_is_told_from_what_it_links_to():
-    assert not loaded_from_elsewhere('<a href="https://a.b">x</a><img src="x.png"><link rel="icon" href="../x.png"><img src="data:image/png;,">')
+    own = '<a href="https://a.b">x</a><img src="x.png"><link rel="icon" href="../x.png"><img src="data:image/png;,">'
+    assert not loaded_from_elsewhere(own)
     for page in (
         '<script src="https://a.b/x.js"></script>',
         '<img src="//a.b/x.png">',
