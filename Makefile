@@ -3,11 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := .venv/installed
+# separate environment of the documentation, without torch
+DOCS := .venv-docs
 TORCH := $(shell grep '^torch==' constraints.txt)
 # index of torch builds without CUDA
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-portable slow lines browser gpu network cluster lint types bench figures model families notebooks check lock licences audit campaign
+.PHONY: demo test test-portable slow lines browser gpu network cluster lint types bench figures model families notebooks docs check lock licences audit campaign
 
 # torch: if plain pip would install CUDA (several GB) on a machine without an NVIDIA GPU, the build without CUDA is installed instead.
 # The rest: hashes are checked on the platform of the pins (Python 3.11 on Linux). torch has none: its builds differ between machines.
@@ -50,7 +52,7 @@ $(OLDER)/installed: $(INSTALLED) pyproject.toml constraints-tl39.txt
 	$(OLDER_PIP) check
 	touch $@
 
-slow: $(INSTALLED) $(OLDER)/installed  ## tests that take minutes, including notebooks and both versions of transformer-lens
+slow: $(INSTALLED) $(OLDER)/installed $(DOCS)/installed  ## tests that take minutes, including notebooks and both versions of transformer-lens
 	$(BIN)/python -m pytest -m slow
 
 lines: $(INSTALLED) $(OLDER)/installed  ## tests of transformer-lens 3.9 and 4.x, each in its environment
@@ -104,6 +106,15 @@ families: $(INSTALLED) $(OLDER)/installed  ## docs/families.md: what works for w
 
 notebooks: $(INSTALLED)     ## execute the notebooks from their sources
 	$(BIN)/python notebooks/execute.py
+
+# the pages are made of files, and docstrings are read without importing anything
+$(DOCS)/installed: docs/requirements.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip --disable-pip-version-check install -q -r docs/requirements.txt
+	touch $@
+
+docs: $(DOCS)/installed     ## the documentation in build/docs (index.html), without any resource from elsewhere; a wrong link is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --quiet --strict
 
 lock: $(INSTALLED)          ## constraints.txt and requirements.txt (with hashes) from the installed packages
 	{ echo "# What was tested, on Python 3.11 and Linux; made by \`make lock\`. Python 3.10, which some of these releases do not support, has torch alone."; \

@@ -15,7 +15,8 @@ from sepcap.cli.main import COMMANDS
 from sepcap.studies.reproduce.config import studies
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "figures" / "README.md"]
+NAMED = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "figures/README.md")
+PAGES = [*(ROOT / name for name in NAMED), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TREES = "|".join(("benchmarks", "docs", "figures", "notebooks", "sepcap", "tests", "training"))
 

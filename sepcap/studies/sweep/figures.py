@@ -1,4 +1,4 @@
-"""Figures of a sweep: every cell, means over two fields, and trajectories (METHODS 22)."""
+"""Figures of a sweep: every cell, means over two fields, and trajectories (METHODS 24)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Means over the seeds of a sweep, and its best settings (METHODS 22)."""
+"""Means over the seeds of a sweep, and its best settings (METHODS 24)."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The numbers of one cell: those of a pruning run, or the numbers of a study whose main table is one row (METHODS 22)."""
+"""The numbers of one cell: those of a pruning run, or the numbers of a study whose main table is one row (METHODS 24)."""
 
 import math
 import numbers

@@ -186,7 +186,7 @@ class Sweep(Shown):
 
     @checked()
     def over_seeds(self, covers: Literal["seeds", "documents"] = "seeds", *, metric: str = "top1") -> pd.DataFrame:
-        """Means over seeds of every combination of the other fields, with 95% intervals (METHODS 22).
+        """Means over seeds of every combination of the other fields, with 95% intervals (METHODS 24).
 
         Args:
             covers: which variation the intervals cover. "seeds": Student's t on the values of the seeds, for the documents that were

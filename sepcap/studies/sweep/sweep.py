@@ -1,4 +1,4 @@
-"""One study at every cell of a grid (METHODS 22)."""
+"""One study at every cell of a grid (METHODS 24)."""
 
 import contextlib
 import time
