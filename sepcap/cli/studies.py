@@ -1,5 +1,6 @@
-"""Commands for stored studies and for report pages."""
+"""Commands for stored studies, for report pages, and for the check of a folder."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,3 +58,24 @@ class Report(Command):
             print(result.report(self.out))
         else:
             raise ValueError(f"baseline={str(self.baseline)!r}: {self.folder} contains a study; only a run is compared with a random run")
+
+
+@dataclass(frozen=True)
+class Check(Command):
+    """Check every file of a run, a study or a comparison; the exit status is 2 if a file is damaged, missing or unexpected."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run or the study."""
+
+    def run(self) -> None:
+        """Carry out the command."""
+        from sepcap.studies.check import check_folder
+
+        found = check_folder(self.folder)
+        for note in found.notes:
+            print(note)
+        for problem in found.problems:
+            print(f"sepcap: {problem}", file=sys.stderr)
+        if found.problems:
+            sys.exit(2)
+        print("All files are as they were written.")

@@ -93,7 +93,6 @@ def cells_of(base: Any, grid: Grid) -> list[Cell]:
         TypeError: values that are not in a list, or of the wrong kind.
 
     >>> from sepcap.studies.pruning.config import PruningConfig
-from sepcap.workers.engines import named
     >>> [dict(cell.fields) for cell in cells_of(PruningConfig(), {"importance": ["abs"], "seed": [0, 1]})]
     [{'importance': 'abs', 'seed': 0}, {'importance': 'abs', 'seed': 1}]
     """

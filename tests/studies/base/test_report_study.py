@@ -181,7 +181,7 @@ def command(capsys):
 
 def test_the_command_writes_the_page_of_any_study(counted, tmp_path, command, monkeypatch):
     counted().save(tmp_path / "study")
-    monkeypatch.setattr(catalog, "import_module", lambda name: sys.modules[__name__])
+    monkeypatch.setattr(catalog, "named", lambda path: getattr(sys.modules[__name__], path.rpartition(".")[2]))
     assert type(load_result(tmp_path / "study")).__name__ == "Counted"
     assert command(tmp_path / "study").out.strip() == str(tmp_path / "study" / "report.html")
     assert command(tmp_path / "study", "--out", tmp_path / "a.html").out.strip() == str(tmp_path / "a.html")
@@ -189,7 +189,7 @@ def test_the_command_writes_the_page_of_any_study(counted, tmp_path, command, mo
 
 
 def test_what_is_broken_or_unknown_is_one_line(counted, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(catalog, "import_module", lambda name: sys.modules[__name__])
+    monkeypatch.setattr(catalog, "named", lambda path: getattr(sys.modules[__name__], path.rpartition(".")[2]))
     assert command(tmp_path / "nothing").err.rstrip().endswith("holds no study and no run: there is no config.json in it")
     inner = counted().save(tmp_path / "many" / "a" / "b")
     write_run(inner.parents[1] / "run", (0.5, 0.2), (0.5, 0.4))
