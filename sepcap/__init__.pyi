@@ -42,7 +42,7 @@ from .studies.ablations.random_neurons import sweep_ablation as sweep_ablation
 from .studies.base.result import StudyResult as StudyResult
 from .studies.catalog import load_result as load_result
 from .studies.certificate.config import CertificateConfig as CertificateConfig
-from .studies.certificate.result import Certificate as Certificate
+from .studies.certificate.study import Certificate as Certificate
 from .studies.certificate.study import certify as certify
 from .studies.clusters.config import ModularityConfig as ModularityConfig
 from .studies.clusters.study import Modularity as Modularity

@@ -26,7 +26,7 @@ STUDIES: dict[str, str] = {
     "compare-methods": "studies.methods.study.MethodComparison",
     "compare-directions": "studies.directions.study.DirectionComparison",
     "learned-ranking": "studies.learned.study.LearnedRanking",
-    "certificate": "studies.certificate.result.Certificate",
+    "certificate": "studies.certificate.study.Certificate",
     "compare-importances": "studies.importances.result.ImportanceComparison",
     "reproduce": "studies.reproduce.study.Reproduction",
     "sweep": "studies.sweep.result.Sweep",

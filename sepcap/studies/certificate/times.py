@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sepcap.evaluation.result import ratio
-from sepcap.statistics.intervals import UNKNOWN, Ends, as_columns, bootstrap_interval
+from sepcap.statistics.intervals import as_columns, bootstrap_interval
 from sepcap.studies.base.task_sets import WHOLE, Relative
 from sepcap.studies.certificate.arms import MATCHED, RANDOM, REFERENCE
 from sepcap.studies.certificate.measured import Sums
@@ -123,23 +123,19 @@ def quotient(
 ) -> dict[str, Any]:
     """Columns of a quotient of two numbers of tokens, with its interval; a bound if one of them is censored.
 
+    In place of a censored number its budget is used, in the replicas too: the lower end of "at least" is then a lower bound, and the upper
+    end of "at most" an upper bound.
+
     >>> quotient("ratio", (np.inf, 10.0), (np.full(2, np.inf), np.full(2, 10.0)), (100.0, 100.0), 9)
-    {'ratio': 10.0, 'ratio_low': nan, 'ratio_high': nan, 'ratio_bound': 'at least'}
+    {'ratio': 10.0, 'ratio_low': 10.0, 'ratio_high': 10.0, 'ratio_bound': 'at least'}
     """
-    (one, other), ends, bound = tokens, UNKNOWN, ""
+    one, other = tokens
     if math.isinf(one) and math.isinf(other):
         return as_columns(name) | {f"{name}_bound": "both censored"}
     if not other:  # the control never fell below the target
         return as_columns(name) | {f"{name}_bound": "control not below"}
-    if math.isinf(one):
-        one, bound = budgets[0], "at least"
-    elif math.isinf(other):
-        other, bound = budgets[1], "at most"
-    else:
-        ends = _quotient_ends(replicas, clusters)
-    return as_columns(name, one / other, ends) | {f"{name}_bound": bound}
-
-
-def _quotient_ends(replicas: tuple[np.ndarray, np.ndarray], clusters: int) -> Ends:
+    bound = "at least" if math.isinf(one) else "at most" if math.isinf(other) else ""
+    kept = [np.minimum(drawn, last) if math.isinf(n) else drawn for n, drawn, last in zip(tokens, replicas, budgets, strict=True)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return bootstrap_interval(replicas[0] / replicas[1], clusters)
+        ends = bootstrap_interval(kept[0] / kept[1], clusters)
+    return as_columns(name, min(one, budgets[0]) / min(other, budgets[1]), ends) | {f"{name}_bound": bound}

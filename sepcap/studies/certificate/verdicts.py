@@ -55,7 +55,7 @@ def _relearning(result: Any) -> list[str]:
     ]
     said += [_target(result, target) for target in c["targets"]]
     others = {"held": "with pruned neurons held at 0", "lora": "by LoRA", "retain": f"by fine-tuning on {c['retain']} only"}
-    found = [f"{words} {with_ends(end[PRUNED, name], 'forget')}" for name, words in others.items() if (PRUNED, name) in end]
+    found = [f"{words}: {with_ends(end[PRUNED, name], 'forget')}" for name, words in others.items() if (PRUNED, name) in end]
     return [*said, *([f"Variants, at the end: {'; '.join(found)} of the accuracy on {c['forget']}."] if found else []), *_where(result)]
 
 
@@ -95,14 +95,12 @@ def _meaning(row: Any, column: str, bound: str) -> str:
     """What the quotient says, if its interval or its bound allows a statement."""
     fresh = column == "anamnesis_index"
     low, high = (row[f"{column}_{end}"] for end in ("low", "high"))
-    if bound == "at least" and row[column] > 1:
-        return ": harder to regain than that"
-    if (bound == "at most" and row[column] < 1) or (not bound and high < 1):
+    if high < 1 and bound != "at least":
         return f": easier to regain than {'to learn' if fresh else 'from random damage'}: it was hidden, not removed"
+    if low > 1 and bound != "at most":
+        return ": harder to regain than that"
     if bound or math.isnan(low):
         return ""
-    if low > 1:
-        return ": harder to regain than that"
     return ": no evidence of a trace" if fresh else ": not shown to be harder to regain than from random damage"
 
 

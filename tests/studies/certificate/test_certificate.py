@@ -54,7 +54,7 @@ def test_tokens_to_a_target_by_hand():
 def test_a_quotient_with_a_censored_number_is_a_bound():
     inf, draws = math.inf, (np.full(5, 20.0), np.full(5, 10.0))
     assert quotient("q", (20.0, 10.0), draws, (100.0, 100.0), 9) == {"q": 2.0, "q_low": 2.0, "q_high": 2.0, "q_bound": ""}
-    assert quotient("q", (inf, 10.0), draws, (100.0, 50.0), 9)["q"] == 10.0
+    assert quotient("q", (inf, 10.0), (np.full(5, inf), draws[1]), (100.0, 50.0), 9)["q_low"] == 10.0
     assert quotient("q", (20.0, inf), draws, (100.0, 50.0), 9)["q"] == 0.4
     assert [quotient("q", pair, draws, (1.0, 1.0), 9)["q_bound"] for pair in ((inf, 1.0), (1.0, inf), (inf, inf), (1.0, 0.0))] == [
         "at least", "at most", "both censored", "control not below",
