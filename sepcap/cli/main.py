@@ -19,8 +19,7 @@ from sepcap.cli.modules import Modules
 from sepcap.cli.paragraphs import Paragraphs
 from sepcap.cli.pruning import Demo, Jumps, LearnRanking, Prune
 from sepcap.cli.running import ended, parsed, versions
-from sepcap.cli.studies import Report, Reproduce
-from sepcap.cli.sweep import Sweep
+from sepcap.cli.studies import Report, Reproduce, Sweep
 
 COMMANDS = {
     "demo": Demo,
