@@ -351,7 +351,7 @@ def _conform_all(
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) or value is parameter.default:
             continue
         kind = kinds.get(name, Any)
-        if name == "model" and kind is Any and parameter.default is parameter.empty:
+        if name == "model" and kind is Any and parameter.default is parameter.empty and arguments.get("workers") is None:
             _check_model(value, arguments)
         arguments[name] = conform(name, value, kind, bounds.get(name))
 

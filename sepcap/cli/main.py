@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from sepcap.cli.ablations import Ablate, AblateEach, Examine
+from sepcap.cli.check import Check
 from sepcap.cli.compare import Compare
 from sepcap.cli.core import Evaluate, Models, Score, Tasks
 from sepcap.cli.geometry import Geometry
@@ -18,8 +19,7 @@ from sepcap.cli.modules import Modules
 from sepcap.cli.paragraphs import Paragraphs
 from sepcap.cli.pruning import Certify, Demo, Jumps, LearnRanking, Prune
 from sepcap.cli.running import ended, parsed, versions
-from sepcap.cli.studies import Check, Report, Reproduce
-from sepcap.cli.sweep import Sweep
+from sepcap.cli.studies import Report, Reproduce, Sweep
 
 COMMANDS = {
     "demo": Demo,

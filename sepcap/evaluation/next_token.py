@@ -1,5 +1,7 @@
 """Evaluation: top-k accuracies, cross-entropy and perplexity of next tokens, masked tokens or image labels (METHODS 9)."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,13 @@ from sepcap.evaluation.result import Evaluation
 from sepcap.models.forward import device_of, logits_of, measuring, output_in_place
 from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE, halving_batches
+from sepcap.storage import load_tensors
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
+from sepcap.workers.engines import Engine
+from sepcap.workers.shards import in_shards
 
 MISS = 2**31 - 1
 """Rank of a target if logits are not finite: outside every top-k, however few the classes."""
@@ -31,6 +36,10 @@ def evaluate(
     context: int | None = None,
     seed: int = 0,
     per_document: PerDocument = "row",
+    workers: int | None = None,
+    engine: Engine = "processes",
+    load: Mapping[str, Any] | None = None,
+    threads: int = 1,
 ) -> Evaluation:
     """Measure accuracy and cross-entropy of predictions on the evaluation part of a task (METHODS 9).
 
@@ -47,6 +56,9 @@ def evaluate(
         seed: sets the order of the documents, the positions of excerpts of long ones and, for a masked language model, which tokens are
             hidden; 0 keeps the original order of the documents.
         per_document: maximum number of tokens of one document: "row" (as many as fit in one row), a number, or None for whole documents.
+        workers: cut the rows into eight shards and give them to so many workers; `model` is then a name or a folder, which each of them
+            loads. The bits are those of one pass with as many threads.
+        engine, load, threads: where workers are, what they load the model with, and threads of each, as for `sepcap.sweep`.
 
     Returns:
         Evaluation with `top1`, `top10`, `skip50_top1`, `skip50_top10`, `loss`, `perplexity`, and `se(metric)`.
@@ -54,13 +66,28 @@ def evaluate(
     Example:
         >>> sepcap.evaluate(model, "local-prose", tokens=20_000).top1  # doctest: +SKIP
     """
+    if workers is not None:
+        options = {"tokens": tokens, "batch_size": batch_size, "context": context, "seed": seed, "per_document": per_document}
+        options |= {"task": str(task) if isinstance(task, Path) else task}
+        where: dict[str, Any] = {"workers": workers, "engine": engine, "load": load, "threads": threads}
+        return in_shards("evaluate", "evaluation.shard.EvaluateShards", model, options, _put_together, **where)
     sample = sample_task(model, load_task(task), "evaluate", tokens, context, seed, per_document)
     return evaluate_sample(model, sample, batch_size=batch_size)
 
 
-def evaluate_sample(model: Any, sample: TokenSample, *, batch_size: int = BATCH_SIZE, quiet: bool = False) -> Evaluation:
-    """`evaluate` on tokens that are already sampled."""
-    frequent = most_frequent_targets(sample)
+def _put_together(files: list[Path], outcomes: list[dict[str, Any]]) -> Evaluation:
+    """The evaluation of all rows from the sums of every shard."""
+    rows = np.concatenate([load_tensors(file, "shard", ("rows",))[0]["rows"].numpy() for file in files])
+    whole = outcomes[0]
+    groups = None if whole["groups"] is None else tuple(whole["groups"])
+    return Evaluation(whole["task"], rows, tuple(whole["skip"]), whole["info"], np.array(whole["clusters"]), groups)
+
+
+def evaluate_sample(
+    model: Any, sample: TokenSample, *, batch_size: int = BATCH_SIZE, quiet: bool = False, frequent: Mapping[int, int] | None = None
+) -> Evaluation:
+    """`evaluate` on tokens that are already sampled; `frequent` are the targets that skip50 leaves out, by default those of the sample."""
+    frequent = most_frequent_targets(sample) if frequent is None else frequent
     skip = tuple(frequent)
 
     def one_pass(size: int) -> np.ndarray:
@@ -74,7 +101,13 @@ def evaluate_sample(model: Any, sample: TokenSample, *, batch_size: int = BATCH_
                 bar.update(batch.size if sample.after is None else int(batch.asked.sum()))
         return np.concatenate(parts)
 
-    info = {
+    info = evaluated_info(model, sample, frequent)
+    return Evaluation(sample.task, halving_batches(one_pass, batch_size), skip, info, **clusters_of(sample))
+
+
+def evaluated_info(model: Any, sample: TokenSample, frequent: Mapping[int, int]) -> dict[str, Any]:
+    """What an evaluation stores of its sample."""
+    return {
         "skip_counts": list(frequent.values()),
         "model": str(model.cfg.model_name),
         "asked": sample.asked,
@@ -83,7 +116,6 @@ def evaluate_sample(model: Any, sample: TokenSample, *, batch_size: int = BATCH_
         "documents": list(sample.indices),
         "n_documents": sample.n_documents,
     }
-    return Evaluation(sample.task, halving_batches(one_pass, batch_size), skip, info, **clusters_of(sample))
 
 
 def clusters_of(sample: TokenSample) -> dict[str, Any]:

@@ -22,10 +22,12 @@ from sepcap.statistics.backward import GradientCollector
 from sepcap.statistics.gradients import resolve_gradients
 from sepcap.statistics.moments import Statistics
 from sepcap.statistics.replicates import Draws, ReplicateSums, replicated_sums
+from sepcap.statistics.sharded_pass.driver import collect_in_shards
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
+from sepcap.workers.engines import Engine
 
 T = TypeVar("T")
 
@@ -54,6 +56,10 @@ def collect(
     checkpoint: bool = False,
     positions: Literal["all", "correct"] | Bool[Tensor, "row pos"] = "all",
     replicates: int = 0,
+    workers: int | None = None,
+    engine: Engine = "processes",
+    load: Mapping[str, Any] | None = None,
+    threads: int = 1,
 ) -> Statistics:
     """Collect activation statistics of every neuron of the sites on a task (METHODS 3).
 
@@ -85,6 +91,9 @@ def collect(
         replicates: number of bootstrap replicates over documents, 100 for intervals of scores: 8 bytes per replicate, neuron and sum,
             of which there are 5, and 4 more with gradients. They show how much of a score is due to the texts: `Scores.interval`,
             `Scores.stability`. The draws depend on a document's position in the task and on `seed`; the statistics are not changed.
+        workers: cut the rows into eight shards and give them to so many workers; `model` is then a name or a folder, which each of them
+            loads. The bits are the same for every number of workers, but not those of one pass: shards are merged in their order.
+        engine, load, threads: where workers are, what they load the model with, and threads of each, as for `sepcap.sweep`.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
@@ -101,6 +110,10 @@ def collect(
         >>> forget["mlp"].abs.shape  # doctest: +SKIP
         torch.Size([6, 1024])
     """
+    given = dict(locals())
+    if workers is not None:
+        where = {name: given.pop(name) for name in ("workers", "engine", "load", "threads")}
+        return collect_in_shards(given.pop("model"), given, **where)
     task = load_task(task)
     sample = sample_task(model, task, "collect", tokens, context, seed, per_document)
     only = None if isinstance(positions, str) else positions
@@ -204,7 +217,7 @@ def collect_sample(
                 there = None if here is None else here.to(device_of(model))
                 _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation, slopes, there, drawn)
                 bar.update(batch.size)
-        info = _info(model, sample, include_bos) | ({} if rotation is None else {"rotation": rotation.fingerprint})
+        info = info_of(model, sample, include_bos) | ({} if rotation is None else {"rotation": rotation.fingerprint})
         info |= {} if only is None else {"positions": "correct"}
         found = {} if slopes is None else slopes.gathered()
         norms = {site: p.norms() if rotation is None else None for site, p in bound.items()}
@@ -320,7 +333,8 @@ def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:
         )
 
 
-def _info(model: Any, sample: TokenSample, include_bos: bool) -> dict[str, Any]:
+def info_of(model: Any, sample: TokenSample, include_bos: bool) -> dict[str, Any]:
+    """What statistics store of their sample."""
     return {
         "context": max(map(len, sample.rows)),
         "include_bos": include_bos,

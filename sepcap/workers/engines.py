@@ -184,10 +184,9 @@ class Actor:
 
     def run(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """What `run` of the target returns."""
-        errors = self._ray.exceptions
         try:
             return self._ray.get(self._actor.run.remote(dict(arguments)))
-        except (errors.RayActorError, errors.NodeDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
+        except self._ray.exceptions.RayError as error:  # of the actor, its process, its machine, or an answer that was lost with them
             if getattr(error, "actor_init_failed", False):
                 raise RuntimeError(f"an actor could not start: {error}") from error
             raise Died(" ".join(str(error).split())[:500]) from error

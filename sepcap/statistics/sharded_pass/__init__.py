@@ -1,0 +1,1 @@
+"""A collection cut into shards: what the driver does, and what a worker does."""

@@ -1,0 +1,85 @@
+"""Passes in shards: the rows of an evaluation have the bits of one pass, statistics its values, whoever carries out the shards."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import sepcap
+from sepcap.errors import warn
+from sepcap.workers.shards import SHARDS, in_shards, out_of_memory_is_an_error, shard_of
+
+HOW = {"tokens": 1_000, "context": 24, "batch_size": 4}
+HERE = {"workers": 1, "engine": "here", "load": {"device": "cpu"}}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory, letters):
+    path = tmp_path_factory.mktemp("texts") / "letters.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in letters))
+    return path
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 16), (5, 2), (64, 4), (65, 4), (1000, 7)])
+def test_shards_are_all_rows_in_order_and_whole_batches(rows, batch_size):
+    shards = [shard_of(rows, batch_size, i) for i in range(SHARDS)]
+    assert [row for shard in shards for row in shard] == list(range(rows))
+    assert all(shard.start % batch_size == 0 for shard in shards if shard)
+
+
+def test_an_evaluation_has_the_bits_of_one_pass(trained, trained_folder, task):
+    whole = sepcap.evaluate(trained, task, **HOW)
+    cut = sepcap.evaluate(trained_folder, task, **HOW, **HERE)
+    np.testing.assert_array_equal(cut.per_row, whole.per_row)
+    np.testing.assert_array_equal(cut.clusters, whole.clusters)
+    assert (cut.skip_tokens, cut.groups, cut.task) == (whole.skip_tokens, whole.groups, whole.task)
+    assert {**cut.info, "model": ""} == {**whole.info, "model": ""}
+
+
+def test_statistics_are_those_of_one_pass(trained, trained_folder, task):
+    """Sums are added in another order, so that values agree to rounding; counts and extremes exactly."""
+    how = {**HOW, "histogram": True, "gradients": True}
+    whole, cut = sepcap.collect(trained, task, **how), sepcap.collect(trained_folder, task, **how, **HERE)
+    for site, one in whole.items():
+        other = cut[site]
+        assert other.count == one.count
+        torch.testing.assert_close(other.low, one.low, rtol=0, atol=1e-6)
+        for name in ("mean", "abs", "rms", "std", "taylor"):
+            torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=1e-6, atol=1e-9)
+    assert {**cut.info, "model": ""} == {**whole.info, "model": "", "shards": SHARDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_number_of_workers_has_the_same_bits(trained_folder, task, workers):
+    here = sepcap.collect(trained_folder, task, **HOW, **HERE)
+    there = sepcap.collect(trained_folder, task, **HOW, **{**HERE, "workers": workers, "engine": "processes"})
+    for site, one in here.items():
+        assert all(torch.equal(one.sums[name], there[site].sums[name]) for name in one.sums)
+    assert here.info == there.info
+
+
+def test_what_cannot_be_cut_or_sent_is_one_error(trained, trained_folder, task):
+    for call, says in (
+        (lambda: sepcap.collect(trained, task, workers=2), "model is a .*; give a name or a folder with workers="),
+        (lambda: sepcap.evaluate(trained_folder, task, workers=2, engine="here"), "workers=2 with engine='here'"),
+        (lambda: sepcap.collect(trained_folder, task, replicates=5, **HERE), "replicates with workers=: it is of all rows together"),
+        (lambda: sepcap.collect(trained_folder, task, positions="correct", **HERE), "positions with workers="),
+        (lambda: sepcap.collect(trained_folder, task, **HERE | {"engine": "threads"}), "engine='threads' is not known"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            call()
+    with pytest.raises(RuntimeError, match=r"evaluate: shard 1 of 8 failed with FileNotFoundError: .*nowhere"):
+        sepcap.evaluate(trained_folder, task.with_name("nowhere.jsonl"), **HERE)
+
+
+def test_out_of_memory_names_the_batch_size_to_give():
+    with pytest.raises(MemoryError, match="give batch_size=4"):
+        out_of_memory_is_an_error(lambda: warn("out of memory: continuing with batch_size=4"))
+    assert out_of_memory_is_an_error(lambda: 3) == 3
+
+
+def test_options_must_be_json():
+    with pytest.raises(TypeError, match=r"task is a object; give names, paths and numbers: with workers=, other processes carry out x"):
+        in_shards("x", "none", "model", {"task": object()}, lambda files, outcomes: None, workers=1, engine="here", load=None, threads=1)
