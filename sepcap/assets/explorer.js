@@ -13,7 +13,7 @@ function explore(root, data, ask, keys = root) {
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
     return element;
   };
-  const digits = (x) => (x === null || x === undefined ? "–" : Number.isInteger(x) ? x.toLocaleString("en") : Number(x.toPrecision(4)).toString().replace("-", "−"));
+  const digits = (x) => (x === null || x === undefined ? "–" : (Number.isInteger(x) ? x.toLocaleString("en") : Number(x.toPrecision(4)).toString()).replace("-", "−"));
   const visible = (text) => text.replace(/\r/g, "␍").replace(/\n/g, "↵\n").replace(/\t/g, "→\t");
   const word = (i) => data.words[i];
   const SHOWN = 400;
