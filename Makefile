@@ -114,7 +114,7 @@ $(DOCS)/installed: docs/requirements.txt
 	touch $@
 
 docs: $(DOCS)/installed     ## the documentation in build/docs (index.html), without any resource from elsewhere; a wrong link is an error
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 
 lock: $(INSTALLED)          ## constraints.txt and requirements.txt (with hashes) from the installed packages
 	{ echo "# What was tested, on Python 3.11 and Linux; made by \`make lock\`. Python 3.10, which some of these releases do not support, has torch alone."; \

@@ -93,11 +93,19 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     return FORMULA.sub(mathml, html)
 
 
-class Examples(griffe.Extension):
-    """Examples in docstrings as code; the parser knows the heading "Examples" only."""
+class Docstrings(griffe.Extension):
+    """Examples in docstrings as code, and the signatures with which studies are called."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: object) -> None:
-        """Change the docstring of one object."""
+        """Change the docstring of one object: the parser knows the heading "Examples" only."""
         if obj.docstring is not None:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
             obj.docstring.value = BARE.sub(r"```pycon\n\1\n```", text)
+
+    def on_function(self, *, func: griffe.Function, **kwargs: object) -> None:
+        """Give a function with the decorator `study` the signature that the decorator makes (sepcap/studies/base/runner.py)."""
+        if any(str(decorator.value).startswith("study(") for decorator in func.decorators):
+            func.parameters["model"].default = func.parameters["config"].default = "None"
+            del func.parameters["say"]
+            func.parameters.add(griffe.Parameter("progress", annotation="Any", kind=griffe.ParameterKind.keyword_only, default="True"))
+            func.parameters.add(griffe.Parameter("fields", annotation="Any", kind=griffe.ParameterKind.var_keyword))

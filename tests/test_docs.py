@@ -147,7 +147,7 @@ def test_what_a_page_loads_is_told_from_what_it_links_to():
 def test_the_pages_build_strictly_and_load_nothing_from_elsewhere(tmp_path):
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(
-        [PYTHON, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", tmp_path], cwd=ROOT, env=env, capture_output=True, text=True
+        [PYTHON, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert built.returncode == 0, built.stderr
     pages = list(tmp_path.rglob("*.html"))
