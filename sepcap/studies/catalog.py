@@ -42,6 +42,8 @@ FUNCTIONS: dict[str, str] = {
     "SingleAblationsConfig": "studies.single_ablations.study.ablate_each",
     "ImportanceComparisonConfig": "studies.importances.study.compare_importances",
     "LearnedRankingConfig": "studies.learned.study.learn_ranking",
+    "CertificateConfig": "studies.certificate.study.certify",
+    "NeuronProfilesConfig": "studies.neuron_profiles.study.examine",
     "ModularityConfig": "studies.clusters.study.measure_modularity",
     "OverlapConfig": "studies.overlaps.study.measure_overlap",
     "CrossTaskConfig": "studies.cross_task.study.prune_across_tasks",

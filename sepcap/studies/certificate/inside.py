@@ -25,7 +25,7 @@ from sepcap.tasks.batches import TokenSample
 
 PROBES = ("task", "next token")
 
-Features = dict[str, Float[np.ndarray, "layer example d_model"]]
+Features = dict[str, Float[np.ndarray, "layer _ d_model"]]
 """Name of a set of positions -> the residual stream there, before every layer and after the last."""
 
 
@@ -117,7 +117,7 @@ def _streams(model: Any, places: Places, size: int) -> Float[np.ndarray, "layer 
     return np.concatenate(found, axis=1)
 
 
-def _probed(places: Mapping[str, Places], features: Features) -> dict[str, Float[np.ndarray, "layer example"]]:
+def _probed(places: Mapping[str, Places], features: Features) -> dict[str, Float[np.ndarray, "layer _"]]:
     """Whether the probe of every layer is right at every test position, for both probes and for random labels."""
     rng = np.random.default_rng(0)
     hits: dict[str, np.ndarray] = {}
