@@ -25,9 +25,9 @@ from sepcap.statistics.intervals import Cluster, cluster_sums, in_percent, t_fac
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import FORMAT, PART, html_card, load_tensors, open_regular, write_atomically, write_json
 from sepcap.studies.base.folder import differing_fields
-from sepcap.studies.base.tables import read_table, same_table
 from sepcap.studies.pruning.on_disk.step_files import BIASES, LEARNED, ROLES, ROTATION, StepFiles, clusters_name, positions_name
 from sepcap.studies.pruning.separability import Separability, separability
+from sepcap.tables import read_table, same_table
 
 Loaded = TypeVar("Loaded", bound="RunFolder")
 
