@@ -149,7 +149,7 @@ class Rotation:
         original = {name.removeprefix("original."): tensors.pop(name) for name in list(tensors) if name.startswith("original.")}
         try:
             return cls(meta["bias"], **tensors, source=meta["source"], rotated=meta["rotated"], original=original)
-        except (KeyError, TypeError) as error:
+        except TypeError as error:
             raise CorruptFile(f"{path}: incomplete rotation ({error}); compute it again") from error
 
     def to(self, device: str | torch.device) -> "Rotation":

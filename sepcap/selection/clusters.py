@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sepcap.checks import checked
-from sepcap.errors import missing_extra
+from sepcap.errors import CorruptFile, missing_extra
 from sepcap.models.blocks.views import mlp_input_weights
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.progress import progress as progress_bar
@@ -123,8 +123,11 @@ class Clusters:
     @checked()
     def load(cls, path: str | Path) -> "Clusters":
         """Read what `save` wrote."""
-        tensors, meta = load_tensors(path, "clusters")
-        return cls(tensors["labels"], meta["k"], meta["fingerprint"], meta["info"])
+        tensors, meta = load_tensors(path, "clusters", ("labels",))
+        try:
+            return cls(tensors["labels"], meta["k"], meta["fingerprint"], meta["info"])
+        except ValueError as error:
+            raise CorruptFile(f"{path} is corrupt ({error}); cluster the neurons again") from error
 
     def __repr__(self) -> str:
         layers, width = self.labels.shape

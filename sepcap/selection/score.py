@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.checks import checked
-from sepcap.errors import unknown
+from sepcap.errors import CorruptFile, unknown
 from sepcap.latex import latex_table
 from sepcap.models.sites import get_site
 from sepcap.selection.figures import score_histograms
@@ -208,6 +208,8 @@ class Scores(Mapping[str, Tensor]):
     def load(cls, path: str | Path) -> "Scores":
         """Read what `save` wrote."""
         tensors, meta = load_tensors(path, "scores")
+        if missing := [site for site in meta["sites"] if site not in tensors]:
+            raise CorruptFile(f"{path} is corrupt: the scores of {missing[0]!r} are missing; compute them again")
         scores = {site: tensors[site] for site in meta["sites"]}
         pairs = {site: (tensors[f"{site}/forget"], tensors[f"{site}/retain"]) for site in scores if f"{site}/forget" in tensors}
         drawn = {site: tensors[f"{site}/replicates"] for site in scores if f"{site}/replicates" in tensors}
