@@ -75,6 +75,7 @@ class Toxicity:
         """Mean score."""
         return float(self._values("mean").mean())
 
+    @checked()
     def se(self, summary: str = "fraction") -> float:
         """Standard error of "fraction" or "mean"."""
         values = self._values(summary)
@@ -92,6 +93,7 @@ class Toxicity:
         """95% bootstrap interval over continuations."""
         return _bootstrap(self._values("mean"), seed=0)
 
+    @checked()
     def difference(self, before: "Toxicity", summary: str = "fraction", *, seed: int = 0) -> tuple[float, tuple[float, float]]:
         """Change of "fraction" or "mean" since `before`, with a 95% bootstrap interval over pairs of continuations.
 
@@ -146,9 +148,9 @@ class Toxicity:
         if not isinstance(header, dict) or header.get("kind") != "toxicity":
             raise CorruptFile(f"{path} is not a toxicity file of sepcap")
         held = validated(ToxicityHeader, header, path)
-        if held.pop("sha256") != _seal(held, table):
+        if header.pop("sha256") != _seal(header, table):
             raise CorruptFile(f"{path} is damaged: it was changed after it was written (SHA-256); delete it and compute it again")
-        if not COLUMNS <= {*table.column_names}:
+        if COLUMNS - {*table.column_names}:
             raise CorruptFile(f"{path} is corrupt: its table lacks {', '.join(sorted(COLUMNS - {*table.column_names}))}")
         return cls(table.to_pandas(), *(held[name] for name in ("threshold", "perplexity", "perplexity_se", "info")))
 

@@ -57,6 +57,7 @@ class Clusters:
         """Neurons per cluster."""
         return self._tally(self.labels >= 0)
 
+    @checked()
     def counts(self, neurons: NeuronSet) -> Int[Tensor, "layer k"]:
         """Number of neurons of a set in every cluster; neurons in no cluster are left out.
 
@@ -78,6 +79,7 @@ class Clusters:
         flat = (layers * self.k + self.labels)[mask]
         return torch.bincount(flat, minlength=len(self.labels) * self.k).view(-1, self.k)
 
+    @checked()
     def check(self, model: Any) -> None:
         """Raise if the input weights of a model are not those that were clustered.
 
@@ -94,6 +96,7 @@ class Clusters:
                 f"({found}): it is another model, or it was edited since. Recompute them with sepcap.cluster_neurons(model)"
             )
 
+    @checked()
     def neurons(self, model: Any, chosen: Iterable[tuple[int, int]]) -> NeuronSet:
         """Whole clusters as a neuron set, to ablate or delete.
 

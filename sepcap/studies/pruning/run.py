@@ -77,6 +77,7 @@ class Run(RunFolder):
         """`trajectory`."""
         return self.trajectory
 
+    @checked()
     def summary(self, baseline: RunFolder | Sequence[RunFolder] | str | None = None) -> list[str]:
         """What was pruned, what remains, and how separable the tasks are, in sentences.
 
@@ -126,6 +127,7 @@ class Run(RunFolder):
         """
         return find_jumps(self, model, steps=steps, top=top, tasks=tasks, device=device, batch_size=batch_size, seed=seed)
 
+    @checked()
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:
         """A figure of the run: "trajectory", "drops", "perplexity", "metric", "pruned", "threshold" or "scores"."""
         kinds = {

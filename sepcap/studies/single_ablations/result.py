@@ -137,12 +137,14 @@ class SingleAblations(StudyResult):
         mask[tuple(places.T)] = True
         return NeuronSet({self.config["site"]: mask}, {"importance": f"ablation alone, {metric} on {task}", "n": n})
 
+    @checked()
     def synergy(self, task: Role = "forget", metric: str = "loss") -> Float[np.ndarray, "end pair"]:
         """Change without both neurons of a pair minus the changes without each: value, low and high. Above 0: they back each other up."""
         together, alone = self._sums(task, "together", metric), self._sums(task, "alone", metric)
         a, b = self.tensors["pairs"].numpy().T
         return self.paired(together - alone[a] - alone[b], task, metric)
 
+    @checked()
     def paired(self, sums: Float[np.ndarray, "unit cluster"], task: str, metric: str) -> Float[np.ndarray, "end unit"]:
         """Changes of a mean, with the ends of their 95% bootstrap intervals: documents are drawn for both models alike."""
         of = self._predictions(task, metric)
