@@ -33,7 +33,8 @@ test: $(INSTALLED)          ## fast tests (five to six minutes on two cores)
 # numerical tests, and instruction sets limited to those of every x86-64
 NUMERICAL := tests/statistics tests/selection tests/models/test_forward.py tests/models/test_partial.py \
 	tests/evaluation/test_next_token.py tests/interventions/test_deletion.py tests/interventions/test_rotation.py \
-	tests/interventions/test_ablation.py tests/studies/similarity/test_similarity.py
+	tests/interventions/test_ablation.py tests/studies/similarity/test_similarity.py tests/learning \
+	tests/studies/single_ablations tests/studies/importances/test_measures.py
 PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1
 
 test-portable: $(INSTALLED) ## numerical tests with the rounding of another processor

@@ -150,6 +150,8 @@ class StatisticsHeader(Header):
 
     counts: dict[Text, Count]
     info: dict[Text, Any]
+    gradients: NotRequired[dict[Text, dict[Text, Any]]]
+    replicates: NotRequired[dict[Text, dict[Text, Text]]]
 
 
 class InfoHeader(Header):
@@ -179,14 +181,49 @@ class ScoresHeader(InfoHeader):
     sites: list[Text]
 
 
+class ToxicityHeader(InfoHeader):
+    """Header of a parquet file of toxicity. The perplexity is NaN if it was not measured."""
+
+    sha256: Digest
+    threshold: FiniteFloat
+    perplexity: float
+    perplexity_se: float
+
+
+class ClustersHeader(InfoHeader):
+    """Header of clusters of neurons."""
+
+    k: Annotated[int, Field(ge=1)]
+    fingerprint: Text
+
+
+class RotationHeader(Header):
+    """Header of a basis of values."""
+
+    bias: Literal["fold", "rotate"]
+    source: Text
+    rotated: Text
+
+
+class RowsHeader(Header):
+    """Header of the evaluation sums per row of a step; groups are the packages of the documents, where they are known."""
+
+    columns: list[Text]
+    groups: NotRequired[dict[Role, list[Any] | None]]
+
+
 HEADERS: dict[str, Any] = {
     "statistics": StatisticsHeader,
     "neurons": InfoHeader,
     "scores": ScoresHeader,
     "evaluation": EvaluationHeader,
     "piece": PieceHeader,
+    "clusters": ClustersHeader,
+    "rotation": RotationHeader,
+    "rows": RowsHeader,
 }
-"""Kind of a tensor file -> schema of its header; for other kinds, `Header`."""
+"""Kind of a tensor file -> schema of its header. For other kinds (positions, biases, labels, results of studies), which have nothing
+but the kind, `Header`."""
 
 
 def validated(schema: Any, value: Any, path: str | Path) -> Any:

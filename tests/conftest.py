@@ -33,6 +33,10 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 
+THREADS = int(os.environ.get("SEPCAP_TEST_THREADS", "1"))
+"""Threads of torch in every test: one, with which tiny models are faster, unless the environment asks for more."""
+
+
 @functools.cache
 def watched():
     """The models of the fixtures that live longer than a test."""
@@ -43,7 +47,7 @@ def watched():
 
 @pytest.fixture(scope="session", autouse=True)
 def settings_of_all_tests():
-    """One thread, with which tiny models are faster; no warning of few documents, which nearly all samples here are of.
+    """`THREADS` threads; no warning of few documents, which nearly all samples here are of.
 
     The garbage collector leaves out the libraries and starts less often: it took a quarter of the time of a test.
     """
@@ -56,7 +60,7 @@ def settings_of_all_tests():
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     batches.FEW = 0
 
 
@@ -193,4 +197,4 @@ def own_settings():
     CALLS.clear()
     with warnings.catch_warnings():
         yield
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)

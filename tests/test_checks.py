@@ -1,5 +1,6 @@
-"""Every number and flag of the public functions and configurations refuses what is of another kind, and names the argument."""
+"""Every number and flag of the public functions, methods and configurations refuses what is of another kind, and names the argument."""
 
+import collections.abc
 import dataclasses
 import inspect
 import math
@@ -45,19 +46,28 @@ def wrong_values(name, kind, optional, bounds):
     return values
 
 
-FUNCTIONS = [name for name in sepcap.__all__ if inspect.isfunction(getattr(sepcap, name))]
 CONFIGS = [
     kind for name in sepcap.__all__ if dataclasses.is_dataclass(kind := getattr(sepcap, name)) and name.endswith(("Config", "Protocol"))
 ]
 
 
-def arguments_of(name):
-    function = getattr(sepcap, name)
-    hints = typing.get_type_hints(function)
-    for argument in inspect.signature(function).parameters.values():
-        kind = plain_kind(hints.get(argument.name, typing.Any))
-        if kind is not None:
-            yield argument.name, kind, type(None) in typing.get_args(hints[argument.name]) or argument.default is None
+def public_calls():
+    """Every public function, and every method of the public classes and of those that `load_result` gives, by its name."""
+    studies = [place.rsplit(".", 1) for place in STUDIES.values()]
+    classes = [getattr(import_module(f"sepcap.{module}"), name) for module, name in studies]
+    things = {name: getattr(sepcap, name) for name in sepcap.__all__} | {f"plots.{name}": getattr(plots, name) for name in plots.__all__}
+    for name, thing in (things | {kind.__name__: kind for kind in classes}).items():
+        if inspect.ismodule(thing):
+            continue
+        if not inspect.isclass(thing):
+            yield name, thing
+            continue
+        for method, function in inspect.getmembers(thing, inspect.isroutine):
+            if not method.startswith("_") and (inspect.isfunction(function) or inspect.ismethod(function)):
+                yield f"{name}.{method}", function
+
+
+CALLS = dict(public_calls())
 
 
 class Model:
@@ -70,27 +80,48 @@ def right(name, kind):
     """Something of the right kind for an argument that is not looked at."""
     if name == "model" and str not in members(kind):
         return Model()
+    if name in ("self", "cls"):
+        return type
     if name == "say":
         return str
     kind = members(kind)[0]
     asked = typing.get_origin(kind) or kind
-    plain = {str: "x", int: 1, float: 0.5, bool: True, typing.Any: None}
+    if asked is typing.Literal:
+        return typing.get_args(kind)[0]
+    plain = {str: "x", int: 1, float: 0.5, bool: True, typing.Any: None, slice: slice(None), np.ndarray: np.zeros(1)}
     if asked in plain:
         return plain[asked]
+    if getattr(asked, "__module__", "").startswith("jaxtyping") or type(asked).__module__.startswith("jaxtyping"):
+        return None
+    if asked in (tuple, dict, collections.abc.Mapping):
+        return () if asked is tuple else {}
     return [] if asked.__module__ == "collections.abc" else object.__new__(asked)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_public_function_names_an_argument_of_another_kind(name):
-    function = getattr(sepcap, name)
+def wrong_arguments(name, function):
+    """Arguments of a public function or method, each with a value of another kind."""
+    hints = typing.get_type_hints(function)
+    for argument, parameter in inspect.signature(function).parameters.items():
+        hint = hints.get(argument, typing.Any)
+        kind, optional = plain_kind(hint), type(None) in typing.get_args(hint) or parameter.default is None
+        bounds = ANY if "." in name else BOUNDS.get(argument, ANY)  # a method may count from the end, as an index does
+        wrong = [] if kind is None else wrong_values(argument, kind, optional, bounds)
+        if any(typing.get_origin(one) is typing.Literal for one in members(hint)) and len(members(hint)) == 1:
+            wrong = ["no such name", 1]
+        yield from ((argument, value) for value in wrong)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_every_public_call_names_an_argument_of_another_kind(name):
+    """A function or method that fails here lacks `@checked()` of sepcap.checks."""
+    function = getattr(CALLS[name], "__func__", CALLS[name])
     hints, parameters = typing.get_type_hints(function), inspect.signature(function).parameters
     needed = [p for p in parameters.values() if p.default is p.empty and "VAR" not in p.kind.name]
-    for argument, kind, optional in arguments_of(name):
-        for value in wrong_values(argument, kind, optional, BOUNDS.get(argument, ANY)):
-            given = {p.name: right(p.name, hints.get(p.name, typing.Any)) for p in needed} | {argument: value}
-            first = [given.pop(p.name) for p in parameters.values() if p.kind is p.POSITIONAL_ONLY and p.name in given]
-            with pytest.raises(ValueError, match=rf"^{argument}( is a |=).*give "):
-                function(*first, **given)
+    for argument, value in wrong_arguments(name, function):
+        given = {p.name: right(p.name, hints.get(p.name, typing.Any)) for p in needed} | {argument: value}
+        first = [given.pop(p.name) for p in parameters.values() if p.kind is p.POSITIONAL_ONLY and p.name in given]
+        with pytest.raises(ValueError, match=rf"^{argument}( is a |=).*(give |is not known)"):
+            function(*first, **given)
 
 
 def made(kind, /, **changes):
@@ -139,24 +170,8 @@ def takes_a_path(kind):
     return kind is Path or any(map(takes_a_path, typing.get_args(kind)))
 
 
-def public_calls():
-    """Every public function, and every method of the public classes and of those that `load_result` gives, by its name."""
-    studies = [place.rsplit(".", 1) for place in STUDIES.values()]
-    classes = [getattr(import_module(f"sepcap.{module}"), name) for module, name in studies]
-    things = {name: getattr(sepcap, name) for name in sepcap.__all__} | {f"plots.{name}": getattr(plots, name) for name in plots.__all__}
-    for name, thing in (things | {kind.__name__: kind for kind in classes}).items():
-        if inspect.ismodule(thing):
-            continue
-        if not inspect.isclass(thing):
-            yield name, thing
-            continue
-        for method, function in inspect.getmembers(thing, inspect.isroutine):
-            if not method.startswith("_") and (inspect.isfunction(function) or inspect.ismethod(function)):
-                yield f"{name}.{method}", function
-
-
 def path_arguments():
-    for name, function in public_calls():
+    for name, function in CALLS.items():
         hints = typing.get_type_hints(getattr(function, "__func__", function))
         for argument, kind in hints.items():
             if argument != "return" and takes_a_path(kind):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import save_tiny, tiny_tokenizer, words
+from encoders import save_masked, save_vit
 
 import sepcap
 
@@ -119,12 +120,29 @@ def everything(folder: Path) -> None:
         sepcap.load_model(folder / "images", device="cpu")
 
 
-def test_loading_and_measuring_change_nothing_and_ask_nobody(mine, watch, tmp_path):
-    with_images(mine / "images")
+def other_models(folder: Path) -> None:
+    """A masked model and an image classifier, which have processors and classes of their own to ask for."""
+    masked = sepcap.load_model(folder / "masked", device="cpu")
+    sepcap.evaluate(masked, str(folder / "rows"), tokens=100, context=16)
+    sepcap.load_model(folder / "vit", device="cpu")
+
+
+@pytest.mark.parametrize("do", [everything, other_models])
+def test_loading_and_measuring_change_nothing_and_ask_nobody(mine, watch, tmp_path, monkeypatch, do):
+    """Online: what would ask the hub, if it were not told to be offline, opens a connection."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    if do is everything:
+        with_images(mine / "images")
+    else:
+        save_masked("roberta", mine / "masked")
+        save_vit(mine / "vit")
     before = state(mine)
     watch.allowed, watch.found = (tmp_path / "cache",), []
     try:
-        everything(mine)
+        do(mine)
     finally:
         watch.allowed = None
     assert watch.found == []

@@ -13,7 +13,7 @@ HOME = Path(sepcap.__file__).parent
 
 FLOORS = (
     {"errors", "progress", "torch_defaults"},
-    {"checks", "latex", "schemas"},
+    {"checks", "latex", "schemas", "tables"},
     {"storage"},
     {"drawing", "models", "workers"},
     {"tasks"},

@@ -14,6 +14,10 @@ from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 from sepcap.errors import CorruptFile
+from sepcap.interventions.rotation import Rotation
+from sepcap.selection.clusters import Clusters
+from sepcap.selection.score import Scores
+from sepcap.statistics.moments import Statistics
 from sepcap.storage import PART, html_card, load_tensors, read_json, remove_parts, save_tensors, sole_writer, write_atomically, write_json
 
 
@@ -149,6 +153,28 @@ def test_any_bit_of_a_tensor_file_that_flips_is_seen(tmp_path):
             path.write_bytes(changed)
             with pytest.raises(CorruptFile, match=r"t\.safetensors"):
                 load_tensors(path, "numbers")
+
+
+@pytest.mark.parametrize(
+    ("load", "header", "said"),
+    [
+        (Clusters.load, {"kind": "clusters", "fingerprint": "f", "info": {}}, "k is missing"),
+        (Clusters.load, {"kind": "clusters", "k": 0, "fingerprint": "f", "info": {}}, "k: "),
+        (Clusters.load, {"kind": "clusters", "k": 2, "fingerprint": "f", "info": {}}, r"is corrupt \(labels: they range from 0 to 2"),
+        (Rotation.load, {"kind": "rotation", "bias": "none", "source": "", "rotated": ""}, "bias: "),
+        (Rotation.load, {"kind": "rotation", "bias": "fold", "source": "", "rotated": ""}, "incomplete rotation"),
+        (Scores.load, {"kind": "scores", "info": {}, "sites": ["heads"]}, "the scores of 'heads' are missing"),
+        (Statistics.load, {"kind": "statistics", "counts": {}, "info": {}, "gradients": {"mlp": 3}}, r"gradients\.mlp: "),
+        (Statistics.load, {"kind": "statistics", "counts": {"mlp": 3}, "info": {}}, "mlp"),
+        (lambda path: load_tensors(path, "rows"), {"kind": "rows", "columns": "n"}, "columns: "),
+        (lambda path: load_tensors(path, "rows"), {"kind": "rows", "columns": [], "groups": {"forget": 3}}, r"groups\.forget: "),
+    ],
+)
+def test_a_header_of_another_shape_names_file_and_field(load, header, said, tmp_path):
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, {"labels": torch.tensor([[0, 1, 2]])}, header)
+    with pytest.raises(CorruptFile, match=rf"t\.safetensors.*{said}"):
+        load(path)
 
 
 class Anything(TypedDict):

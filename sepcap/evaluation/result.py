@@ -79,6 +79,7 @@ class Evaluation:
         """Sums of `per_row` over the rows of every cluster, in the order of `COUNTS`."""
         return cluster_sums(self.per_row, self.clusters)
 
+    @checked()
     def sums(self, cluster: Cluster = "document") -> Float[np.ndarray, "cluster count"]:
         """Sums per document or per package, in the order of `COUNTS`.
 
@@ -92,14 +93,17 @@ class Evaluation:
             return self.per_cluster
         return cluster_sums(self.per_row, clusters_by(cluster, self.clusters, self.groups, self.task))
 
+    @checked()
     def value(self, metric: str) -> float:
         """Mean of a metric over its predictions; cross-entropy in nats."""
         return float(ratio(self.per_row, metric))
 
+    @checked()
     def se(self, metric: str, cluster: Cluster = "document") -> float:
         """Standard error of the mean, with documents as clusters (ratio estimator), or packages: see `sums`."""
         return ratio_se(*columns_of(self.sums(cluster), metric))
 
+    @checked()
     def interval(self, metric: str, cluster: Cluster = "document") -> Ends:
         """95% interval of the mean: Student's t with one degree of freedom fewer than documents, or packages.
 
@@ -148,6 +152,7 @@ class Evaluation:
         """Standard error of the perplexity: to first order the perplexity times the standard error of the loss (delta method)."""
         return self.perplexity * self.se("loss")
 
+    @checked()
     def difference(self, before: "Evaluation", metric: str = "top1", *, seed: int = 0, cluster: Cluster = "document") -> tuple[float, Ends]:
         """Change of a metric since `before`, with a 95% bootstrap interval over the documents both were evaluated on.
 
@@ -170,6 +175,7 @@ class Evaluation:
         with np.errstate(invalid="ignore"):  # a damaged model can have an infinite loss
             return self.value(metric) - before.value(metric), bootstrap_interval(new - old, n)
 
+    @checked()
     def skip50(self, tokenizer: Any) -> Any:
         """The target tokens that the skip50 metrics leave out, the most frequent first: a DataFrame of token, text and count."""
         return frequent_table(tokenizer, dict(zip(self.skip_tokens, self.info["skip_counts"], strict=True)))
@@ -194,6 +200,7 @@ class Evaluation:
         groups = None if meta.get("groups") is None else tuple(meta["groups"])
         return cls(meta["task"], per_row, tuple(meta["skip_tokens"]), meta["info"], clusters, groups)
 
+    @checked()
     def as_row(self, cluster: Cluster = "document") -> dict[str, float]:
         """n, n_documents, every metric and perplexity, each with its standard error over documents, or packages: see `sums`."""
         row: dict[str, float] = {"n": float(self.n), "n_documents": float(self.n_documents)}

@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from sepcap.evaluation.sampling import Ids, continuations
 from sepcap.evaluation.scorers import Scorer, checked_scores, get_scorer
 from sepcap.models.forward import device_of
 from sepcap.models.kinds import check_wraps, kind_of
+from sepcap.schemas import ToxicityHeader, validated
 from sepcap.statistics.collect import BATCH_SIZE
 from sepcap.statistics.intervals import Ends, bootstrap_interval, bootstrap_weights
-from sepcap.storage import html_card, open_regular, write_atomically
+from sepcap.storage import digest_of, html_card, open_regular, write_atomically
+from sepcap.tables import read_arrow
 from sepcap.tasks.batches import separator_of
 from sepcap.tasks.documents import Spelling, documents_in_turn
 from sepcap.tasks.load import load_task
@@ -33,6 +35,7 @@ from sepcap.tasks.registry import TASKS
 from sepcap.tasks.sources.files import read_files, read_text
 
 SUMMARIES = ("fraction", "mean")
+COLUMNS = {"prompt", "continuation", "score"}
 Z = 1.959964
 """Half width of a 95% interval in standard errors."""
 
@@ -72,6 +75,7 @@ class Toxicity:
         """Mean score."""
         return float(self._values("mean").mean())
 
+    @checked()
     def se(self, summary: str = "fraction") -> float:
         """Standard error of "fraction" or "mean"."""
         values = self._values(summary)
@@ -89,6 +93,7 @@ class Toxicity:
         """95% bootstrap interval over continuations."""
         return _bootstrap(self._values("mean"), seed=0)
 
+    @checked()
     def difference(self, before: "Toxicity", summary: str = "fraction", *, seed: int = 0) -> tuple[float, tuple[float, float]]:
         """Change of "fraction" or "mean" since `before`, with a 95% bootstrap interval over pairs of continuations.
 
@@ -114,32 +119,40 @@ class Toxicity:
 
     @checked()
     def save(self, path: str | Path) -> None:
-        """Write one parquet file, everything but the table as JSON in its header, atomically."""
+        """Write one parquet file, everything but the table as JSON in its header, atomically, with the SHA-256 of all of it."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         header = {"kind": "toxicity", **{k: v for k, v in vars(self).items() if k != "table"}}
         buffer = io.BytesIO()
         plain = pa.Table.from_pandas(self.table, preserve_index=False)
-        pq.write_table(plain.replace_schema_metadata({"sepcap": json.dumps(header)}), buffer, write_page_checksum=True)
+        sealed = {"sha256": _seal(header, plain), **header}
+        pq.write_table(plain.replace_schema_metadata({"sepcap": json.dumps(sealed)}), buffer, write_page_checksum=True)
         write_atomically(path, buffer.getvalue())
 
     @classmethod
     @checked()
     def load(cls, path: str | Path) -> "Toxicity":
-        """Read what `save` wrote."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        """Read what `save` wrote.
 
+        Raises:
+            FileNotFoundError: the file does not exist.
+            CorruptFile: it is no file of toxicity, or not as it was written.
+        """
         with open_regular(path, "toxicity") as file:
-            try:
-                table = pq.read_table(file, page_checksum_verification=True)
-                header = json.loads((table.schema.metadata or {}).get(b"sepcap", b"{}"))
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise CorruptFile(f"{path} is corrupt or truncated ({error}); delete it and compute it again") from error
-        if header.pop("kind", None) != "toxicity":
+            table = read_arrow(file)
+        try:
+            header = json.loads((table.schema.metadata or {}).get(b"sepcap", b"{}"))
+        except (ValueError, RecursionError) as error:
+            raise CorruptFile(f"{path} is corrupt ({error}); delete it and compute it again") from error
+        if not isinstance(header, dict) or header.get("kind") != "toxicity":
             raise CorruptFile(f"{path} is not a toxicity file of sepcap")
-        return cls(table=table.to_pandas(), **header)
+        held = validated(ToxicityHeader, header, path)
+        if header.pop("sha256") != _seal(header, table):
+            raise CorruptFile(f"{path} is damaged: it was changed after it was written (SHA-256); delete it and compute it again")
+        if COLUMNS - {*table.column_names}:
+            raise CorruptFile(f"{path} is corrupt: its table lacks {', '.join(sorted(COLUMNS - {*table.column_names}))}")
+        return cls(table.to_pandas(), *(held[name] for name in ("threshold", "perplexity", "perplexity_se", "info")))
 
     def __repr__(self) -> str:
         low, high = self.fraction_interval
@@ -156,6 +169,11 @@ class Toxicity:
         how = {"continuations": f"{self.n:,}", **{key: self.info.get(key) for key in ("scorer", "model", "task")}}
         worst = self.table.nlargest(5, "score")
         return html_card("Toxicity", how, pd.DataFrame(rows)) + html_card("Highest scores", {}, worst)
+
+
+def _seal(header: Mapping[str, Any], table: Any) -> str:
+    """SHA-256 of the header and of the values of a `pyarrow.Table`."""
+    return digest_of({"header": header, "table": table.to_pydict()})
 
 
 def _bootstrap(values: Float[np.ndarray, " n"], seed: int) -> Ends:

@@ -68,6 +68,7 @@ class Rotation:
         """Hash of the basis: the same for the same weights and bias."""
         return hash_of([*self._tensors().items(), (self.bias, torch.empty(0))])
 
+    @checked()
     def activations(self, site: str, layer: int, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
         """Transform activations of the unedited model to those of the rotated one; half precision is returned as float32.
 
@@ -88,6 +89,7 @@ class Rotation:
         basis, shift = (tensor.repeat_interleave(group, dim=0) for tensor in (basis, shift))
         return torch.einsum("bphd,hde->bphe", z.to(dtype) - shift, basis)
 
+    @checked()
     @torch.no_grad()
     def apply(self, model: Any) -> None:
         """Edit the weights of the model that the basis was computed from, and compare the attention outputs in a short pass.
@@ -122,6 +124,7 @@ class Rotation:
         if bool(self.output_bias[layer].any()):
             write_weight(model, layer, "attn.b_O", attn.b_O.double() + self.output_bias[layer].to(attn.b_O.device))
 
+    @checked()
     @torch.no_grad()
     def undo(self, model: Any) -> None:
         """Restore the value and output weights that the model had before `rotate_values`, bit for bit.
@@ -149,9 +152,10 @@ class Rotation:
         original = {name.removeprefix("original."): tensors.pop(name) for name in list(tensors) if name.startswith("original.")}
         try:
             return cls(meta["bias"], **tensors, source=meta["source"], rotated=meta["rotated"], original=original)
-        except (KeyError, TypeError) as error:
+        except TypeError as error:
             raise CorruptFile(f"{path}: incomplete rotation ({error}); compute it again") from error
 
+    @checked()
     def to(self, device: str | torch.device) -> "Rotation":
         """The same rotation on another device; the weights for `undo` are not moved."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import ANY, checked
 from sepcap.drawing.parts import DOTTED, above, axes_of, colour_bar, entry, panel_axes
 from sepcap.drawing.style import (
     BLUE,
@@ -58,6 +59,7 @@ class Basis:
     positions: int
 
 
+@checked(layer=ANY, head=ANY)
 def activation_distributions(
     forget: Statistics,
     retain: Statistics,

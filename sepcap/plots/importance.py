@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.cells import Grid, counts_bar, logarithmic
 from sepcap.drawing.parts import DOTTED, above, axes_of, entry, panel_axes
 from sepcap.drawing.style import (
@@ -74,6 +75,7 @@ class Site:
         return named if self.crowded else np.union1d(named, np.flatnonzero(self.chosen[layer]))
 
 
+@checked()
 def importance_scatter(
     forget: Statistics,
     retain: Statistics,

@@ -5,11 +5,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.ridges import Panel, bin_layers, edges_of, ridges
 from sepcap.drawing.style import GREY, Width, chosen_layers
 from sepcap.models.blocks.views import mlp_input_biases, value_row_norms
 
 
+@checked()
 def value_norms(
     model: Any, bins: int = 60, *, layers: Sequence[int] | None = None, log_counts: bool = False, width: Width = "column"
 ) -> go.Figure:
@@ -42,6 +44,7 @@ def value_norms(
     return ridges([panel], width=width)
 
 
+@checked()
 def mlp_biases(
     model: Any, bins: int = 60, *, layers: Sequence[int] | None = None, log_counts: bool = False, width: Width = "column"
 ) -> go.Figure:

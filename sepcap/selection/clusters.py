@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sepcap.checks import checked
-from sepcap.errors import missing_extra
+from sepcap.errors import CorruptFile, missing_extra
 from sepcap.models.blocks.views import mlp_input_weights
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.progress import progress as progress_bar
@@ -57,6 +57,7 @@ class Clusters:
         """Neurons per cluster."""
         return self._tally(self.labels >= 0)
 
+    @checked()
     def counts(self, neurons: NeuronSet) -> Int[Tensor, "layer k"]:
         """Number of neurons of a set in every cluster; neurons in no cluster are left out.
 
@@ -78,6 +79,7 @@ class Clusters:
         flat = (layers * self.k + self.labels)[mask]
         return torch.bincount(flat, minlength=len(self.labels) * self.k).view(-1, self.k)
 
+    @checked()
     def check(self, model: Any) -> None:
         """Raise if the input weights of a model are not those that were clustered.
 
@@ -94,6 +96,7 @@ class Clusters:
                 f"({found}): it is another model, or it was edited since. Recompute them with sepcap.cluster_neurons(model)"
             )
 
+    @checked()
     def neurons(self, model: Any, chosen: Iterable[tuple[int, int]]) -> NeuronSet:
         """Whole clusters as a neuron set, to ablate or delete.
 
@@ -123,8 +126,11 @@ class Clusters:
     @checked()
     def load(cls, path: str | Path) -> "Clusters":
         """Read what `save` wrote."""
-        tensors, meta = load_tensors(path, "clusters")
-        return cls(tensors["labels"], meta["k"], meta["fingerprint"], meta["info"])
+        tensors, meta = load_tensors(path, "clusters", ("labels",))
+        try:
+            return cls(tensors["labels"], meta["k"], meta["fingerprint"], meta["info"])
+        except ValueError as error:
+            raise CorruptFile(f"{path} is corrupt ({error}); cluster the neurons again") from error
 
     def __repr__(self) -> str:
         layers, width = self.labels.shape

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.ridges import ALL, FILLS, LINES, SELECTED, Binned, Panel, bin_layers, edges_of, ridges
 from sepcap.drawing.style import (
     FONT_PX,
@@ -36,6 +37,7 @@ CELL_PX = (34, 18)
 """Smallest cell of a heat map in which a number of three digits is legible."""
 
 
+@checked()
 def score_histograms(
     scores: Any,
     site: str | None = None,
@@ -99,6 +101,7 @@ def score_histograms(
     return ridges(panels, width=width, legend=legend)
 
 
+@checked()
 def importance_histograms(
     forget: Statistics,
     retain: Statistics,
@@ -198,6 +201,7 @@ def _legend(threshold: bool) -> list[go.Scatter]:
     return entries
 
 
+@checked()
 def head_scores(
     scores: Any,
     aggregate: Literal["mean", "median"] = "mean",

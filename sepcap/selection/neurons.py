@@ -106,11 +106,13 @@ class NeuronSet:
         """`.table` for a paper, see `sepcap.latex.latex_table`."""
         return latex_table(self.table, **options)
 
+    @checked()
     def count(self, site: str | None = None) -> int:
         """Neurons in the set, of one site or of all."""
         masks = self.masks.values() if site is None else [self.masks[site]] if site in self.masks else []
         return sum(int(mask.sum()) for mask in masks)
 
+    @checked()
     def per_layer(self, site: str) -> list[int]:
         """Neurons in the set per layer of one site."""
         return self.masks[site].flatten(1).sum(dim=1).tolist()
@@ -119,6 +121,7 @@ class NeuronSet:
         """(site, layer, mask of the layer) wherever the set has neurons."""
         return ((site, i, mask[i]) for site, mask in self.masks.items() for i in range(len(mask)) if bool(mask[i].any()))
 
+    @checked()
     def check(self, model: Any) -> dict[str, Population]:
         """The populations of the model that the set is of; raises if the model has another shape."""
         found = populations(model, self.masks)
@@ -171,6 +174,7 @@ class NeuronSet:
     def __invert__(self) -> "NeuronSet":
         return NeuronSet({site: ~mask for site, mask in self.masks.items()})
 
+    @checked()
     def to(self, device: str | torch.device) -> "NeuronSet":
         """The same set on another device."""
         return NeuronSet({site: mask.to(device) for site, mask in self.masks.items()}, self.info)

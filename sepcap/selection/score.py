@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 import sepcap
-from sepcap.checks import checked
-from sepcap.errors import unknown
+from sepcap.checks import ANY, checked
+from sepcap.errors import CorruptFile, unknown
 from sepcap.latex import latex_table
 from sepcap.models.sites import get_site
 from sepcap.selection.figures import score_histograms
@@ -69,6 +69,7 @@ class Scores(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._by_site)
 
+    @checked()
     def to(self, device: str | torch.device) -> "Scores":
         """The same scores on another device."""
         importances = {site: (forget.to(device), retain.to(device)) for site, (forget, retain) in self.importances.items()}
@@ -96,6 +97,7 @@ class Scores(Mapping[str, Tensor]):
             columns.append(pd.DataFrame(column | {"rank": np.arange(1, len(order) + 1)}))
         return pd.concat([neuron_table(places), pd.concat(columns, ignore_index=True)], axis=1)
 
+    @checked()
     def to_latex(self, n: int = 20, **options: Any) -> str:
         """The first `n` rows of `.table` of each site for a paper, see `sepcap.latex.latex_table`."""
         return latex_table(self.table.groupby("site", sort=False).head(n), **options)
@@ -123,12 +125,14 @@ class Scores(Mapping[str, Tensor]):
         low, high = bootstrap_intervals(self.replicates[site].detach().double().cpu().numpy(), self.info["clusters"])
         return torch.from_numpy(low).to(self[site].device), torch.from_numpy(high).to(self[site].device)
 
+    @checked(b=ANY)
     def replicate(self, b: int) -> "Scores":
         """The scores of bootstrap replicate `b`."""
         if not 0 <= b < self._replicated():
             raise IndexError(f"b={b}: there are the replicates 0 to {self._replicated() - 1}")
         return Scores({site: value[b] for site, value in self.replicates.items()}, self.info)
 
+    @checked()
     def stability(self, fractions: Mapping[str, float], **options: Any) -> SelectionStability:
         """How much a selection depends on the documents: `top` on every bootstrap replicate (METHODS 18).
 
@@ -209,6 +213,8 @@ class Scores(Mapping[str, Tensor]):
     def load(cls, path: str | Path) -> "Scores":
         """Read what `save` wrote."""
         tensors, meta = load_tensors(path, "scores")
+        if missing := [site for site in meta["sites"] if site not in tensors]:
+            raise CorruptFile(f"{path} is corrupt: the scores of {missing[0]!r} are missing; compute them again")
         scores = {site: tensors[site] for site in meta["sites"]}
         pairs = {site: (tensors[f"{site}/forget"], tensors[f"{site}/retain"]) for site in scores if f"{site}/forget" in tensors}
         drawn = {site: tensors[f"{site}/replicates"] for site in scores if f"{site}/replicates" in tensors}

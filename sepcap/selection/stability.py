@@ -57,6 +57,7 @@ class SelectionStability:
         shape = next(iter(self.selections.values())).masks
         return {site: self._taken(site).mean(0).view(shape[site].shape) for site in self.sites}
 
+    @checked()
     def jaccard(self, site: str) -> Float[np.ndarray, "selection selection"]:
         """|A∩B| / |A∪B| of every two selections at a site; NaN where both are empty."""
         taken = self._taken(site)
@@ -150,6 +151,7 @@ def selection_stability(scores: Any, fractions: Any, *, over: str = "selections"
     return SelectionStability({str(name): one.top(fractions, **options) for name, one in named.items()}, None, over)
 
 
+@checked()
 def selection_frequency(stability: SelectionStability, *, width: Width = "column") -> go.Figure:
     """Share of the selections that contain each neuron, the most frequent first, one line per site.
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 
 MEASURED: dict[str, tuple[str, ...]] = {
@@ -119,6 +120,7 @@ class GradientImportances:
     site: str
     gradients: GradientSums | None
 
+    @checked()
     def require_gradients(self, name: str) -> GradientSums:
         """The sums that an importance needs; if they were not collected, an error that states how to collect them."""
         found = self.gradients
@@ -134,6 +136,7 @@ class GradientImportances:
             raise ValueError(f"a has shape {list(constant.shape)}: give a number, or a constant per neuron {list(total.shape)}")
         return (constant * total - found.sums[f"{prefix}zg"]) / found.predictions
 
+    @checked()
     def atp_at(self, a: Any = 0.0) -> Float[Tensor, "layer *neuron"]:
         """(1/N) Σ (a − z)·g: first-order change of the mean loss, in nats, if this neuron alone is set to a.
 
@@ -149,6 +152,7 @@ class GradientImportances:
         """`atp_at(0)`, signed: positive if the loss rises without the neuron."""
         return self.atp_at()
 
+    @checked()
     def relp_at(self, a: Any = 0.0) -> Float[Tensor, "layer *neuron"]:
         """As `atp_at`, with the linearised backward pass of `sepcap.models.linearised`.
 

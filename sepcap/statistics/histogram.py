@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sepcap.checks import ANY, checked
+
 BINS = 1024
 """Number of bins per neuron, a power of two. The activations span at least BINS/2 − 1 of them, so a bin is narrower than range/510
 (or has the exponent `NARROWEST`)."""
@@ -115,6 +117,7 @@ class Histogram:
         for layer in range(len(self.counts)):
             yield self.part(layer, slice(None))
 
+    @checked(layer=ANY)
     def part(self, layer: int, neurons: slice) -> "Layer":
         """Some neurons of one layer, flattened."""
         flat = (x[layer].reshape(-1)[neurons] for x in (self.exponent, self.start, self.low, self.high))
@@ -124,12 +127,12 @@ class Histogram:
         """Centre of the fullest of 100 equal bins over [low, high]; the lowest in case of ties."""
         return torch.stack([layer.peak() for layer in self.layers()]).view_as(self.low)
 
+    @checked()
     def quantile(self, q: float) -> Float[Tensor, "layer *neuron"]:
         """The activation of rank q·(N − 1), counted from 0 and interpolated between neighbours, to within one bin."""
-        if not 0 <= q <= 1:
-            raise ValueError(f"q={q}: give a number from 0 to 1; 0.5 is the median")
         return torch.stack([layer.quantile(q) for layer in self.layers()]).view_as(self.low)
 
+    @checked(layer=ANY)
     def density(self, layer: int, index: tuple[int, ...], edges: np.ndarray) -> np.ndarray:
         """Share of a neuron's positions in each of the bins between `edges`.
 
@@ -161,6 +164,7 @@ class Histogram:
         counts = torch.stack([regrid(a.counts, a.grid, new) + regrid(b.counts, b.grid, new) for a, b, new in layers])
         return Histogram(counts.view_as(self.counts), *merged, low, high)
 
+    @checked()
     def to(self, device: str | torch.device) -> "Histogram":
         """The same histograms on another device."""
         return Histogram(*(x.to(device) for x in (self.counts, self.exponent, self.start, self.low, self.high)))

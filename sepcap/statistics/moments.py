@@ -352,8 +352,8 @@ class Statistics(Mapping[str, NeuronStatistics]):
                 )
                 for site, count in meta["counts"].items()
             }
-        except KeyError as error:
-            raise CorruptFile(f"{path}: tensor {error} is missing; collect the statistics again") from error
+        except (KeyError, TypeError) as error:
+            raise CorruptFile(f"{path}: {error} is missing or not known; collect the statistics again") from error
         return cls(by_site, meta["info"])
 
     def __repr__(self) -> str:

@@ -106,6 +106,7 @@ class LabelledTexts:
             rows += [{"category": category, "name": name, "characters": len(text)} for name, text in zip(names, texts, strict=True)]
         return pd.DataFrame(rows).reset_index(names="text")
 
+    @checked()
     def halves(self, seed: int = 0) -> tuple["LabelledTexts", "LabelledTexts"]:
         """Two halves with no text in common, each with half of the texts of every category: one to search, one to test the result.
 
@@ -134,6 +135,7 @@ class LabelledTexts:
                 half[category] = [named[i] for i in sorted(chosen)]
         return _of_named(halves[0]), _of_named(halves[1])
 
+    @checked()
     def rows(self, model: Any, length: int) -> Int[np.ndarray, "text pos"]:
         """Token ids of every text: the opening token if the model has one, and the first tokens up to `length`.
 

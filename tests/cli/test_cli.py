@@ -59,14 +59,23 @@ def test_score_takes_importances_from_gradients(trained_folder, two_files, tmp_p
     assert sepcap.NeuronSet.load(tmp_path / "scores" / "neurons.safetensors").info["contrast"] == "difference"
 
 
+def no_browser(*_):
+    raise RuntimeError("there is no browser\nand more that is not said")
+
+
 @pytest.mark.slow
 def test_the_demo_compares_both_directions_with_random(trained_folder, two_files, tmp_path, capsys, monkeypatch):
     forget, retain = two_files
     monkeypatch.chdir(tmp_path)
     arguments = ["demo", "--model", str(trained_folder), "--forget", str(forget), "--retain", str(retain)]
     arguments += ["--fractions", "mlp=0.5", "--steps", "2", "--tokens", "300", "--eval-tokens", "1500", "--baseline-seeds", "2"]
+    monkeypatch.setattr("sepcap.drawing.save.static", no_browser)
     main(arguments)
     printed = capsys.readouterr().out
+    assert printed.count("HTML only") == 1
+    assert printed.count("no SVG and PNG: there is no browser") == 1
+    assert printed.splitlines()[-1].split()[0].endswith(".html")
+    assert sum("step 1 of 2" in line or "step 2 of 2" in line for line in printed.splitlines()) >= 4  # no terminal: a line per step
     for name in ("forget letters", "forget digits", "random per layer, letters", "random per layer, digits", "2 seeds"):
         assert name in printed
     assert "letters prompt, before" in printed

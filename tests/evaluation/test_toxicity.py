@@ -1,7 +1,10 @@
 """Toxicity: continuations against the plain model, scores against classifiers with a planted answer."""
 
+import base64
+import dataclasses
 import functools
 import importlib
+import json
 import math
 import re
 import shutil
@@ -20,6 +23,7 @@ from sepcap.evaluation.harness import run_lm_eval
 from sepcap.evaluation.sampling import continuations, draw
 from sepcap.evaluation.scorers import get_scorer
 from sepcap.evaluation.toxicity import Toxicity, read_prompts
+from sepcap.storage import digest_of
 
 toxicity = functools.partial(sepcap.evaluate_toxicity, task=None)
 """Without the perplexity beside it, where a test is of something else."""
@@ -465,6 +469,71 @@ def test_saved_and_loaded_it_is_the_same(result, tmp_path):
         Toxicity.load(path)
     with pytest.raises(FileNotFoundError):
         Toxicity.load(tmp_path / "nothing")
+
+
+def loaded_or_none(path):
+    try:
+        return Toxicity.load(path)
+    except CorruptFile:
+        return None
+
+
+def test_a_flipped_bit_of_a_file_changes_nothing_or_is_seen(tmp_path):
+    path = tmp_path / "toxicity.parquet"
+    before = dataclasses.replace(of_scores([0.25, 0.9, 0.9]), perplexity=12.5, perplexity_se=0.5)
+    before.save(path)
+    whole = path.read_bytes()
+    # the header is there twice: as it is, and within the schema of arrow, in base64
+    encoded = re.search(rb"/////[A-Za-z0-9+/]+=*", whole)
+    at = base64.b64decode(encoded[0]).index(b'"threshold": 0.8')
+    twice = [range(start, start + 60) for start in (whole.index(b'"threshold": 0.8'), encoded.start() + 4 * at // 3)]
+    seen = 0
+    for at in sorted({*twice[0], *twice[1], *range(0, len(whole), 29)}):
+        changed = bytearray(whole)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        if (after := loaded_or_none(path)) is None:
+            seen += at in twice[0] or at in twice[1]
+            continue
+        assert (after.threshold, after.perplexity, after.perplexity_se, after.info) == (0.8, 12.5, 0.5, before.info)
+        assert after.table.equals(before.table)
+    assert seen >= 40
+
+
+def write_parquet(path, table, header):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    plain = pa.Table.from_pandas(table, preserve_index=False)
+    sealed = {"sha256": digest_of({"header": header, "table": plain.to_pydict()}), **header}
+    pq.write_table(plain.replace_schema_metadata({"sepcap": json.dumps(sealed)}), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"threshold": "0.8"}, r"threshold: "),
+        ({"threshold": math.nan}, r"threshold: "),
+        ({"perplexity": None}, r"perplexity: "),
+        ({"info": []}, r"info: "),
+        ("perplexity_se", "perplexity_se is missing"),
+        ("score", "its table lacks score"),
+    ],
+)
+def test_a_header_or_table_of_another_shape_names_the_file(change, said, tmp_path):
+    path, table = tmp_path / "toxicity.parquet", of_scores([0.5]).table
+    header = {"kind": "toxicity", "threshold": 1, "perplexity": math.nan, "perplexity_se": math.nan, "info": {}}
+    write_parquet(path, table, header | {"more": 1})
+    assert Toxicity.load(path).fraction == 0.0  # of a later version
+    if isinstance(change, dict):
+        header |= change
+    elif change in header:
+        del header[change]
+    else:
+        table = table.drop(columns=change)
+    write_parquet(path, table, header)
+    with pytest.raises(CorruptFile, match=rf"toxicity\.parquet is corrupt: {said}"):
+        Toxicity.load(path)
 
 
 def test_it_shows_itself_and_escapes_what_the_model_wrote():

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
 sys.path += [str(TESTS / "plots"), *map(str, sorted((TESTS / "studies").glob("*/")))]
 
+import planted_results
 import test_ablations_figures
 import test_activations
 import test_dimensions_figures
@@ -23,7 +25,11 @@ from planted_statistics import with_importance
 import sepcap
 from sepcap import plots
 from sepcap.selection.score import Scores
+from sepcap.studies.importances import figures as importances_figures
+from sepcap.studies.learned import figures as learned_figures
 from sepcap.studies.methods.study import MethodComparison
+from sepcap.studies.pruning.jumps.figures import draw_jumps, draw_tokens
+from sepcap.studies.single_ablations import figures as single_figures
 
 FORGET, RETAIN, OTHER = [0.60, 0.45, 0.2, 0.08, 0.02], [0.55, 0.54, 0.5, 0.4, 0.1], [0.6, 0.5, 0.35, 0.2, 0.1]
 SITES = {"mlp": (6, 40), "attn_pre_out": (6, 4, 8)}
@@ -84,69 +90,132 @@ def runs(folder: Path) -> dict[str, Any]:
     return {"demo": demo, "zero": zero, "many": many, "seeds": seeds, "methods": MethodComparison(folder, methods, beside)}
 
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def arguments(*args: Any, **options: Any) -> Arguments:
+    """What a figure is drawn of."""
+    return args, options
+
+
+class Planted:
+    """Results that several figures share, each made when it is first used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def runs(self) -> dict[str, Any]:
+        """See `runs`."""
+        return runs(self.folder)
+
+    @property
+    def one(self) -> Any:
+        """One run."""
+        return self.runs["demo"]["forget local-code"]
+
+    @cached_property
+    def model(self) -> Any:
+        """The embedded default model."""
+        return sepcap.load_model()
+
+    @property
+    def chosen(self) -> Any:
+        """A tenth of the neurons of a site."""
+        return sepcap.score(*statistics(), importance="abs").top({"mlp": 0.1})
+
+    @property
+    def acts(self) -> list[Any]:
+        """Statistics of one layer of two tasks, with histograms."""
+        tasks = ("local-code", "local-prose")
+        return [test_activations.statistics(task, test_activations.activations(seed, (2, 3, 4))) for seed, task in enumerate(tasks)]
+
+    @property
+    def heads(self) -> Any:
+        """An ablation of every head of six layers."""
+        return test_ablations_figures.comparison(test_ablations_figures.grid(6, 4), unsure=[(3, 1)])
+
+    @property
+    def few(self) -> Any:
+        """An ablation of two heads."""
+        return test_ablations_figures.comparison([(0, 0), (1, 2)])
+
+
+FIGURES: dict[str, tuple[Callable[..., Any], Callable[[Planted], Arguments]]] = {
+    "ablation-sweep": (plots.ablation_sweep, lambda _: arguments(test_ablations_figures.sweep(kinds=("zero", "mean", "peak")))),
+    "ablations": (plots.ablations, lambda of: arguments(of.heads)),
+    "ablations-layers": (plots.ablations, lambda of: arguments(of.heads, layers=[1, 3, 5])),
+    "ablations-of-a-head": (plots.ablations, lambda _: arguments(test_ablations_figures.comparison([(5, 1)]))),
+    "ablations-of-heads": (plots.ablations, lambda of: arguments(of.few)),
+    "activations": (plots.activation_distributions, lambda of: arguments(*of.acts, layer=1, head=1)),
+    "areas": (plots.areas, lambda of: arguments(of.runs["demo"])),
+    "concentration-curve": (plots.concentration_curve, lambda _: arguments(test_modularity_figures.planted())),
+    "concentration-profile": (plots.concentration_profile, lambda _: arguments(test_modularity_figures.planted())),
+    "cross-task": (plots.cross_task, lambda _: arguments(test_neuron_set_figures.cross_task())),
+    "cross-task-bisection": (plots.cross_task_bisection, lambda _: arguments(test_neuron_set_figures.cross_task())),
+    "dimension-traces": (plots.dimension_traces, lambda _: arguments(test_dimensions_figures.result())),
+    "drop-against-drop": (plots.drop_against_drop, lambda of: arguments(of.runs["demo"])),
+    "head-scores": (plots.head_scores, lambda _: arguments(scores())),
+    "importance-histograms": (plots.importance_histograms, lambda of: arguments(*statistics(), log_counts=True)),
+    "importance-scatter": (plots.importance_scatter, lambda of: arguments(*statistics(), neurons=of.chosen, site="mlp")),
+    "importances-effects": (importances_figures.effects, lambda _: arguments(planted_results.importances())),
+    "importances-ranks": (importances_figures.ranks, lambda _: arguments(planted_results.importances())),
+    "importances-trajectories": (importances_figures.trajectories, lambda _: arguments(planted_results.importances())),
+    "jacobian-ranks": (plots.jacobian_ranks, lambda _: arguments(test_jacobian_figures.study())),
+    "jacobian-spectra": (plots.jacobian_spectra, lambda _: arguments(test_jacobian_figures.study())),
+    "jumps": (draw_jumps, lambda _: arguments(planted_results.jumps())),
+    "jumps-tokens": (draw_tokens, lambda _: arguments(planted_results.jumps())),
+    "learned-losses": (learned_figures.losses, lambda _: arguments(planted_results.learned())),
+    "learned-scores": (plots.score_histograms, lambda _: arguments(planted_results.learned())),
+    "learned-trajectory": (learned_figures.trajectories, lambda _: arguments(planted_results.learned())),
+    "methods": (plots.methods, lambda of: arguments(of.runs["methods"])),
+    "metric-over-steps": (plots.metric_over_steps, lambda of: arguments(of.one)),
+    "metric-over-steps-of-runs": (plots.metric_over_steps, lambda of: arguments(of.runs["demo"])),
+    "mlp-biases": (plots.mlp_biases, lambda of: arguments(of.model)),
+    "overlap": (plots.overlap, lambda _: arguments(test_neuron_set_figures.overlaps())),
+    "overlap-layers": (plots.overlap_layers, lambda _: arguments(test_neuron_set_figures.overlaps())),
+    "overlap-ratios": (plots.overlap_ratios, lambda _: arguments(test_neuron_set_figures.overlaps())),
+    "paragraph-distances": (plots.paragraph_distances, lambda _: arguments(test_paragraph_figures.planted())),
+    "paragraph-layers": (plots.paragraph_layers, lambda _: arguments(test_paragraph_figures.planted())),
+    "paragraph-positions": (plots.paragraph_positions, lambda _: arguments(test_paragraph_figures.planted())),
+    "perplexity-against-perplexity": (plots.perplexity_against_perplexity, lambda of: arguments(of.runs["demo"])),
+    "pruned-neurons": (plots.pruned_neurons, lambda of: arguments(of.one, layers=[1, 3, 5])),
+    "score-histograms": (plots.score_histograms, lambda _: arguments(scores(), layers=[1, 3, 5], log_counts=True)),
+    "score-histograms-of-a-layer": (plots.score_histograms, lambda _: arguments(scores("mlp"), layers=[3])),
+    "score-histograms-of-a-site": (plots.score_histograms, lambda _: arguments(scores(), "mlp", neurons=scores().top({"mlp": 0.05}))),
+    "selection-checks-curves": (plots.selection_checks_curves, lambda _: arguments(test_neuron_set_figures.checks())),
+    "selection-checks-keep": (plots.selection_checks_keep, lambda _: arguments(test_neuron_set_figures.checks())),
+    "selection-checks-layers": (plots.selection_checks_layers, lambda _: arguments(test_neuron_set_figures.checks())),
+    "selection-checks-meeting": (plots.selection_checks_meeting, lambda _: arguments(test_neuron_set_figures.checks())),
+    "selection-checks-step-overlaps": (plots.selection_checks_step_overlaps, lambda _: arguments(test_neuron_set_figures.checks())),
+    "selection-checks-steps": (plots.selection_checks_steps, lambda _: arguments(test_neuron_set_figures.checks())),
+    "selection-frequency": (plots.selection_frequency, lambda _: arguments(stability())),
+    "similarity": (plots.similarity, lambda _: arguments(test_similarity_figures.result())),
+    "similarity-profile": (plots.similarity_profile, lambda _: arguments(test_similarity_figures.result())),
+    "single-ablations-backups": (single_figures.backups, lambda _: arguments(planted_results.single_ablations())),
+    "single-ablations-backups-retain": (single_figures.backups, lambda _: arguments(planted_results.single_ablations(), task="retain")),
+    "single-ablations-layers": (single_figures.over_layers, lambda _: arguments(planted_results.single_ablations())),
+    "single-ablations-score": (single_figures.effect_and_score, lambda _: arguments(planted_results.single_ablations())),
+    "single-ablations-score-of-layers": (
+        single_figures.effect_and_score,
+        lambda _: arguments(planted_results.single_ablations(), layers=[1, 3, 5]),
+    ),
+    "single-ablations-tasks": (single_figures.both_tasks, lambda _: arguments(planted_results.single_ablations())),
+    "thresholds": (plots.thresholds, lambda of: arguments(of.runs["zero"])),
+    "trajectory": (plots.trajectory, lambda of: arguments(of.runs["demo"])),
+    "trajectory-of-many": (plots.trajectory, lambda of: arguments(of.runs["many"])),
+    "trajectory-of-seeds": (plots.trajectory, lambda of: arguments(of.runs["seeds"])),
+    "value-norms": (plots.value_norms, lambda of: arguments(of.model)),
+}
+"""Name -> the function that draws the figure, and what it is drawn of. `tests/drawing/test_all_figures.py` fails if one is missing."""
+
+
 def figures(folder: Path) -> dict[str, Callable[..., Any]]:
     """Name -> a function that draws the figure, given `width`."""
-    of, model = runs(folder), sepcap.load_model()
-    one = of["demo"]["forget local-code"]
-    forget, retain = statistics()
-    chosen = sepcap.score(*statistics(), importance="abs").top({"mlp": 0.1})
-    tasks = ("local-code", "local-prose")
-    acts = [test_activations.statistics(task, test_activations.activations(seed, (2, 3, 4))) for seed, task in enumerate(tasks)]
-    passes, sets = test_jacobian_figures.study(), test_neuron_set_figures
-    moved = test_paragraph_figures.planted()
-    heads = test_ablations_figures.comparison(test_ablations_figures.grid(6, 4), unsure=[(3, 1)])
-    few = test_ablations_figures.comparison([(0, 0), (1, 2)])
-    checks = sets.checks()
+    planted = Planted(folder)
 
-    def draw(function: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return lambda width="column": function(*arguments, width=width, **options)
+    def drawn(function: Callable[..., Any], of: Callable[[Planted], Arguments]) -> Callable[..., Any]:
+        args, options = of(planted)
+        return lambda width="column": function(*args, width=width, **options)
 
-    return {
-        "ablation-sweep": draw(plots.ablation_sweep, test_ablations_figures.sweep(kinds=("zero", "mean", "peak"))),
-        "ablations": draw(plots.ablations, heads),
-        "ablations-layers": draw(plots.ablations, heads, layers=[1, 3, 5]),
-        "ablations-of-heads": draw(plots.ablations, few),
-        "ablations-of-a-head": draw(plots.ablations, test_ablations_figures.comparison([(5, 1)])),
-        "activations": draw(plots.activation_distributions, *acts, layer=1, head=1),
-        "areas": draw(plots.areas, of["demo"]),
-        "concentration-curve": draw(plots.concentration_curve, test_modularity_figures.planted()),
-        "concentration-profile": draw(plots.concentration_profile, test_modularity_figures.planted()),
-        "selection-checks-curves": draw(plots.selection_checks_curves, checks),
-        "selection-checks-keep": draw(plots.selection_checks_keep, checks),
-        "selection-checks-layers": draw(plots.selection_checks_layers, checks),
-        "selection-checks-meeting": draw(plots.selection_checks_meeting, checks),
-        "selection-checks-step-overlaps": draw(plots.selection_checks_step_overlaps, checks),
-        "selection-checks-steps": draw(plots.selection_checks_steps, checks),
-        "cross-task": draw(plots.cross_task, sets.cross_task()),
-        "cross-task-bisection": draw(plots.cross_task_bisection, sets.cross_task()),
-        "dimension-traces": draw(plots.dimension_traces, test_dimensions_figures.result()),
-        "drop-against-drop": draw(plots.drop_against_drop, of["demo"]),
-        "head-scores": draw(plots.head_scores, scores()),
-        "importance-histograms": draw(plots.importance_histograms, forget, retain, log_counts=True),
-        "importance-scatter": draw(plots.importance_scatter, forget, retain, neurons=chosen, site="mlp"),
-        "jacobian-ranks": draw(plots.jacobian_ranks, passes),
-        "jacobian-spectra": draw(plots.jacobian_spectra, passes),
-        "methods": draw(plots.methods, of["methods"]),
-        "metric-over-steps": draw(plots.metric_over_steps, one),
-        "metric-over-steps-of-runs": draw(plots.metric_over_steps, of["demo"]),
-        "mlp-biases": draw(plots.mlp_biases, model),
-        "pruned-neurons": draw(plots.pruned_neurons, one, layers=[1, 3, 5]),
-        "overlap-layers": draw(plots.overlap_layers, sets.overlaps()),
-        "overlap-ratios": draw(plots.overlap_ratios, sets.overlaps()),
-        "overlap": draw(plots.overlap, sets.overlaps()),
-        "perplexity-against-perplexity": draw(plots.perplexity_against_perplexity, of["demo"]),
-        "score-histograms": draw(plots.score_histograms, scores(), layers=[1, 3, 5], log_counts=True),
-        "score-histograms-of-a-site": draw(plots.score_histograms, scores(), "mlp", neurons=scores().top({"mlp": 0.05})),
-        "score-histograms-of-a-layer": draw(plots.score_histograms, scores("mlp"), layers=[3]),
-        "selection-frequency": draw(plots.selection_frequency, stability()),
-        "similarity": draw(plots.similarity, test_similarity_figures.result()),
-        "similarity-profile": draw(plots.similarity_profile, test_similarity_figures.result()),
-        "thresholds": draw(plots.thresholds, of["zero"]),
-        "trajectory": draw(plots.trajectory, of["demo"]),
-        "trajectory-of-many": draw(plots.trajectory, of["many"]),
-        "trajectory-of-seeds": draw(plots.trajectory, of["seeds"]),
-        "paragraph-distances": draw(plots.paragraph_distances, moved),
-        "paragraph-layers": draw(plots.paragraph_layers, moved),
-        "paragraph-positions": draw(plots.paragraph_positions, moved),
-        "value-norms": draw(plots.value_norms, model),
-    }
+    return {name: drawn(function, of) for name, (function, of) in FIGURES.items()}

@@ -26,8 +26,8 @@ from transformers import (
 
 import sepcap
 from sepcap.models.kinds import kind_of
-from sepcap.models.loading.probe import probed
-from sepcap.models.wrappers import check_tokens
+from sepcap.models.loading.probe import PASSED, probed
+from sepcap.models.wrappers import check_plain_weights, check_tokens
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 
@@ -86,6 +86,40 @@ def test_a_model_that_sees_what_it_is_to_predict_is_refused(dtype):
     probed(decoder.to(getattr(torch, dtype)), "the same as a decoder")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_masked_model_that_sees_one_side_only_is_refused(dtype):
+    torch.manual_seed(0)
+    causal = BertForMaskedLM(BertConfig(**TINY_BERT.to_diff_dict() | {"is_decoder": True}))
+    with pytest.raises(NotImplementedError, match="a BertForMaskedLM with causal attention"):
+        load(causal, tiny_tokenizer(), dtype)
+    probed(BertForMaskedLM(TINY_BERT).to(getattr(torch, dtype)), "one that sees both")
+
+
+def test_a_bridge_of_the_users_own_is_probed_once(tiny_folders, tokenizer, monkeypatch):
+    model = load(OPTForCausalLM.from_pretrained(tiny_folders["opt"]), tokenizer)
+    right, passes, share = model.forward, [], 0.0
+
+    def forward(*args, **options):
+        passes.append(1)
+        logits = right(*args, **options)
+        return logits + share * logits[:, -1:]
+
+    monkeypatch.setattr(model, "forward", forward)
+    assert sepcap.load_model(model) is model
+    assert len(passes) == 0  # it was probed when it was loaded
+    PASSED.discard(model)
+    with model.hooks(fwd_hooks=[("blocks.0.hook_attn_out", lambda value, hook: value)]):
+        assert sepcap.load_model(model) is model
+        assert len(passes) == 0  # a hook of the user is not called
+    for _ in range(3):
+        assert sepcap.load_model(model) is model
+    assert len(passes) == 1
+    PASSED.discard(model)
+    share = 0.1
+    with pytest.raises(NotImplementedError, match="with bidirectional attention"):
+        sepcap.load_model(model)
+
+
 @pytest.mark.parametrize(("noise", "refused"), [(0.01, True), (0.2, False)])
 def test_rounding_is_no_view_of_later_tokens(noise, refused):
     class Noisy(torch.nn.Embedding):
@@ -109,6 +143,27 @@ def test_a_hook_that_the_bridge_would_lose_is_named(tiny_folders, tokenizer):
     plain.transformer.h[0].attn.register_forward_hook(lambda module, args, out: (out[0] * 3, *out[1:]))
     with pytest.raises(NotImplementedError, match="hook the TransformerBridge"):
         load(plain, tokenizer)
+
+
+def test_a_hook_that_only_looks_and_is_lost_is_a_warning(tiny_folders, tokenizer):
+    plain = GPT2LMHeadModel.from_pretrained(tiny_folders["gpt2"])
+    plain.transformer.h[1].attn.register_forward_hook(lambda module, args, out: None)
+    with pytest.warns(UserWarning, match=r"torch hooks on transformer\.h\.1\.attn are not called in every pass"):
+        load(plain, tokenizer)
+
+
+def test_loading_says_on_which_device_and_in_what_precision(plain, tokenizer, capsys):
+    load(plain, tokenizer, "bfloat16")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" on cpu in bfloat16")
+
+
+def test_packed_weights_are_not_edited(tiny_opt):
+    module = tiny_opt.blocks[1].mlp.out.original_component
+    packed = torch.nn.Parameter(module.weight.to(torch.int8), requires_grad=False)
+    module._parameters["weight"] = packed
+    with pytest.raises(ValueError, match=r"delete edits weights, but blocks\.1\.mlp\.\S+ of this .* has quantised weights \(torch\.int8\)"):
+        check_plain_weights(tiny_opt, ("mlp",), "delete")
+    check_plain_weights(tiny_opt, ("attn",), "delete")
 
 
 def test_a_token_without_an_embedding_is_named(plain):

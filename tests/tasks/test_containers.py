@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import datasets
@@ -249,6 +250,17 @@ def test_pipes_devices_and_bombs_end_in_one_error(tmp_path, monkeypatch):
     (tmp_path / "endless.jsonl").write_bytes(b'{"text": "a"}\n{"text": "' + b"a" * 2000)
     with pytest.raises(ValueError, match=r"endless\.jsonl, line 2 is longer"):
         sepcap.load_task(tmp_path / "endless.jsonl")
+
+
+def test_of_a_saved_dataset_dict_one_split_is_a_task(tmp_path):
+    other = datasets.Dataset.from_dict({"text": [text[::-1] for text in DATA["text"]]})
+    datasets.DatasetDict({"train": DATA, "test": other}).save_to_disk(tmp_path / "both")
+    ways = " or ".join(repr(str(tmp_path / "both" / split)) for split in ("test", "train"))
+    with pytest.raises(ValueError, match=rf"both is a saved DatasetDict; choose one of its splits by its path: {re.escape(ways)}"):
+        sepcap.load_task(tmp_path / "both")
+    for split, data in (("train", DATA), ("test", other)):
+        found, expected = sepcap.load_task(tmp_path / "both" / split), sepcap.load_task(data)
+        assert found.sources[0].documents("evaluate")["text"] == expected.sources[0].documents("evaluate")["text"]
 
 
 @pytest.mark.parametrize("name", ["saved", "texts", "a.jsonl", "a.parquet"])

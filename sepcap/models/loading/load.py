@@ -16,7 +16,7 @@ from sepcap.models.attention import rotate_in_own_precision
 from sepcap.models.devices import DeviceMap, check_at_hand, check_device, checked_device_map
 from sepcap.models.hooked_transformers import check_line, hooked_class, hooked_from
 from sepcap.models.kinds import is_hooked_transformer, kind_of
-from sepcap.models.loading.probe import check_hooked, probed, taking_apart
+from sepcap.models.loading.probe import check_hooked, check_object, probed, taking_apart
 from sepcap.models.loading.reading import check_class, check_tokenizer, from_name, random_model, trained_model
 from sepcap.models.loading.reading import default_folder as default_folder  # re-exported
 from sepcap.models.wrappers import check_tokens, known_class, unwrapped
@@ -45,7 +45,7 @@ def load_model(
     Args:
         model: "default" (embedded, needs no network), a folder in Hugging Face format, a hub name such as
             "facebook/opt-1.3b", a Hugging Face model object (which is changed: moved, cast and wrapped in place), or a
-            TransformerBridge or HookedTransformer (returned as it is).
+            TransformerBridge or HookedTransformer (returned as it is, after one short pass).
         device: device to put it on; default is the CUDA GPU if there is one, else the CPU. On "mps" (never tried), which has no float64,
             activations are moved to the CPU to be summed. A model object that accelerate has spread over devices stays where it is.
         device_map: instead of `device`, for several: "auto" (as evenly as their memory allows), "balanced", "balanced_low_0",
@@ -72,7 +72,7 @@ def load_model(
         FileNotFoundError: a path that does not exist or contains no model.
         ValueError: a folder without tokenizer or with an empty one, or without some of the weights; an unavailable device.
         NotImplementedError: weights that are offloaded to CPU or disk, because the devices of a `device_map` are too small; a family
-            or setting that a HookedTransformer does not support.
+            or setting that a HookedTransformer does not support; a model whose attention is not that of its kind (causal or masked).
         ImportError: `backend="hooked"` with a transformer-lens that has no HookedTransformer.
         CorruptFile: weights that cannot be read.
 
@@ -86,11 +86,10 @@ def load_model(
     if backend != "bridge":
         hooked_class(backend)
     model = unwrapped(model)
-    if is_hooked_transformer(model):
-        return model
-    if isinstance(model, TransformerBridge):
-        if backend != "bridge":
+    if is_hooked_transformer(model) or isinstance(model, TransformerBridge):
+        if backend != "bridge" and not is_hooked_transformer(model):
             raise ValueError("model is a TransformerBridge already, which backend='hooked' cannot convert; give its folder or name")
+        check_object(model)
         return model
     placing = checked_device_map(device_map, max_memory, device)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

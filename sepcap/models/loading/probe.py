@@ -4,19 +4,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from sepcap.models.forward import is_out_of_memory, logits_of, measuring
-from sepcap.models.kinds import is_hooked_transformer, kind_of
+from sepcap.models.kinds import inner, is_hooked_transformer, kind_of
 from sepcap.models.wrappers import hooked_modules, warn_of_lost_hooks
 
 TOKENS = 6
 """Length of a probe."""
 SAME = 1e-4
 """Share of the largest logit by which float32 logits may differ through rounding."""
+PASSED: WeakSet[Any] = WeakSet()
+"""Hooked models whose attention was seen to be that of their kind."""
 
 
 @dataclass(eq=False)
@@ -39,7 +42,8 @@ def probed(hf_model: Any, name: str) -> Probe:
     """Run a few short rows through a Hugging Face model that is not hooked yet, in one pass.
 
     Raises:
-        NotImplementedError: a model without logits of tokens, or a causal one that attends to the tokens that it is to predict.
+        NotImplementedError: a model without logits of tokens, a causal one that attends to the tokens that it is to predict, or a
+            masked one that attends to earlier tokens only.
     """
     hf_model.eval()
     inputs, hooked = _inputs(hf_model), hooked_modules(hf_model)
@@ -54,15 +58,48 @@ def probed(hf_model: Any, name: str) -> Probe:
             f"model={name!r} is a {type(hf_model).__name__}, which gives no logits of tokens; load it with AutoModelForCausalLM or "
             "AutoModelForMaskedLM"
         )
-    if kind_of(hf_model) == "causal":
-        moved, rounding = _moves(logits[:, :-1].float())
-        if moved > 4 * rounding + SAME * float(logits.abs().max()):
-            raise NotImplementedError(
-                f"model={name!r} is a {type(hf_model).__name__} with bidirectional attention: its logits at earlier positions change by "
-                f"{moved:.2g} with the last token, so that every next token is in the input. Load a causal model (is_decoder=True), or a "
-                "masked one by its class, …ForMaskedLM"
-            )
+    _check_kind(hf_model, logits, name)
     return Probe(inputs, logits, hooked)
+
+
+@torch.no_grad()
+def check_object(model: Any) -> None:
+    """The same for a hooked model that the user has made, in one pass, once: models that passed are in `PASSED`.
+
+    A model with hooks at work is not run: they may count their calls, or draw random numbers.
+
+    Raises:
+        NotImplementedError: a model that attends to the tokens that it is to predict, or a masked one with causal attention.
+    """
+    hooks = (hook for point in model.hook_dict.values() for hook in (*point.fwd_hooks, *point.bwd_hooks))
+    # a bridge has permanent hooks of its own
+    if model in PASSED or kind_of(model) == "images" or not all(hook.is_permanent for hook in hooks):
+        return
+    with measuring(model):
+        logits = logits_of(model, _inputs(model))
+    _check_kind(inner(model), logits, str(model.cfg.model_name))
+    PASSED.add(model)
+
+
+def _check_kind(model: Any, logits: Tensor, name: str) -> None:
+    """Raise if logits of earlier positions move with the last token in a causal model, or do not in a masked one."""
+    kind = kind_of(model)
+    if kind == "images":
+        return
+    moved, rounding = _moves(logits[:, :-1].float())
+    if kind == "causal" and moved > 4 * rounding + SAME * float(logits.abs().max()):
+        raise NotImplementedError(
+            f"model={name!r} is a {type(model).__name__} with bidirectional attention: its logits at earlier positions change by "
+            f"{moved:.2g} with the last token, so that every next token is in the input. Load a causal model (is_decoder=True), or a "
+            "masked one by its class, …ForMaskedLM"
+        )
+    # in half precision a small change may be within the rounding
+    if kind == "masked" and moved <= (rounding if logits.dtype.itemsize >= 4 else 0.0):
+        raise NotImplementedError(
+            f"model={name!r} is a {type(model).__name__} with causal attention: its logits at earlier positions do not change with the "
+            "last token, so that a masked token is predicted from one side only. Load a masked model with is_decoder=False, or a causal "
+            "one by its class, …ForCausalLM"
+        )
 
 
 @torch.no_grad()
@@ -97,6 +134,7 @@ def check_hooked(bridge: Any, before: Probe, name: str) -> None:
             f"{largest:.2g}{why}"
         )
     warn_of_lost_hooks(lost, made)
+    PASSED.add(bridge)
 
 
 def _inputs(hf_model: Any) -> Tensor:
@@ -107,7 +145,7 @@ def _inputs(hf_model: Any) -> Tensor:
         height, width = (size, size) if isinstance(size, int) else size
         pixels = torch.randn(2, config.num_channels, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
         return pixels.to(device, next(hf_model.parameters()).dtype)
-    rows = hf_model.get_input_embeddings().weight.shape[0]
+    rows = hf_model.cfg.d_vocab if is_hooked_transformer(hf_model) else inner(hf_model).get_input_embeddings().weight.shape[0]
     ids = (torch.arange(TOKENS + 1) + rows // 2) % rows  # from the middle: special tokens are at the ends
     a, b = ids[:TOKENS], torch.cat([ids[: TOKENS - 1], ids[TOKENS:]])
     return torch.stack([a, b, b, a]).to(device)

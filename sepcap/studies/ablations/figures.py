@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.parts import above, axes_of, band, colour_bar, panel_axes, row_axis, translucent, upright
 from sepcap.drawing.style import (
     BLUE,
@@ -43,6 +44,7 @@ LOOK = {kind: (PALETTE[i % len(PALETTE)], SYMBOLS[(i + i // len(PALETTE)) % len(
 """Colour and symbol of every kind, the same in all figures."""
 
 
+@checked()
 def ablations(comparison: Any, metric: str = "loss", *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Change in a metric under every kind of ablation: points with 95% intervals for a few heads, else a heat map per kind.
 
@@ -195,6 +197,7 @@ def _tint(colour: str, strength: float) -> str:
     return f"rgb({', '.join(map(str, mixed))})"
 
 
+@checked()
 def ablation_sweep(result: Any, *, width: Width = "column") -> go.Figure:
     """Top-1 and loss against the share of ablated random neurons, one line per kind; bands range from the lowest to the highest seed.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sepcap.checks import checked
+from sepcap.checks import ANY, checked
 from sepcap.errors import unknown
 from sepcap.evaluation.next_token import evaluate_batch, most_frequent_targets
 from sepcap.evaluation.result import Evaluation
@@ -66,6 +66,7 @@ class AblationComparison(RowSums):
         """Names of the kinds."""
         return tuple(self.config["kinds"])
 
+    @checked(layer=ANY, head=ANY)
     def evaluation(self, kind: str, layer: int | None = None, head: int | None = None) -> Evaluation:
         """The evaluation with one head ablated in one way; layer and head may be omitted if there is one target."""
         if kind not in self.kinds:

@@ -31,7 +31,7 @@ from sepcap.storage import (
     write_atomically,
     write_json,
 )
-from sepcap.studies.base.tables import read_table
+from sepcap.tables import read_table
 
 FINISHED = "result.json"
 """Written last: names of the tables and tensors. A folder without it contains an interrupted study."""
@@ -44,9 +44,6 @@ PIECES = "pieces"
 
 PAGES = (".html", ".csv", ".svg", ".png", ".pdf")
 """Suffixes of pages, tables and pictures made from a result; no result is read from them."""
-
-ROWS = 10_000_000
-"""Maximum number of rows of a table to read."""
 
 NOT_DECISIVE = ("versions", "created", "model", "task_fingerprints", "documents", "n_documents", "tokens_found", "prompts", "matched")
 """Fields that may differ when a run is resumed: `samples` identifies the tokens, wherever they were found,
@@ -246,7 +243,7 @@ def _within(folder: Path) -> str:
 def read_stored(path: Path) -> pd.DataFrame:
     """Read a table of a study."""
     with open_regular(path, "table") as file:
-        return read_table(file, ROWS)
+        return read_table(file)
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ class Shown:
         """Findings, in sentences."""
         raise NotImplementedError(f"{type(self).__name__} has no summary")
 
+    @checked()
     def figure(self, kind: str | None = None, **options: Any) -> Any:
         """One of the figures of this study, by its name in `FIGURES`."""
         kind = next(iter(self.FIGURES)) if kind is None else kind
@@ -55,6 +56,7 @@ class Shown:
             raise unknown("figure", kind, self.FIGURES)
         return self.FIGURES[kind][1](self, **options)
 
+    @checked()
     def to_latex(self, table: str | None = None, **options: Any) -> str:
         """One of `.tables`, by its name, for a paper; default is the first. See `sepcap.latex.latex_table`."""
         name = next(iter(self.tables)) if table is None else table

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.parts import band, error_bars, layer_axis, level, translucent
 from sepcap.drawing.style import (
     BLUE,
@@ -48,6 +49,7 @@ SHIFT = 0.16
 """Distance between the points of one layer, in layers, so that their intervals do not overlap."""
 
 
+@checked()
 def concentration_curve(result: Any, *, fraction: float | None = None, task: str | None = None, width: Width = "column") -> go.Figure:
     """Cumulative share of the task neurons over clusters, fullest clusters first, mean over seeds, tasks and layers.
 
@@ -109,6 +111,7 @@ def concentration_curve(result: Any, *, fraction: float | None = None, task: str
     return new_figure(traces, layout, width=width, plot_px=250, right=22, legend_rows=len(lines) + 4)
 
 
+@checked()
 def concentration_profile(
     result: Any,
     *,

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.selection.clusters import Clusters
 from sepcap.selection.concentration import ACTIVITY, LAYER
@@ -51,6 +52,7 @@ class Modularity(StudyResult):
         "profile": ("Concentration by layer", figures.concentration_profile),
     }
 
+    @checked()
     def clusters(self, seed: int = 0, weights: Weights = "trained") -> Clusters:
         """The MoEfication clusters of one repetition."""
         name = f"labels-{weights}-{seed}"
@@ -61,6 +63,7 @@ class Modularity(StudyResult):
         how = {"method": "moefied", "model": self.config["model"], "seed": seed, "n_init": self.config["n_init"]}
         return Clusters(self.tensors[name].long(), self.config["k"], row["fingerprint"], how)
 
+    @checked()
     def by_seed(self, by: Sequence[str] = ()) -> pd.DataFrame:
         """Area, chance, most and concentration per weights, clusters, chosen, null, fraction and seed, pooled over tasks and layers.
 
@@ -82,6 +85,7 @@ class Modularity(StudyResult):
         sums["concentration"] = ((sums["area"] - sums["chance"]) / room).where(room > 1e-12)
         return sums
 
+    @checked()
     def estimates(self, by: Sequence[str] = ()) -> pd.DataFrame:
         """Means over seeds with 95% intervals (Student's t over seeds).
 
@@ -103,6 +107,7 @@ class Modularity(StudyResult):
             rows.append(row | {"seeds": len(line)})
         return pd.DataFrame(rows).assign(documents_shared=max(self.config["documents_shared"].values()))
 
+    @checked()
     def differences(self, by: Sequence[str] = ()) -> pd.DataFrame:
         """Concentration of the task neurons in MoEfication clusters minus that of each control, seed by seed.
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.heat import heat_panels
 from sepcap.drawing.parts import level
 from sepcap.drawing.style import PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
@@ -12,6 +13,7 @@ from sepcap.drawing.style import PALETTE, SITE_NAMES, SYMBOLS, Width, capital, m
 SHOWN = {"relative": "Selected neurons", "random": "Random neurons"}
 
 
+@checked()
 def cross_task(result: Any, *, width: Width = "column") -> go.Figure:
     """Pruned task × evaluated task: relative accuracy with selected neurons pruned, and with as many random ones.
 
@@ -56,6 +58,7 @@ def _cells(result: Any, column: str, label: str) -> list[list[str]]:
     return [[said[pruned, evaluated] for evaluated in tasks] for pruned in tasks]
 
 
+@checked()
 def cross_task_bisection(result: Any, *, width: Width = "column") -> go.Figure:
     """Every evaluation of the bisections: relative accuracy on a task against the share of pruned neurons, result filled.
 

@@ -58,6 +58,7 @@ class CrossTaskPruning(StudyResult):
         "bisection": ("Number of neurons needed", figures.cross_task_bisection),
     }
 
+    @checked()
     def matrix(self, column: str = "relative") -> pd.DataFrame:
         """One column of the table as pruned task × evaluated task."""
         tasks = list(self.config["tasks"])

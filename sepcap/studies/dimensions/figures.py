@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.parts import above, axes_of, panel_axes
 from sepcap.drawing.style import PALETTE, SYMBOLS, Width, every, is_wide, new_figure, plain, rounded, width_px
 from sepcap.models.blocks.places import location_name
@@ -15,6 +16,7 @@ ROW_GAP_PX = 80
 LEFT_PX, RIGHT_PX = 76, 20
 
 
+@checked()
 def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
     """Value of every dimension from the embedding to the last layer, one panel per dimension.
 

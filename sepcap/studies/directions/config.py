@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from sepcap.checks import checked
 from sepcap.studies.pruning.config import Direction, PruningConfig, check_baseline_steps
 
 
@@ -29,6 +30,7 @@ class DirectionComparisonConfig(PruningConfig):
         super().__post_init__()
         check_baseline_steps(self.steps, self.baseline_steps)
 
+    @checked()
     def pruning(self, direction: Direction) -> PruningConfig:
         """The configuration of the run of one direction."""
         shared = {f.name: getattr(self, f.name) for f in fields(PruningConfig)}

@@ -130,6 +130,7 @@ class DirectionComparison(RunsResult):
                 said.append(f"The area is {run.separability('top1', baseline=of_kind[direction]).above_random_in_words()}.")
         return said
 
+    @checked()
     def figure(self, kind: str | None = None, **options: Any) -> Any:
         """ "trajectory", "areas" or "metric", of all runs; the seeds of a baseline are drawn together."""
         kind = kind or "trajectory"
@@ -137,10 +138,12 @@ class DirectionComparison(RunsResult):
             raise unknown("figure", kind, self.FIGURES)
         return self.FIGURES[kind][1](self.groups, **options)
 
+    @checked()
     def separabilities(self, metric: str = "top1") -> dict[str, Separability]:
         """Separability per run, with the forget task as the specific task; for neurons drawn uniformly, that of `forward`."""
         return {name: run.separability(metric) for name, run in self.runs.items()}
 
+    @checked()
     def by_metric(self, metric: str = "top1") -> pd.DataFrame:
         """One row per direction: the unpruned metric of both tasks and its loss at the maximum differential drop, area,
         separability, and the area above that of each baseline; one row per baseline and direction: the mean area over its seeds.
@@ -181,6 +184,7 @@ class DirectionComparison(RunsResult):
             row[f"above random {BASELINES[kind]}".rstrip()] = f"{found.above_random:+.2f} [{low:+.2f}, {high:+.2f}]"
         return row
 
+    @checked()
     def inseparable(self, metric: str = "top1") -> dict[str, str]:
         """Runs that have no areas, and why: the unpruned model has an accuracy of 0."""
         reasons = {}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sepcap.checks import FROM_0, FROM_1, FROM_2, Bounds, check_fields, distinct
+from sepcap.checks import FROM_0, FROM_1, FROM_2, Bounds, check_fields, checked, distinct
 from sepcap.errors import unknown
 from sepcap.learning.fitting import Fitting
 from sepcap.selection.names import GRADIENTS, Contrast, ImportanceName, resolve_contrast
@@ -116,6 +116,7 @@ class ImportanceComparisonConfig(Sampled):
         """The scores that are asked for, abs first."""
         return tuple(dict.fromkeys((ABS, *(self.scores or (*FIXED, RANDOM, LEARNED)))))
 
+    @checked()
     def pruning(self, name: str, site: str, direction: Direction, seed: int) -> PruningConfig:
         """The configuration of one iterative run."""
         importance, contrast = parsed(name)

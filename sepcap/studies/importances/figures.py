@@ -83,7 +83,7 @@ def ranks(result: Any, site: str | None = None, column: str = "spearman_differen
         "yaxis": row_axis(labels, -0.6, len(order) - 0.4),
         "shapes": lines,
         "annotations": [above(f"{site}, {len(result.tensors[f'{site}/places']):,} neurons")],
-        "legend": {"title": {"text": "With 95% interval; dashed: a score without error"}},
+        "legend": {"title": {"text": "With 95% interval; dotted: a score without error"}},
     }
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * (len(order) + 1), left=122, top=24, bottom=58, legend_rows=3)
 

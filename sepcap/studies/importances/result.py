@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from sepcap.checks import checked
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.seed_samples import what_seeds_share
 from sepcap.studies.base.text import with_ends
@@ -49,6 +50,7 @@ class ImportanceComparison(StudyResult):
     }
     PAGE_TABLES = ("league", "trust", "reliability", "control", "choice", "labels")
 
+    @checked()
     def row(self, site: str, direction: str, score: str) -> pd.Series:
         """One row of the league table."""
         found = self.table.query("site == @site and direction == @direction and score == @score")
@@ -56,12 +58,14 @@ class ImportanceComparison(StudyResult):
             raise ValueError(f"there is no row of score {score!r} at site {site!r} in direction {direction!r}")
         return found.iloc[0]
 
+    @checked()
     def chosen(self, site: str) -> list[str]:
         """The best scores of a site on the collection texts, the best first."""
         table = self.tables["choice"].query("site == @site and chosen")
         areas: Any = table.groupby("score", sort=False)["area"].mean()
         return areas.sort_values(ascending=False, kind="stable").index.tolist()
 
+    @checked()
     def beats_abs(self, site: str, score: str, kind: str = "iterative") -> bool:
         """Whether the paired interval of the area minus that of abs lies above 0 in both directions.
 

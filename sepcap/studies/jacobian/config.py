@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sepcap.checks import BETWEEN_0_AND_1, FROM_0, check_fields
+from sepcap.checks import BETWEEN_0_AND_1, FROM_0, check_fields, checked
 from sepcap.studies.base.fields import layers_of
 
 PartName = Literal["attn", "mlp"]
@@ -64,6 +64,7 @@ class JacobianSpectrumConfig:
         object.__setattr__(self, "layers", layers_of(self.layers))
         check_fields(self, layers=FROM_0, threshold=BETWEEN_0_AND_1, tolerance=BETWEEN_0_AND_1)
 
+    @checked()
     def check_threshold(self, size: int) -> None:
         """Raise if the threshold is within rounding for a Jacobian of this size: eps·size of the largest, as in numpy's matrix_rank.
 
@@ -78,6 +79,7 @@ class JacobianSpectrumConfig:
                 + (", or precision='float64'" if self.precision == "float32" else "")
             )
 
+    @checked()
     def thresholds(self, size: int) -> list[float]:
         """The reported thresholds: `THRESHOLDS` above rounding, and the configured one."""
         noise = EPSILON[self.precision] * size

@@ -96,6 +96,7 @@ class JacobianSpectrum(StudyResult):
         open_there = set(ranks.loc[ranks["at_least"], "threshold"])
         return min(set(ranks["threshold"]) - open_there, default=None)
 
+    @checked()
     def at(self, threshold: float) -> "JacobianSpectrum":
         """The same result with the rank counted at another of the reported thresholds.
 
@@ -113,6 +114,7 @@ class JacobianSpectrum(StudyResult):
         counted_there = jacobians.drop(columns=["rank", "at_least"]).merge(ranks, on=keys).reindex(columns=jacobians.columns)
         return JacobianSpectrum({**self.config, "threshold": threshold}, {**self.tables, "jacobians": counted_there}, self.tensors)
 
+    @checked()
     def against_control(self, measure: str = "rank", intervals: int = 1) -> pd.DataFrame:
         """Trained minus random weights on the same rows, per layer, with the 95% interval of the mean over rows.
 

@@ -102,6 +102,7 @@ class LearnedRanking(StudyResult, Scores):  # pyright: ignore[reportIncompatible
         """Number of gradient steps after which this was the order; 0 if no learned order was better than the start."""
         return int(self.tables["cost"]["best_step"].iloc[0])
 
+    @checked()
     def area(self, texts: str = "evaluation", order: str = "learned") -> pd.Series:
         """One row of the table "areas"."""
         return self.tables["areas"].query("texts == @texts and order == @order").iloc[0]

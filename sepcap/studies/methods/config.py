@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
-from sepcap.checks import check_fields, distinct
+from sepcap.checks import check_fields, checked, distinct
 from sepcap.errors import unknown
 from sepcap.selection.names import GRADIENTS
 from sepcap.studies.base.fields import Sampled
@@ -107,6 +107,7 @@ class MethodComparisonConfig(Sampled):
         for name in METHODS:
             self.pruning(name, "forward", self.seeds[0])  # raises an error for wrong shares
 
+    @checked()
     def pruning(self, method: str, direction: Direction, seed: int) -> PruningConfig:
         """The configuration of one run."""
         forward = direction == "forward"

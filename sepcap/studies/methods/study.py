@@ -154,12 +154,14 @@ class MethodComparison(RunsResult):
         """Names of the methods that were run, in the order of `METHODS`."""
         return [name for name in METHODS if any(key[0] == name for key in self.runs)]
 
+    @checked()
     def task(self, direction: Direction) -> str:
         """Name of the task that is forgotten."""
         run = next(iter(self.runs.values()))
         first = next(key for key in self.runs)[1]
         return run.config["forget" if first == direction else "retain"]
 
+    @checked()
     def separabilities(self, method: str, direction: Direction, metric: str = "top1") -> list[Separability]:
         """Separability per seed, with the forget task of that direction on the x axis."""
         return [run.separability(metric) for run in self._of(self.runs, method, direction)]
@@ -180,6 +182,7 @@ class MethodComparison(RunsResult):
         other = over_seeds(control, percent_of)
         return Measured(found, percent, other, over_seeds(there, percent_of).minus(other), seeds)
 
+    @checked()
     def inseparable(self, metric: str = "top1") -> str:
         """Why no run has an area: the unpruned model, which all of them share, has an accuracy of 0; empty if they have areas."""
         if metric not in ACCURACIES:
@@ -190,6 +193,7 @@ class MethodComparison(RunsResult):
             return str(error)
         return ""
 
+    @checked()
     def figure(self, kind: str | None = None, **options: Any) -> Any:
         """ "methods": the separability of every method.
 
@@ -200,6 +204,7 @@ class MethodComparison(RunsResult):
             raise ValueError(f"there is no separability to show: {why}")
         return super().figure(kind, **options)
 
+    @checked()
     def by_metric(self, metric: str = "top1", *, forget_drop: float = 50.0) -> pd.DataFrame:
         """One row per method and direction.
 

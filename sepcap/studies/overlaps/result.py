@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from sepcap.checks import checked
 from sepcap.selection.neurons import NeuronSet
 from sepcap.selection.score import Scores
 from sepcap.studies.base.result import Figures, StudyResult
@@ -55,6 +56,7 @@ class Overlap(StudyResult):
         """The rows for all layers together."""
         return self.table.query("layer.isna()").reset_index(drop=True)
 
+    @checked()
     def estimates(self, intervals: int = 1) -> pd.DataFrame:
         """Means over seeds of the totals with 95% intervals (Student's t over seeds), per weights, site, fraction and pair of tasks.
 
@@ -77,6 +79,7 @@ class Overlap(StudyResult):
             rows.append(row | {"seeds": len(line), "documents_shared": shared})
         return pd.DataFrame(rows)
 
+    @checked()
     def differences(self, intervals: int = 1) -> pd.DataFrame:
         """Share, iou, ratio and ratio_matched of the trained model minus those of the randomly initialised one, on the same documents.
 
@@ -90,6 +93,7 @@ class Overlap(StudyResult):
         trained, random = (totals[totals["weights"] == weights] for weights in ("trained", "random"))
         return paired_differences(trained, random, PAIR, MEASURES, intervals)
 
+    @checked()
     def neurons(self, task: str, fractions: Mapping[str, float], weights: str = "trained", seed: int | None = None) -> NeuronSet:
         """The neuron set of a task, selected by the scores of the study.
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.parts import DOTTED, above, axes_of, band, error_bars, layer_axis, panel_axes, row_axis, translucent
 from sepcap.drawing.style import (
     BLUE,
@@ -45,6 +46,7 @@ GAIN = "Gain over the break alone<br>(nats per token)"
 ROW_PX = 30
 
 
+@checked()
 def paragraph_distances(result: Any, metric: str = "distance", *, kind: str = "all", width: Width = "column") -> go.Figure:
     """Distance of generated texts from the true paragraph: a violin per condition over texts, with its median as a line and a number.
 
@@ -109,6 +111,7 @@ def paragraph_distances(result: Any, metric: str = "distance", *, kind: str = "a
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 20, left=20, right=50, bottom=62)
 
 
+@checked()
 def paragraph_layers(result: Any, *, kind: str = "all", layers: Sequence[int] | None = None, width: Width = "page") -> go.Figure:
     """Gain in likelihood over the break alone with one layer, the first or the last layers patched; bands are 95% intervals over texts.
 
@@ -156,6 +159,7 @@ def paragraph_layers(result: Any, *, kind: str = "all", layers: Sequence[int] | 
     return new_figure(traces, layout, width=width, plot_px=total, left=74, top=30, legend_rows=3, legend_below=True)
 
 
+@checked()
 def paragraph_positions(result: Any, *, kind: str = "all", width: Width = "column") -> go.Figure:
     """Gain in likelihood over the break alone, by token position in the paragraph; bars are 95% intervals over texts.
 

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from sepcap.checks import checked
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.paragraphs import figures
 from sepcap.studies.paragraphs.conditions import ALONE, DONORS, FIRST, LAST, MISMATCHED, NEUTRAL, ORIGINAL, OTHER_KIND, TRANSFERRED
@@ -45,6 +46,7 @@ class ParagraphTransfer(StudyResult):
         "positions": ("Gain in likelihood over the paragraph", figures.paragraph_positions),
     }
 
+    @checked()
     def difference(self, metric: str, condition: str, against: str = NEUTRAL, kind: str = "all") -> pd.Series:
         """One row of the table of differences.
 

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
-from sepcap.checks import FROM_1, check_fields, wrong
+from sepcap.checks import FROM_1, check_fields, checked, wrong
 from sepcap.learning.fitting import Fitting
 from sepcap.selection.names import DIVERGENCES, Contrast, ImportanceName, gradients_for, resolve_contrast
 from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, Schedule, check_fractions, check_schedule
@@ -137,6 +137,7 @@ class PruningConfig(Sampled):
         """Sites whose statistics are needed."""
         return tuple(dict.fromkeys("attn_pre_out" if s == "heads" else s for s in self.fractions))
 
+    @checked()
     def histogram(self, role: str) -> bool:
         """Whether the statistics of a role need histograms."""
         return self.importance in DIVERGENCES or (self.offset == "peak" and role == "retain")

@@ -80,6 +80,7 @@ class Run(RunFolder):
         """`trajectory`."""
         return self.trajectory
 
+    @checked()
     def summary(self, baseline: RunFolder | Sequence[RunFolder] | str | None = None) -> list[str]:
         """What was pruned, what remains, and how separable the tasks are, in sentences.
 
@@ -165,6 +166,7 @@ class Run(RunFolder):
         found = self.examined(step, n) | how
         return sepcap.examine(self.config["model"] if model is None else model, **found)
 
+    @checked()
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:
         """A figure of the run: "trajectory", "drops", "perplexity", "metric", "pruned", "threshold" or "scores"."""
         kinds = {

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.evaluation.result import columns_of, ratio
 from sepcap.evaluation.trajectory import area
@@ -108,6 +109,7 @@ class Separability:
         """100·[(1 − f_i/f_0) − (1 − r_i/r_0)] at every step, in percentage points, on all documents."""
         return differential_drop(self.forget, self.retain)
 
+    @checked()
     def above_random_in_words(self, digits: int = 2) -> str:
         """Area above that of random neurons: interval over texts, kind of neurons, and spread over seeds."""
         (low, high), matched = self.above_random_interval, BASELINES.get(self.baseline, "")
@@ -117,6 +119,7 @@ class Separability:
             f"{matched} ({self.seeds} seed{'s' * (self.seeds > 1)}{spread})"
         )
 
+    @checked()
     def retain_cost(self, forget_drop: float) -> float:
         """Relative drop of the retain task in percent where the forget task has first dropped by `forget_drop` percent.
 
@@ -124,20 +127,24 @@ class Separability:
         """
         return cost_at(self.forget, self.retain, forget_drop, "forget_drop")
 
+    @checked()
     def retain_cost_interval(self, forget_drop: float) -> Ends:
         """95% bootstrap interval of `retain_cost(forget_drop)`; its upper end is infinite if too many samples never drop so far."""
         self.retain_cost(forget_drop)  # raises an error if the drop is wrong
         return bootstrap_interval(costs_at(self.replicas.forget, self.replicas.retain, forget_drop), self.replicas.clusters)
 
+    @checked()
     def forget_drop(self, retain_cost: float) -> float:
         """Relative drop of the forget task in percent where the retain task has first dropped by `retain_cost` percent."""
         return cost_at(self.retain, self.forget, retain_cost, "retain_cost")
 
+    @checked()
     def forget_drop_interval(self, retain_cost: float) -> Ends:
         """95% bootstrap interval of `forget_drop(retain_cost)`; its upper end is infinite if too many samples never drop so far."""
         self.forget_drop(retain_cost)
         return bootstrap_interval(costs_at(self.replicas.retain, self.replicas.forget, retain_cost), self.replicas.clusters)
 
+    @checked()
     def minus(self, other: "Separability") -> tuple[float, Ends]:
         """Area minus that of another run over the same documents, with its paired 95% bootstrap interval.
 

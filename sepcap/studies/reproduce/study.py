@@ -149,6 +149,7 @@ class Reproduction(RunsResult):
     def _from_runs(cls, folder: Path, runs: Mapping[str, Any]) -> "Reproduction":
         return cls(_asked(folder), folder, runs)
 
+    @checked()
     def figure(self, kind: str | None = None, **options: Any) -> Any:
         """The study's figure: drop against drop, areas, the protocol, or overlaps."""
         if self.study.name == "sep-areas":

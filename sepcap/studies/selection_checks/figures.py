@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.heat import heat_panels
 from sepcap.drawing.parts import above, axes_of, band, error_bars, panel_axes
 from sepcap.drawing.style import (
@@ -30,6 +31,7 @@ GAP = 0.16
 RANDOM = "random neurons"
 
 
+@checked()
 def selection_checks_keep(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks when only the highest-scoring neurons of one task are kept, against keeping random ones."""
     table = _table(result, "keep_only")
@@ -38,6 +40,7 @@ def selection_checks_keep(result: Any, *, width: Width = "column") -> go.Figure:
     return _panels(result, lines, "fraction", x, width, random=f"{RANDOM} kept")
 
 
+@checked()
 def selection_checks_curves(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks as the neurons of one task, of the other, or random ones are pruned."""
     table = _table(result, "curves")
@@ -46,6 +49,7 @@ def selection_checks_curves(result: Any, *, width: Width = "column") -> go.Figur
     return _panels(result, lines, "fraction", x, width)
 
 
+@checked()
 def selection_checks_layers(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks when the same share of the last layer, the last two, and so on is pruned."""
     table = _table(result, "layers")
@@ -57,6 +61,7 @@ def selection_checks_layers(result: Any, *, width: Width = "column") -> go.Figur
     return _panels(result, lines, "layers", x, width)
 
 
+@checked()
 def selection_checks_steps(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks with equally many neurons pruned, against the number of steps; open: one step on other texts."""
     table = _table(result, "steps")
@@ -77,6 +82,7 @@ def selection_checks_steps(result: Any, *, width: Width = "column") -> go.Figure
     return _panels(result, lines | open_, "place", x, width, open_=tuple(open_))
 
 
+@checked()
 def selection_checks_step_overlaps(result: Any, *, width: Width = "column") -> go.Figure:
     """Overlap of every two runs that prune equally many neurons: few large steps, many small ones, other texts.
 
@@ -172,6 +178,7 @@ def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool, name: str) ->
     return [area, go.Scatter(x=at, y=rounded(rows["random"]), name=name, showlegend=shown, **look, **axes)]
 
 
+@checked()
 def selection_checks_meeting(result: Any, *, width: Width = "column") -> go.Figure:
     """Both trajectories in the plane of both relative accuracies, random neurons dotted, with the point where they meet.
 

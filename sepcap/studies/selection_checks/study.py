@@ -64,6 +64,7 @@ class SelectionChecks(StudyResult):
         "meeting": ("Where both directions meet", figures.selection_checks_meeting),
     }
 
+    @checked()
     def figure(self, kind: str | None = None, **options: Any) -> Any:
         """One of the figures, by the name of its check; default is that of the first check run."""
         return super().figure(self.config["checks"][0] if kind is None else kind, **options)

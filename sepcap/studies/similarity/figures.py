@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.parts import above, axes_of, band, colour_bar, layer_axis, level, panel_axes
 from sepcap.drawing.style import (
     BLUE,
@@ -37,6 +38,7 @@ UPRIGHT_PX = 56
 """If the columns of a category are narrower on average, category names are rotated."""
 
 
+@checked()
 def similarity(result: Any, *, layers: Sequence[int] | None = None, width: Width = "page") -> go.Figure:
     """Similarity of every (text, position) to every other, one panel per layer, with lines between the categories.
 
@@ -148,6 +150,7 @@ def _edges(sizes: np.ndarray, side: int, axes: dict[str, str]) -> list[dict[str,
     return across + [{**line, "y0": ends["a0"], "y1": ends["a1"], "x0": edge - 0.5, "x1": edge - 0.5} for edge in edges]
 
 
+@checked()
 def similarity_profile(
     result: Any,
     *,

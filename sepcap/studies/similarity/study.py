@@ -56,6 +56,7 @@ class ActivationSimilarity(StudyResult):
         """Number of the category of every text."""
         return pd.factorize(self.tables["texts"]["category"])[0]
 
+    @checked()
     def compared(self, other: "ActivationSimilarity") -> pd.DataFrame:
         """The gap of this result minus the gap of another on the same texts, for example of a model with random weights.
 

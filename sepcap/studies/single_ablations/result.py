@@ -142,12 +142,14 @@ class SingleAblations(StudyResult):
         """Profiles of the n neurons, or heads, whose ablation harms the task to forget most; see `sepcap.examine` (METHODS 23)."""
         return sepcap.examine(model, self, n=n, **how)
 
+    @checked()
     def synergy(self, task: Role = "forget", metric: str = "loss") -> Float[np.ndarray, "end pair"]:
         """Change without both neurons of a pair minus the changes without each: value, low and high. Above 0: a synergy."""
         together, alone = self._sums(task, "together", metric), self._sums(task, "alone", metric)
         a, b = self.tensors["pairs"].numpy().T
         return self.paired(together - alone[a] - alone[b], task, metric)
 
+    @checked()
     def paired(self, sums: Float[np.ndarray, "unit cluster"], task: str, metric: str) -> Float[np.ndarray, "end unit"]:
         """Changes of a mean, with the ends of their 95% bootstrap intervals: documents are drawn for both models alike."""
         of = self._predictions(task, metric)

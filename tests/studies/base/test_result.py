@@ -13,7 +13,6 @@ from sepcap.storage import FORMAT, write_json
 from sepcap.studies import catalog
 from sepcap.studies.base.folder import FINISHED, open_study
 from sepcap.studies.base.result import Figures, StudyResult
-from sepcap.studies.base.tables import read_table
 from sepcap.studies.catalog import load_result
 
 
@@ -115,14 +114,6 @@ def test_names_in_a_result_do_not_lead_out_of_the_folder(counted, tmp_path):
         write_json(folder / FINISHED, held | {field: value})
         with pytest.raises(CorruptFile, match=r"result\.json is corrupt: (tables|files)"):
             Counted.load(folder)
-
-
-def test_a_table_that_promises_more_rows_than_can_be_is_not_read(tmp_path, monkeypatch):
-    pd.DataFrame({"x": range(10)}).to_parquet(tmp_path / "t.parquet")
-    with (tmp_path / "t.parquet").open("rb") as file:
-        assert len(read_table(file, 10)) == 10
-    with (tmp_path / "t.parquet").open("rb") as file, pytest.raises(CorruptFile, match=r"t\.parquet is corrupt \(10 rows"):
-        read_table(file, 9)
 
 
 def test_the_card_says_what_was_found(counted):

@@ -1,5 +1,6 @@
 """Whatever happens to a file of a folder, reading it gives the same numbers or one error that names the file."""
 
+import os
 import re
 import shutil
 import warnings
@@ -212,16 +213,14 @@ def test_a_run_whose_folder_goes_stops_with_a_sentence_and_leaves_no_stub(prepar
 
 
 def test_a_disk_that_is_full_leaves_no_half_of_a_step(prepared, tmp_path, monkeypatch):
-    def full(path, data):
-        if Path(path).name == "neurons.safetensors" and "0001" in str(path):
-            raise OSError(28, "No space left on device", str(path))
-        original(path, data)
+    def full(source, target):
+        if Path(target).name == "neurons.safetensors" and "0001" in str(target):
+            raise OSError(28, "No space left on device")  # names no file, as that of a write
+        original(source, target)
 
-    import sepcap.storage as storage
-
-    original = storage.write_atomically
+    original = os.replace
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_atomically", full)
+        patch.setattr("os.replace", full)
         with pytest.raises(OSError, match=r"No space left on device: .*neurons\.safetensors"):
             pruning.execute(prepared, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "steps").iterdir()] == ["0000"]

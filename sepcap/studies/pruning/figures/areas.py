@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.parts import DOTTED, row_axis, upright
 from sepcap.drawing.style import GREY, INK, TICK_PX, Width, lower, metric_name, new_figure, plain, rounded
 from sepcap.statistics.intervals import in_percent
@@ -18,6 +19,7 @@ ROW_PX = 26
 TWO_LINES_PX = 36
 
 
+@checked()
 def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Figure:
     """Area under every run's trajectory with its 95% bootstrap interval, and a line at 1 (not separable).
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.parts import above, axes_of, band, entry, panel_axes, translucent
 from sepcap.drawing.style import (
     BLUE,
@@ -44,6 +45,7 @@ from sepcap.studies.pruning.on_disk.step_files import ROLES
 AGAINST = ("pruned", "step")
 
 
+@checked()
 def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "pruned", width: Width = "column") -> go.Figure:
     """A metric on both tasks during pruning, with bands of ± one standard error.
 
@@ -152,6 +154,7 @@ def _share_step(furthest: float, most: int) -> float:
     return next((step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5) if furthest / step <= max(3, most)), 0.5)
 
 
+@checked()
 def thresholds(run: RunFolder, *, width: Width = "column") -> go.Figure:
     """The lowest selected score per step and site; logarithmic if all are positive.
 

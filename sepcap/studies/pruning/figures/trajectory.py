@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from sepcap.checks import checked
 from sepcap.drawing.parts import band, translucent
 from sepcap.drawing.style import INK, TICK_PX, Width, lower, metric_name, new_figure, plain
 from sepcap.errors import unknown
@@ -26,6 +27,7 @@ from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.separability import ACCURACIES
 
 
+@checked()
 def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, width: Width = "column") -> go.Figure:
     """Accuracy on one task against accuracy on the other, step by step.
 

@@ -25,9 +25,9 @@ from sepcap.statistics.intervals import Cluster, cluster_sums, in_percent, t_fac
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import FORMAT, PART, html_card, load_tensors, open_regular, write_atomically, write_json
 from sepcap.studies.base.folder import differing_fields
-from sepcap.studies.base.tables import read_table, same_table
 from sepcap.studies.pruning.on_disk.step_files import BIASES, LEARNED, ROLES, ROTATION, StepFiles, clusters_name, positions_name
 from sepcap.studies.pruning.separability import Separability, separability
+from sepcap.tables import read_table, same_table
 
 Loaded = TypeVar("Loaded", bound="RunFolder")
 
@@ -52,6 +52,7 @@ class RunFolder(StepFiles):
             raise CorruptFile(gap)
         return run
 
+    @checked()
     def write_step(
         self,
         step: int,
@@ -106,6 +107,7 @@ class RunFolder(StepFiles):
             return str(error)
         return "" if same_table(stored, right) else f"{path} does not match the steps"
 
+    @checked()
     def to_latex(self, metric: str = "top1", **options: Any) -> str:
         """A metric of both tasks at every step with its 95% interval (Student's t over documents), for a paper.
 
@@ -138,6 +140,7 @@ class RunFolder(StepFiles):
         ]
         return pd.DataFrame(rows)
 
+    @checked()
     def neurons(self, step: int | None = None) -> NeuronSet:
         """All neurons pruned up to a step; default the last one."""
         step = self.steps_done if step is None else step
@@ -145,6 +148,7 @@ class RunFolder(StepFiles):
         with self._way_out(step):
             return NeuronSet.load(self._file(step, "neurons.safetensors"))
 
+    @checked()
     def apply(self, model: Any, step: int | None = None) -> None:
         """Turn a model into the pruned model of a step: rotated, with its neurons deleted and its output biases offset, as in the run.
 
@@ -181,6 +185,7 @@ class RunFolder(StepFiles):
         with self._way_out(0):
             return Rotation.load(self._checked(0, ROTATION))
 
+    @checked()
     def statistics(self, role: Literal["forget", "retain"]) -> Statistics:
         """Statistics of the unpruned model on one of the two tasks, in the rotated basis if the run prunes in it."""
         if role not in ROLES:
@@ -192,6 +197,7 @@ class RunFolder(StepFiles):
         with self._way_out(0):
             return Statistics.load(self._checked(0, f"statistics/{role}.safetensors"))
 
+    @checked()
     def right_positions(self, role: Literal["forget", "retain"]) -> Bool[torch.Tensor, "row pos"] | None:
         """The positions of the collection texts at which the unpruned model is right; None if statistics are of all positions."""
         if self.config.get("positions", "all") == "all":
@@ -210,12 +216,14 @@ class RunFolder(StepFiles):
         how = {name: self.config[name] for name in ("eps", "contrast", "lam", "q") if name in self.config}
         return score(self.statistics("forget"), self.statistics("retain"), importance, **how)
 
+    @checked()
     def rows(self, role: str) -> Float[np.ndarray, "step row count"]:
         """Evaluation sums per row, in the order of `sepcap.evaluation.next_token.COUNTS`."""
         if role not in ROLES:
             raise unknown("role", role, ROLES)
         return np.stack([self._rows(step, role)[0] for step in range(self.steps_done + 1)])
 
+    @checked()
     def clusters(self, role: str, cluster: Cluster = "document") -> Int[np.ndarray, " row"]:
         """The document of every row of `rows`, or the cluster of rows that share a document or a package.
 
@@ -228,6 +236,7 @@ class RunFolder(StepFiles):
         _, clusters, groups = self._rows(0, role)
         return clusters_by(cluster, clusters, groups, self.config[role])
 
+    @checked()
     def per_cluster(self, role: str, cluster: Cluster = "document") -> Float[np.ndarray, "step cluster count"]:
         """Evaluation sums per document or per package, of every step."""
         return cluster_sums(self.rows(role), self.clusters(role, cluster))

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from sepcap.checks import checked
 from sepcap.errors import CorruptFile
 from sepcap.evaluation.result import COUNTS, Evaluation
 from sepcap.schemas import Record, RunConfig
@@ -82,10 +83,12 @@ class StepFiles:
                     found.append(str(error))
         return found
 
+    @checked()
     def step_folder(self, step: int) -> Path:
         """Folder of one step."""
         return self.folder / "steps" / f"{step:04d}"
 
+    @checked()
     def write_step(
         self,
         step: int,
@@ -132,6 +135,7 @@ class StepFiles:
             files |= seals_of(self.folder, [name for name in before if (self.folder / name).exists()])
         write_json(temporary / "record.json", {"run": self.identity, **record, "files": files})
 
+    @checked()
     def record(self, step: int) -> dict[str, Any]:
         """Everything recorded about one step but its neurons, with size and SHA-256 of its files."""
         self._check_step(step)
