@@ -144,7 +144,7 @@ class SingleAblations(StudyResult):
 
     @checked()
     def synergy(self, task: Role = "forget", metric: str = "loss") -> Float[np.ndarray, "end pair"]:
-        """Change without both neurons of a pair minus the changes without each: value, low and high. Above 0: a synergy."""
+        """Change without both neurons of a pair minus the changes without each: value, low and high. Above 0: each compensates for the other."""
         together, alone = self._sums(task, "together", metric), self._sums(task, "alone", metric)
         a, b = self.tensors["pairs"].numpy().T
         return self.paired(together - alone[a] - alone[b], task, metric)
