@@ -127,7 +127,7 @@ def other_models(folder: Path) -> None:
     sepcap.load_model(folder / "vit", device="cpu")
 
 
-NOT_EXPLAINED = pytest.mark.xfail(reason="a masked model or an image classifier does something not asked for; not looked into yet", strict=False)
+NOT_EXPLAINED = pytest.mark.xfail(reason="fails for a masked model or an image classifier; not explained yet", strict=False)
 
 
 @pytest.mark.parametrize("do", [everything, pytest.param(other_models, marks=NOT_EXPLAINED)])
