@@ -220,6 +220,7 @@ class Scores(Mapping[str, Tensor]):
         drawn = {site: tensors[f"{site}/replicates"] for site in scores if f"{site}/replicates" in tensors}
         return cls(scores, meta["info"], pairs, drawn)
 
+    @checked()
     def examine(self, model: Any, n: int = 50, **how: Any) -> Any:
         """Profiles of the n highest scores of each site: texts, tokens, logits; see `sepcap.examine` (METHODS 23)."""
         return sepcap.examine(model, self, n=n, **how)

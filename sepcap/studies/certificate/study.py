@@ -63,6 +63,7 @@ class Certificate(StudyResult):
         """A verdict per test, with its numbers."""
         return verdicts(self)
 
+    @checked()
     def target(self, target: float, kind: str = "pruned", variant: str = "all") -> pd.Series:
         """One row of the table "targets"."""
         table: Any = self.tables["targets"]

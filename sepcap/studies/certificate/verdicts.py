@@ -187,7 +187,7 @@ def _probes(result: Any) -> list[str]:
     return said
 
 
-def _block(layer: int) -> str:
+def _block(layer: Any) -> str:
     return "the embedding" if layer == 0 else f"block {layer - 1}"
 
 

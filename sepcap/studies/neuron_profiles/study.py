@@ -219,3 +219,4 @@ _either = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _listed = [_parameters[name].replace(kind=_either) if name == "neurons" else _parameters[name] for name in _order]
 _described: Any = examine  # the type of a function does not declare that it may have a signature of its own
 _described.__signature__ = inspect.Signature(_listed)
+_described.CONFIG, _described.LOADS = NeuronProfilesConfig, True

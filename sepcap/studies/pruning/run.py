@@ -130,6 +130,7 @@ class Run(RunFolder):
         """
         return find_jumps(self, model, steps=steps, top=top, tasks=tasks, device=device, batch_size=batch_size, seed=seed)
 
+    @checked()
     def examined(self, step: int, n: int) -> dict[str, Any]:
         """What `sepcap.examine` takes for the neurons that a step pruned: the n highest by the scores of the unpruned model, and the tasks.
 

@@ -138,13 +138,14 @@ class SingleAblations(StudyResult):
         mask[tuple(places.T)] = True
         return NeuronSet({self.config["site"]: mask}, {"importance": f"ablation alone, {metric} on {task}", "n": n})
 
+    @checked()
     def examine(self, model: Any, n: int = 50, **how: Any) -> Any:
         """Profiles of the n neurons, or heads, whose ablation harms the task to forget most; see `sepcap.examine` (METHODS 23)."""
         return sepcap.examine(model, self, n=n, **how)
 
     @checked()
     def synergy(self, task: Role = "forget", metric: str = "loss") -> Float[np.ndarray, "end pair"]:
-        """Change without both neurons of a pair minus the changes without each: value, low and high. Above 0: each compensates for the other."""
+        """Change without both neurons of a pair minus the changes without each: value, low and high. Above 0: redundancy."""
         together, alone = self._sums(task, "together", metric), self._sums(task, "alone", metric)
         a, b = self.tensors["pairs"].numpy().T
         return self.paired(together - alone[a] - alone[b], task, metric)

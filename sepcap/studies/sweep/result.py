@@ -270,6 +270,7 @@ class Sweep(Shown):
             write_atomically(to / f"{name}.csv", table.to_csv(index=False).encode())
         return to
 
+    @checked()
     def to_latex(self, table: str | None = None, columns: Any = None, **options: Any) -> str:
         """A table for a paper: `seeds` if there are seeds, else `cells`; by default the fields and the measures, not files and times.
 
