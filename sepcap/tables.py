@@ -72,7 +72,9 @@ def _check_declared(metadata: Any, most: int) -> None:
 
 def _check_strings(table: Any, strings: list[str]) -> None:
     """Raise if the strings, each repeated as often as it occurs, have more bytes than `MOST_BYTES`."""
-    import pyarrow.compute as pc
+    import pyarrow.compute
+
+    pc: Any = pyarrow.compute  # which makes its functions when it is imported, so that their names are not known before
 
     size = 0
     for name in strings:

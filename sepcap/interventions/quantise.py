@@ -1,5 +1,6 @@
 """Round the weights of a model to few bits: symmetric, per group, to nearest (METHODS 22)."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -36,7 +37,7 @@ def round_to_nearest(weight: Float[Tensor, "out in"], bits: int, group_size: int
 
 def _by_torchao(weight: Float[Tensor, "out in"], bits: int, group_size: int) -> Float[Tensor, "out in"]:
     """The same by torchao's primitives, whose scale is max|w| / ((2^bits − 1) / 2)."""
-    from torchao.quantization import quant_primitives as ao
+    ao = importlib.import_module("torchao.quantization.quant_primitives")
 
     missing = -weight.shape[1] % group_size
     padded = torch.nn.functional.pad(weight.float(), (0, missing))

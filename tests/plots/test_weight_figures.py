@@ -1,5 +1,7 @@
 """Norms and biases read from the weights, against the Hugging Face checkpoint."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,6 @@ def test_large_models_make_small_figures(monkeypatch):
     monkeypatch.setattr(drawing, "mlp_input_biases", lambda _: torch.randn(32, 16_384, generator=generator).double())
     monkeypatch.setattr(drawing, "value_row_norms", lambda _: torch.rand(32, 32, 128, generator=generator).double())
     for draw, n in ((plots.mlp_biases, 16_384), (plots.value_norms, 4096)):
-        fig = draw(None)
+        fig = draw(SimpleNamespace(cfg=None))
         assert len(fig.to_json()) < 300_000
         assert {counts.sum() for counts in drawn(fig).values()} == {n}

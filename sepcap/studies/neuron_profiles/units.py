@@ -1,6 +1,6 @@
 """Names of units and texts of tokens, as profiles show them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,7 @@ GROUPS = ("0–50%", "50–90%", "90–99%", "99–100%")
 """Groups of quantiles of the activation, by their ends in `reduced.QUANTILES`."""
 
 
-def named_unit(unit: Mapping[Any, Any] | pd.Series) -> str:
+def named_unit(unit: Any) -> str:
     """Name of a unit.
 
     >>> named_unit({"site": "mlp", "layer": 4, "head": pd.NA, "neuron": 812})

@@ -98,6 +98,7 @@ def test_on_the_fitting_data_optimal_is_at_most_the_other_constants(shared, lett
 
 
 def test_only_the_layers_from_the_ablated_one_on_run_again(trained, letters):
+    sepcap.load_model(trained)  # a model object is probed by one pass, once
     runs = [0, 0]
     for layer in (0, 1):
         trained.blocks[layer].attn.register_forward_hook(lambda *_, layer=layer: runs.__setitem__(layer, runs[layer] + 1))
