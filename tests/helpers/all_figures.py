@@ -9,6 +9,7 @@ from typing import Any
 TESTS = Path(__file__).parents[1]
 sys.path += [str(TESTS / "plots"), *map(str, sorted((TESTS / "studies").glob("*/")))]
 
+import planted_newer
 import planted_results
 import test_ablations_figures
 import test_activations
@@ -25,11 +26,14 @@ from planted_statistics import with_importance
 import sepcap
 from sepcap import plots
 from sepcap.selection.score import Scores
+from sepcap.studies.certificate import figures as certificate_figures
 from sepcap.studies.importances import figures as importances_figures
 from sepcap.studies.learned import figures as learned_figures
 from sepcap.studies.methods.study import MethodComparison
+from sepcap.studies.neuron_profiles import figures as profiles_figures
 from sepcap.studies.pruning.jumps.figures import draw_jumps, draw_tokens
 from sepcap.studies.single_ablations import figures as single_figures
+from sepcap.studies.sweep import figures as sweep_figures
 
 FORGET, RETAIN, OTHER = [0.60, 0.45, 0.2, 0.08, 0.02], [0.55, 0.54, 0.5, 0.4, 0.1], [0.6, 0.5, 0.35, 0.2, 0.1]
 SITES = {"mlp": (6, 40), "attn_pre_out": (6, 4, 8)}
@@ -149,6 +153,11 @@ FIGURES: dict[str, tuple[Callable[..., Any], Callable[[Planted], Arguments]]] = 
     "ablations-of-heads": (plots.ablations, lambda of: arguments(of.few)),
     "activations": (plots.activation_distributions, lambda of: arguments(*of.acts, layer=1, head=1)),
     "areas": (plots.areas, lambda of: arguments(of.runs["demo"])),
+    "certificate-before-after": (certificate_figures.before_after, lambda _: arguments(planted_newer.certificate())),
+    "certificate-layers": (certificate_figures.layers, lambda _: arguments(planted_newer.certificate())),
+    "certificate-profile": (certificate_figures.profile, lambda _: arguments(planted_newer.certificate())),
+    "certificate-relearning": (certificate_figures.relearning, lambda _: arguments(planted_newer.certificate())),
+    "certificate-relearning-retain": (certificate_figures.relearning, lambda _: arguments(planted_newer.certificate(), role="retain")),
     "concentration-curve": (plots.concentration_curve, lambda _: arguments(test_modularity_figures.planted())),
     "concentration-profile": (plots.concentration_profile, lambda _: arguments(test_modularity_figures.planted())),
     "cross-task": (plots.cross_task, lambda _: arguments(test_neuron_set_figures.cross_task())),
@@ -172,6 +181,8 @@ FIGURES: dict[str, tuple[Callable[..., Any], Callable[[Planted], Arguments]]] = 
     "metric-over-steps": (plots.metric_over_steps, lambda of: arguments(of.one)),
     "metric-over-steps-of-runs": (plots.metric_over_steps, lambda of: arguments(of.runs["demo"])),
     "mlp-biases": (plots.mlp_biases, lambda of: arguments(of.model)),
+    "neuron-profiles": (profiles_figures.profile, lambda _: arguments(planted_newer.neuron_profiles(), neuron=(3, 4))),
+    "neuron-profiles-tasks": (profiles_figures.both_tasks, lambda _: arguments(planted_newer.neuron_profiles())),
     "overlap": (plots.overlap, lambda _: arguments(test_neuron_set_figures.overlaps())),
     "overlap-layers": (plots.overlap_layers, lambda _: arguments(test_neuron_set_figures.overlaps())),
     "overlap-ratios": (plots.overlap_ratios, lambda _: arguments(test_neuron_set_figures.overlaps())),
@@ -201,6 +212,9 @@ FIGURES: dict[str, tuple[Callable[..., Any], Callable[[Planted], Arguments]]] = 
         lambda _: arguments(planted_results.single_ablations(), layers=[1, 3, 5]),
     ),
     "single-ablations-tasks": (single_figures.both_tasks, lambda _: arguments(planted_results.single_ablations())),
+    "sweep-heat": (sweep_figures.heat, lambda of: arguments(planted_newer.sweep(of.folder / "sweep"))),
+    "sweep-strip": (sweep_figures.strip, lambda of: arguments(planted_newer.sweep(of.folder / "sweep"))),
+    "sweep-trajectories": (sweep_figures.trajectories, lambda of: arguments(planted_newer.sweep(of.folder / "sweep"))),
     "thresholds": (plots.thresholds, lambda of: arguments(of.runs["zero"])),
     "trajectory": (plots.trajectory, lambda of: arguments(of.runs["demo"])),
     "trajectory-of-many": (plots.trajectory, lambda of: arguments(of.runs["many"])),
