@@ -125,6 +125,7 @@ def test_interrupted_it_goes_on_where_it_stopped_and_gives_the_same(tiny_opt, tm
 def test_the_cost_is_known_beforehand(tiny_opt, monkeypatch):
     config = ParagraphTransferConfig(texts=TEXTS, profile="none", generate=False, paragraph_tokens=5, embedder=None)
     plan = plan_paragraph_transfer(tiny_opt, config)
+    sepcap.load_model(tiny_opt)  # a model object is probed by one pass, once
     seen, said = [], []
     forward = type(tiny_opt).forward
     monkeypatch.setattr(type(tiny_opt), "forward", lambda self, ids, **kw: seen.append(ids) or forward(self, ids, **kw))

@@ -238,7 +238,7 @@ class Counted(StudyResult):
 
 def test_no_damage_to_a_study_changes_a_number_unseen(tmp_path, monkeypatch):
     monkeypatch.setitem(catalog.STUDIES, "counted", "counted.Counted")
-    monkeypatch.setattr(catalog, "import_module", lambda name: type("module", (), {"Counted": Counted}))
+    monkeypatch.setattr(catalog, "named", lambda path: Counted)
     tables = {name: pd.DataFrame({"value": torch.arange(float(i), 50.0).tolist()}) for i, name in enumerate(("first", "second"))}
     study = Counted({"model": "tiny"}, tables, {"matrix": torch.arange(6.0)})
     with open_study(tmp_path / "study", "counted", study.config) as pieces:
