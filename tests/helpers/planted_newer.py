@@ -28,6 +28,10 @@ LEFT = dict(zip(NAMES, (1.0, 0.2, 0.85, 0.22, 0.05), strict=True))
 """Kind of model -> accuracy on the forget task before any test."""
 
 
+POWERS = {"abs": 3, "rms": 2, "atp": 5, "random": 0.6}
+"""Importance -> how steeply its runs lose the forget task first."""
+
+
 def certificate() -> Certificate:
     """Of all kinds of models, all variants of fine-tuning and every part."""
     default = CertificateConfig()
@@ -102,7 +106,7 @@ def sweep(folder: Path) -> Sweep:
     ledger, rng = Ledger(folder), np.random.default_rng(4)
     for name, cell in list(zip(names, cells, strict=True))[:-2]:
         importance, seed = cell.fields["importance"], cell.fields["seed"]
-        power = 1.2 if importance == "random" else 2 + len(name) % 5 + rng.uniform()
+        power = POWERS[importance] * cell.fields["fractions"]["mlp"] / 0.02 + 0.3 * rng.uniform() + 0.5
         left = np.linspace(1, 0, 6)
         how = {"tasks": (base.forget, base.retain), "importance": importance, "seed": seed, "rows": 12}
         run = write_run(folder / CELLS / name, list(0.6 * left**power), list(0.55 * (1 - (1 - left) ** power)), **how)

@@ -7,11 +7,15 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sepcap.drawing.parts import above, axes_of, band, error_bars, layer_axis, level, panel_axes, row_axis, translucent, upright
-from sepcap.drawing.style import DASHES, FAINT, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
+from sepcap.drawing.style import DASHES, GREY, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
 from sepcap.studies.certificate.arms import MATCHED, NAMES, PRUNED, RANDOM, REFERENCE, UNTOUCHED
 
 COLOURS = dict(zip((PRUNED, UNTOUCHED, MATCHED, RANDOM, REFERENCE), PALETTE, strict=False))
 SIGNS = dict(zip((PRUNED, UNTOUCHED, MATCHED, RANDOM, REFERENCE), SYMBOLS, strict=False))
+PANEL_PX, GAP_PX = 150, 46
+GAP = 0.11
+"""Between panels side by side, as a share of the figure."""
+
 VARIANTS = {"all": "", "held": ", pruned neurons held at 0", "lora": ", LoRA", "retain": ", retain texts only"}
 
 
@@ -64,14 +68,17 @@ def layers(result: Any, *, width: Width = "column") -> go.Figure:
     """
     table = part_of(result, "layers", "relearn")
     sites = list(table["site"].unique())
+    height = len(sites) * PANEL_PX + (len(sites) - 1) * GAP_PX
     traces: list[Any] = []
     layout: dict[str, Any] = {"annotations": []}
     for i, site in enumerate(sites):
         rows = table[table["site"] == site]
         key, axes = axes_of(i)
-        low, high = 1 - (i + 0.78) / len(sites), 1 - i / len(sites)
+        high = 1 - i * (PANEL_PX + GAP_PX) / height
+        low = high - PANEL_PX / height
         y = {"title": {"text": "Neurons"}, "rangemode": "tozero"}
-        layout |= panel_axes(key, layer_axis(list(rows["layer"]), 0.4), y, down=(low, high))
+        x = layer_axis(list(rows["layer"]), 0.4) | ({"title": {"text": ""}} if i < len(sites) - 1 else {})
+        layout |= panel_axes(key, x, y, down=(low, high))
         if len(sites) > 1:
             layout["annotations"].append(above(capital(SITE_NAMES[site]), y=high))
         for (column, name), look in zip(_counts(), _looks(), strict=True):
@@ -79,15 +86,16 @@ def layers(result: Any, *, width: Width = "column") -> go.Figure:
             traces.append(
                 go.Scatter(x=list(rows["layer"]), y=rounded(rows[column]), name=name, showlegend=i == 0, error_y=bars, **axes, **look)
             )
-    return new_figure(traces, layout, width=width, plot_px=170 * len(sites), left=68, legend_rows=4)
+    layout["legend"] = {"title": {"text": "Score above the median of the pruned neurons"}}
+    return new_figure(traces, layout, width=width, plot_px=height, top=26 if len(sites) > 1 else 12, left=68, legend_rows=5)
 
 
 def _counts() -> list[tuple[str, str]]:
-    return [("whole", "Whole model"), ("pruned", "Pruned"), ("left", "Pruned model"), ("relearned", "After relearning")]
+    return [("whole", "Whole model"), ("pruned", "Pruned neurons, any score"), ("left", "Pruned model"), ("relearned", "After relearning")]
 
 
 def _looks() -> Iterator[dict[str, Any]]:
-    for i, colour in enumerate((PALETTE[1], FAINT, PALETTE[2], PALETTE[0])):
+    for i, colour in enumerate((PALETTE[1], GREY, PALETTE[2], PALETTE[0])):
         yield {"mode": "lines+markers", "line": {"color": colour}, "marker": {"symbol": SYMBOLS[i], "size": 6, "color": colour}}
 
 
@@ -119,11 +127,11 @@ def before_after(result: Any, *, width: Width = "page") -> go.Figure:
         how: dict[str, Any] = {"mode": "markers", "marker": look, "error_x": bars, "hovertext": hovers, "hoverinfo": "text"}
         traces.append(go.Scatter(x=rounded(of_kind["forget"]), y=at, name=capital(NAMES[kind]), **how))
     layout = {
-        "xaxis": {"title": {"text": f"Relative {metric_name(result.config['metric']).lower()}, {plain(result.config['forget'], 22)}"}},
+        "xaxis": {"title": {"text": f"Relative {metric_name(result.config['metric']).lower()}, {plain(result.config['forget'], 22)}"}, "rangemode": "tozero", "nticks": 7},
         "yaxis": row_axis({-i: plain(name) for i, name in enumerate(conditions)}, -len(conditions) + 0.4, 0.6),
         "shapes": [upright(1.0, -len(conditions) + 0.4, 0.6)],
     }
-    return new_figure(traces, layout, width=width, plot_px=34 * len(conditions), left=150, legend_rows=len(kinds), legend_below=True)
+    return new_figure(traces, layout, width=width, plot_px=34 * len(conditions), left=116, legend_rows=len(kinds), legend_below=True)
 
 
 def profile(result: Any, *, width: Width = "page") -> go.Figure:
@@ -134,16 +142,16 @@ def profile(result: Any, *, width: Width = "page") -> go.Figure:
         width: inches, "column" or "page".
     """
     lens, probes = part_of(result, "lens", "inside"), part_of(result, "probes", "inside")
-    panels = [("Logit lens (relative)", lens, "forget", None)]
-    panels += [(f"Probe: {name}", probes[probes["probe"] == name], "accuracy", "control") for name in dict.fromkeys(probes["probe"])]
+    panels = [("Logit lens<br>(relative)", lens, "forget", None)]
+    panels += [(f"Probe:<br>{name}", probes[probes["probe"] == name], "accuracy", "control") for name in dict.fromkeys(probes["probe"])]
     traces: list[Any] = []
     layout: dict[str, Any] = {"annotations": []}
     for i, (title, table, column, control) in enumerate(panels):
         key, axes = axes_of(i)
-        start = i / len(panels)
-        x = layer_axis(list(table["layer"]), 0.4) | {"title": {"text": "Blocks before"}}
+        start = i * (1 + GAP) / len(panels)
+        x = layer_axis(list(table["layer"]), 0.4, 6) | {"title": {"text": "Blocks before"}}
         y = {"title": {"text": "Accuracy" if i == 0 else ""}, "rangemode": "tozero", "nticks": 6}
-        layout |= panel_axes(key, x, y, across=(start, start + 0.76 / len(panels)))
+        layout |= panel_axes(key, x, y, across=(start, start + (1 - GAP * (len(panels) - 1)) / len(panels)))
         layout["annotations"].append(above(title, x=start, y=1))
         for kind, rows in table.groupby("kind", sort=False):
             line = {"color": COLOURS[kind], "width": 1.5}
@@ -155,4 +163,4 @@ def profile(result: Any, *, width: Width = "page") -> go.Figure:
                 dotted = {**how, "mode": "lines", "line": {"color": COLOURS[kind], "dash": "dot", "width": 1.5}}
                 traces.append(go.Scatter(y=rounded(rows[control]), name="Pruned model, random labels", showlegend=i == 1, **dotted))
     kinds = lens["kind"].nunique()
-    return new_figure(traces, layout, width=width, plot_px=170, top=26, left=56, legend_rows=kinds + 1, legend_below=True)
+    return new_figure(traces, layout, width=width, plot_px=170, top=42, left=56, legend_rows=kinds + 1, legend_below=True)

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.drawing.parts import above, panel_axes, row_axis
-from sepcap.drawing.style import BLUE, VERMILLION, Width, new_figure, plain, rounded
+from sepcap.drawing.style import BLUE, GREEN, PURPLE, VERMILLION, Width, new_figure, plain, rounded
 from sepcap.studies.neuron_profiles.units import ROLES, named_unit
 
 COLOURS = {"forget": VERMILLION, "retain": BLUE}
@@ -41,12 +41,12 @@ def profile(result: Any, *, neuron: Any = 0, width: Width = "column") -> go.Figu
     layout = panel_axes(
         "",
         {"title": {"text": f"Activation of {named_unit(unit)}"}},
-        {"title": {"text": "Positions (%)"}, "type": "log"},
+        {"title": {"text": "Positions (%)"}, "type": "log", "nticks": 5},
         down=(split[1], 1.0),
     )
     if n:
         values = [value for _, value in logits]
-        colours = [BLUE if value > 0 else VERMILLION for value in values]
+        colours = [GREEN if value > 0 else PURPLE for value in values]
         names = {n - 1 - row: plain(repr(text), 16) for row, (text, _) in enumerate(logits)}
         hovers = [f"{plain(repr(text), 30)}: {value:+.3g}" for text, value in logits]
         bars = {"x": rounded(values), "y": list(range(n - 1, -1, -1)), "orientation": "h", "marker": {"color": colours}}
@@ -54,7 +54,8 @@ def profile(result: Any, *, neuron: Any = 0, width: Width = "column") -> go.Figu
         title = {"title": {"text": "Direct logit effect × scale of the norm"}}
         layout |= panel_axes("2", title, row_axis(names, -0.6, n - 0.4), down=(0.0, split[0]))
         layout["annotations"] = [above("Tokens promoted and suppressed", y=split[0])]
-    return new_figure(traces, layout, width=width, plot_px=190 + (ROW_PX * n * 1.2 + 110) * bool(n), left=96, bottom=52, legend_rows=1)
+    layout["legend"] = {"title": {"text": "Activations on"}}
+    return new_figure(traces, layout, width=width, plot_px=190 + (ROW_PX * n * 1.2 + 110) * bool(n), left=96, bottom=52, legend_rows=3)
 
 
 def _logits(result: Any, i: int) -> list[tuple[str, float]]:

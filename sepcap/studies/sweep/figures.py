@@ -108,11 +108,11 @@ def strip(
         "yaxis": row_axis({at: plain(f"{value}", 20) for value, at in heights.items()}, low - 0.2, high) | {"title": {"text": plain(by)}},
         "shapes": [upright(0.0, low - 0.2, high, layer="below")] if column == "separability" else [],
     }
-    covers = "large: mean over seeds, with 95% interval over seeds" if only_seeds else "large: mean of the cells"
+    covers = "large: mean over seeds,<br>with 95% interval over seeds" if only_seeds else "large: mean of the cells"
     layout["legend"] = {"title": {"text": f"Small: cells; {covers}"}}
     longest = max(len(plain(f"{value}", 20)) for value in heights)
     size = {"plot_px": ROW_PX * (len(heights) + 1) + 8 * len(kinds), "left": 44 + 6.4 * longest, "bottom": 58}
-    return new_figure(traces, layout, width=width, legend_rows=len(kinds) + 1, **size)
+    return new_figure(traces, layout, width=width, legend_rows=len(kinds) + 1 + only_seeds, **size)
 
 
 def _hover(result: Any, row: Any, column: str) -> str:
