@@ -126,8 +126,9 @@ def before_after(result: Any, *, width: Width = "page") -> go.Figure:
         look = {"color": COLOURS[kind], "symbol": SIGNS[kind], "size": 6}
         how: dict[str, Any] = {"mode": "markers", "marker": look, "error_x": bars, "hovertext": hovers, "hoverinfo": "text"}
         traces.append(go.Scatter(x=rounded(of_kind["forget"]), y=at, name=capital(NAMES[kind]), **how))
+    title = f"Relative {metric_name(result.config['metric']).lower()}, {plain(result.config['forget'], 22)}"
     layout = {
-        "xaxis": {"title": {"text": f"Relative {metric_name(result.config['metric']).lower()}, {plain(result.config['forget'], 22)}"}, "rangemode": "tozero", "nticks": 7},
+        "xaxis": {"title": {"text": title}, "rangemode": "tozero", "nticks": 7},
         "yaxis": row_axis({-i: plain(name) for i, name in enumerate(conditions)}, -len(conditions) + 0.4, 0.6),
         "shapes": [upright(1.0, -len(conditions) + 0.4, 0.6)],
     }
@@ -152,7 +153,7 @@ def profile(result: Any, *, width: Width = "page") -> go.Figure:
         x = layer_axis(list(table["layer"]), 0.4, 6) | {"title": {"text": "Blocks before"}}
         y = {"title": {"text": "Accuracy" if i == 0 else ""}, "rangemode": "tozero", "nticks": 6}
         layout |= panel_axes(key, x, y, across=(start, start + (1 - GAP * (len(panels) - 1)) / len(panels)))
-        layout["annotations"].append(above(title, x=start, y=1))
+        layout["annotations"].append(above(title, x=start, y=1, align="left"))
         for kind, rows in table.groupby("kind", sort=False):
             line = {"color": COLOURS[kind], "width": 1.5}
             look = {"color": COLOURS[kind], "symbol": SIGNS[kind], "size": 5}
