@@ -54,6 +54,8 @@ class FigureConfig:
     """Neurons of each site of the embedded model that are ablated alone, drawn at random; the compiled models' are all ablated."""
     sites: tuple[Literal["mlp", "attn_pre_out"], ...] = ("mlp", "attn_pre_out")
     """Sites of the embedded model whose importances are compared, each in a folder of its own."""
+    compiled: bool = True
+    """Whether importances are also compared on all compiled models."""
     out: Path = Path("figures")
     readme: Path = Path("README.md")
     """Contains the table of the demo, which is replaced."""
@@ -221,11 +223,13 @@ def importances(model: Any, config: FigureConfig) -> None:
         config.save(f"importances-{site}-trajectories", one.figure("trajectories"))
     # texts of compiled models are short and alike; all their neurons are ablated
     small: dict[str, Any] = {"tokens": 2_000, "effect_tokens": 400, "eval_tokens": 800, "choice_tokens": 800, "best": 1, "learn_steps": 60}
-    for name in sepcap.compiled_models().index:
+    for name in sepcap.compiled_models().index if config.compiled else ():
         folder = config.importances / name
         found[name, ""] = sepcap.compare_importances(compiled=name, sites=("mlp", "attn_pre_out"), **small, out=folder, progress=print)
     for table in ("league", "trust", "reliability", "control", "labels"):
         every = [one.tables[table].assign(model=name) for (name, _), one in found.items() if table in one.tables]
+        if not every:  # labels are those of compiled models
+            continue
         rows = pd.concat(every)
         rows[["model", *rows.columns.drop("model")]].to_csv(config.out / f"importances-{table}.csv", index=False, float_format="%.4f")
     for (name, site), one in found.items():
