@@ -31,10 +31,16 @@ def test_every_figure_of_the_package_is_listed():
 NEWER = {"planted_results", "planted_newer"}
 
 
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """The sweep is made once."""
+    return all_figures.Planted(tmp_path_factory.mktemp("planted"))
+
+
 @pytest.mark.parametrize("name", [name for name, (_, of) in all_figures.FIGURES.items() if NEWER & set(of.__code__.co_names)])
-def test_figures_of_newer_studies_are_drawn_at_both_widths(name, tmp_path):
+def test_figures_of_newer_studies_are_drawn_at_both_widths(name, planted):
     function, of = all_figures.FIGURES[name]
-    given, options = of(all_figures.Planted(tmp_path))
+    given, options = of(planted)
     for width in (3.3, 6.9):
         assert len(function(*given, width=width, **options).data) > 0
 
