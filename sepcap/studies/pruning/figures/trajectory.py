@@ -79,7 +79,7 @@ def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, widt
         layout[name] |= {"dtick": 0.2, "tickformat": ".1f"} if normalised else {"nticks": 6}
     said = any(run.steps_done for run in by_label.values())
     if said:
-        title = "Separability, with 95% interval over texts"
+        title = "Separability, with 95% interval over texts" if len(bands) < len(by_label) else "Separability"
         if bands:
             title += "<br>(seeds: mean; band: lowest to highest)"
         layout["legend"] = {"title": {"text": title}}
