@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements.txt
 demo: $(INSTALLED)          ## prune code neurons, prose neurons and random neurons of the embedded model (about 6 minutes)
 	$(BIN)/sepcap demo
 
-test: $(INSTALLED)          ## fast tests (five to six minutes on two cores)
+test: $(INSTALLED)          ## fast tests (about six minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # numerical tests, and instruction sets limited to those of every x86-64
