@@ -22,6 +22,10 @@ ROWS = [
 
 WITHOUT_LOGITS = {"OPT-350m (post-norm)": "norms the sum", "BERT": "has a layer of its own", "RoBERTa": "has a layer of its own"}
 
+WITHOUT_RULES = {"Qwen-3.5 (linear attention)"}
+"""Families with a sigmoid, for which the linearised pass that checks the direct effect has no rule."""
+
+
 @pytest.mark.parametrize(("row", "sites"), ROWS)
 def test_profiles_of_every_site(row, sites, tmp_path):
     if row.layout == "vit":
@@ -37,7 +41,8 @@ def test_profiles_of_every_site(row, sites, tmp_path):
         shape = bind(model, site).shape
         places = [tuple(0 for _ in shape), tuple(n - 1 for n in shape)]
         found = sepcap.examine(model, places, site=site, **how)
-        assert len(found.contexts(1).query("group == 'strongest'")) >= 2
+        active = float(found.table.loc[1, ["abs_forget", "abs_retain"]].sum()) > 0  # after a ReLU a random neuron may never be
+        assert len(found.contexts(1).query("group == 'strongest'")) >= 2 or not active
         notes = " ".join(found.tables["notes"]["note"])
         sources = found.tensors["forget/top/source"]
         there = bool((sources >= 0).all())
@@ -53,7 +58,7 @@ def test_profiles_of_every_site(row, sites, tmp_path):
     if "attn_pre_out" in sites:
         heads = sepcap.examine(model, [(0, 1)], site="attn_pre_out", whole_heads=True, **how)
         assert float(heads.table["abs_forget"][0]) > 0
-    if "mlp" in sites and row.name not in WITHOUT_LOGITS and not is_hooked_transformer(model):
+    if "mlp" in sites and row.name not in {*WITHOUT_LOGITS, *WITHOUT_RULES} and not is_hooked_transformer(model):
         check_gradients(model, sepcap.examine(model, [(1, 5)], listed=4, **how))
 
 
