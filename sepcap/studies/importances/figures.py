@@ -122,14 +122,14 @@ def effects(result: Any, site: str | None = None, score: str | None = None, *, w
         look |= {"colorbar": {"title": {"text": "Layer"}, "thickness": 8}} if i == 1 else {}
         points: dict[str, Any] = {"mode": "markers", "marker": look, "hovertext": hovers, "hoverinfo": "text", "showlegend": False}
         traces.append(go.Scatter(x=rounded(ranks_of[0], 4), y=rounded(ranks_of[1], 4), **points, **axes))
-        x = {"title": {"text": f"Rank of the score {score} (%)"}, "range": [-2, 102]}
+        x = {"title": {"text": f"Rank of the score<br>{score} (%)"}, "range": [-2, 102]}
         title = "Rank of Δ<sub>forget</sub> − Δ<sub>retain</sub> (%)" if i == 0 else ""
         y = {"title": {"text": title}, "range": [-2, 102], "showticklabels": i == 0}
         start = i * (share + GAP / 2)
         layout |= panel_axes(key, x, y, (start, start + share))
         r = result.row(site, direction, score)["spearman_difference"]
-        layout["annotations"].append(above(f"{site}, {_says(result, direction)}: ρ = {r:.2f}".replace("-", "−"), start))
-    return new_figure(traces, layout, width=width, plot_px=PANEL_PX, left=58, right=60, top=26)
+        layout["annotations"].append(above(f"{site}, ρ = {r:.2f}".replace("-", "−") + f"<br>{_says(result, direction)}", start))
+    return new_figure(traces, layout, width=width, plot_px=PANEL_PX, left=58, right=60, top=44, bottom=58)
 
 
 def trajectories(result: Any, site: str | None = None, direction: str = DIRECTIONS[0], *, width: Width = "column") -> go.Figure:

@@ -34,6 +34,10 @@ NAMED = 24
 """Largest number of neurons in a heat map of pairs."""
 
 
+NEAR = 0.2
+"""Share of half an axis within which no tick but 0 is labelled."""
+
+
 class SignedLog:
     """A logarithmic axis on both sides of 0, linear between −unit and unit: sign(v) · log10(1 + |v| / unit)."""
 
@@ -51,8 +55,9 @@ class SignedLog:
         """The axis, with ticks at 0 and at powers of ten."""
         first, last = int(np.log10(self.unit)), int(np.floor(np.log10(self.most)))
         sizes = [10.0**e for e in range(first, last + 1, max(1, (last - first + 1) // 3))]
-        ticks = [-size for size in sizes[::-1]] + [0.0] + sizes
         far = 1.06 * float(self.of(self.most))
+        sizes = [size for size in sizes if self.of(size) > NEAR * far] or sizes[-1:]  # the label of one nearer to 0 would lie on that of 0
+        ticks = [-size for size in sizes[::-1]] + [0.0] + sizes
         said = [f"{tick:g}".replace("-", "−") for tick in ticks]
         return {"title": {"text": title}, "tickvals": rounded(self.of(ticks)), "ticktext": said, "range": [-far, far]}
 
