@@ -83,7 +83,7 @@ def parse_grid(words: Sequence[str], kind: type = PruningConfig) -> dict[str, li
     >>> parse_grid(["importance=abs,rms", "seed=0,1", "fractions=mlp=0.02;mlp=0.05,heads=1"])
     {'importance': ['abs', 'rms'], 'seed': [0, 1], 'fractions': [{'mlp': 0.02}, {'mlp': 0.05, 'heads': 1}]}
     """
-    kinds = {field.name: str(field.type) for field in fields(kind) if field.init}  # pyright: ignore[reportArgumentType]
+    kinds = {field.name: str(field.type) for field in fields(kind) if field.init}  # pyright: ignore[reportArgumentType] (a dataclass)
     grid: dict[str, list[Any]] = {}
     for word in words:
         name, equals, values = word.partition("=")

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,15 @@ class Pieces:
     def put(self, name: str, tensors: Mapping[str, Tensor], note: Any = None) -> None:
         """Write a piece; `note` is any JSON value."""
         save_tensors(self._path(name), tensors, {"kind": "piece", "name": name, "study": self.study, "note": note})
+
+    def once(self, name: str, make: Callable[[], tuple[Mapping[str, Tensor], Any]]) -> tuple[dict[str, Tensor], Any]:
+        """Tensors and note of a piece as they are stored; what `make` returns is stored first, if the piece is not done."""
+        done = self.get(name)
+        if done is None:
+            self.put(name, *make())
+            done = self.get(name)
+            assert done is not None
+        return done
 
     def _path(self, name: str) -> Path:
         return self.folder / PIECES / f"{name}.safetensors"

@@ -18,8 +18,8 @@ from sepcap.statistics.collect import halving_batches
 from sepcap.statistics.intervals import cluster_sums
 from sepcap.studies.base.folder import Pieces
 from sepcap.studies.base.task_sets import WHOLE, Relative
-from sepcap.studies.certificate.arms import UNTOUCHED, Arms, different
-from sepcap.studies.certificate.measured import change
+from sepcap.studies.certificate.arms import UNTOUCHED, Arms
+from sepcap.studies.certificate.measured import change, of_every_arm
 from sepcap.studies.certificate.plan import Plan
 from sepcap.tasks.batches import make_batch
 from sepcap.tasks.documents import Spelling
@@ -58,19 +58,14 @@ def elicited(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFrame]:
     """Table "elicited": relative accuracy on forget in every condition, of every kind of model, and its change from the plain texts."""
     c, sample = plan.config, plan.evaluate["forget"]
     conditions = list(conditions_of(plan))
-    sums: dict[str, dict[str, np.ndarray]] = {}
-    every: dict[str, list[str]] = {}
-    for kind in arms.kinds:
-        for arm in different(kind, c.seeds):
-            stored = pieces.get(f"elicited/{arm.name}")
-            if stored is None:
-                with arms.made(arm) as model:
-                    found = {str(i): torch.from_numpy(_evaluated(plan, model, one)) for i, one in enumerate(conditions)}
-                pieces.put(f"elicited/{arm.name}", found)
-                stored = pieces.get(f"elicited/{arm.name}")
-                assert stored is not None
-            sums[arm.name] = {one.name: cluster_sums(stored[0][str(i)].numpy(), sample.clusters) for i, one in enumerate(conditions)}
-            every.setdefault(kind, []).append(arm.name)
+
+    def make(model: Any) -> dict[str, torch.Tensor]:
+        return {str(i): torch.from_numpy(_evaluated(plan, model, one)) for i, one in enumerate(conditions)}
+
+    found, every = of_every_arm(plan, arms, pieces, "elicited", make)
+    sums = {
+        arm: {one.name: cluster_sums(rows[str(i)], sample.clusters) for i, one in enumerate(conditions)} for arm, rows in found.items()
+    }
     whole = sums[every[UNTOUCHED][0]]
     # the same documents are drawn in all conditions
     relative = {

@@ -19,7 +19,8 @@ from sepcap.statistics.collect import halving_batches
 from sepcap.statistics.intervals import as_columns, cluster_sums, ratio_se, summed_interval, t_interval
 from sepcap.studies.base.folder import Pieces
 from sepcap.studies.base.task_sets import WHOLE, Relative
-from sepcap.studies.certificate.arms import UNTOUCHED, Arms, different
+from sepcap.studies.certificate.arms import UNTOUCHED, Arms
+from sepcap.studies.certificate.measured import of_every_arm
 from sepcap.studies.certificate.plan import Plan
 from sepcap.tasks.batches import TokenSample
 
@@ -62,20 +63,12 @@ def looked_inside(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFr
     sets = {"fit": plan.fit, "test": plan.evaluate}
     places = {f"{part} {role}": Places.of(samples[role], c.probe_tokens, None, 0) for part, samples in sets.items() for role in ROLES}
     places |= {f"{part} next": Places.of(samples["forget"], c.probe_tokens, common, 1) for part, samples in sets.items()}
-    found: dict[str, dict[str, np.ndarray]] = {}
-    every: dict[str, list[str]] = {}
-    for kind in arms.kinds:
-        for arm in different(kind, c.seeds):
-            stored = pieces.get(f"inside/{arm.name}")
-            if stored is None:
-                with arms.made(arm) as model:
-                    lens, features = _pass(plan, model, places)
-                tensors = {"lens": lens} | _probed(places, features)
-                pieces.put(f"inside/{arm.name}", {name: torch.from_numpy(value) for name, value in tensors.items()})
-                stored = pieces.get(f"inside/{arm.name}")
-                assert stored is not None
-            found[arm.name] = {name: value.numpy() for name, value in stored[0].items()}
-            every.setdefault(kind, []).append(arm.name)
+
+    def make(model: Any) -> dict[str, torch.Tensor]:
+        lens, features = _pass(plan, model, places)
+        return {name: torch.from_numpy(value) for name, value in ({"lens": lens} | _probed(places, features)).items()}
+
+    found, every = of_every_arm(plan, arms, pieces, "inside", make)
     return {"lens": _lens(plan, found, every), "probes": _probes(found, every, places)}
 
 

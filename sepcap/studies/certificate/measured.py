@@ -1,6 +1,7 @@
 """Evaluations of the models of a certificate, each stored before the next begins, and their accuracies relative to the untouched model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sepcap.learning.fit import ROLES
 from sepcap.statistics.intervals import as_columns, summed_interval
 from sepcap.studies.base.folder import Pieces
 from sepcap.studies.base.task_sets import WHOLE, Relative
-from sepcap.studies.certificate.arms import UNTOUCHED, Arm, Arms
+from sepcap.studies.certificate.arms import UNTOUCHED, Arm, Arms, different
 from sepcap.studies.certificate.plan import Plan
 
 Sums = dict[str, Float[np.ndarray, "cluster count"]]
@@ -29,13 +30,31 @@ def measured(plan: Plan, model: Any, quiet: bool = True, held: bool = True) -> S
 def before(plan: Plan, arms: Arms, pieces: Pieces, arm: Arm) -> Sums:
     """The sums of a model before anything else is done to it."""
     name = "before/" + (arm.kind if arm.kind in (UNTOUCHED, "pruned", "reference") else arm.name)
-    stored = pieces.get(name)
-    if stored is None:
+
+    def make() -> tuple[dict[str, torch.Tensor], None]:
         with arms.made(arm) as model:
-            pieces.put(name, {key: torch.from_numpy(value) for key, value in measured(plan, model).items()})
-        stored = pieces.get(name)
-        assert stored is not None
-    return {key: value.numpy() for key, value in stored[0].items()}
+            return {key: torch.from_numpy(value) for key, value in measured(plan, model).items()}, None
+
+    return {key: value.numpy() for key, value in pieces.once(name, make)[0].items()}
+
+
+def of_every_arm(
+    plan: Plan, arms: Arms, pieces: Pieces, part: str, make: Callable[[Any], dict[str, torch.Tensor]]
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, list[str]]]:
+    """What `make` finds of every model, stored as a piece each, by name of the model; and the names of every kind of model."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    every: dict[str, list[str]] = {}
+
+    def made(arm: Arm) -> tuple[dict[str, torch.Tensor], None]:
+        with arms.made(arm) as model:
+            return make(model), None
+
+    for kind in arms.kinds:
+        for arm in different(kind, plan.config.seeds):
+            stored, _ = pieces.once(f"{part}/{arm.name}", partial(made, arm))
+            found[arm.name] = {name: value.numpy() for name, value in stored.items()}
+            every.setdefault(kind, []).append(arm.name)
+    return found, every
 
 
 def relative_to_untouched(plan: Plan, sums: Mapping[str, Sums], whole: Sums) -> dict[str, Relative]:

@@ -1,5 +1,6 @@
 """Quantisation: does rounding the weights bring the forgotten task back? (METHODS 22)"""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from sepcap.evaluation.result import ratio
 from sepcap.interventions.quantise import quantised, quantiser_of
 from sepcap.models.sites import populations
 from sepcap.studies.base.folder import Pieces
-from sepcap.studies.certificate.arms import PRUNED, UNTOUCHED, Arms, different
+from sepcap.studies.certificate.arms import PRUNED, UNTOUCHED, Arm, Arms, different
 from sepcap.studies.certificate.measured import Sums, before, change, mean_columns, measured, relative_to_untouched
 from sepcap.studies.certificate.plan import Plan
 
@@ -28,16 +29,9 @@ def rounded(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFrame]:
             every.setdefault((kind, 0), []).append(arm.name)
             for bits in c.bits:
                 piece = f"quantised/{name}-{bits}-{arm.name}"
-                stored = pieces.get(piece)
-                if stored is None:
-                    with arms.made(arm) as model, quantised(model, bits, c.group_size, how):
-                        found = measured(plan, model, held=False)
-                        zero = kind != PRUNED or _still_zero(plan, model)
-                    pieces.put(piece, {key: torch.from_numpy(value) for key, value in found.items()}, {"zero": zero})
-                    stored = pieces.get(piece)
-                    assert stored is not None
-                sums[piece] = {key: value.numpy() for key, value in stored[0].items()}
-                kept[bits] = kept.get(bits, True) and stored[1]["zero"]
+                stored, note = pieces.once(piece, partial(_measured, plan, arms, arm, bits, how))
+                sums[piece] = {key: value.numpy() for key, value in stored.items()}
+                kept[bits] = kept.get(bits, True) and note["zero"]
                 every.setdefault((kind, bits), []).append(piece)
     relative = relative_to_untouched(plan, sums, sums[every[UNTOUCHED, 0][0]])
     rows = []
@@ -49,6 +43,13 @@ def rounded(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFrame]:
     table = pd.DataFrame(rows)
     table["bits"] = table["bits"].astype("Int64")
     return {"quantised": table}
+
+
+def _measured(plan: Plan, arms: Arms, arm: Arm, bits: int, how: Any) -> tuple[dict[str, torch.Tensor], dict[str, bool]]:
+    with arms.made(arm) as model, quantised(model, bits, plan.config.group_size, how):
+        found = measured(plan, model, held=False)
+        zero = arm.kind != PRUNED or _still_zero(plan, model)
+    return {key: torch.from_numpy(value) for key, value in found.items()}, {"zero": zero}
 
 
 def _still_zero(plan: Plan, model: Any) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,8 +92,8 @@ def relearned(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFrame]
 
 def _curve(plan: Plan, arms: Arms, pieces: Pieces, run: Run) -> Curve:
     c = plan.config
-    stored = pieces.get(run.name)
-    if stored is None:
+
+    def make() -> tuple[dict[str, Tensor], dict[str, list[int]]]:
         first = before(plan, arms, pieces, Arm(run.kind, run.seed))
         steps, seen = [first], [0]
         scores: dict[str, Tensor] = {}
@@ -103,10 +104,9 @@ def _curve(plan: Plan, arms: Arms, pieces: Pieces, run: Run) -> Curve:
                 scores |= found
         tensors = {f"sums/{name}": torch.from_numpy(np.stack([step[name] for step in steps])) for name in first}
         tensors |= {f"scores/{site}": value for site, value in scores.items()}
-        pieces.put(run.name, tensors, {"seen": seen})
-        stored = pieces.get(run.name)
-        assert stored is not None
-    tensors, note = stored
+        return tensors, {"seen": seen}
+
+    tensors, note = pieces.once(run.name, make)
     sums = {name.removeprefix("sums/"): value.numpy() for name, value in tensors.items() if name.startswith("sums/")}
     scores = {name.removeprefix("scores/"): value for name, value in tensors.items() if name.startswith("scores/")}
     return Curve(run.kind, run.variant, run.role, run.seed, run.lr, tuple(note["seen"]), sums, scores, c.checkpoints)
@@ -130,6 +130,11 @@ def _hold(plan: Plan, model: Any) -> None:
     of_sites = populations(model, plan.neurons.masks)
     for site, layer, mask in plan.neurons.by_layer():
         of_sites[site].delete(layer, mask)
+
+
+def _scores_of(plan: Plan, arms: Arms, kind: str) -> tuple[dict[str, Tensor], None]:
+    with arms.made(Arm(kind, plan.config.seeds[0])) as model:
+        return _scores(plan, model), None
 
 
 def _scores(plan: Plan, model: Any) -> dict[str, Tensor]:
@@ -161,13 +166,7 @@ def _layers(plan: Plan, arms: Arms, pieces: Pieces, after: list[dict[str, Tensor
     assert plan.neurons is not None
     states = {}
     for kind in (UNTOUCHED, PRUNED):
-        stored = pieces.get(f"scores/{kind}")
-        if stored is None:
-            with arms.made(Arm(kind, plan.config.seeds[0])) as model:
-                pieces.put(f"scores/{kind}", _scores(plan, model))
-            stored = pieces.get(f"scores/{kind}")
-            assert stored is not None
-        states[kind] = stored[0]
+        states[kind] = pieces.once(f"scores/{kind}", partial(_scores_of, plan, arms, kind))[0]
     rows = []
     for site in after[0]:
         mask = plan.neurons.masks[site].flatten(1).cpu()

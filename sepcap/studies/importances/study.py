@@ -131,21 +131,17 @@ class _Work:
             for seed in c.seeds:
                 for kind in kinds:
                     piece = f"scores/{weights}-{seed}-{kind or 'activations'}"
-                    stored = self.pieces.get(piece)
-                    if stored is None:
-                        self.pieces.put(piece, self._scored(self.model(weights), prepared.calibration[seed], kind))
-                        stored = self.pieces.get(piece)
-                    assert stored is not None
-                    for key, value in stored[0].items():
+                    stored, _ = self.pieces.once(piece, partial(self._scored, weights, prepared.calibration[seed], kind))
+                    for key, value in stored.items():
                         found.setdefault(tuple(key.split("/")), []).append(value.numpy())
                     bar.update()
         return {key: np.stack(of_seeds) for key, of_seeds in found.items()}
 
-    def _scored(self, model: Any, texts: dict[str, TokenSample], kind: str) -> dict[str, Tensor]:
+    def _scored(self, weights: str, texts: dict[str, TokenSample], kind: str) -> tuple[dict[str, Tensor], None]:
         """site/direction/score -> values of all scores of one kind of statistics."""
         prepared, c = self.plan, self.plan.config
         how: dict[str, Any] = {"histogram": not kind, "gradients": (kind,) if kind else (), "batch_size": c.batch_size}
-        statistics = [collect_sample(model, texts[role], c.sites, **how) for role in ROLES]
+        statistics = [collect_sample(self.model(weights), texts[role], c.sites, **how) for role in ROLES]
         found = {}
         for site in c.sites:
             for name in prepared.named(site):
@@ -156,7 +152,7 @@ class _Work:
                         if missing := int(values.isnan().sum()):
                             raise ValueError(f"scores: {missing} of {values.numel()} values of {name!r} at site {site!r} are NaN")
                         found[f"{site}/{direction}/{name}"] = values.detach().double().cpu().contiguous()
-        return found
+        return found, None
 
     def effects(self, weights: str, site: NeuronSite) -> tuple[np.ndarray, Effects]:
         """Places of the neurons that were ablated alone, and their exact effects on both tasks."""
@@ -179,12 +175,8 @@ class _Work:
         return all(float(ratio(rows[0], "top1")) > 0 for rows in stored.values())
 
     def _rows(self, piece: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        stored = self.pieces.get(piece)
-        if stored is None:
-            self.pieces.put(piece, {role: torch.from_numpy(value) for role, value in make().items()})
-            stored = self.pieces.get(piece)
-        assert stored is not None
-        return {role: value.numpy() for role, value in stored[0].items()}
+        stored, _ = self.pieces.once(piece, lambda: ({role: torch.from_numpy(value) for role, value in make().items()}, None))
+        return {role: value.numpy() for role, value in stored.items()}
 
     def _masked(self, site: str, values: Tensor, texts: dict[str, TokenSample], steps: int) -> dict[str, np.ndarray]:
         """Evaluation sums of every row with 0 to all neurons of a site masked, in equal steps, the highest values first."""

@@ -18,12 +18,12 @@ FAR = 1e3
 """Size of the vectors by which a norm is tried: ε has no part in the norm of such."""
 
 
-def gain_of(norm: Any, width: int, like: Tensor) -> tuple[Float[Tensor, " d_model"], bool]:
+def gain_of(norm: Any, like: Float[Tensor, "*batch d_model"]) -> tuple[Float[Tensor, " d_model"], bool]:
     """Gain of a norm, and whether it subtracts the mean.
 
     Found by its output on ±x, in whose difference the bias cancels; so that it does not depend on how an architecture stores the gain.
     """
-    x = torch.ones(width, dtype=like.dtype, device=like.device)
+    x = torch.ones(like.shape[-1], dtype=like.dtype, device=like.device)
     x[1::2] = -1
     ones = torch.ones_like(x)
     with torch.inference_mode():
@@ -50,7 +50,7 @@ class Head:
 
     def __init__(self, model: Any) -> None:
         unembedding = model.W_U.detach()
-        self.gain, self.centred = gain_of(model.ln_final, unembedding.shape[0], unembedding)
+        self.gain, self.centred = gain_of(model.ln_final, unembedding.T)
         self.unembedding = unembedding
 
     def __call__(self, write: Float[Tensor, "unit d_model"]) -> Float[Tensor, "unit vocab"]:
@@ -113,7 +113,7 @@ def direct_effects(
     place = "mlp_out" if population.site.part == "mlp" else "attn_out"
     if norm_behind(population.model, place) == "output":
         norm = getattr(population.model.blocks[layer], NORMS_BEHIND[place])
-        gain, centred = gain_of(norm, rows.shape[1], rows)
+        gain, centred = gain_of(norm, rows)
         write = ((write - write.mean(1, keepdim=True)) if centred else write) * gain.to(write)
     found: dict[str, list[Tensor]] = {}
     for part in write.split(AT_ONCE):

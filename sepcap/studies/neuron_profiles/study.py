@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,7 @@ class Plan:
         tensors: dict[str, torch.Tensor] = {}
         parts = {}
         for role in ROLES:
-            piece = pieces.get(role)
-            if piece is None:
-                sample = self.samples[role]
-                reading = Reading.of(sample, self._vocabulary(sample), self.config, kind_of(self.model) == "causal")
-                kept = read(self.model, groups, reading, self.config.batch_size)
-                pieces.put(role, reduced(groups, len(units), kept, reading, self.config))
-                piece = pieces.get(role)
-            assert piece is not None
-            parts[role] = piece[0]
+            parts[role], _ = pieces.once(role, partial(self._read, role, groups, len(units)))
         tensors |= {f"{role}/{name}": value for role, part in parts.items() for name, value in part.items() if not name.startswith("raw/")}
         tensors |= histograms_of(parts)
         effects, why = self._effects(groups, len(units))
@@ -128,6 +121,11 @@ class Plan:
             units = units.assign(**{f"strongest_{role}": _strongest(tensors[f"{role}/top/activation"])})
         notes = [note for note in (why, self._no_sources(groups, tensors)) if note]
         return NeuronProfiles.of(as_json(self.resolved), units, tensors, notes, self.model.tokenizer)
+
+    def _read(self, role: str, groups: Any, n: int) -> tuple[dict[str, torch.Tensor], None]:
+        sample = self.samples[role]
+        reading = Reading.of(sample, self._vocabulary(sample), self.config, kind_of(self.model) == "causal")
+        return reduced(groups, n, read(self.model, groups, reading, self.config.batch_size), reading, self.config), None
 
     def _vocabulary(self, sample: TokenSample) -> int:
         return 1 + max(int(batch.inputs.max()) for batch in sample.batches(256))

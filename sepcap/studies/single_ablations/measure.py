@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -162,16 +163,15 @@ class Measurement:
                 held: dict[Any, Any] = {}
                 for j, (numbers, these) in enumerate(chunks):
                     name = f"{self.name}/{what}-{i}-{j}"
-                    piece = pieces.get(name)
-                    if piece is None:
-                        if "block" not in held:
-                            held["block"] = self.rows.block(self.model, i, self.shortcuts)
-                        pieces.put(name, {"sums": self._sums(held, these)})
-                        piece = pieces.get(name)
-                    assert piece is not None
-                    found[numbers.numpy()[:, None], np.array(order)] = piece[0]["sums"].numpy()
+                    piece, _ = pieces.once(name, partial(self._made, held, i, these))
+                    found[numbers.numpy()[:, None], np.array(order)] = piece["sums"].numpy()
                     bar.update(len(numbers))
         return found
+
+    def _made(self, held: dict[Any, Any], i: int, units: Units | None) -> tuple[dict[str, Tensor], None]:
+        if "block" not in held:
+            held["block"] = self.rows.block(self.model, i, self.shortcuts)
+        return {"sums": self._sums(held, units)}, None
 
     def _sums(self, held: dict[Any, Any], units: Units | None) -> Tensor:
         block: Block = held["block"]

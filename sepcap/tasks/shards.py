@@ -1,0 +1,51 @@
+"""A worker's pass over one shard of the rows of a task."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from sepcap.models.loading.load import load_model
+from sepcap.progress import silent
+from sepcap.tasks.batches import TokenSample
+from sepcap.tasks.load import load_task
+from sepcap.tasks.samples import sample_task
+from sepcap.tasks.task import Split
+from sepcap.workers.shards import out_of_memory_is_an_error, shard_of
+
+
+class ShardsOfTask:
+    """Carries out shards with a model that is loaded once; a pass defines `measure`, `described` and the part of the task."""
+
+    SPLIT: ClassVar[Split]
+
+    def __init__(self, model: str, load: Mapping[str, Any]) -> None:
+        self.model = load_model(model, **load)
+
+    def measure(self, sample: TokenSample, rows: range, options: Mapping[str, Any], file: str) -> None:
+        """Measure some rows of a sample, and write what was found."""
+        raise NotImplementedError
+
+    def described(self, sample: TokenSample, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What the result of all rows has beside what is measured, as JSON."""
+        raise NotImplementedError
+
+    def run(self, options: Mapping[str, Any], shard: int, file: str) -> dict[str, Any]:
+        """Write the file of one shard.
+
+        Args:
+            options: arguments of the pass.
+            shard: number of the shard.
+            file: where to write.
+
+        Returns:
+            `rows` of the shard and what `described` returns; or `state` "failed" with the `error`.
+        """
+        try:
+            sampled = [options[name] for name in ("tokens", "context", "seed", "per_document")]
+            sample = sample_task(self.model, load_task(options["task"]), self.SPLIT, *sampled)
+            rows = shard_of(len(sample.rows), options["batch_size"], shard)
+            if rows:
+                with silent():
+                    out_of_memory_is_an_error(lambda: self.measure(sample, rows, options, file))
+            return {"rows": len(rows), **self.described(sample, options)}
+        except Exception as error:
+            return {"state": "failed", "error": f"{type(error).__name__}: {error}"}
