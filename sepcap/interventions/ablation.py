@@ -142,7 +142,7 @@ def ablate(
     Example:
         >>> with sepcap.ablate(model, neurons, "mean", reference=retain):  # doctest: +SKIP
         ...     sepcap.evaluate(model, "local-code", tokens=20_000)
-        >>> hooks = sepcap.ablate(model, layer=3, head=5, kind="resample").fwd_hooks  # doctest: +SKIP
+        >>> hooks = sepcap.ablate(model, layer=3, head=1, kind="resample").fwd_hooks  # doctest: +SKIP
         >>> model.run_with_hooks(ids, fwd_hooks=hooks)  # doctest: +SKIP
     """
     chosen = choose(model, neurons, layer=layer, head=head, site=site)
