@@ -445,7 +445,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     import torch
-    from conftest import save_tiny, words
+    from tiny import save_tiny, words
 
     import sepcap
 
@@ -463,7 +463,8 @@ def main() -> int:
         head = {"layer": 0, "head": 1, "kinds": ("zero", "mean"), "tokens": 100, "context": 16, "progress": False}
         pair = {"forget": texts, "retain": other, "progress": False}
         each = {"layers": 0, "sample": 20, "tokens": 100, "reference_tokens": 100, "context": 16}
-        learn = {"tokens": 300, "eval_tokens": 150, "steps": 2, "step_tokens": 50, "context": 16}
+        learn = {"tokens": 300, "eval_tokens": 150, "steps": 2, "step_tokens": 50}
+        compiled = sepcap.load_compiled("sort-and-reverse")  # an order is learned only where the unpruned model has accuracy to lose
         folders: dict[Path, Callable[[Path], Any]] = {
             place / "run": lambda out: sepcap.prune(model, sepcap.PruningConfig(**quick), out=out),
             place / "ablations": lambda out: sepcap.compare_ablations(model, task=texts, **head, out=out),
@@ -472,7 +473,7 @@ def main() -> int:
                 model, layers=[0], tokens=2, task=texts, rows=2, out=out, progress=False
             ),
             place / "each": lambda out: sepcap.ablate_each(model, **pair, **each, out=out),
-            place / "learned": lambda out: sepcap.learn_ranking(model, **pair, **learn, out=out),
+            place / "learned": lambda out: sepcap.learn_ranking(compiled.model, **compiled.tasks, progress=False, **learn, out=out),
         }
         for made, make in folders.items():
             make(made)
