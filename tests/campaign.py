@@ -67,7 +67,7 @@ def calls(model: Any, texts: list[str], other: list[str], folder: Path, run: Any
                 "gradients": ["nothing", 3, ("atp", "nothing"), {}],
                 "replicates": [-1, 1.5, True, "3", None, float("nan")],
                 "positions": ["nothing", 3, None, torch.ones(2, 2, dtype=torch.bool)],
-                "per_document": NAMES,
+                "per_document": [value for value in NAMES if value != 3],
                 "k": COUNTS[:-2],
                 "include_bos": FLAGS,
                 "sites": ["mpl", 3, []],
@@ -159,7 +159,7 @@ def calls(model: Any, texts: list[str], other: list[str], folder: Path, run: Any
                 "effect_tokens": COUNTS,
                 "effect_context": [0, 1, -1, 1.5, True, "3", None],
                 "sample": [0, -1, 1.5, True, "3"],
-                "best": COUNTS,
+                "best": [value for value in COUNTS if value != 0],
                 "control": FLAGS,
                 "compiled": ["nothing", 3],
             },
@@ -309,7 +309,7 @@ OTHERS = {
     "ablate": (("--steps", "0"), ("--kinds", "nothing"), ("--task", "no-such-task")),
     "ablate-each": (("--kind", "nothing"), ("--tokens", "-1"), ("--sample", "0")),
     "compare methods": (("--methods", "nothing"), ("--seeds", "x"), ("--steps", "0")),
-    "compare importances": (("--scores", "nothing"), ("--best", "0"), ("--sites", "mpl")),
+    "compare importances": (("--scores", "nothing"), ("--best", "-1"), ("--sites", "mpl")),
     "modules concentration": (("--k", "0"), ("--seeds", "x")),
     "modules overlap": (("--draws", "0"), ("--tokens", "x")),
     "modules cross-task": (("--tokens", "0"), ("--model", "/no/such")),
@@ -350,7 +350,7 @@ def of_call(call: Callable[[], Any], argument: str) -> str:
         return "no end" if str(error) == "no end" else ""
     except (ValueError, TypeError, OSError, LookupError, NotImplementedError, ImportError, RuntimeError) as error:
         text = str(error)
-        named = [rf"{re.escape(argument.rstrip('s'))}s?( is|=|\[|:)", *INSTEAD]
+        named = [rf"{re.escape(argument.rstrip('s'))}s?( is|=|\[|:|,)", *INSTEAD]
         first = any(re.match(begins, text) for begins in named)
         return "" if first else f"an error that does not begin with {argument}: {type(error).__name__}: {text:.160}"
     except BaseException as error:
@@ -374,7 +374,8 @@ def of_command(line: list[str], word: str) -> str:
             return "a traceback"
         if stop.code not in (1, 2):
             return f"exit {stop.code}"
-        return "" if re.search(word, said + out.getvalue(), re.IGNORECASE) else f"does not name it: {said[-200:]!r}"
+        named = "|".join((word, *INSTEAD))
+        return "" if re.search(named, said + out.getvalue(), re.IGNORECASE) else f"does not name it: {said[-200:]!r}"
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     return "exit 0"

@@ -171,7 +171,9 @@ def choose(
             raise ValueError("neurons is a NeuronSet, which is already complete: leave layer, head and site out")
         return neurons
     if layer is None or (head is None and neurons is None and site is None):
-        raise ValueError("give the neurons: neurons=NeuronSet, or layer= with head=, with neurons=[...], or with site=")
+        raise ValueError(
+            f"neurons={neurons!r}, layer={layer!r}: give a NeuronSet as neurons, or layer= with head=, with neurons=[...], or with site="
+        )
     site = site or ("mlp" if head is None else "attn_pre_out")
     chosen = NeuronSet.empty(model, site)
     mask = chosen.masks[site]
