@@ -20,13 +20,13 @@ class Program:
     """A function from input words to answer words.
 
     Attributes:
-        name: also the first word of its texts, unless `named` is false.
+        name: also the first word of its texts, unless `told` is false.
         meaning: description of the answer.
         answer: the function.
         letters: words of the input, each one character.
         longest: maximum number of letters of an input.
         keys: an input begins with one of these, if there are any.
-        named: whether the name is the first word of a text; if not, the letters identify the program.
+        told: whether the name is the first word of a text; if not, the letters identify the program.
         shortest: minimum number of letters of an input.
         draw: (generator, number of letters) -> letters of a random input; default is uniform.
     """
@@ -37,7 +37,7 @@ class Program:
     letters: str
     longest: int
     keys: str = ""
-    named: bool = True
+    told: bool = True
     shortest: int = 1
     draw: Callable[[random.Random, int], Words] | None = None
 
@@ -47,7 +47,7 @@ class Program:
 
     def text(self, given: Words) -> str:
         """The document of an input: program, input, =, answer."""
-        return " ".join([*[self.name] * self.named, *given, GIVEN, *self.answer(given)])
+        return " ".join([*[self.name] * self.told, *given, GIVEN, *self.answer(given)])
 
     def texts(self, n: int, seed: int) -> list[str]:
         """The distinct texts among n random ones; lengths are uniform."""
@@ -115,9 +115,9 @@ def _sorted(name: str, letters: str, longest: int, reverse: bool = False) -> Pro
     return Program(name, f"the letters, {order}", lambda x: [*sorted(x, reverse=reverse), END], letters, longest)
 
 
-def _frequent(letters: str, longest: int, named: bool = True) -> Program:
+def _frequent(letters: str, longest: int, told: bool = True) -> Program:
     meaning = "the most frequent letter; of equally frequent ones, the first in the alphabet"
-    return Program("frequent", meaning, lambda x: [min(x, key=lambda letter: (-x.count(letter), letter))], letters, longest, named=named)
+    return Program("frequent", meaning, lambda x: [min(x, key=lambda letter: (-x.count(letter), letter))], letters, longest, told=told)
 
 
 _SHIFT = Program(
@@ -129,7 +129,7 @@ _REVERSE = Program("reverse", "the letters, the last one first", lambda x: [*rev
 _DISTINCT = Program("distinct", "how many different letters there are", lambda x: [str(len(set(x)))], "abcdefghi", 8)
 _BALANCED = Program(
     "balanced", "whether every bracket is closed, and none before it is opened", lambda x: ["yes" if is_balanced(x) else "no"], "()", 12,
-    named=False, draw=_brackets,
+    told=False, draw=_brackets,
 )  # fmt: skip
 _ADD = Program(
     "add", "the sum of the last two digits, modulo 9", lambda x: [str((int(x[-1]) + int(x[-2])) % 9)], "012345678", 8, shortest=2
@@ -141,7 +141,7 @@ _GATED = "The end of the answer and the key are shared; the tables of positions 
 
 PAIRS: dict[str, Pair] = {
     "frequent-and-balanced": Pair(
-        _frequent("abcdefghij", 12, named=False),
+        _frequent("abcdefghij", 12, told=False),
         _BALANCED,
         "Nothing is shared: letters and brackets are different words, and so are the answers.",
     ),

@@ -40,7 +40,7 @@ def test_every_answer_of_a_task_is_predicted_and_nothing_else_is_scored(compiled
     for row, (batch,) in zip(sample.rows[:-1], ([batch] for batch in list(sample.batches(1))[:-1]), strict=True):
         given, answer = decode(row[1:]).split(f" {GIVEN} ")
         assert decode(batch.answers[batch.asked]) == answer
-        assert program.answer(given.split()[program.named :]) == answer.split()
+        assert program.answer(given.split()[program.told :]) == answer.split()
 
 
 def test_no_text_is_in_both_parts_and_a_seed_gives_the_same_texts(compiled):
