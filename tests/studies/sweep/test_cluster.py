@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from swept import LOAD, base_of, cell_bits
+from two_nodes import actors, two_nodes
 
 import sepcap
 
@@ -29,20 +30,10 @@ def expected(base, tmp_path_factory):
     return cell_bits(out)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
-    """Two nodes of one core each; this process is connected to them."""
-    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'sepcap[ray]'")
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    node.pop("include_dashboard")
-    cluster.second = cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with two_nodes() as cluster:
+        yield cluster
 
 
 def ended(out: Path) -> int:
@@ -50,30 +41,18 @@ def ended(out: Path) -> int:
     return lines.read_bytes().count(b"\n") if lines.exists() else 0
 
 
-def actors() -> list[int]:
-    """Process ids of the actors of sweeps, on both nodes."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes()
-        except OSError:
-            continue
-        if words.startswith(b"ray::Here"):
-            found.append(int(path.parent.name))
-    return found
-
-
 @pytest.mark.cluster
 @pytest.mark.skipif(sys.platform != "linux", reason="finds actors in /proc")
 @pytest.mark.parametrize("victim", ["actor", "node"])
 def test_killed_in_the_middle_it_goes_on_to_the_same_bits(base, expected, cluster, tmp_path, victim):
+    cluster.complete()
     killed = []
 
     def kill():
         while ended(tmp_path / "s") < 2:
             time.sleep(0.01)
         if victim == "node":
-            cluster.remove_node(cluster.second, allow_graceful=False)
+            cluster.lose_second()
         else:
             os.kill(actors()[0], signal.SIGKILL)
         killed.append(ended(tmp_path / "s"))
