@@ -18,7 +18,18 @@ from sepcap.interventions.rotation import Rotation
 from sepcap.selection.clusters import Clusters
 from sepcap.selection.score import Scores
 from sepcap.statistics.moments import Statistics
-from sepcap.storage import PART, Locked, html_card, load_tensors, read_json, remove_parts, save_tensors, sole_writer, write_atomically, write_json
+from sepcap.storage import (
+    PART,
+    Locked,
+    html_card,
+    load_tensors,
+    read_json,
+    remove_parts,
+    save_tensors,
+    sole_writer,
+    write_atomically,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])

@@ -85,7 +85,7 @@ def workers_of(
 
 
 def room_on(machine: Mapping[str, float], threads: int, gpus: float) -> int:
-    """Actors for which one machine of a Ray cluster has room; an actor is never on two machines, and waits for ever if none is large enough.
+    """Actors for which one machine of a Ray cluster has room; an actor is on one, and waits for ever if none is large enough.
 
     >>> room_on({"CPU": 64, "GPU": 8}, 4, 0.5), room_on({"CPU": 6}, 4, 0), room_on({"CPU": 64, "GPU": 1}, 4, 2)
     (16, 1, 0)

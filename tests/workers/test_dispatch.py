@@ -113,7 +113,8 @@ def test_the_last_worker_stays_for_the_next_tasks(workers):
         assert sorted(outcomes) == [f"c{i}" for i in range(n)]
         assert len(kept) <= 1
         assert [worker for worker in started if not worker.stopped.is_set()] == list(kept.values())
-    assert list(carried_out(tasks(1), start, workers, kept))[0][1]["by"] == next(iter(kept))
+    [(_, outcome)] = carried_out(tasks(1), start, workers, kept)
+    assert outcome["by"] == next(iter(kept))
     assert len(started) <= 1 + workers
 
 

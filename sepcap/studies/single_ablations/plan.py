@@ -1,16 +1,14 @@
-"""Every neuron, or head, ablated alone: the exact change of loss and accuracy on two tasks (METHODS 19)."""
+"""Samples, references and pieces of single ablations (METHODS 19)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sepcap.checks import checked
 from sepcap.evaluation.next_token import most_frequent_targets
 from sepcap.evaluation.result import METRICS
 from sepcap.interventions.constants import CONSTANTS, check_constants
@@ -21,12 +19,11 @@ from sepcap.selection.score import score
 from sepcap.statistics.collect import collect_sample
 from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.base.provenance import made_with
-from sepcap.studies.base.runner import run_study, study
-from sepcap.studies.base.text import counted
+from sepcap.studies.base.text import counted, duration
 from sepcap.studies.single_ablations.config import SingleAblationsConfig
-from sepcap.studies.single_ablations.measure import Measurement, Rows, shortcuts_of
+from sepcap.studies.single_ablations.measure import BEFORE, MaybeChunk, Measurement, Rows, shortcuts_of
 from sepcap.studies.single_ablations.result import TASKS, SingleAblations
-from sepcap.studies.single_ablations.units import all_pairs, chosen, chunks, drawn, named_pairs, pair_chunks
+from sepcap.studies.single_ablations.units import Chunk, all_pairs, chosen, chunks, drawn, named_pairs, pair_chunks
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import check_context, sample_task
@@ -34,48 +31,6 @@ from sepcap.tasks.task import Split
 
 FEW = 64
 """Largest number of ablations whose cost is not measured beforehand."""
-
-
-@study(SingleAblationsConfig)
-@checked()
-def ablate_each(
-    model: Any,
-    config: SingleAblationsConfig,
-    *,
-    neurons: NeuronSet | None = None,
-    out: str | Path | None = None,
-    say: Callable[[str], Any],
-) -> SingleAblations:
-    """Ablate every neuron of a site alone, and measure the exact change of loss and accuracy on both tasks.
-
-    The model is run without each neuron, on the same tokens of the evaluation parts. Values that cannot change are not recomputed:
-    earlier layers, rows in which the neuron has the value that it is set to, earlier positions of a causal model. Which of these
-    shortcuts a model allows is tested on a few rows first. With `out`, every 128 neurons are written before the next ones begin:
-    the same call resumes an interrupted one.
-
-    Args:
-        model: what `load_model` returns; default is to load `config.model`. It is not changed.
-        config: a `SingleAblationsConfig`; its fields can also be given as keywords.
-        neurons: the neurons to ablate, each alone; default all of the site, or those of `config.layers` and `config.heads`.
-        out: folder of the study; without one, nothing is saved.
-        progress: True announces the work and its measured cost and shows bars, False shows nothing; a function receives the announcements.
-
-    Returns:
-        SingleAblations with `.delta()`, `.top()`, `.table`, `.tables`, `.summary()` and `.figure()`.
-
-    Raises:
-        ValueError: neurons of another site, a sample larger than the population, a pair of a neuron that is not ablated, too little text.
-        IndexError: a layer or head that does not exist.
-        FileExistsError: `out` contains something else, or the same study with another configuration; nothing is computed then.
-
-    Source: [SEP] further work 9; METHODS 19.
-
-    Example:
-        >>> found = sepcap.ablate_each(model, layers=3, sample=100, tokens=2_000)  # doctest: +SKIP
-        >>> found.delta("forget", "loss").value  # doctest: +SKIP
-    """
-    plan = Plan.of(model, config, neurons)
-    return run_study(SingleAblations, plan.resolved, plan.compute, out, plan.cost, say)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,7 +93,7 @@ class Plan:
         if n <= FEW:
             return said
         both = [one.expected(chunks(self.population, self.places, self.constants)) for one in self.measurements.values()]
-        minutes = " and ".join(_duration(seconds) for seconds, _ in both)
+        minutes = " and ".join(duration(seconds) for seconds, _ in both)
         shares = " and ".join(f"{share:.0%}" for _, share in both)
         return f"{said}; at the rate measured just now {minutes}, since {shares} of the work of whole passes is left to do"
 
@@ -171,33 +126,46 @@ class Plan:
             found[role] = Measurement(self.model, self.population, role, rows, shortcuts, self.config.batch_size)
         return found
 
-    def compute(self, pieces: Pieces) -> SingleAblations:
+    @cached_property
+    def alone(self) -> list[Chunk]:
+        """The units that are ablated alone."""
+        return chunks(self.population, self.places, self.constants)
+
+    def pairs(self, pieces: Pieces) -> list[list[int]] | None:
+        """Numbers of the units of each pair; the k most harmful units are known when all have been ablated alone."""
+        asked = self.resolved["pairs"]
+        if not isinstance(asked, int):
+            return asked
+        change = self.measurements["forget"].changes(pieces, "alone", self.alone)[..., METRICS.index("loss")].astype(np.float64).sum(1)
+        return all_pairs(np.argsort(-change, kind="stable")[:asked].tolist())
+
+    def stages(self, pieces: Pieces) -> Iterator[dict[str, Sequence[MaybeChunk]]]:
+        """What is measured, in chunks; later stages depend on the pieces of earlier ones."""
+        yield {"before": BEFORE, "alone": self.alone}
+        if (pairs := self.pairs(pieces)) is not None:
+            yield {"together": pair_chunks(self.population, self.places, torch.tensor(pairs), self.constants)}
+
+    def arrays(self, pieces: Pieces) -> dict[str, np.ndarray]:
         """Measure all units, then the pairs."""
-        forget, retain = self.references
-        scores = score(forget, retain, self.config.importance)[self.config.site]
-        alone = chunks(self.population, self.places, self.constants)
+        scores = score(*self.references, self.config.importance)[self.config.site]
         arrays: dict[str, Any] = {"places": self.places.numpy(), "score": scores.double().cpu().numpy()}
         for role, one in self.measurements.items():
             arrays[f"{role}/before"] = one.before(pieces)
             arrays[f"{role}/clusters"] = one.rows.sample.clusters
-            arrays[f"{role}/alone"] = one.changes(pieces, "alone", alone)
-        pairs = self.resolved["pairs"]
-        if isinstance(pairs, int):
-            change = arrays["forget/alone"][..., METRICS.index("loss")].astype(np.float64).sum(1)
-            pairs = all_pairs(np.argsort(-change, kind="stable")[:pairs].tolist())
-        if pairs is not None:
+            arrays[f"{role}/alone"] = one.changes(pieces, "alone", self.alone)
+        if (pairs := self.pairs(pieces)) is not None:
             arrays["pairs"] = np.array(pairs)
             together = pair_chunks(self.population, self.places, torch.tensor(pairs), self.constants)
             for role, one in self.measurements.items():
                 arrays[f"{role}/together"] = one.changes(pieces, "together", together)
-        return SingleAblations.of(as_json(self.resolved), arrays)
+        return arrays
+
+    def compute(self, pieces: Pieces) -> SingleAblations:
+        """The result."""
+        return SingleAblations.of(as_json(self.resolved), self.arrays(pieces))
 
 
 def _evaluation(sample: TokenSample) -> dict[str, Any]:
     frequent = most_frequent_targets(sample)
     info = {"asked": sample.asked, "tokens": sample.tokens, "sample": sample.fingerprint, "n_documents": sample.n_documents}
     return {"skip_tokens": list(frequent), "groups": sample.groups, "info": info | {"skip_counts": list(frequent.values())}}
-
-
-def _duration(seconds: float) -> str:
-    return f"{max(1, seconds):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
