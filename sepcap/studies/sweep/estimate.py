@@ -27,6 +27,7 @@ class Estimate:
 
     def __init__(self, work: Mapping[str, float], ended: Mapping[str, Mapping[str, Any]], workers: int) -> None:
         self._left, self._workers = dict(work), max(1, workers)
+        self._total, self._largest = sum(self._left.values()), max(self._left.values(), default=0)
         self._finished, self._work, self._seconds = 0, 0.0, 0.0
         for name, outcome in ended.items():
             self.add(name, outcome)
@@ -34,6 +35,7 @@ class Estimate:
     def add(self, name: str, outcome: Mapping[str, Any]) -> None:
         """Count a cell that ended; one that failed says nothing about the rate."""
         work = self._left.pop(name, 0)
+        self._total -= work
         if work and outcome["state"] == "finished":
             self._finished, self._work, self._seconds = self._finished + 1, self._work + work, self._seconds + outcome["seconds"]
 
@@ -42,7 +44,14 @@ class Estimate:
         """Seconds left; None if no cell is finished."""
         if not self._finished:
             return None
-        return self._seconds / self._work * max([sum(self._left.values()) / self._workers, *self._left.values()], default=0)
+        shared = self._total / self._workers
+        if shared < self._largest:
+            shared = max(shared, self._largest_left())
+        return self._seconds / self._work * shared
+
+    def _largest_left(self) -> float:
+        self._largest = max(self._left.values(), default=0)
+        return self._largest
 
     def in_words(self) -> str:
         """The estimate and what it is based on."""

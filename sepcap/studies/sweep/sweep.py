@@ -1,6 +1,7 @@
 """One study at every cell of a grid (METHODS 24)."""
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,23 +82,30 @@ def sweep(
         "load": plain("load", "arguments", dict(load or {})),
         "threads": threads,
     }
-    with told(progress) as say, open_sweep(out, fixed, cells) as config:
+    target = Target("studies.sweep.cell.Cells", {"kind": kind, "load": fixed["load"]}, threads)
+    on_cpu = str(fixed["load"].get("device", "")).startswith("cpu")
+    with contextlib.ExitStack() as stack:
+
+        def ready(most: int) -> tuple[Callable[[int], Worker], int, str]:
+            return workers_of(stack, target, out / WORKERS, engine, workers, gpus_per_run, most, on_cpu)
+
+        if not os.path.lexists(out / "config.json"):
+            ready(len(cells))  # what has no room is refused before the plan is written
+        say = stack.enter_context(told(progress))
+        config = stack.enter_context(open_sweep(out, fixed, cells))
         ledger = Ledger(out)
         names = names_of(config, cells)
         todo = [(name, cell) for name, cell in zip(names, cells, strict=True) if state_of(out, ledger, name) != "finished"]
         if not todo:
             say(f"{out} is finished ({counted(len(cells), 'cell')}); nothing is recomputed")
             return Sweep(out)
-        with contextlib.ExitStack() as stack:
-            target = Target("studies.sweep.cell.Cells", {"kind": kind, "load": fixed["load"]}, threads)
-            on_cpu = str(fixed["load"].get("device", "")).startswith("cpu")
-            start, n, where = workers_of(stack, target, out / WORKERS, engine, workers, gpus_per_run, len(todo), on_cpu)
-            work = {name: float(cell.tokens or 1) for name, cell in zip(names, cells, strict=True)}
-            there = {name: ledger.ended[name] for name in work if name not in dict(todo)}
-            estimate = Estimate(work, there, n)
-            time = "" if estimate.seconds is None else f"; {estimate.in_words()}"
-            say(f"{_cost(kind, cells, [cell for _, cell in todo])}{time}; {where}; folder {out}")
-            _go_on(out, ledger, todo, start, n, len(cells), estimate, say)
+        start, n, where = ready(len(todo))
+        work = {name: float(cell.tokens or 1) for name, cell in zip(names, cells, strict=True)}
+        left = dict(todo)
+        estimate = Estimate(work, {name: ledger.ended[name] for name in work if name not in left}, n)
+        time = "" if estimate.seconds is None else f"; {estimate.in_words()}"
+        say(f"{_cost(kind, cells, [cell for _, cell in todo])}{time}; {where}; folder {out}")
+        _go_on(out, ledger, todo, start, n, len(cells), estimate, say)
     found = Sweep(out)
     if failed := [name for name, _ in todo if ledger.ended[name]["state"] == "failed"]:
         first = ledger.ended[failed[0]]["error"]

@@ -103,6 +103,7 @@ def test_a_worker_that_fits_on_no_machine_or_cannot_start_is_one_error(base, clu
         sepcap.sweep(base, GRID, out=tmp_path / "s", load=LOAD, engine="ray", threads=2)
     with pytest.raises(ValueError, match="no machine of the Ray cluster has room for a worker of 1 thread and 1 GPU"):
         sepcap.sweep(base, GRID, out=tmp_path / "s", load=LOAD, engine="ray", gpus_per_run=1)
+    assert not (tmp_path / "s").exists()
     with pytest.raises(RuntimeError, match=r"(?s)an actor could not start: .*NoSuchConfig"):
         Actor(Target("studies.sweep.cell.Cells", {"kind": "NoSuchConfig", "load": {}}, 1), 0).run({})
 
