@@ -64,7 +64,7 @@ browser network: $(INSTALLED)
 	$(BIN)/python -m pytest -m $@ || test $$? -eq 5
 
 # Ray is in no environment of the tests: it is large, and no other test needs it
-cluster: $(INSTALLED)       ## a sweep on a Ray cluster of two nodes on the loopback, whose actors and nodes are killed
+cluster: $(INSTALLED)       ## sweeps and passes on a Ray cluster of two nodes on the loopback, whose actors, nodes and driver are killed
 	$(PIP) install -q -c constraints.txt -e ".[ray]"
 	$(BIN)/python -m pytest -m cluster
 

@@ -170,7 +170,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(f"another process is writing to {folder}: wait for it, stop it, or use another folder") from error
+            raise Locked(f"another process is writing to {folder}: wait for it, stop it, or use another folder") from error
         except OSError as error:
             log.info("%s cannot be locked (%s)", folder, error)
         yield

@@ -18,7 +18,18 @@ from sepcap.interventions.rotation import Rotation
 from sepcap.selection.clusters import Clusters
 from sepcap.selection.score import Scores
 from sepcap.statistics.moments import Statistics
-from sepcap.storage import PART, html_card, load_tensors, read_json, remove_parts, save_tensors, sole_writer, write_atomically, write_json
+from sepcap.storage import (
+    PART,
+    Locked,
+    html_card,
+    load_tensors,
+    read_json,
+    remove_parts,
+    save_tensors,
+    sole_writer,
+    write_atomically,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
@@ -66,7 +77,7 @@ def test_parts_are_removed_and_nothing_else(tmp_path):
 
 
 def test_one_writer_at_a_time(tmp_path):
-    with sole_writer(tmp_path), pytest.raises(RuntimeError, match="another process is writing"), sole_writer(tmp_path):
+    with sole_writer(tmp_path), pytest.raises(Locked, match="another process is writing"), sole_writer(tmp_path):
         pass
     with sole_writer(tmp_path):
         pass
@@ -85,7 +96,7 @@ def test_writer_that_died_does_not_block(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "locked\n"
-    with pytest.raises(RuntimeError, match="another process is writing"), sole_writer(tmp_path):
+    with pytest.raises(Locked, match="another process is writing"), sole_writer(tmp_path):
         pass
     process.kill()
     process.wait()

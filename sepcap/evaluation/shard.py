@@ -9,6 +9,7 @@ from sepcap.evaluation.next_token import evaluate_sample, evaluated_info, most_f
 from sepcap.storage import save_tensors
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.shards import ShardsOfTask
+from sepcap.tasks.task import Task
 
 
 class EvaluateShards(ShardsOfTask):
@@ -16,7 +17,7 @@ class EvaluateShards(ShardsOfTask):
 
     SPLIT = "evaluate"
 
-    def measure(self, sample: TokenSample, rows: range, options: Mapping[str, Any], file: str) -> None:
+    def measure(self, task: Task, sample: TokenSample, rows: range, options: Mapping[str, Any], file: str) -> None:
         """Write the sums of every row."""
         frequent = most_frequent_targets(sample)
         found = evaluate_sample(self.model, sample.take(rows), batch_size=options["batch_size"], frequent=frequent)

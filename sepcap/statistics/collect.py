@@ -22,7 +22,7 @@ from sepcap.statistics.backward import GradientCollector
 from sepcap.statistics.gradients import resolve_gradients
 from sepcap.statistics.moments import Statistics
 from sepcap.statistics.replicates import Draws, ReplicateSums, replicated_sums
-from sepcap.statistics.sharded_pass.driver import collect_in_shards
+from sepcap.statistics.sharded_pass.driver import check_any_right, collect_in_shards
 from sepcap.tasks.batches import Batch, TokenSample
 from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.load import load_task
@@ -191,8 +191,12 @@ def collect_sample(
     checkpoint: bool = False,
     only: Bool[Tensor, "row pos"] | None = None,
     draws: Draws | None = None,
+    part: bool = False,
 ) -> Statistics:
-    """`collect` on tokens that are already sampled; `only` are the positions to which statistics are restricted, if any."""
+    """`collect` on tokens that are already sampled; `only` are the positions to which statistics are restricted, if any.
+
+    In a part of a sample, none need be left of them.
+    """
     bound = populations(model, sites)
     if rotation is not None and not hasattr(rotation, "activations"):
         raise TypeError(f"rotation is a {type(rotation).__name__}; give the Rotation that sepcap.rotate_values returned")
@@ -200,7 +204,7 @@ def collect_sample(
         raise ValueError("gradients= with rotation=: rotate the model itself with sepcap.rotate_values, and collect without rotation=")
 
     if only is not None:
-        check_positions(only, sample)
+        check_positions(only, sample, part)
 
     def one_pass(size: int) -> Statistics:
         accumulators = {site: _accumulators(population, histogram) for site, population in bound.items()}
@@ -219,8 +223,7 @@ def collect_sample(
                 there = None if here is None else here.to(device_of(model))
                 _collect_batch(model, batch.to(device_of(model)), accumulators, include_bos, rotation, slopes, there, drawn)
                 bar.update(batch.size)
-        info = info_of(model, sample, include_bos) | ({} if rotation is None else {"rotation": rotation.fingerprint})
-        info |= {} if only is None else {"positions": "correct"}
+        info = info_of(model, sample, include_bos, rotation, only)
         found = {} if slopes is None else slopes.gathered()
         norms = {site: p.norms() if rotation is None else None for site, p in bound.items()}
         again = {site: into.gathered() for site, into in drawn.items()}
@@ -335,9 +338,9 @@ def _check_finite(accumulators: dict[str, list[Accumulator]]) -> None:
         )
 
 
-def info_of(model: Any, sample: TokenSample, include_bos: bool) -> dict[str, Any]:
-    """What statistics store of their sample."""
-    return {
+def info_of(model: Any, sample: TokenSample, include_bos: bool, rotation: Any = None, only: Any = None) -> dict[str, Any]:
+    """What statistics store of their sample, of the rotation, and of whether positions were left out."""
+    info = {
         "context": max(map(len, sample.rows)),
         "include_bos": include_bos,
         "model": str(model.cfg.model_name),
@@ -350,6 +353,8 @@ def info_of(model: Any, sample: TokenSample, include_bos: bool) -> dict[str, Any
         "n_documents": sample.n_documents,
         "sample": sample.fingerprint,
     }
+    info |= {} if rotation is None else {"rotation": rotation.fingerprint}
+    return info | ({} if only is None else {"positions": "correct"})
 
 
 def right_in(model: Any, sample: TokenSample, batch_size: int, *, quiet: bool = False) -> Bool[Tensor, "row pos"]:
@@ -365,8 +370,8 @@ def right_in(model: Any, sample: TokenSample, batch_size: int, *, quiet: bool = 
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
-def check_positions(right: Bool[Tensor, "row pos"], sample: TokenSample) -> None:
-    """Check that the positions are of this sample, and that there is at least one.
+def check_positions(right: Bool[Tensor, "row pos"], sample: TokenSample, part: bool = False) -> None:
+    """Check that the positions are of this sample, and that there is at least one, unless the sample is a part of one.
 
     Raises:
         ValueError: they are not, or nothing is predicted right.
@@ -377,11 +382,8 @@ def check_positions(right: Bool[Tensor, "row pos"], sample: TokenSample) -> None
             f"positions: {list(right.shape)}, and the tokens of {sample.task!r} are {[len(sample.rows), longest]}; give those that "
             "sepcap.correct_positions found for the same task, tokens, context and seed"
         )
-    if not bool(right.any()):
-        raise ValueError(
-            f"positions='correct': the model predicts none of {sample.tokens:,} tokens of {sample.task!r} right, so no position is left; "
-            "give positions='all'"
-        )
+    if not part:
+        check_any_right(bool(right.any()), sample.tokens, sample.task)
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from sepcap.progress import silent
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
-from sepcap.tasks.task import Split
+from sepcap.tasks.task import Split, Task
 from sepcap.workers.shards import out_of_memory_is_an_error, shard_of
 
 
@@ -20,8 +20,8 @@ class ShardsOfTask:
     def __init__(self, model: str, load: Mapping[str, Any]) -> None:
         self.model = load_model(model, **load)
 
-    def measure(self, sample: TokenSample, rows: range, options: Mapping[str, Any], file: str) -> None:
-        """Measure some rows of a sample, and write what was found."""
+    def measure(self, task: Task, sample: TokenSample, rows: range, options: Mapping[str, Any], file: str) -> None:
+        """Measure some rows of a sample of a task, and write what was found."""
         raise NotImplementedError
 
     def described(self, sample: TokenSample, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,11 +41,12 @@ class ShardsOfTask:
         """
         try:
             sampled = [options[name] for name in ("tokens", "context", "seed", "per_document")]
-            sample = sample_task(self.model, load_task(options["task"]), self.SPLIT, *sampled)
+            task = load_task(options["task"])
+            sample = sample_task(self.model, task, self.SPLIT, *sampled)
             rows = shard_of(len(sample.rows), options["batch_size"], shard)
             if rows:
                 with silent():
-                    out_of_memory_is_an_error(lambda: self.measure(sample, rows, options, file))
+                    out_of_memory_is_an_error(lambda: self.measure(task, sample, rows, options, file))
             return {"rows": len(rows), **self.described(sample, options)}
         except Exception as error:
             return {"state": "failed", "error": f"{type(error).__name__}: {error}"}

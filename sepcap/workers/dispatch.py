@@ -64,33 +64,46 @@ class Pending:
             self._groups.clear()
 
 
-def carried_out(tasks: Sequence[Task], start: Callable[[int], Worker], workers: int) -> Outcomes:
+def carried_out(tasks: Sequence[Task], start: Callable[[int], Worker], workers: int, kept: dict[int, Worker] | None = None) -> Outcomes:
     """Name and outcome of every task, as they end: what `run` of the target returns, or `state` "failed" and an `error`.
+
+    A worker that finds no task left is stopped at once, because one that replaces a dead one can need its place.
 
     Args:
         tasks: what to do.
         start: makes a worker from its number.
         workers: number of workers; 0 for one in this very thread.
+        kept: number -> worker, from a call before; the last worker that has something to do is put there instead of stopped. Whoever gives
+            it stops what is left in it.
 
     Raises:
         Exception: that of a worker that could not start.
     """
     pending = Pending(tasks)
     if not workers:
-        yield from _alone(pending, start(0))
+        yield from _alone(pending, start, kept)
         return
     ended: queue.Queue[Any] = queue.Queue()
-    running: dict[int, Worker] = {}
+    running: dict[int, Worker] = {} if kept is None else dict(kept)
+    numbers = sorted(range(workers), key=lambda number: number not in running)[: len(tasks)]
     stopped = threading.Event()
-    threads = [threading.Thread(target=_serve, args=(i, pending, start, running, ended, stopped), daemon=True) for i in range(workers)]
+    shared = (pending, start, running, ended, stopped)
+    threads = [threading.Thread(target=_serve, args=(number, *shared), daemon=True) for number in numbers]
     for thread in threads:
         thread.start()
+    stays: dict[int, Worker] = {}
     try:
         left = len(threads)
         while left:
             found = ended.get()
-            if found is None:
+            if isinstance(found, int):
                 left -= 1
+                if (worker := running.pop(found, None)) is None:
+                    continue
+                if left or kept is None:
+                    worker.stop()
+                else:
+                    stays[found] = worker
             elif isinstance(found, BaseException):
                 raise found
             else:
@@ -102,16 +115,22 @@ def carried_out(tasks: Sequence[Task], start: Callable[[int], Worker], workers: 
             worker.stop()
         for thread in threads:
             thread.join()
+        if kept is not None:
+            kept.clear()
+            kept.update(stays)
 
 
-def _alone(pending: Pending, worker: Worker) -> Outcomes:
-    last = None
+def _alone(pending: Pending, start: Callable[[int], Worker], kept: dict[int, Worker] | None) -> Outcomes:
+    worker, last = (kept or {}).get(0) or start(0), None
+    if kept is not None:
+        kept[0] = worker
     try:
         while (task := pending.take(last)) is not None:
             last = task.shares
             yield task.name, worker.run(task.arguments)
     finally:
-        worker.stop()
+        if kept is None:
+            worker.stop()
 
 
 def _serve(
@@ -134,9 +153,7 @@ def _serve(
     except BaseException as error:
         ended.put(error)
     finally:
-        if (worker := running.pop(number, None)) is not None:
-            worker.stop()
-        ended.put(None)
+        ended.put(number)
 
 
 def _outlived(

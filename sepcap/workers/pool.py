@@ -1,8 +1,9 @@
 """How many workers there are, and on which devices."""
 
 import contextlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def workers_of(
         on_cpu: whether the model is asked for on the CPU.
 
     Raises:
-        ValueError: more GPUs than there are.
+        ValueError: more GPUs than there are, or no room for a worker on any machine of a Ray cluster.
     """
     threads = f"{target.threads} thread{'s' * (target.threads > 1)}"
     if engine == "here":
@@ -56,10 +57,15 @@ def workers_of(
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
             stack.callback(ray.shutdown)
-        there = ray.cluster_resources()
-        each = float(there.get("GPU", 0) > 0 and not on_cpu) if gpus is None else gpus
-        most = there.get("GPU", 0) / each if each else there.get("CPU", 1) / target.threads
-        n = min(most_useful, workers or max(1, int(most)))
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        each = float(any(machine.get("GPU") for machine in machines) and not on_cpu) if gpus is None else gpus
+        most = sum(room_on(machine, target.threads, each) for machine in machines)
+        if not (most or workers):
+            raise ValueError(
+                f"no machine of the Ray cluster has room for a worker of {threads}{_gpus_in_words(each)}: give fewer, or workers= if "
+                "such machines will join it"
+            )
+        n = min(most_useful, workers or most)
         return (lambda number: Actor(target, each)), n, f"{n} actor{'s' * (n != 1)} of Ray, {threads} each{_gpus_in_words(each)}"
     visible = _visible_gpus()
     each = float(bool(visible) and not on_cpu) if gpus is None else gpus
@@ -76,6 +82,15 @@ def workers_of(
         return Process(target, logs / f"{number}.log", devices)
 
     return process, n, f"{n} worker process{'es' * (n != 1)}, {threads} each{_gpus_in_words(each)}"
+
+
+def room_on(machine: Mapping[str, float], threads: int, gpus: float) -> int:
+    """Actors for which one machine of a Ray cluster has room; an actor is on one, and waits for ever if none is large enough.
+
+    >>> room_on({"CPU": 64, "GPU": 8}, 4, 0.5), room_on({"CPU": 6}, 4, 0), room_on({"CPU": 64, "GPU": 1}, 4, 2)
+    (16, 1, 0)
+    """
+    return int(min(machine.get("CPU", 0) / threads, machine.get("GPU", 0) / gpus if gpus else math.inf))
 
 
 def _gpus_in_words(each: float) -> str:

@@ -2,15 +2,15 @@
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from sepcap.checks import wrong
 from sepcap.workers.dispatch import Task, carried_out
-from sepcap.workers.engines import Engine, Target
+from sepcap.workers.engines import Engine, Target, Worker
 from sepcap.workers.pool import check_engine, workers_of
 
 T = TypeVar("T")
@@ -45,6 +45,67 @@ def out_of_memory_is_an_error(make: Callable[[], T]) -> T:
             raise MemoryError(f"a worker has too little memory for its batches: give batch_size={said}") from None
 
 
+Rounds = Callable[[Sequence[Task]], Iterator[tuple[str, dict[str, Any]]]]
+
+
+@contextmanager
+def crew(
+    what: str, target: Target, engine: Engine, workers: int, *, on_cpu: bool = False
+) -> Iterator[tuple[Path, Rounds, str]]:
+    """Workers that carry out one list of tasks after another; at least one keeps its model from one list to the next.
+
+    Args:
+        what: name of the call, for errors.
+        target: what the workers carry out.
+        engine, workers: where, and how many.
+        on_cpu: whether the model is asked for on the CPU.
+
+    Yields:
+        A folder that all workers see (on Ray it is in the working folder); what carries out tasks and gives the outcome of each, as they
+        end; and where the workers are, in words. The first task that fails is a RuntimeError.
+    """
+    check_engine(engine, workers)
+    with TemporaryDirectory(dir=Path.cwd() if engine == "ray" else None) as folder, ExitStack() as stack:
+        place = Path(folder).absolute()
+        start, n, where = workers_of(stack, target, place / "logs", engine, workers, None, workers, on_cpu)
+        kept: dict[int, Worker] = {}
+        stack.callback(lambda: [worker.stop() for worker in kept.values()])
+
+        def carry_out(tasks: Sequence[Task]) -> Iterator[tuple[str, dict[str, Any]]]:
+            with closing(carried_out(tasks, start, n, kept)) as outcomes:
+                for name, outcome in outcomes:
+                    if outcome.get("state") == "failed":
+                        raise RuntimeError(f"{what}: {name} failed with {outcome['error']}")
+                    yield name, outcome
+
+        yield place, carry_out, where
+
+
+def is_plain(what: str, options: Mapping[str, Any]) -> None:
+    """Check that other processes can read all options.
+
+    Raises:
+        TypeError: one is an object of Python.
+    """
+    for name, value in options.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise wrong(name, value, f"names, paths and numbers: with workers=, other processes carry out {what}") from None
+
+
+def target_of(path: str, model: Any, load: Mapping[str, Any] | None, threads: int) -> tuple[Target, bool]:
+    """A class of the package that is made with `model` and `load`, and whether the model is asked for on the CPU.
+
+    Raises:
+        ValueError: a loaded model.
+    """
+    if not isinstance(model, str | Path):
+        raise wrong("model", model, "a name or a folder with workers=: every worker loads the model itself")
+    arguments = {"model": str(model), "load": dict(load or {})}
+    return Target(path, arguments, threads), str(arguments["load"].get("device", "")).startswith("cpu")
+
+
 def in_shards(
     what: str,
     path: str,
@@ -56,6 +117,7 @@ def in_shards(
     engine: Engine,
     load: Mapping[str, Any] | None,
     threads: int,
+    write: Mapping[str, Callable[[Path], Any]] | None = None,
 ) -> T:
     """Carry out a pass over a task in shards, each on a worker that loads the model itself.
 
@@ -66,30 +128,22 @@ def in_shards(
         options: arguments of the pass, as JSON.
         put_together: makes the result of the files of all shards that have rows, and of what `run` returned for them, in their order.
         workers, engine, load, threads: where and how, as for `sepcap.sweep`.
+        write: name of an option -> writes what is no JSON; workers receive the path of that file.
 
     Raises:
-        TypeError: a loaded model, or options that are objects of Python.
+        ValueError: a loaded model.
+        TypeError: options that are objects of Python.
         RuntimeError: a shard failed; the first error.
     """
-    if not isinstance(model, str | Path):
-        raise wrong("model", model, "a name or a folder with workers=: every worker loads the model itself")
-    for name, value in options.items():
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError):
-            raise wrong(name, value, f"names, paths and numbers: with workers=, other processes carry out {what}") from None
-    check_engine(engine, workers)
-    target = Target(path, {"model": str(model), "load": dict(load or {})}, threads)
-    with TemporaryDirectory(dir=Path.cwd() if engine == "ray" else None) as place, ExitStack() as stack:
-        files = [Path(place).absolute() / f"{shard}.safetensors" for shard in range(SHARDS)]
-        tasks = [Task(str(i), {"options": dict(options), "shard": i, "file": str(file)}) for i, file in enumerate(files)]
-        on_cpu = str(target.arguments["load"].get("device", "")).startswith("cpu")
-        start, n, _ = workers_of(stack, target, Path(place) / "logs", engine, workers, None, SHARDS, on_cpu)
-        found: dict[str, dict[str, Any]] = {}
-        with closing(carried_out(tasks, start, n)) as outcomes:
-            for name, outcome in outcomes:
-                if outcome.get("state") == "failed":
-                    raise RuntimeError(f"{what}: shard {int(name) + 1} of {SHARDS} failed with {outcome['error']}")
-                found[name] = outcome
-        with_rows = [i for i in range(SHARDS) if found[str(i)]["rows"]]
-        return put_together([files[i] for i in with_rows], [found[str(i)] for i in with_rows])
+    target, on_cpu = target_of(path, model, load, threads)
+    is_plain(what, options)
+    with crew(what, target, engine, min(workers, SHARDS), on_cpu=on_cpu) as (place, carry_out, _):
+        asked = dict(options)
+        for name, writer in (write or {}).items():
+            writer(place / f"{name}.safetensors")
+            asked[name] = str(place / f"{name}.safetensors")
+        files = {f"shard {i + 1} of {SHARDS}": place / f"{i}.safetensors" for i in range(SHARDS)}
+        tasks = [Task(name, {"options": asked, "shard": i, "file": str(file)}) for i, (name, file) in enumerate(files.items())]
+        found = dict(carry_out(tasks))
+        with_rows = [name for name in files if found[name]["rows"]]
+        return put_together([files[name] for name in with_rows], [found[name] for name in with_rows])

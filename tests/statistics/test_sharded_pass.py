@@ -50,13 +50,57 @@ def test_statistics_are_those_of_one_pass(trained, trained_folder, task):
     assert {**cut.info, "model": ""} == {**whole.info, "model": "", "shards": SHARDS}
 
 
+@pytest.mark.parametrize("what", ["gradients", "replicates", "correct", "given", "rotation"])
+def test_what_is_of_all_rows_is_that_of_one_pass(trained, trained_folder, task, what):
+    """Draws depend on the document alone, right predictions on the row alone, and a rotation is sent to the workers."""
+    how = {**HOW, "sites": ("attn_pre_out",), "tokens": 600}
+    how |= {
+        "gradients": lambda: {"gradients": ("fisher", "relp", "ig", "snip"), "k": 2},
+        "replicates": lambda: {"replicates": 6, "gradients": True, "seed": 3},
+        "correct": lambda: {"positions": "correct", "gradients": True, "histogram": True},
+        "given": lambda: {"positions": sepcap.correct_positions(trained, task, tokens=600, context=24)},
+        "rotation": lambda: {"rotation": sepcap.compute_rotation(trained)},
+    }[what]()
+    whole, cut = (sepcap.collect(model, task, **how, **where)["attn_pre_out"] for model, where in ((trained, {}), (trained_folder, HERE)))
+    assert cut.count == whole.count
+    pairs = [(cut.sums, whole.sums)]
+    if whole.gradients is not None:
+        assert (cut.gradients.predictions, cut.gradients.rows) == (whole.gradients.predictions, whole.gradients.rows)
+        pairs.append((cut.gradients.sums, whole.gradients.sums))
+    if whole.replicates is not None:
+        assert cut.replicates.documents == whole.replicates.documents
+        torch.testing.assert_close(cut.replicates.counts, whole.replicates.counts)
+        pairs.append((cut.replicates.sums, whole.replicates.sums))
+    for ours, theirs in pairs:
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6 * float(theirs[name].abs().max()))
+
+
+def test_no_right_prediction_in_a_shard_is_no_error_and_none_in_any_is_one(trained, trained_folder, task):
+    """Only the first row counts, so that seven of eight shards are empty; then none does."""
+    how = {**HOW, "tokens": 600, "sites": "mlp"}
+    right = sepcap.correct_positions(trained, task, tokens=600, context=24)
+    right[1:] = False
+    right[0, 3] = True
+    whole, cut = (sepcap.collect(one, task, **how, positions=right, **at)["mlp"] for one, at in ((trained, {}), (trained_folder, HERE)))
+    assert cut.count == whole.count > 0
+    torch.testing.assert_close(cut.std, whole.std)
+    right[:] = False
+    with pytest.raises(RuntimeError, match="predicts none of"):
+        sepcap.collect(trained_folder, task, **how, positions=right, **HERE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_number_of_workers_has_the_same_bits(trained_folder, task, workers):
-    here = sepcap.collect(trained_folder, task, **HOW, **HERE)
-    there = sepcap.collect(trained_folder, task, **HOW, **{**HERE, "workers": workers, "engine": "processes"})
+    how = {**HOW, "gradients": ("taylor", "relp"), "replicates": 3}
+    here = sepcap.collect(trained_folder, task, **how, **HERE)
+    there = sepcap.collect(trained_folder, task, **how, **{**HERE, "workers": workers, "engine": "processes"})
     for site, one in here.items():
-        assert all(torch.equal(one.sums[name], there[site].sums[name]) for name in one.sums)
+        other = there[site]
+        pairs = ((one.sums, other.sums), (one.gradients.sums, other.gradients.sums), (one.replicates.sums, other.replicates.sums))
+        assert all(torch.equal(ours[name], theirs[name]) for ours, theirs in pairs for name in ours)
     assert here.info == there.info
 
 
@@ -64,8 +108,6 @@ def test_what_cannot_be_cut_or_sent_is_one_error(trained, trained_folder, task):
     for call, says in (
         (lambda: sepcap.collect(trained, task, workers=2), "model is a .*; give a name or a folder with workers="),
         (lambda: sepcap.evaluate(trained_folder, task, workers=2, engine="here"), "workers=2 with engine='here'"),
-        (lambda: sepcap.collect(trained_folder, task, replicates=5, **HERE), "replicates with workers=: it is of all rows together"),
-        (lambda: sepcap.collect(trained_folder, task, positions="correct", **HERE), "positions with workers="),
         (lambda: sepcap.collect(trained_folder, task, **HERE | {"engine": "threads"}), "engine='threads' is not known"),
     ):
         with pytest.raises(ValueError, match=says):

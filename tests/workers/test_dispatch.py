@@ -103,6 +103,32 @@ def test_who_stops_reading_stops_the_workers():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("Thread") and "_serve" in thread.name]
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_last_worker_stays_for_the_next_tasks(workers):
+    """A model is loaded once for rounds of one task, and no worker is left at the end but the one that is kept."""
+    started, start = fakes(finish)
+    kept = {}
+    for n in (1, 5, 1, 1):
+        outcomes = dict(carried_out(tasks(n), start, workers, kept))
+        assert sorted(outcomes) == [f"c{i}" for i in range(n)]
+        assert len(kept) <= 1
+        assert [worker for worker in started if not worker.stopped.is_set()] == list(kept.values())
+    [(_, outcome)] = carried_out(tasks(1), start, workers, kept)
+    assert outcome["by"] == next(iter(kept))
+    assert len(started) <= 1 + workers
+
+
+def test_who_stops_reading_stops_the_kept_worker_too():
+    started, start = fakes(finish)
+    kept = {}
+    list(carried_out(tasks(1), start, 1, kept))
+    outcomes = carried_out(tasks(3), start, 1, kept)
+    next(outcomes)
+    outcomes.close()
+    assert not kept
+    assert all(worker.stopped.is_set() for worker in started)
+
+
 def test_a_worker_stays_with_what_it_has_measured():
     """Two groups, two workers: each takes one, and helps with the other when its own is done."""
     pending = Pending(tasks(6, shares=lambda i: "ab"[i % 2]))

@@ -70,11 +70,15 @@ class Pieces:
     folder: Path
     study: str
 
+    def has(self, name: str) -> bool:
+        """Whether a piece is done."""
+        return self._path(name).exists()
+
     def get(self, name: str) -> tuple[dict[str, Tensor], Any] | None:
         """Tensors of a piece and the note stored with them; None if the piece is not done."""
-        path = self._path(name)
-        if not path.exists():
+        if not self.has(name):
             return None
+        path = self._path(name)
         tensors, meta = load_tensors(path, "piece")
         if (meta["name"], meta["study"]) != (name, self.study):
             of = "" if meta["study"] == self.study else " of another study"

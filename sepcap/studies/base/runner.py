@@ -46,7 +46,7 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
             shown = conform("progress", progress, Progress)
             inspect.signature(function).bind(model, config, say=tell, **given)  # a missing argument is an error before a model is loaded
             with reporting(shown) as say:
-                if loads:
+                if loads and given.get("workers") is None:  # else every worker loads it
                     model = load_model(config.model if model is None else model)
                 return function(model, config, say=say, **given)
 

@@ -12,6 +12,17 @@ def counted(n: int, name: str) -> str:
     return f"{n:,} {name}{'' if n == 1 else 's'}"
 
 
+def duration(seconds: float) -> str:
+    """A length of time, in the unit that suits it.
+
+    >>> duration(0.2), duration(89.6), duration(90), duration(3 * 3600)
+    ('1 s', '90 s', '2 minutes', '3.0 hours')
+    """
+    if seconds < 90:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5_400 else f"{seconds / 3_600:,.1f} hours"
+
+
 def p_in_words(log10_p: float) -> str:
     """A p-value for a sentence, from its log10.
 

@@ -37,6 +37,11 @@ CANDIDATES: dict[str, tuple[Shortcuts, ...]] = {"causal": _EVERY, "masked": _EVE
 SAME = 1e-4
 """Largest relative difference of losses that counts as rounding in float32."""
 
+MaybeChunk = tuple[Tensor, Units | None]
+
+BEFORE: tuple[MaybeChunk, ...] = ((torch.arange(1), None),)
+"""In place of chunks: nothing is ablated."""
+
 PROBED = 12
 """Number of units from which the rate is measured."""
 
@@ -142,7 +147,7 @@ class Measurement:
 
     def before(self, pieces: Pieces) -> Float[np.ndarray, "row count"]:
         """Sums of the unablated model."""
-        return self._assembled(pieces, "before", [(torch.arange(1), None)], len(COUNTS))[0]
+        return self._assembled(pieces, "before", BEFORE, len(COUNTS))[0]
 
     def changes(
         self, pieces: Pieces, what: str, chunks: Sequence[Chunk]
@@ -151,27 +156,32 @@ class Measurement:
         return self._assembled(pieces, what, chunks, len(METRICS))
 
     def _assembled(
-        self, pieces: Pieces, what: str, chunks: Sequence[tuple[Tensor, Units | None]], columns: int
+        self, pieces: Pieces, what: str, chunks: Sequence[MaybeChunk], columns: int
     ) -> Float[np.ndarray, "unit row column"]:
         units = sum(len(numbers) for numbers, _ in chunks)
         found = np.zeros((units, len(self.rows.sample.rows), columns), dtype=np.float64 if what == "before" else np.float32)
-        with (
-            progress(total=units * len(self.rows.order), desc=f"{what} {self.rows.sample.task}", unit="unit") as bar,
-            measuring(self.model),
-        ):
+        with progress(total=units * len(self.rows.order), desc=f"{what} {self.rows.sample.task}", unit="unit") as bar:
             for i, order in enumerate(self.rows.order):
                 held: dict[Any, Any] = {}
                 for j, (numbers, these) in enumerate(chunks):
-                    name = f"{self.name}/{what}-{i}-{j}"
-                    piece, _ = pieces.once(name, partial(self._made, held, i, these))
+                    piece = self.piece(pieces, what, i, j, these, held)
                     found[numbers.numpy()[:, None], np.array(order)] = piece["sums"].numpy()
                     bar.update(len(numbers))
         return found
 
+    def piece(self, pieces: Pieces, what: str, i: int, j: int, units: Units | None, held: dict[Any, Any]) -> dict[str, Tensor]:
+        """Sums, or their changes by some units, on block `i`, measured if they are not stored; `held` keeps what one block shares."""
+        return pieces.once(self.name_of(what, i, j), partial(self._made, held, i, units))[0]
+
+    def name_of(self, what: str, i: int, j: int) -> str:
+        """Name of a piece: block `i`, chunk `j`."""
+        return f"{self.name}/{what}-{i}-{j}"
+
     def _made(self, held: dict[Any, Any], i: int, units: Units | None) -> tuple[dict[str, Tensor], None]:
-        if "block" not in held:
-            held["block"] = self.rows.block(self.model, i, self.shortcuts)
-        return {"sums": self._sums(held, units)}, None
+        with measuring(self.model):
+            if "block" not in held:
+                held["block"] = self.rows.block(self.model, i, self.shortcuts)
+            return {"sums": self._sums(held, units)}, None
 
     def _sums(self, held: dict[Any, Any], units: Units | None) -> Tensor:
         block: Block = held["block"]

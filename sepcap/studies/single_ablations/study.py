@@ -1,48 +1,35 @@
 """Every neuron, or head, ablated alone: the exact change of loss and accuracy on two tasks (METHODS 19)."""
 
 import dataclasses
-from collections.abc import Callable
-from functools import cached_property
-from hashlib import sha256
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from sepcap.checks import checked
-from sepcap.evaluation.next_token import most_frequent_targets
-from sepcap.evaluation.result import METRICS
-from sepcap.interventions.constants import CONSTANTS, check_constants
-from sepcap.models.sites import Population, bind
-from sepcap.selection.names import gradients_for
+from sepcap.checks import FROM_1, checked
+from sepcap.progress import progress as bar_of
 from sepcap.selection.neurons import NeuronSet
-from sepcap.selection.score import score
-from sepcap.statistics.collect import collect_sample
-from sepcap.studies.base.folder import Pieces, as_json
-from sepcap.studies.base.provenance import made_with
+from sepcap.storage import load_tensors, remove_parts
+from sepcap.studies.base.folder import Pieces, as_json, identity_of
 from sepcap.studies.base.runner import run_study, study
-from sepcap.studies.base.text import counted
 from sepcap.studies.single_ablations.config import SingleAblationsConfig
-from sepcap.studies.single_ablations.measure import Measurement, Rows, shortcuts_of
-from sepcap.studies.single_ablations.result import TASKS, SingleAblations
-from sepcap.studies.single_ablations.units import all_pairs, chosen, chunks, drawn, named_pairs, pair_chunks
-from sepcap.tasks.batches import TokenSample
-from sepcap.tasks.load import load_task
-from sepcap.tasks.samples import check_context, sample_task
-from sepcap.tasks.task import Split
-
-FEW = 64
-"""Largest number of ablations whose cost is not measured beforehand."""
+from sepcap.studies.single_ablations.plan import Plan
+from sepcap.studies.single_ablations.result import SingleAblations
+from sepcap.workers.dispatch import Task
+from sepcap.workers.engines import Engine
+from sepcap.workers.shards import crew, is_plain, target_of
 
 
 @study(SingleAblationsConfig)
-@checked()
+@checked(workers=FROM_1, threads=FROM_1)
 def ablate_each(
     model: Any,
     config: SingleAblationsConfig,
     *,
     neurons: NeuronSet | None = None,
+    workers: int | None = None,
+    engine: Engine = "processes",
+    load: Mapping[str, Any] | None = None,
+    threads: int = 1,
     out: str | Path | None = None,
     say: Callable[[str], Any],
 ) -> SingleAblations:
@@ -57,6 +44,10 @@ def ablate_each(
         model: what `load_model` returns; default is to load `config.model`. It is not changed.
         config: a `SingleAblationsConfig`; its fields can also be given as keywords.
         neurons: the neurons to ablate, each alone; default all of the site, or those of `config.layers` and `config.heads`.
+        workers: number of workers that share the chunks of neurons; `model` is then a name or a folder, which each of them loads, and
+            `neurons` may be given, but tasks are names or paths. The bits are those of one process with as many threads, for every number
+            of workers; a worker that dies is replaced, and its chunk done again.
+        engine, load, threads: where workers are, what they load the model with, and threads of each, as for `sepcap.sweep`.
         out: folder of the study; without one, nothing is saved.
         progress: True announces the work and its measured cost and shows bars, False shows nothing; a function receives the announcements.
 
@@ -67,6 +58,7 @@ def ablate_each(
         ValueError: neurons of another site, a sample larger than the population, a pair of a neuron that is not ablated, too little text.
         IndexError: a layer or head that does not exist.
         FileExistsError: `out` contains something else, or the same study with another configuration; nothing is computed then.
+        RuntimeError: a worker failed; the first error. Out of memory, it names the batch size to give.
 
     Source: [SEP] further work 9; METHODS 19.
 
@@ -74,130 +66,63 @@ def ablate_each(
         >>> found = sepcap.ablate_each(model, layers=3, sample=100, tokens=2_000)  # doctest: +SKIP
         >>> found.delta("forget", "loss").value  # doctest: +SKIP
     """
+    if workers is not None:
+        where: dict[str, Any] = {"workers": workers, "engine": engine, "load": load, "threads": threads}
+        return _in_workers(model, config, neurons, out, say, **where)
     plan = Plan.of(model, config, neurons)
     return run_study(SingleAblations, plan.resolved, plan.compute, out, plan.cost, say)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-    """Samples and checked inputs; nothing is computed yet.
+def _in_workers(
+    model: Any,
+    config: SingleAblationsConfig,
+    neurons: NeuronSet | None,
+    out: str | Path | None,
+    say: Callable[[str], Any],
+    *,
+    workers: int,
+    engine: Engine,
+    load: Mapping[str, Any] | None,
+    threads: int,
+) -> SingleAblations:
+    """`ablate_each` without a model in this process: one worker plans, all measure chunks, one puts the result together."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    fields |= {name: str(value) for name, value in fields.items() if isinstance(value, Path)}
+    target, on_cpu = target_of("studies.single_ablations.shards.AblationShards", model or config.model, load, threads)
+    is_plain("ablate_each", fields)
+    with crew("ablate_each", target, engine, workers, on_cpu=on_cpu) as (place, carry_out, where):
+        given: dict[str, Any] = {"config": fields, "neurons": None}
+        if neurons is not None:
+            given["neurons"] = str(place / "neurons.safetensors")
+            neurons.save(given["neurons"])
 
-    Attributes:
-        population: the site.
-        places: places of the units that are ablated alone.
-        samples: "forget" and "retain" -> "collect" and "evaluate" -> tokens.
-        resolved: the configuration to store.
-    """
+        def ask(do: str, **more: Any) -> Any:
+            return next(iter(dict(carry_out([Task(do, {**given, "do": do, **more})])).values()))["found"]
 
-    model: Any
-    config: SingleAblationsConfig
-    population: Population
-    places: torch.Tensor
-    samples: dict[str, dict[str, TokenSample]]
-    resolved: dict[str, Any]
+        def compute(pieces: Pieces) -> SingleAblations:
+            at = {"folder": str(pieces.folder.absolute()), "study": pieces.study}
+            while left := ask("left", **at):
+                tasks = [
+                    Task(
+                        f"part {what}-{block}-{chunk} of {role}",
+                        {**given, "do": "measure", **at, "role": role, "what": what, "block": block, "chunk": chunk},
+                        shares=f"{role} {block}",
+                    )
+                    for role, what, block, chunk in left
+                ]
+                with bar_of(total=len(tasks), desc="ablate_each", unit="piece") as bar:
+                    for _ in carry_out(tasks):
+                        bar.update(1)
+            remove_parts(pieces.folder)  # of workers that died
+            ask("arrays", **at, file=str(place / "arrays.safetensors"))
+            arrays, _ = load_tensors(place / "arrays.safetensors", "arrays")
+            return SingleAblations.of(as_json(resolved), {name: value.numpy() for name, value in arrays.items()})
 
-    @classmethod
-    def of(cls, model: Any, config: SingleAblationsConfig, neurons: NeuronSet | None) -> "Plan":
-        """Check everything, and load the texts."""
-        population = bind(model, config.site)
-        places = drawn(chosen(population, config, neurons), config.sample, config.seed)
-        pairs = config.pairs
-        if isinstance(pairs, int):
-            if pairs > len(places):
-                raise ValueError(f"pairs={pairs}: {len(places)} neurons are ablated alone; give at most that")
-        elif pairs is not None:
-            pairs = named_pairs(population, pairs, places)
-        context, samples = check_context(model, config.context), {}
-        tasks = {role: load_task(getattr(config, role)) for role in TASKS}
-        sizes: dict[Split, int] = {"collect": config.reference_tokens, "evaluate": config.tokens}
-        for role, task in tasks.items():
-            how = {"context": context, "per_document": config.per_document}
-            samples[role] = {split: sample_task(model, task, split, size, **how) for split, size in sizes.items()}
-        plain = dataclasses.replace(config, pairs=None, context=context, **{role: task.name for role, task in tasks.items()})
-        flat = {f"{role} {split}": sample for role, parts in samples.items() for split, sample in parts.items()}
-        resolved = dataclasses.asdict(plain) | {
-            **made_with(model),
-            "pairs": pairs,
-            "shape": list(population.shape),
-            "chosen": int(chosen(population, config, neurons).sum()),
-            "neurons": None if neurons is None else sha256(places.numpy().tobytes()).hexdigest()[:16],
-            "samples": {name: sample.fingerprint for name, sample in flat.items()},
-            "documents": {name: list(sample.indices) for name, sample in flat.items()},
-            "n_documents": {name: sample.n_documents for name, sample in flat.items()},
-            "evaluation": {role: _evaluation(parts["evaluate"]) for role, parts in samples.items()},
-        }
-        return cls(model, config, population, places, samples, resolved)
+        def cost() -> str:
+            return f"{ask('cost')}, by one worker; {where}"
 
-    def cost(self) -> str:
-        """The planned work and its cost, from the measured rate of a few neurons."""
-        c, n, unit = self.config, len(self.places), "head" if self.config.whole_heads else "neuron"
-        tokens = ", ".join(f"{self.samples[role]['evaluate'].tokens:,} predictions of {self.resolved[role]}" for role in TASKS)
-        said = f"{self.resolved['model']}: {counted(n, f'{c.site} {unit}')} ablated alone ({c.kind}), each on {tokens}"
-        if c.pairs is not None:
-            said += f", and {counted(self._pairs(), 'pair')} of them"
-        if n <= FEW:
-            return said
-        both = [one.expected(chunks(self.population, self.places, self.constants)) for one in self.measurements.values()]
-        minutes = " and ".join(_duration(seconds) for seconds, _ in both)
-        shares = " and ".join(f"{share:.0%}" for _, share in both)
-        return f"{said}; at the rate measured just now {minutes}, since {shares} of the work of whole passes is left to do"
-
-    def _pairs(self) -> int:
-        pairs = self.resolved["pairs"]
-        return pairs * (pairs - 1) // 2 if isinstance(pairs, int) else len(pairs)
-
-    @cached_property
-    def references(self) -> list[Any]:
-        """Statistics of the collection parts of forget and retain."""
-        how: dict[str, Any] = {"batch_size": self.config.batch_size, "gradients": gradients_for(self.config.importance)}
-        histogram = self.config.kind == "peak"
-        return [collect_sample(self.model, self.samples[r]["collect"], self.config.site, histogram=histogram, **how) for r in TASKS]
-
-    @cached_property
-    def constants(self) -> torch.Tensor:
-        """What each neuron is set to."""
-        every = NeuronSet({self.config.site: torch.ones(self.population.shape, dtype=torch.bool)})
-        constants = CONSTANTS[self.config.kind](every, self.references[1])
-        check_constants(every, constants, "constants")
-        return constants[self.config.site].cpu()
-
-    @cached_property
-    def measurements(self) -> dict[str, Measurement]:
-        """A measurement on each task, with the shortcuts that the model allows on it."""
-        found = {}
-        for role in TASKS:
-            rows = Rows.of(self.samples[role]["evaluate"])
-            shortcuts = shortcuts_of(self.model, self.population, rows, self.constants)
-            found[role] = Measurement(self.model, self.population, role, rows, shortcuts, self.config.batch_size)
-        return found
-
-    def compute(self, pieces: Pieces) -> SingleAblations:
-        """Measure all units, then the pairs."""
-        forget, retain = self.references
-        scores = score(forget, retain, self.config.importance)[self.config.site]
-        alone = chunks(self.population, self.places, self.constants)
-        arrays: dict[str, Any] = {"places": self.places.numpy(), "score": scores.double().cpu().numpy()}
-        for role, one in self.measurements.items():
-            arrays[f"{role}/before"] = one.before(pieces)
-            arrays[f"{role}/clusters"] = one.rows.sample.clusters
-            arrays[f"{role}/alone"] = one.changes(pieces, "alone", alone)
-        pairs = self.resolved["pairs"]
-        if isinstance(pairs, int):
-            change = arrays["forget/alone"][..., METRICS.index("loss")].astype(np.float64).sum(1)
-            pairs = all_pairs(np.argsort(-change, kind="stable")[:pairs].tolist())
-        if pairs is not None:
-            arrays["pairs"] = np.array(pairs)
-            together = pair_chunks(self.population, self.places, torch.tensor(pairs), self.constants)
-            for role, one in self.measurements.items():
-                arrays[f"{role}/together"] = one.changes(pieces, "together", together)
-        return SingleAblations.of(as_json(self.resolved), arrays)
-
-
-def _evaluation(sample: TokenSample) -> dict[str, Any]:
-    frequent = most_frequent_targets(sample)
-    info = {"asked": sample.asked, "tokens": sample.tokens, "sample": sample.fingerprint, "n_documents": sample.n_documents}
-    return {"skip_tokens": list(frequent), "groups": sample.groups, "info": info | {"skip_counts": list(frequent.values())}}
-
-
-def _duration(seconds: float) -> str:
-    return f"{max(1, seconds):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+        resolved = ask("resolved")
+        if out is None:
+            say(cost())
+            return compute(Pieces(place / SingleAblations.STUDY, identity_of({"study": SingleAblations.STUDY, **resolved})))
+        return run_study(SingleAblations, resolved, compute, out, cost, say)

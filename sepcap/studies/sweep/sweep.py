@@ -1,7 +1,7 @@
 """One study at every cell of a grid (METHODS 24)."""
 
 import contextlib
-import time
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from sepcap.progress import reporting
 from sepcap.studies.base.runner import Progress
 from sepcap.studies.base.text import counted
 from sepcap.studies.catalog import FUNCTIONS
+from sepcap.studies.sweep.estimate import Estimate
 from sepcap.studies.sweep.folder import CELLS, WORKERS, Ledger, names_of, open_sweep, state_of
 from sepcap.studies.sweep.grid import Cell, Grid, cells_of, given, in_words, plain
 from sepcap.studies.sweep.result import Sweep
@@ -81,18 +82,30 @@ def sweep(
         "load": plain("load", "arguments", dict(load or {})),
         "threads": threads,
     }
-    with reporting(progress) as say, open_sweep(out, fixed, cells) as config:
+    target = Target("studies.sweep.cell.Cells", {"kind": kind, "load": fixed["load"]}, threads)
+    on_cpu = str(fixed["load"].get("device", "")).startswith("cpu")
+    with contextlib.ExitStack() as stack:
+
+        def ready(most: int) -> tuple[Callable[[int], Worker], int, str]:
+            return workers_of(stack, target, out / WORKERS, engine, workers, gpus_per_run, most, on_cpu)
+
+        if not os.path.lexists(out / "config.json"):
+            ready(len(cells))  # what has no room is refused before the plan is written
+        say = stack.enter_context(reporting(progress))
+        config = stack.enter_context(open_sweep(out, fixed, cells))
         ledger = Ledger(out)
-        todo = [(n, c) for n, c in zip(names_of(config, cells), cells, strict=True) if state_of(out, ledger, n) != "finished"]
+        names = names_of(config, cells)
+        todo = [(name, cell) for name, cell in zip(names, cells, strict=True) if state_of(out, ledger, name) != "finished"]
         if not todo:
             say(f"{out} is finished ({counted(len(cells), 'cell')}); nothing is recomputed")
             return Sweep(out)
-        with contextlib.ExitStack() as stack:
-            target = Target("studies.sweep.cell.Cells", {"kind": kind, "load": fixed["load"]}, threads)
-            on_cpu = str(fixed["load"].get("device", "")).startswith("cpu")
-            start, n, where = workers_of(stack, target, out / WORKERS, engine, workers, gpus_per_run, len(todo), on_cpu)
-            say(f"{_cost(kind, cells, [cell for _, cell in todo])}; {where}; folder {out}")
-            _go_on(out, ledger, todo, start, n, len(cells), say)
+        start, n, where = ready(len(todo))
+        work = {name: float(cell.tokens or 1) for name, cell in zip(names, cells, strict=True)}
+        left = dict(todo)
+        estimate = Estimate(work, {name: ledger.ended[name] for name in work if name not in left}, n)
+        time = "" if estimate.seconds is None else f"; {estimate.in_words()}"
+        say(f"{_cost(kind, cells, [cell for _, cell in todo])}{time}; {where}; folder {out}")
+        _go_on(out, ledger, todo, start, n, len(cells), estimate, say)
     found = Sweep(out)
     if failed := [name for name, _ in todo if ledger.ended[name]["state"] == "failed"]:
         first = ledger.ended[failed[0]]["error"]
@@ -119,13 +132,11 @@ def _go_on(
     start: Callable[[int], Worker],
     workers: int,
     total: int,
+    estimate: Estimate,
     say: Callable[[str], Any],
 ) -> None:
     """Carry out the cells that are left, and write what becomes of each."""
-    by_name = dict(todo)
-    weights = {name: cell.tokens or 1 for name, cell in todo}
-    left, began, done = sum(weights.values()), time.monotonic(), 0
-    finished = total - len(todo)
+    by_name, finished = dict(todo), total - len(todo)
     at = out.absolute() / CELLS
     tasks = [Task(name, {"config": cell.config, "folder": str(at / name)}, cell.shares) for name, cell in todo]
     how: dict[str, Any] = {"desc": "sweep", "unit": "cell", "leave": None, "delay": 0}
@@ -133,12 +144,14 @@ def _go_on(
     with bar_of(total=total, initial=finished, **how) as bar, outcomes as outcomes:
         for name, outcome in outcomes:
             ledger.add(name, outcome)
-            done, finished = done + weights[name], finished + 1
+            estimate.add(name, outcome)
+            finished += 1
             bar.update(1)
-            if bar.disable:
-                minutes = (time.monotonic() - began) * (left - done) / done / 60
-                error = f" with {outcome['error']}" if outcome["state"] == "failed" else ""
-                say(
-                    f"{in_words(by_name[name].fields)}: {outcome['state']}{error} after {outcome['seconds']:.1f} s; "
-                    f"{finished} of {total} cells, about {minutes:.1f} minutes left"
-                )
+            if not bar.disable:
+                bar.set_postfix_str(estimate.in_words())
+                continue
+            error = f" with {outcome['error']}" if outcome["state"] == "failed" else ""
+            say(
+                f"{in_words(by_name[name].fields)}: {outcome['state']}{error} after {outcome['seconds']:.1f} s; "
+                f"{finished} of {total} cells, {estimate.in_words()}"
+            )

@@ -1,7 +1,8 @@
-"""A real Ray of two nodes on the loopback: an actor and a node are killed in the middle, and the bits are those of one process."""
+"""A real Ray of two nodes on the loopback: an actor, a node and the driver are killed in the middle; the bits are those of one process."""
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from swept import LOAD, base_of, cell_bits
+from two_nodes import actors, two_nodes
 
 import sepcap
+from sepcap.studies.sweep.grid import given
+from sepcap.workers.engines import Actor, Target
 
 GRID = {"importance": ["abs", "rms", "std"], "seed": [0, 1]}
 STEPS = 8
@@ -29,20 +33,10 @@ def expected(base, tmp_path_factory):
     return cell_bits(out)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
-    """Two nodes of one core each; this process is connected to them."""
-    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'sepcap[ray]'")
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    node.pop("include_dashboard")
-    cluster.second = cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with two_nodes() as cluster:
+        yield cluster
 
 
 def ended(out: Path) -> int:
@@ -50,30 +44,18 @@ def ended(out: Path) -> int:
     return lines.read_bytes().count(b"\n") if lines.exists() else 0
 
 
-def actors() -> list[int]:
-    """Process ids of the actors of sweeps, on both nodes."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes()
-        except OSError:
-            continue
-        if words.startswith(b"ray::Here"):
-            found.append(int(path.parent.name))
-    return found
-
-
 @pytest.mark.cluster
 @pytest.mark.skipif(sys.platform != "linux", reason="finds actors in /proc")
 @pytest.mark.parametrize("victim", ["actor", "node"])
 def test_killed_in_the_middle_it_goes_on_to_the_same_bits(base, expected, cluster, tmp_path, victim):
+    cluster.complete()
     killed = []
 
     def kill():
         while ended(tmp_path / "s") < 2:
             time.sleep(0.01)
         if victim == "node":
-            cluster.remove_node(cluster.second, allow_graceful=False)
+            cluster.lose_second()
         else:
             os.kill(actors()[0], signal.SIGKILL)
         killed.append(ended(tmp_path / "s"))
@@ -88,6 +70,42 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bits(base, expected, cluste
     assert killed[0] < 6  # in the middle
     assert list(found.table["state"]) == ["finished"] * 6
     assert cell_bits(tmp_path / "s") == expected
+
+
+DRIVER = """
+import sepcap
+base = sepcap.PruningConfig(**{fields!r})
+sepcap.sweep(base, {grid!r}, out={out!r}, load={load!r}, engine="ray", progress=False)
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(sys.platform != "linux", reason="finds actors in /proc")
+def test_a_killed_driver_leaves_a_sweep_that_goes_on(base, expected, cluster, tmp_path):
+    """Its actors end with it, though not at once: the next call waits for the folder that one of them still writes to."""
+    cluster.complete()
+    code = DRIVER.format(fields=given(base), grid=GRID, out=str(tmp_path / "s"), load=LOAD)
+    driver = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"RAY_ADDRESS": cluster.address})
+    while ended(tmp_path / "s") < 1:
+        assert driver.poll() is None
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    assert ended(tmp_path / "s") < 6
+    found = sepcap.sweep(base, GRID, out=tmp_path / "s", load=LOAD, engine="ray", progress=False)
+    assert list(found.table["state"]) == ["finished"] * 6
+    assert cell_bits(tmp_path / "s") == expected
+
+
+@pytest.mark.cluster
+def test_a_worker_that_fits_on_no_machine_or_cannot_start_is_one_error(base, cluster, tmp_path):
+    with pytest.raises(ValueError, match="no machine of the Ray cluster has room for a worker of 2 threads: give fewer"):
+        sepcap.sweep(base, GRID, out=tmp_path / "s", load=LOAD, engine="ray", threads=2)
+    with pytest.raises(ValueError, match="no machine of the Ray cluster has room for a worker of 1 thread and 1 GPU"):
+        sepcap.sweep(base, GRID, out=tmp_path / "s", load=LOAD, engine="ray", gpus_per_run=1)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(RuntimeError, match=r"(?s)an actor could not start: .*NoSuchConfig"):
+        Actor(Target("studies.sweep.cell.Cells", {"kind": "NoSuchConfig", "load": {}}, 1), 0).run({})
 
 
 def test_without_ray_the_error_names_the_extra(base, tmp_path, monkeypatch):

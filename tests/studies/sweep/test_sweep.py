@@ -118,6 +118,9 @@ def test_a_finished_sweep_is_read(base, made):
 def test_added_cells_are_carried_out_and_the_others_kept(base, made, copy):
     found, heard = again(base, {"importance": ["abs", "rms", "std"], "seed": [0, 1]}, copy)
     assert heard[0].startswith("6 cells of prune, of which 4 are finished; at most ")
+    assert " left, at the rate of 4 finished cells; in this process" in heard[0]
+    assert heard[1].startswith("importance=std, seed=0: finished after ")
+    assert heard[1].endswith(" left, at the rate of 5 finished cells")
     assert list(found.table["state"]) == ["finished"] * 6
     assert {name: b for name, b in cell_bits(copy).items() if name in set(made.table["cell"])} == cell_bits(made.folder)
 
