@@ -2,9 +2,9 @@
 modules, geometry, paragraph breaks, the league table of importances, removal certificates.
 
 Every figure is written as SVG (for papers) and PNG (for the pages); `numbers.json` and the .csv files contain the plotted numbers. The
-figures of the demo, `numbers.json` and the table in docs/reading-results.md are always made together, from the same runs. Without finished runs it takes
-four to five hours on two cores, three of them for the league table and most of the rest for the comparison of methods; finished runs are
-reused. `--parts` makes only some of the figures.
+figures of the demo, `numbers.json` and the table in docs/reading-results.md are always made together, from the same runs. Without finished
+runs it takes four to five hours on two cores, three of them for the league table and most of the rest for the comparison of methods.
+Finished runs are reused. `--parts` makes only some of the figures.
 """
 
 import dataclasses

@@ -231,6 +231,6 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
 
     def drawn(function: Callable[..., Any], of: Callable[[Planted], Arguments]) -> Callable[..., Any]:
         args, options = of(planted)
-        return lambda width="column": function(*args, width=width, **options)
+        return lambda width="column", **more: function(*args, width=width, **options, **more)
 
     return {name: drawn(function, of) for name, (function, of) in FIGURES.items()}

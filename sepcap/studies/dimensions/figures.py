@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from sepcap.checks import checked
 from sepcap.drawing.parts import above, axes_of, panel_axes, row_axis
 from sepcap.drawing.style import BLUE, GREY, PALETTE, SYMBOLS, Width, every, is_wide, new_figure, plain, rounded, width_px
+from sepcap.drawing.themes import drawn
 from sepcap.models.blocks.places import location_name
 
 HEIGHT_PX = 170
@@ -16,6 +17,7 @@ ROW_GAP_PX = 80
 LEFT_PX, RIGHT_PX = 76, 20
 
 
+@drawn
 @checked()
 def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
     """Value of every dimension from the embedding to the last layer, one panel per dimension.
@@ -61,6 +63,7 @@ def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
     return new_figure(thin + thick, layout, width=width, plot_px=total, **options)
 
 
+@drawn
 @checked()
 def dimension_search(result: Any, *, width: Width = "column") -> go.Figure:
     """η² of every dimension on the searched half of the texts and on the other half, at the location where it was found.

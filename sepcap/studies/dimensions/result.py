@@ -32,7 +32,8 @@ class DimensionSearch(StudyResult):
         of_categories = ", ".join(f"{name} {n}" for name, n in config["categories"].items())
         said = [
             f"The {len(self.table)} residual dimensions that separate the categories best on one half of {len(self.tables['texts'])} texts "
-            f"({of_categories}), at {len(config['positions'])} positions and {len(config['locations'])} locations. η² and p are of the other half."
+            f"({of_categories}), at {len(config['positions'])} positions and {len(config['locations'])} locations. "
+            "η² and p are of the other half."
         ]
         said += [
             f"Dimension {row['dim']}: {location_name(row['location'])} categories explain η² = {row['eta2']:.3f} of the variance between "

@@ -284,7 +284,8 @@ def _check_locations(model: Any, locations: Iterable[int] | None) -> list[int]:
 def _check_dims(dims: int | Iterable[int] | pd.DataFrame) -> list[int]:
     if isinstance(dims, pd.DataFrame):
         if "dim" not in dims:
-            raise ValueError(f"dims is a table with the columns {', '.join(map(str, dims.columns))}; give what find_dimensions returns, or rows of its table")
+            there = ", ".join(map(str, dims.columns))
+            raise ValueError(f"dims is a table with the columns {there}; give what find_dimensions returns, or rows of its table")
         dims = dims["dim"].tolist()
     chosen = [int(dims)] if isinstance(dims, int | np.integer) else [int(dim) for dim in dims]
     if not chosen or len(set(chosen)) < len(chosen):

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from sepcap.drawing.heat import heat_panels
 from sepcap.drawing.parts import error_bars, row_axis, upright
 from sepcap.drawing.style import FAINT, PALETTE, SYMBOLS, Width, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.base.seeds import seed_interval
 from sepcap.studies.pruning.figures.trajectory import trajectory
@@ -50,6 +51,7 @@ def _field(result: Any, what: str, field: str | None, default: Sequence[str]) ->
     return field if field is not None else next(iter(default), None)
 
 
+@drawn
 def strip(
     result: Any, column: str = "separability", rows: str | None = None, colour: str | None = None, *, width: Width = "column"
 ) -> go.Figure:
@@ -122,6 +124,7 @@ def _hover(result: Any, row: Any, column: str) -> str:
     return f"<b>{plain(fields, 80)}</b><br>{row[column]:.4g}{ends}".replace("-", "−")
 
 
+@drawn
 def heat(
     result: Any, column: str = "separability", rows: str | None = None, columns: str | None = None, *, width: Width = "column"
 ) -> go.Figure:
@@ -170,6 +173,7 @@ def heat(
     )
 
 
+@drawn
 def trajectories(result: Any, metric: str = "top1", most: int = MOST_COLOURS, *, width: Width = "column", **fields: Any) -> go.Figure:
     """Mean trajectories over seeds of the settings with the highest mean separability, in the plane of both tasks.
 

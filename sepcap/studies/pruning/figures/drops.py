@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from sepcap.checks import checked
 from sepcap.drawing.style import Width, every, lower, metric_name, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.pruning.figures.labels import (
     baselines_first,
@@ -27,6 +28,7 @@ from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.separability import ACCURACIES
 
 
+@drawn
 @checked()
 def drop_against_drop(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Figure:
     """Drop of the forget task against that of the retain task, step by step.
@@ -71,6 +73,7 @@ def drop_against_drop(runs: Any, metric: str = "top1", *, width: Width = "column
     return new_figure([diagonal, *lines], layout, width=width, square=True, left=58, legend_rows=len(lines) + 1 + said)
 
 
+@drawn
 @checked()
 def perplexity_against_perplexity(runs: Any, *, relative: bool = False, width: Width = "column") -> go.Figure:
     """Perplexity on the forget task against that on the retain task, step by step, on logarithmic axes.
