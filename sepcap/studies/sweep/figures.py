@@ -67,7 +67,7 @@ def strip(
         width: inches, "column" or "page".
 
     Raises:
-        ValueError: no finished cell has the value, or a field has too many values to tell apart.
+        ValueError: no finished cell has the value, or a field has too many values to distinguish.
     """
     table = _values(result, column)
     by = _field(result, "rows", rows, result.settings or list(result.axes))
@@ -80,7 +80,7 @@ def strip(
     if len(heights) > MOST_ROWS or len(kinds) > MOST_COLOURS:
         raise ValueError(
             f"{by} has {len(heights)} values and {coloured or 'no field'} {len(kinds)}: at most {MOST_ROWS} rows and {MOST_COLOURS} "
-            f"colours can be told apart; give rows= and colour= other fields of {', '.join(result.axes)}"
+            f"colours can be distinguished; give rows= and colour= other fields of {', '.join(result.axes)}"
         )
     only_seeds = "seed" in result.axes and "seed" not in (by, coloured) and set(result.settings) <= {by, coloured}
     traces: list[Any] = []
@@ -188,7 +188,7 @@ def trajectories(result: Any, metric: str = "top1", most: int = MOST_COLOURS, *,
         ValueError: the cells are no pruning runs, none is finished, or they are of several pairs of tasks.
     """
     if not 1 <= most <= MOST_COLOURS:
-        raise ValueError(f"most={most}: give 1 to {MOST_COLOURS}, which can be told apart")
+        raise ValueError(f"most={most}: give 1 to {MOST_COLOURS}, which can be distinguished")
     result._needs_runs()
     found = [(key, rows) for key, rows in result._groups(**fields) if "separability" in rows and rows["separability"].notna().any()]
     if not found:

@@ -132,7 +132,7 @@ def _perplexity(run: RunFolder, role: str, relative: bool) -> np.ndarray:
     loss, _ = series(run, role, "loss")
     if not np.isfinite(loss[0]):
         raise ValueError(f"the perplexity of the unpruned model on {tasks_of(run)[role]} is not finite")
-    with np.errstate(over="ignore", invalid="ignore"):  # a ruined model can have an infinite one, which cannot be drawn
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged model can have an infinite one, which cannot be drawn
         return np.exp(loss - loss[0] if relative else loss)
 
 
