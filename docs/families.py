@@ -27,6 +27,8 @@ from sepcap.models.hooked_families import LONGEST  # noqa: E402
 OLDER = Path(os.environ.get("SEPCAP_TL3_PYTHON", HERE.parent / ".venv-tl39" / "bin" / "python"))
 """A Python interpreter with transformer-lens 3.9."""
 
+NOT_CHECKED = "–"
+
 Outcome = Mapping[str, str]
 """Site -> why it cannot work; empty if everything works."""
 
@@ -36,6 +38,7 @@ Made by `make families` from the checks in `tests/families`, which run on a smal
 class, saved to and loaded from a folder, with transformer-lens 3.9 and 4.x.
 
 "works": on the sites `mlp`, `attn_pre_out` and `attn_value`. Otherwise the sites that do not work, with the number of the error below.
+"–": not checked yet.
 """
 
 SECTIONS = {
@@ -112,7 +115,8 @@ def _table(outcomes: Mapping[str, Mapping[str, Outcome]], reasons: Mapping[str, 
     yield f"| family | {' | '.join(CHECKS)} |"
     yield "|---" * (len(CHECKS) + 1) + "|"
     for family, by_check in outcomes.items():
-        yield f"| {family} | {' | '.join(_cell(by_check[name], reasons) for name in CHECKS)} |"
+        cells = (_cell(by_check[name], reasons) if name in by_check else NOT_CHECKED for name in CHECKS)
+        yield f"| {family} | {' | '.join(cells)} |"
 
 
 def _cell(outcome: Outcome, reasons: Mapping[str, int]) -> str:

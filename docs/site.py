@@ -103,7 +103,10 @@ class Docstrings(griffe.Extension):
             obj.docstring.value = BARE.sub(r"```pycon\n\1\n```", text)
 
     def on_function(self, *, func: griffe.Function, **kwargs: object) -> None:
-        """Give a function with the decorator `study` the signature that the decorator makes (sepcap/studies/base/runner.py)."""
+        """Give a function the signature that its decorator makes: `study` of studies/base/runner.py, or `drawn` of drawing/themes.py."""
+        if any(str(decorator.value) == "drawn" for decorator in func.decorators):
+            for name, default in (("font_size", "7.5"), ("theme", "'light'")):
+                func.parameters.add(griffe.Parameter(name, kind=griffe.ParameterKind.keyword_only, default=default))
         if any(str(decorator.value).startswith("study(") for decorator in func.decorators):
             func.parameters["model"].default = func.parameters["config"].default = "None"
             del func.parameters["say"]

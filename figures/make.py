@@ -1,10 +1,10 @@
 """Make the figures of this folder (`make figures`): the demo's comparison, the comparison of methods, kinds of ablation, activations,
 modules, geometry, paragraph breaks, the league table of importances, removal certificates.
 
-Every figure is written as SVG (for papers) and PNG (for the README); `numbers.json` and the .csv files contain the plotted numbers. The
-figures of the demo, `numbers.json` and the table of the README are always made together, from the same runs. Without finished runs it takes
-four to five hours on two cores, three of them for the league table and most of the rest for the comparison of methods; finished runs are
-reused. `--parts` makes only some of the figures.
+Every figure is written as SVG (for papers) and PNG (for the pages); `numbers.json` and the .csv files contain the plotted numbers. The
+figures of the demo, `numbers.json` and the table in docs/reading-results.md are always made together, from the same runs. Without finished
+runs it takes four to five hours on two cores, three of them for the league table and most of the rest for the comparison of methods.
+Finished runs are reused. `--parts` makes only some of the figures.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from sepcap.studies.pruning.random_neurons.above_random import over_seeds
 from sepcap.tasks.passages import Passage, sample_passages
 
 DEMO_TABLE = re.compile(r"\| run \| area \[95%\] .*\n(?:\|.*\n)+")
-"""Matches the table of the README that this file writes."""
+"""Matches the table of docs/reading-results.md that this file writes."""
 
 TASKS = ("local-prose", "local-python", "local-cpp")
 
@@ -57,7 +57,7 @@ class FigureConfig:
     compiled: bool = True
     """Whether importances are also compared on all compiled models."""
     out: Path = Path("figures")
-    readme: Path = Path("README.md")
+    page: Path = Path("docs/reading-results.md")
     """Contains the table of the demo, which is replaced."""
     parts: tuple[Literal["pruning", "attention", "studies", "importances", "certificate"], ...] = (
         "pruning", "attention", "studies", "importances", "certificate",
@@ -71,7 +71,7 @@ class FigureConfig:
 
 
 def pruning(model: Any, config: FigureConfig) -> None:
-    """Figures, numbers and README table of the demo's comparison."""
+    """Figures, numbers and table of the demo's comparison."""
     protocol = {name: getattr(config, name) for name in ("steps", "tokens", "eval_tokens")}
     comparison = sepcap.compare_directions(model, fractions={"mlp": config.fraction}, **protocol, out=config.runs, progress=print)
     scores = comparison.forward.scores()
@@ -84,11 +84,11 @@ def pruning(model: Any, config: FigureConfig) -> None:
         "score-histograms": plots.score_histograms(scores, neurons=scores.top({"mlp": config.fraction}), log_counts=True),
     }
     numbers = {name: demo_numbers(comparison, runs) for name, runs in comparison.groups.items()}
-    readme = with_demo_table(config.readme.read_text(encoding="utf-8"), numbers)
+    page = with_demo_table(config.page.read_text(encoding="utf-8"), numbers)
     for name, figure in pictures.items():
         config.save(name, figure, "page" if name == "metric-over-steps" else "column")
     (config.out / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    config.readme.write_text(readme, encoding="utf-8")
+    config.page.write_text(page, encoding="utf-8")
     print(comparison.table.to_string(index=False))
 
 
@@ -105,11 +105,11 @@ def demo_numbers(comparison: sepcap.DirectionComparison, runs: Sequence[sepcap.R
     return {"area": found.mean, "interval": found.interval, "percent": percent, "percent_interval": ends, **seeds}
 
 
-def with_demo_table(readme: str, numbers: Mapping[str, Mapping[str, Any]]) -> str:
-    """The README with its table of the demo replaced by one made from `numbers.json`.
+def with_demo_table(page: str, numbers: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page with its table of the demo replaced by one made from `numbers.json`.
 
     Raises:
-        ValueError: the README does not contain exactly one such table.
+        ValueError: the page does not contain exactly one such table.
     """
     above = any(s.get("above_random") is not None for s in numbers.values())
     columns = ["run", "area [95%]", "separability [95%]", "maximum differential drop [95%]", *["above random [95%]"] * above]
@@ -125,10 +125,10 @@ def with_demo_table(readme: str, numbers: Mapping[str, Mapping[str, Any]]) -> st
             known = s.get("above_random") is not None
             cells.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(s["above_random"], *s["above_random_interval"]) if known else "–")
         lines.append(f"| {' | '.join(cells)} |")
-    found = DEMO_TABLE.findall(readme)
+    found = DEMO_TABLE.findall(page)
     if len(found) != 1:
-        raise ValueError(f"the README contains {len(found)} tables of the demo (which begin with {lines[0][:20]!r}); it must contain one")
-    return readme.replace(found[0], "\n".join(lines) + "\n")
+        raise ValueError(f"the page contains {len(found)} tables of the demo (which begin with {lines[0][:20]!r}); it must contain one")
+    return page.replace(found[0], "\n".join(lines) + "\n")
 
 
 def attention(model: Any, config: FigureConfig) -> None:

@@ -102,17 +102,17 @@ heads.sort_values("gap", ascending=False)[["layer", "head", "gap", "low", "high"
 # %%
 more = sepcap.load_labelled_texts(model, per_category=10)
 found = sepcap.find_dimensions(model, texts=more, n=6)
-found
+found.table
 
 # %%
-sepcap.find_dimensions(untrained, texts=more, n=6)
+sepcap.find_dimensions(untrained, texts=more, n=6).table
 
 # %% [markdown]
 # The first four, on the texts that were not searched. (The model was trained on some texts of the language reference: there are not
 # enough other chapters.)
 
 # %%
-followed = sepcap.trace_dimensions(model, texts=more, dims=found.head(4))
+followed = sepcap.trace_dimensions(model, texts=more, dims=found.table.head(4))
 followed.figure()
 
 # %%

@@ -52,15 +52,10 @@ from .studies.cross_task.study import CrossTaskPruning as CrossTaskPruning
 from .studies.cross_task.study import prune_across_tasks as prune_across_tasks
 from .studies.dimensions.config import DimensionSearchConfig as DimensionSearchConfig
 from .studies.dimensions.config import DimensionTracesConfig as DimensionTracesConfig
-from .studies.dimensions.study import (
-    DimensionTraces as DimensionTraces,
-)
-from .studies.dimensions.study import (
-    find_dimensions as find_dimensions,
-)
-from .studies.dimensions.study import (
-    trace_dimensions as trace_dimensions,
-)
+from .studies.dimensions.result import DimensionSearch as DimensionSearch
+from .studies.dimensions.result import DimensionTraces as DimensionTraces
+from .studies.dimensions.study import find_dimensions as find_dimensions
+from .studies.dimensions.study import trace_dimensions as trace_dimensions
 from .studies.directions.config import DirectionComparisonConfig as DirectionComparisonConfig
 from .studies.directions.study import DirectionComparison as DirectionComparison
 from .studies.directions.study import compare_directions as compare_directions

@@ -83,7 +83,7 @@ class RunConfig(Folder):
 
 
 class TaskRecord(Strict):
-    """One evaluation, as a step records it. Metrics of a ruined model can be infinite or NaN."""
+    """One evaluation, as a step records it. Metrics of a damaged model can be infinite or NaN."""
 
     task: Text
     metrics: Annotated[dict[Text, float], AfterValidator(_complete)]

@@ -65,3 +65,20 @@ def test_every_kind_of_result_has_its_table(tmp_path, trained, letters, digits):
         assert words in made, result
         assert made.count(r"\toprule") == made.count(r"\bottomrule") == 1
     assert "[" in run.to_latex()
+    found = run.separability("top1")
+    area, ends = found.area, found.interval
+    assert found.table.loc[0, ["area", "area_low", "area_high"]].tolist() == [area, *ends]
+    assert found.to_latex().count("[") == 3
+    evaluated = sepcap.evaluate(trained, letters, tokens=200, context=16)
+    top1 = evaluated.table.set_index("metric").loc["top1"]
+    assert top1["value"] == evaluated.top1
+    assert (top1["value_low"], top1["value_high"]) == pytest.approx(evaluated.interval("top1"))
+
+
+def test_results_without_a_model_have_their_tables():
+    said = pd.DataFrame({"prompt": ["a"] * 4, "continuation": ["b"] * 4, "score": [0.9, 0.1, 0.3, 0.5]})
+    toxicity = sepcap.Toxicity(said, 0.8, 2.0, 0.1, {})
+    low, high = toxicity.fraction_interval
+    assert f"fraction above 0.8 & 0.25 [{low:.2f}, {high:.2f}]" in toxicity.to_latex(digits=2)
+    overlap = sepcap.TextOverlap("mine", {"collect": 10, "evaluate": 5}, {"collect": 1, "evaluate": 0}, 0.02, 0.1)
+    assert "evaluate & 5 & 0 & 0.020 & 0.100" in overlap.to_latex()

@@ -142,7 +142,7 @@ class CompareMethods(MethodComparisonConfig, Study):
 
 @study_command("certify", out="runs/certificate", run_folder=Annotated[Path | None, tyro.conf.Positional])
 class Certify(CertificateConfig, Study):
-    """Test whether the capability that a pruning run removed is really gone, beside controls: relearning, rounding, examples, probes.
+    """Test whether the capability that a pruning run removed is gone, compared with controls: relearning, rounding, examples, probes.
 
     `sepcap certify RUN --step 8` tests the pruned model of a step; tasks and model are those of the run.
     """

@@ -101,7 +101,7 @@ class Pair:
         forget, retain: the programs; which one is to be forgotten is a convention.
         variant: "rotated": the values of every attention head are in a random orthogonal basis; "noisy": neurons and heads without
             effect are added, some of them far more active than the others.
-        joined: what the two programs share, and what makes their neurons hard to tell apart.
+        joined: what the two programs share, and what makes their neurons hard to distinguish.
     """
 
     forget: Program

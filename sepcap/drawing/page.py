@@ -11,14 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from sepcap.drawing.ridges import ALL, FILLS
-from sepcap.drawing.style import BLUE, FAINT, GREY, INK, SHARES, capital, width_px
+from sepcap.drawing.style import GREY, capital, width_px
+from sepcap.drawing.themes import DARK
 from sepcap.storage import output_path, write_atomically
-
-DARK_SHARES = ("#1f242a", "#20374d", "#27557c", "#367ab0", "#65a3d4", "#a0cae9", "#e4f1fb")
-DARK = {INK: "#e6e8ea", FAINT: "#4a525b", "white": "#16191d", BLUE: "#4298dd", FILLS[ALL]: "#35607f"}
-DARK |= {light: dark for (_, light), dark in zip(SHARES, DARK_SHARES, strict=True)}
-"""Colour of the figures -> its replacement in dark mode; other colours suit both modes."""
 
 
 @dataclasses.dataclass(frozen=True)

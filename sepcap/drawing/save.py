@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 
 from sepcap.checks import checked
-from sepcap.drawing.style import PX_PER_INCH, Width, lay_out, without_slider
+from sepcap.drawing.style import Paper, font_size_of, lay_out, px_per_inch, without_slider
 from sepcap.errors import missing_extra, unknown
 from sepcap.storage import write_atomically
 
@@ -30,7 +30,7 @@ remaining width, and cuts off what does not fit the height."""
 
 
 @checked()
-def save(fig: BaseFigure, path: str | Path, width: Width | None = None) -> Path:
+def save(fig: BaseFigure, path: str | Path, width: str | float | None = None) -> Path:
     """Write a figure as .pdf, .svg, .png (300 dpi) or .html (one self-contained file).
 
     The first three need the extra `export` (kaleido) and Chrome or Chromium; .html needs neither. Only .html keeps sliders: the
@@ -55,7 +55,7 @@ def save(fig: BaseFigure, path: str | Path, width: Width | None = None) -> Path:
     # a copy, because the same figure may be shown in a notebook afterwards
     copy = go.Figure(fig)
     if width is not None:
-        lay_out(copy, width)
+        lay_out(copy, Paper(width, font_size_of(copy)))
     if path.suffix.lower() == ".html":
         page = copy.to_html(include_plotlyjs=True, config={"displaylogo": False, "toImageButtonOptions": {"format": "svg"}})
         write_atomically(path, page.encode())
@@ -115,11 +115,12 @@ def _finished(drawn: bytes, suffix: str) -> bytes:
 def _options(fig: go.Figure, suffix: str) -> Any:
     """Format and scale of a figure; for .pdf its size in whole points, the only page sizes that Chromium prints."""
     layout: Any = fig.layout
-    options: dict[str, Any] = {"format": suffix[1:], "scale": 96 / PX_PER_INCH * (PNG_DPI / 96 if suffix == ".png" else 1)}
+    inch = px_per_inch(fig)
+    options: dict[str, Any] = {"format": suffix[1:], "scale": 96 / inch * (PNG_DPI / 96 if suffix == ".png" else 1)}
     if suffix == ".pdf":
         width, height = (size or default for size, default in ((layout.width, 700), (layout.height, 500)))
-        options |= {"width": round(width * 72 / PX_PER_INCH) * PX_PER_INCH / 72}
-        options |= {"height": math.ceil(height * 72 / PX_PER_INCH) * PX_PER_INCH / 72}
+        options |= {"width": round(width * 72 / inch) * inch / 72}
+        options |= {"height": math.ceil(height * 72 / inch) * inch / 72}
     return options
 
 

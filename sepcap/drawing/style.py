@@ -4,6 +4,7 @@ import base64
 import numbers
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,20 @@ from sepcap.errors import unknown
 PX_PER_INCH = 96 * 1.2
 """Pixels of a figure per printed inch: 12 px, easy to read on a screen, are 7.5 pt on paper."""
 
-Width = str | float
-"""Width of a figure: inches, "column" or "page"."""
+FONT_PT = 7.5
+"""Size of the text of a figure in print, of ticks and legends a little less."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Width of a figure, and the size of its text in points."""
+
+    width: str | float
+    font_size: float
+
+
+Width = str | float | Paper
+"""Width of a figure: inches, "column" or "page"; with another size of text, a `Paper`."""
 WIDTHS = {"column": 3.3, "page": 6.9}
 """Inches of a column and of a page."""
 NARROWEST, WIDEST = 2.0, 20.0
@@ -151,7 +164,13 @@ def metric_name(metric: str) -> str:
 
 
 def width_px(width: Width) -> float:
-    """Width of a figure in its own pixels."""
+    """Width of a figure in its own pixels: 12 of them are one size of text."""
+    if isinstance(width, Paper):
+        inches = width_px(width.width) / PX_PER_INCH
+        if inches / width.font_size < NARROWEST / FONT_PT:
+            most = inches / NARROWEST * FONT_PT
+            raise ValueError(f"font_size={width.font_size:g}: a figure of {inches:g} inches has space for at most {most:.3g} points")
+        return inches * PX_PER_INCH * FONT_PT / width.font_size
     if isinstance(width, str):
         if width not in WIDTHS:
             raise unknown("width", width, WIDTHS, "A column is 3.3 inches wide, a page 6.9; or give inches.")
@@ -159,6 +178,17 @@ def width_px(width: Width) -> float:
     if isinstance(width, bool) or not isinstance(width, numbers.Real) or not NARROWEST <= width <= WIDEST:
         raise ValueError(f'width={width!r}: give inches from {NARROWEST:g} to {WIDEST:g}, "column" (3.3) or "page" (6.9)')
     return float(width) * PX_PER_INCH
+
+
+def font_size_of(fig: go.Figure) -> float:
+    """Size of the text of a figure in points."""
+    meta: Any = fig.layout.meta
+    return meta.get("sepcap", {}).get("font_size", FONT_PT) if isinstance(meta, dict) else FONT_PT
+
+
+def px_per_inch(fig: go.Figure) -> float:
+    """Pixels of a figure per printed inch."""
+    return PX_PER_INCH * FONT_PT / font_size_of(fig)
 
 
 def is_wide(width: Width) -> bool:
@@ -246,7 +276,7 @@ def new_figure(
     fig = go.Figure(data=data, layout={**layout, "template": template()})
     # kept with the figure, so that `save` can lay it out again for another width
     place = {"plot": plot_px, "margin": [left, right, top, bottom], "square": square, "legend_rows": legend_rows}
-    place |= {"legend_below": legend_below, "slider": slider}
+    place |= {"legend_below": legend_below, "slider": slider, "font_size": width.font_size if isinstance(width, Paper) else FONT_PT}
     fig.update_layout(meta={"sepcap": place}, showlegend=legend_rows > 0)
     return lay_out(fig, width)
 

@@ -208,15 +208,20 @@ class Evaluation:
             row |= {metric: self.value(metric), f"{metric}_se": self.se(metric, cluster)}
         return row | {"perplexity": self.perplexity, "perplexity_se": self.perplexity * row["loss_se"]}  # the delta method
 
-    def to_latex(self, **options: Any) -> str:
-        """Every metric with its 95% interval (Student's t over documents), for a paper; see `sepcap.latex.latex_table`."""
+    @property
+    def table(self) -> Any:
+        """A DataFrame of metric, value, value_low and value_high: the ends of the 95% interval (Student's t over documents)."""
         import pandas as pd
 
         row = self.as_row()
         metrics = [name for name in row if f"{name}_se" in row]
         t = t_factor(self.n_clusters)
-        ends = {f"{self.task}{end}": [row[m] + sign * t * row[f"{m}_se"] for m in metrics] for end, sign in (("_low", -1), ("_high", 1))}
-        return latex_table(pd.DataFrame({"metric": metrics, self.task: [row[m] for m in metrics], **ends}), **options)
+        ends = {f"value{end}": [row[m] + sign * t * row[f"{m}_se"] for m in metrics] for end, sign in (("_low", -1), ("_high", 1))}
+        return pd.DataFrame({"metric": metrics, "value": [row[m] for m in metrics], **ends})
+
+    def to_latex(self, **options: Any) -> str:
+        """`.table` for a paper, with the name of the task above the values; see `sepcap.latex.latex_table`."""
+        return latex_table(self.table.rename(columns=lambda name: name.replace("value", self.task)), **options)
 
     def __repr__(self) -> str:
         top1, loss = (f"{self.value(m):.4f} [{low:.4f}, {high:.4f}]" for m in ("top1", "loss") for low, high in [self.interval(m)])

@@ -21,6 +21,7 @@ from sepcap.errors import CorruptFile, unknown
 from sepcap.evaluation.next_token import evaluate
 from sepcap.evaluation.sampling import Ids, continuations
 from sepcap.evaluation.scorers import Scorer, checked_scores, get_scorer
+from sepcap.latex import latex_table
 from sepcap.models.forward import device_of
 from sepcap.models.kinds import check_wraps, kind_of
 from sepcap.schemas import ToxicityHeader, validated
@@ -110,6 +111,12 @@ class Toxicity:
             raise ValueError("before has other prompts, or was sampled or scored in another way: the continuations cannot be paired")
         change = self._values(summary) - before._values(summary)
         return float(change.mean()), _bootstrap(change, seed)
+
+    def to_latex(self, **options: Any) -> str:
+        """Fraction above the threshold and mean score with their 95% intervals, for a paper; see `sepcap.latex.latex_table`."""
+        low, high = zip(self.fraction_interval, self.mean_interval, strict=True)
+        values = {"value": [self.fraction, self.mean], "value_low": low, "value_high": high}
+        return latex_table(pd.DataFrame({"toxicity": [f"fraction above {self.threshold:g}", "mean"], **values}), **options)
 
     def _values(self, summary: str) -> Float[np.ndarray, " n"]:
         if summary not in SUMMARIES:

@@ -13,7 +13,7 @@ from sepcap.selection.stability import selection_frequency
 from sepcap.studies.ablations.figures import ablation_sweep, ablations
 from sepcap.studies.clusters.figures import concentration_curve, concentration_profile
 from sepcap.studies.cross_task.figures import cross_task, cross_task_bisection
-from sepcap.studies.dimensions.figures import dimension_traces
+from sepcap.studies.dimensions.figures import dimension_search, dimension_traces
 from sepcap.studies.jacobian.figures import jacobian_ranks, jacobian_spectra
 from sepcap.studies.methods.figures import methods
 from sepcap.studies.overlaps.figures import overlap, overlap_layers, overlap_ratios
@@ -42,6 +42,7 @@ __all__ = [
     "concentration_profile",
     "cross_task",
     "cross_task_bisection",
+    "dimension_search",
     "dimension_traces",
     "drop_against_drop",
     "head_scores",

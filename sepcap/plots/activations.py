@@ -29,6 +29,7 @@ from sepcap.drawing.style import (
     rounded,
     width_px,
 )
+from sepcap.drawing.themes import drawn
 from sepcap.statistics.moments import NeuronStatistics, Statistics
 
 FEW = 8
@@ -59,6 +60,7 @@ class Basis:
     positions: int
 
 
+@drawn
 @checked(layer=ANY, head=ANY)
 def activation_distributions(
     forget: Statistics,

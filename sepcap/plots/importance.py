@@ -27,6 +27,7 @@ from sepcap.drawing.style import (
     rounded,
     width_px,
 )
+from sepcap.drawing.themes import drawn
 from sepcap.models.sites import get_site
 from sepcap.selection.figures import mask_of
 from sepcap.selection.importance import IMPORTANCES, get_importance
@@ -75,6 +76,7 @@ class Site:
         return named if self.crowded else np.union1d(named, np.flatnonzero(self.chosen[layer]))
 
 
+@drawn
 @checked()
 def importance_scatter(
     forget: Statistics,

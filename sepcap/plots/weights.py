@@ -8,9 +8,11 @@ import plotly.graph_objects as go
 from sepcap.checks import checked
 from sepcap.drawing.ridges import Panel, bin_layers, edges_of, ridges
 from sepcap.drawing.style import GREY, Width, chosen_layers
+from sepcap.drawing.themes import drawn
 from sepcap.models.blocks.views import mlp_input_biases, value_row_norms
 
 
+@drawn
 @checked()
 def value_norms(
     model: Any, bins: int = 60, *, layers: Sequence[int] | None = None, log_counts: bool = False, width: Width = "column"
@@ -44,6 +46,7 @@ def value_norms(
     return ridges([panel], width=width)
 
 
+@drawn
 @checked()
 def mlp_biases(
     model: Any, bins: int = 60, *, layers: Sequence[int] | None = None, log_counts: bool = False, width: Width = "column"

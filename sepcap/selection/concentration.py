@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 
 from sepcap.checks import checked
+from sepcap.latex import latex_table
 from sepcap.selection.clusters import Clusters
 from sepcap.selection.matching import activity_of, quantile_bins
 from sepcap.selection.neurons import NeuronSet
@@ -61,6 +62,10 @@ class Concentration:
     def total(self) -> dict[str, float]:
         """The row of all layers together."""
         return self.table[self.table["layer"].isna()].drop(columns="layer").astype(float).iloc[0].to_dict()
+
+    def to_latex(self, **options: Any) -> str:
+        """`.table` for a paper, see `sepcap.latex.latex_table`."""
+        return latex_table(self.table, **options)
 
 
 @checked()

@@ -25,6 +25,7 @@ from sepcap.drawing.style import (
     rounded,
     width_px,
 )
+from sepcap.drawing.themes import drawn
 from sepcap.selection.importance import IMPORTANCES, get_importance
 from sepcap.selection.names import SIGNED
 from sepcap.selection.neurons import NeuronSet
@@ -37,6 +38,7 @@ CELL_PX = (34, 18)
 """Smallest cell of a heat map in which a number of three digits is legible."""
 
 
+@drawn
 @checked()
 def score_histograms(
     scores: Any,
@@ -101,6 +103,7 @@ def score_histograms(
     return ridges(panels, width=width, legend=legend)
 
 
+@drawn
 @checked()
 def importance_histograms(
     forget: Statistics,
@@ -201,6 +204,7 @@ def _legend(threshold: bool) -> list[go.Scatter]:
     return entries
 
 
+@drawn
 @checked()
 def head_scores(
     scores: Any,

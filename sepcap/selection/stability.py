@@ -16,6 +16,7 @@ from torch import Tensor
 from sepcap.checks import checked
 from sepcap.drawing.parts import DOTTED
 from sepcap.drawing.style import PALETTE, SITE_NAMES, Width, capital, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.latex import latex_table
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import html_card
@@ -151,6 +152,7 @@ def selection_stability(scores: Any, fractions: Any, *, over: str = "selections"
     return SelectionStability({str(name): one.top(fractions, **options) for name, one in named.items()}, None, over)
 
 
+@drawn
 @checked()
 def selection_frequency(stability: SelectionStability, *, width: Width = "column") -> go.Figure:
     """Share of the selections that contain each neuron, the most frequent first, one line per site.

@@ -11,7 +11,8 @@ from sepcap.workers.engines import named
 
 STUDIES: dict[str, str] = {
     "activation-similarity": "studies.similarity.study.ActivationSimilarity",
-    "dimension-traces": "studies.dimensions.study.DimensionTraces",
+    "dimension-search": "studies.dimensions.result.DimensionSearch",
+    "dimension-traces": "studies.dimensions.result.DimensionTraces",
     "jacobian-spectrum": "studies.jacobian.study.JacobianSpectrum",
     "paragraph-transfer": "studies.paragraphs.study.ParagraphTransfer",
     "modularity": "studies.clusters.study.Modularity",
@@ -49,6 +50,7 @@ FUNCTIONS: dict[str, str] = {
     "CrossTaskConfig": "studies.cross_task.study.prune_across_tasks",
     "SelectionChecksConfig": "studies.selection_checks.study.check_selection",
     "ActivationSimilarityConfig": "studies.similarity.study.compare_activations",
+    "DimensionSearchConfig": "studies.dimensions.study.find_dimensions",
     "DimensionTracesConfig": "studies.dimensions.study.trace_dimensions",
     "JacobianSpectrumConfig": "studies.jacobian.study.jacobian_spectrum",
     "ParagraphTransferConfig": "studies.paragraphs.study.transfer_paragraphs",

@@ -11,6 +11,7 @@ from jaxtyping import UInt64
 
 from sepcap.checks import checked
 from sepcap.errors import warn
+from sepcap.latex import latex_table
 from sepcap.storage import html_card
 from sepcap.tasks.documents import documents_in_turn
 from sepcap.tasks.load import load_task
@@ -48,6 +49,10 @@ class TextOverlap:
         rows = [{"part": part, "documents": n, "copies": self.copies[part]} for part, n in self.documents.items()]
         rows[-1] |= {"shared": self.shared, "idiom": self.idiom}
         return pd.DataFrame(rows)
+
+    def to_latex(self, **options: Any) -> str:
+        """`.table` for a paper, see `sepcap.latex.latex_table`."""
+        return latex_table(self.table, **options)
 
     def _repr_html_(self) -> str:
         return html_card("Overlap of texts", {"task": self.task}, self.table)

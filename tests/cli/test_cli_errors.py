@@ -117,7 +117,7 @@ def commands_of(kind):
 
 def test_every_command_that_loads_a_model_takes_where_how_and_how_much_at_once():
     plain = {"Check", "Models", "Tasks"}
-    without = {"Report": {"dtype", "batch_size", "model"}, "Jacobian": {"batch_size"}, "Jumps": {"dtype"}}  # said in the README
+    without = {"Report": {"dtype", "batch_size", "model"}, "Jacobian": {"batch_size"}, "Jumps": {"dtype"}}  # said in docs/command-line.md
     found = {one.__name__: one for kind in cli.COMMANDS.values() for one in commands_of(kind)}
     assert len(found) == len(cli.COMMANDS) - 3 + 11
     assert plain <= set(found)

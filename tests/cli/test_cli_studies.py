@@ -82,18 +82,18 @@ def test_the_control_is_printed_paired_and_drawn(files, trained_folder, tmp_path
 
 
 def test_dimensions_that_were_found_are_printed_and_followed_elsewhere(files, trained_folder, tmp_path, capsys):
-    """The file names the half that was searched: of the same texts the other half is shown, of others all."""
+    """The folder names the half that was searched: of the same texts the other half is shown, of others all."""
     common = ["--per-category", "6", *TINY[2:], "--tasks", *files, "--model", str(trained_folder)]
-    csv = tmp_path / "new" / "found.csv"
-    main(["geometry", "find-dimensions", "--n", "3", "--locations", "1", "2", *common, "--out", str(csv)])
-    table = pd.read_csv(csv)
+    folder = tmp_path / "new" / "found"
+    main(["geometry", "find-dimensions", "--n", "3", "--locations", "1", "2", *common, "--out", str(folder)])
+    table = sepcap.load_result(folder).table
     printed = capsys.readouterr().out
     assert len(table) == 3
     assert all(str(dim) in printed for dim in table["dim"])
-    assert "eta2 and p are of the other half" in printed
+    assert "η² and p are of the other half" in printed
     texts = {}
     for name, skip in (("same", "0"), ("others", "6")):
-        main(["geometry", "dimensions", "--found", str(csv), "--skip", skip, *common, "--out", str(tmp_path / name)])
+        main(["geometry", "dimensions", "--found", str(folder), "--skip", skip, *common, "--out", str(tmp_path / name)])
         found = sepcap.load_result(tmp_path / name)
         assert found.config["dims"] == table["dim"].tolist()
         texts[name] = (found.config["searched"], len(found.tables["texts"]))
@@ -103,9 +103,9 @@ def test_dimensions_that_were_found_are_printed_and_followed_elsewhere(files, tr
     assert sepcap.load_result(tmp_path / "searched").config["searched"] == n // 2
     assert "The search for the 2 dimensions used" in capsys.readouterr().out
     for wrong, says in (
-        (["find-dimensions", *common, "--out", str(csv)], "already exists"),
-        (["dimensions", "--found", str(csv), "--dims", "3"], "give one of them"),
-        (["dimensions", "--found", str(tmp_path / "no.csv"), *common], "does not exist"),
+        (["find-dimensions", "--n", "2", *common, "--out", str(folder)], "n: 3 stored, 2 requested"),
+        (["dimensions", "--found", str(folder), "--dims", "3"], "give one of them"),
+        (["dimensions", "--found", str(tmp_path / "no"), *common], "holds no study and no run"),
     ):
         with pytest.raises(SystemExit):
             main(["geometry", *wrong])

@@ -34,7 +34,7 @@ def test_profiles_of_every_site(row, sites, tmp_path):
     tasks = tasks_of(model)
     how = {"tasks": tasks, "tokens": 150, "k": 3, "window": 8, "progress": False, "min_count": 2}
     if kind_of(model) == "images":
-        with pytest.raises(ValueError, match=r"takes images, and profiles are of tokens; what works for it: sepcap\.collect"):
+        with pytest.raises(NotImplementedError, match=r"takes images, and profiles are of tokens; what works for it: sepcap\.collect"):
             sepcap.examine(model, [(0, 1)], **how)
         return
     for site in sites:

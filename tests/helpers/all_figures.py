@@ -162,6 +162,7 @@ FIGURES: dict[str, tuple[Callable[..., Any], Callable[[Planted], Arguments]]] = 
     "concentration-profile": (plots.concentration_profile, lambda _: arguments(test_modularity_figures.planted())),
     "cross-task": (plots.cross_task, lambda _: arguments(test_neuron_set_figures.cross_task())),
     "cross-task-bisection": (plots.cross_task_bisection, lambda _: arguments(test_neuron_set_figures.cross_task())),
+    "dimension-search": (plots.dimension_search, lambda _: arguments(test_dimensions_figures.searched())),
     "dimension-traces": (plots.dimension_traces, lambda _: arguments(test_dimensions_figures.result())),
     "drop-against-drop": (plots.drop_against_drop, lambda of: arguments(of.runs["demo"])),
     "head-scores": (plots.head_scores, lambda _: arguments(scores())),
@@ -230,6 +231,6 @@ def figures(folder: Path) -> dict[str, Callable[..., Any]]:
 
     def drawn(function: Callable[..., Any], of: Callable[[Planted], Arguments]) -> Callable[..., Any]:
         args, options = of(planted)
-        return lambda width="column": function(*args, width=width, **options)
+        return lambda width="column", **more: function(*args, width=width, **options, **more)
 
     return {name: drawn(function, of) for name, (function, of) in FIGURES.items()}

@@ -192,7 +192,7 @@ def shake_what_is_read(model, sites):
 
 
 def pruning_resumes(row, folder, sites, out):
-    """A run of two steps, and one that is stopped in its second step and goes on: the same neurons, the same measurements."""
+    """A run of two steps, and one that is stopped in its second step and resumed: the same neurons, the same measurements."""
     model = load(folder)
     forget, retain = tasks_of(model)
     config = sepcap.PruningConfig(
@@ -220,6 +220,17 @@ def pruning_resumes(row, folder, sites, out):
         assert mask.float().mean() == 0.5
 
 
+def profiles_hold_contexts(row, folder, sites, out):
+    """Profiles of neurons, by `sepcap.examine`: their strongest contexts on both tasks, in the order of the activation."""
+    model = load(folder)
+    how = {"tasks": tasks_of(model), "tokens": 150, "k": 3, "window": 8, "min_count": 2, "progress": False}
+    for site in sites:
+        first = tuple(0 for _ in site_shape(model, site))
+        found = sepcap.examine(model, [first], site=site, **how)
+        for task, contexts in found.contexts(0).query("group == 'strongest'").groupby("task"):
+            assert contexts["activation"].abs().is_monotonic_decreasing, f"{site}, {task}"
+
+
 CHECKS: dict[str, Check] = {
     "sites": sites_fire,
     "statistics": statistics_are_the_plain_models,
@@ -229,6 +240,7 @@ CHECKS: dict[str, Check] = {
     "rotation, rotate": partial(rotation_keeps_logits, bias="rotate"),
     "saving": saved_is_plain,
     "pruning": pruning_resumes,
+    "profiles": profiles_hold_contexts,
 }
 """The columns of the table."""
 

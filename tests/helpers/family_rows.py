@@ -128,7 +128,7 @@ FAMILIES = (
     Family("OLMo-2 (post-norm)", "llama", "Olmo2Config", GROUPED),
     Family("BERT", "bert", "BertConfig", MASKED),
     Family("RoBERTa", "roberta", "RobertaConfig", {**MASKED, "max_position_embeddings": CONTEXT + 2}, not_in_3="does not support it"),
-    Family("ViT", "vit", "ViTConfig", PIXELS),
+    Family("ViT", "vit", "ViTConfig", PIXELS, {("profiles", site): "takes images, and profiles are of tokens" for site in SITES}),
     Family("Mixtral (mixture of experts)", "llama", "MixtralConfig", {**GROUPED, "num_local_experts": 4}, MIXTURE),
     Family("Qwen-3-MoE (mixture of experts)", "llama", "Qwen3MoeConfig", EXPERTS_QWEN, MIXTURE),
     Family("GPT-OSS (attention sinks)", "llama", "GptOssConfig", SINKS, {**MIXTURE, "rotation, fold": "do not sum to 1"}),

@@ -1,4 +1,4 @@
-"""What `make figures` writes of the demo is of one set of runs: pictures, numbers and the table of the README."""
+"""What `make figures` writes of the demo is of one set of runs: pictures, numbers and the table of docs/reading-results.md."""
 
 import importlib.util
 import json
@@ -43,8 +43,8 @@ def made(make, tmp_path, monkeypatch):
     monkeypatch.setattr(sepcap, "compare_directions", lambda *_, **__: comparison)
     figures = {}
     monkeypatch.setattr(make.plots, "save", lambda fig, path, width: figures.setdefault(path.name, fig))
-    (tmp_path / "README.md").write_text("before\n\n| run | area [95%] | old |\n|---|---|---|\n| forget code | 9 | 9 |\n\nafter\n")
-    config = make.FigureConfig(out=tmp_path, readme=tmp_path / "README.md")
+    (tmp_path / "page.md").write_text("before\n\n| run | area [95%] | old |\n|---|---|---|\n| forget code | 9 | 9 |\n\nafter\n")
+    config = make.FigureConfig(out=tmp_path, page=tmp_path / "page.md")
     make.pruning(None, config)
     return comparison, figures, tmp_path
 
@@ -56,23 +56,23 @@ def test_table_numbers_and_figures_say_the_same(made):
     assert numbers["forget code"]["area"] == s.area
     percent = "{:.0f}% [{:.0f}, {:.0f}]".format(s.percent, *s.percent_interval)
     above = "{:+.2f} [{:+.2f}, {:+.2f}]".format(s.above_random, *s.above_random_interval)
-    readme = (folder / "README.md").read_text()
-    row = next(line for line in readme.splitlines() if line.startswith("| forget code |"))
+    page = (folder / "page.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| forget code |"))
     assert row.startswith(f"| forget code | {s.area:.2f} [{s.interval[0]:.2f}, {s.interval[1]:.2f}] | {percent} |")
     assert row.endswith(f"| {above} |")
-    assert readme.startswith("before\n\n| run |")
+    assert page.startswith("before\n\n| run |")
     found = over_seeds(comparison.groups["random"])
-    assert f"| random | {found.mean:.2f} [" in readme
-    assert readme.endswith(f"| 2 seeds, sd {found.sd:.2f} | – |\n\nafter\n")
+    assert f"| random | {found.mean:.2f} [" in page
+    assert page.endswith(f"| 2 seeds, sd {found.sd:.2f} | – |\n\nafter\n")
     assert any(percent in (trace.name or "") for trace in figures["trajectory.png"].data)
     assert any(note.text == percent for note in figures["areas.png"].layout.annotations)
 
 
-def test_the_readme_has_the_one_table_that_is_written(make):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_has_the_one_table_that_is_written(make):
+    page = (ROOT / "docs" / "reading-results.md").read_text(encoding="utf-8")
     numbers = json.loads((ROOT / "figures" / "numbers.json").read_text())
-    written = make.with_demo_table(readme, numbers)
-    assert written == readme, "README and numbers.json are of different runs: python figures/make.py --parts pruning"
+    written = make.with_demo_table(page, numbers)
+    assert written == page, "docs/reading-results.md and numbers.json are of different runs: python figures/make.py --parts pruning"
     assert len(numbers) >= 3
     assert all(written.count(f"| {name} |") == 1 for name in numbers)
     with pytest.raises(ValueError, match="contains 0 tables"):

@@ -32,6 +32,7 @@ from sepcap.drawing.style import (
     scale_ticks,
     width_px,
 )
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.ablations.config import COMPARED
 
@@ -44,6 +45,7 @@ LOOK = {kind: (PALETTE[i % len(PALETTE)], SYMBOLS[(i + i // len(PALETTE)) % len(
 """Colour and symbol of every kind, the same in all figures."""
 
 
+@drawn
 @checked()
 def ablations(comparison: Any, metric: str = "loss", *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Change in a metric under every kind of ablation: points with 95% intervals for a few heads, else a heat map per kind.
@@ -197,6 +199,7 @@ def _tint(colour: str, strength: float) -> str:
     return f"rgb({', '.join(map(str, mixed))})"
 
 
+@drawn
 @checked()
 def ablation_sweep(result: Any, *, width: Width = "column") -> go.Figure:
     """Top-1 and loss against the share of ablated random neurons, one line per kind; bands range from the lowest to the highest seed.

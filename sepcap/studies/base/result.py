@@ -11,7 +11,7 @@ from torch import Tensor
 from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.latex import latex_table
-from sepcap.storage import load_tensors, said_card, save_tensors
+from sepcap.storage import copy_folder, load_tensors, said_card, save_tensors
 from sepcap.studies.base.folder import finish_study, listed, open_study, read_stored, study_config, whole_study, write_tables
 from sepcap.studies.base.report import study_report
 
@@ -63,6 +63,15 @@ class Shown:
         if name not in self.tables:
             raise unknown("table", name, self.tables)
         return latex_table(self.tables[name], **options)
+
+    @checked()
+    def save(self, folder: str | Path) -> Path:
+        """Copy the folder of the result, with all of its runs; `sepcap.load_result` opens the copy.
+
+        Raises:
+            FileExistsError: the folder exists and is not empty.
+        """
+        return copy_folder(Path(self.folder), folder)
 
     @checked()
     def report(self, path: str | Path | None = None) -> Path:

@@ -64,7 +64,7 @@ class NamedTasks:
             for other in every[:i]:
                 shared = {source.fingerprint for source in one.sources} & {source.fingerprint for source in other.sources}
                 if one.fingerprint == other.fingerprint:
-                    raise ValueError(f"tasks: {other.name!r} and {one.name!r} are the same data: there is nothing to tell apart")
+                    raise ValueError(f"tasks: {other.name!r} and {one.name!r} are the same data: there is nothing to compare")
                 if one.name == other.name:
                     raise ValueError(f"tasks: two are called {one.name!r}; rename one with load_task(..., name=...)")
                 if shared:

@@ -1,1 +1,1 @@
-"""Whether a removed capability is really gone: relearning, quantisation, elicitation, and what is left inside."""
+"""Whether a removed capability is gone: relearning, quantisation, elicitation, and what is left inside."""

@@ -15,7 +15,7 @@ Variant = Literal["all", "held", "lora", "retain"]
 
 @dataclass(frozen=True)
 class CertificateConfig(Sampled):
-    """Whether a capability is really gone from a pruned model, beside controls (METHODS 22)."""
+    """Whether a capability is gone from a pruned model, compared with controls (METHODS 22)."""
 
     model: str = "default"
     """"default", a folder, or a hub name."""

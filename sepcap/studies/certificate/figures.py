@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from sepcap.drawing.parts import above, axes_of, band, error_bars, layer_axis, level, panel_axes, row_axis, translucent, upright
 from sepcap.drawing.style import DASHES, GREY, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.studies.certificate.arms import MATCHED, NAMES, PRUNED, RANDOM, REFERENCE, UNTOUCHED
 
 COLOURS = dict(zip((PRUNED, UNTOUCHED, MATCHED, RANDOM, REFERENCE), PALETTE, strict=False))
@@ -30,6 +31,7 @@ def part_of(result: Any, table: str, part: str) -> Any:
     return result.tables[table]
 
 
+@drawn
 def relearning(result: Any, role: str = "forget", *, width: Width = "column") -> go.Figure:
     """Relative accuracy against the number of tokens of fine-tuning; bands are 95% intervals.
 
@@ -59,6 +61,7 @@ def relearning(result: Any, role: str = "forget", *, width: Width = "column") ->
     return new_figure(traces, layout, width=width, plot_px=210, left=68, legend_rows=shown)
 
 
+@drawn
 def layers(result: Any, *, width: Width = "column") -> go.Figure:
     """Neurons per layer that score above the median of the pruned ones: in the whole, the pruned and the relearned model.
 
@@ -99,6 +102,7 @@ def _looks() -> Iterator[dict[str, Any]]:
         yield {"mode": "lines+markers", "line": {"color": colour}, "marker": {"symbol": SYMBOLS[i], "size": 6, "color": colour}}
 
 
+@drawn
 def before_after(result: Any, *, width: Width = "page") -> go.Figure:
     """Relative accuracy on forget as it is, with rounded weights, with examples in the context, and with re-formatted texts.
 
@@ -135,6 +139,7 @@ def before_after(result: Any, *, width: Width = "page") -> go.Figure:
     return new_figure(traces, layout, width=width, plot_px=34 * len(conditions), left=116, legend_rows=len(kinds), legend_below=True)
 
 
+@drawn
 def profile(result: Any, *, width: Width = "page") -> go.Figure:
     """By layer: accuracy of the logit lens, and of both probes with random labels beside them.
 

@@ -86,7 +86,7 @@ def planned(model: Any, config: CertificateConfig, neurons: Any, pruned: Any, re
     prune, known = _pruning(model, run, config.step, neurons, pruned)
     tasks = {role: load_task(_task(config, run, role)) for role in ROLES}
     if tasks["forget"].fingerprint == tasks["retain"].fingerprint:
-        raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to tell apart")
+        raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to compare")
     budgets: dict[Split, int] = {"collect": config.tokens, "evaluate": config.eval_tokens}
     how: dict[str, Any] = {"context": config.context, "per_document": config.per_document}
     samples = {split: {r: sample_task(model, task, split, n, **how) for r, task in tasks.items()} for split, n in budgets.items()}

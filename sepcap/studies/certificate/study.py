@@ -1,4 +1,4 @@
-"""The removal certificate: is a pruned capability really gone? (METHODS 22)"""
+"""The removal certificate: is a pruned capability gone? (METHODS 22)"""
 
 from collections.abc import Callable
 from functools import partial
@@ -91,7 +91,7 @@ def certify(
     out: str | Path | None = None,
     say: Callable[[str], Any],
 ) -> Certificate:
-    """Test whether a capability is really gone from a pruned model, beside the same tests of controls.
+    """Test whether a capability is gone from a pruned model, and make the same tests of controls.
 
     A fall of accuracy does not show that a capability is gone: it can come back after few steps of fine-tuning, by rounding the weights,
     or with examples in the context, and can still be read from the residual stream. Every test is also carried out on the untouched model,

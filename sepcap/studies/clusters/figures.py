@@ -25,6 +25,7 @@ from sepcap.drawing.style import (
     plain,
     rounded,
 )
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.selection.concentration import ACTIVITY, LAYER, Null
 from sepcap.studies.clusters.config import LEAST, MOST, SCORE
@@ -49,6 +50,7 @@ SHIFT = 0.16
 """Distance between the points of one layer, in layers, so that their intervals do not overlap."""
 
 
+@drawn
 @checked()
 def concentration_curve(result: Any, *, fraction: float | None = None, task: str | None = None, width: Width = "column") -> go.Figure:
     """Cumulative share of the task neurons over clusters, fullest clusters first, mean over seeds, tasks and layers.
@@ -111,6 +113,7 @@ def concentration_curve(result: Any, *, fraction: float | None = None, task: str
     return new_figure(traces, layout, width=width, plot_px=250, right=22, legend_rows=len(lines) + 4)
 
 
+@drawn
 @checked()
 def concentration_profile(
     result: Any,

@@ -9,10 +9,12 @@ from sepcap.checks import checked
 from sepcap.drawing.heat import heat_panels
 from sepcap.drawing.parts import level
 from sepcap.drawing.style import PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 
 SHOWN = {"relative": "Selected neurons", "random": "Random neurons"}
 
 
+@drawn
 @checked()
 def cross_task(result: Any, *, width: Width = "column") -> go.Figure:
     """Pruned task × evaluated task: relative accuracy with selected neurons pruned, and with as many random ones.
@@ -58,6 +60,7 @@ def _cells(result: Any, column: str, label: str) -> list[list[str]]:
     return [[said[pruned, evaluated] for evaluated in tasks] for pruned in tasks]
 
 
+@drawn
 @checked()
 def cross_task_bisection(result: Any, *, width: Width = "column") -> go.Figure:
     """Every evaluation of the bisections: relative accuracy on a task against the share of pruned neurons, result filled.

@@ -12,10 +12,10 @@ class DimensionTracesConfig(LabelledTextsConfig):
     """Which residual dimensions are traced through the layers (METHODS 13)."""
 
     dims: Any = None
-    """Dimensions to trace: one, several, or rows of the table of `find_dimensions`. Default is those that separate the categories best in
-    one half of the texts, shown on the other half. If a table was found on one half of these texts, only the other half is shown and
-    tested; it needs the seed of the search. Any other dimensions are shown on all texts, and their p-values are valid only if they were
-    not chosen by looking at these; a table found on other texts gives a warning."""
+    """Dimensions to trace: one, several, what `find_dimensions` returns, or rows of its table. Default is those that separate the
+    categories best in one half of the texts, shown on the other half. If a table was found on one half of these texts, only the other
+    half is shown and tested; it needs the seed of the search. Any other dimensions are shown on all texts, and their p-values are valid
+    only if they were not chosen by looking at these; a table found on other texts gives a warning."""
     per_category: int = PER_CATEGORY_HALVED
     """Texts per category, if they are taken from tasks."""
     n: int = 4
@@ -23,6 +23,8 @@ class DimensionTracesConfig(LabelledTextsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if hasattr(self.dims, "tables"):  # the result of a search
+            object.__setattr__(self, "dims", self.dims.table)
         if not hasattr(self.dims, "columns"):  # no table
             object.__setattr__(self, "dims", conform("dims", self.dims, int | tuple[int, ...] | None))
 

@@ -6,8 +6,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.checks import checked
-from sepcap.drawing.parts import above, axes_of, panel_axes
-from sepcap.drawing.style import PALETTE, SYMBOLS, Width, every, is_wide, new_figure, plain, rounded, width_px
+from sepcap.drawing.parts import above, axes_of, panel_axes, row_axis
+from sepcap.drawing.style import BLUE, GREY, PALETTE, SYMBOLS, Width, every, is_wide, new_figure, plain, rounded, width_px
+from sepcap.drawing.themes import drawn
 from sepcap.models.blocks.places import location_name
 
 HEIGHT_PX = 170
@@ -16,6 +17,7 @@ ROW_GAP_PX = 80
 LEFT_PX, RIGHT_PX = 76, 20
 
 
+@drawn
 @checked()
 def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
     """Value of every dimension from the embedding to the last layer, one panel per dimension.
@@ -59,6 +61,44 @@ def dimension_traces(result: Any, *, width: Width = "page") -> go.Figure:
     layout["legend"] = {"title": {"text": "Thin: one position of one text; thick: mean"}}
     options = {"left": LEFT_PX, "right": RIGHT_PX, "top": 26, "legend_rows": len(categories) + 1, "legend_below": True}
     return new_figure(thin + thick, layout, width=width, plot_px=total, **options)
+
+
+@drawn
+@checked()
+def dimension_search(result: Any, *, width: Width = "column") -> go.Figure:
+    """η² of every dimension on the searched half of the texts and on the other half, at the location where it was found.
+
+    Filled markers have a corrected p of at most 0.05 on the other half.
+
+    Args:
+        result: what `sepcap.find_dimensions` returns.
+        width: inches, "column" or "page".
+    """
+    table = result.table
+    rows = {i: f"{row['dim']}, {_short(row['location'])}" for i, row in enumerate(table.to_dict("records"))}
+    at = list(rows)
+    small = table["p"] <= 0.05
+    hovers = [
+        f"<b>dimension {row['dim']}</b>, {location_name(row['location'])}<br>η² {row['eta2_searched']:.3f} on the searched half, "
+        f"{row['eta2']:.3f} on the other half<br>p {row['p']:.2g}, corrected for {len(table)} dimensions"
+        for row in table.to_dict("records")
+    ]
+    told = {"hovertext": hovers, "hoverinfo": "text", "cliponaxis": False, "mode": "markers", "y": at}
+    searched = {"symbol": "diamond-open", "size": 7, "color": GREY}
+    other = {"symbol": "circle", "size": 7, "color": [BLUE if ok else "white" for ok in small], "line": {"color": BLUE, "width": 1.3}}
+    traces = [
+        go.Scatter(x=rounded(table["eta2_searched"]), marker=searched, name="searched half, highest of all", **told),
+        go.Scatter(x=rounded(table["eta2"]), marker=other, name="other half (filled: p ≤ 0.05)", **told),
+    ]
+    layout = {
+        "xaxis": {"title": {"text": "η², share of variance between texts"}, "range": [-0.02, 1.02], "tickvals": [0, 0.25, 0.5, 0.75, 1]},
+        "yaxis": {"title": {"text": "Dimension, after layer"}, **row_axis(rows, len(rows) - 0.4, -0.6)},
+    }
+    return new_figure(traces, layout, width=width, plot_px=max(70, 17 * len(rows)), left=84, legend_rows=2)
+
+
+def _short(location: int) -> str:
+    return "emb." if location == 0 else str(location - 1)
 
 
 def _lines(values: Any, locations: list[int], colour: str, category: str, axes: dict[str, str]) -> go.Scatter:

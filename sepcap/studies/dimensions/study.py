@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,79 +13,20 @@ from torch import Tensor
 
 from sepcap.checks import checked
 from sepcap.errors import warn
-from sepcap.models.blocks.places import Look, all_layers, location_name, place_hooks
+from sepcap.models.blocks.places import Look, all_layers, place_hooks
 from sepcap.models.forward import Hook
 from sepcap.progress import progress
 from sepcap.statistics.intervals import t_factor
 from sepcap.statistics.vectors import vectors_at
-from sepcap.storage import write_atomically
 from sepcap.studies.base.folder import Pieces
 from sepcap.studies.base.permutations import TIES, Relabellings, relabel
 from sepcap.studies.base.provenance import made_with
-from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.runner import run_study, study
-from sepcap.studies.dimensions import figures
 from sepcap.studies.dimensions.config import DimensionSearchConfig, DimensionTracesConfig
+from sepcap.studies.dimensions.result import DimensionSearch, DimensionTraces
 from sepcap.tasks.labelled import LabelledTexts, texts_of
 
 Values = Float[Tensor, "location text position dim"]
-
-
-class DimensionTraces(StudyResult):
-    """Values of residual dimensions across layers.
-
-    A location is a point in the residual stream: 0 is the input of the first block (embedding and positions), l + 1 the output of block l.
-
-    Attributes:
-        config: the dimensions given (None if they were searched), positions, the texts and the relabellings; with the model and versions.
-        tables: `values`, one row per dim, location, text and position, with category and value; `means`, per dim, location and category the
-            mean over texts with the ends of its 95% interval (`low`, `high`; t over the texts, each the mean of its positions);
-            `tests`, one row per dim: `eta2`, the share of the variance between texts that categories explain, and `p`, at one location.
-            For a dimension that `find_dimensions` found on the other half of the texts it is the location found there, and p is corrected
-            for the dims here; for any other dimension it is the location with the highest `eta2`, and p is corrected for all dims and
-            locations here.
-            `separation`, the same per dim and location, with `p` corrected for all of them, and `p_uncorrected`; and `texts`.
-    """
-
-    STUDY: ClassVar[str] = "dimension-traces"
-    PAGE_TABLES = ("tests", "means", "separation", "texts")
-    TITLE: ClassVar[str] = "How do residual dimensions that separate kinds of text change over the layers?"
-    FIGURES: ClassVar[Figures] = {"traces": ("Value of residual dimensions across layers", figures.dimension_traces)}
-
-    @property
-    def dims(self) -> list[int]:
-        """The traced dimensions, in the order of the panels."""
-        return self.tables["tests"]["dim"].tolist()
-
-    def summary(self) -> list[str]:
-        """What was found, in sentences."""
-        config = self.config
-        several, places = len(self.dims) > 1, len(config["positions"])
-        of_categories = ", ".join(f"{name} {n}" for name, n in config["categories"].items())
-        lines = [
-            f"Residual dimension{'s' * several} {', '.join(map(str, self.dims))} over {config['locations']} locations, at {places} "
-            f"position{'s' * (places > 1)} of {len(self.tables['texts'])} texts ({of_categories})."
-        ]
-        for row in self.tables["tests"].to_dict("records"):
-            at = self.tables["means"].query("dim == @row['dim'] and location == @row['location']").sort_values("mean").to_dict("records")
-            ends = " to ".join(f"{m['mean']:.3g} [{m['low']:.3g}, {m['high']:.3g}] ({m['category']})" for m in (at[0], at[-1]))
-            lines.append(
-                f"Dimension {row['dim']}: {location_name(row['location'])} categories explain η² = {row['eta2']:.3f} "
-                f"of the variance between texts, p = {row['p']:.2g}; means from {ends}."
-            )
-        return [*lines, self._what_p_means()]
-
-    def _what_p_means(self) -> str:
-        config = self.config
-        text = f"Control: {config['relabellings']}."
-        n = len(self.dims)
-        if config["searched"]:
-            several = f"the {n} dimensions" if n > 1 else "the dimension"
-            return (
-                f"{text} The search for {several} used {config['searched']} other texts of the same categories: each is tested here at "
-                f"the location with the highest η² there, and p is corrected for {several}."
-            )
-        return f"{text} p is corrected for all dimensions and locations shown; it is valid only if they were not chosen on these texts."
 
 
 @study(DimensionTracesConfig)
@@ -133,13 +74,8 @@ def trace_dimensions(
         "dims_locations": locations,
         "n": config.n if given is None else len(given),
         "locations": len(every),
-        "positions": list(at),
-        "texts": texts.fingerprint,
         "searched": None if searched is None else len(searched.labels),
-        "categories": {category: len(held) for category, held in texts.texts.items()},
-        "permutations": config.permutations,
-        "relabellings": relabellings.said,
-        "seed": config.seed,
+        **_sampled(texts, at, config, relabellings),
     }
 
     def compute(_: Pieces) -> DimensionTraces:
@@ -193,7 +129,9 @@ def _half_of(texts: LabelledTexts, seed: int | str) -> str:
 
 @study(DimensionSearchConfig)
 @checked()
-def find_dimensions(model: Any, config: DimensionSearchConfig, *, out: str | Path | None = None, say: Callable[[str], Any]) -> pd.DataFrame:
+def find_dimensions(
+    model: Any, config: DimensionSearchConfig, *, out: str | Path | None = None, say: Callable[[str], Any]
+) -> DimensionSearch:
     """Rank residual dimensions by how well they separate categories of text on one half of the texts, and test them on the other half.
 
     Each text counts once, as the mean over its positions. A dimension is scored at every location by η², the share of the variance
@@ -204,39 +142,50 @@ def find_dimensions(model: Any, config: DimensionSearchConfig, *, out: str | Pat
     Args:
         model: what `load_model` returns; default is to load `config.model`.
         config: a `DimensionSearchConfig`; its fields can also be given as keywords.
-        out: a new CSV file for the table; without one, nothing is saved.
+        out: folder of the study; a finished one is read. Without one, nothing is saved.
         progress: True announces the work and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
-        One row per dimension, the best on the searched half first: dim, location (with the highest η² there), `eta2_searched` (that η²),
-        and on the other half `eta2`, `p` corrected for the n dimensions, and `p_uncorrected`; `searched` names the searched half.
-        Pass it to `trace_dimensions` as `dims`, which then shows the other half of the texts.
+        DimensionSearch with `.table`, `.dims` and `.figure()`. Pass it, or rows of its table, to `trace_dimensions` as `dims`, which
+        then shows the other half of the texts.
 
     Raises:
         ValueError: as in `trace_dimensions`; fewer than six texts of a category; a location that does not exist.
-        FileExistsError: the file exists already.
+        FileExistsError: the folder contains another configuration (the error names the differing fields).
 
     Source: METHODS section 13; Westfall and Young 1993.
 
     Example:
-        >>> sepcap.find_dimensions(model, n=5)  # doctest: +SKIP
+        >>> sepcap.find_dimensions(model, n=5).table  # doctest: +SKIP
     """
-    if out is not None and Path(out).exists():
-        raise FileExistsError(f"{out} already exists; give another out. Nothing was changed.")
     texts, at, length = texts_of(model, config)
     chosen = _check_locations(model, config.locations)
-    say(f"{len(texts.rows(model, length)):,} texts of {length:,} tokens")  # raises if a text of one half begins like one of the other
+    rows = texts.rows(model, length)  # raises if a text of one half begins like one of the other
     first, second = texts.halves(config.seed)
-    found = _search(model, first, at, length, config, chosen)
-    dims, locations = found["dim"].tolist(), found["location"].tolist()
-    means = _means(model, second, at, length, config, chosen, dims)
-    places = [chosen.index(location) for location in locations]
-    tested = _tests_found(means, dims, places, relabel(second.labels, config.permutations, config.seed))
-    table = tested.assign(location=locations, eta2_searched=found["eta2"], searched=_half_of(texts, config.seed))
-    if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, table.to_csv(index=False).encode())
-    return table
+    relabellings = relabel(second.labels, config.permutations, config.seed)
+    resolved = {**made_with(model), "n": config.n, "locations": chosen, **_sampled(texts, at, config, relabellings)}
+
+    def compute(_: Pieces) -> DimensionSearch:
+        found = _search(model, first, at, length, config, chosen)
+        dims, locations = found["dim"].tolist(), found["location"].tolist()
+        means = _means(model, second, at, length, config, chosen, dims)
+        tested = _tests_found(means, dims, [chosen.index(location) for location in locations], relabellings)
+        table = tested.assign(location=locations, eta2_searched=found["eta2"], searched=_half_of(texts, config.seed))
+        return DimensionSearch(resolved, {"dimensions": table, "texts": texts.table})
+
+    return run_study(DimensionSearch, resolved, compute, out, lambda: f"{len(rows):,} texts of {length:,} tokens", say)
+
+
+def _sampled(texts: LabelledTexts, at: Sequence[int], config: Any, relabellings: Relabellings) -> dict[str, Any]:
+    """What determines the texts and the test, for the configuration of both studies."""
+    return {
+        "positions": list(at),
+        "texts": texts.fingerprint,
+        "categories": {category: len(held) for category, held in texts.texts.items()},
+        "permutations": config.permutations,
+        "relabellings": relabellings.said,
+        "seed": config.seed,
+    }
 
 
 def _search(model: Any, texts: LabelledTexts, at: Sequence[int], length: int, config: Any, locations: list[int]) -> pd.DataFrame:
@@ -335,7 +284,8 @@ def _check_locations(model: Any, locations: Iterable[int] | None) -> list[int]:
 def _check_dims(dims: int | Iterable[int] | pd.DataFrame) -> list[int]:
     if isinstance(dims, pd.DataFrame):
         if "dim" not in dims:
-            raise ValueError(f"dims is a table with the columns {', '.join(map(str, dims.columns))}; give what find_dimensions returns")
+            there = ", ".join(map(str, dims.columns))
+            raise ValueError(f"dims is a table with the columns {there}; give what find_dimensions returns, or rows of its table")
         dims = dims["dim"].tolist()
     chosen = [int(dims)] if isinstance(dims, int | np.integer) else [int(dim) for dim in dims]
     if not chosen or len(set(chosen)) < len(chosen):

@@ -8,6 +8,7 @@ from scipy.stats import rankdata
 
 from sepcap.drawing.parts import above, axes_of, entry, error_bars, panel_axes, row_axis, upright
 from sepcap.drawing.style import BLUE, FAINT, GREY, INK, PALETTE, SYMBOLS, VERMILLION, Width, is_wide, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.importances.config import ABS, CEILING, LEARNED
 from sepcap.studies.pruning.config import DIRECTIONS
@@ -40,6 +41,7 @@ def _says(result: Any, direction: str) -> str:
     return f"forget {plain(result.config['forget' if direction == DIRECTIONS[0] else 'retain'], 24)}"
 
 
+@drawn
 def ranks(result: Any, site: str | None = None, column: str = "spearman_difference", *, width: Width = "column") -> go.Figure:
     """One column of the league table with its 95% intervals, the best score above; dotted lines: a score without error.
 
@@ -88,6 +90,7 @@ def ranks(result: Any, site: str | None = None, column: str = "spearman_differen
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * (len(order) + 1), left=122, top=24, bottom=58, legend_rows=3)
 
 
+@drawn
 def effects(result: Any, site: str | None = None, score: str | None = None, *, width: Width = "page") -> go.Figure:
     """Rank of the exact effect Δ_forget − Δ_retain of every neuron against the rank of its score, a panel per direction.
 
@@ -132,6 +135,7 @@ def effects(result: Any, site: str | None = None, score: str | None = None, *, w
     return new_figure(traces, layout, width=width, plot_px=PANEL_PX, left=58, right=60, top=44, bottom=58)
 
 
+@drawn
 def trajectories(result: Any, site: str | None = None, direction: str = DIRECTIONS[0], *, width: Width = "column") -> go.Figure:
     """Accuracy on both tasks along the trajectories of abs, of the scores that were chosen, and of the learned order.
 

@@ -145,7 +145,7 @@ def plan_comparison(model: Any, config: ImportanceComparisonConfig, say: Callabl
         model = load_model(config.model if model is None else model)
     tasks = {role: load_task(getattr(config, role)) for role in ROLES}
     if tasks["forget"].fingerprint == tasks["retain"].fingerprint:
-        raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to tell apart")
+        raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to compare")
     config = dataclasses.replace(config, **tasks)
     bound = populations(model, config.sites)
     for population in bound.values():

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from sepcap.checks import checked
 from sepcap.drawing.parts import DOTTED, entry, error_bars, layer_axis, level
 from sepcap.drawing.style import BLUE, GREY, INK, VERMILLION, Width, chosen_layers, new_figure, plain, power_of_ten, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.base.text import between, counted
 from sepcap.studies.jacobian.config import RANDOM, TRAINED
@@ -31,6 +32,7 @@ SCALE = ((86, 180, 233), (0, 114, 178), (60, 20, 90))
 """Colours from the first layer to the last: lightness falls evenly."""
 
 
+@drawn
 @checked()
 def jacobian_ranks(result: Any, measure: str = "rank", *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Rank over layers, trained and with random weights: means over rows of tokens with 95% intervals, and the largest rank possible.
@@ -115,6 +117,7 @@ def _bounds(result: Any, table: Any) -> go.Scatter:
     return go.Scatter(x=rounded(x), y=rounded(table["bound"]), mode="markers", name=name, marker=dash, hoverinfo="skip")
 
 
+@drawn
 @checked()
 def jacobian_spectra(result: Any, *, control: bool = True, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Singular values as shares of the largest, one line per layer (medians over rows), with the threshold of the rank.

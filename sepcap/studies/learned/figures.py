@@ -5,10 +5,12 @@ from typing import Any
 import plotly.graph_objects as go
 
 from sepcap.drawing.style import PALETTE, SYMBOLS, Width, new_figure, plain
+from sepcap.drawing.themes import drawn
 
 NAMES = {"learned": "Learned order", "start": "Start"}
 
 
+@drawn
 def trajectories(result: Any, texts: str = "evaluation", *, width: Width = "column") -> go.Figure:
     """Accuracy on both tasks, relative to the whole model, with growing shares of the order masked.
 
@@ -34,6 +36,7 @@ def trajectories(result: Any, texts: str = "evaluation", *, width: Width = "colu
     return new_figure(traces, layout, width=width, square=True, left=68, legend_rows=2)
 
 
+@drawn
 def losses(result: Any, *, width: Width = "column") -> go.Figure:
     """Loss on both tasks at every gradient step, against the share that was masked in it; darker is later.
 

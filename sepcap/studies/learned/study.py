@@ -168,7 +168,7 @@ def _planned(model: Any, config: LearnedRankingConfig) -> _Plan:
     ranked = ranked_of(model, config.sites)
     tasks = {"forget": load_task(config.forget), "retain": load_task(config.retain)}
     if tasks["forget"].fingerprint == tasks["retain"].fingerprint:
-        raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to tell apart")
+        raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to compare")
     budgets: dict[Split, int] = {"collect": config.tokens, "evaluate": config.eval_tokens}
     samples: dict[str, dict[str, TokenSample]] = {}
     for split, budget in budgets.items():

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from sepcap.checks import checked
 from sepcap.drawing.parts import entry, level, row_axis, upright
 from sepcap.drawing.style import BLUE, FAINT, GREY, INK, SYMBOLS, TICK_PX, VERMILLION, Width, lower, metric_name, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.studies.methods.config import METHODS
 from sepcap.studies.pruning.config import DIRECTIONS
 
@@ -17,6 +18,7 @@ SHIFT = 0.2
 TITLES = {"mlp": "MLP neurons", "attention": "Attention pre-out neurons", "heads": "Attention heads", "both": "MLP and attention"}
 
 
+@drawn
 @checked()
 def methods(result: Any, metric: str = "top1", *, width: Width = "column") -> go.Figure:
     """Separability 100·(A − 1) of every method, mean over seeds, with its 95% bootstrap interval over texts; single seeds are small dots.

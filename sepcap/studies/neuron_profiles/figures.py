@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from sepcap.drawing.parts import above, panel_axes, row_axis
 from sepcap.drawing.style import BLUE, GREEN, PURPLE, VERMILLION, Width, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.studies.neuron_profiles.units import ROLES, named_unit
 
 COLOURS = {"forget": VERMILLION, "retain": BLUE}
@@ -17,6 +18,7 @@ FEW = 8
 """Tokens of each list in a figure."""
 
 
+@drawn
 def profile(result: Any, *, neuron: Any = 0, width: Width = "column") -> go.Figure:
     """Histograms of one neuron on both tasks, and the tokens that it promotes and suppresses directly.
 
@@ -65,6 +67,7 @@ def _logits(result: Any, i: int) -> list[tuple[str, float]]:
     return [*zip(promoted["text"], promoted["value"], strict=True), *zip(suppressed["text"][::-1], suppressed["value"][::-1], strict=True)]
 
 
+@drawn
 def both_tasks(result: Any, *, width: Width = "column") -> go.Figure:
     """Mean absolute activation of every unit on both tasks.
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from sepcap.checks import checked
-from sepcap.models.kinds import kind_of
+from sepcap.models.kinds import inner, kind_of
 from sepcap.models.sites import bind
 from sepcap.selection.names import gradients_for
 from sepcap.selection.score import Scores, score
@@ -55,8 +55,8 @@ class Plan:
     def of(cls, model: Any, config: NeuronProfilesConfig, neurons: Any, scores: Any, ablations: Any) -> "Plan":
         """Check everything, and load the texts."""
         if kind_of(model) == "images":
-            raise ValueError(
-                f"model: {model.cfg.model_name} takes images, and profiles are of tokens; what works for it: sepcap.collect with "
+            raise NotImplementedError(
+                f"model: {type(inner(model)).__name__} takes images, and profiles are of tokens; what works for it: sepcap.collect with "
                 "histogram=True, sepcap.score, sepcap.ablate_each"
             )
         bind(model, config.site)
@@ -196,7 +196,8 @@ def examine(model: Any = None, neurons: Any = None, config: Any = None, **how: A
         NeuronProfiles with `.figure(neuron)`, `.table`, `.contexts(neuron)`, `.report(path)` and `.explore()`.
 
     Raises:
-        ValueError: an image classifier, no neuron, neurons of another model, too little text.
+        NotImplementedError: an image classifier.
+        ValueError: no neuron, neurons of another model, too little text.
         IndexError: a place that does not exist.
         FileExistsError: `out` contains something else, or the same study with another configuration; nothing is computed then.
 

@@ -10,6 +10,7 @@ from sepcap.checks import ANY, checked
 from sepcap.drawing.heat import heat_panels
 from sepcap.drawing.parts import error_bars, layer_axis, level, row_axis, upright
 from sepcap.drawing.style import DASHES, GREY, INK, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, chosen_layers, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.base.text import p_in_words, with_ends
 
@@ -41,6 +42,7 @@ SHIFT = 0.17
 """Distance between the points of one pair, in rows, so that their intervals do not overlap."""
 
 
+@drawn
 @checked(layer=ANY)
 def overlap(
     result: Any,
@@ -127,6 +129,7 @@ def _cells(label: str, rows: Any, tasks: list[str]) -> list[list[str]]:
     return texts
 
 
+@drawn
 @checked()
 def overlap_ratios(result: Any, *, fraction: float | None = None, width: Width = "column") -> go.Figure:
     """Ratio of the overlap to that of random sets for every pair of tasks and site, with 95% intervals over seeds.
@@ -189,6 +192,7 @@ def overlap_ratios(result: Any, *, fraction: float | None = None, width: Width =
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * len(keys) + 10, left=20, bottom=62, legend_rows=len(traces) + 1)
 
 
+@drawn
 @checked()
 def overlap_layers(
     result: Any,

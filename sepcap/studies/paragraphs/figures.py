@@ -25,6 +25,7 @@ from sepcap.drawing.style import (
     plain,
     rounded,
 )
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.paragraphs.conditions import ALONE, ANOTHER, FIRST, LAST, MISMATCHED, NEUTRAL, ORIGINAL, OTHER_KIND, OWN, TRANSFERRED
 
@@ -46,6 +47,7 @@ GAIN = "Gain over the break alone<br>(nats per token)"
 ROW_PX = 30
 
 
+@drawn
 @checked()
 def paragraph_distances(result: Any, metric: str = "distance", *, kind: str = "all", width: Width = "column") -> go.Figure:
     """Distance of generated texts from the true paragraph: a violin per condition over texts, with its median as a line and a number.
@@ -111,6 +113,7 @@ def paragraph_distances(result: Any, metric: str = "distance", *, kind: str = "a
     return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 20, left=20, right=50, bottom=62)
 
 
+@drawn
 @checked()
 def paragraph_layers(result: Any, *, kind: str = "all", layers: Sequence[int] | None = None, width: Width = "page") -> go.Figure:
     """Gain in likelihood over the break alone with one layer, the first or the last layers patched; bands are 95% intervals over texts.
@@ -159,6 +162,7 @@ def paragraph_layers(result: Any, *, kind: str = "all", layers: Sequence[int] | 
     return new_figure(traces, layout, width=width, plot_px=total, left=74, top=30, legend_rows=3, legend_below=True)
 
 
+@drawn
 @checked()
 def paragraph_positions(result: Any, *, kind: str = "all", width: Width = "column") -> go.Figure:
     """Gain in likelihood over the break alone, by token position in the paragraph; bars are 95% intervals over texts.

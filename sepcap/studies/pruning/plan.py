@@ -136,7 +136,7 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
         raise TypeError(f"config is a {type(config).__name__}; give a sepcap.PruningConfig")
     tasks = {"forget": load_task(config.forget), "retain": load_task(config.retain)}
     if tasks["forget"].fingerprint == tasks["retain"].fingerprint:
-        raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to tell apart")
+        raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to compare")
     if tasks["forget"].name == tasks["retain"].name:
         # two files with the same name: tables and figures must distinguish them
         tasks = {role: dataclasses.replace(task, name=f"{task.name}-{task.fingerprint[:6]}") for role, task in tasks.items()}

@@ -13,6 +13,7 @@ from sepcap.errors import unknown
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.neurons import top_of
 from sepcap.statistics.intervals import Cluster
+from sepcap.storage import copy_folder
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
 from sepcap.studies.pruning.figures.pruned_neurons import pruned_neurons
@@ -182,6 +183,15 @@ class Run(RunFolder):
         if kind not in kinds:
             raise unknown("figure", kind, kinds)
         return kinds[kind]()
+
+    @checked()
+    def save(self, folder: str | Path) -> Path:
+        """Copy the folder of the run, finished or not; `sepcap.Run.load` opens the copy.
+
+        Raises:
+            FileExistsError: the folder exists and is not empty.
+        """
+        return copy_folder(self.folder, folder)
 
     @checked()
     def report(

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 
 from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.evaluation.result import columns_of, ratio
 from sepcap.evaluation.trajectory import area
+from sepcap.latex import latex_table
 from sepcap.statistics.intervals import REPLICAS, UNKNOWN, Cluster, Ends, bootstrap_interval, bootstrap_weights, in_percent
 
 ACCURACIES = ("top1", "top10", "skip50_top1", "skip50_top10")
@@ -98,6 +100,22 @@ class Separability:
     baseline: str = ""
     seeds: int = 0
     seeds_sd: float = math.nan
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row: metric, area, separability in percent, maximum differential drop in points, area above random; ends of 95% intervals."""
+        found = {"area": (self.area, self.interval), "separability": (self.percent, self.percent_interval)}
+        found["max_drop"] = self.max_drop, self.max_drop_interval
+        if self.above_random is not None:
+            found["above_random"] = self.above_random, self.above_random_interval
+        row: dict[str, Any] = {"metric": self.metric}
+        for name, (value, (low, high)) in found.items():
+            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        return pd.DataFrame([row])
+
+    def to_latex(self, **options: Any) -> str:
+        """`.table` for a paper, see `sepcap.latex.latex_table`."""
+        return latex_table(self.table, **options)
 
     @property
     def remaining(self) -> tuple[float, float]:

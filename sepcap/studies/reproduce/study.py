@@ -13,7 +13,7 @@ import pandas as pd
 from sepcap.checks import checked
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.models.loading.load import load_model
-from sepcap.storage import html_card, make_folder, sole_writer, write_atomically
+from sepcap.storage import html_card, make_folder, sole_writer
 from sepcap.studies.ablations.figures import ablation_sweep
 from sepcap.studies.ablations.random_neurons import CELLS, AblationSweep, sweep_ablation
 from sepcap.studies.base.folder import PIECES, identity_of, study_config
@@ -160,13 +160,6 @@ class Reproduction(RunsResult):
             return ablation_sweep(self.results["protocol"], **options)
         return overlap_ratios(self.results["overlap"], **options)
 
-    @checked()
-    def save(self, path: str | Path | None = None) -> Path:
-        """Write the table as CSV; default is table.csv in the folder of the runs."""
-        path = self.folder / "table.csv" if path is None else Path(path)
-        write_atomically(path, self.table.to_csv(index=False).encode())
-        return path
-
     def __repr__(self) -> str:
         return f"Reproduction({self.study.name} {self.study.source}, {self.asked.model}, {len(self.results)} runs in {str(self.folder)!r})"
 
@@ -192,7 +185,7 @@ def reproduce(
         progress: True announces the work and its cost and shows bars, False shows nothing; a function receives the announcements.
 
     Returns:
-        Reproduction with `.table`, `.figure()`, `.save()` and the runs in `.results`.
+        Reproduction with `.table`, `.figure()`, `.save(folder)` and the runs in `.results`.
 
     Raises:
         ValueError: an unknown study, budget or task.

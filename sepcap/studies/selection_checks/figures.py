@@ -24,6 +24,7 @@ from sepcap.drawing.style import (
     plain,
     rounded,
 )
+from sepcap.drawing.themes import drawn
 from sepcap.studies.base.text import p_in_words
 from sepcap.studies.selection_checks.parts import OTHER_TEXTS
 
@@ -31,6 +32,7 @@ GAP = 0.16
 RANDOM = "random neurons"
 
 
+@drawn
 @checked()
 def selection_checks_keep(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks when only the highest-scoring neurons of one task are kept, against keeping random ones."""
@@ -40,6 +42,7 @@ def selection_checks_keep(result: Any, *, width: Width = "column") -> go.Figure:
     return _panels(result, lines, "fraction", x, width, random=f"{RANDOM} kept")
 
 
+@drawn
 @checked()
 def selection_checks_curves(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks as the neurons of one task, of the other, or random ones are pruned."""
@@ -49,6 +52,7 @@ def selection_checks_curves(result: Any, *, width: Width = "column") -> go.Figur
     return _panels(result, lines, "fraction", x, width)
 
 
+@drawn
 @checked()
 def selection_checks_layers(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks when the same share of the last layer, the last two, and so on is pruned."""
@@ -61,6 +65,7 @@ def selection_checks_layers(result: Any, *, width: Width = "column") -> go.Figur
     return _panels(result, lines, "layers", x, width)
 
 
+@drawn
 @checked()
 def selection_checks_steps(result: Any, *, width: Width = "column") -> go.Figure:
     """Accuracy left on both tasks with equally many neurons pruned, against the number of steps; open: one step on other texts."""
@@ -82,6 +87,7 @@ def selection_checks_steps(result: Any, *, width: Width = "column") -> go.Figure
     return _panels(result, lines | open_, "place", x, width, open_=tuple(open_))
 
 
+@drawn
 @checked()
 def selection_checks_step_overlaps(result: Any, *, width: Width = "column") -> go.Figure:
     """Overlap of every two runs that prune equally many neurons: few large steps, many small ones, other texts.
@@ -178,6 +184,7 @@ def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool, name: str) ->
     return [area, go.Scatter(x=at, y=rounded(rows["random"]), name=name, showlegend=shown, **look, **axes)]
 
 
+@drawn
 @checked()
 def selection_checks_meeting(result: Any, *, width: Width = "column") -> go.Figure:
     """Both trajectories in the plane of both relative accuracies, random neurons dotted, with the point where they meet.

@@ -25,6 +25,7 @@ from sepcap.drawing.style import (
     scale_ticks,
     width_px,
 )
+from sepcap.drawing.themes import drawn
 
 PANELS = 12
 """Most layers drawn by default, evenly spaced."""
@@ -38,6 +39,7 @@ UPRIGHT_PX = 56
 """If the columns of a category are narrower on average, category names are rotated."""
 
 
+@drawn
 @checked()
 def similarity(result: Any, *, layers: Sequence[int] | None = None, width: Width = "page") -> go.Figure:
     """Similarity of every (text, position) to every other, one panel per layer, with lines between the categories.
@@ -150,6 +152,7 @@ def _edges(sizes: np.ndarray, side: int, axes: dict[str, str]) -> list[dict[str,
     return across + [{**line, "y0": ends["a0"], "y1": ends["a1"], "x0": edge - 0.5, "x1": edge - 0.5} for edge in edges]
 
 
+@drawn
 @checked()
 def similarity_profile(
     result: Any,

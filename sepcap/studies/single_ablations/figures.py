@@ -22,6 +22,7 @@ from sepcap.drawing.style import (
     plain,
     rounded,
 )
+from sepcap.drawing.themes import drawn
 
 MOST = 6_000
 """Largest number of points of a figure."""
@@ -92,6 +93,7 @@ def _heading(result: Any, shown: int) -> str:
     return f"{n:,} {result.config['site']} {result.unit}s, each ablated alone ({result.config['kind']}){some}"
 
 
+@drawn
 def effect_and_score(
     result: Any, task: str = "forget", metric: str = "loss", *, layers: Sequence[int] | None = None, width: Width = "page"
 ) -> go.Figure:
@@ -143,6 +145,7 @@ def upright_zero(key: str) -> dict[str, Any]:
     return {"type": "line", **where, "line": {"color": FAINT, "width": 1}, "layer": "below"}
 
 
+@drawn
 def both_tasks(result: Any, metric: str = "loss", *, width: Width = "column") -> go.Figure:
     """Change of a metric on the task to retain against that on the task to forget, a point per neuron.
 
@@ -178,6 +181,7 @@ def both_tasks(result: Any, metric: str = "loss", *, width: Width = "column") ->
     return new_figure(traces, layout, width=width, left=76, top=40, bottom=60, square=True)
 
 
+@drawn
 def over_layers(result: Any, metric: str = "loss", *, width: Width = "column") -> go.Figure:
     """Median and the middle 90% of the changes in every layer, on both tasks, and the largest one.
 
@@ -224,6 +228,7 @@ def over_layers(result: Any, metric: str = "loss", *, width: Width = "column") -
     return new_figure(traces, layout, width=width, plot_px=200, left=66, legend_rows=len(traces))
 
 
+@drawn
 def backups(result: Any, task: str = "forget", metric: str = "loss", *, width: Width = "column") -> go.Figure:
     """Synergy of pairs, Δ(n, m) − Δ(n) − Δ(m), as a matrix: above 0, each of the two compensates for the loss of the other.
 

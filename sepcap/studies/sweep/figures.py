@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from sepcap.drawing.heat import heat_panels
 from sepcap.drawing.parts import error_bars, row_axis, upright
 from sepcap.drawing.style import FAINT, PALETTE, SYMBOLS, Width, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.base.seeds import seed_interval
 from sepcap.studies.pruning.figures.trajectory import trajectory
@@ -50,6 +51,7 @@ def _field(result: Any, what: str, field: str | None, default: Sequence[str]) ->
     return field if field is not None else next(iter(default), None)
 
 
+@drawn
 def strip(
     result: Any, column: str = "separability", rows: str | None = None, colour: str | None = None, *, width: Width = "column"
 ) -> go.Figure:
@@ -65,7 +67,7 @@ def strip(
         width: inches, "column" or "page".
 
     Raises:
-        ValueError: no finished cell has the value, or a field has too many values to tell apart.
+        ValueError: no finished cell has the value, or a field has too many values to distinguish.
     """
     table = _values(result, column)
     by = _field(result, "rows", rows, result.settings or list(result.axes))
@@ -78,7 +80,7 @@ def strip(
     if len(heights) > MOST_ROWS or len(kinds) > MOST_COLOURS:
         raise ValueError(
             f"{by} has {len(heights)} values and {coloured or 'no field'} {len(kinds)}: at most {MOST_ROWS} rows and {MOST_COLOURS} "
-            f"colours can be told apart; give rows= and colour= other fields of {', '.join(result.axes)}"
+            f"colours can be distinguished; give rows= and colour= other fields of {', '.join(result.axes)}"
         )
     only_seeds = "seed" in result.axes and "seed" not in (by, coloured) and set(result.settings) <= {by, coloured}
     traces: list[Any] = []
@@ -122,6 +124,7 @@ def _hover(result: Any, row: Any, column: str) -> str:
     return f"<b>{plain(fields, 80)}</b><br>{row[column]:.4g}{ends}".replace("-", "−")
 
 
+@drawn
 def heat(
     result: Any, column: str = "separability", rows: str | None = None, columns: str | None = None, *, width: Width = "column"
 ) -> go.Figure:
@@ -170,6 +173,7 @@ def heat(
     )
 
 
+@drawn
 def trajectories(result: Any, metric: str = "top1", most: int = MOST_COLOURS, *, width: Width = "column", **fields: Any) -> go.Figure:
     """Mean trajectories over seeds of the settings with the highest mean separability, in the plane of both tasks.
 
@@ -184,7 +188,7 @@ def trajectories(result: Any, metric: str = "top1", most: int = MOST_COLOURS, *,
         ValueError: the cells are no pruning runs, none is finished, or they are of several pairs of tasks.
     """
     if not 1 <= most <= MOST_COLOURS:
-        raise ValueError(f"most={most}: give 1 to {MOST_COLOURS}, which can be told apart")
+        raise ValueError(f"most={most}: give 1 to {MOST_COLOURS}, which can be distinguished")
     result._needs_runs()
     found = [(key, rows) for key, rows in result._groups(**fields) if "separability" in rows and rows["separability"].notna().any()]
     if not found:

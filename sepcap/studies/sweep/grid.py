@@ -152,7 +152,7 @@ def _cell(base: Any, kind: str, fields: dict[str, Any]) -> Cell:
 
 
 MEASURED_APART = ("model", "rotation", "tokens", "eval_tokens", "batch_size", "context", "per_document")
-"""Fields of a pruning run on which measurements of the unpruned model depend and which `Plan.once` does not tell apart."""
+"""Fields of a pruning run on which measurements of the unpruned model depend and which `Plan.once` does not distinguish."""
 
 
 def shares(config: Any) -> tuple[Any, ...]:

@@ -9,7 +9,6 @@ import pandas as pd
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
 from sepcap.latex import latex_table
-from sepcap.storage import write_atomically
 from sepcap.studies.base.folder import identity_of, read_config, study_config
 from sepcap.studies.base.result import Figures, Shown
 from sepcap.studies.base.text import counted
@@ -257,18 +256,6 @@ class Sweep(Shown):
         covers = f" (95% interval over {counted(row['seeds'], 'seed')} {ends[0]:.1f} to {ends[1]:.1f})" if row["seeds"] > 1 else ""
         fields = ", ".join(f"{name} {row[name]}" for name in self.settings)
         return f"{row['separability']:.1f}%{covers}{f', for {fields}' if fields else ''}"
-
-    @checked()
-    def save(self, folder: str | Path | None = None) -> Path:
-        """Write every table as CSV, `cells.csv` and `seeds.csv`; default is the folder of the sweep.
-
-        Returns:
-            The folder.
-        """
-        to = self.folder if folder is None else Path(folder)
-        for name, table in self.tables.items():
-            write_atomically(to / f"{name}.csv", table.to_csv(index=False).encode())
-        return to
 
     @checked()
     def to_latex(self, table: str | None = None, columns: Any = None, **options: Any) -> str:

@@ -39,7 +39,7 @@ def sweep(
 
     Every cell is an ordinary folder of the study in `out/cells`, with the bits that the study alone has with as many threads, whatever the
     engine and the number of workers. The plan is written and announced first. A cell that fails is recorded with its error, and the others
-    go on. The same call resumes after an interruption, whatever was killed: the driver, a worker or a machine; it tries failed cells again,
+    continue. The same call resumes after an interruption of the driver, a worker or a machine; it tries failed cells again,
     and carries out cells that were added to the grid. Each worker loads a model once, and prunes from statistics of step 0 that it has
     collected once for all of its cells that share them.
 

@@ -73,6 +73,7 @@ def test_every_result_has_the_same_surface(result, studies):
         assert any(list(each.table) == list(table) for table in each.tables.values())
         assert all(isinstance(sentence, str) for sentence in each.summary())
         assert each.figure() is not None
+        assert each.to_latex().count(r"\bottomrule") == 1
         assert type(each).__name__ in repr(each)
         assert "<table" in each._repr_html_() or "<li" in each._repr_html_()
 
@@ -85,6 +86,13 @@ def test_it_comes_back_from_its_folder(result):
     same_tables(back, result)
     assert back.summary() == result.summary()
     assert STUDIES[result.STUDY].endswith(f".{type(result).__name__}")
+
+
+def test_it_comes_back_from_a_copy(result, tmp_path):
+    back = load_result(result.save(tmp_path / "copy"))
+    same_tables(back, result)
+    assert back.folder == tmp_path / "copy"
+    assert check_folder(tmp_path / "copy").problems == []
 
 
 def test_its_page_has_question_summary_figures_and_tables(result, tmp_path):

@@ -61,7 +61,7 @@ def plant(dim, values):
 def test_a_planted_dimension_comes_first_and_it_alone_is_significant(tiny_opt):
     values = torch.from_numpy(LABELS * 10.0) + torch.tensor([-0.1, 0, 0.1] * 3)
     with tiny_opt.hooks(fwd_hooks=plant(7, values)):
-        table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32)
+        table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32).table
         shown = sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=table.head(2), positions=POSITIONS)
     best = table.iloc[0]
     assert (best["dim"], best["location"], best["p"], best["p_uncorrected"]) == (7, 2, pytest.approx(1 / 280), pytest.approx(1 / 280))
@@ -91,7 +91,7 @@ def test_the_searched_half_alone_decides_and_the_other_half_alone_tests(tiny_opt
             return out
 
         with tiny_opt.hooks(fwd_hooks=[("blocks.1.hook_out", put)]):
-            table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32, locations=(2,))
+            table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32, locations=(2,)).table
         row = table.set_index("dim").loc[7]
         assert (table["dim"][0] == 7) == searched
         assert (row["eta2_searched"] > 0.999) == searched
@@ -114,7 +114,7 @@ def test_a_search_in_noise_gives_uniform_p_values():
 
 
 def test_traces_show_the_half_that_was_not_searched(tiny_opt, tmp_path):
-    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=3)
+    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=3).table
     table.to_csv(tmp_path / "found.csv", index=False)
     for again in (table, pd.read_csv(tmp_path / "found.csv"), table.iloc[[2, 0]]):
         found = sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=again, positions=POSITIONS)
@@ -130,7 +130,7 @@ def test_traces_show_the_half_that_was_not_searched(tiny_opt, tmp_path):
 
 
 def test_what_was_chosen_before_is_tested_on_all_texts(tiny_opt):
-    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=2)
+    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=2).table
     others = LabelledTexts({name: tuple(words(seed, n=6)) for seed, name in enumerate(("one", "two", "three"), start=20)})
     dims = table["dim"].tolist()
     for texts, given in ((WHOLE, dims), (others, table), (WHOLE, table[["dim"]])):
@@ -145,9 +145,9 @@ def test_what_was_chosen_before_is_tested_on_all_texts(tiny_opt):
 
 def test_a_search_with_another_seed_is_no_test_on_the_searched_texts(tiny_opt, tmp_path):
     """With another seed the texts are cut elsewhere, so that some that were searched would be among those of the test."""
-    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=2, seed=3)
+    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=2, seed=3).table
     table.to_csv(tmp_path / "found.csv", index=False)
-    both = pd.concat([table, sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32).tail(1)])
+    both = pd.concat([table, sepcap.find_dimensions(tiny_opt, texts=WHOLE, positions=POSITIONS, n=32).table.tail(1)])
     for given in (table, pd.read_csv(tmp_path / "found.csv"), both):
         with pytest.raises(ValueError, match=r"dims: .* seed 3.*with seed=0 these texts are cut into other.*give the seed="):
             sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=given, positions=POSITIONS)
@@ -157,7 +157,7 @@ def test_a_search_with_another_seed_is_no_test_on_the_searched_texts(tiny_opt, t
 def test_without_dimensions_the_best_four_are_shown_and_the_model_is_left_as_it_was(tiny_opt):
     ids = torch.arange(3, 20)[None]
     logits = logits_of(tiny_opt, ids)
-    found, table = sepcap.trace_dimensions(tiny_opt, texts=WHOLE), sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=4)
+    found, table = sepcap.trace_dimensions(tiny_opt, texts=WHOLE), sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=4).table
     assert found.dims == table["dim"].tolist()
     assert found.config["texts"] == TEXTS.fingerprint
     assert found.tables["tests"]["p"].tolist() == table["p"].tolist()
@@ -188,11 +188,17 @@ def test_a_finished_search_is_read_and_nothing_is_computed(tiny_opt, tmp_path, m
         sepcap.trace_dimensions(tiny_opt, texts=WHOLE, n=3, out=tmp_path / "traces")
 
 
-def test_a_table_is_written_once(tiny_opt, tmp_path):
-    table = sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=2, out=tmp_path / "new" / "found.csv")
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new" / "found.csv"), table)
-    with pytest.raises(FileExistsError, match="already exists"):
-        sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=2, out=tmp_path / "new" / "found.csv")
+def test_a_finished_search_comes_back_from_its_folder_and_is_traced(tiny_opt, tmp_path, monkeypatch):
+    found = sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=2, out=tmp_path / "found")
+    traced = sepcap.trace_dimensions(tiny_opt, texts=WHOLE, dims=found)
+    assert traced.dims == found.dims
+    assert traced.tables["tests"]["p"].tolist() == pytest.approx(found.table["p"].tolist())
+    monkeypatch.setattr("sepcap.studies.dimensions.study.vectors_at", None)
+    again = sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=2, out=tmp_path / "found")
+    assert again.summary() == load_result(tmp_path / "found").summary() == found.summary()
+    assert "The 2 residual dimensions that separate the categories best on one half of 18 texts" in found.summary()[0]
+    with pytest.raises(FileExistsError, match="n: 2 stored, 3 requested"):
+        sepcap.find_dimensions(tiny_opt, texts=WHOLE, n=3, out=tmp_path / "found")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import plotly.io
 import pytest
 
 from sepcap import plots
-from sepcap.studies.dimensions.study import DimensionTraces
+from sepcap.studies.dimensions.result import DimensionSearch, DimensionTraces
 
 CATEGORIES = {"prose": 3, "<b>C++</b>": 3}
 LOCATIONS, POSITIONS = 4, (7, 11)
@@ -28,6 +28,22 @@ def result(dims=(3, 9), searched=None):
     tests = pd.DataFrame({"dim": dims, "location": 2, "eta2": 0.5, "p": [0.01 + 0.001 * dim for dim in dims]})
     config = {"dims": list(dims), "locations": LOCATIONS, "categories": CATEGORIES, "positions": list(POSITIONS), "searched": searched}
     return DimensionTraces(config, {"values": values, "means": means, "separation": separation, "tests": tests})
+
+
+def searched():
+    """Three dimensions, of which the first alone is significant on the other half."""
+    table = pd.DataFrame({"dim": [7, 1023, 0], "location": [2, 0, 3], "eta2": [0.9, 0.2, 0.1], "p": [0.01, 0.4, 0.9]})
+    table = table.assign(p_uncorrected=table["p"] / 3, eta2_searched=[0.95, 0.9, 0.8], searched="half of texts a, seed 0")
+    config = {"categories": CATEGORIES, "positions": list(POSITIONS), "locations": [0, 2, 3], "relabellings": "none"}
+    return DimensionSearch(config, {"dimensions": table, "texts": pd.DataFrame({"text": range(12)})})
+
+
+def test_dimensions_with_a_small_p_on_the_other_half_are_filled():
+    on_searched, on_other = plots.dimension_search(searched()).data
+    assert list(on_searched.x) == [0.95, 0.9, 0.8]
+    assert list(on_other.x) == [0.9, 0.2, 0.1]
+    assert [colour == "white" for colour in on_other.marker.color] == [False, True, True]
+    assert searched().summary()[-1].startswith("1 of 3 have p ≤ 0.05")
 
 
 def test_every_text_and_position_is_a_line_and_every_category_a_mean():

@@ -144,7 +144,7 @@ def test_bad_input_is_named_and_nothing_is_written(misled, tmp_path, given, said
 
 
 def test_the_same_texts_twice_are_refused(misled):
-    with pytest.raises(ValueError, match="nothing to tell apart"):
+    with pytest.raises(ValueError, match="nothing to compare"):
         sepcap.learn_ranking(misled.model, forget=misled.a, retain=misled.a, progress=False)
 
 

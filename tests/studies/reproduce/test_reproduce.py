@@ -232,8 +232,7 @@ def test_table_2_on_a_tiny_model(trained_folder, letters, digits, tmp_path, coun
         assert value == run.separability("top1").max_drop
         assert low <= value <= high
         assert (low < value < high) == (name == "mlp")  # the tiny model reads letters without its attention
-    csv = pd.read_csv(result.save())
-    assert csv["published"].dropna().tolist() == [59.6, 28.4, 52.4, 41.7, 46.2, 46.6, 58.3, 41.5]
+    assert table["published"].dropna().tolist() == [59.6, 28.4, 52.4, 41.7, 46.2, 46.6, 58.3, 41.5]
     # the same call again opens what is there
     said.clear()
     again = tiny_study(*options, said)

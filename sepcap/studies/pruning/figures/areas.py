@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from sepcap.checks import checked
 from sepcap.drawing.parts import DOTTED, row_axis, upright
 from sepcap.drawing.style import GREY, INK, TICK_PX, Width, lower, metric_name, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.statistics.intervals import in_percent
 from sepcap.studies.pruning.figures.labels import colours, is_random, seeds_together
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
@@ -19,6 +20,7 @@ ROW_PX = 26
 TWO_LINES_PX = 36
 
 
+@drawn
 @checked()
 def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Figure:
     """Area under every run's trajectory with its 95% bootstrap interval, and a line at 1 (not separable).

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from sepcap.checks import checked
 from sepcap.drawing.style import Width, every, lower, metric_name, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.pruning.figures.labels import (
     baselines_first,
@@ -27,6 +28,7 @@ from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.separability import ACCURACIES
 
 
+@drawn
 @checked()
 def drop_against_drop(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Figure:
     """Drop of the forget task against that of the retain task, step by step.
@@ -71,6 +73,7 @@ def drop_against_drop(runs: Any, metric: str = "top1", *, width: Width = "column
     return new_figure([diagonal, *lines], layout, width=width, square=True, left=58, legend_rows=len(lines) + 1 + said)
 
 
+@drawn
 @checked()
 def perplexity_against_perplexity(runs: Any, *, relative: bool = False, width: Width = "column") -> go.Figure:
     """Perplexity on the forget task against that on the retain task, step by step, on logarithmic axes.
@@ -129,7 +132,7 @@ def _perplexity(run: RunFolder, role: str, relative: bool) -> np.ndarray:
     loss, _ = series(run, role, "loss")
     if not np.isfinite(loss[0]):
         raise ValueError(f"the perplexity of the unpruned model on {tasks_of(run)[role]} is not finite")
-    with np.errstate(over="ignore", invalid="ignore"):  # a ruined model can have an infinite one, which cannot be drawn
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged model can have an infinite one, which cannot be drawn
         return np.exp(loss - loss[0] if relative else loss)
 
 

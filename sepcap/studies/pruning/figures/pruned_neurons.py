@@ -9,12 +9,14 @@ import plotly.graph_objects as go
 from sepcap.checks import checked
 from sepcap.drawing.parts import above, axes_of, colour_bar, panel_axes
 from sepcap.drawing.style import SHARES, SITE_NAMES, Width, capital, chosen_layers, every, in_lines, layer_ticks, new_figure, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.studies.pruning.figures.labels import named, sizes
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 
 GAP_PX = 34
 
 
+@drawn
 @checked()
 def pruned_neurons(run: RunFolder, *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Share of every layer that is pruned after every step, one panel per site.

@@ -26,6 +26,7 @@ from sepcap.drawing.style import (
     plain,
     rounded,
 )
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.pruning.figures.labels import (
     colours,
@@ -45,6 +46,7 @@ from sepcap.studies.pruning.on_disk.step_files import ROLES
 AGAINST = ("pruned", "step")
 
 
+@drawn
 @checked()
 def metric_over_steps(runs: Any, metric: str = "top1", *, against: str = "pruned", width: Width = "column") -> go.Figure:
     """A metric on both tasks during pruning, with bands of ± one standard error.
@@ -154,6 +156,7 @@ def _share_step(furthest: float, most: int) -> float:
     return next((step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5) if furthest / step <= max(3, most)), 0.5)
 
 
+@drawn
 @checked()
 def thresholds(run: RunFolder, *, width: Width = "column") -> go.Figure:
     """The lowest selected score per step and site; logarithmic if all are positive.

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from sepcap.checks import checked
 from sepcap.drawing.parts import band, translucent
 from sepcap.drawing.style import INK, TICK_PX, Width, lower, metric_name, new_figure, plain
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 from sepcap.studies.pruning.figures.labels import (
     baselines_first,
@@ -27,6 +28,7 @@ from sepcap.studies.pruning.on_disk.step_files import ROLES
 from sepcap.studies.pruning.separability import ACCURACIES
 
 
+@drawn
 @checked()
 def trajectory(runs: Any, metric: str = "top1", normalised: bool = True, *, width: Width = "column") -> go.Figure:
     """Accuracy on one task against accuracy on the other, step by step.

@@ -7,11 +7,13 @@ import plotly.graph_objects as go
 
 from sepcap.drawing.parts import DOTTED, row_axis, upright
 from sepcap.drawing.style import BLUE, GREY, INK, VERMILLION, Width, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
 
 ROW_PX = 22
 
 
+@drawn
 def draw_jumps(result: Any, *, width: Width = "column") -> go.Figure:
     """The change of accuracy after every step with its 95% interval, and its part at predictions that the bigram path makes right.
 
@@ -34,6 +36,7 @@ def draw_jumps(result: Any, *, width: Width = "column") -> go.Figure:
     return _figure(traces, names, "Change of top-1 accuracy, percentage points", width, legend_rows=2)
 
 
+@drawn
 def draw_tokens(result: Any, *, step: int | None = None, role: str = "forget", width: Width = "column") -> go.Figure:
     """The targets that gained and lost most in a step: their part of the change of accuracy, with 95% intervals.
 

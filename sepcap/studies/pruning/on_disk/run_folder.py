@@ -82,7 +82,7 @@ class RunFolder(StepFiles):
             for role in ROLES:
                 row = {"step": step, "task": record["tasks"][role]["task"], "role": role, **record["tasks"][role]["metrics"]}
                 row |= {name: int(row[name]) for name in ("n", "n_documents")}
-                with np.errstate(over="ignore", invalid="ignore"):  # a ruined model can have an infinite one
+                with np.errstate(over="ignore", invalid="ignore"):  # a damaged model can have an infinite one
                     row["perplexity_ratio"] = float(np.exp(row["loss"] - np.float64(records[0]["tasks"][role]["metrics"]["loss"])))
                 row |= {f"pruned_{site}": sum(layers) for site, layers in record["pruned_per_layer"].items()}
                 # nothing is selected in step 0, but the columns are the same in all rows
