@@ -137,6 +137,7 @@ def attention(model: Any, config: FigureConfig) -> None:
     methods = sepcap.compare_methods(model, seeds=(0, 1), baseline_seeds=2, out=config.methods, progress=print)
     config.save("methods", methods.figure(), "page")
     methods.table.to_csv(config.out / "methods.csv", index=False, float_format="%.3f")
+    methods.best().to_csv(config.out / "methods-best.csv", index=False, float_format="%.3f")
 
     heads = sepcap.compare_ablations(model)
     config.save("ablations", heads.figure(), "page")
@@ -188,6 +189,7 @@ def studies(model: Any, config: FigureConfig) -> None:
         config.save(name, figure, "page" if name == "similarity-matrices" else "column")
     tables = {
         "modules": found["modules"].estimates(),
+        "modules-differences": found["modules"].differences(),
         "cross-task": found["cross-task"].tables["matrix"],
         "similarity": found["similarity"].tables["layers"],
         "jacobian": found["jacobian"].by_layer,

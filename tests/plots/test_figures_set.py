@@ -54,7 +54,7 @@ def test_table_numbers_and_figures_say_the_same(made):
     s = comparison.forward.separability("top1", baseline=comparison.baselines["uniform"]["forward"])
     numbers = json.loads((folder / "numbers.json").read_text())
     assert numbers["forget code"]["area"] == s.area
-    percent = "{:.0f}% [{:.0f}, {:.0f}]".format(s.percent, *s.percent_interval)
+    percent = "{:.1f}% [{:.1f}, {:.1f}]".format(s.percent, *s.percent_interval)
     above = "{:+.2f} [{:+.2f}, {:+.2f}]".format(s.above_random, *s.above_random_interval)
     readme = (folder / "README.md").read_text()
     row = next(line for line in readme.splitlines() if line.startswith("| forget code |"))

@@ -56,7 +56,7 @@ def test_every_accuracy_has_its_area_with_interval_and_every_step_its_row(make):
     for metric in ("top1", "top10", "skip50_top1", "skip50_top10"):
         s = run.separability(metric)
         assert f"{s.area:.3f} [{s.interval[0]:.3f}, {s.interval[1]:.3f}]" in page.cells
-        assert f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]" in page.cells
+        assert f"{s.percent:.1f}% [{s.percent_interval[0]:.1f}, {s.percent_interval[1]:.1f}]" in page.cells
     assert [cell for cell in page.cells if "%)" in cell and "," not in cell] == ["0 (0.0%)", "30 (50.0%)", "60 (100.0%)"]
     assert {"trajectory", "areas", "top1", "loss", "thresholds", "pruned"} <= set(page.figures)
 
