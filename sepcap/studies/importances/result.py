@@ -132,9 +132,8 @@ class ImportanceComparison(StudyResult):
 
         The correlation between halves is the reliability of Δ on one of them (METHODS 19).
         """
-        table = self.tables["reliability"].query("site == @site and direction == @direction")
-        between = table.get("spearman_difference_half", pd.Series(dtype=float)).iloc[:1]
-        return math.sqrt(between.item()) if len(between) and between.item() > 0 else math.nan
+        half: Any = self.tables["reliability"].set_index(["site", "direction"])["spearman_difference_half"].loc[(site, direction)]
+        return math.sqrt(half) if half > 0 else math.nan
 
     def _pruned(self, site: str) -> list[str]:
         """Areas of the scores that were chosen on the collection texts, and of the learned order."""
