@@ -98,7 +98,8 @@ def demo_numbers(comparison: sepcap.DirectionComparison, runs: Sequence[sepcap.R
         if run is runs[0]:
             (baseline, *_) = comparison.baselines.values()
             s = run.separability("top1", baseline=baseline[direction])
-            return {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name not in ("forget", "retain", "replicas")}
+            fields = {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name not in ("forget", "retain", "replicas")}
+            return fields | {"n_documents": run.config["n_documents"]}
     found = over_seeds(runs)
     percent, *ends = (100 * (area - 1) for area in (found.mean, *found.interval))
     seeds = {"seeds": len(runs), "seeds_sd": found.sd}
