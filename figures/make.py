@@ -234,7 +234,11 @@ def importances(model: Any, config: FigureConfig) -> None:
         if not every:  # labels are those of compiled models
             continue
         rows = pd.concat(every)
-        rows[["model", *rows.columns.drop("model")]].to_csv(config.out / f"importances-{table}.csv", index=False, float_format="%.4f")
+        rows = rows[["model", *rows.columns.drop("model")]]
+        if (path := config.out / f"importances-{table}.csv").exists():  # models and sites that were left out this time keep their rows
+            before, made = pd.read_csv(path), pd.MultiIndex.from_frame(rows[["model", "site"]])
+            rows = pd.concat([before[~pd.MultiIndex.from_frame(before[["model", "site"]]).isin(made)], rows])
+        rows.to_csv(path, index=False, float_format="%.4f")
     for (name, site), one in found.items():
         print(name, *one.summary(), one.report(config.importances / f"{'-'.join(filter(None, (name, site)))}.html"), sep="\n  ")
 

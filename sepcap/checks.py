@@ -64,7 +64,7 @@ BOUNDS: dict[str, Bounds] = {
     **dict.fromkeys(
         ("tokens", "eval_tokens", "reference_tokens", "fit_tokens", "prompt_tokens", "paragraph_tokens", "batch_size", "steps", "n",
          "n_init", "max_iter", "draws", "k", "rows", "samples", "per_category", "following", "permutations", "tolerance", "limit",
-         "bins", "differ_within", "per_document", "baseline_seeds", "baseline_steps"),
+         "bins", "differ_within", "per_document", "baseline_seeds", "baseline_steps", "top"),
         FROM_1,
     ),
     "context": FROM_2,

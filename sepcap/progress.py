@@ -32,7 +32,7 @@ def silent(on: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told(progress: bool | Callable[[str], Any]) -> Iterator[Callable[[str], Any]]:
+def reporting(progress: bool | Callable[[str], Any]) -> Iterator[Callable[[str], Any]]:
     """A context that yields the function to announce with, given a `progress` argument; with False it also has no progress bars."""
     with silent(progress is False):
         yield {True: tell, False: _nothing}[progress] if isinstance(progress, bool) else progress

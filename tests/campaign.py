@@ -67,7 +67,7 @@ def calls(model: Any, texts: list[str], other: list[str], folder: Path, run: Any
                 "gradients": ["nothing", 3, ("atp", "nothing"), {}],
                 "replicates": [-1, 1.5, True, "3", None, float("nan")],
                 "positions": ["nothing", 3, None, torch.ones(2, 2, dtype=torch.bool)],
-                "per_document": NAMES,
+                "per_document": [value for value in NAMES if value != 3],
                 "k": COUNTS[:-2],
                 "include_bos": FLAGS,
                 "sites": ["mpl", 3, []],
@@ -159,7 +159,7 @@ def calls(model: Any, texts: list[str], other: list[str], folder: Path, run: Any
                 "effect_tokens": COUNTS,
                 "effect_context": [0, 1, -1, 1.5, True, "3", None],
                 "sample": [0, -1, 1.5, True, "3"],
-                "best": COUNTS,
+                "best": [value for value in COUNTS if value != 0],
                 "control": FLAGS,
                 "compiled": ["nothing", 3],
             },
@@ -309,7 +309,7 @@ OTHERS = {
     "ablate": (("--steps", "0"), ("--kinds", "nothing"), ("--task", "no-such-task")),
     "ablate-each": (("--kind", "nothing"), ("--tokens", "-1"), ("--sample", "0")),
     "compare methods": (("--methods", "nothing"), ("--seeds", "x"), ("--steps", "0")),
-    "compare importances": (("--scores", "nothing"), ("--best", "0"), ("--sites", "mpl")),
+    "compare importances": (("--scores", "nothing"), ("--best", "-1"), ("--sites", "mpl")),
     "modules concentration": (("--k", "0"), ("--seeds", "x")),
     "modules overlap": (("--draws", "0"), ("--tokens", "x")),
     "modules cross-task": (("--tokens", "0"), ("--model", "/no/such")),
@@ -350,7 +350,7 @@ def of_call(call: Callable[[], Any], argument: str) -> str:
         return "no end" if str(error) == "no end" else ""
     except (ValueError, TypeError, OSError, LookupError, NotImplementedError, ImportError, RuntimeError) as error:
         text = str(error)
-        named = [rf"{re.escape(argument.rstrip('s'))}s?( is|=|\[|:)", *INSTEAD]
+        named = [rf"{re.escape(argument.rstrip('s'))}s?( is|=|\[|:|,)", *INSTEAD]
         first = any(re.match(begins, text) for begins in named)
         return "" if first else f"an error that does not begin with {argument}: {type(error).__name__}: {text:.160}"
     except BaseException as error:
@@ -374,7 +374,8 @@ def of_command(line: list[str], word: str) -> str:
             return "a traceback"
         if stop.code not in (1, 2):
             return f"exit {stop.code}"
-        return "" if re.search(word, said + out.getvalue(), re.IGNORECASE) else f"does not name it: {said[-200:]!r}"
+        named = "|".join((word, *INSTEAD))
+        return "" if re.search(named, said + out.getvalue(), re.IGNORECASE) else f"does not name it: {said[-200:]!r}"
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     return "exit 0"
@@ -445,7 +446,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     import torch
-    from conftest import save_tiny, words
+    from tiny import save_tiny, words
 
     import sepcap
 
@@ -463,7 +464,8 @@ def main() -> int:
         head = {"layer": 0, "head": 1, "kinds": ("zero", "mean"), "tokens": 100, "context": 16, "progress": False}
         pair = {"forget": texts, "retain": other, "progress": False}
         each = {"layers": 0, "sample": 20, "tokens": 100, "reference_tokens": 100, "context": 16}
-        learn = {"tokens": 300, "eval_tokens": 150, "steps": 2, "step_tokens": 50, "context": 16}
+        learn = {"tokens": 300, "eval_tokens": 150, "steps": 2, "step_tokens": 50}
+        compiled = sepcap.load_compiled("sort-and-reverse")  # an order is learned only where the unpruned model has accuracy to lose
         folders: dict[Path, Callable[[Path], Any]] = {
             place / "run": lambda out: sepcap.prune(model, sepcap.PruningConfig(**quick), out=out),
             place / "ablations": lambda out: sepcap.compare_ablations(model, task=texts, **head, out=out),
@@ -472,7 +474,7 @@ def main() -> int:
                 model, layers=[0], tokens=2, task=texts, rows=2, out=out, progress=False
             ),
             place / "each": lambda out: sepcap.ablate_each(model, **pair, **each, out=out),
-            place / "learned": lambda out: sepcap.learn_ranking(model, **pair, **learn, out=out),
+            place / "learned": lambda out: sepcap.learn_ranking(compiled.model, **compiled.tasks, progress=False, **learn, out=out),
         }
         for made, make in folders.items():
             make(made)

@@ -139,7 +139,7 @@ class Toxicity:
             FileNotFoundError: the file does not exist.
             CorruptFile: it is no file of toxicity, or not as it was written.
         """
-        with open_regular(path, "toxicity") as file:
+        with open_regular(path, "file of toxicity") as file:
             table = read_arrow(file)
         try:
             header = json.loads((table.schema.metadata or {}).get(b"sepcap", b"{}"))

@@ -142,7 +142,7 @@ def ablate(
     Example:
         >>> with sepcap.ablate(model, neurons, "mean", reference=retain):  # doctest: +SKIP
         ...     sepcap.evaluate(model, "local-code", tokens=20_000)
-        >>> hooks = sepcap.ablate(model, layer=3, head=5, kind="resample").fwd_hooks  # doctest: +SKIP
+        >>> hooks = sepcap.ablate(model, layer=3, head=1, kind="resample").fwd_hooks  # doctest: +SKIP
         >>> model.run_with_hooks(ids, fwd_hooks=hooks)  # doctest: +SKIP
     """
     chosen = choose(model, neurons, layer=layer, head=head, site=site)
@@ -171,7 +171,9 @@ def choose(
             raise ValueError("neurons is a NeuronSet, which is already complete: leave layer, head and site out")
         return neurons
     if layer is None or (head is None and neurons is None and site is None):
-        raise ValueError("give the neurons: neurons=NeuronSet, or layer= with head=, with neurons=[...], or with site=")
+        raise ValueError(
+            f"neurons={neurons!r}, layer={layer!r}: give a NeuronSet as neurons, or layer= with head=, with neurons=[...], or with site="
+        )
     site = site or ("mlp" if head is None else "attn_pre_out")
     chosen = NeuronSet.empty(model, site)
     mask = chosen.masks[site]

@@ -139,7 +139,7 @@ def fit_constants(
                 "histogram=True), and batches of other documents"
             )
         fit, held = ([batch.to(device_of(model)) for batch in part] for part in (task, held_out))
-        return _told(_Fit(model, neurons, fit, held, reference, forward, quiet).run(steps, lr), quiet)
+        return _warned(_Fit(model, neurons, fit, held, reference, forward, quiet).run(steps, lr), quiet)
     if not isinstance(task, TokenSample):
         task = sample_task(model, load_task(task), "collect", tokens, context, seed, per_document)
     samples = apart(task)
@@ -149,7 +149,7 @@ def fit_constants(
         fit, held = ([batch.to(device_of(model)) for batch in sample.batches(size)] for sample in samples)
         return _Fit(model, neurons, fit, held, reference, forward, quiet).run(steps, lr)
 
-    return _told(halving_batches(one_fit, batch_size), quiet)
+    return _warned(halving_batches(one_fit, batch_size), quiet)
 
 
 def apart(sample: TokenSample, one_in: int = HELD_OUT) -> tuple[TokenSample, TokenSample]:
@@ -167,7 +167,7 @@ def apart(sample: TokenSample, one_in: int = HELD_OUT) -> tuple[TokenSample, Tok
     return sample.take(np.flatnonzero(~held).tolist()), sample.take(np.flatnonzero(held).tolist())
 
 
-def _told(fitted: Optimal, quiet: bool) -> Optimal:
+def _warned(fitted: Optimal, quiet: bool) -> Optimal:
     if not (fitted.converged or quiet):
         warn(f"the optimal constants have not converged in {len(fitted.history) - 1} steps: give more steps=, or another lr=")
     return fitted

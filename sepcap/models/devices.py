@@ -57,10 +57,19 @@ def check_at_hand(part: torch.nn.Module, what: str) -> None:
         )
 
 
-def check_device(device: torch.device) -> None:
-    """Raise if a requested device is not available."""
+def checked_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; default is the CUDA GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device, or sees no CUDA.
+    """
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r}: torch knows no such device; give 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r}: torch sees no CUDA device here; leave device out, or give 'cpu'")
+    return device
 
 
 def checked_device_map(device_map: Any, max_memory: Any, device: Any) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def linearised(model: Any) -> Iterator[Linearised]:
     Example:
         >>> with linearised(model) as rules:  # doctest: +SKIP
         ...     with rules:
-        ...         logits = call(model, ids)
+        ...         logits = model(ids)
         ...     logits.sum().backward()
     """
     check_wraps(model, "relp")

@@ -62,6 +62,13 @@ def check_layer(model: Any, layer: int) -> None:
         raise IndexError(f"layer={layer} does not exist: the model has layers 0 to {n_layers(model) - 1}")
 
 
+def check_head(layer: int, head: int, layers: int, heads: int) -> None:
+    """Raise if there is no such head among so many layers of so many heads."""
+    for name, value, count in (("layer", layer, layers), ("head", head, heads)):
+        if not 0 <= value < count:
+            raise IndexError(f"{name}={value}: head ({layer}, {head}) does not exist, {name}s are numbered 0 to {count - 1}")
+
+
 def live_weight(part: Any, name: str, *default: Any) -> Any:
     """A weight of an attention or mlp as the model computes with it, or the default if there is none.
 

@@ -16,7 +16,7 @@ from sepcap.errors import CorruptFile, missing_extra
 from sepcap.models.blocks.views import mlp_input_weights
 from sepcap.models.sites import n_layers, site_shape
 from sepcap.progress import progress as progress_bar
-from sepcap.progress import told
+from sepcap.progress import reporting
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import html_card, load_tensors, save_tensors
 
@@ -147,8 +147,8 @@ class Clusters:
             {"layer": layer, "clusters": self.k, "neurons each": _range(sizes[layer]), "in none": int(none[layer])}
             for layer in range(len(sizes))
         ]
-        told = {name: self.info.get(name) for name in ("model", "method", "seed", "n_init")}
-        return html_card("Clusters", told | {"fingerprint": self.fingerprint}, pd.DataFrame(rows))
+        facts = {name: self.info.get(name) for name in ("model", "method", "seed", "n_init")}
+        return html_card("Clusters", facts | {"fingerprint": self.fingerprint}, pd.DataFrame(rows))
 
 
 def _range(sizes: Tensor) -> str:
@@ -220,7 +220,7 @@ def cluster_neurons(
     check_clustering(model, k)
     layers = range(n_layers(model))
     labels, inertias = [], []
-    with told(progress) as say:
+    with reporting(progress) as say:
         say(moefy_cost(model, k, n_init))
         with progress_bar(total=len(layers) * n_init, desc="cluster neurons", unit="start", leave=True) as bar:
             for layer in layers:

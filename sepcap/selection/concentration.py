@@ -93,7 +93,7 @@ def measure_concentration(
 
     Example:
         >>> clusters = sepcap.cluster_neurons(model)  # doctest: +SKIP
-        >>> concentration(neurons, clusters).total["concentration"]  # doctest: +SKIP
+        >>> sepcap.measure_concentration(neurons, clusters).total["concentration"]  # doctest: +SKIP
         0.21
     """
     import pandas as pd

@@ -16,7 +16,7 @@ from torch import Tensor
 import sepcap
 from sepcap.checks import checked
 from sepcap.latex import latex_table
-from sepcap.models.sites import Population, bind, populations, resolve_sites
+from sepcap.models.sites import Population, bind, check_head, populations, resolve_sites
 from sepcap.storage import html_card, load_tensors, save_tensors
 
 
@@ -92,8 +92,7 @@ class NeuronSet:
         layers, n_heads, _ = shape
         mask = torch.zeros(shape, dtype=torch.bool)
         for layer, head in heads:
-            if not (0 <= layer < layers and 0 <= head < n_heads):
-                raise IndexError(f"head {(layer, head)} does not exist: {layers} layers of {n_heads} heads at site {site!r}")
+            check_head(layer, head, layers, n_heads)
             mask[layer, head] = True
         return cls({site: mask})
 

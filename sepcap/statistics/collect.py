@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sepcap.checks import checked
+from sepcap.checks import checked, wrong
 from sepcap.errors import warn
 from sepcap.models.devices import device_of, layer_device
 from sepcap.models.forward import is_out_of_memory, logits_of, measuring, output_in_place, run_hooks
@@ -115,6 +115,8 @@ def collect(
         where = {name: given.pop(name) for name in ("workers", "engine", "load", "threads")}
         return collect_in_shards(given.pop("model"), given, **where)
     task = load_task(task)
+    if not isinstance(positions, str | Tensor):
+        raise wrong("positions", positions, "'all', 'correct' or what sepcap.correct_positions returns")
     sample = sample_task(model, task, "collect", tokens, context, seed, per_document)
     only = None if isinstance(positions, str) else positions
     if isinstance(positions, str) and positions == "correct":

@@ -78,7 +78,7 @@ def numbers_of(result: Any) -> Iterator[Any]:
     if isinstance(result, Run):
         yield dict(result.config)
         yield result.finished
-        yield result.trajectory
+        yield result.trajectory.drop(columns="seconds")  # a step that was made again took another time
         yield result.pruned_per_layer
         for role in ROLES:
             yield torch.from_numpy(result.rows(role))

@@ -172,10 +172,10 @@ def test_neurons_by_layer_head_and_number(tiny):
 
 
 WRONG = [
-    ({}, ValueError, "give the neurons"),
-    ({"layer": 1}, ValueError, "give the neurons"),
-    ({"head": 1}, ValueError, "give the neurons"),
-    ({"neurons": [1]}, ValueError, "give the neurons"),
+    ({}, ValueError, "neurons=None, layer=None: give a NeuronSet"),
+    ({"layer": 1}, ValueError, "give a NeuronSet as neurons"),
+    ({"head": 1}, ValueError, "give a NeuronSet as neurons"),
+    ({"neurons": [1]}, ValueError, "give a NeuronSet as neurons"),
     ({"neurons": "set", "layer": 1}, ValueError, "leave layer, head and site out"),
     ({"neurons": "set", "site": "mlp"}, ValueError, "leave layer, head and site out"),
     ({"layer": 2, "head": 0}, IndexError, r"layer=\[2\]: this model has 2, numbered 0 to 1"),

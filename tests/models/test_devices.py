@@ -254,3 +254,8 @@ def test_a_model_object_is_not_placed_again(tiny_folders):
     hf_model = AutoModelForCausalLM.from_pretrained(tiny_folders["opt"])
     with pytest.raises(ValueError, match="dispatch_model"):
         sepcap.load_model(hf_model, tokenizer=AutoTokenizer.from_pretrained(tiny_folders["opt"]), device_map="auto")
+
+
+def test_a_device_that_torch_does_not_know_is_named(tiny_folders):
+    with pytest.raises(ValueError, match=r"device='cqu': torch knows no such device; give 'cpu', 'cuda'"):
+        sepcap.load_model(tiny_folders["opt"], device="cqu")

@@ -322,7 +322,7 @@ def test_heads_refuse_what_is_none():
         inspect.unwrap(sepcap.Scores.heads)(scores("attn_pre_out", HEADS), "medain")
     with pytest.raises(ValueError, match=r"fractions\['heads'\]=0.2 selects no neuron"):
         scores("attn_pre_out", HEADS).top({"heads": 0.2})
-    with pytest.raises(IndexError, match=r"head \(0, 3\) does not exist: 4 layers of 3 heads"):
+    with pytest.raises(IndexError, match=r"head=3: head \(0, 3\) does not exist, heads are numbered 0 to 2"):
         sepcap.NeuronSet.heads(model(), [(0, 3)])
 
 

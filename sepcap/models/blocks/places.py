@@ -11,7 +11,7 @@ from torch import Tensor
 from sepcap.errors import unknown
 from sepcap.models.forward import Hook, point_at
 from sepcap.models.kinds import architecture_of, inner, is_hooked_transformer
-from sepcap.models.sites import bind, n_layers
+from sepcap.models.sites import bind, check_head, n_layers
 
 Look = Callable[[int, Float[Tensor, "batch pos d_model"]], None]
 """Function that receives the vectors of a layer: (layer, vectors)."""
@@ -88,8 +88,7 @@ def head_hooks(model: Any, heads: Sequence[Head], look: Look) -> list[Hook]:
     population = bind(model, "attn_pre_out")
     layers, n_heads, _ = population.shape
     for layer, head in heads:
-        if not (0 <= layer < layers and 0 <= head < n_heads):
-            raise IndexError(f"head ({layer}, {head}) does not exist: the model has layers 0 to {layers - 1} with heads 0 to {n_heads - 1}")
+        check_head(layer, head, layers, n_heads)
 
     def write(layer: int, head: int, z: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
         look(layer, z[:, :, head] @ population.rows(layer)[head].to(z))

@@ -13,7 +13,7 @@ import torch
 from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.models.attention import rotate_in_own_precision
-from sepcap.models.devices import DeviceMap, check_at_hand, check_device, checked_device_map
+from sepcap.models.devices import DeviceMap, check_at_hand, checked_device, checked_device_map
 from sepcap.models.hooked_transformers import check_line, hooked_class, hooked_from
 from sepcap.models.kinds import is_hooked_transformer, kind_of
 from sepcap.models.loading.probe import check_hooked, check_object, probed, taking_apart
@@ -92,8 +92,7 @@ def load_model(
         check_object(model)
         return model
     placing = checked_device_map(device_map, max_memory, device)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    check_device(device)
+    device = checked_device(device)
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)

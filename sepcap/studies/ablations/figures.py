@@ -254,8 +254,8 @@ def _with_band(kind: Any, seeds: Any, metric: str, minus: str, config: Any, axes
         for k, share in enumerate(ablated)
     ]
     look = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"color": colour, "size": 5, "symbol": symbol}}
-    told = {"name": kind, "legendgroup": kind, "showlegend": first, "hovertext": hovers, "hoverinfo": "text"}
+    hover = {"name": kind, "legendgroup": kind, "showlegend": first, "hovertext": hovers, "hoverinfo": "text"}
     return [
         band(ablated, low, high, translucent(colour, 0.18), legendgroup=kind, showlegend=False, **axes),
-        go.Scatter(x=rounded(ablated), y=rounded(mean), **look, **told, cliponaxis=False, **axes),
+        go.Scatter(x=rounded(ablated), y=rounded(mean), **look, **hover, cliponaxis=False, **axes),
     ]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sepcap.checks import conform, wrong
 from sepcap.errors import unknown
 from sepcap.models.loading.load import load_model
-from sepcap.progress import tell, told
+from sepcap.progress import reporting, tell
 from sepcap.studies.base.folder import Pieces, is_finished, open_study
 from sepcap.studies.base.result import Result, StudyResult
 
@@ -45,7 +45,7 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
             config = configured(kind, config, fields, others=[*own, "progress"])
             shown = conform("progress", progress, Progress)
             inspect.signature(function).bind(model, config, say=tell, **given)  # a missing argument is an error before a model is loaded
-            with told(shown) as say:
+            with reporting(shown) as say:
                 if loads:
                     model = load_model(config.model if model is None else model)
                 return function(model, config, say=say, **given)

@@ -12,10 +12,10 @@ def counted(n: int, name: str) -> str:
     return f"{n:,} {name}{'' if n == 1 else 's'}"
 
 
-def told_p(log10_p: float) -> str:
+def p_in_words(log10_p: float) -> str:
     """A p-value for a sentence, from its log10.
 
-    >>> told_p(0.0), told_p(-1.3), told_p(-412.25)
+    >>> p_in_words(0.0), p_in_words(-1.3), p_in_words(-412.25)
     ('= 1', '= 0.05', '= 10^−412.2')
     """
     if np.isnan(log10_p):

@@ -93,8 +93,8 @@ def concentration_curve(result: Any, *, fraction: float | None = None, task: str
     traces = list(bands)
     for name, y, area, line in lines:
         hover = f"<b>{name}</b><br>%{{y:.1f}}% in %{{x:.0f}}% of the clusters<extra></extra>"
-        told = {"name": f"{name}: {area:.3f}", "hovertemplate": hover}
-        traces.append(go.Scatter(x=x, y=rounded(y), mode="lines", line=line, **told))
+        shown = {"name": f"{name}: {area:.3f}", "hovertemplate": hover}
+        traces.append(go.Scatter(x=x, y=rounded(y), mode="lines", line=line, **shown))
     # the axis ends after all lines have reached 100%
     arrived = max(points[np.argmax(y > 99.9)] for _, y, _, _ in lines)
     far = next(end for end in (25, 50, 75, 100) if end >= arrived)
@@ -176,16 +176,16 @@ def concentration_profile(
         )
     pad = 0.05 * (max(ends) - min(ends))
     seeds = len(result.config["seeds"])
-    told = "<br>random sets matched on " + null
-    told += f"<br>95% intervals over {seeds} seeds" if seeds > 1 else "<br>one seed: no intervals"
-    told += "<br>triangles: the interval continues" if cut else ""
+    notes = "<br>random sets matched on " + null
+    notes += f"<br>95% intervals over {seeds} seeds" if seeds > 1 else "<br>one seed: no intervals"
+    notes += "<br>triangles: the interval continues" if cut else ""
     empty = [str(n) for n in shown_layers if n not in set(table.loc[table["weights"] == "trained", "layer"])]
-    told += f"<br>no selected neurons in layer {', '.join(empty[:6])}{', …' * (len(empty) > 6)}" if empty else ""
+    notes += f"<br>no selected neurons in layer {', '.join(empty[:6])}{', …' * (len(empty) > 6)}" if empty else ""
     layout = {
         "xaxis": layer_axis(shown_layers, 0.5),
         "yaxis": {"title": {"text": "Concentration (0: random, 1: maximum)"}, "range": [min(ends) - pad, max(ends) + pad], "dtick": 0.25},
         "shapes": [level(0, layer="below")],
-        "legend": {"title": {"text": _title(result, fraction, task) + told}},
+        "legend": {"title": {"text": _title(result, fraction, task) + notes}},
     }
     return new_figure([*traces, *cut], layout, width=width, plot_px=230, legend_rows=len(traces) + 4 + bool(cut) + bool(empty))
 

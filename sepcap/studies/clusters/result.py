@@ -147,21 +147,22 @@ class Modularity(StudyResult):
             def of(weights: str, clusters: str, chosen: str = SCORE, null: str = LAYER, share: float = fraction) -> Any:
                 return estimates.loc[(weights, clusters, chosen, null, share)]
 
-            def told(row: Any, name: str = "concentration") -> str:
+            def value(row: Any, name: str = "concentration") -> str:
                 return with_ends(row, name, 3)
 
             main = of("trained", "moefied")
             text = (
-                f"Top {fraction:.3g} of the mlp: area {told(main, 'area')}, random sets {main['chance']:.3f}; concentration {told(main)}, "
-                f"against random sets also matched on activity on {c['retain']} {told(of('trained', 'moefied', null=ACTIVITY))}. "
-                f"As many per layer, chosen by that activity alone: the least active {told(of('trained', 'moefied', LEAST))}, "
-                f"the most active {told(of('trained', 'moefied', MOST))}. In clusters by index mod k {told(of('trained', 'index'))}"
+                f"Top {fraction:.3g} of the mlp: area {value(main, 'area')}, random sets {main['chance']:.3f}; "
+                f"concentration {value(main)}, "
+                f"against random sets also matched on activity on {c['retain']} {value(of('trained', 'moefied', null=ACTIVITY))}. "
+                f"As many per layer, chosen by that activity alone: the least active {value(of('trained', 'moefied', LEAST))}, "
+                f"the most active {value(of('trained', 'moefied', MOST))}. In clusters by index mod k {value(of('trained', 'index'))}"
             )
             if c["control"]:
-                text += f", with random weights and their own clusters {told(of('random', 'moefied'))}"
+                text += f", with random weights and their own clusters {value(of('random', 'moefied'))}"
             gaps = [(minus, null) for minus, null, share in differences.index if share == fraction]
             gap = ", ".join(
-                f"{told(differences.loc[(minus, null, fraction)], 'difference')} vs {minus}{' (matched on activity)' * (null == ACTIVITY)}"
+                f"{value(differences.loc[(minus, null, fraction)], 'difference')} vs {minus}{' (matched on activity)' * (null == ACTIVITY)}"
                 for minus, null in sorted(gaps, key=lambda pair: (list(CONTROLS).index(pair[0]), pair[1]))
             )
             sets = totals[(totals["weights"] == "trained") & (totals["fraction"] == fraction) & (totals["chosen"] == SCORE)]

@@ -151,8 +151,8 @@ def _measure(prepared: ModularityPlan, pieces: Pieces) -> Modularity:
     tensors = {"curves": torch.from_numpy(np.stack(curves)), "chance": torch.from_numpy(np.stack(chances))}
     found = {name: pd.concat(parts, ignore_index=True) for name, parts in (("areas", tables), ("clusters", clustered))}
     result = Modularity(study_config(pieces.folder, Modularity.STUDY), found, tensors | labels)
-    told = {"estimates": result.estimates(("task",)), "differences": result.differences(("task",))}
-    return dataclasses.replace(result, tables=told | found)
+    estimated = {"estimates": result.estimates(("task",)), "differences": result.differences(("task",))}
+    return dataclasses.replace(result, tables=estimated | found)
 
 
 def _compared(

@@ -78,8 +78,8 @@ def _mean(own: Any, dim: int, category: str, look: dict[str, str], axes: dict[st
     ]
     marker = {"color": look["colour"], "size": 6, "symbol": look["symbol"]}
     drawn = {"mode": "lines+markers", "line": {"color": look["colour"], "width": 2.2}, "marker": marker}
-    told = {"hovertext": hovers, "hoverinfo": "text", "name": plain(category), "legendgroup": category, "showlegend": first}
-    return go.Scatter(x=own["location"].tolist(), y=rounded(own["mean"]), cliponaxis=False, **drawn, **told, **axes)
+    hover = {"hovertext": hovers, "hoverinfo": "text", "name": plain(category), "legendgroup": category, "showlegend": first}
+    return go.Scatter(x=own["location"].tolist(), y=rounded(own["mean"]), cliponaxis=False, **drawn, **hover, **axes)
 
 
 def _test(result: Any, i: int) -> str:

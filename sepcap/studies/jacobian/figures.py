@@ -134,15 +134,15 @@ def jacobian_spectra(result: Any, *, control: bool = True, layers: Sequence[int]
     named = range(len(layers)) if len(layers) <= NAMED else (0, len(layers) // 2, len(layers) - 1)
     for i, layer in enumerate(layers):
         y = np.median(shares[TRAINED][c["layers"].index(layer)], axis=0)[number - 1]
-        told = f"<b>layer {layer}</b><br>σ at index %{{x:,}} is %{{y:.2e}} of the largest<extra></extra>"
+        template = f"<b>layer {layer}</b><br>σ at index %{{x:,}} is %{{y:.2e}} of the largest<extra></extra>"
         look = {"mode": "lines", "name": f"layer {layer}", "line": {"color": _shade(i, len(layers)), "width": 1.4}}
-        traces.append(go.Scatter(x=number.tolist(), y=_positive(y), hovertemplate=told, showlegend=i in named, **look))
+        traces.append(go.Scatter(x=number.tolist(), y=_positive(y), hovertemplate=template, showlegend=i in named, **look))
         lowest = min([lowest, *y[y > 0]])
     if control and RANDOM in shares:
         y = np.median(shares[RANDOM], axis=(0, 1))[number - 1]
-        told = "<b>random weights</b><br>σ at index %{x:,} is %{y:.2e} of the largest<extra></extra>"
+        template = "<b>random weights</b><br>σ at index %{x:,} is %{y:.2e} of the largest<extra></extra>"
         look = {"mode": "lines", "name": "random weights, all layers", "line": {"color": GREY, "width": 1.6, "dash": "dash"}}
-        traces.append(go.Scatter(x=number.tolist(), y=_positive(y), hovertemplate=told, **look))
+        traces.append(go.Scatter(x=number.tolist(), y=_positive(y), hovertemplate=template, **look))
     bottom = max(-9, int(np.floor(np.log10(lowest))))
     step = max(1, -bottom // 5)
     powers = list(range(0, bottom - 1, -step))

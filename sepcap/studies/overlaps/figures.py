@@ -11,7 +11,7 @@ from sepcap.drawing.heat import heat_panels
 from sepcap.drawing.parts import error_bars, layer_axis, level, row_axis, upright
 from sepcap.drawing.style import DASHES, GREY, INK, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, chosen_layers, new_figure, plain, rounded
 from sepcap.errors import unknown
-from sepcap.studies.base.text import told_p, with_ends
+from sepcap.studies.base.text import p_in_words, with_ends
 
 ROW_PX = 26
 
@@ -121,7 +121,7 @@ def _cells(label: str, rows: Any, tasks: list[str]) -> list[list[str]]:
             f"<b>{plain(label)}</b><br>{plain(first)} ({row['a']:,.0f}) and {plain(second)} ({row['b']:,.0f}): {row['both']:,.1f} in both"
             f"<br>{row['ratio']:.3g} times random sets of the same layers, {row['ratio_matched']:.3g} times those also of the same activity"
             f"<br>IoU {row['iou']:.3g}"
-            f"<br>p {told_p(row['log10_p'])}, corrected {told_p(row['log10_p_corrected'])}"
+            f"<br>p {p_in_words(row['log10_p'])}, corrected {p_in_words(row['log10_p_corrected'])}"
         )
         texts[tasks.index(first)][tasks.index(second)] = texts[tasks.index(second)][tasks.index(first)] = said
     return texts
@@ -176,9 +176,9 @@ def overlap_ratios(result: Any, *, fraction: float | None = None, width: Width =
     several = len({site for site, _, _ in heights}) > 1
     top = len(keys) - 0.5
     seeds = len(result.config["seeds"])
-    told = f"95% intervals over {seeds} seeds" if seeds > 1 else "one seed: no intervals"
+    title = f"95% intervals over {seeds} seeds" if seeds > 1 else "one seed: no intervals"
     layout = {
-        "legend": {"title": {"text": told}},
+        "legend": {"title": {"text": title}},
         "xaxis": {"title": {"text": title}, "range": [1.06 * least, 1.06 * most]},
         "yaxis": row_axis({y: plain(f"{a}, {b}" + f" ({site})" * several) for (site, a, b), y in heights.items()}, -0.5, top),
         "shapes": [
@@ -230,9 +230,9 @@ def overlap_layers(
                 f"<b>{plain(label)}{'' if trained else ', random weights'}</b><br>layer {k}: {v:.3g}"
                 for k, v in zip(shown, values, strict=True)
             ]
-            told = {"name": plain(label), "showlegend": trained, "legendgroup": label, "hovertext": said, "hoverinfo": "text"}
+            hover = {"name": plain(label), "showlegend": trained, "legendgroup": label, "hovertext": said, "hoverinfo": "text"}
             y = rounded(-values if measure.startswith("log10_p") else values)
-            traces.append(go.Scatter(x=shown, y=y, mode="lines+markers", line=look, marker=marker, cliponaxis=False, **told))
+            traces.append(go.Scatter(x=shown, y=y, mode="lines+markers", line=look, marker=marker, cliponaxis=False, **hover))
     name = MEASURES[measure][0]
     layout = {
         "xaxis": layer_axis(shown, 0.2, 10),

@@ -12,7 +12,7 @@ from sepcap.selection.score import Scores
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.seed_samples import what_seeds_share
 from sepcap.studies.base.seeds import paired_differences, seed_interval
-from sepcap.studies.base.text import told_p, with_ends
+from sepcap.studies.base.text import p_in_words, with_ends
 from sepcap.studies.overlaps import figures
 
 HEADS_AT = "attn_pre_out"
@@ -154,8 +154,8 @@ def _of_pair(here: pd.DataFrame, differences: pd.DataFrame, row: Any) -> str:
         )
     return (
         f"{row['first']} and {row['second']}, {row['both']:,.4g} of {row['a']:,.4g} ({100 * row['share']:.0f}%), ratio to random sets of "
-        f"the same layers {with_ends(row, 'ratio')} (p {told_p(row['log10_p_corrected'])}), also matched on activity "
-        f"{with_ends(row, 'ratio_matched')} (p {told_p(row['log10_p_matched_corrected'])}); {beside}"
+        f"the same layers {with_ends(row, 'ratio')} (p {p_in_words(row['log10_p_corrected'])}), also matched on activity "
+        f"{with_ends(row, 'ratio_matched')} (p {p_in_words(row['log10_p_matched_corrected'])}); {beside}"
     )
 
 

@@ -186,8 +186,8 @@ def paragraph_positions(result: Any, *, kind: str = "all", width: Width = "colum
             for row in of.to_dict("records")
         ]
         look = {"mode": "markers", "marker": {"color": COLOURS[name], "size": 6}, "error_y": bars}
-        told = {"name": capital(_name(name)), "hovertext": hovers, "hoverinfo": "text"}
-        traces.append(go.Scatter(x=rounded(of["at"]), y=rounded(gain), **look, **told, cliponaxis=False))
+        hover = {"name": capital(_name(name)), "hovertext": hovers, "hoverinfo": "text"}
+        traces.append(go.Scatter(x=rounded(of["at"]), y=rounded(gain), **look, **hover, cliponaxis=False))
     layout = {
         "xaxis": {
             "title": {"text": "Token of the next paragraph"},
@@ -213,8 +213,8 @@ def _line(of: Any, x: str, colour: str, symbol: str, said: str, first: bool, axe
         for row in of.to_dict("records")
     ]
     look = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"color": colour, "size": 6, "symbol": symbol}}
-    told = {"name": capital(said), "showlegend": first, "hovertext": hovers, "hoverinfo": "text"}
-    traces.append(go.Scatter(x=rounded(at), y=rounded(gain), **look, **told, cliponaxis=False, **common))
+    hover = {"name": capital(said), "showlegend": first, "hovertext": hovers, "hoverinfo": "text"}
+    traces.append(go.Scatter(x=rounded(at), y=rounded(gain), **look, **hover, cliponaxis=False, **common))
     return traces
 
 

@@ -92,7 +92,7 @@ def _right_lines(run: RunFolder) -> list[bytes]:
     path, found = run.folder / LINES, []
     if not os.path.lexists(path):
         return found
-    with open_regular(path, "metrics") as file:
+    with open_regular(path, "file of metrics") as file:
         for step in range(run.steps_done + 1):
             line = _line(step, run)
             if file.readline(len(line) + 1) != line:

@@ -24,7 +24,7 @@ from sepcap.drawing.style import (
     plain,
     rounded,
 )
-from sepcap.studies.base.text import told_p
+from sepcap.studies.base.text import p_in_words
 from sepcap.studies.selection_checks.parts import OTHER_TEXTS
 
 GAP = 0.16
@@ -98,7 +98,7 @@ def selection_checks_step_overlaps(result: Any, *, width: Width = "column") -> g
         label, i, j = f"forget {row['pruned']}", runs.index(row["first"]), runs.index(row["second"])
         said = (
             f"<b>{plain(label)}</b><br>{row['first']} and {row['second']}: {row['both']:,} of {row['a']:,}"
-            f"<br>{row['ratio']:.3g} times chance, corrected p {told_p(row['log10_p_corrected'])}"
+            f"<br>{row['ratio']:.3g} times chance, corrected p {p_in_words(row['log10_p_corrected'])}"
         )
         for one, two in ((i, j), (j, i)):
             panels[label][one, two], hovers[label][one][two] = 100 * row["share"], said
@@ -157,8 +157,8 @@ def _line(rows: Any, x: str, label: str, colour: str, axes: Mapping[str, str], s
     marker = {"size": 6, "color": "white" if open_ else colour, "line": {"color": colour, "width": 1.3}}
     look = {"mode": "markers" if len(rows) == 1 else "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": marker}
     look["error_y"] = _bars(rows, "relative", colour)
-    told = {"name": plain(label), "legendgroup": label, "showlegend": shown, "hovertext": said, "hoverinfo": "text"}
-    return go.Scatter(x=rounded(rows[x]), y=rounded(rows["relative"]), cliponaxis=False, **look, **told, **axes)
+    hover = {"name": plain(label), "legendgroup": label, "showlegend": shown, "hovertext": said, "hoverinfo": "text"}
+    return go.Scatter(x=rounded(rows[x]), y=rounded(rows["relative"]), cliponaxis=False, **look, **hover, **axes)
 
 
 def _bars(rows: Any, column: str, colour: str) -> dict[str, Any]:
@@ -170,8 +170,8 @@ def _band(rows: Any, x: str, axes: Mapping[str, str], shown: bool, name: str) ->
     at = rounded(rows[x])
     if len(rows) == 1:  # a line or band needs two points
         look = {"mode": "markers", "marker": {"color": GREY, "size": 6, "symbol": "square"}, "error_y": _bars(rows, "random", GREY)}
-        told = {"name": name, "showlegend": shown, "legendgroup": RANDOM, "hoverinfo": "skip"}
-        return [go.Scatter(x=at, y=rounded(rows["random"]), cliponaxis=False, **look, **told, **axes)]
+        hover = {"name": name, "showlegend": shown, "legendgroup": RANDOM, "hoverinfo": "skip"}
+        return [go.Scatter(x=at, y=rounded(rows["random"]), cliponaxis=False, **look, **hover, **axes)]
     low, high = (rows[f"random_{end}"].to_numpy() for end in ("low", "high"))
     area = band(rows[x].to_numpy(), low, high, FAINT, showlegend=False, legendgroup=RANDOM, **axes)
     look = {"mode": "lines", "line": {"color": GREY, "width": 1.3, "dash": "dot"}, "legendgroup": RANDOM, "hoverinfo": "skip"}

@@ -19,7 +19,7 @@ from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.base.task_sets import LesionPlan, NamedTasks, scores_and_lesions, what_intervals_cover
-from sepcap.studies.base.text import told_p
+from sepcap.studies.base.text import p_in_words
 from sepcap.studies.selection_checks import figures
 from sepcap.studies.selection_checks.config import SelectionChecksConfig
 from sepcap.studies.selection_checks.parts import OTHER_TEXTS, Bench, Tables, equal_number, keep_only, layers, meeting, step_size
@@ -114,7 +114,7 @@ def _said_of_steps(result: SelectionChecks) -> list[str]:
         pairs = overlaps.query("pruned == @pruned and first == @first").set_index("second").to_dict("index")
         same = "; ".join(
             f"{first} and {other} share {100 * pairs[other]['share']:.0f}% ({pairs[other]['ratio']:.1f} times chance, corrected p "
-            f"{told_p(pairs[other]['log10_p_corrected'])})"
+            f"{p_in_words(pairs[other]['log10_p_corrected'])})"
             for other in dict.fromkeys((*(() if last == first else (last,)), OTHER_TEXTS))
         )
         said.append(f"Of the {n:,} neurons pruned for {pruned}, {same}.")

@@ -198,5 +198,5 @@ def _with_intervals(result: Any, layers: list[int], name: str, colour: str, symb
     up, down = (rounded(np.abs(table[end] - table["gap"])) for end in ("high", "low"))
     ends = {"array": up, "arrayminus": down, "symmetric": False, "thickness": 1.2, "width": 4}
     look = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"color": colour, "size": 6, "symbol": symbol}}
-    told = {"hovertext": hovers, "hoverinfo": "text", "name": name, "cliponaxis": False}
-    return go.Scatter(x=table["layer"].tolist(), y=rounded(table["gap"]), error_y=ends, **look, **told)
+    hover = {"hovertext": hovers, "hoverinfo": "text", "name": name, "cliponaxis": False}
+    return go.Scatter(x=table["layer"].tolist(), y=rounded(table["gap"]), error_y=ends, **look, **hover)

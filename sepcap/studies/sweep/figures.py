@@ -190,6 +190,6 @@ def trajectories(result: Any, metric: str = "top1", most: int = MOST_COLOURS, *,
     if not found:
         raise ValueError("the model has no accuracy to lose: there are no trajectories")
     found = sorted(found, key=lambda item: -float(item[1]["separability"].mean()))[:most]
-    told = [i for i, name in enumerate(result.settings) if name not in fields]
-    groups = {", ".join(str(key[i]) for i in told) or f"seeds {len(rows)}": list(result._results(rows)) for key, rows in found}
+    others = [i for i, name in enumerate(result.settings) if name not in fields]
+    groups = {", ".join(str(key[i]) for i in others) or f"seeds {len(rows)}": list(result._results(rows)) for key, rows in found}
     return trajectory(groups, metric, width=width)

@@ -9,7 +9,7 @@ from typing import Any
 from sepcap.checks import FROM_0, FROM_1, checked
 from sepcap.errors import warn
 from sepcap.progress import progress as bar_of
-from sepcap.progress import told
+from sepcap.progress import reporting
 from sepcap.studies.base.runner import Progress
 from sepcap.studies.base.text import counted
 from sepcap.studies.catalog import FUNCTIONS
@@ -81,7 +81,7 @@ def sweep(
         "load": plain("load", "arguments", dict(load or {})),
         "threads": threads,
     }
-    with told(progress) as say, open_sweep(out, fixed, cells) as config:
+    with reporting(progress) as say, open_sweep(out, fixed, cells) as config:
         ledger = Ledger(out)
         todo = [(n, c) for n, c in zip(names_of(config, cells), cells, strict=True) if state_of(out, ledger, n) != "finished"]
         if not todo:

@@ -263,7 +263,7 @@ def test_batches_are_even():
     [
         ({"head": 1}, ValueError, "give layer= too"),
         ({"head": (1, 2)}, ValueError, "give layer= too"),
-        ({"layer": 2}, IndexError, r"head \(2, 0\)"),
+        ({"layer": 2}, IndexError, r"layer=2: head \(2, 0\) does not exist, layers are numbered 0 to 1"),
         ({"layer": 0, "head": 4}, IndexError, r"head \(0, 4\)"),
         ({"layer": 0, "head": ()}, ValueError, "no head to ablate"),
         ({"kinds": ()}, ValueError, r"kinds=\(\): give a tuple of at least one"),

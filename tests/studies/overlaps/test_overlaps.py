@@ -21,7 +21,7 @@ from sepcap.statistics.collect import collect_sample
 from sepcap.studies.base import task_sets as several_tasks
 from sepcap.studies.base.seed_samples import disjoint_parts, sample_seeds, what_seeds_share
 from sepcap.studies.base.task_sets import NamedTasks
-from sepcap.studies.base.text import told_p, with_ends
+from sepcap.studies.base.text import p_in_words, with_ends
 from sepcap.studies.catalog import load_result
 from sepcap.studies.overlaps.result import HEADS_AT
 from sepcap.studies.overlaps.study import Overlap, selected
@@ -243,7 +243,7 @@ def test_the_model_is_not_changed_and_the_summary_says_what_was_found(trained, l
 
 def test_p_values_are_written_as_people_write_them():
     told = {0.0: "= 1", math.log10(0.25): "= 0.25", -2.0: "= 0.01", -3.5: "= 10^−3.5", -1234.56: "= 10^−1234.6", math.nan: "undefined"}
-    assert {value: told_p(value) for value in told} == told
+    assert {value: p_in_words(value) for value in told} == told
 
 
 def test_the_cost_is_said_before_anything_is_collected(trained, letters, digits, tmp_path, monkeypatch):

@@ -119,8 +119,8 @@ def seeds_together(runs: Any) -> dict[str, list[RunFolder]]:
     by_label = named(runs)
     groups: dict[str, list[RunFolder]] = {}
     for run in by_label.values():
-        told = {field: _value(run, field) for field in TELLING if field != "seed"}
-        groups.setdefault(repr(told), []).append(run)
+        settings = {field: _value(run, field) for field in TELLING if field != "seed"}
+        groups.setdefault(repr(settings), []).append(run)
     if any(len({run.config.get("seed") for run in members}) < len(members) for members in groups.values()):
         return {label: [run] for label, run in by_label.items()}
     firsts = named([members[0] for members in groups.values()])
@@ -181,8 +181,8 @@ def run_line(
 ) -> go.Scatter:
     """The line of a run in the plane of its two tasks; `number` is its place in the legend."""
     marker = {"color": "white" if is_random(run) else colour, "symbol": symbol, "size": 6, "line": {"color": colour, "width": 1.2}}
-    told = {"name": name, "legendrank": 1000 + number, "hovertext": hovers, "hoverinfo": "text"}
-    return go.Scatter(x=rounded(x), y=rounded(y), mode="lines+markers", line={"color": colour, "width": 1.5}, marker=marker, **told)
+    hover = {"name": name, "legendrank": 1000 + number, "hovertext": hovers, "hoverinfo": "text"}
+    return go.Scatter(x=rounded(x), y=rounded(y), mode="lines+markers", line={"color": colour, "width": 1.5}, marker=marker, **hover)
 
 
 def baselines_first(lines: Sequence[go.Scatter], runs: Mapping[str, RunFolder]) -> list[go.Scatter]:
