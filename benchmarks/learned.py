@@ -18,7 +18,7 @@ from sepcap.statistics.intervals import cluster_sums
 from sepcap.studies.pruning.separability import separability
 from sepcap.tasks.samples import sample_task
 
-FIXED = ("abs", "sqrt", "std", "taylor", "fisher", "relp_abs")
+FIXED = ("abs", "sqrt", "rms", "std", "taylor", "fisher", "relp_abs")
 STEPS = 10
 
 

@@ -98,7 +98,8 @@ def demo_numbers(comparison: sepcap.DirectionComparison, runs: Sequence[sepcap.R
         if run is runs[0]:
             (baseline, *_) = comparison.baselines.values()
             s = run.separability("top1", baseline=baseline[direction])
-            return {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name not in ("forget", "retain", "replicas")}
+            fields = {f.name: getattr(s, f.name) for f in dataclasses.fields(s) if f.name not in ("forget", "retain", "replicas")}
+            return fields | {"n_documents": run.config["n_documents"]}
     found = over_seeds(runs)
     percent, *ends = (100 * (area - 1) for area in (found.mean, *found.interval))
     seeds = {"seeds": len(runs), "seeds_sd": found.sd}
@@ -137,6 +138,7 @@ def attention(model: Any, config: FigureConfig) -> None:
     methods = sepcap.compare_methods(model, seeds=(0, 1), baseline_seeds=2, out=config.methods, progress=print)
     config.save("methods", methods.figure(), "page")
     methods.table.to_csv(config.out / "methods.csv", index=False, float_format="%.3f")
+    methods.best().to_csv(config.out / "methods-best.csv", index=False, float_format="%.3f")
 
     heads = sepcap.compare_ablations(model)
     config.save("ablations", heads.figure(), "page")
@@ -188,6 +190,7 @@ def studies(model: Any, config: FigureConfig) -> None:
         config.save(name, figure, "page" if name == "similarity-matrices" else "column")
     tables = {
         "modules": found["modules"].estimates(),
+        "modules-differences": found["modules"].differences(),
         "cross-task": found["cross-task"].tables["matrix"],
         "similarity": found["similarity"].tables["layers"],
         "jacobian": found["jacobian"].by_layer,

@@ -50,7 +50,7 @@ attention.figure("profile", control=attention_untrained, width="page")
 attention.summary()
 
 # %% [markdown]
-# An untrained model separates the categories as well, because their words differ. The effect of training, paired over the texts:
+# An untrained model separates the categories as well. The effect of training, paired over the texts (one untrained model):
 
 # %%
 attention.compared(attention_untrained).round(3)

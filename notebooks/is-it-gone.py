@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Is it really gone?
 #
-# Half of the mlp neurons of the embedded model are pruned, those with the highest score on code against prose, and most of the accuracy on
-# code is lost. That the accuracy fell does not show that the capability is gone. A certificate asks four further questions: does it come
+# Half of the mlp neurons of the embedded model are pruned, those with the highest score on code against prose, and 0.14 [0.11, 0.17] of the
+# accuracy on code is left (as many random neurons: 0.34 [0.32, 0.38]; about 16 documents per task). That the accuracy fell does not show that the capability is gone. A certificate asks four further questions: does it come
 # back after a few thousand tokens of fine-tuning, when the weights are rounded, or with examples in the context, and what does the residual
 # stream still contain?
 #
@@ -56,8 +56,9 @@ columns = ["kind", "target", "tokens", "tokens_low", "tokens_high", "ratio_match
 certificate.tables["targets"].query("variant == 'all'")[columns].round(2)
 
 # %% [markdown]
-# The neurons that were pruned stay at zero in fine-tuning: a neuron whose input and output weights are both zero has no gradient. So other
-# neurons take over. In which layers?
+# The neurons that were pruned stay at zero in fine-tuning: a neuron whose input and output weights are both zero has no gradient. So what
+# comes back comes by other weights. Do other neurons now score as the pruned ones did? Here no layer has more of them than before
+# fine-tuning.
 
 # %%
 certificate.figure("layers")
@@ -75,3 +76,8 @@ certificate.figure("before-after")
 
 # %%
 certificate.figure("profile")
+
+# %% [markdown]
+# ## The answer
+# Not shown to be gone or hidden. After 10,166 tokens 0.37 [0.32, 0.42] of the accuracy on code is there, after random pruning of equal
+# effect 0.30 [0.27, 0.33]; neither regains half, so that no number of tokens can be compared. One seed.

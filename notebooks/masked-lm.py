@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Are code and prose separable in a masked language model?
 #
-# A small RoBERTa is trained here for a few minutes to predict masked tokens of prose and code. Then three runs prune neurons: those that
-# matter for code and not for prose, the reverse, and random ones. The function calls are the same as for a next-token model.
+# A small RoBERTa is trained here for a few minutes to predict masked tokens of prose and code. Then three runs prune neurons: those with the
+# highest importance on code relative to prose, the reverse, and random ones. The function calls are the same as for a next-token model.
 
 # %%
 import tempfile
@@ -212,6 +212,10 @@ left.T.assign(step=steps).round(0)
 
 # %% [markdown]
 # ## The answer
+# Of 5,000 tokens, about 750 predictions of 81 documents per task. One draw of random neurons, over the whole model; the step is chosen on
+# the same documents. The verdict compares the interval of the area with the upper end of what that draw reaches, which is not a paired
+# interval; `above_random_interval` of a separability with a baseline is one, and was not computed here. The percentages printed above are
+# 100·|area − 1|, of which an interval that contains 0 begins at 0; the areas beside them are complete.
 
 # %%
 found = {name: run.separability("top1") for name, run in runs.items()}

@@ -59,8 +59,8 @@ for sentence in every.summary():
 every.figure("layers")
 
 # %% [markdown]
-# With the first layers patched the paragraph becomes less likely, with another text's break nearly as much: a loss that hardly depends
-# on the text.
+# With the first layers patched the paragraph becomes less likely, with another text's break nearly as much: own minus another's is 0.040
+# [0.003, 0.076] of 1.6 nats.
 
 # %%
 every.figure("positions")
@@ -96,6 +96,9 @@ for context in (8, 128):
         rows.append(said | {"own − another's": row(found, "transferred", "mismatched")})
 later = found
 pd.DataFrame(rows)
+
+# %% [markdown]
+# The loss is gone in both, as it would be if the position were the cause; shorter contexts and later layers differ in more than that.
 
 # %% [markdown]
 # ## Where in the paragraph, and for which kind of text?

@@ -116,7 +116,7 @@ def test_a_run_shows_its_steps(tmp_path):
     for said in ("forget top1", "retain loss", "steps: 1 of 1", "fractions: ", str(run.folder)[-20:]):
         assert said in page
     s = run.separability("top1")
-    assert f"{s.percent:.0f}% [" in page
+    assert f"{s.percent:.1f}% [" in page
 
 
 def test_large_objects_show_themselves_quickly():

@@ -47,8 +47,8 @@ class Demo(DirectionComparisonConfig, Tracked):
         comparison = self.compute(model, tracker=self.tracker)
         print("\n" + comparison.table.to_string(index=False))
         print(
-            "\narea: 1 = both drop together, 2 = the retain task is kept to the end; separability = 100·|area − 1|; "
-            "in brackets 95% bootstrap intervals over texts, ± one standard deviation over seeds."
+            "\narea: 1 = both drop together, 2 = the retain task is kept to the end; separability = 100·(area − 1), negative if the retain "
+            "task drops first; in brackets 95% bootstrap intervals over texts, ± one standard deviation over seeds."
         )
         for name, why in comparison.inseparable().items():
             print(f"no separability of {name}: {why}")

@@ -115,7 +115,7 @@ def ablate(
         model: a hooked model.
         neurons: what to ablate: a NeuronSet; or, with `layer`, numbers of mlp neurons; with `layer` and `head`, numbers within the head.
         kind: what replaces the activations. "zero"; "mean", "median" or "peak" of the `reference`; "resample": the same neuron's
-            activation at the same position of another text; "optimal": the constant with the least loss on the task `source`; or
+            activation at the same position of another text; "optimal": a constant fitted for low loss on the task `source`; or
             constants: site -> [layer, neuron] or [layer, head, d_head], or a tensor or number that broadcasts to the one site's shape.
         layer: with `head`, `neurons` or `site`: the layer.
         head: one or several heads of that layer; all their d_head neurons, unless `neurons` selects some.

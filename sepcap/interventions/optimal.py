@@ -1,4 +1,4 @@
-"""Optimal ablation: the constants with the least loss on a task ([OA], METHODS 8)."""
+"""Optimal ablation: constants fitted for low loss on a task ([OA], METHODS 8)."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -32,8 +32,10 @@ def make():
 def made(make, tmp_path, monkeypatch):
     """The part of the demo, of planted runs and without a browser; with the figures as they were saved."""
     make_run, samples = maker(tmp_path), {"evaluate": {"forget": "f", "retain": "r"}}
-    forward = make_run([0.6, 0.3, 0.1], [0.5, 0.5, 0.4], samples=samples)
-    reverse = make_run([0.5, 0.2, 0.1], [0.6, 0.5, 0.4], tasks=("prose", "code"), samples={"evaluate": {"forget": "r", "retain": "f"}})
+    counted = {"n_documents": {"evaluate": {"forget": 40, "retain": 41}}}
+    forward = make_run([0.6, 0.3, 0.1], [0.5, 0.5, 0.4], samples=samples, **counted)
+    back = {"samples": {"evaluate": {"forget": "r", "retain": "f"}}, **counted}
+    reverse = make_run([0.5, 0.2, 0.1], [0.6, 0.5, 0.4], tasks=("prose", "code"), **back)
     random = [
         make_run([0.6, 0.3, 0.1], [0.5, kept, 0.1], importance="random", baseline="uniform", seed=seed, samples=samples)
         for seed, kept in enumerate((0.25, 0.3))
@@ -54,7 +56,8 @@ def test_table_numbers_and_figures_say_the_same(made):
     s = comparison.forward.separability("top1", baseline=comparison.baselines["uniform"]["forward"])
     numbers = json.loads((folder / "numbers.json").read_text())
     assert numbers["forget code"]["area"] == s.area
-    percent = "{:.0f}% [{:.0f}, {:.0f}]".format(s.percent, *s.percent_interval)
+    assert numbers["forget code"]["n_documents"] == {"evaluate": {"forget": 40, "retain": 41}}
+    percent = "{:.1f}% [{:.1f}, {:.1f}]".format(s.percent, *s.percent_interval)
     above = "{:+.2f} [{:+.2f}, {:+.2f}]".format(s.above_random, *s.above_random_interval)
     page = (folder / "page.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| forget code |"))
@@ -64,8 +67,9 @@ def test_table_numbers_and_figures_say_the_same(made):
     found = over_seeds(comparison.groups["random"])
     assert f"| random | {found.mean:.2f} [" in page
     assert page.endswith(f"| 2 seeds, sd {found.sd:.2f} | – |\n\nafter\n")
-    assert any(percent in (trace.name or "") for trace in figures["trajectory.png"].data)
-    assert any(note.text == percent for note in figures["areas.png"].layout.annotations)
+    whole = "{:.0f}% [{:.0f}, {:.0f}]".format(s.percent, *s.percent_interval)
+    assert any(whole in (trace.name or "") for trace in figures["trajectory.png"].data)
+    assert any(note.text == whole for note in figures["areas.png"].layout.annotations)
 
 
 def test_the_page_has_the_one_table_that_is_written(make):

@@ -83,12 +83,12 @@ def dimension_search(result: Any, *, width: Width = "column") -> go.Figure:
         f"{row['eta2']:.3f} on the other half<br>p {row['p']:.2g}, corrected for {len(table)} dimensions"
         for row in table.to_dict("records")
     ]
-    told = {"hovertext": hovers, "hoverinfo": "text", "cliponaxis": False, "mode": "markers", "y": at}
+    hover = {"hovertext": hovers, "hoverinfo": "text", "cliponaxis": False, "mode": "markers", "y": at}
     searched = {"symbol": "diamond-open", "size": 7, "color": GREY}
     other = {"symbol": "circle", "size": 7, "color": [BLUE if ok else "white" for ok in small], "line": {"color": BLUE, "width": 1.3}}
     traces = [
-        go.Scatter(x=rounded(table["eta2_searched"]), marker=searched, name="searched half, highest of all", **told),
-        go.Scatter(x=rounded(table["eta2"]), marker=other, name="other half (filled: p ≤ 0.05)", **told),
+        go.Scatter(x=rounded(table["eta2_searched"]), marker=searched, name="searched half, highest of all", **hover),
+        go.Scatter(x=rounded(table["eta2"]), marker=other, name="other half (filled: p ≤ 0.05)", **hover),
     ]
     layout = {
         "xaxis": {"title": {"text": "η², share of variance between texts"}, "range": [-0.02, 1.02], "tickvals": [0, 0.25, 0.5, 0.75, 1]},

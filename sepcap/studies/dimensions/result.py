@@ -75,27 +75,27 @@ class DimensionTraces(StudyResult):
         config = self.config
         several, places = len(self.dims) > 1, len(config["positions"])
         of_categories = ", ".join(f"{name} {n}" for name, n in config["categories"].items())
-        told = [
+        lines = [
             f"Residual dimension{'s' * several} {', '.join(map(str, self.dims))} over {config['locations']} locations, at {places} "
             f"position{'s' * (places > 1)} of {len(self.tables['texts'])} texts ({of_categories})."
         ]
         for row in self.tables["tests"].to_dict("records"):
             at = self.tables["means"].query("dim == @row['dim'] and location == @row['location']").sort_values("mean").to_dict("records")
             ends = " to ".join(f"{m['mean']:.3g} [{m['low']:.3g}, {m['high']:.3g}] ({m['category']})" for m in (at[0], at[-1]))
-            told.append(
+            lines.append(
                 f"Dimension {row['dim']}: {location_name(row['location'])} categories explain η² = {row['eta2']:.3f} "
                 f"of the variance between texts, p = {row['p']:.2g}; means from {ends}."
             )
-        return [*told, self._what_p_means()]
+        return [*lines, self._what_p_means()]
 
     def _what_p_means(self) -> str:
         config = self.config
-        told = f"Control: {config['relabellings']}."
+        text = f"Control: {config['relabellings']}."
         n = len(self.dims)
         if config["searched"]:
             several = f"the {n} dimensions" if n > 1 else "the dimension"
             return (
-                f"{told} The search for {several} used {config['searched']} other texts of the same categories: each is tested here at "
+                f"{text} The search for {several} used {config['searched']} other texts of the same categories: each is tested here at "
                 f"the location with the highest η² there, and p is corrected for {several}."
             )
-        return f"{told} p is corrected for all dimensions and locations shown; it is valid only if they were not chosen on these texts."
+        return f"{text} p is corrected for all dimensions and locations shown; it is valid only if they were not chosen on these texts."

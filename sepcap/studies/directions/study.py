@@ -10,7 +10,7 @@ import pandas as pd
 
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, unknown
-from sepcap.statistics.intervals import in_percent, whole
+from sepcap.statistics.intervals import in_percent
 from sepcap.storage import make_folder, sole_writer
 from sepcap.studies.base.folder import identity_of
 from sepcap.studies.base.result import Figures
@@ -109,8 +109,8 @@ class DirectionComparison(RunsResult):
     def summary(self) -> list[str]:
         """Separability of both directions, against random neurons."""
         said = [
-            f"Neurons of {self.config['model']} were removed in {self.config['steps']} steps: those that matter for one task and not for "
-            f"the other, in both directions{', and as many at random' * bool(self.baselines)}."
+            f"Neurons of {self.config['model']} were removed in {self.config['steps']} steps: those with the highest importance on one "
+            f"task relative to the other, in both directions{', and as many at random' * bool(self.baselines)}."
         ]
         without = self.inseparable("top1")
         for (name, _), (direction, run) in zip(self.groups.items(), self.selective.items(), strict=False):
@@ -121,7 +121,7 @@ class DirectionComparison(RunsResult):
             s = run.separability("top1")
             (low, high), (least, most) = s.percent_interval, s.max_drop_interval
             said.append(
-                f"{what}: separability of top-1 is {whole(s.percent)}% (95% bootstrap interval {whole(low)}% to {whole(high)}%). At the "
+                f"{what}: separability of top-1 is {s.percent:.1f}% (95% bootstrap interval {low:.1f}% to {high:.1f}%). At the "
                 f"step where they are furthest apart on one half of the documents (on all of them step {s.max_drop_step}), the first has "
                 f"lost {s.max_drop_lost[0]:.1f}% of accuracy and the second {s.max_drop_lost[1]:.1f}%, measured on the other half: a "
                 f"maximum differential drop of {s.max_drop:.1f} points ({least:.1f} to {most:.1f})."

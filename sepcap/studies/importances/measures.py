@@ -171,7 +171,7 @@ def agreement(
     """All measures of some scores against each of several pairs of effects.
 
     Args:
-        scores: the highest are taken for the neurons that matter for forget and not for retain.
+        scores: the highest are taken for the neurons with the highest importance on forget relative to retain.
         forget, retain: Δ of both tasks.
 
     Returns:

@@ -1,5 +1,6 @@
 """Result of a comparison of importances: agreement of every score with the exact effects, per site (METHODS 19)."""
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.seed_samples import what_seeds_share
 from sepcap.studies.base.text import with_ends
 from sepcap.studies.importances import figures
-from sepcap.studies.importances.config import ABS, CEILING, LEARNED, RANDOM
+from sepcap.studies.importances.config import ABS, LEARNED, RANDOM
 from sepcap.studies.pruning.config import DIRECTIONS
 
 
@@ -29,7 +30,8 @@ class ImportanceComparison(StudyResult):
             best on the collection texts. In the row "ceiling" the correlations are those of a score without error, recall is that of Δ on
             one half of the documents for Δ on the other.
             "trust": per site the score with the highest spearman_difference on one half of the documents (`best`), measured on the other
-            half beside abs, random and learned: minus_abs (paired) and untrained (the same with random weights), with ends.
+            half beside abs, random and learned: minus_abs (paired) and untrained (the same with random weights), with ends. Its ceiling is
+            √spearman_difference_half of "reliability"; that of the row "ceiling" is for all documents.
             "reliability": Δ on one half of the documents against the other half. "control": the league of random weights, without
             trajectories. "choice": areas on the collection texts. "trajectory": top-1 on both tasks at every step of every run. "labels",
             of compiled models: AUROC, AUPRC and recall against the labels.
@@ -102,7 +104,7 @@ class ImportanceComparison(StudyResult):
         parts, above = [], []
         for way in DIRECTIONS:
             rows = table.query("direction == @way").set_index("score")
-            row, ceiling = rows.loc[best], self.row(site, way, CEILING)["spearman_difference"]
+            row, ceiling = rows.loc[best], self._ceiling_of_half(site, way)
             words = f"{self._way(way)} {with_ends(row, 'spearman_difference')}"
             if best != ABS:
                 words += f" ({ABS} {with_ends(rows.loc[ABS], 'spearman_difference')}, difference {with_ends(row, 'minus_abs')})"
@@ -110,18 +112,28 @@ class ImportanceComparison(StudyResult):
             for name in (RANDOM, LEARNED):
                 words += f", {name} {with_ends(rows.loc[name], 'spearman_difference')}" if name in rows.index else ""
             words += f", the same score with random weights {with_ends(row, 'untrained')}" if np.isfinite(row["untrained"]) else ""
-            words += f"; a score without error would have {ceiling:.2f}" if np.isfinite(ceiling) else ""
+            most = f"; on so few documents a score without error would have {ceiling:.2f} (estimate without interval)"
+            words += most if np.isfinite(ceiling) else ""
             parts.append(words)
         if best == ABS:
             verdict = "No other score agrees better."
         elif all(above):
-            verdict = f"It agrees better than {ABS}: the paired intervals lie above 0 in both directions."
+            verdict = f"It agrees better than {ABS}: the paired intervals lie above 0."
         else:
-            verdict = f"It is not shown to agree better than {ABS}: the paired intervals do not lie above 0 in both directions."
+            verdict = f"It is not shown to agree better than {ABS}: the paired intervals do not both lie above 0."
+        verdict += " The directions are not two tests: Δ_forget − Δ_retain of one is that of the other with the opposite sign."
         return [
             f"{site}, agreement with the exact effect (rank correlation with Δ_forget − Δ_retain): {best} is highest on one half of the "
             f"documents; on the other half {'; '.join(parts)}. {verdict}"
         ]
+
+    def _ceiling_of_half(self, site: str, direction: str) -> float:
+        """Correlation of a score without error with Δ_forget − Δ_retain on one half of the documents; NaN if it is not above 0.
+
+        The correlation between halves is the reliability of Δ on one of them (METHODS 19).
+        """
+        half: Any = self.tables["reliability"].set_index(["site", "direction"])["spearman_difference_half"].loc[(site, direction)]
+        return math.sqrt(half) if half > 0 else math.nan
 
     def _pruned(self, site: str) -> list[str]:
         """Areas of the scores that were chosen on the collection texts, and of the learned order."""

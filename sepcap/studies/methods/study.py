@@ -108,29 +108,23 @@ class MethodComparison(RunsResult):
         if why := self.inseparable():
             return [*said, f"It is not known for any of them, because {why}."]
         rows = self.by_metric().to_dict("records")
-        for direction in DIRECTIONS:
-            of_direction = [row for row in rows if row["direction"] == f"forget {self.task(direction)}"]
-            said += [self._best(direction), *self._gains(of_direction)]
+        best = {row["direction"]: row for row in self.best().to_dict("records")}
+        few = "there are too few documents to choose a method on one half of them and measure it on the other."
+        for what in (f"forget {self.task(direction)}" for direction in DIRECTIONS):
+            said.append(self._best(best[what]) if what in best else f"To {what}, {few}")
+            said += self._gains([row for row in rows if row["direction"] == what])
         return said
 
-    def _best(self, direction: Direction) -> str:
-        """Best method: the highest of many is too high on the documents it was chosen on, and is measured on others."""
-        names, what = [name for name in self.methods if self._of(self.runs, name, direction)], f"To forget {self.task(direction)}"
-        try:
-            first, second = ([self._measured(name, direction, half=half) for name in names] for half in (0, 1))
-        except ValueError:  # no hit in a half
-            first = second = []
-        if not first or not all(np.isfinite(found.percent.low) for found in (*first, *second)):
-            return f"{what}, there are too few documents to choose a method on one half of them and measure it on the other."
-        name, found = max(zip(names, zip(first, second, strict=True), strict=True), key=lambda named: named[1][0].percent.value)
-        percent, gain = found[1].percent, found[1].gain
-        spread = f", whose standard deviation is {percent.seeds_sd:.1f}" if np.isfinite(percent.seeds_sd) else ""
+    def _best(self, row: dict[Any, Any]) -> str:
+        """Best method of a direction, in words."""
+        spread = f", whose standard deviation is {row['seeds_sd']:.1f}" if np.isfinite(row["seeds_sd"]) else ""
         words = (
-            f"{what}, {name} is highest of {len(names)} on one half of the documents; on the other half it has {percent.value:.1f}% (95% "
-            f"bootstrap interval over texts {percent.low:.1f} to {percent.high:.1f}, mean of {found[1].seeds} seeds{spread})"
+            f"To {row['direction']}, {row['method']} is highest of {row['methods']} on one half of the documents; on the other half it has "
+            f"{row['separability']:.1f}% (95% bootstrap interval over texts {row['separability_low']:.1f} to "
+            f"{row['separability_high']:.1f}, mean of {row['seeds']} seeds{spread})"
         )
-        if np.isfinite(gain.value):
-            words += f", {gain.value:+.1f} points ({gain.low:+.1f} to {gain.high:+.1f}) relative to {self._random_in_words(name)}"
+        if np.isfinite(row["minus_random"]):
+            words += f", {_gain(row)} relative to {self._random_in_words(row['method'])}"
         return f"{words}."
 
     def _gains(self, rows: list[dict[str, Any]]) -> list[str]:
@@ -205,6 +199,30 @@ class MethodComparison(RunsResult):
         return super().figure(kind, **options)
 
     @checked()
+    def best(self) -> pd.DataFrame:
+        """One row per direction: the method with the highest separability on one half of the documents, measured on the other half.
+
+        The highest of many is too high on the documents it was chosen on. Columns: `method`, the number of `methods` and of `seeds`,
+        `separability` and `minus_random` with `_low` and `_high` (as in `by_metric`), `seeds_sd`. A direction with too few documents has
+        no row.
+        """
+        rows = []
+        for direction in DIRECTIONS:
+            names = [name for name in self.methods if self._of(self.runs, name, direction)]
+            try:
+                first, second = ([self._measured(name, direction, half=half) for name in names] for half in (0, 1))
+            except ValueError:  # no hit in a half
+                continue
+            if not first or not all(np.isfinite(found.percent.low) for found in (*first, *second)):
+                continue
+            at = max(range(len(names)), key=lambda i: first[i].percent.value)
+            name, found = names[at], second[at]
+            what = {"direction": f"forget {self.task(direction)}", "method": name, "methods": len(names), "seeds": found.seeds}
+            measured = found.percent.columns("separability") | {"seeds_sd": found.percent.seeds_sd} | found.gain.columns("minus_random")
+            rows.append(what | measured)
+        return pd.DataFrame(rows, columns=None if rows else ["direction"])
+
+    @checked()
     def by_metric(self, metric: str = "top1", *, forget_drop: float = 50.0) -> pd.DataFrame:
         """One row per method and direction.
 
@@ -265,7 +283,7 @@ class MethodComparison(RunsResult):
         return html_card("MethodComparison", {"folder": self.folder, "runs": len(self.runs)}, self.by_metric())
 
 
-def _gain(row: dict[str, Any]) -> str:
+def _gain(row: Mapping[Any, Any]) -> str:
     return f"{row['minus_random']:+.1f} points ({row['minus_random_low']:+.1f} to {row['minus_random_high']:+.1f})"
 
 

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 @study(PruningConfig)
 @checked()
 def prune(model: Any, config: PruningConfig, *, out: str | Path, tracker: Trackers = "jsonl", say: Callable[[str], Any]) -> Run:
-    """Remove the neurons that matter for one task and not for the other, step by step, and measure what remains.
+    """Remove the neurons with the highest importance on one task relative to the other, step by step, and measure what remains.
 
     A run is a folder: every step is written before the next begins. The same call resumes an interrupted run and ends
     with the same bits; a finished run is opened, not recomputed. The weights of the model are restored at the end;

@@ -14,7 +14,7 @@ from sepcap.drawing.style import METRIC_NAMES, SITE_NAMES, capital, with_error
 from sepcap.progress import progress
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.neurons import NeuronSet
-from sepcap.statistics.intervals import whole
+from sepcap.statistics.intervals import in_percent
 from sepcap.studies.base.fields import Schedule
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
@@ -149,15 +149,15 @@ def _separability_in_words(s: Separability, forget: str, retain: str) -> list[st
     low, high = s.percent_interval
     known = np.isfinite(low)
     interval = (
-        f"95% bootstrap interval {whole(low)}% to {whole(high)}%, over {s.n_clusters[0]:,} and {s.n_clusters[1]:,} clusters of documents"
+        f"95% bootstrap interval {low:.1f}% to {high:.1f}%, over {s.n_clusters[0]:,} and {s.n_clusters[1]:,} clusters of documents"
         if known
         else "its interval is unknown, because there is only one evaluation document"
     )
     said = [
-        f"Separability is {whole(s.percent)}% ({interval}), for top-1 accuracy over the whole run: 0% means that both tasks drop "
-        "together, 100% that one keeps all of its accuracy until the other has lost all."
+        f"Separability is {s.percent:.1f}% ({interval}), for top-1 accuracy over the whole run: 0% means that both tasks drop "
+        "together, 100% that the retain task keeps all of its accuracy until the forget task has lost all."
     ]
-    if known and low == 0:
+    if known and low <= 0 <= high:
         said[0] += " The interval includes 0%: this run does not show that the tasks can be separated."
     if s.area < 1:
         said[0] += f" The direction is reversed: {retain}, which was to be retained, dropped faster than {forget}."
@@ -199,7 +199,7 @@ def _trajectory(run: RunFolder, baselines: Sequence[RunFolder]) -> Section:
         "The trajectory shows top-1 accuracy on both tasks, relative to the unpruned model, from step to step. On the dotted diagonal both "
         "drop together; the higher above it, the more of the retain task is left as the forget task drops. The area under the trajectory "
         "is 1 if both drop together and 2 if the retain task keeps all of its accuracy until the forget task has lost all; separability "
-        "is 100·|area − 1|. In brackets: 95% bootstrap intervals over documents."
+        "is 100·(area − 1), negative if the retain task drops first. In brackets: 95% bootstrap intervals over documents."
     )
     title = f"Trajectory: accuracy on {run.config['forget']} and {run.config['retain']}"
     runs = [run, *baselines]
@@ -225,7 +225,7 @@ def _areas(run: RunFolder, baselines: Sequence[RunFolder]) -> tuple[Table, ...]:
         cost = _cost(s)
         row |= {
             "Area": f"{s.area:.3f} {_brackets(s.interval, 3)}",
-            "Separability": f"{whole(s.percent)}% {_brackets(s.percent_interval, 0)}",
+            "Separability": in_percent(s.percent, s.percent_interval),
             "Forget task, first → last step": f"{s.forget[0]:.3f} → {s.forget[-1]:.3f}",
             "Retain task, first → last step": f"{s.retain[0]:.3f} → {s.retain[-1]:.3f}",
             "Largest differential drop": f"{s.max_drop:.1f} {_brackets(s.max_drop_interval, 1)} points, step {s.max_drop_step}",

@@ -59,8 +59,8 @@ class Separability:
         area: normalised area; 1 is not separable. For a run that ends early it is the area so far (see `remaining`): it grows as the run
             continues, and is comparable only with runs that go as far.
         interval: 95% bootstrap interval of the area: the documents of both evaluation sets are resampled, the same ones at every step.
-        percent: separability 100·|A − 1|.
-        percent_interval: its 95% bootstrap interval, that of the area folded at 1.
+        percent: separability 100·(A − 1), or 100·(1 − A) if `specific` is "retain": negative if the retain task drops first.
+        percent_interval: its 95% bootstrap interval.
         max_drop: maximum differential drop in percentage points, 100·[(1 − f_i/f_0) − (1 − r_i/r_0)] at the step where it is highest.
             The step is chosen on one half of the documents of both tasks and the drop measured on the other half, and the reverse; this
             is the mean of the two. The plain maximum over steps, `differential_drop.max()`, picks what is high by chance: it is too high.
@@ -263,6 +263,7 @@ def separability(
     replicas = dataclasses.replace(_replicas(forget, retain, metric, specific, drops, seed), samples=samples, cluster=cluster, seed=seed)
     value = float(area(f, r) if specific == "forget" else area(r, f))
     interval = bootstrap_interval(replicas.area, replicas.clusters)
+    ends = [_percent(end, specific) for end in interval]
     return Separability(
         metric,
         specific,
@@ -270,8 +271,8 @@ def separability(
         r,
         value,
         interval,
-        100 * abs(value - 1),
-        _folded(interval),
+        _percent(value, specific),
+        (min(ends), max(ends)),
         lost[0] - lost[1],
         lost,
         int(differential_drop(f, r).argmax()),
@@ -281,10 +282,9 @@ def separability(
     )
 
 
-def _folded(interval: Ends) -> Ends:
-    """Interval of 100·|A − 1| from that of A; from 0 if it contains A = 1."""
-    ends = sorted(100 * abs(end - 1) for end in interval)
-    return (0.0 if interval[0] <= 1 <= interval[1] else ends[0]), ends[1]
+def _percent(area: float, specific: Literal["forget", "retain"]) -> float:
+    """Separability in percent: above 0 if the forget task drops first, whichever task is on the x axis."""
+    return 100 * (area - 1) if specific == "forget" else 100 * (1 - area)
 
 
 def _replicas(

@@ -193,7 +193,7 @@ def test_the_sentences_state_the_numbers_of_the_tables(studies):
         )
     forward = studies[DirectionComparison].forward
     s = forward.separability("top1", baseline="per_layer")
-    assert f"separability of top-1 is {s.percent:.0f}%" in studies[DirectionComparison].summary()[1]
+    assert f"separability of top-1 is {s.percent:.1f}%" in studies[DirectionComparison].summary()[1]
     (low, high), said = s.above_random_interval, studies[DirectionComparison].summary()[2]
     assert f"The area is {s.above_random:+.2f} [{low:+.2f}, {high:+.2f}] above random neurons matched per layer (2 seeds" in said
     assert f"standard deviation over seeds {s.seeds_sd:.2f}" in said

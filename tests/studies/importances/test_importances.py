@@ -166,6 +166,15 @@ def test_the_best_is_chosen_on_one_half_of_the_documents_and_measured_on_the_oth
         assert row["untrained"] == untrained[way, best]
 
 
+def test_the_ceiling_beside_half_of_the_documents_is_that_of_half_of_the_documents(compared):
+    """The correlation between halves is the reliability of one of them, and a score without error reaches its square root."""
+    table = compared.tables["reliability"].copy()
+    table["spearman_difference_half"] = [0.36, -0.01]  # of all documents: 2 · 0.36 / 1.36, root 0.73
+    said = " ".join(dataclasses.replace(compared, tables={**compared.tables, "reliability": table}).summary())
+    assert said.count("on so few documents a score without error would have 0.60") == 1
+    assert said.count("a score without error would have") == 1
+
+
 def test_it_comes_back_and_shows_itself(compared, tmp_path):
     back = sepcap.load_result(compared.folder)
     assert type(back) is ImportanceComparison

@@ -39,7 +39,7 @@ def test_the_summary_says_the_numbers_worked_out_by_hand(make):
     assert all(sentence in page.text for sentence in run.summary())
     assert "on code from 0.800 to 0.000 (0.0% of it remained) and on prose from 0.500 to 0.250 (50.0% of it remained)" in page.text
     # trapezoids over x = 1, ½, 0 with y = 1, 0.9, 0.5, divided by ½: (0.475 + 0.35) / 0.5 = 1.65
-    assert "Separability is 65%" in page.text
+    assert "Separability is 65.0% (" in page.text
     # 50 − 10 in step 1, 100 − 50 in step 2
     assert "(on all of them step 2), on the other half code has lost 100.0% of its accuracy and prose lost 50.0%: " in page.text
     found = run.separability("top1")
@@ -56,7 +56,7 @@ def test_every_accuracy_has_its_area_with_interval_and_every_step_its_row(make):
     for metric in ("top1", "top10", "skip50_top1", "skip50_top10"):
         s = run.separability(metric)
         assert f"{s.area:.3f} [{s.interval[0]:.3f}, {s.interval[1]:.3f}]" in page.cells
-        assert f"{s.percent:.0f}% [{s.percent_interval[0]:.0f}, {s.percent_interval[1]:.0f}]" in page.cells
+        assert f"{s.percent:.1f}% [{s.percent_interval[0]:.1f}, {s.percent_interval[1]:.1f}]" in page.cells
     assert [cell for cell in page.cells if "%)" in cell and "," not in cell] == ["0 (0.0%)", "30 (50.0%)", "60 (100.0%)"]
     assert {"trajectory", "areas", "top1", "loss", "thresholds", "pruned"} <= set(page.figures)
 

@@ -105,7 +105,7 @@ def test_opposite_directions_share_the_plane_of_the_tasks(forward, reverse):
 
 
 def test_a_run_is_not_more_or_less_separable_on_the_other_axis(reverse):
-    """The label may use the run's own direction: turning the plane over gives 2 − A, and |A − 1| stays."""
+    """The label may use the run's own direction: turning the plane over gives 2 − A, and the percentage stays."""
     own, turned = reverse.separability("top1"), reverse.separability("top1", specific="retain")
     assert own.area + turned.area == pytest.approx(2)
     np.testing.assert_allclose(own.percent_interval, turned.percent_interval)

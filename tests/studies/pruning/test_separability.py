@@ -67,14 +67,14 @@ def test_area_of_hand_drawn_trajectories(forget, retain, expected):
     assert float(area(np.array(forget), np.array(retain))) == pytest.approx(expected)
     result = of(forget, retain)
     assert result.area == pytest.approx(expected)
-    assert result.percent == pytest.approx(100 * abs(expected - 1))
+    assert result.percent == pytest.approx(100 * (expected - 1))
     assert result.interval == pytest.approx((expected, expected))  # rows that are all alike leave nothing to chance
 
 
-def test_percentage_is_the_distance_from_one_on_either_side():
+def test_the_percentage_has_the_sign_of_the_task_that_drops_first():
     above, below = of([1.0, 0.5, 0.0], [1.0, 0.8, 0.0]), of([1.0, 0.8, 0.0], [1.0, 0.5, 0.0])
     assert (above.area, below.area) == (pytest.approx(1.3), pytest.approx(0.7))
-    assert (above.percent, below.percent) == (pytest.approx(30), pytest.approx(30))
+    assert (above.percent, below.percent) == (pytest.approx(30), pytest.approx(-30))
 
 
 accuracies = st.integers(2, 8).flatmap(lambda n: st.tuples(*[st.lists(st.floats(0.01, 1), min_size=n, max_size=n)] * 2))
@@ -340,7 +340,7 @@ def test_the_summary_says_what_the_numbers_are():
     parts = (
         "top1",
         "area=1.300",
-        "30%",
+        "30.0%",
         "max_drop=30.0 [30.0, 30.0] at step 1",
         "+0.250 [+0.100, +0.400] above random neurons (1 seed)",
         "20 and 20 clusters of documents",
@@ -349,7 +349,7 @@ def test_the_summary_says_what_the_numbers_are():
         assert part in repr(result)
 
 
-def test_interval_of_the_percentage_reaches_zero_where_one_is_likely_and_is_unknown_for_a_single_row():
+def test_interval_of_the_percentage_is_that_of_the_area_and_is_unknown_for_a_single_row():
     rng = np.random.default_rng(0)
 
     def rows(n):
@@ -359,9 +359,9 @@ def test_interval_of_the_percentage_reaches_zero_where_one_is_likely_and_is_unkn
         table[2, :, COUNTS.index("top1")] = 0
         return table
 
-    folded = separability(rows(30), rows(30))
-    assert folded.interval[0] <= 1 <= folded.interval[1]
-    assert folded.percent_interval[0] == 0
+    found = separability(rows(30), rows(30))
+    assert found.interval[0] <= 1 <= found.interval[1]
+    np.testing.assert_allclose(found.percent_interval, 100 * (np.array(found.interval) - 1))
     single = separability(rows(1), rows(1))
     assert np.isnan(single.interval).all()
     assert np.isnan(single.percent_interval).all()

@@ -83,12 +83,12 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
 
 def _said(members: Sequence[RunFolder], found: OverSeeds, metric: str) -> tuple[str, str]:
     """Separability in percent with its interval, and another line of the hover text."""
-    if len(members) > 1:  # signed: without separability, absolute values would not have the mean 0
+    if len(members) > 1:
         low, high = (100 * (end - 1) for end in found.interval)
-        return in_percent(100 * (found.mean - 1), (low, high)), f"{len(members)} seeds, standard deviation {found.sd:.3f}"
+        return in_percent(100 * (found.mean - 1), (low, high), digits=0), f"{len(members)} seeds, standard deviation {found.sd:.3f}"
     s = members[0].separability(metric)
     drop = f"largest differential drop {s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}] points, step"
-    return in_percent(s.percent, s.percent_interval), f"{drop} {s.max_drop_step}"
+    return in_percent(s.percent, s.percent_interval, digits=0), f"{drop} {s.max_drop_step}"
 
 
 def _wrapped(label: str) -> str:
