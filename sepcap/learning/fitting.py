@@ -1,6 +1,10 @@
 """Hyperparameters of a learned order and of fine-tuning, without torch, so that configurations can use their defaults (METHODS 21, 22)."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Optimiser = Literal["adamw", "sgd"]
+"""AdamW without weight decay, or plain gradient descent."""
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,4 @@ class Tuning:
     step_tokens: int = 2_048
     batch_size: int = 16
     seed: int = 0
+    optimiser: Optimiser = "adamw"
