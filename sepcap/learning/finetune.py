@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -41,7 +41,7 @@ class CrossEntropy:
         """Number of predictions."""
         return int(batch.asked.sum())
 
-    def summed(self, logits: Float[Tensor, "batch pos out"], batch: Batch, rows: Sequence[int]) -> Float[Tensor, ""]:
+    def summed(self, logits: Float[Tensor, "batch ... out"], batch: Batch, rows: Sequence[int]) -> Float[Tensor, ""]:
         """Summed cross-entropy of the predictions."""
         return summed_loss(logits, batch)
 
@@ -118,9 +118,9 @@ def descended(
         with progress(total=checkpoints[-1], desc=desc, unit="tok", unit_scale=True) as bar:
             for target in checkpoints:
                 while seen < target:
-                    rows = [_drawn(len(term.sample.rows), n, step, how.seed) for term, n in zip(terms, each, strict=True)]
+                    rows = [drawn(len(term.sample.rows), n, step, how.seed) for term, n in zip(terms, each, strict=True)]
                     with torch.enable_grad(), measuring(model):
-                        loss = halving_batches(partial(_gradients, model, list(zip(terms, rows, strict=True)), chosen), how.batch_size)
+                        loss = halving_batches(partial(gradients_of, model, list(zip(terms, rows, strict=True)), chosen), how.batch_size)
                     if not np.isfinite(loss):
                         raise FloatingPointError(
                             f"{desc}: the loss of step {step + 1} is NaN or infinite at lr={how.lr:g}; give a smaller lr, or load the "
@@ -142,12 +142,19 @@ OPTIMISERS: dict[str, Callable[[Sequence[Tensor], float], torch.optim.Optimizer]
 """Name of an optimiser -> it, given the weights and the step size; without weight decay or momentum."""
 
 
-def _gradients(model: Any, drawn: Sequence[tuple[Term, Sequence[int]]], chosen: Sequence[Tensor], batch_size: int) -> float:
-    """Set the gradients of the weighted sum of the mean losses of some rows, and return that sum."""
+def gradients_of(model: Any, parts: Sequence[tuple[Term, Sequence[int]]], chosen: Sequence[Tensor], batch_size: int) -> float:
+    """Set the gradients of the weighted sum of the mean losses of some rows, and return that sum.
+
+    Args:
+        model: a hooked model, prepared by `measuring`.
+        parts: terms with the numbers of the rows to read of each.
+        chosen: the weights.
+        batch_size: rows per pass.
+    """
     for weight in chosen:
         weight.grad = None
     total = 0.0
-    for term, rows in drawn:
+    for term, rows in parts:
         batches = [batch.to(device_of(model)) for batch in term.sample.take(rows).batches(batch_size)]
         units = sum(map(term.loss.units, batches))
         for i, batch in enumerate(batches):
@@ -158,13 +165,18 @@ def _gradients(model: Any, drawn: Sequence[tuple[Term, Sequence[int]]], chosen: 
     return total
 
 
-def _drawn(n: int, each: int, step: int, seed: int) -> list[int]:
-    """Numbers of the rows of a step: all rows in random order, then in another one, so that every row is used equally often."""
-    rows = []
+def drawn(n: int, each: int, step: int, seed: int | tuple[int, ...]) -> list[int]:
+    """Numbers of the rows of a step: all n rows in random order, then in another one, so that every row is used equally often."""
+    own, rows = (seed,) if isinstance(seed, int) else seed, []
     for number in range(step * each, (step + 1) * each):
         epoch, place = divmod(number, n)
-        rows.append(int(np.random.default_rng([seed, epoch]).permutation(n)[place]))
+        rows.append(int(_order(n, *own, epoch)[place]))
     return rows
+
+
+@lru_cache(maxsize=4)
+def _order(n: int, *seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(n)
 
 
 @contextmanager
@@ -194,9 +206,9 @@ def low_rank(model: Any, rank: int, seed: int) -> Iterator[list[Tensor]]:
     if not layers:
         raise ValueError("fine-tuning by LoRA: the blocks of this model have no linear layers")
     trained = [(weight, weight.requires_grad) for weight in dict.fromkeys(model.parameters())]
-    drawn = torch.random.fork_rng(devices=range(torch.cuda.device_count())) if torch.cuda.is_available() else torch.random.fork_rng()
+    forked = torch.random.fork_rng(devices=range(torch.cuda.device_count())) if torch.cuda.is_available() else torch.random.fork_rng()
     try:
-        with drawn:
+        with forked:
             torch.manual_seed(seed)
             inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(layers)), hf_model)
         yield [weight for name, weight in hf_model.named_parameters() if "lora_" in name]

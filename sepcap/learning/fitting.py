@@ -6,6 +6,9 @@ from typing import Literal
 Optimiser = Literal["adamw", "sgd"]
 """AdamW without weight decay, or plain gradient descent."""
 
+Objective = Literal["plain", "lasting"]
+"""The loss on forget of the masked model, or of the masked model after simulated fine-tuning on forget."""
+
 
 @dataclass(frozen=True)
 class Fitting:
@@ -20,6 +23,14 @@ class Fitting:
     check_every: int = 30
     batch_size: int = 16
     seed: int = 0
+    objective: Objective = "plain"
+    lasting_steps: int = 4
+    lasting_lr: float = 3e-4
+
+    @property
+    def simulated(self) -> int:
+        """Number of simulated steps of fine-tuning before the loss on forget is taken."""
+        return self.lasting_steps if self.objective == "lasting" else 0
 
 
 @dataclass(frozen=True)

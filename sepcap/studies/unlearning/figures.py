@@ -46,7 +46,8 @@ def plane(result: Any, *, width: Width = "column") -> go.Figure:
             f"<b>{look['name']}</b>, point {row['point']}: {row['backward_tokens']:,.0f} tokens backward" for row in rows.to_dict("records")
         ]
         marker = {"color": look["color"], "symbol": look["symbol"], "size": 5}
-        how: dict[str, Any] = {"mode": "lines+markers", "marker": marker, "line": {"color": look["color"], "width": 1.5}, "cliponaxis": False}
+        line = {"color": look["color"], "width": 1.5}
+        how: dict[str, Any] = {"mode": "lines+markers", "marker": marker, "line": line, "cliponaxis": False}
         x, y = rounded(rows["forget"]), rounded(rows["retain"])
         traces.append(go.Scatter(x=x, y=y, name=name, hovertext=hovers, hoverinfo="text+x+y", **how))
         at = points.loc[method]

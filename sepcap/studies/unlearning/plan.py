@@ -96,7 +96,7 @@ def planned(model: Any, config: UnlearningComparisonConfig, reference: Any) -> U
         NotImplementedError: a model that predicts no next tokens.
     """
     if kind_of(model) != "causal":
-        raise NotImplementedError(f"model={model.cfg.model_name!r} does not predict next tokens; unlearning methods are about those that do")
+        raise NotImplementedError(f"model={model.cfg.model_name!r} does not predict next tokens; give a causal language model")
     check_differentiable(model)
     bound = populations(model, config.sites)
     for name, share in config.fractions.items():

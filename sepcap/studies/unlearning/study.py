@@ -53,11 +53,8 @@ class UnlearningComparison(StudyResult):
         """Separability and cost of every method, and what relearning and continuations show."""
         c, points = self.config, self.tables["points"].set_index("method")
         said = [self._of_method(row) for row in self.tables["methods"].to_dict("records")]
-        said.append(
-            f"Tested where {c[c['match']]} has about {c['level']:.2f} of its {c['metric']}: "
-            + "; ".join(f"{name} {with_ends(row, 'forget')} on forget, {with_ends(row, 'retain')} on retain" for name, row in points.iterrows())
-            + "."
-        )
+        there = [f"{name} {with_ends(row, 'forget')} on forget, {with_ends(row, 'retain')} on retain" for name, row in points.iterrows()]
+        said.append(f"Tested where {c[c['match']]} has about {c['level']:.2f} of its {c['metric']}: {'; '.join(there)}.")
         if far := [str(name) for name, row in points.iterrows() if not row["near"]]:
             said.append(f"No point of {', '.join(far)} is within {NEAR} of that on held-out texts: these are not at equal accuracy.")
         if "targets" in self.tables:

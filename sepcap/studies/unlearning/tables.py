@@ -102,7 +102,7 @@ def _at_points(plan: UnlearningPlan, states: States, found: Mapping[str, list[Tr
 
 
 def relearned(plan: UnlearningPlan, states: States, pieces: Pieces) -> dict[str, pd.DataFrame]:
-    """Relearning of every method from its tested point, as in the removal certificate: tables "relearning", "targets", "relearning-runs"."""
+    """Relearning of every method from its tested point, as in the certificate: tables "relearning", "targets" and "relearning-runs"."""
     kinds = [*states.kinds, *([REFERENCE] if plan.reference is not None else [])]
     certificate = plan.certificate
     curves, runs = curves_of(certificate, states, pieces, [(kind, "all") for kind in kinds])

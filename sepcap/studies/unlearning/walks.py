@@ -141,8 +141,8 @@ def trajectories(plan: UnlearningPlan, pieces: Pieces) -> tuple[dict[str, list[T
             for each in found[method]:
                 if each.diverged:
                     raise FloatingPointError(
-                        f"{method}: the loss of seed {each.walk.seed} is NaN or infinite at lr={each.walk.lr}, the best of lrs={c.lrs}; give "
-                        "smaller ones, or load the model with dtype='float32'"
+                        f"{method}: the loss of seed {each.walk.seed} is NaN or infinite at lr={each.walk.lr}, the best of lrs={c.lrs}; "
+                        "give smaller ones, or load the model with dtype='float32'"
                     )
             rows += [_row(c.metric, each, each is best) for each in options] + [_row(c.metric, each, True) for each in found[method][1:]]
             bar.update()

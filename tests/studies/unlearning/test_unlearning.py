@@ -9,6 +9,7 @@ import torch
 import sepcap
 from sepcap.evaluation.trajectory import area
 from sepcap.models.weights import fingerprint
+from sepcap.studies.base.runner import study_folder
 from sepcap.studies.certificate.arms import Arm
 from sepcap.studies.unlearning import study, walks
 from sepcap.studies.unlearning.methods import Walk, tried
@@ -142,7 +143,7 @@ def test_a_state_is_the_model_at_its_point(cut, whole):
 def test_a_point_is_the_nearest_one(whole):
     trajectory, points = whole.tables["trajectory"], whole.tables["points"].set_index("method")
     for method, row in points.iterrows():
-        there = trajectory.query("method == @method").set_index("point").loc[int(row["point"])]
+        there = trajectory[trajectory["method"] == method].set_index("point").loc[int(row["point"])]
         assert there["forget"] == pytest.approx(row["forget"])
         assert row["near"] == (abs(row["held_out"] - 0.5) <= 0.1)
 
@@ -254,11 +255,9 @@ def test_a_model_without_hits_is_an_error(cut):
         sepcap.compare_unlearning(cut.model, forget=cut.texts_a, retain=texts, **{**HOW, "methods": ("prune",)})
 
 
-def test_states_are_stored_once(cut, tmp_path):
+def test_states_are_stored_once(cut):
     config = sepcap.UnlearningComparisonConfig(**tasks(cut), **{k: v for k, v in HOW.items() if k != "progress"} | {"methods": ("npo",)})
     plan = planned(cut.model, config, None)
-    from sepcap.studies.base.runner import study_folder
-
     with study_folder(None, study.UnlearningComparison, plan.resolved) as pieces:
         found, _ = walks.trajectories(plan, pieces)
         states = walks.States(plan, pieces, found)
