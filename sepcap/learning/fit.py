@@ -135,9 +135,9 @@ def learn_order(
 ) -> Learned:
     """Learn one order of the neurons of each site that separates two tasks; on held-out texts it is never worse than its start.
 
-    In every step a share of the order is masked, and θ is updated to reduce L_retain − min(L_forget, cap). With `how.objective`
-    "lasting", L_forget is that of the masked model after simulated fine-tuning on forget, here and on the held-out texts. The order with the largest area
-    on the held-out collection texts is kept, which can be the start.
+    In every step a share of the order is masked, and θ is updated to reduce L_retain − min(L_forget, cap). With the objective "lasting",
+    L_forget is that of the masked model after simulated fine-tuning on forget, here and on the held-out texts. The order with the largest
+    area on the held-out collection texts is kept, which can be the start.
 
     Args:
         model: a hooked model.

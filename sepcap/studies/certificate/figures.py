@@ -23,10 +23,10 @@ def part_of(result: Any, table: str, part: str) -> Any:
     """A table of the result.
 
     Raises:
-        ValueError: the part of the certificate that makes it was not asked for.
+        ValueError: the part of the study that makes it was not asked for.
     """
     if table not in result.tables:
-        raise ValueError(f"this certificate has no table {table!r}: parts={tuple(result.config['parts'])}; it comes with part {part!r}")
+        raise ValueError(f"this result has no table {table!r}: parts={tuple(result.config['parts'])}; it comes with part {part!r}")
     return result.tables[table]
 
 

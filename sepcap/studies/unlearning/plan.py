@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from sepcap.evaluation.sampling import check_room
 from sepcap.evaluation.scorers import get_scorer
 from sepcap.evaluation.toxicity import read_prompts
 from sepcap.interventions.optimal import apart
@@ -25,6 +26,10 @@ from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import Split, Task
+
+
+CONTINUED = 20
+"""Maximum number of tokens of a continuation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +108,14 @@ def planned(model: Any, config: UnlearningComparisonConfig, reference: Any) -> U
         population = bound["attn_pre_out" if name == "heads" else name]
         check_deletion(population)
         total = math.prod(population.shape[:2]) if name == "heads" else population.size
-        how_many(share * config.steps if isinstance(share, int) else share, total, name)
+        if how_many(share, total, name) * config.steps > total:
+            raise ValueError(f"fractions[{name!r}]={share} in {config.steps} steps prunes more than there are: {total:,}")
     found: dict[str, Any] = {}
     if "toxicity" in config.parts:
         check_wraps(model, "toxicity")
         found["scorer"] = get_scorer(config.scorer, None, device_of(model))[1]
-        read_prompts(model, config.toxicity_prompts, 1)
+        begun = read_prompts(model, config.toxicity_prompts, config.continuations)
+        check_room(model, [ids for _, ids in begun], CONTINUED)
     tasks = {role: load_task(getattr(config, role)) for role in ROLES}
     if tasks["forget"].fingerprint == tasks["retain"].fingerprint:
         raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to tell apart")

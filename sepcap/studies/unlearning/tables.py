@@ -20,7 +20,7 @@ from sepcap.studies.certificate.relearn import curves_of, relearning_table
 from sepcap.studies.certificate.times import times_of
 from sepcap.studies.methods.measured import Mean, cost_of, drop_of, over_seeds
 from sepcap.studies.pruning.separability import Separability, separability
-from sepcap.studies.unlearning.plan import UnlearningPlan
+from sepcap.studies.unlearning.plan import CONTINUED, UnlearningPlan
 from sepcap.studies.unlearning.walks import States, Trajectory
 
 COSTS = (50, 80)
@@ -142,11 +142,11 @@ def _perplexity(name: str, sums: np.ndarray) -> dict[str, float]:
 
 def _toxicity(plan: UnlearningPlan, states: States, pieces: Pieces, arm: Arm) -> Toxicity:
     c = plan.config
-    how: dict[str, Any] = {"n": c.continuations, "threshold": c.threshold, "batch_size": c.batch_size, "seed": c.seeds[0], "task": None}
+    how: dict[str, Any] = {"n": c.continuations, "tokens": CONTINUED, "threshold": c.threshold, "seed": c.seeds[0], "task": None}
 
     def make() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         with states.made(arm) as model:
-            found = evaluate_toxicity(model, c.toxicity_prompts, c.scorer, **how)
+            found = evaluate_toxicity(model, c.toxicity_prompts, c.scorer, batch_size=c.batch_size, **how)
         texts = {name: found.table[name].tolist() for name in ("prompt", "continuation")}
         return {"score": torch.from_numpy(found.table["score"].to_numpy(np.float64))}, {**texts, "info": found.info}
 

@@ -204,11 +204,12 @@ def test_toxicity_of_three_models_is_one_call(cut, tmp_path):
         return [0.9 if "a" in text else 0.1 for text in texts]
 
     how = {**tasks(cut), **HOW, "methods": ("prune", "task-arithmetic"), "parts": ("toxicity",), "continuations": 40}
-    how |= {"toxicity_prompts": cut.texts_a[:2], "scorer": scorer, "match": "retain", "level": 0.9}
+    prompts = [" ".join(text.split()[:5]) for text in cut.texts_a[:2]]
+    how |= {"toxicity_prompts": prompts, "scorer": scorer, "match": "retain", "level": 0.9}
     found = sepcap.compare_unlearning(cut.model, out=tmp_path / "out", **how)
     table = found.tables["toxicity"]
     assert table["kind"].tolist() == ["untouched", "prune", "task-arithmetic"]
-    alone = sepcap.evaluate_toxicity(cut.model, cut.texts_a[:2], scorer, n=40, task=None)
+    alone = sepcap.evaluate_toxicity(cut.model, prompts, scorer, n=40, task=None)
     base = table.iloc[0]
     assert (base["toxic_share"], base["mean_toxicity"]) == (alone.fraction, alone.mean)
     assert np.isnan(base["toxic_share_change"])
@@ -236,11 +237,12 @@ def test_wrong_input_is_one_error_before_anything_is_written(cut, tmp_path):
         ({"checkpoints": (20, 10)}, "increasing"),
         ({"level": 1.5}, "level"),
         ({"fractions": {"mlp": 0.5}}, "more than there are"),
-        ({"fractions": {"mlp": 9}}, "whole number is a count"),
+        ({"fractions": {"mlp": 9}}, "in 3 steps prunes more than there are: 24"),
         ({"retain_weight": -1.0}, "retain_weight"),
         ({"forget": ["a1 a2"]}, "too little text"),
         ({"parts": ("toxicity",), "scorer": "no-such-folder"}, "scorer"),
         ({"parts": ("toxicity",), "scorer": len, "toxicity_prompts": []}, "prompts is empty"),
+        ({"parts": ("toxicity",), "scorer": len, "toxicity_prompts": cut.texts_a[:1]}, "context"),
     ]
     for given, words in wrong:
         with pytest.raises(ValueError, match=words):
