@@ -27,7 +27,6 @@ from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import Split, Task
 
-
 CONTINUED = 20
 """Maximum number of tokens of a continuation."""
 

@@ -32,6 +32,8 @@ HOW = {
     "progress": False,
 }
 
+PLAIN = {name: value for name, value in HOW.items() if name != "progress"}
+
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
@@ -115,7 +117,7 @@ def test_methods_with_gradient_steps_have_the_budget(whole):
 
 
 def test_a_budget_is_the_calls_of_the_model(cut, monkeypatch):
-    plan = planned(cut.model, sepcap.UnlearningComparisonConfig(**tasks(cut), **{k: v for k, v in HOW.items() if k != "progress"}), None)
+    plan = planned(cut.model, sepcap.UnlearningComparisonConfig(**tasks(cut), **PLAIN), None)
     calls, forward = [], type(cut.model).forward
 
     def watched(self, *args, **kwargs):
@@ -149,12 +151,13 @@ def test_a_point_is_the_nearest_one(whole):
 
 
 def test_pruned_neurons_stay_deleted_during_repair(cut):
-    config = sepcap.UnlearningComparisonConfig(**tasks(cut), **{k: v for k, v in HOW.items() if k != "progress"})
+    """All are pruned in three steps; those of the retain task were trained before, so that the optimiser would still move them."""
+    config = sepcap.UnlearningComparisonConfig(**tasks(cut), **{**PLAIN, "fractions": {"mlp": 8}})
     plan = planned(cut.model, config, None)
     with walks.restored(cut.model):
-        list(walks._walked(plan, Walk("prune+retain-finetune", 0, 1e-2), walks.Passes()))
-        written = torch.stack([block.mlp.W_out.detach().abs().amax(-1) for block in cut.model.blocks])
-        assert int((written == 0).sum()) == 12
+        for point in walks._walked(plan, Walk("prune+retain-finetune", 0, 1e-2), walks.Passes()):
+            written = torch.stack([block.mlp.W_out.detach().abs().amax(-1) for block in cut.model.blocks])
+            assert int((written == 0).sum()) >= 8 * point
 
 
 def test_an_interrupted_comparison_resumes_and_the_model_has_its_bits(cut, whole, tmp_path, monkeypatch):
@@ -258,7 +261,7 @@ def test_a_model_without_hits_is_an_error(cut):
 
 
 def test_states_are_stored_once(cut):
-    config = sepcap.UnlearningComparisonConfig(**tasks(cut), **{k: v for k, v in HOW.items() if k != "progress"} | {"methods": ("npo",)})
+    config = sepcap.UnlearningComparisonConfig(**tasks(cut), **{**PLAIN, "methods": ("npo",)})
     plan = planned(cut.model, config, None)
     with study_folder(None, study.UnlearningComparison, plan.resolved) as pieces:
         found, _ = walks.trajectories(plan, pieces)
