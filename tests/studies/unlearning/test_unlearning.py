@@ -236,7 +236,6 @@ def test_wrong_input_is_one_error_before_anything_is_written(cut, tmp_path):
     wrong = [
         ({"retain": cut.texts_a}, "same data"),
         ({"methods": ("prune", "prune")}, "methods"),
-        ({"methods": ("forgetting",)}, "methods"),
         ({"checkpoints": (20, 10)}, "increasing"),
         ({"level": 1.5}, "level"),
         ({"fractions": {"mlp": 0.5}}, "more than there are"),
