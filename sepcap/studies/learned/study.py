@@ -130,7 +130,7 @@ class LearnedRanking(StudyResult, Scores):  # pyright: ignore[reportIncompatible
 
     def _lasting(self) -> list[str]:
         c = self.config
-        if c["objective"] == "plain":
+        if c.get("objective", "plain") == "plain":
             return []
         return [
             f"The loss on {c['forget']} was taken after {c['lasting_steps']} simulated steps of fine-tuning on it, and so was the area on "
