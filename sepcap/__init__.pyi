@@ -99,6 +99,9 @@ from .studies.single_ablations.result import SingleAblations as SingleAblations
 from .studies.single_ablations.study import ablate_each as ablate_each
 from .studies.sweep.result import Sweep as Sweep
 from .studies.sweep.sweep import sweep as sweep
+from .studies.unlearning.config import UnlearningComparisonConfig as UnlearningComparisonConfig
+from .studies.unlearning.study import UnlearningComparison as UnlearningComparison
+from .studies.unlearning.study import compare_unlearning as compare_unlearning
 from .tasks.labelled import LabelledTexts as LabelledTexts
 from .tasks.labelled import load_labelled_texts as load_labelled_texts
 from .tasks.load import load_task as load_task

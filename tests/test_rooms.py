@@ -29,7 +29,7 @@ FLOORS = (
         "studies.jacobian", "studies.learned", "studies.methods", "studies.overlaps", "studies.paragraphs", "studies.selection_checks",
         "studies.similarity", "studies.single_ablations",
     },
-    {"studies.importances", "studies.neuron_profiles", "studies.reproduce"},
+    {"studies.importances", "studies.neuron_profiles", "studies.reproduce", "studies.unlearning"},
     {"studies.catalog"},
     {"studies.sweep"},
     {"studies.check"},

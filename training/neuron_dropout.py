@@ -72,9 +72,12 @@ class NeuronDropout:
     """Seed of the tokenizer, which all models share."""
 
 
-def prepare(read: dict[str, list[str]], config: NeuronDropout) -> tuple[Any, dict[str, Int[np.ndarray, "row pos"]]]:
-    """Tokenizer and full rows of every kind of text."""
-    tokenizer = train_tokenizer(read, TrainConfig(vocabulary=config.vocabulary, context=config.context, seed=config.seed))
+def prepare(
+    read: dict[str, list[str]], config: NeuronDropout, tokenizer: Any = None
+) -> tuple[Any, dict[str, Int[np.ndarray, "row pos"]]]:
+    """Tokenizer, trained on these texts unless one is given, and full rows of every kind of text."""
+    if tokenizer is None:
+        tokenizer = train_tokenizer(read, TrainConfig(vocabulary=config.vocabulary, context=config.context, seed=config.seed))
     found = {}
     for kind in SHARES:
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(read[kind], add_special_tokens=False)

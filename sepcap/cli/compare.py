@@ -7,16 +7,17 @@ import tyro
 
 from sepcap.cli.ablations import CompareAblations, CompareImportances
 from sepcap.cli.options import Group
-from sepcap.cli.pruning import CompareMethods
+from sepcap.cli.pruning import CompareMethods, CompareUnlearning
 
 
 @dataclass(frozen=True)
 class Compare(Group):
-    """Compare kinds of ablation of the same heads, ways of pruning, or importances, on the same pair of tasks."""
+    """Compare kinds of ablation of the same heads, ways of pruning, importances, or unlearning methods, on the same pair of tasks."""
 
     study: (
         Annotated[CompareAblations, tyro.conf.subcommand("ablations")]
         | Annotated[CompareMethods, tyro.conf.subcommand("methods")]
         | Annotated[CompareImportances, tyro.conf.subcommand("importances")]
+        | Annotated[CompareUnlearning, tyro.conf.subcommand("unlearning")]
     )
     """Which study."""

@@ -1,4 +1,4 @@
-"""Commands that prune, or test what was pruned: the demo, one run, a learned order, methods compared, a certificate."""
+"""Commands that prune, or test what was pruned: the demo, one run, a learned order, methods compared, a certificate, unlearning methods."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from sepcap.studies.directions.config import DirectionComparisonConfig
 from sepcap.studies.learned.config import LearnedRankingConfig, LearnedSite
 from sepcap.studies.methods.config import MethodComparisonConfig
 from sepcap.studies.pruning.config import PruningConfig
+from sepcap.studies.unlearning.config import UnlearningComparisonConfig
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,14 @@ class LearnRanking(LearnedRankingConfig, Study):
 class CompareMethods(MethodComparisonConfig, Study):
     """Prune by every method, in both directions and with several seeds, and compare: mlp, attention, heads, SVD and offsets, each
     with matched random neurons."""
+
+
+@study_command("compare_unlearning", out="runs/unlearning")
+class CompareUnlearning(UnlearningComparisonConfig, Study):
+    """Compare unlearning methods: pruning, gradient ascent, negative preference optimisation, a negated task vector, random neurons.
+
+    Each gives a trajectory at the same budget; what it removed is then tested by relearning or, with `--parts toxicity`, by continuations.
+    """
 
 
 @study_command("certify", out="runs/certificate", run_folder=Annotated[Path | None, tyro.conf.Positional])

@@ -37,17 +37,21 @@ def continuations(
         seed: the same seed gives the same tokens, whatever the batch size (up to rounding in the model).
         batch_size: continuations per pass, of prompts of one length, so that there is no padding.
     """
-    room = model.cfg.n_ctx - tokens
-    for i, ids in enumerate(prompts):
-        if len(ids) > room:
-            raise ValueError(
-                f"prompts[{i}] has {len(ids)} tokens; the model's context is {model.cfg.n_ctx}, so there is no room for {tokens} more: "
-                "shorten it, or ask for fewer tokens"
-            )
+    check_room(model, prompts, tokens)
     if temperature == 0 and n > len(prompts):
         raise ValueError(f"n={n}: at temperature=0 every prompt has only one continuation; give at most n={len(prompts)}, one per prompt")
     luck = torch.from_numpy(np.random.default_rng(seed).random((n, tokens)))
     return sampled(model, [prompts[i % len(prompts)] for i in range(n)], luck, temperature, batch_size=batch_size)
+
+
+def check_room(model: Any, prompts: Sequence[Ids], tokens: int) -> None:
+    """Raise if a prompt leaves no room for so many new tokens in the context of a model."""
+    for i, ids in enumerate(prompts):
+        if len(ids) > model.cfg.n_ctx - tokens:
+            raise ValueError(
+                f"prompts[{i}] has {len(ids)} tokens; the model's context is {model.cfg.n_ctx}, so there is no room for {tokens} more: "
+                "shorten it, or ask for fewer tokens"
+            )
 
 
 def sampled(

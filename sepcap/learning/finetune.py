@@ -1,12 +1,14 @@
-"""Fine-tuning on the texts of a task, measured after given numbers of tokens (METHODS 22)."""
+"""Training on the texts of tasks, measured after given numbers of tokens (METHODS 22)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.errors import missing_extra
@@ -16,7 +18,47 @@ from sepcap.models.kinds import check_wraps, inner
 from sepcap.progress import progress
 from sepcap.statistics.backward import check_differentiable, summed_loss
 from sepcap.statistics.collect import halving_batches
-from sepcap.tasks.batches import TokenSample
+from sepcap.tasks.batches import Batch, TokenSample
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A loss that is a mean over units, which are predictions or rows."""
+
+    def units(self, batch: Batch) -> int:
+        """Number of units of a batch."""
+        ...
+
+    def summed(self, logits: Float[Tensor, "batch pos out"], batch: Batch, rows: Sequence[int]) -> Float[Tensor, ""]:
+        """Sum over the units of a batch, which consists of the rows of the sample with these numbers."""
+        ...
+
+
+class CrossEntropy:
+    """Mean cross-entropy of the predictions, in nats."""
+
+    def units(self, batch: Batch) -> int:
+        """Number of predictions."""
+        return int(batch.asked.sum())
+
+    def summed(self, logits: Float[Tensor, "batch ... out"], batch: Batch, rows: Sequence[int]) -> Float[Tensor, ""]:
+        """Summed cross-entropy of the predictions."""
+        return summed_loss(logits, batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One term of the loss that training minimises.
+
+    Attributes:
+        sample: texts; every step reads some of their rows.
+        weight: factor of the term; a negative one raises the loss.
+        loss: loss of the rows.
+    """
+
+    sample: TokenSample
+    weight: float = 1.0
+    loss: Loss = field(default_factory=CrossEntropy)
 
 
 def fine_tuned(
@@ -29,16 +71,31 @@ def fine_tuned(
     after_step: Callable[[], Any] | None = None,
     desc: str = "fine-tune",
 ) -> Iterator[int]:
-    """Fine-tune a model in place by AdamW, and stop at every checkpoint to let the caller measure.
+    """`descended` with the cross-entropy of one sample: fine-tuning on it."""
+    return descended(model, [Term(sample)], how, checkpoints, parameters=parameters, after_step=after_step, desc=desc)
 
-    The model stays in evaluation mode, without dropout. Rows are read in random order, and again in another one. The caller restores the
-    weights, see `sepcap.models.weights.EveryWeight`.
+
+def descended(
+    model: Any,
+    terms: Sequence[Term],
+    how: Tuning,
+    checkpoints: Sequence[int],
+    *,
+    parameters: Sequence[Tensor] | None = None,
+    after_step: Callable[[], Any] | None = None,
+    desc: str = "fine-tune",
+) -> Iterator[int]:
+    """Train a model in place, and stop at every checkpoint to let the caller measure.
+
+    The loss of a step is the weighted sum of its terms, each a mean over the rows that the step reads of its sample. The model stays in
+    evaluation mode, without dropout. Rows are read in random order, and again in another one. The caller restores the weights, see
+    `sepcap.models.weights.EveryWeight`.
 
     Args:
         model: a hooked model; its weights are changed.
-        sample: texts to fine-tune on.
-        how: step size and number, and the seed of the order of the texts.
-        checkpoints: numbers of tokens seen, in increasing order; a step is whole, so that a few more can have been seen.
+        terms: the terms of the loss.
+        how: optimiser, step size and tokens per term and step, and the seed of the order of the texts.
+        checkpoints: numbers of tokens seen, of all terms, in increasing order; a step is whole, so that a few more can have been seen.
         parameters: what is trained; default all weights.
         after_step: called after every step, for example to hold some weights at 0.
         desc: name of the progress bar.
@@ -52,53 +109,74 @@ def fine_tuned(
     """
     check_differentiable(model)
     chosen = list(dict.fromkeys(model.parameters() if parameters is None else parameters))
-    n = len(sample.rows)
-    each = min(n, max(1, round(how.step_tokens * n / sample.tokens)))
+    each = [min(n, max(1, round(how.step_tokens * n / term.sample.tokens))) for term in terms for n in [len(term.sample.rows)]]
     with torch.inference_mode(False):
         for weight in chosen:
             weight.requires_grad_(True)
-        adam = torch.optim.AdamW(chosen, lr=how.lr, weight_decay=0.0, foreach=False)
+        optimiser = OPTIMISERS[how.optimiser](chosen, how.lr)
         seen = step = 0
         with progress(total=checkpoints[-1], desc=desc, unit="tok", unit_scale=True) as bar:
             for target in checkpoints:
                 while seen < target:
-                    part = sample.take(_drawn(n, each, step, how.seed))
+                    rows = [drawn(len(term.sample.rows), n, step, how.seed) for term, n in zip(terms, each, strict=True)]
                     with torch.enable_grad(), measuring(model):
-                        loss = halving_batches(partial(_gradients, model, part, chosen), how.batch_size)
+                        loss = halving_batches(partial(gradients_of, model, list(zip(terms, rows, strict=True)), chosen), how.batch_size)
                     if not np.isfinite(loss):
                         raise FloatingPointError(
-                            f"fine-tuning: the loss of step {step + 1} is NaN or infinite at lr={how.lr:g}; give a smaller lr, or load the "
+                            f"{desc}: the loss of step {step + 1} is NaN or infinite at lr={how.lr:g}; give a smaller lr, or load the "
                             "model with dtype='float32'"
                         )
-                    adam.step()
+                    optimiser.step()
                     if after_step is not None:
                         after_step()
-                    seen, step = seen + part.tokens, step + 1
-                    bar.update(part.tokens)
+                    tokens = sum(term.sample.take(of_term).tokens for term, of_term in zip(terms, rows, strict=True))
+                    seen, step = seen + tokens, step + 1
+                    bar.update(tokens)
                 yield seen
 
 
-def _gradients(model: Any, part: TokenSample, chosen: Sequence[Tensor], batch_size: int) -> float:
-    """Set the gradients of the mean loss of some rows, and return that loss in nats."""
+OPTIMISERS: dict[str, Callable[[Sequence[Tensor], float], torch.optim.Optimizer]] = {
+    "adamw": lambda chosen, lr: torch.optim.AdamW(chosen, lr=lr, weight_decay=0.0, foreach=False),
+    "sgd": lambda chosen, lr: torch.optim.SGD(chosen, lr=lr, foreach=False),
+}
+"""Name of an optimiser -> it, given the weights and the step size; without weight decay or momentum."""
+
+
+def gradients_of(model: Any, parts: Sequence[tuple[Term, Sequence[int]]], chosen: Sequence[Tensor], batch_size: int) -> float:
+    """Set the gradients of the weighted sum of the mean losses of some rows, and return that sum.
+
+    Args:
+        model: a hooked model, prepared by `measuring`.
+        parts: terms with the numbers of the rows to read of each.
+        chosen: the weights.
+        batch_size: rows per pass.
+    """
     for weight in chosen:
         weight.grad = None
-    batches = [batch.to(device_of(model)) for batch in part.batches(batch_size)]
-    targets = sum(int(batch.asked.sum()) for batch in batches)
     total = 0.0
-    for batch in batches:
-        loss = summed_loss(call(model, batch.inputs, batch.mask), batch) / targets
-        loss.backward()
-        total += float(loss.detach())
+    for term, rows in parts:
+        batches = [batch.to(device_of(model)) for batch in term.sample.take(rows).batches(batch_size)]
+        units = sum(map(term.loss.units, batches))
+        for i, batch in enumerate(batches):
+            summed = term.loss.summed(call(model, batch.inputs, batch.mask), batch, rows[i * batch_size : (i + 1) * batch_size])
+            loss = term.weight * summed / units
+            loss.backward()
+            total += float(loss.detach())
     return total
 
 
-def _drawn(n: int, each: int, step: int, seed: int) -> list[int]:
-    """Numbers of the rows of a step: all rows in random order, then in another one, so that every row is used equally often."""
-    rows = []
+def drawn(n: int, each: int, step: int, seed: int | tuple[int, ...]) -> list[int]:
+    """Numbers of the rows of a step: all n rows in random order, then in another one, so that every row is used equally often."""
+    own, rows = (seed,) if isinstance(seed, int) else seed, []
     for number in range(step * each, (step + 1) * each):
         epoch, place = divmod(number, n)
-        rows.append(int(np.random.default_rng([seed, epoch]).permutation(n)[place]))
+        rows.append(int(_order(n, *own, epoch)[place]))
     return rows
+
+
+@lru_cache(maxsize=4)
+def _order(n: int, *seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(n)
 
 
 @contextmanager
@@ -128,9 +206,9 @@ def low_rank(model: Any, rank: int, seed: int) -> Iterator[list[Tensor]]:
     if not layers:
         raise ValueError("fine-tuning by LoRA: the blocks of this model have no linear layers")
     trained = [(weight, weight.requires_grad) for weight in dict.fromkeys(model.parameters())]
-    drawn = torch.random.fork_rng(devices=range(torch.cuda.device_count())) if torch.cuda.is_available() else torch.random.fork_rng()
+    forked = torch.random.fork_rng(devices=range(torch.cuda.device_count())) if torch.cuda.is_available() else torch.random.fork_rng()
     try:
-        with drawn:
+        with forked:
             torch.manual_seed(seed)
             inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(layers)), hf_model)
         yield [weight for name, weight in hf_model.named_parameters() if "lora_" in name]

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,8 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.interventions.optimal import apart
+from sepcap.learning.finetune import drawn
 from sepcap.learning.fitting import Fitting
 from sepcap.learning.held_out import ROLES, Rows, area_of, masked_rows
+from sepcap.learning.lasting import Relearned
 from sepcap.learning.order import Ranked, Theta, masking_hooks, straight_through
 from sepcap.models.forward import call, device_of, measuring, with_hooks
 from sepcap.models.kinds import architecture_of
@@ -97,7 +100,8 @@ def planned_tokens(samples: Mapping[str, TokenSample], how: Fitting) -> int:
     """Maximum number of tokens that learning runs through the model, forward and backward, to within a row per step."""
     held = sum(sample.tokens for sample in samples.values()) / HELD_OUT
     checks = 1 + math.ceil(how.steps / how.check_every)
-    return int(4 * how.steps * how.step_tokens + held * (checks * LAST_SHARES + 1))
+    simulated = 2 * how.simulated * how.step_tokens * (how.steps + checks * LAST_SHARES)
+    return int(4 * how.steps * how.step_tokens + held * (checks * LAST_SHARES + 1)) + simulated
 
 
 @dataclass
@@ -131,8 +135,9 @@ def learn_order(
 ) -> Learned:
     """Learn one order of the neurons of each site that separates two tasks; on held-out texts it is never worse than its start.
 
-    In every step a share of the order is masked, and θ is updated to reduce L_retain − min(L_forget, cap). The order with the largest area
-    on the held-out collection texts is kept, which can be the start.
+    In every step a share of the order is masked, and θ is updated to reduce L_retain − min(L_forget, cap). With the objective "lasting",
+    L_forget is that of the masked model after simulated fine-tuning on forget, here and on the held-out texts. The order with the largest
+    area on the held-out collection texts is kept, which can be the start.
 
     Args:
         model: a hooked model.
@@ -174,6 +179,7 @@ class _Fit:
 
     def run(self, start: Theta) -> Learned:
         self.cap = self.how.cap * unigram_loss(self.fit["forget"])
+        self.relearned = Relearned(self.model, self.ranked, self.fit["forget"], self.how, self.constants, self.batch_size)
         self.whole: Rows | None = None
         state = self._resumed() or _State({key: value.clone() for key, value in start.items()}, dict(start))
         if not state.held_out:
@@ -202,16 +208,20 @@ class _Fit:
 
     def _descend(self, state: _State, adam: torch.optim.Optimizer) -> None:
         """One step: both losses with the top of a random share masked, and their gradient."""
-        drawn = float(np.random.default_rng([self.how.seed, state.step]).random())
+        depth = float(np.random.default_rng([self.how.seed, state.step]).random())
         masks, masked = {}, 0
         for one in self.ranked:
-            k = min(max(1, one.count(drawn * min(self.how.deepest, self.largest[one.key]))), max(1, one.size - 1))
+            k = min(max(1, one.count(depth * min(self.how.deepest, self.largest[one.key]))), max(1, one.size - 1))
             masks[one.key] = straight_through(state.theta[one.key], k, self.how.tau)
             masked += k
         share = masked / sum(one.size for one in self.ranked)
         leaves = {key: mask.detach().requires_grad_(True) for key, mask in masks.items()}
         retain, slopes = self._loss("retain", state, leaves, math.inf)
-        forget, others = self._loss("forget", state, leaves, self.cap)
+        # first order: the weights after fine-tuning count as constants, whatever the masks
+        with self.relearned.at(masks, state.step) as tokens:
+            forget, others = self._loss("forget", state, leaves, self.cap)
+        state.forward_tokens += tokens
+        state.backward_tokens += tokens
         state.history.append([share, retain, forget])
         if not np.isfinite([retain, forget]).all():
             raise FloatingPointError(
@@ -252,10 +262,7 @@ class _Fit:
         sample = self.fit[role]
         n = len(sample.rows)
         each = min(n, max(1, round(self.how.step_tokens * n / sample.tokens)))
-        rows = []
-        for number in range(step * each, (step + 1) * each):
-            epoch, place = divmod(number, n)
-            rows.append(int(_shuffled(n, self.how.seed, ROLES.index(role), epoch)[place]))
+        rows = drawn(n, each, step, (self.how.seed, ROLES.index(role)))
         return (batch.to(device_of(self.model)) for batch in sample.take(rows).batches(self.batch_size))
 
     def _compare(self, state: _State) -> None:
@@ -263,7 +270,8 @@ class _Fit:
         shares = [{key: most * i / LAST_SHARES for key, most in self.largest.items()} for i in range(1, LAST_SHARES + 1)]
         how: dict[str, Any] = {"constants": self.constants, "batch_size": self.batch_size, "unpruned": self.whole}
         theta = {key: value.detach().clone() for key, value in state.theta.items()}
-        rows = masked_rows(self.model, self.ranked, theta, self.held, shares, **how)
+        relearned = partial(self._relearned, state) if self.how.simulated else None
+        rows = masked_rows(self.model, self.ranked, theta, self.held, shares, relearned=relearned, **how)
         # the whole model is evaluated once, and again only after an interruption
         state.check_tokens += sum(sample.tokens for sample in self.held.values()) * (len(shares) + (not state.held_out))
         self.whole = rows
@@ -271,6 +279,13 @@ class _Fit:
         if not state.held_out or found > state.held_out[state.best_step]:
             state.best, state.best_step = theta, state.step
         state.held_out[state.step] = found
+
+    @contextmanager
+    def _relearned(self, state: _State, masks: Theta) -> Iterator[None]:
+        # the same texts for every order that is compared
+        with self.relearned.at(masks, self.how.steps) as tokens:
+            state.check_tokens += 2 * tokens
+            yield
 
     def _keep(self, state: _State) -> None:
         if self.store is None:
@@ -301,8 +316,3 @@ class _Fit:
         counts = {name: note[name] for name in _State.COUNTED}
         held_out = {int(step): float(found) for step, found in note["held_out"]}
         return _State(theta, parts["best"], held_out=held_out, history=tensors["history"].tolist(), moments=moments, **counts)
-
-
-@lru_cache(maxsize=4)
-def _shuffled(n: int, *seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(n)

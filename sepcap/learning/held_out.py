@@ -1,6 +1,7 @@
 """How well an order separates two tasks: accuracies with growing shares of it masked, and their area (METHODS 11, 21)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def masked_rows(
     constants: Mapping[str, Tensor] | None,
     batch_size: int,
     unpruned: Rows | None = None,
+    relearned: Callable[[Theta], AbstractContextManager[Any]] | None = None,
 ) -> Rows:
     """Evaluation sums of every row, of the whole model and with each of some shares of the order masked.
 
@@ -43,6 +45,7 @@ def masked_rows(
         constants: see `masking_hooks`.
         batch_size: rows per pass; halved, with a warning, when memory runs out.
         unpruned: sums of the whole model, if they are known from another order.
+        relearned: given the masks of a step, the model after simulated fine-tuning, on which forget is then evaluated.
     """
     # images have no frequent targets
     frequent = {
@@ -57,7 +60,9 @@ def masked_rows(
                 masks = {one.key: kept(theta[one.key], one.count(step.get(one.key, 0))) for one in ranked}
                 with with_hooks(model, masking_hooks(ranked, masks, constants) if step else []):
                     for role, sample in samples.items():
-                        sums = [evaluate_batch(model, b.to(device_of(model)), frequent[role]) for b in sample.batches(size)]
+                        tuned = relearned(masks) if relearned is not None and step and role == "forget" else nullcontext()
+                        with tuned:
+                            sums = [evaluate_batch(model, b.to(device_of(model)), frequent[role]) for b in sample.batches(size)]
                         found[role].append(torch.cat(sums).cpu().numpy())
         return {role: np.stack(of_steps) for role, of_steps in found.items()}
 

@@ -34,6 +34,7 @@ from sepcap.studies.neuron_profiles import figures as profiles_figures
 from sepcap.studies.pruning.jumps.figures import draw_jumps, draw_tokens
 from sepcap.studies.single_ablations import figures as single_figures
 from sepcap.studies.sweep import figures as sweep_figures
+from sepcap.studies.unlearning import figures as unlearning_figures
 
 FORGET, RETAIN, OTHER = [0.60, 0.45, 0.2, 0.08, 0.02], [0.55, 0.54, 0.5, 0.4, 0.1], [0.6, 0.5, 0.35, 0.2, 0.1]
 SITES = {"mlp": (6, 40), "attn_pre_out": (6, 4, 8)}
@@ -220,6 +221,8 @@ FIGURES: dict[str, tuple[Callable[..., Any], Callable[[Planted], Arguments]]] = 
     "trajectory": (plots.trajectory, lambda of: arguments(of.runs["demo"])),
     "trajectory-of-many": (plots.trajectory, lambda of: arguments(of.runs["many"])),
     "trajectory-of-seeds": (plots.trajectory, lambda of: arguments(of.runs["seeds"])),
+    "unlearning-plane": (unlearning_figures.plane, lambda _: arguments(planted_newer.unlearning())),
+    "unlearning-relearning": (unlearning_figures.relearning, lambda _: arguments(planted_newer.unlearning())),
     "value-norms": (plots.value_norms, lambda of: arguments(of.model)),
 }
 """Name -> the function that draws the figure, and what it is drawn of. `tests/drawing/test_all_figures.py` fails if one is missing."""

@@ -23,6 +23,8 @@ from sepcap.studies.sweep.folder import CELLS, Ledger, open_sweep
 from sepcap.studies.sweep.grid import cells_of
 from sepcap.studies.sweep.measures import numbers_of
 from sepcap.studies.sweep.result import Sweep
+from sepcap.studies.unlearning.methods import METHODS
+from sepcap.studies.unlearning.study import UnlearningComparison
 
 LEFT = dict(zip(NAMES, (1.0, 0.2, 0.85, 0.22, 0.05), strict=True))
 """Kind of model -> accuracy on the forget task before any test."""
@@ -67,6 +69,27 @@ def certificate() -> Certificate:
     config = CONFIG | {"metric": default.metric, "parts": list(default.parts), "seeds": [0, 1, 2]}
     assert set(tables["relearning"]["kind"]) >= {UNTOUCHED, REFERENCE}
     return Certificate(config, tables)
+
+
+def unlearning() -> UnlearningComparison:
+    """Of all methods, with relearning and a reference."""
+    methods, trajectory, points, relearning = [], [], [], []
+    for i, method in enumerate(METHODS):
+        forget = np.linspace(1, 0.05 + 0.05 * i, 6)
+        retain = 1 - (0.1 + 0.15 * i) * (1 - forget)
+        for point, (f, r) in enumerate(zip(forget, retain, strict=True)):
+            row = {"method": method, "point": point, "forward_tokens": 9_000.0 * point, "backward_tokens": 8_000.0 * point}
+            trajectory.append(row | _with_ends("forget", f) | _with_ends("retain", r))
+        methods.append({"method": method} | _with_ends("area", 1.9 - 0.15 * i))
+        points.append({"method": method, "point": 3.0, "forget": forget[3], "retain": retain[3], "near": True})
+    for i, kind in enumerate((UNTOUCHED, *METHODS, REFERENCE)):
+        for tokens in (0, 2_000, 5_000, 10_000, 20_000):
+            value = 1.0 if kind == UNTOUCHED else 1 - 0.5 * np.exp(-(0.3 - 0.03 * i) * tokens / 1_000)
+            of = {"kind": kind, "variant": "all", "tokens": tokens}
+            relearning.append(of | _with_ends("forget", value) | _with_ends("retain", 0.9 - 0.01 * i))
+    tables = {"methods": methods, "trajectory": trajectory, "points": points, "relearning": relearning}
+    config = CONFIG | {"metric": "top1", "parts": ["relearn"], "seeds": [0, 1, 2]}
+    return UnlearningComparison(config, {name: pd.DataFrame(rows) for name, rows in tables.items()})
 
 
 def neuron_profiles() -> NeuronProfiles:

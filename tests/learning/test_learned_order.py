@@ -4,16 +4,22 @@ import dataclasses
 import math
 
 import numpy as np
+import planted_relearning
 import pytest
 import torch
 from planted import in_mlp
 
 import sepcap
+from sepcap.learning import lasting as lasting_module
+from sepcap.learning.finetune import drawn, gradients_of
 from sepcap.learning.fit import PIECE, learn_order, unigram_loss
 from sepcap.learning.fitting import Fitting
 from sepcap.learning.held_out import area_of, masked_rows
+from sepcap.learning.lasting import Relearned
 from sepcap.learning.order import kept, masking_hooks, ranked_of, scores_of, starting_theta, straight_through
 from sepcap.models.forward import call, measuring, with_hooks
+from sepcap.models.weights import EveryWeight, fingerprint
+from sepcap.selection.score import Scores
 from sepcap.statistics.backward import summed_loss, weights_frozen
 from sepcap.studies.base.folder import Pieces
 from sepcap.tasks.batches import TokenSample
@@ -278,3 +284,101 @@ def test_an_area_needs_accuracy():
     rows = {role: np.zeros((2, 3, 7)) + np.eye(7)[0] for role in ("forget", "retain")}
     with pytest.raises(ValueError, match="top1 of the unpruned model is 0 on the forget task"):
         area_of(rows)
+
+
+def lasting(steps, how=QUICK, lr=3e-2):
+    return dataclasses.replace(how, objective="lasting", lasting_steps=steps, lasting_lr=lr)
+
+
+def test_a_lasting_objective_without_steps_is_the_plain_one(misled):
+    how = dataclasses.replace(QUICK, steps=6, check_every=3)
+    plain, zero = learned_of(misled, how), learned_of(misled, lasting(0, how))
+    assert torch.equal(plain.theta["mlp"], zero.theta["mlp"])
+    assert torch.equal(plain.history, zero.history)
+    assert (plain.held_out, plain.forward_tokens, plain.check_tokens) == (zero.held_out, zero.forward_tokens, zero.check_tokens)
+
+
+def test_simulated_fine_tuning_lowers_the_loss_on_forget_and_the_weights_have_their_bits(misled):
+    before, wanted = fingerprint(misled.model), [w.requires_grad for w in misled.model.parameters()]
+    how = dataclasses.replace(QUICK, steps=4, check_every=4)
+    plain, later = learned_of(misled, how), learned_of(misled, lasting(3, how, lr=1e-3))
+    # the first step masks the same neurons, before anything is learned
+    assert later.history[0, 1] == plain.history[0, 1]
+    assert later.history[0, 2] < plain.history[0, 2]
+    assert later.forward_tokens > plain.forward_tokens
+    assert fingerprint(misled.model) == before
+    assert [w.requires_grad for w in misled.model.parameters()] == wanted
+    assert all(w.grad is None for w in misled.model.parameters())
+
+
+def test_simulated_fine_tuning_is_that_of_the_masked_model(misled):
+    """Fine-tuning a model whose neurons are deleted gives the same weights, but for those of the neurons that are masked here."""
+    sample = samples_of(misled)["forget"]
+    ranked = ranked_of(misled.model, ["mlp"])
+    mask = torch.ones(ranked[0].shape)
+    mask[0, 0] = mask[1, 1] = 0
+    how = lasting(3, lr=1e-2)
+    saved = EveryWeight(misled.model)
+    with Relearned(misled.model, ranked, sample, how, None, 64).at({"mlp": mask}, 2) as tokens:
+        found = [block.mlp.W_out.detach().clone() for block in misled.model.blocks]
+        assert not any(w.requires_grad for w in misled.model.parameters())
+    try:
+        sepcap.delete(misled.model, sepcap.NeuronSet({"mlp": mask == 0}))
+        weights = list(dict.fromkeys(misled.model.parameters()))
+        for weight in weights:
+            weight.requires_grad_(True)
+        adam, count = torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.0), 0
+        n = len(sample.rows)
+        each = round(how.step_tokens * n / sample.tokens)
+        for step in range(6, 9):
+            (batch,) = sample.take(drawn(n, each, step, (how.seed, 2))).batches(n)
+            adam.zero_grad()
+            with measuring(misled.model), torch.enable_grad():
+                (summed_loss(call(misled.model, batch.inputs, batch.mask), batch) / batch.asked.sum()).backward()
+            adam.step()
+            count += batch.real.numel()
+        for layer, block in enumerate(misled.model.blocks):
+            kept_rows = mask[layer].bool()
+            torch.testing.assert_close(found[layer][kept_rows], block.mlp.W_out.detach()[kept_rows], atol=1e-5, rtol=1e-3)
+        assert tokens == count
+    finally:
+        saved.restore()
+
+
+def test_an_interrupt_during_simulated_fine_tuning_restores_the_model(misled, monkeypatch):
+    before, calls = fingerprint(misled.model), []
+
+    def stop(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return gradients_of(*args)
+
+    monkeypatch.setattr(lasting_module, "gradients_of", stop)
+    with pytest.raises(KeyboardInterrupt):
+        learned_of(misled, lasting(2))
+    assert fingerprint(misled.model) == before
+
+
+def test_a_dormant_circuit_is_found_by_the_lasting_objective_alone(tmp_path):
+    """Neurons that read the words of a and write nothing: the plain loss does not depend on them, fine-tuning would use them."""
+    found = planted_relearning.cut(tmp_path, backup=0.4)
+    sizes = torch.stack([block.mlp.W_out.detach().norm(dim=-1) for block in found.model.blocks])
+    dormant = (sizes > 0) & (sizes < 0.6 * sizes.max())
+    assert int(dormant.sum()) == planted_relearning.WORDS
+    with torch.no_grad():
+        for block, mask in zip(found.model.blocks, dormant, strict=True):
+            block.mlp.W_out[mask] = 0
+    ranked = ranked_of(found.model, ["mlp"])
+    scores = Scores({"mlp": 3.0 * found.a.masks["mlp"] + 1.0 * ~dormant + torch.arange(24).view(2, 12) / 1e3}, {})
+    start = starting_theta(ranked, scores)
+    texts = {"forget": found.texts_a, "retain": found.texts_b}
+    samples = {role: sample_task(found.model, sepcap.load_task(given), "collect", 600) for role, given in texts.items()}
+    moved = {}
+    for how in (QUICK, lasting(3, lr=3e-3)):
+        store = Memory()
+        how = dataclasses.replace(how, steps=10, check_every=10, cap=5.0)
+        learn_order(found.model, ranked, samples, start, how=how, largest=WHOLE, store=store)
+        moved[how.objective] = (store.kept[PIECE][0]["theta/mlp"] - start["mlp"])[dormant]
+    assert not moved["plain"].any()
+    assert (moved["lasting"] > 0).all()

@@ -1,9 +1,9 @@
 """The models that a certificate compares: untouched, pruned, and two kinds of random pruning (METHODS 22)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -62,9 +62,27 @@ class Arm:
         return f"{self.kind}-{self.seed}"
 
 
-def different(kind: str, seeds: Sequence[int]) -> list[Arm]:
-    """The models of a kind that differ before fine-tuning: those without random neurons are the same for all seeds."""
-    return [Arm(kind, seed) for seed in (seeds if kind in (RANDOM, MATCHED) else seeds[:1])]
+@runtime_checkable
+class Compared(Protocol):
+    """Models that are compared, each made of one model and gone afterwards."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of models that there are, without the reference."""
+        ...
+
+    def seeded(self, kind: str) -> bool:
+        """Whether the models of a kind differ by seed before anything is done to them."""
+        ...
+
+    def made(self, arm: Arm) -> AbstractContextManager[Any]:
+        """The model of an arm; the weights have their bits back afterwards."""
+        ...
+
+
+def different(arms: Compared, kind: str, seeds: Sequence[int]) -> list[Arm]:
+    """The models of a kind that differ before fine-tuning."""
+    return [Arm(kind, seed) for seed in (seeds if arms.seeded(kind) else seeds[:1])]
 
 
 class Arms:
@@ -105,6 +123,10 @@ class Arms:
     def kinds(self) -> list[str]:
         """Kinds of models that there are."""
         return [UNTOUCHED, PRUNED, *([RANDOM] if self.neurons is not None else []), MATCHED]
+
+    def seeded(self, kind: str) -> bool:
+        """Whether the models of a kind have random neurons."""
+        return kind in (RANDOM, MATCHED)
 
     @contextmanager
     def made(self, arm: Arm) -> Iterator[Any]:

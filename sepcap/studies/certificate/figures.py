@@ -1,6 +1,6 @@
 """Figures of a certificate (METHODS 22)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -24,10 +24,10 @@ def part_of(result: Any, table: str, part: str) -> Any:
     """A table of the result.
 
     Raises:
-        ValueError: the part of the certificate that makes it was not asked for.
+        ValueError: the part of the study that makes it was not asked for.
     """
     if table not in result.tables:
-        raise ValueError(f"this certificate has no table {table!r}: parts={tuple(result.config['parts'])}; it comes with part {part!r}")
+        raise ValueError(f"this result has no table {table!r}: parts={tuple(result.config['parts'])}; it comes with part {part!r}")
     return result.tables[table]
 
 
@@ -40,15 +40,20 @@ def relearning(result: Any, role: str = "forget", *, width: Width = "column") ->
         role: "forget" or "retain".
         width: inches, "column" or "page".
     """
-    table = part_of(result, "relearning", "relearn")
+    looks = {kind: {"name": capital(NAMES[kind]), "color": COLOURS[kind], "symbol": SIGNS[kind]} for kind in NAMES}
+    return curves(result, part_of(result, "relearning", "relearn"), role, looks, width)
+
+
+def curves(result: Any, table: pd.DataFrame, role: str, looks: Mapping[str, Mapping[str, str]], width: Width) -> go.Figure:
+    """The figure of a table of relearning; `looks` are the name, the colour and the symbol of every kind of model."""
     traces, shown = [], 0
     for (kind, variant), rows in table.groupby(["kind", "variant"], sort=False):
-        colour, dash = COLOURS[kind], DASHES[list(VARIANTS).index(variant)]
-        name = capital(NAMES[kind]) + VARIANTS[variant]
+        colour, symbol, dash = looks[kind]["color"], looks[kind]["symbol"], DASHES[list(VARIANTS).index(variant)]
+        name = looks[kind]["name"] + VARIANTS[variant]
         if rows[f"{role}_low"].notna().all():
             traces.append(band(rows["tokens"], rows[f"{role}_low"], rows[f"{role}_high"], translucent(colour, 0.12), showlegend=False))
         hovers = [f"<b>{name}</b><br>{tokens:,} tokens: {value:.3f}" for tokens, value in zip(rows["tokens"], rows[role], strict=True)]
-        look = {"color": colour, "symbol": SIGNS[kind], "size": 5}
+        look = {"color": colour, "symbol": symbol, "size": 5}
         line = {"color": colour, "dash": dash, "width": 1.5}
         x, y = rounded(rows["tokens"]), rounded(rows[role])
         traces.append(go.Scatter(x=x, y=y, mode="lines+markers", name=name, marker=look, line=line, hovertext=hovers, hoverinfo="text"))

@@ -13,7 +13,7 @@ from sepcap.learning.fit import ROLES
 from sepcap.statistics.intervals import as_columns, summed_interval
 from sepcap.studies.base.folder import Pieces
 from sepcap.studies.base.task_sets import WHOLE, Relative
-from sepcap.studies.certificate.arms import UNTOUCHED, Arm, Arms, different
+from sepcap.studies.certificate.arms import Arm, Arms, Compared, different
 from sepcap.studies.certificate.plan import Plan
 
 Sums = dict[str, Float[np.ndarray, "cluster count"]]
@@ -27,9 +27,9 @@ def measured(plan: Plan, model: Any, quiet: bool = True, held: bool = True) -> S
     return {name: evaluate_sample(model, sample, **how).per_cluster for name, sample in samples.items()}
 
 
-def before(plan: Plan, arms: Arms, pieces: Pieces, arm: Arm) -> Sums:
+def before(plan: Plan, arms: Compared, pieces: Pieces, arm: Arm) -> Sums:
     """The sums of a model before anything else is done to it."""
-    name = "before/" + (arm.kind if arm.kind in (UNTOUCHED, "pruned", "reference") else arm.name)
+    name = "before/" + (arm.name if arms.seeded(arm.kind) else arm.kind)
 
     def make() -> tuple[dict[str, torch.Tensor], None]:
         with arms.made(arm) as model:
@@ -50,7 +50,7 @@ def of_every_arm(
             return make(model), None
 
     for kind in arms.kinds:
-        for arm in different(kind, plan.config.seeds):
+        for arm in different(arms, kind, plan.config.seeds):
             stored, _ = pieces.once(f"{part}/{arm.name}", partial(made, arm))
             found[arm.name] = {name: value.numpy() for name, value in stored.items()}
             every.setdefault(kind, []).append(arm.name)

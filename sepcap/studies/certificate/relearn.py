@@ -1,6 +1,6 @@
 """Relearning: fine-tune the models of a certificate, and see how fast the forgotten task returns (METHODS 22)."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from sepcap.selection.score import score
 from sepcap.statistics.collect import collect_sample
 from sepcap.studies.base.folder import Pieces
 from sepcap.studies.base.seeds import seed_interval
-from sepcap.studies.certificate.arms import PRUNED, REFERENCE, UNTOUCHED, Arm, Arms
+from sepcap.studies.certificate.arms import PRUNED, REFERENCE, UNTOUCHED, Arm, Arms, Compared
 from sepcap.studies.certificate.measured import Sums, before, mean_columns, measured, relative_to_untouched
 from sepcap.studies.certificate.plan import Plan, site_names
 from sepcap.studies.certificate.times import Curve, times_of
@@ -64,8 +64,24 @@ def relearned(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFrame]
     c = plan.config
     pairs = [(kind, "all") for kind in [*arms.kinds, *([REFERENCE] if plan.reference is not None else [])]]
     pairs += [(PRUNED, variant) for variant in c.variants if variant != "all" and (variant != "held" or plan.neurons is not None)]
+    curves, runs = curves_of(plan, arms, pieces, pairs)
+    whole = before(plan, arms, pieces, Arm(UNTOUCHED, c.seeds[0]))
+    tables = {"relearning": relearning_table(plan, curves, whole), "targets": times_of(plan, curves, whole), "runs": runs}
+    if plan.neurons is not None:
+        tables["layers"] = _layers(plan, arms, pieces, [curve.scores for curve in curves[PRUNED, "all"]])
+    return tables
+
+
+def curves_of(
+    plan: Plan, arms: Compared, pieces: Pieces, pairs: Sequence[tuple[str, str]]
+) -> tuple[dict[tuple[str, str], list[Curve]], pd.DataFrame]:
+    """Fine-tune pairs of a kind of model and a variant with every seed, at the learning rate that is best on held-out collection texts.
+
+    Returns:
+        Pair -> the curve of every seed, and a table with one row per fine-tuning.
+    """
+    c = plan.config
     curves: dict[tuple[str, str], list[Curve]] = {}
-    scores: list[dict[str, Tensor]] = []
     rows = []
     with progress(total=len(pairs) * (len(c.lrs) + len(c.seeds) - 1), desc="relearn", unit="fine-tuning") as bar:
         for kind, variant in pairs:
@@ -81,16 +97,10 @@ def relearned(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFrame]
                 rows.append(found[-1].row(c.metric) | {"kept": True})
                 bar.update()
             curves[kind, variant] = found
-            if (kind, variant) == (PRUNED, "all") and plan.neurons is not None:
-                scores = [curve.scores for curve in found]
-    whole = before(plan, arms, pieces, Arm(UNTOUCHED, c.seeds[0]))
-    tables = {"relearning": _relearning(plan, curves, whole), "targets": times_of(plan, curves, whole), "runs": pd.DataFrame(rows)}
-    if scores:
-        tables["layers"] = _layers(plan, arms, pieces, scores)
-    return tables
+    return curves, pd.DataFrame(rows)
 
 
-def _curve(plan: Plan, arms: Arms, pieces: Pieces, run: Run) -> Curve:
+def _curve(plan: Plan, arms: Compared, pieces: Pieces, run: Run) -> Curve:
     c = plan.config
 
     def make() -> tuple[dict[str, Tensor], dict[str, list[int]]]:
@@ -112,7 +122,7 @@ def _curve(plan: Plan, arms: Arms, pieces: Pieces, run: Run) -> Curve:
     return Curve(run.kind, run.variant, run.role, run.seed, run.lr, tuple(note["seen"]), sums, scores, c.checkpoints)
 
 
-def _steps(plan: Plan, arms: Arms, run: Run) -> Generator[tuple[int, Sums, dict[str, Tensor]], None, None]:
+def _steps(plan: Plan, arms: Compared, run: Run) -> Generator[tuple[int, Sums, dict[str, Tensor]], None, None]:
     """Tokens seen, evaluation, and, at the last checkpoint of the pruned model, the scores of its neurons."""
     c = plan.config
     how = Tuning(run.lr, c.step_tokens, c.batch_size, run.seed)
@@ -146,7 +156,7 @@ def _scores(plan: Plan, model: Any) -> dict[str, Tensor]:
     return {site: found[site].detach().double().cpu() for site in sites}
 
 
-def _relearning(plan: Plan, curves: Mapping[tuple[str, str], list[Curve]], whole: Sums) -> pd.DataFrame:
+def relearning_table(plan: Plan, curves: Mapping[tuple[str, str], list[Curve]], whole: Sums) -> pd.DataFrame:
     """Relative accuracies on both tasks after every number of tokens, mean over seeds."""
     c = plan.config
     every = {curve.at(i): curve.step(i) for of_pair in curves.values() for curve in of_pair for i in range(len(curve.seen))}
@@ -161,7 +171,7 @@ def _relearning(plan: Plan, curves: Mapping[tuple[str, str], list[Curve]], whole
     return pd.DataFrame(rows)
 
 
-def _layers(plan: Plan, arms: Arms, pieces: Pieces, after: list[dict[str, Tensor]]) -> pd.DataFrame:
+def _layers(plan: Plan, arms: Arms, pieces: Pieces, after: Sequence[Mapping[str, Tensor]]) -> pd.DataFrame:
     """Neurons per layer with a score above the median of the pruned ones: in the whole, the pruned and the relearned model."""
     assert plan.neurons is not None
     states = {}

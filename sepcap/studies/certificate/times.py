@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,9 @@ def tokens_to(
     return np.where(over.any(-1), found, np.inf)
 
 
-def times_of(plan: Plan, curves: Mapping[tuple[str, str], Sequence[Curve]], whole: Sums) -> pd.DataFrame:
+def times_of(
+    plan: Plan, curves: Mapping[tuple[str, str], Sequence[Curve]], whole: Sums, quotients: Mapping[str, str] = MappingProxyType(QUOTIENTS)
+) -> pd.DataFrame:
     """Tokens to every target of every model and variant, and their quotients by those of the controls.
 
     A target that is not reached within the last checkpoint is censored: its number of tokens is infinite. If only one of the two numbers
@@ -107,7 +110,7 @@ def times_of(plan: Plan, curves: Mapping[tuple[str, str], Sequence[Curve]], whol
             ends = bootstrap_interval(replicas[kind, variant], clusters)
             row: dict[str, Any] = {"kind": kind, "variant": variant, "target": target, **as_columns("tokens", tokens, ends)}
             row |= {"censored": math.isinf(tokens), "budget": float(curves[kind, variant][0].seen[-1])}
-            for column, control in QUOTIENTS.items():
+            for column, control in quotients.items():
                 if control != kind and (control, "all") in found:
                     last = float(curves[control, "all"][0].seen[-1])
                     pairs = (tokens, found[control, "all"]), (replicas[kind, variant], replicas[control, "all"])

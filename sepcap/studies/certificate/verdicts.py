@@ -72,7 +72,7 @@ def _target(result: Any, target: float) -> str:
         control = row_of(result.tables["targets"], kind=kind, variant="all", target=target)
         if control is None:
             continue
-        said += f"; {words} " + ("does not regain it either" if control["censored"] and pruned["censored"] else f"needs {_needs(control)}")
+        said += f"; {words} " + ("does not regain it either" if control["censored"] and pruned["censored"] else f"needs {needs(control)}")
         bound = pruned[f"{column}_bound"]
         if bound in BOUNDS and math.isfinite(pruned[column]):
             name = "relearning ratio" if column == "ratio_matched" else "Anamnesis index"
@@ -85,7 +85,8 @@ def _tokens(row: Any) -> str:
     return f"{row['tokens']:,.0f}" + ("" if math.isnan(row["tokens_low"]) else f" [{', '.join(ends)}]")
 
 
-def _needs(row: Any) -> str:
+def needs(row: Any) -> str:
+    """Tokens that a model needs to reach a target, in words, from its row of the table "targets"."""
     if row["censored"]:
         return f"more than {row['budget']:,.0f}"
     return f"{_tokens(row)}" if row["tokens"] else "none, it has not fallen below it"

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sepcap.checks import FRACTION, FROM_1, POSITIVE, check_fields, distinct
+from sepcap.checks import FRACTION, FROM_0, FROM_1, POSITIVE, check_fields, distinct
 from sepcap.errors import unknown
-from sepcap.learning.fitting import Fitting
+from sepcap.learning.fitting import Fitting, Objective
 from sepcap.selection.names import DIVERGENCES, ImportanceName
 from sepcap.studies.base.fields import FRACTION_KEYS, Sampled, check_fractions
 
@@ -26,6 +26,13 @@ class LearnedRankingConfig(Sampled):
     """Neurons to rank: one site, or several, each ranked separately; "heads" are whole heads."""
     steps: int = Fitting.steps
     """Number of gradient steps."""
+    objective: Objective = Fitting.objective
+    """Loss on forget that is raised: of the masked model (plain), or of the masked model after simulated fine-tuning on forget (lasting),
+    so that the capability does not come back at once."""
+    lasting_steps: int = Fitting.lasting_steps
+    """Simulated steps of fine-tuning of the lasting objective."""
+    lasting_lr: float = Fitting.lasting_lr
+    """Their learning rate (AdamW)."""
     init: Any = "abs"
     """The order to start from: an importance, or in Python also `Scores`."""
     constants: Literal["zero", "mean"] = "zero"
@@ -50,7 +57,8 @@ class LearnedRankingConfig(Sampled):
     """Seed of the shares and of the order of the texts; also of the documents of the collection texts (0: their original order)."""
 
     def __post_init__(self) -> None:
-        check_fields(self, step_tokens=FROM_1, check_every=FROM_1, tau=POSITIVE, cap=POSITIVE, deepest=FRACTION)
+        lasting = {"lasting_steps": FROM_0, "lasting_lr": POSITIVE}
+        check_fields(self, step_tokens=FROM_1, check_every=FROM_1, tau=POSITIVE, cap=POSITIVE, deepest=FRACTION, **lasting)
         if not self.sites:
             raise ValueError("site=(): give at least one of " + ", ".join(map(repr, FRACTION_KEYS)))
         distinct("site", self.sites)

@@ -123,7 +123,18 @@ class LearnedRanking(StudyResult, Scores):  # pyright: ignore[reportIncompatible
             f"(start: {with_ends(start, 'max_drop', 0)}).",
             f"Area on the fitted texts minus area on evaluation texts: {with_ends(gaps.loc['learned'], 'gap')} (the start, "
             f"which was not fitted: {with_ends(gaps.loc['start'], 'gap')}).",
+            *self._lasting(),
             f"Learning took {cost['passes']:.3g} passes over the {int(cost['collected']):,} tokens of the collection texts.",
+        ]
+
+
+    def _lasting(self) -> list[str]:
+        c = self.config
+        if c.get("objective", "plain") == "plain":
+            return []
+        return [
+            f"The loss on {c['forget']} was taken after {c['lasting_steps']} simulated steps of fine-tuning on it, and so was the area on "
+            "the held-out texts by which the order was chosen; the areas here are those of the masked model as it is."
         ]
 
 

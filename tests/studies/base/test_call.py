@@ -58,7 +58,8 @@ STUDIES = [
     "measure_modularity", "measure_overlap", "prune_across_tasks", "check_selection",
     "compare_activations", "trace_dimensions", "find_dimensions", "jacobian_spectrum",
     "transfer_paragraphs", "compare_ablations", "sweep_ablation", "ablate_each",
-    "prune", "compare_directions", "compare_methods", "compare_importances", "certify", "reproduce",
+    "prune", "compare_directions", "compare_methods", "compare_importances", "certify", "compare_unlearning",
+    "reproduce",
 ]  # fmt: skip
 
 
