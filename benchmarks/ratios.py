@@ -2,6 +2,7 @@
 
     make bench            (with nothing else running; less than six minutes on two cores)
     make gpu              (the same on a CUDA device, after its tests)
+    OMP_NUM_THREADS=1 python benchmarks/ratios.py --processor-time     (on a machine that others use too)
 
 Every ratio is between medians over alternating repetitions, so that a slow minute affects both sides.
 """
@@ -44,6 +45,9 @@ from sepcap.tasks.samples import sample_task
 
 SITES = ("mlp", "attn_pre_out")
 
+CLOCK = time.perf_counter
+"""Clock of ratios to a bare pass; with --processor-time that of this process, which does not run while others do."""
+
 EAGER = {
     "GPT-2": GPT2Config(n_embd=768, n_layer=2, n_head=12, n_positions=2048, vocab_size=1000),
     "GPT-NeoX": GPTNeoXConfig(
@@ -63,12 +67,15 @@ BOUNDS = {
     "import sepcap, seconds beyond bare Python": 0.3,
     "sepcap --help, seconds": 0.5,
     "embedded, 16x256: collect / bare forward": 1.30,
-    "embedded, 16x256: evaluate / bare forward with logits": 1.15,
+    "embedded, 16x256: evaluate / bare forward with logits": 1.10,
     "12 layers x 768, 2x512: collect / bare forward": 1.10,
-    "12 layers x 768, 2x512: evaluate / bare forward with logits": 1.15,
+    "12 layers x 768, 2x512: evaluate / bare forward with logits": 1.10,
+    "4 layers x 256, 8x512: evaluate / bare forward with logits": 1.10,
     "embedded, 16x256: collect with histograms / without": 1.60,
     "embedded, 16x256: collect with gradients / bare forward and backward": 1.15,
     "12 layers x 768, 2x512: collect with gradients / bare forward and backward": 1.15,
+    "local-prose by name, 20,000 tokens: sampled again, seconds": 0.2,
+    "local-prose loaded, 20,000 tokens: sampled again, seconds": 0.05,
     "embedded: every head, every kind of ablation, seconds": 180,
     **{f"{task}: plain loop of ablate and evaluate / ablate_each": -4.0 for task in ("local-code", "local-prose")},
     **{f"{task}: ablate_each, all 6,144 mlp neurons, minutes": 20 for task in ("local-code", "local-prose")},
@@ -92,11 +99,11 @@ def alternate(device: str, repeat: int, **sides: Callable[[], object]) -> dict[s
     for round_ in range(repeat + 1):
         for name, side in sides.items():
             wait_for(device)
-            started = time.perf_counter()
+            started = CLOCK()
             side()
             wait_for(device)
             if round_:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(CLOCK() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -159,11 +166,11 @@ def load_pair(folder: Path, device: str):
     return sepcap.load_model(folder, device=device), plain
 
 
-def big_folder() -> Path:
-    """A randomly initialised 12-layer OPT of d_model 768."""
+def opt_folder(layers: int, width: int) -> Path:
+    """A randomly initialised OPT with the vocabulary of the released ones."""
     folder = Path(tempfile.mkdtemp())
     config = OPTConfig(
-        hidden_size=768, word_embed_proj_dim=768, ffn_dim=3072, num_hidden_layers=12, num_attention_heads=12,
+        hidden_size=width, word_embed_proj_dim=width, ffn_dim=4 * width, num_hidden_layers=layers, num_attention_heads=width // 64,
         vocab_size=50272, max_position_embeddings=512, bos_token_id=0, pad_token_id=1, eos_token_id=2,
     )  # fmt: skip
     OPTForCausalLM(config).save_pretrained(folder)
@@ -341,12 +348,28 @@ def of_the_embedded_model(device: str) -> Iterator[dict[str, float]]:
 
 
 def of_a_bigger_model(device: str) -> Iterator[dict[str, float]]:
-    yield {f"12 layers x 768, 2x512: {k}": v for k, v in passes(device, big_folder(), 2, 512, 1, 4).items()}
+    yield {f"12 layers x 768, 2x512: {k}": v for k, v in passes(device, opt_folder(12, 768), 2, 512, 1, 4).items()}
+
+
+def of_a_wide_vocabulary(device: str) -> Iterator[dict[str, float]]:
+    yield {f"4 layers x 256, 8x512: {k}": v for k, v in passes(device, opt_folder(4, 256), 8, 512, 1, 4).items()}
+
+
+def of_samples(device: str) -> Iterator[dict[str, float]]:
+    model = sepcap.load_model(device=device)
+    loaded = sepcap.load_task("local-prose")
+    for how, task in (("by name", lambda: sepcap.load_task("local-prose")), ("loaded", lambda: loaded)):
+        times = []
+        for _ in range(6):
+            started = time.perf_counter()
+            sample_task(model, task(), "evaluate", 20_000)
+            times.append(time.perf_counter() - started)
+        yield {f"local-prose {how}, 20,000 tokens: sampled again, seconds": statistics.median(times[1:])}
 
 
 def of_gradients(device: str) -> Iterator[dict[str, float]]:
     yield {f"embedded, 16x256: {k}": v for k, v in gradients(device, default_folder(), 16, 256, 2, 5).items()}
-    yield {f"12 layers x 768, 2x512: {k}": v for k, v in gradients(device, big_folder(), 2, 512, 1, 3).items()}
+    yield {f"12 layers x 768, 2x512: {k}": v for k, v in gradients(device, opt_folder(12, 768), 2, 512, 1, 3).items()}
 
 
 def of_attention(device: str) -> Iterator[dict[str, float]]:
@@ -359,6 +382,8 @@ SECTIONS: dict[str, Callable[[str], Iterator[dict[str, float]]]] = {
     "import": of_the_import,
     "embedded": of_the_embedded_model,
     "big": of_a_bigger_model,
+    "wide": of_a_wide_vocabulary,
+    "samples": of_samples,
     "gradients": of_gradients,
     "attention": of_attention,
     "step": lambda device: iter([{"pruning step / its forward passes": pruning_step(device)}]),
@@ -380,7 +405,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=SECTIONS, help="one section instead of all")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--processor-time", action="store_true", help="processor seconds instead of those on the clock, for one thread")
     chosen = parser.parse_args()
+    if chosen.processor_time:
+        global CLOCK
+        CLOCK = time.process_time
+        torch.set_num_threads(1)
     if chosen.device != "cpu" and not torch.cuda.is_available():
         parser.exit(0, f"--device {chosen.device}: torch sees no CUDA device here, so nothing was measured\n")
     disable_progress_bar()

@@ -191,10 +191,16 @@ def browser():
 
 @pytest.fixture(autouse=True)
 def own_settings():
-    """A test may set the number of threads or filter warnings; the next one does not notice. Shapes are checked anew in each."""
+    """A test may set the number of threads or filter warnings; the next one does not notice. Shapes are checked anew in each.
+
+    No sample is kept from the test before: that one may have replaced what draws it.
+    """
     import torch
 
+    from sepcap.tasks import samples
+
     CALLS.clear()
+    samples._DRAWN.clear()
     with warnings.catch_warnings():
         yield
     torch.set_num_threads(THREADS)

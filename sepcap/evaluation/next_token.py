@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sepcap.checks import checked
-from sepcap.evaluation.result import Evaluation
-from sepcap.models.forward import device_of, logits_of, measuring, output_in_place
+from sepcap.evaluation.result import COUNTS, Evaluation
+from sepcap.evaluation.unembedded import MISS, ranks_and_losses, wide
+from sepcap.models.blocks.unembedding import read_or_logits
+from sepcap.models.forward import device_of, measuring, output_in_place
 from sepcap.progress import progress
 from sepcap.statistics.collect import BATCH_SIZE, halving_batches
 from sepcap.storage import load_tensors
@@ -21,9 +23,6 @@ from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 from sepcap.workers.engines import Engine
 from sepcap.workers.shards import in_shards
-
-MISS = 2**31 - 1
-"""Rank of a target if logits are not finite: outside every top-k, however few the classes."""
 
 
 @checked()
@@ -134,11 +133,27 @@ def most_frequent_targets(sample: TokenSample, k: int = 50) -> dict[int, int]:
 def evaluate_batch(model: Any, batch: Batch, skip_ids: Int[Tensor, " k"]) -> Float[Tensor, "batch count"]:
     """Sums of every row of a batch, in the order of `COUNTS`."""
     with output_in_place(model):
-        logits = logits_of(model, batch.inputs, batch.mask)
-    every_answer, every_asked, skip_ids = (x.to(logits.device) for x in (batch.answers, batch.asked, skip_ids))
+        unembedding, output = read_or_logits(model, batch.inputs, batch.mask)
+    answers, asked, skip_ids = (x.to(output.device) for x in (batch.answers, batch.asked, skip_ids))
+    if unembedding is None:
+        return _sums_of_logits(output, answers, asked, skip_ids)
+    row, pos = asked.nonzero(as_tuple=True)
+    targets = answers[row, pos]
+    columns = _columns(*ranks_and_losses(unembedding, output[row, pos], targets), targets, asked[row, pos], skip_ids)
+    sums = columns.new_zeros(*asked.shape, len(COUNTS))
+    sums[row.to(sums.device), pos.to(sums.device)] = columns
+    return sums.sum(dim=1)
+
+
+def _sums_of_logits(
+    logits: Float[Tensor, "batch pos out"],
+    every_answer: Int[Tensor, "batch pos"],
+    every_asked: Bool[Tensor, "batch pos"],
+    skip_ids: Int[Tensor, " k"],
+) -> Float[Tensor, "batch count"]:
     if logits.shape[1] == 1:  # images: one prediction each, so all at once
         return counts(logits[:, 0], every_answer[:, 0], every_asked[:, 0], skip_ids)
-    scratch = torch.empty(logits[0].shape, dtype=_wide(logits), device=logits.device)
+    scratch = torch.empty(logits[0].shape, dtype=wide(logits.dtype), device=logits.device)
     sums = []
     for row, answers, asked in zip(logits, every_answer, every_asked, strict=True):
         if 2 * int(asked.sum()) < len(asked):  # for a masked model few positions are scored
@@ -155,17 +170,23 @@ def counts(
     scratch: Float[Tensor, "pos vocab"] | None = None,
 ) -> Float[Tensor, "pos count"]:
     """Contribution of every position to the sums of `COUNTS`."""
-    ranks, tied, losses = rank_and_loss(logits, answers, scratch)
+    return _columns(*rank_and_loss(logits, answers, scratch), answers, asked, skip_ids)
+
+
+def _columns(
+    ranks: Int[Tensor, " pos"],
+    tied: Int[Tensor, " pos"],
+    losses: Float[Tensor, " pos"],
+    answers: Int[Tensor, " pos"],
+    asked: Bool[Tensor, " pos"],
+    skip_ids: Int[Tensor, " k"],
+) -> Float[Tensor, "pos count"]:
     rare = asked & ~torch.isin(answers, skip_ids)
     first, tenth = (hits(ranks, tied, k) for k in (1, 10))
     columns = (asked, asked * first, asked * tenth, rare, rare * first, rare * tenth, torch.where(asked, losses, 0))
-    if logits.device.type == "mps":  # which has no float64
+    if losses.device.type == "mps":  # which has no float64
         columns = [column.cpu() for column in columns]
     return torch.stack([column.double() for column in columns], dim=1)
-
-
-def _wide(logits: Float[Tensor, "..."]) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def rank_and_loss(
@@ -180,7 +201,7 @@ def rank_and_loss(
     `scratch` is memory for as many logits: allocating it every time would cost more than the arithmetic.
     """
     half = logits.dtype.itemsize == 2
-    logits = logits.to(_wide(logits))
+    logits = logits.to(wide(logits.dtype))
     scratch = torch.empty_like(logits) if scratch is None else scratch
     target_logits = logits.gather(1, targets[:, None])
     # comparing into a float buffer: summing booleans is four times slower on a CPU, and floats count exactly to 2^24

@@ -79,6 +79,7 @@ class TokenSample:
         origins: source of every document, by its place in the task, and its number in the source; in the order of `row_documents`.
         groups: package of every row if the documents have names and no row mixes packages; else None.
         after: id after which tokens are prediction targets, from the first one in a row on; None if all are.
+        limit: maximum number of tokens of one document; None for whole documents.
     """
 
     task: str
@@ -93,6 +94,7 @@ class TokenSample:
     origins: tuple[tuple[int, int], ...] | None = field(default=None, kw_only=True)
     groups: tuple[str, ...] | None = field(default=None, kw_only=True)
     after: int | None = field(default=None, kw_only=True)
+    limit: int | None = field(default=None, kw_only=True)
 
     @property
     def n_documents(self) -> int:
@@ -336,38 +338,46 @@ def sample_tokens(
             of = [(turn, int(number)) for number in dict.fromkeys(owners[owners != NOBODY].tolist())]
             row_documents.append(tuple(numbers.setdefault(each, len(numbers)) for each in of))
             given[turn] += int(counted[length - 1])
-    have, clusters = sum(given), len(np.unique(components(row_documents)))
-    joined = "" if clusters == len(numbers) else f" in {clusters} cluster{'s' * (clusters != 1)} (documents that share rows)"
-    found = f"{len(numbers)} documents{joined} with {have:,} tokens"
-    if have < tokens and (min(given) == 0 or have < room):
-        raise ValueError(
-            f"task {task.name!r} has too little text to {split}: {found}, less than one context of {context} tokens{read_from(task)}. "
-            "A task is split into a part for collecting statistics and one for evaluation. Give more text or a smaller context."
-        )
-    wide = f"; intervals over fewer than {FEW} are wide" if clusters > 1 else "; a single one has no standard error and no interval"
-    wide = wide if clusters < FEW else ""
-    if have < tokens:
-        most = "" if limit is None else f", at most {limit:,} of each (per_document=None takes whole documents)"
-        warn(f"task {task.name!r} has fewer tokens to {split} than the {tokens:,} asked for: {found}{most}; continuing with those{wide}")
-    elif wide:
-        warn(f"task {task.name!r}: {have:,} tokens to {split} come from {len(numbers)} documents{joined}{wide}")
     ids = tuple(row.ids for row in rows)
     scored = b"" if after is None else f"after {after}".encode()
     packages = tuple(row.package for row in rows if row.package is not None)
-    return TokenSample(
-        task.name,
-        split,
-        ids,
-        bos,
-        tokens,
-        have,
+    sample = TokenSample(
+        *(task.name, split, ids, bos, tokens, sum(given)),
         tuple([number for source, number in numbers if source == i] for i in range(len(streams))),
         hashlib.sha256(b"".join([*(row.tobytes() for row in ids), scored])).hexdigest()[:16],
         row_documents=tuple(row_documents),
         origins=tuple(numbers),
         groups=packages if len(packages) == len(rows) else None,
         after=after,
+        limit=limit,
     )
+    if sample.tokens < tokens and (min(given) == 0 or sample.tokens < room):
+        raise ValueError(
+            f"task {task.name!r} has too little text to {split}: {_documents(sample)[0]} with {sample.tokens:,} tokens, less than one "
+            f"context of {context} tokens{read_from(task)}. A task is split into a part for collecting statistics and one for evaluation. "
+            "Give more text or a smaller context."
+        )
+    warn_of_few(sample)
+    return sample
+
+
+def _documents(sample: TokenSample) -> tuple[str, int]:
+    documents, clusters = len(sample.origins or ()), len(np.unique(sample.clusters))
+    joined = "" if clusters == documents else f" in {clusters} cluster{'s' * (clusters != 1)} (documents that share rows)"
+    return f"{documents} documents{joined}", clusters
+
+
+def warn_of_few(sample: TokenSample) -> None:
+    """Warn of fewer tokens than were asked for, or of so few clusters that intervals are wide."""
+    documents, clusters = _documents(sample)
+    wide = f"; intervals over fewer than {FEW} are wide" if clusters > 1 else "; a single one has no standard error and no interval"
+    wide, have, to = wide if clusters < FEW else "", f"{sample.tokens:,} tokens", f"to {sample.split}"
+    if sample.tokens < sample.asked:
+        most = "" if sample.limit is None else f", at most {sample.limit:,} of each (per_document=None takes whole documents)"
+        less = f"has fewer tokens {to} than the {sample.asked:,} asked for: {documents} with {have}{most}; continuing with those"
+        warn(f"task {sample.task!r} {less}{wide}")
+    elif wide:
+        warn(f"task {sample.task!r}: {have} {to} come from {documents}{wide}")
 
 
 def _token(word: str, tokenizer: Any) -> int:

@@ -6,6 +6,7 @@ Next-token models take rows of tokens (`TokenSample`), masked language models th
 
 import dataclasses
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from transformers import PreTrainedTokenizerBase
 
 from sepcap.models.forward import positions_of
 from sepcap.models.kinds import kind_of
-from sepcap.tasks.batches import Batch, TokenSample, pad, sample_tokens
+from sepcap.tasks.batches import Batch, TokenSample, pad, sample_tokens, warn_of_few
 from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.images import sample_images
 from sepcap.tasks.task import Split, Task
+
+KEPT = 2**22
+"""Tokens of samples that are kept in memory: 32 MB. The samples that were not used for the longest time are dropped first."""
+
+_DRAWN: OrderedDict[tuple[Any, ...] | None, TokenSample] = OrderedDict()
+"""Samples of this process by everything that they depend on: a task that is collected or evaluated again is not read again."""
 
 DEFAULT_CONTEXT = 512
 """Maximum tokens per row by default: longer rows cost more and change statistics little."""
@@ -50,6 +58,8 @@ def sample_task(
 ) -> TokenSample:
     """The first examples of a part of a task, in the form that the model takes: the same call always gives the same sample.
 
+    Samples of texts are kept in memory, by the content of the task and of the tokenizer; the same call in this process reads nothing.
+
     Args:
         model: a hooked model.
         task: what to sample.
@@ -72,9 +82,36 @@ def sample_task(
     if kind == "images":
         config = model.original_model.config
         return sample_images(task, split, model.processor, budget, seed, channels=config.num_channels, classes=config.num_labels)
-    if kind == "masked":
-        return sample_masked(task, split, model.tokenizer, budget, context, seed, per_document)
-    return sample_tokens(task, split, model.tokenizer, budget, context, seed, per_document=per_document)
+    draw = sample_masked if kind == "masked" else sample_tokens
+    how = (split, model.tokenizer, budget, context, seed)
+    key = _key(kind, task, model.tokenizer, split, budget, context, seed, per_document)
+    if key in _DRAWN:
+        _DRAWN.move_to_end(key)
+        warn_of_few(_DRAWN[key])
+        return _copied(_DRAWN[key])
+    sample = draw(task, *how, per_document=per_document)
+    if key is not None and sample.tokens <= KEPT:
+        _DRAWN[key] = _copied(sample)
+        while sum(each.tokens for each in _DRAWN.values()) > KEPT:
+            _DRAWN.popitem(last=False)
+    return sample
+
+
+def _key(kind: str, task: Task, tokenizer: Any, *how: Any) -> tuple[Any, ...] | None:
+    """Everything that a sample depends on; None if something of it cannot be told."""
+    contents = [getattr(source, "content", None) for source in task.sources]
+    spelled = getattr(tokenizer, "backend_tokenizer", None)
+    if None in contents or spelled is None or type(tokenizer).__call__ is not PreTrainedTokenizerBase.__call__:
+        return None
+    # the tokenizer itself, because it can be changed in place
+    state = hashlib.sha256(spelled.to_str().encode()).hexdigest()
+    special = (*_ends(tokenizer), tokenizer.pad_token_id, tokenizer.mask_token_id, *tokenizer.all_special_ids)
+    return kind, task.name, *contents, task.special_tokens, task.answers_after, type(tokenizer), state, special, *how
+
+
+def _copied(sample: TokenSample) -> TokenSample:
+    """The sample with arrays and lists of its own."""
+    return dataclasses.replace(sample, rows=tuple(row.copy() for row in sample.rows), indices=tuple(map(list, sample.indices)))
 
 
 def check_content(model: Any, task: Task) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import sepcap
-from sepcap.evaluation import next_token
 from sepcap.evaluation.next_token import evaluate_sample, hits, most_frequent_targets, rank_and_loss
 from sepcap.evaluation.result import COUNTS, METRICS, Evaluation, ratio
+from sepcap.models.blocks import unembedding
 from sepcap.tasks import batches
 from sepcap.tasks.batches import TokenSample, sample_tokens
 
@@ -233,7 +233,7 @@ def test_batches_and_halving_do_not_change_the_result(tiny_opt, letters, monkeyp
     assert np.abs(of_many.per_row[:, :-1] - of_two.per_row[:, :-1]).sum() <= 5
     np.testing.assert_allclose(of_many.per_row[:, -1], of_two.per_row[:, -1], rtol=1e-5)
 
-    sizes, original = [], next_token.logits_of
+    sizes, original = [], unembedding.logits_of
 
     def small_memory(model, ids, mask):
         sizes.append(len(ids))
@@ -241,21 +241,21 @@ def test_batches_and_halving_do_not_change_the_result(tiny_opt, letters, monkeyp
             raise torch.OutOfMemoryError("no memory left")
         return original(model, ids, mask)
 
-    monkeypatch.setattr(next_token, "logits_of", small_memory)
+    monkeypatch.setattr(unembedding, "logits_of", small_memory)
     with pytest.warns(UserWarning, match="batch_size=2"):
         halved = evaluate_sample(tiny_opt, sample, batch_size=8)
     assert sizes[:3] == [8, 8, 4]
     assert sum(sizes[3:]) == len(sample.rows)
     assert max(sizes[3:]) == 2
     np.testing.assert_array_equal(halved.per_row, of_two.per_row)  # begun again from the first row: none counts twice
-    monkeypatch.setattr(next_token, "logits_of", lambda *a: (_ for _ in ()).throw(RuntimeError("another fault")))
+    monkeypatch.setattr(unembedding, "logits_of", lambda *a: (_ for _ in ()).throw(RuntimeError("another fault")))
     with pytest.raises(RuntimeError, match="another fault"):
         evaluate_sample(tiny_opt, sample, batch_size=8)
 
 
 def test_one_batch_of_logits_at_a_time(tiny_opt, letters, monkeypatch):
     sample = sample_tokens(sepcap.load_task(letters), "evaluate", tiny_opt.tokenizer, 500, 32)
-    alive, most, original = weakref.WeakSet(), [], next_token.logits_of
+    alive, most, original = weakref.WeakSet(), [], unembedding.logits_of
 
     def watched(model, ids, mask):
         most.append(len(alive))
@@ -263,7 +263,7 @@ def test_one_batch_of_logits_at_a_time(tiny_opt, letters, monkeypatch):
         alive.add(logits)
         return logits
 
-    monkeypatch.setattr(next_token, "logits_of", watched)
+    monkeypatch.setattr(unembedding, "logits_of", watched)
     evaluate_sample(tiny_opt, sample, batch_size=2)
     assert len(most) > 5
     assert max(most) == 0  # the logits of a batch are gone before those of the next are computed

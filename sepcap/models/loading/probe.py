@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from sepcap.models.blocks.unembedding import unembedding_of, watching
 from sepcap.models.forward import is_out_of_memory, logits_of, measuring
 from sepcap.models.kinds import inner, is_hooked_transformer, kind_of
 from sepcap.models.wrappers import hooked_modules, warn_of_lost_hooks
@@ -114,8 +115,12 @@ def check_hooked(bridge: Any, before: Probe, name: str) -> None:
     """
     lost: set[str] = set()
     passes = []
+    unembedding = unembedding_of(bridge)
     with _counted(before.hooked) as called:
-        passes.append(bridge(before.inputs, return_type="logits"))
+        with watching(unembedding) as read:
+            passes.append(bridge(before.inputs, return_type="logits"))
+        if unembedding is not None:
+            unembedding.compare(read, passes[0])
         lost |= before.hooked.keys() - called
         if before.hooked:
             called.clear()

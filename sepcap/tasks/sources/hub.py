@@ -88,6 +88,11 @@ class HubSource:
         return f"hub-{hashlib.sha256(json.dumps([VERSION, where, what]).encode()).hexdigest()[:16]}"
 
     @property
+    def content(self) -> str:
+        """What the documents depend on; they are read from a cache by the same."""
+        return self.fingerprint
+
+    @property
     def folder(self) -> Path | None:
         """The repository as a folder, if it is one."""
         path = Path(self.row.repository).expanduser()

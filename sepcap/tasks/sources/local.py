@@ -15,6 +15,7 @@ import importlib.util
 import os
 import re
 import sysconfig
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,10 @@ class SourceFile(NamedTuple):
     name: str
 
 
+_LISTED: dict[tuple[Any, ...], tuple[list[SourceFile], dict[str, int]]] = {}
+"""Files found before in this process, and when each folder had last changed: visiting all folders takes half a second."""
+
+
 def bucket(name: str) -> int:
     """Percentile of a package-relative path: stable across machines, Python versions and hash seeds."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
@@ -100,10 +105,15 @@ def find_files(kind: Kind, more: Collection[str] = ()) -> list[SourceFile]:
         kind: kind of text.
         more: packages to read in addition to those of `PACKAGES`.
     """
-    packages = PACKAGES.union(more)
+    packages, roots, begun = PACKAGES.union(more), _roots(), time.time_ns()
+    known, folders = _LISTED.get(key := (kind, packages, *roots), ([], {}))
+    if folders and all(_changed_at(folder) == at for folder, at in folders.items()):
+        return list(known)
     found: dict[str, SourceFile] = {}
-    for prefix, root in _roots():
+    folders = {root: _changed_at(root) for _, root in roots}
+    for prefix, root in roots:
         for folder, subfolders, files in os.walk(root):
+            folders[folder] = _changed_at(folder)
             relative = os.path.relpath(folder, root).replace(os.sep, "/")
             subfolders[:] = sorted(s for s in subfolders if _enter(s, relative, prefix, packages))
             for file in files:
@@ -116,7 +126,19 @@ def find_files(kind: Kind, more: Collection[str] = ()) -> list[SourceFile]:
                 name = prefix + inside
                 if prefix or package_name(name) in packages:
                     found.setdefault(name, SourceFile(os.path.join(folder, file), name))
-    return sorted(found.values(), key=lambda f: hashlib.sha256(f.name.encode()).digest())
+    files = sorted(found.values(), key=lambda f: hashlib.sha256(f.name.encode()).digest())
+    # the times of a file system are no finer than some milliseconds: a folder that has just changed may change again unnoticed
+    if max(folders.values()) < begun - 10**9:
+        _LISTED[key] = (list(files), folders)
+    return files
+
+
+def _changed_at(folder: str) -> int:
+    """When a file of a folder was last added, renamed or removed, in nanoseconds; 0 for none."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _roots() -> list[tuple[str, str]]:
@@ -148,10 +170,8 @@ def _wanted(kind: Kind, file: str, relative: str) -> bool:
 
 def fingerprint(files: list[SourceFile]) -> str:
     """Hash of names and sizes: changes when a package is upgraded, or one of `PACKAGES` is missing."""
-    digest = hashlib.sha256(trained_on(TRAINED_ON).tobytes())
-    for file in files:
-        digest.update(f"{file.name}\0{os.path.getsize(file.path)}\n".encode())
-    return digest.hexdigest()[:16]
+    listed = "".join(f"{file.name}\0{os.stat(file.path).st_size}\n" for file in files)
+    return hashlib.sha256(trained_on(TRAINED_ON).tobytes() + listed.encode()).hexdigest()[:16]
 
 
 def documents(kind: Kind, split: Split, more: Collection[str] = (), earlier: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
@@ -285,8 +305,13 @@ class LocalSource:
         """Hash of names and sizes of the files."""
         return self._files
 
+    @property
+    def content(self) -> str:
+        """What the documents depend on; they are read from a cache by the same."""
+        return f"{VERSION}{self.fingerprint}"
+
     @functools.cached_property
-    def _files(self) -> str:  # visiting all folders takes half a second, so this is done once per task
+    def _files(self) -> str:  # once per task
         return f"local-{self.kind}-{fingerprint(find_files(self.kind))}"
 
     def documents(self, split: Split) -> Any:

@@ -36,6 +36,8 @@ class DataSource:
             raise ValueError(f"{called} has no text: {len(dataset)} rows, none with text in column {column!r}")
         ranked = sorted(distinct.items())
         self.fingerprint = hashlib.sha256("".join(key for key, _ in ranked).encode()).hexdigest()[:16]
+        # with the white space and the row numbers, which a sample depends on too
+        self.content = hashlib.sha256(repr([variant for _, variant in ranked]).encode()).hexdigest()
         if len(ranked) == 1:
             i = ranked[0][1][1]
             halves = _halves(texts[i])

@@ -9,8 +9,8 @@ import torch
 from tiny import fresh
 
 import sepcap
-from sepcap.evaluation import next_token
 from sepcap.evaluation.result import METRICS
+from sepcap.models.blocks import unembedding
 from sepcap.statistics import collect as collect_module
 from sepcap.studies.pruning import prune as pruning
 
@@ -218,7 +218,7 @@ def test_cost_stated_is_cost_paid(opt, letters, digits, tmp_path, monkeypatch, c
 
         return wrapped
 
-    monkeypatch.setattr(next_token, "logits_of", counting(next_token.logits_of, 1))
+    monkeypatch.setattr(unembedding, "logits_of", counting(unembedding.logits_of, 1))
     monkeypatch.setattr(collect_module, "run_hooks", counting(collect_module.run_hooks, 1))
     run = pruning.execute(prepared, tmp_path / "run")
     # once per step with recollect (the statistics of step 0 serve step 1), else once, for random neurons never; four evaluations of both
