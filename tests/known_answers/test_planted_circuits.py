@@ -12,7 +12,7 @@ import sepcap
 from sepcap.tasks.batches import sample_tokens
 from sepcap.tasks.load import load_task
 
-TOKENS = 1500
+TOKENS = 800
 WORDS = 12
 
 
