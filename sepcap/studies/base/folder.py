@@ -5,6 +5,7 @@ import io
 import json
 import os
 import reprlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,3 +277,27 @@ def _same(old: Any, new: Any) -> bool:
 def identity_of(config: Mapping[str, Any]) -> str:
     """Digest that identifies a configuration, independent of versions and time."""
     return digest_of({name: value for name, value in as_json(config).items() if name not in NOT_DECISIVE})
+
+
+def copy_folder(source: Path, folder: str | Path) -> Path:
+    """Copy a folder with everything in it; nothing is half-written, and a folder that is not empty is not touched.
+
+    Raises:
+        FileExistsError: `folder` is a file, or a folder that is not empty.
+        ValueError: `folder` is inside the one that is copied.
+    """
+    to = Path(folder)
+    if to.resolve() == source.resolve():
+        return to
+    if source.resolve() in to.resolve().parents:
+        raise ValueError(f"folder={str(folder)!r} is inside {source}, which would be copied into itself; give another folder")
+    if os.path.lexists(to) and (not to.is_dir() or any(to.iterdir())):
+        raise FileExistsError(f"{to} exists and is not an empty folder. Use another name; nothing was changed.")
+    make_folder(to.parent)
+    part = to.parent / f".{to.name}.{os.getpid()}{PART}"
+    try:
+        shutil.copytree(source, part, ignore=shutil.ignore_patterns(f"*{PART}"))
+        os.replace(part, to)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return to
