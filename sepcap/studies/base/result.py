@@ -11,8 +11,8 @@ from torch import Tensor
 from sepcap.checks import checked
 from sepcap.errors import unknown
 from sepcap.latex import latex_table
-from sepcap.storage import copy_folder, load_tensors, said_card, save_tensors
-from sepcap.studies.base.folder import finish_study, listed, open_study, read_stored, study_config, whole_study, write_tables
+from sepcap.storage import load_tensors, said_card, save_tensors
+from sepcap.studies.base.folder import copy_folder, finish_study, listed, open_study, read_stored, study_config, whole_study, write_tables
 from sepcap.studies.base.report import study_report
 
 Result = TypeVar("Result", bound="StudyResult")

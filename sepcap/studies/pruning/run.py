@@ -13,7 +13,7 @@ from sepcap.errors import unknown
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.neurons import top_of
 from sepcap.statistics.intervals import Cluster
-from sepcap.storage import copy_folder
+from sepcap.studies.base.folder import copy_folder
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
 from sepcap.studies.pruning.figures.pruned_neurons import pruned_neurons
