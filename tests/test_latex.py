@@ -81,4 +81,4 @@ def test_results_without_a_model_have_their_tables():
     low, high = toxicity.fraction_interval
     assert f"fraction above 0.8 & 0.25 [{low:.2f}, {high:.2f}]" in toxicity.to_latex(digits=2)
     overlap = sepcap.TextOverlap("mine", {"collect": 10, "evaluate": 5}, {"collect": 1, "evaluate": 0}, 0.02, 0.1)
-    assert "evaluate & 5 & 0 & 0.020 & 0.100" in overlap.to_latex()
+    assert "evaluate & 5 & 0 & 0.0200 & 0.100" in overlap.to_latex()

@@ -52,5 +52,7 @@ def resolve_contrast(importance: str, contrast: Contrast | None = None) -> Contr
             f"contrast={contrast!r} with importance={importance!r}, which can be negative; use 'difference', or {importance + '_abs'!r}"
         )
     if importance == "wanda" and contrast == "ratio":
-        raise ValueError("contrast='ratio' with importance='wanda': its weights cancel, and 'rms' is left; use 'difference' or 'guarded'")
+        raise ValueError(
+            "contrast='ratio' with importance='wanda': its weights cancel, so that it is the score of 'rms'; use 'difference' or 'guarded'"
+        )
     return contrast or ("difference" if importance in (*SIGNED, "wanda") else "ratio")
