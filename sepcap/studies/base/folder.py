@@ -51,30 +51,6 @@ NOT_DECISIVE = ("versions", "created", "model", "task_fingerprints", "documents"
 `model_fingerprint` the weights, and `matched_neurons` the neurons that a baseline is matched with, wherever they were stored."""
 
 
-def copy_folder(source: Path, folder: str | Path) -> Path:
-    """Copy a folder with everything in it; nothing is half-written, and a folder that is not empty is not touched.
-
-    Raises:
-        FileExistsError: `folder` is a file, or a folder that is not empty.
-        ValueError: `folder` is inside the one that is copied.
-    """
-    to = Path(folder)
-    if to.resolve() == source.resolve():
-        return to
-    if source.resolve() in to.resolve().parents:
-        raise ValueError(f"folder={str(folder)!r} is inside {source}, which would be copied into itself; give another folder")
-    if os.path.lexists(to) and (not to.is_dir() or any(to.iterdir())):
-        raise FileExistsError(f"{to} exists and is not an empty folder. Use another name; nothing was changed.")
-    make_folder(to.parent)
-    part = to.parent / f".{to.name}.{os.getpid()}{PART}"
-    try:
-        shutil.copytree(source, part, ignore=shutil.ignore_patterns(f"*{PART}"))
-        os.replace(part, to)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return to
-
-
 def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write each table as `tables/name.parquet`."""
     for name, table in tables.items():
