@@ -165,8 +165,8 @@ def _sums_of_logits(
         # for a masked model few positions are scored
         kept = asked | (2 * asked.sum(dim=1, keepdim=True) >= asked.shape[1])
         many = kept.sum(dim=1).tolist()
-        chosen = [x.flatten(0, 1) if sum(many) == kept.numel() else x[kept] for x in (rows, answers, asked)]
-        found = counts(*chosen, skip_ids, scratch[: sum(many)])
+        rows, answers, asked = (x.flatten(0, 1) if sum(many) == kept.numel() else x[kept] for x in (rows, answers, asked))
+        found = counts(rows, answers, asked, skip_ids, scratch[: sum(many)])
         sums += [row.sum(dim=0) for row in found.split(many)]
     return torch.stack(sums)
 

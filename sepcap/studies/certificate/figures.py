@@ -11,8 +11,8 @@ from sepcap.drawing.style import DASHES, GREY, PALETTE, SITE_NAMES, SYMBOLS, Wid
 from sepcap.drawing.themes import drawn
 from sepcap.studies.certificate.arms import MATCHED, NAMES, PRUNED, RANDOM, REFERENCE, UNTOUCHED
 
-COLOURS = dict(zip((PRUNED, UNTOUCHED, MATCHED, RANDOM, REFERENCE), PALETTE, strict=False))
-SIGNS = dict(zip((PRUNED, UNTOUCHED, MATCHED, RANDOM, REFERENCE), SYMBOLS, strict=False))
+COLOURS: dict[str, str] = dict(zip((PRUNED, UNTOUCHED, MATCHED, RANDOM, REFERENCE), PALETTE, strict=False))
+SIGNS: dict[str, str] = dict(zip((PRUNED, UNTOUCHED, MATCHED, RANDOM, REFERENCE), SYMBOLS, strict=False))
 PANEL_PX, GAP_PX = 150, 46
 GAP = 0.11
 """Between panels side by side, as a share of the figure."""
@@ -40,14 +40,15 @@ def relearning(result: Any, role: str = "forget", *, width: Width = "column") ->
         role: "forget" or "retain".
         width: inches, "column" or "page".
     """
-    looks = {kind: {"name": capital(NAMES[kind]), "color": COLOURS[kind], "symbol": SIGNS[kind]} for kind in NAMES}
+    looks = {kind: {"name": capital(name), "color": COLOURS[kind], "symbol": SIGNS[kind]} for kind, name in NAMES.items()}
     return curves(result, part_of(result, "relearning", "relearn"), role, looks, width)
 
 
 def curves(result: Any, table: pd.DataFrame, role: str, looks: Mapping[str, Mapping[str, str]], width: Width) -> go.Figure:
     """The figure of a table of relearning; `looks` are the name, the colour and the symbol of every kind of model."""
     traces, shown = [], 0
-    for (kind, variant), rows in table.groupby(["kind", "variant"], sort=False):
+    groups: Any = table.groupby(["kind", "variant"], sort=False)
+    for (kind, variant), rows in groups:
         colour, symbol, dash = looks[kind]["color"], looks[kind]["symbol"], DASHES[list(VARIANTS).index(variant)]
         name = looks[kind]["name"] + VARIANTS[variant]
         if rows[f"{role}_low"].notna().all():
