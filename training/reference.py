@@ -52,7 +52,7 @@ class ReferencePair:
 
 def rows_of(rows: dict[str, Int[np.ndarray, "row pos"]]) -> dict[str, dict[str, Int[np.ndarray, "row pos"]]]:
     """Name of a model -> rows per kind of text; without code, prose stands in its place, each kind in an order of its own."""
-    return {WITH: rows, WITHOUT: dict.fromkeys(SHARES, rows["prose"])}
+    return {WITH: rows, WITHOUT: dict.fromkeys(map(str, SHARES), rows["prose"])}
 
 
 def train_pair(config: ReferencePair, tokenizer: PreTrainedTokenizerBase, rows: dict[str, Int[np.ndarray, "row pos"]]) -> dict[str, Path]:
@@ -76,7 +76,7 @@ def main(config: ReferencePair) -> None:
     """Read the texts, train both models, and show their accuracy on code and on prose."""
     sizes = NeuronDropout(context=config.context)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(default_folder())
-    read = {kind: list(train_texts(kind, config.max_train_chars)) for kind in SHARES}
+    read: dict[str, list[str]] = {kind: list(train_texts(kind, config.max_train_chars)) for kind in SHARES}
     _, rows = prepare(read, sizes, tokenizer)
     for name, folder in train_pair(config, tokenizer, rows).items():
         model = sepcap.load_model(folder)

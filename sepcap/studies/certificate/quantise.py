@@ -24,7 +24,7 @@ def rounded(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFrame]:
     sums: dict[str, Sums] = {}
     kept: dict[int, bool] = {}
     for kind in arms.kinds:
-        for arm in different(kind, c.seeds):
+        for arm in different(arms, kind, c.seeds):
             sums[arm.name] = before(plan, arms, pieces, arm)
             every.setdefault((kind, 0), []).append(arm.name)
             for bits in c.bits:

@@ -17,7 +17,16 @@ from sepcap.studies.certificate.verdicts import needs
 from sepcap.studies.unlearning import figures
 from sepcap.studies.unlearning.config import UnlearningComparisonConfig
 from sepcap.studies.unlearning.plan import UnlearningPlan, planned
-from sepcap.studies.unlearning.tables import COSTS, NEAR, methods_table, points_table, relearned, toxicity_table, trajectory_table
+from sepcap.studies.unlearning.tables import (
+    COSTS,
+    NEAR,
+    methods_table,
+    points_table,
+    relative_of,
+    relearned,
+    toxicity_table,
+    trajectory_table,
+)
 from sepcap.studies.unlearning.walks import States, trajectories
 
 
@@ -51,11 +60,11 @@ class UnlearningComparison(StudyResult):
 
     def summary(self) -> list[str]:
         """Separability and cost of every method, and what relearning and continuations show."""
-        c, points = self.config, self.tables["points"].set_index("method")
+        c, points = self.config, self.tables["points"].to_dict("records")
         said = [self._of_method(row) for row in self.tables["methods"].to_dict("records")]
-        there = [f"{name} {with_ends(row, 'forget')} on forget, {with_ends(row, 'retain')} on retain" for name, row in points.iterrows()]
+        there = [f"{row['method']} {with_ends(row, 'forget')} on forget, {with_ends(row, 'retain')} on retain" for row in points]
         said.append(f"Tested where {c[c['match']]} has about {c['level']:.2f} of its {c['metric']}: {'; '.join(there)}.")
-        if far := [str(name) for name, row in points.iterrows() if not row["near"]]:
+        if far := [str(row["method"]) for row in points if not row["near"]]:
             said.append(f"No point of {', '.join(far)} is within {NEAR} of that on held-out texts: these are not at equal accuracy.")
         if "targets" in self.tables:
             said += [self._of_target(target) for target in c["targets"]]
@@ -128,8 +137,9 @@ def compare_unlearning(
 def _measure(plan: UnlearningPlan, pieces: Pieces) -> UnlearningComparison:
     found, rows = trajectories(plan, pieces)
     states, runs = States(plan, pieces, found), pd.DataFrame(rows)
-    tables = {"methods": methods_table(plan, found, runs), "trajectory": trajectory_table(plan, found)}
-    tables |= {"points": points_table(plan, states, found), "runs": runs}
+    relative = relative_of(plan, found)
+    tables = {"methods": methods_table(plan, found, runs), "trajectory": trajectory_table(plan, found, relative)}
+    tables |= {"points": points_table(states, relative), "runs": runs}
     if "relearn" in plan.config.parts:
         tables |= relearned(plan, states, pieces)
     if "toxicity" in plan.config.parts:

@@ -14,6 +14,7 @@ from sepcap.evaluation.toxicity import Toxicity, evaluate_toxicity
 from sepcap.learning.fit import ROLES
 from sepcap.statistics.intervals import as_columns, bootstrap_interval, bootstrap_weights
 from sepcap.studies.base.folder import Pieces
+from sepcap.studies.base.task_sets import Relative
 from sepcap.studies.certificate.arms import REFERENCE, UNTOUCHED, Arm
 from sepcap.studies.certificate.measured import Sums, before, mean_columns, relative_to_untouched
 from sepcap.studies.certificate.relearn import curves_of, relearning_table
@@ -62,13 +63,17 @@ def methods_table(plan: UnlearningPlan, found: Mapping[str, list[Trajectory]], r
     return pd.DataFrame(rows).astype({"lr": "float64", "beta": "float64"})
 
 
-def trajectory_table(plan: UnlearningPlan, found: Mapping[str, list[Trajectory]]) -> pd.DataFrame:
-    """One row per method and point: accuracies relative to the untouched model, mean over seeds, and tokens processed so far."""
+def relative_of(plan: UnlearningPlan, found: Mapping[str, list[Trajectory]]) -> dict[str, Relative]:
+    """Role -> accuracies relative to the untouched model, of every point of every trajectory."""
     every = [each for of_method in found.values() for each in of_method]
     sums: dict[str, Sums] = {
         each.at(i): {role: each.sums[role][i] for role in ROLES} for each in every for i in range(plan.config.steps + 1)
     }
-    relative = relative_to_untouched(plan.certificate, sums, sums[every[0].at(0)])
+    return relative_to_untouched(plan.certificate, sums, sums[every[0].at(0)])
+
+
+def trajectory_table(plan: UnlearningPlan, found: Mapping[str, list[Trajectory]], relative: Mapping[str, Relative]) -> pd.DataFrame:
+    """One row per method and point: relative accuracies, mean over seeds, and tokens processed so far."""
     rows = []
     for method, of_method in found.items():
         for i in range(plan.config.steps + 1):
@@ -77,28 +82,16 @@ def trajectory_table(plan: UnlearningPlan, found: Mapping[str, list[Trajectory]]
     return pd.DataFrame(rows)
 
 
-def points_table(plan: UnlearningPlan, states: States, found: Mapping[str, list[Trajectory]]) -> pd.DataFrame:
-    """One row per method: the point at which it is tested, and accuracies there, relative to the untouched model, mean over seeds."""
-    c, of_role = plan.config, _at_points(plan, states, found)
-    rows = []
-    for method, of_method in found.items():
+def points_table(states: States, relative: Mapping[str, Relative]) -> pd.DataFrame:
+    """One row per method: the point at which it is tested, and relative accuracies there, mean over seeds."""
+    c, rows = states.plan.config, []
+    for method, of_method in states.found.items():
         points = [states.point(method, each.walk.seed) for each in of_method]
-        held = [each.held_out(c.metric, c.match)[point] for each, point in zip(of_method, points, strict=True)]
-        row = {"method": method, "point": float(np.mean(points)), **of_role[method], "held_out": float(np.mean(held))}
-        rows.append(row | {"near": bool(max(abs(value - c.level) for value in held) <= NEAR)})
+        at = list(zip(of_method, points, strict=True))
+        held = [each.held_out(c.metric, c.match)[point] for each, point in at]
+        row = {"method": method, "point": float(np.mean(points)), **mean_columns(relative, [each.at(point) for each, point in at])}
+        rows.append(row | {"held_out": float(np.mean(held)), "near": bool(max(abs(value - c.level) for value in held) <= NEAR)})
     return pd.DataFrame(rows)
-
-
-def _at_points(plan: UnlearningPlan, states: States, found: Mapping[str, list[Trajectory]]) -> dict[str, dict[str, float]]:
-    """Method -> columns of the relative accuracies at its tested points, mean over seeds."""
-    names = {method: [each.at(states.point(method, each.walk.seed)) for each in of_method] for method, of_method in found.items()}
-    sums: dict[str, Sums] = {}
-    for method, of_method in found.items():
-        for each, name in zip(of_method, names[method], strict=True):
-            sums[name] = {role: each.sums[role][states.point(method, each.walk.seed)] for role in ROLES}
-    first = next(iter(found.values()))[0]
-    relative = relative_to_untouched(plan.certificate, sums, {role: first.sums[role][0] for role in ROLES})
-    return {method: mean_columns(relative, of_method) for method, of_method in names.items()}
 
 
 def relearned(plan: UnlearningPlan, states: States, pieces: Pieces) -> dict[str, pd.DataFrame]:

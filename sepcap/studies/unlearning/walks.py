@@ -99,8 +99,8 @@ def untouched(plan: UnlearningPlan, pieces: Pieces) -> Sums:
 
 
 def _measure(plan: UnlearningPlan, whole: Sums, walk: Walk) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    passes, note = Passes(), {"forward": [0], "backward": [0], "diverged": False}
-    found = [whole]
+    passes, found = Passes(), [whole]
+    note: dict[str, Any] = {"forward": [0], "backward": [0], "diverged": False}
     with restored(plan.model), closing(_walked(plan, walk, passes)) as points:  # an interrupt restores the model at once
         try:
             for _ in points:
