@@ -186,6 +186,6 @@ pd.Series(
 # prose. The second holds for 4 of 10 with another one's list. Three to 37 documents for each; 40 intervals, none corrected for their
 # number.
 #
-# Alone, one of the five neurons of code is shown to be needed on code (5.886: 3.27 millinats [0.18, 7.90]), and four of the five of prose on
-# prose, by 0.3 to 0.8 millinats. Harm on the other task is not shown for any: about 16 documents per task; all intervals on the other task
-# lie within ±0.8 millinats, a margin read off afterwards. Without 4.967, 4.101 and 4.263 the loss on code falls.
+# Alone, one of the five neurons of code is shown to be needed on code (5.886: 3.27 millinats [0.18, 7.90]), and four of the five of prose
+# on prose, by 0.3 to 0.8 millinats. Harm on the other task is not shown for any: about 16 documents per task; all intervals on the other
+# task lie within ±0.8 millinats, a margin read off afterwards. Without 4.967, 4.101 and 4.263 the loss on code falls.
