@@ -119,10 +119,10 @@ pd.DataFrame(rows)
 # the trained model is 0.85 and 1.00 (with random weights 6.6 and 4.2; no intervals). (Intervals in brackets: over three seeds.)
 #
 # By position, partly. With 2% selected, the concentration in clusters of neurons with similar input weights is 0.55 [0.53, 0.57], in
-# clusters by index 0.036 [−0.004, 0.077] and with random weights 0.019 [−0.001, 0.039]. But neurons chosen only because they are least active on
-# prose are more concentrated at 2% (by 0.13 [0.08, 0.18]); at 5% a difference is not shown (0.02 [−0.02, 0.06]). Against random sets
-# matched in tenths of activity 0.34 [0.31, 0.38] remains at 2%, where the whole set lies within a tenth: activity explains a part of the
-# concentration, and finer differences of it are not excluded. (Intervals over five seeds, of one trained model.)
+# clusters by index 0.036 [−0.004, 0.077] and with random weights 0.019 [−0.001, 0.039]. But neurons chosen only because they are least
+# active on prose are more concentrated at 2% (by 0.13 [0.08, 0.18]); at 5% a difference is not shown (0.02 [−0.02, 0.06]). Against random
+# sets matched in tenths of activity 0.34 [0.31, 0.38] remains at 2%, where the whole set lies within a tenth: activity explains a part of
+# the concentration, and finer differences of it are not excluded. (Intervals over five seeds, of one trained model.)
 #
 # By ablation it is not shown that the other neurons of these clusters matter more than those of others (Python, 6,000 predictions of about
 # 24 documents; seed 0). Without the 29 fullest clusters top-1 falls by 2.2 points [1.3, 3.0], without 29 random clusters of the same layers

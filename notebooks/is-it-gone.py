@@ -12,9 +12,9 @@
 # # Is it really gone?
 #
 # Half of the mlp neurons of the embedded model are pruned, those with the highest score on code against prose, and 0.14 [0.11, 0.17] of the
-# accuracy on code is left (as many random neurons: 0.34 [0.32, 0.38]; about 16 documents per task). That the accuracy fell does not show that the capability is gone. A certificate asks four further questions: does it come
-# back after a few thousand tokens of fine-tuning, when the weights are rounded, or with examples in the context, and what does the residual
-# stream still contain?
+# accuracy on code is left (as many random neurons: 0.34 [0.32, 0.38]; about 16 documents per task). That the accuracy fell does not show
+# that the capability is gone. A certificate asks four further questions: does it come back after a few thousand tokens of fine-tuning, when
+# the weights are rounded, or with examples in the context, and what does the residual stream still contain?
 #
 # Each question is also asked of the untouched model, of the model without as many random neurons, and of the model without random neurons
 # that do equal damage. The budget here is small: few texts, one seed, one learning rate. The defaults of `certify` are larger.

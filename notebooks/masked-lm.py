@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Are code and prose separable in a masked language model?
 #
-# A small RoBERTa is trained here for a few minutes to predict masked tokens of prose and code. Then three runs prune neurons: those with the
-# highest importance on code relative to prose, the reverse, and random ones. The function calls are the same as for a next-token model.
+# A small RoBERTa is trained here for a few minutes to predict masked tokens of prose and code. Then three runs prune neurons: those with
+# the highest importance on code relative to prose, the reverse, and random ones. The function calls are the same as for a next-token model.
 
 # %%
 import tempfile

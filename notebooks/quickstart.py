@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Quickstart: does this model use separate neurons for code?
 #
-# Load a model, collect statistics of its neurons on code and on prose, plot the scores, prune the neurons with the highest
-# importance on code relative to prose, and measure the accuracy that remains. Everything here runs on the embedded model, without a network.
+# Load a model, collect statistics of its neurons on code and on prose, plot the scores, prune the neurons with the highest importance on
+# code relative to prose, and measure the accuracy that remains. Everything here runs on the embedded model, without a network.
 
 # %%
 import tempfile

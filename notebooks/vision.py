@@ -164,9 +164,9 @@ spread = "; ".join(f"{name}: {shares.min():.0%} to {shares.max():.0%}" for name,
 difference, (low, high) = others.difference(pixels, "top1")
 differ = "" if low > 0 or high < 0 else ": not shown to differ"
 Markdown(
-    f"""Area with its 95% interval over 200 images of each task (1: both tasks drop together, 2: only the one to forget), what selection adds
-to the area of random neurons, paired over the images, and the accuracy per digit where the two tasks are furthest apart (a step is a tenth
-of the mlp neurons):
+    f"""Area with its 95% interval over 200 images of each task (1: both tasks drop together, 2: only the one to forget), what selection
+adds to the area of random neurons, paired over the images, and the accuracy per digit where the two tasks are furthest apart (a step
+is a tenth of the mlp neurons):
 
 | run | area | above random | step | digits to forget | digits to keep |
 |---|---|---|---|---|---|

@@ -12,13 +12,14 @@
 # # What does this neuron do?
 #
 # A score says that a neuron is more active on code than on prose. What is it? Ten mlp neurons of the embedded model are found by their
-# score: five that code needs most relative to prose, and five the other way round. Each is described from the collection texts, and every
-# description is checked on texts that were not used for it.
+# score: five whose mean activity on code is highest relative to prose, and five the other way round. Each is described from the
+# collection texts, and every description is checked on texts that were not used for it.
 
 # %%
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
 import sepcap
 
@@ -66,7 +67,8 @@ for unit, rows in top.groupby("unit"):
 #    effect ignores later layers, so this can fail.
 # 3. The model needs it on the task on which it is more active, and not on the other.
 #
-# Held-out texts for the first two: the beginnings of 40 evaluation documents per task.
+# Held-out texts for the first two: the beginnings of 40 evaluation documents per task. Claim 2 nearly follows from the definition where no
+# layer comes after; the control of both is the list of another neuron: of the next one of the five with the same task.
 
 # %%
 rows = {}
@@ -82,10 +84,11 @@ BOOTSTRAP = np.random.default_rng(0)
 
 
 def with_interval(per_document):
-    """Mean over documents with a 95% bootstrap interval."""
-    values = np.asarray(per_document)
-    means = values[BOOTSTRAP.integers(len(values), size=(1_000, len(values)))].mean(1)
-    return f"{values.mean():+.2f} [{np.quantile(means, 0.025):+.2f}, {np.quantile(means, 0.975):+.2f}]"
+    """Mean over documents with a 95% bootstrap interval, expanded for few documents (METHODS 9)."""
+    values, n = np.asarray(per_document), len(per_document)
+    means = values[BOOTSTRAP.integers(n, size=(1_000, n))].mean(1)
+    level = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
+    return f"{values.mean():+.2f} [{np.quantile(means, level):+.2f}, {np.quantile(means, 1 - level):+.2f}]"
 
 
 def listed(unit, name, task=""):
@@ -93,27 +96,44 @@ def listed(unit, name, task=""):
     return torch.tensor(tokens.tolist(), dtype=torch.long)
 
 
+roles = pd.Series(np.where(profiles.table["abs_forget"] > profiles.table["abs_retain"], "forget", "retain"), profiles.table.index)
+names = profiles.table["layer"].astype(str) + "." + profiles.table["neuron"].astype(str)
+
+
 @torch.no_grad()
 def checked(unit):
     layer, neuron = (int(profiles.table.loc[unit, name]) for name in ("layer", "neuron"))
-    role = "forget" if profiles.table.loc[unit, "abs_forget"] > profiles.table.loc[unit, "abs_retain"] else "retain"
+    role = roles[unit]
     ids, z = rows[role], []
     hook = (f"blocks.{layer}.mlp.hook_post", lambda x, hook: z.append(x[:, 1:, neuron].clone()))
     before = model.run_with_hooks(ids, return_type="logits", fwd_hooks=[hook])[:, 1:]
     with sepcap.ablate(model, profiles.neurons(unit, model=model)):
         change = before - model(ids, return_type="logits")[:, 1:]
     z, ids = z[0].abs(), ids[:, 1:]
-    there = torch.isin(ids, listed(unit, "preferred", role))
-    more = [float(a[t].mean() - a[~t].mean()) for a, t in zip(z, there, strict=True) if t.any()]
     active = z > z.flatten().quantile(0.95)
-    effect = change[..., listed(unit, "promoted")].mean(-1) - change[..., listed(unit, "suppressed")].mean(-1)
-    logits = [float(e[a].mean()) for e, a in zip(effect, active, strict=True) if a.any()]
+
+    def more(of):
+        """Per document: activity at the preferred tokens of a neuron minus that elsewhere."""
+        there = torch.isin(ids, listed(of, "preferred", role))
+        return [float(a[t].mean() - a[~t].mean()) for a, t in zip(z, there, strict=True) if t.any()]
+
+    def logits(of):
+        """Per document: rise of the tokens that a neuron promotes minus that of those it suppresses, where this one is active."""
+        effect = change[..., listed(of, "promoted")].mean(-1) - change[..., listed(of, "suppressed")].mean(-1)
+        return [float(e[a].mean()) for e, a in zip(effect, active, strict=True) if a.any()]
+
+    group = [other for other in roles.index if roles[other] == role]
+    other = group[(group.index(unit) + 1) % len(group)]
     return {
-        "neuron": f"{layer}.{neuron}",
+        "neuron": names[unit],
         "more active on": TASKS[0] if role == "forget" else TASKS[1],
-        "1: |z| at preferred − elsewhere": with_interval(more),
-        "2: logits promoted − suppressed": with_interval(logits),
-        "documents": len(logits),
+        "1: |z| at preferred − elsewhere": with_interval(more(unit)),
+        "1, documents": len(more(unit)),
+        "1, control": with_interval(more(other)),
+        "2: logits promoted − suppressed": with_interval(logits(unit)),
+        "2, documents": len(logits(unit)),
+        "2, control": with_interval(logits(other)),
+        "list of the control": names[other],
     }
 
 
@@ -132,11 +152,12 @@ for role, task in zip(("forget", "retain"), TASKS, strict=True):
     value, low, high = (1_000 * alone[f"delta_loss_{role}{end}"] for end in ("", "_low", "_high"))
     alone[f"3: {task}"] = [f"{v:+.2f} [{a:+.2f}, {b:+.2f}]" for v, a, b in zip(value, low, high, strict=True)]
 alone["neuron"] = alone["layer"].astype(str) + "." + alone["neuron"].astype(str)
-result = claims.merge(alone[["neuron", *(f"3: {task}" for task in TASKS)]], on="neuron")
+result = claims[["neuron", "more active on"]].merge(alone[["neuron", *(f"3: {task}" for task in TASKS)]], on="neuron")
 result
 
 # %% [markdown]
-# How many of the ten claims of each kind hold, in the sense that their interval lies on the side that the profile says:
+# How many of the ten claims of each kind hold, in the sense that their interval lies above 0, how many controls have such an interval, and
+# for how many neurons harm on the other task is not shown, which is no evidence that there is none:
 
 
 # %%
@@ -148,10 +169,23 @@ own = [row[f"3: {row['more active on']}"] for row in result.to_dict("records")]
 other = [row[f"3: {TASKS[1 - TASKS.index(row['more active on'])]}"] for row in result.to_dict("records")]
 pd.Series(
     {
-        "1: more active at its preferred tokens": result["1: |z| at preferred − elsewhere"].map(above).sum(),
-        "2: raises what it promotes": result["2: logits promoted − suppressed"].map(above).sum(),
+        "1: more active at its preferred tokens": claims["1: |z| at preferred − elsewhere"].map(above).sum(),
+        "1, control: at those of another neuron": claims["1, control"].map(above).sum(),
+        "2: raises what it promotes": claims["2: logits promoted − suppressed"].map(above).sum(),
+        "2, control: what another one promotes": claims["2, control"].map(above).sum(),
         "3: needed on its own task": sum(map(above, own)),
-        "3: not needed on the other": sum(not above(text) for text in other),
+        "3: harm on the other task not shown": sum(not above(text) for text in other),
     },
     name="of 10",
 )
+
+# %% [markdown]
+# ## The answer
+# Each of the ten is more active at its preferred tokens than elsewhere, and raises what it promotes, on texts that were not used for its
+# profile. The first says little about the single neuron: with the list of another one it holds for 7 of 10 too, among them all five of
+# prose. The second holds for 4 of 10 with another one's list. Three to 37 documents for each; 40 intervals, none corrected for their
+# number.
+#
+# Alone, one of the five neurons of code is shown to be needed on code (5.886: 3.27 millinats [0.18, 7.90]), and four of the five of prose
+# on prose, by 0.3 to 0.8 millinats. Harm on the other task is not shown for any: about 16 documents per task; all intervals on the other
+# task lie within ±0.8 millinats, a margin read off afterwards. Without 4.967, 4.101 and 4.263 the loss on code falls.
