@@ -25,6 +25,9 @@ from sepcap.workers.shards import in_shards
 MISS = 2**31 - 1
 """Rank of a target if logits are not finite: outside every top-k, however few the classes."""
 
+AT_ONCE = 2**20
+"""Most logits that are ranked at once: 4 MB beside those of the batch, or one row, if that has more."""
+
 
 @checked()
 def evaluate(
@@ -138,12 +141,18 @@ def evaluate_batch(model: Any, batch: Batch, skip_ids: Int[Tensor, " k"]) -> Flo
     every_answer, every_asked, skip_ids = (x.to(logits.device) for x in (batch.answers, batch.asked, skip_ids))
     if logits.shape[1] == 1:  # images: one prediction each, so all at once
         return counts(logits[:, 0], every_answer[:, 0], every_asked[:, 0], skip_ids)
-    scratch = torch.empty(logits[0].shape, dtype=_wide(logits), device=logits.device)
+    # of a small model many rows at once: one row has few numbers, and the arithmetic would cost less than the calls
+    size = max(1, AT_ONCE // logits[0].numel())
+    scratch = torch.empty((min(size, len(logits)) * logits.shape[1], logits.shape[2]), dtype=_wide(logits), device=logits.device)
     sums = []
-    for row, answers, asked in zip(logits, every_answer, every_asked, strict=True):
-        if 2 * int(asked.sum()) < len(asked):  # for a masked model few positions are scored
-            row, answers, asked = row[asked], answers[asked], asked[asked]
-        sums.append(counts(row, answers, asked, skip_ids, scratch[: len(row)]).sum(dim=0))
+    for start in range(0, len(logits), size):
+        rows, answers, asked = (x[start : start + size] for x in (logits, every_answer, every_asked))
+        # for a masked model few positions are scored
+        kept = asked | (2 * asked.sum(dim=1, keepdim=True) >= asked.shape[1])
+        many = kept.sum(dim=1).tolist()
+        chosen = [x.flatten(0, 1) if sum(many) == kept.numel() else x[kept] for x in (rows, answers, asked)]
+        found = counts(*chosen, skip_ids, scratch[: sum(many)])
+        sums += [row.sum(dim=0) for row in found.split(many)]
     return torch.stack(sums)
 
 

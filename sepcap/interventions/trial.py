@@ -4,7 +4,7 @@ Every layer is tested separately: it receives the residual stream that entered i
 or mlp is compared. The neurons of a trial are the strongest on these tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -166,11 +166,12 @@ def one_pass(population: Population, entered: Sequence[Tensor] | None = None, pu
     def leave(layer: int, x: Tensor, hook: Any) -> None:
         seen.left.append(x.detach().float().cpu())
 
+    known = model.hook_dict  # made anew at every look
     points = (
-        ([_point(model, "resid_pre", layer) for layer in layers], enter),
+        ([_point(model, known, "resid_pre", layer) for layer in layers], enter),
         ([site.hook_name(layer) for layer in layers], act),
-        ([_point(model, f"{site.part}_out", layer) for layer in layers], add),
-        ([_point(model, "resid_post", layer) for layer in layers], leave),
+        ([_point(model, known, f"{site.part}_out", layer) for layer in layers], add),
+        ([_point(model, known, "resid_post", layer) for layer in layers], leave),
     )
     hooks: list[Hook] = [(hook, partial(function, layer)) for names, function in points for layer, hook in enumerate(names)]
     with measuring(model), undisturbed(model), with_hooks(model, hooks):
@@ -240,10 +241,10 @@ def _bits(weight: Tensor) -> Tensor:
     return weight.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.dtype.itemsize])
 
 
-def _point(model: Any, place: str, layer: int) -> str:
+def _point(model: Any, known: Container[str], place: str, layer: int) -> str:
     """Hook of a place in a layer; if a part has no output hook of its own, that of the block."""
     own = hook_of(model, place, layer)
-    return own if point_at(model, own) in model.hook_dict else hook_of(model, "resid_post", layer)
+    return own if point_at(model, own) in known else hook_of(model, "resid_post", layer)
 
 
 def _same(model: Any) -> float:
