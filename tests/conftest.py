@@ -47,13 +47,14 @@ def watched():
 
 @pytest.fixture(scope="session", autouse=True)
 def settings_of_all_tests():
-    """`THREADS` threads; no warning of few documents, which nearly all samples here are of.
+    """`THREADS` threads; no warning of few documents, which nearly all samples here are of; no trial deletion twice on the same model.
 
     The garbage collector leaves out the libraries and starts less often: it took a quarter of the time of a test.
     """
     import datasets  # noqa: F401
     import torch
     import transformer_lens  # noqa: F401
+    from tried import keep_trials
 
     from sepcap.tasks import batches
 
@@ -62,6 +63,7 @@ def settings_of_all_tests():
 
     torch.set_num_threads(THREADS)
     batches.FEW = 0
+    keep_trials()
 
 
 @pytest.hookimpl(wrapper=True)

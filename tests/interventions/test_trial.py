@@ -14,6 +14,12 @@ from sepcap.interventions import trial
 from sepcap.models.sites import SITES, bind
 from sepcap.models.weights import fingerprint
 
+
+@pytest.fixture(autouse=True)
+def every_trial_is_made(monkeypatch):
+    monkeypatch.setattr(trial, "_try_deletion", trial._try_deletion.__wrapped__)
+
+
 WHERE = {"mlp": ("fc1", "fc2"), "attn_pre_out": ("self_attn.out_proj",), "attn_value": ("self_attn.v_proj", "self_attn.out_proj")}
 
 
