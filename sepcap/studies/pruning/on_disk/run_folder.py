@@ -234,7 +234,7 @@ class RunFolder(StepFiles):
             raise unknown("role", role, ROLES)
         self._check_step(0)
         _, clusters, groups = self._rows(0, role)
-        return clusters_by(cluster, clusters, groups, self.config[role])
+        return clusters_by(cluster, clusters.copy(), groups, self.config[role])
 
     @checked()
     def per_cluster(self, role: str, cluster: Cluster = "document") -> Float[np.ndarray, "step cluster count"]:
@@ -243,8 +243,15 @@ class RunFolder(StepFiles):
 
     def _rows(self, step: int, role: str) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
         """Sums per row of one step, the document of each, and the package of each if it is known."""
-        with self._way_out(step):
-            tensors, meta = load_tensors(self._file(step, "rows.safetensors"), "rows", (role, clusters_name(role)))
+        path = self._file(step, "rows.safetensors")
+
+        def look() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+            with self._way_out(step):
+                tensors, meta = load_tensors(path, "rows", (*ROLES, *map(clusters_name, ROLES)))
+            return {name: tensor.clone() for name, tensor in tensors.items()}, meta  # not a map of the file, which may be deleted
+
+        # kept: every figure, interval and comparison of a run asks for all of its steps
+        tensors, meta = self._once(path, look, "rows of ")
         return tensors[role].numpy(), tensors[clusters_name(role)].numpy(), meta.get("groups", {}).get(role)
 
     @checked()

@@ -154,16 +154,16 @@ class StepFiles:
                 raise CorruptFile(f"{path} belongs to a run of another configuration than {self.folder / 'config.json'}")
         return record
 
-    def _once(self, path: Path, look: Callable[[], T]) -> T:
-        """Result of `look` for a file; it is called again only if size or time have changed."""
+    def _once(self, path: Path, look: Callable[[], T], what: str = "") -> T:
+        """Result of `look` for a file; it is called again only if size or time have changed. `what` tells two kinds of `look` apart."""
         try:
             there = path.stat()
             now = (there.st_size, there.st_mtime_ns, there.st_ino)
         except OSError:
             return look()  # which raises the error
-        seen = self._seen.get(str(path))
+        seen = self._seen.get(key := what + str(path))
         if seen is None or seen[0] != now:
-            seen = self._seen[str(path)] = now, look()
+            seen = self._seen[key] = now, look()
         return seen[1]
 
     def _checked(self, step: int, name: str) -> Path:
