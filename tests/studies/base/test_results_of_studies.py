@@ -36,7 +36,7 @@ def studies(trained_folder, letters, digits, tmp_path_factory):
     sweep = AblationSweepConfig(task=letters, steps=2, seeds=(0, 1), kinds=("zero", "mean"), tokens=300, reference_tokens=500)
     ablations = compare_ablations(model, task=letters, layer=1, kinds=("zero", "mean"), tokens=400, reference_tokens=400)
     ablations.save(folder / "ablations")
-    methods = MethodComparisonConfig(**pair, **small, methods=("mlp",), seeds=(0,), mlp={"mlp": 0.4})
+    methods = MethodComparisonConfig(**pair, **small, methods=("mlp",), seeds=(0,), mlp={"mlp": 0.4}, baseline_seeds=2)
     return {
         AblationSweep: sweep_ablation(model, sweep, out=folder / "sweep"),
         AblationComparison: ablations,
@@ -60,37 +60,49 @@ def result(request, studies):
     return studies[request.param]
 
 
+@pytest.fixture(scope="module")
+def summaries(studies):
+    """The sentences of each, which need intervals from many draws."""
+    return {kind: study.summary() for kind, study in studies.items()}
+
+
+@pytest.fixture
+def summary(result, summaries):
+    return summaries[type(result)]
+
+
 def same_tables(one, other):
     assert one.tables.keys() == other.tables.keys()
     for name, table in one.tables.items():
         pd.testing.assert_frame_equal(table, other.tables[name])
 
 
-def test_every_result_has_the_same_surface(result, studies):
-    for each in (result, studies[DirectionComparison].forward):
+def test_every_result_has_the_same_surface(result, summary, studies):
+    run = studies[DirectionComparison].forward
+    for each, said in ((result, summary), (run, run.summary())):
         assert each.config
         assert len(each.table)
         assert any(list(each.table) == list(table) for table in each.tables.values())
-        assert all(isinstance(sentence, str) for sentence in each.summary())
+        assert all(isinstance(sentence, str) for sentence in said)
         assert each.figure() is not None
         assert type(each).__name__ in repr(each)
         assert "<table" in each._repr_html_() or "<li" in each._repr_html_()
 
 
-def test_it_comes_back_from_its_folder(result):
+def test_it_comes_back_from_its_folder(result, summary):
     back = load_result(result.folder)
     assert type(back) is type(result)
     assert isinstance(back, Shown)
     assert back.folder == result.folder
     same_tables(back, result)
-    assert back.summary() == result.summary()
+    assert back.summary() == summary
     assert STUDIES[result.STUDY].endswith(f".{type(result).__name__}")
 
 
-def test_its_page_has_question_summary_figures_and_tables(result, tmp_path):
+def test_its_page_has_question_summary_figures_and_tables(result, summary, tmp_path):
     page = Page(result.report(tmp_path / "page.html"))
     assert f"<h1>{result.TITLE}</h1>" in page.html
-    for sentence in result.summary():
+    for sentence in summary:
         assert " ".join(sentence.split()) in page.text
     assert set(page.figures) == {f"figure-{kind}" for kind in result.FIGURES}
     rows = sum(len(table) for table in result.tables.values())

@@ -20,7 +20,8 @@ from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 
 WORDS = 12
-BUDGET = {"tokens": 1500, "eval_tokens": 1500, "batch_size": 64}
+TOKENS = 1500
+BUDGET = {"tokens": TOKENS, "eval_tokens": TOKENS, "batch_size": 64}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,12 @@ def shared(tmp_path_factory):
 def config_of(plant, **changes):
     tasks = (load_task(plant.a, name="a"), load_task(plant.b, name="b"))
     return sepcap.CrossTaskConfig(tasks=tasks, **(BUDGET | changes))
+
+
+@pytest.fixture(scope="module")
+def straight(halves):
+    """The study of the independent halves, made in one go and without a folder."""
+    return sepcap.prune_across_tasks(halves.model, config_of(halves))
 
 
 # planted models
@@ -73,9 +80,9 @@ def test_found_by_bisection_is_found_by_trying_every_number(halves):
     config = config_of(halves, target=0.3)
     (row,) = sepcap.prune_across_tasks(halves.model, config).tables["bisection"].query("task == 'a'").to_dict("records")
     model = halves.model
-    forget, retain = (sepcap.collect(model, text, tokens=1500, sites="mlp", batch_size=64) for text in (halves.a, halves.b))
+    forget, retain = (sepcap.collect(model, text, tokens=TOKENS, sites="mlp", batch_size=64) for text in (halves.a, halves.b))
     scores = sepcap.score(forget, retain)
-    sample, snapshot = sample_task(model, load_task(halves.a), "evaluate", 1500), WeightSnapshot(model, ("mlp",))
+    sample, snapshot = sample_task(model, load_task(halves.a), "evaluate", TOKENS), WeightSnapshot(model, ("mlp",))
     top1 = []
     for n in range(WORDS + 3):
         if n:
@@ -90,7 +97,7 @@ def test_found_by_bisection_is_found_by_trying_every_number(halves):
 def test_random_neurons_are_as_many_and_are_drawn_by_seed(halves):
     result = sepcap.prune_across_tasks(halves.model, config_of(halves, seeds=(4, 9)))
     n = int(result.tables["bisection"].query("task == 'a'")["n"].iloc[0])
-    sample, snapshot = sample_task(halves.model, load_task(halves.b), "evaluate", 1500), WeightSnapshot(halves.model, ("mlp",))
+    sample, snapshot = sample_task(halves.model, load_task(halves.b), "evaluate", TOKENS), WeightSnapshot(halves.model, ("mlp",))
     before, after = evaluate_sample(halves.model, sample, batch_size=64).top1, []
     for seed in (4, 9):
         size = halves.truth["a"].masks["mlp"].numel()
@@ -115,11 +122,9 @@ def test_a_target_that_is_never_reached_says_so(tmp_path_factory):
 # the model and the folder
 
 
-def test_the_model_comes_back_as_it_was_also_after_an_interrupt(halves, tmp_path, monkeypatch):
+def test_the_model_comes_back_as_it_was_also_after_an_interrupt(halves, straight, tmp_path, monkeypatch):
     before = fingerprint(halves.model)
     config = config_of(halves)
-    straight = sepcap.prune_across_tasks(halves.model, config)
-    assert fingerprint(halves.model) == before
     calls, real = [], several_tasks.evaluate_sample
 
     def stopped(*args, **options):
@@ -133,6 +138,7 @@ def test_the_model_comes_back_as_it_was_also_after_an_interrupt(halves, tmp_path
         sepcap.prune_across_tasks(halves.model, config, out=tmp_path / "study")
     assert fingerprint(halves.model) == before
     again = sepcap.prune_across_tasks(halves.model, config, out=tmp_path / "study")
+    assert fingerprint(halves.model) == before
     total = len(calls) - 1
     for name, table in straight.tables.items():
         pd.testing.assert_frame_equal(again.tables[name], table)
@@ -158,12 +164,11 @@ def test_the_cost_is_said_before_anything_is_evaluated(halves, tmp_path, monkeyp
     assert "is finished; nothing is recomputed" in heard[1][0]
 
 
-def test_the_summary_has_the_numbers_with_intervals_and_the_control(halves):
-    result = sepcap.prune_across_tasks(halves.model, config_of(halves))
-    *by_task, covered = result.summary()
+def test_the_summary_has_the_numbers_with_intervals_and_the_control(straight):
+    *by_task, covered = straight.summary()
     assert covered == "In brackets 95% intervals: over texts, and for random neurons over texts and 3 seeds."
     for task, said in zip("ab", by_task, strict=True):
-        (own,) = [row for row in result.tables["matrix"].to_dict("records") if row["pruned"] == row["evaluated"] == task]
+        (own,) = [row for row in straight.tables["matrix"].to_dict("records") if row["pruned"] == row["evaluated"] == task]
         assert f"{own['relative']:.2f} [{own['relative_low']:.2f}, {own['relative_high']:.2f}]" in said
         assert f"random ones: {own['random']:.2f} [" in said
         assert f"after pruning {own['n']} mlp neurons" in said
