@@ -65,7 +65,7 @@ def tokenizer(names: list[str]) -> Any:
 class Blueprint:
     """An OPT model that knows its words and does nothing yet: all weights are zero but those from embedding to unembedding."""
 
-    def __init__(self, words: int, *, ffn: int = 4, which: float = 0.0, where: float = 0.0) -> None:
+    def __init__(self, words: int, *, ffn: int = 4, which: float = 0.0, where: float = 0.0, heads: int | None = None) -> None:
         from transformers import OPTConfig, OPTForCausalLM
 
         self.words = words
@@ -81,7 +81,7 @@ class Blueprint:
             word_embed_proj_dim=self.width,
             ffn_dim=ffn,
             num_hidden_layers=LAYERS,
-            num_attention_heads=self.width // D_HEAD,
+            num_attention_heads=heads or self.width // D_HEAD,
             max_position_embeddings=CONTEXT,
             vocab_size=vocabulary,
             tie_word_embeddings=False,
@@ -153,7 +153,8 @@ def in_mlp(
     jobs += [(task, [(task, k)]) for task in "ab" for k in range(shared, words)]
     jobs += [("busy", [])] * busy
     per_layer = -(-len(jobs) // LAYERS)
-    blueprint = Blueprint(words, ffn=per_layer, which=misled + 1 if misled else 0.5 if shared else 0.0)
+    # attention does nothing here: few heads, or it takes most of the time of a pass
+    blueprint = Blueprint(words, ffn=per_layer, which=misled + 1 if misled else 0.5 if shared else 0.0, heads=4)
     generator = torch.Generator().manual_seed(seed)
     places = torch.randperm(LAYERS * per_layer, generator=generator).tolist()
     strengths = (10 ** (torch.rand(len(jobs), generator=generator) - 0.5)).tolist()
