@@ -21,7 +21,7 @@ def toy(tmp_path_factory):
     letters, digits = words(0, n=160, length=15), words(0, n=160, length=15, alphabet="0123456789")
     config = NeuronDropout(
         tmp_path_factory.mktemp("toy"), dropout=0.3, seeds=(0, 1), layers=1, d_model=16, heads=2, vocabulary=300, context=32, batch=8,
-        steps=40, learning_rate=1e-2, warmup=4, forget=digits, retain=letters, sites=("mlp",), prune_steps=3, tokens=300, eval_tokens=300,
+        steps=40, learning_rate=1e-2, warmup=4, forget=digits, retain=letters, sites=("mlp",), prune_steps=2, tokens=300, eval_tokens=300,
         baseline_seeds=1,
     )  # fmt: skip
     return config, *prepare({"prose": letters, "python": digits, "cpp": digits}, config)

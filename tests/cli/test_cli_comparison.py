@@ -25,7 +25,7 @@ def pages_only(monkeypatch):
 
 
 def compare(tmp_path, model, forget, retain, **options):
-    options = {"fractions": "mlp=0.5", "steps": "2", "tokens": "100", "eval-tokens": "200", **options}
+    options = {"fractions": "mlp=0.5", "steps": "2", "tokens": "100", "eval-tokens": "200", "baseline-seeds": "2", **options}
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
     main(
         ["demo", "--model", str(model), "--forget", str(forget), "--retain", str(retain), *arguments, "--out", str(tmp_path / "c")]

@@ -42,7 +42,7 @@ def test_each_effect_is_that_of_a_whole_evaluation_without_the_neuron(row, sites
     before = evaluate_sample(model, sample).per_row
     for site in sites:
         how = {"tokens": 20 if images else 150, "reference_tokens": 30, "progress": False}
-        found = sepcap.ablate_each(model, forget=forget, retain=retain, site=site, sample=6, **how)
+        found = sepcap.ablate_each(model, forget=forget, retain=retain, site=site, sample=4, **how)
         alone = found.tensors["forget/alone"].numpy()
         deletable = not row.refusal("deletion", site)
         snapshot = WeightSnapshot(model, (site,))

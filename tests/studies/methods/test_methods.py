@@ -19,7 +19,7 @@ SHARES = {"mlp": {"mlp": 0.4}, "attention": {"attn_pre_out": 0.5}, "heads": {"he
 
 
 def config_of(letters, digits, **changes):
-    options = {"methods": CHOSEN, "seeds": (0, 1), "steps": 2, "tokens": 300, "eval_tokens": 1500, "baseline_seeds": 3, **SHARES}
+    options = {"methods": CHOSEN, "seeds": (0, 1), "steps": 2, "tokens": 300, "eval_tokens": 900, "baseline_seeds": 3, **SHARES}
     return MethodComparisonConfig(forget=letters, retain=digits, **{**options, **changes})
 
 
