@@ -180,7 +180,7 @@ def test_the_cap_is_the_loss_of_relative_frequencies():
         unigram_loss(sample.take([1]))
 
 
-@pytest.mark.parametrize("forget", ["a", "b"])
+@pytest.mark.parametrize("forget", ["a", pytest.param("b", marks=pytest.mark.slow)])
 def test_an_order_that_activity_gets_wrong_is_learned(misled, forget):
     """`abs` prunes the retain task first, an area of 0; learned, every neuron of forget comes before every one of retain: 2."""
     learned = learned_of(misled, forget=forget)

@@ -40,7 +40,7 @@ class DimensionSearch(StudyResult):
             f"texts ({row['eta2_searched']:.3f} on the searched half), p = {row['p']:.2g}."
             for row in few.to_dict("records")
         ]
-        n = int((self.table["p"] <= 0.05).sum())
+        n = int(np.count_nonzero(self.table["p"] <= 0.05))
         return [*said, f"{n} of {len(self.table)} have p ≤ 0.05, corrected for these dimensions. Control: {config['relabellings']}."]
 
 

@@ -59,7 +59,7 @@ def methods_table(plan: UnlearningPlan, found: Mapping[str, list[Trajectory]], r
             row |= areas[method].minus(areas[control]).columns(f"minus_{control}") if other else as_columns(f"minus_{control}")
         row |= {"forward_tokens": best.forward[-1], "backward_tokens": best.backward[-1]}
         tuned = mine[mine["seed"] == best.walk.seed]
-        rows.append(row | {f"tuning_{name}": int(tuned[name].sum()) - row[name] for name in ("forward_tokens", "backward_tokens")})
+        rows.append(row | {f"tuning_{name}": int(np.sum(tuned[name])) - row[name] for name in ("forward_tokens", "backward_tokens")})
     return pd.DataFrame(rows).astype({"lr": "float64", "beta": "float64"})
 
 

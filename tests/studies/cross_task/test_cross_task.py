@@ -20,7 +20,7 @@ from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 
 WORDS = 12
-TOKENS = 1000
+TOKENS = 1500
 BUDGET = {"tokens": TOKENS, "eval_tokens": TOKENS, "batch_size": 64}
 
 
