@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+import numpy as np
+
 from sepcap.models.blocks.places import location_name
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.dimensions import figures
