@@ -34,7 +34,8 @@ class CollectShards(ShardsOfTask):
         if options["replicates"]:
             every = Draws.of(task, sample, options["replicates"], options["seed"])
             draws = replace(every, weights=every.weights[:, rows.start : rows.stop])
-        how = {name: options[name] for name in PASSED_ON} | {"gradients": resolve_gradients(options["gradients"])}
+        how: dict[str, Any] = {name: options[name] for name in PASSED_ON}
+        how["gradients"] = resolve_gradients(options["gradients"])
         collect_sample(self.model, part, **how, rotation=_rotation(options), only=only, draws=draws, part=True).save(file)
 
     def described(self, sample: TokenSample, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,8 @@ class Plan:
 
     def arrays(self, pieces: Pieces) -> dict[str, np.ndarray]:
         """Measure all units, then the pairs."""
-        scores = score(*self.references, self.config.importance)[self.config.site]
+        forget, retain = self.references
+        scores = score(forget, retain, self.config.importance)[self.config.site]
         arrays: dict[str, Any] = {"places": self.places.numpy(), "score": scores.double().cpu().numpy()}
         for role, one in self.measurements.items():
             arrays[f"{role}/before"] = one.before(pieces)
