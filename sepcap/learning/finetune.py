@@ -110,15 +110,17 @@ def descended(
     check_differentiable(model)
     chosen = list(dict.fromkeys(model.parameters() if parameters is None else parameters))
     each = [min(n, max(1, round(how.step_tokens * n / term.sample.tokens))) for term in terms for n in [len(term.sample.rows)]]
+    # not around the yields: the mode of the caller would change, at a time that the garbage collector chooses if the generator is dropped
     with torch.inference_mode(False):
         for weight in chosen:
             weight.requires_grad_(True)
         optimiser = OPTIMISERS[how.optimiser](chosen, how.lr)
-        seen = step = 0
-        with progress(total=checkpoints[-1], desc=desc, unit="tok", unit_scale=True) as bar:
-            for target in checkpoints:
-                while seen < target:
-                    rows = [drawn(len(term.sample.rows), n, step, how.seed) for term, n in zip(terms, each, strict=True)]
+    seen = step = 0
+    with progress(total=checkpoints[-1], desc=desc, unit="tok", unit_scale=True) as bar:
+        for target in checkpoints:
+            while seen < target:
+                rows = [drawn(len(term.sample.rows), n, step, how.seed) for term, n in zip(terms, each, strict=True)]
+                with torch.inference_mode(False):
                     with torch.enable_grad(), measuring(model):
                         loss = halving_batches(partial(gradients_of, model, list(zip(terms, rows, strict=True)), chosen), how.batch_size)
                     if not np.isfinite(loss):
@@ -129,10 +131,10 @@ def descended(
                     optimiser.step()
                     if after_step is not None:
                         after_step()
-                    tokens = sum(term.sample.take(of_term).tokens for term, of_term in zip(terms, rows, strict=True))
-                    seen, step = seen + tokens, step + 1
-                    bar.update(tokens)
-                yield seen
+                tokens = sum(term.sample.take(of_term).tokens for term, of_term in zip(terms, rows, strict=True))
+                seen, step = seen + tokens, step + 1
+                bar.update(tokens)
+            yield seen
 
 
 OPTIMISERS: dict[str, Callable[[Sequence[Tensor], float], torch.optim.Optimizer]] = {

@@ -119,7 +119,7 @@ def test_every_command_that_loads_a_model_takes_where_how_and_how_much_at_once()
     plain = {"Check", "Models", "Tasks"}
     without = {"Report": {"dtype", "batch_size", "model"}, "Jacobian": {"batch_size"}, "Jumps": {"dtype"}}  # said in docs/command-line.md
     found = {one.__name__: one for kind in cli.COMMANDS.values() for one in commands_of(kind)}
-    assert len(found) == len(cli.COMMANDS) - 3 + 11
+    assert len(found) == len(cli.COMMANDS) - 3 + 12
     assert plain <= set(found)
     for name in set(found) - plain:
         wanted = {"model", "device", "dtype", "batch_size"}

@@ -105,3 +105,11 @@ def test_a_loss_that_is_not_finite_is_an_error(model, sample):
         next(iter(model.parameters())).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"lr=0\.001"):
         next(fine_tuned(model, sample, Tuning(LR, step_tokens=60), (60,)))
+
+
+def test_a_fine_tuning_that_is_dropped_leaves_the_mode_of_the_caller(model, sample):
+    points = fine_tuned(model, sample, Tuning(LR, step_tokens=60), (60, 120))
+    next(points)
+    with torch.inference_mode():
+        points.close()
+        assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()

@@ -65,7 +65,7 @@ class Unembedding:
             return
         hidden, logits = hidden.flatten(0, -2).to(weight.device), logits.flatten(0, -2)
         some = torch.linspace(0, len(hidden) - 1, min(COMPARED, len(hidden)), device=hidden.device).long()
-        hidden, logits = hidden[some], logits[some].to(hidden.device)
+        hidden, logits = hidden[some], logits[some.to(logits.device)].to(hidden.device)
         lengths = [torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (hidden, weight)]
         rounding = ROUNDING * torch.finfo(logits.dtype).eps * torch.outer(*lengths)
         # a comparison with NaN is false: logits that are no numbers are evaluated as they come

@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from sepcap.drawing.parts import level
 from sepcap.drawing.style import GREY, INK, PALETTE, SYMBOLS, Width, metric_name, new_figure, plain, rounded
+from sepcap.drawing.themes import drawn
 from sepcap.studies.certificate.arms import NAMES as OTHERS
 from sepcap.studies.certificate.arms import REFERENCE, UNTOUCHED
 from sepcap.studies.certificate.figures import curves, part_of
@@ -30,6 +31,7 @@ LOOKS = {
 """Kind of model -> its name, colour and symbol."""
 
 
+@drawn
 def plane(result: Any, *, width: Width = "column") -> go.Figure:
     """Trajectories in the plane of accuracies relative to the untouched model, mean over seeds; large symbols are the tested points.
 
@@ -66,6 +68,7 @@ def _task(result: Any, role: str) -> str:
     return f"{plain(result.config[role], 22)} ({role})"
 
 
+@drawn
 def relearning(result: Any, role: str = "forget", *, width: Width = "column") -> go.Figure:
     """Relative accuracy against the number of tokens of fine-tuning on forget, from the tested points; bands are 95% intervals.
 
