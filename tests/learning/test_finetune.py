@@ -112,4 +112,5 @@ def test_a_fine_tuning_that_is_dropped_leaves_the_mode_of_the_caller(model, samp
     next(points)
     with torch.inference_mode():
         points.close()
-        assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
