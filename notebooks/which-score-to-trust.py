@@ -101,7 +101,7 @@ for sentence in compiled.summary():
 
 # %% [markdown]
 # ## The answer
-# On this sample no score is shown to agree better with the exact effects than `abs`, and none to prune better in both directions: the paired
-# intervals contain 0. With random weights `atp` has 0.38 [0.10, 0.66], so that agreement alone is no evidence of something learned. In the
-# compiled model, where every neuron has a label, `taylor` finds the forget neurons best (AUROC 0.94 and 0.74; `abs` 0.80 and 0.72; one sample
-# of texts per seed, no interval).
+# On this sample no score is shown to agree better with the exact effects than `abs`, and none to prune better in both directions:
+# the paired intervals contain 0. With random weights `atp` has 0.38 [0.10, 0.66], so that agreement alone is no evidence of
+# something learned. In the compiled model, where every neuron has a label, `taylor` finds the forget neurons best (AUROC 0.94 and
+# 0.74; `abs` 0.80 and 0.72; no interval).
