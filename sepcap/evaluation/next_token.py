@@ -27,9 +27,6 @@ from sepcap.workers.shards import in_shards
 AT_ONCE = 2**20
 """Most logits that are ranked at once: 4 MB beside those of the batch, or one row, if that has more."""
 
-AT_ONCE = 2**20
-"""Most logits that are ranked at once: 4 MB beside those of the batch, or one row, if that has more."""
-
 
 @checked()
 def evaluate(

@@ -20,8 +20,8 @@ BLOCK = 512
 PART = 1024
 """Tokens whose logits are computed at once on a CPU: with `BLOCK` positions, 2 MB in float32."""
 
-AT_ONCE = 2**28
-"""Logits that are computed at once on other devices: 1 GB in float32. There a block has the whole vocabulary."""
+AT_ONCE = 2**26
+"""Logits that are computed at once on other devices: 256 MB in float32. There a block has the whole vocabulary."""
 
 
 def ranks_and_losses(
@@ -38,7 +38,7 @@ def ranks_and_losses(
     block, part = (BLOCK, PART) if hidden.device.type == "cpu" else (max(1, AT_ONCE // vocabulary), vocabulary)
     # in the order of their targets: then those of a block are in few parts of the vocabulary, see _of_block
     order = targets.argsort()
-    scratch = hidden.new_empty(2, min(block, len(order)) * min(part, vocabulary), dtype=wide(hidden.dtype))
+    scratch = hidden.new_empty(1 + (part < vocabulary), min(block, len(order)) * min(part, vocabulary), dtype=wide(hidden.dtype))
     found = [_of_block(unembedding, hidden[some], targets[some], part, scratch) for some in order.split(block)]
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
@@ -56,11 +56,11 @@ def _of_block(
     hidden: Float[Tensor, "place d_model"],
     targets: Int[Tensor, " place"],
     part: int,
-    scratch: Float[Tensor, "2 size"],
+    scratch: Float[Tensor, "_ size"],
 ) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"], Float[Tensor, " place"]]:
     starts = range(0, unembedding.vocabulary, part)
     half = hidden.dtype.itemsize == 2
-    memory, flags = scratch
+    memory, flags = scratch[0], scratch[-1]  # one part is computed once, without a buffer
 
     def logits_from(start: int, memory: Tensor | None) -> Float[Tensor, "place part"]:
         shape = (len(hidden), min(part, unembedding.vocabulary - start))

@@ -6,6 +6,7 @@ Next-token models take rows of tokens (`TokenSample`), masked language models th
 
 import dataclasses
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from sepcap.tasks.documents import PerDocument
 from sepcap.tasks.images import sample_images
 from sepcap.tasks.task import Split, Task
 
-KEPT = 2**22
-"""Tokens of samples that are kept in memory: 32 MB. The samples that were not used for the longest time are dropped first."""
+KEPT = 2**25
+"""Bytes of samples that are kept in memory: 32 MB. The samples that were not used for the longest time are dropped first."""
+
+_LOCK = threading.Lock()
 
 _DRAWN: OrderedDict[tuple[Any, ...] | None, TokenSample] = OrderedDict()
 """Samples of this process by everything that they depend on: a task that is collected or evaluated again is not read again."""
@@ -85,27 +88,36 @@ def sample_task(
     draw = sample_masked if kind == "masked" else sample_tokens
     how = (split, model.tokenizer, budget, context, seed)
     key = _key(kind, task, model.tokenizer, split, budget, context, seed, per_document)
-    if key in _DRAWN:
-        _DRAWN.move_to_end(key)
-        warn_of_few(_DRAWN[key])
-        return _copied(_DRAWN[key])
+    with _LOCK:
+        if (kept := _DRAWN.get(key)) is not None:
+            _DRAWN.move_to_end(key)
+    if kept is not None:
+        warn_of_few(kept)
+        return _copied(kept)
     sample = draw(task, *how, per_document=per_document)
-    if key is not None and sample.tokens <= KEPT:
-        _DRAWN[key] = _copied(sample)
-        while sum(each.tokens for each in _DRAWN.values()) > KEPT:
-            _DRAWN.popitem(last=False)
+    if key is not None and _size(sample) <= KEPT:
+        with _LOCK:
+            _DRAWN[key] = _copied(sample)
+            while sum(map(_size, _DRAWN.values())) > KEPT:
+                _DRAWN.popitem(last=False)
     return sample
+
+
+def _size(sample: TokenSample) -> int:
+    return sum(row.nbytes for row in sample.rows) + (sample.ordinary.nbytes if isinstance(sample, MaskedSample) else 0)
 
 
 def _key(kind: str, task: Task, tokenizer: Any, *how: Any) -> tuple[Any, ...] | None:
     """Everything that a sample depends on; None if something of it cannot be told."""
     contents = [getattr(source, "content", None) for source in task.sources]
     spelled = getattr(tokenizer, "backend_tokenizer", None)
-    if None in contents or spelled is None or type(tokenizer).__call__ is not PreTrainedTokenizerBase.__call__:
+    own = all(type(source).__module__.startswith("sepcap.") for source in task.sources)
+    if not own or None in contents or spelled is None or type(tokenizer).__call__ is not PreTrainedTokenizerBase.__call__:
         return None
     # the tokenizer itself, because it can be changed in place
     state = hashlib.sha256(spelled.to_str().encode()).hexdigest()
     special = (*_ends(tokenizer), tokenizer.pad_token_id, tokenizer.mask_token_id, *tokenizer.all_special_ids)
+    special += (getattr(tokenizer, "split_special_tokens", None),)
     return kind, task.name, *contents, task.special_tokens, task.answers_after, type(tokenizer), state, special, *how
 
 

@@ -115,6 +115,8 @@ def carried_out(tasks: Sequence[Task], start: Callable[[int], Worker], workers: 
             worker.stop()
         for thread in threads:
             thread.join()
+        for worker in list(running.values()):  # begun while the others were stopped
+            worker.stop()
         if kept is not None:
             kept.clear()
             kept.update(stays)

@@ -11,7 +11,7 @@ from sepcap.drawing.save import _options
 from sepcap.drawing.style import INK, WIDTHS, width_px
 from sepcap.drawing.themes import DARK
 
-FUNCTIONS = {function for function, _ in all_figures.FIGURES.values()}
+FUNCTIONS = sorted({function for function, _ in all_figures.FIGURES.values()}, key=lambda one: (one.__module__, one.__name__))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Ranks and losses from parts of the vocabulary, against those of whole logits; and which models have them."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -123,6 +124,41 @@ def test_logits_that_are_no_product_are_evaluated_as_they_come(tiny_opt, change,
 def test_a_cap_in_the_configuration_is_known_without_a_pass(tiny_opt):
     assert unembedding_of(tiny_opt) is not None
     tiny_opt.original_model.config.final_logit_softcapping = 30.0
+    assert unembedding_of(tiny_opt) is None
+
+
+def test_a_factor_in_the_configuration_is_known_without_a_pass(tiny_opt):
+    tiny_opt.original_model.config.logit_scale = 0.8
+    assert unembedding_of(tiny_opt) is None
+
+
+def test_a_head_that_was_replaced_gives_whole_logits(tiny_opt, monkeypatch):
+    evaluate_sample(tiny_opt, sample(), batch_size=2)
+    hf_model = tiny_opt.original_model
+    head = unembedding_of(tiny_opt)
+    assert head is not None
+    assert head.seen
+    hf_model.lm_head = nn.Linear(*reversed(head.linear.weight.shape), bias=False)
+    found = evaluate_sample(tiny_opt, sample(), batch_size=2)
+    np.testing.assert_array_equal(found.per_row, of_logits(tiny_opt, sample(), monkeypatch).per_row)
+
+
+def test_what_was_seen_in_one_precision_is_compared_again_in_another(tiny_opt):
+    evaluate_sample(tiny_opt, sample(), batch_size=2)
+    head = unembedding_of(tiny_opt)
+    assert head is not None
+    assert head.seen
+    tiny_opt.to(torch.bfloat16)
+    assert not head.seen
+
+
+def test_hooks_on_the_modules_around_the_unembedding_are_found(tiny_opt, monkeypatch):
+    evaluate_sample(tiny_opt, sample(), batch_size=2)
+    linear = tiny_opt.unembed.original_component
+    around = nn.Identity()
+    monkeypatch.setitem(module._SEEN, linear, (linear.weight.dtype, [weakref.ref(around)]))
+    assert unembedding_of(tiny_opt) is not None
+    around.register_forward_hook(lambda module, inputs, output: output)
     assert unembedding_of(tiny_opt) is None
 
 

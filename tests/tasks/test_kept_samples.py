@@ -95,12 +95,15 @@ def test_a_kept_sample_warns_as_it_did_when_it_was_drawn(tiny_opt, draws):
 
 @pytest.mark.filterwarnings("ignore:task")
 def test_memory_is_bounded_and_the_least_used_are_dropped(tiny_opt, draws, monkeypatch):
-    monkeypatch.setattr(samples, "KEPT", 620)
+    size = samples._size(sample_task(tiny_opt, sepcap.load_task(TEXTS), "evaluate", 300))
+    samples._DRAWN.clear()
+    draws.clear()
+    monkeypatch.setattr(samples, "KEPT", int(2.1 * size))
     for tokens in (300, 301, 300, 302, 300):
         sample_task(tiny_opt, sepcap.load_task(TEXTS), "evaluate", tokens)
     assert [each.tokens for each in samples._DRAWN.values()] == [302, 300]
     assert len(draws) == 3
-    monkeypatch.setattr(samples, "KEPT", 350)
+    monkeypatch.setattr(samples, "KEPT", int(1.1 * size))
     sample_task(tiny_opt, sepcap.load_task(TEXTS), "evaluate", 400)
     assert [each.tokens for each in samples._DRAWN.values()] == [302, 300]
 

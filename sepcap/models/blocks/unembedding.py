@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -23,8 +23,11 @@ COMPARED = 8
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names under which configurations have a cap of the logits."""
 
-_SEEN: WeakSet[nn.Linear] = WeakSet()
-"""Unembeddings whose products were seen to be the logits of their models."""
+SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+"""Names under which configurations have a factor of the logits."""
+
+_SEEN: WeakKeyDictionary[nn.Linear, tuple[torch.dtype, list[ref[nn.Module]]]] = WeakKeyDictionary()
+"""Unembeddings whose products were seen to be the logits of their models: in which precision, and the modules around them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +36,11 @@ class Unembedding:
 
     Attributes:
         linear: the module, in which W is [vocab, d_model].
+        model: the hooked model.
     """
 
     linear: nn.Linear
+    model: Any = None
 
     @property
     def vocabulary(self) -> int:
@@ -54,7 +59,7 @@ class Unembedding:
     @property
     def seen(self) -> bool:
         """Whether the products were compared with the logits of the model, and are the same."""
-        return self.linear in _SEEN
+        return self.linear in _SEEN and _SEEN[self.linear][0] == self.linear.weight.dtype
 
     def compare(self, read: Sequence[Float[Tensor, "*batch d_model"]], logits: Float[Tensor, "..."]) -> None:
         """Compare logits of a whole pass with the products of what was read in it, at a few positions spread over the batch."""
@@ -67,10 +72,20 @@ class Unembedding:
         some = torch.linspace(0, len(hidden) - 1, min(COMPARED, len(hidden)), device=hidden.device).long()
         hidden, logits = hidden[some], logits[some.to(logits.device)].to(hidden.device)
         lengths = [torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (hidden, weight)]
-        rounding = ROUNDING * torch.finfo(logits.dtype).eps * torch.outer(*lengths)
+        product = self.logits(hidden, slice(None))
+        rounding = ROUNDING * torch.finfo(lengths[0].dtype).eps * torch.outer(*lengths)
+        if logits.dtype.itemsize == 2:  # sums are in float32, and rounded once: the lengths are much larger than the logits
+            rounding += 2 * torch.finfo(logits.dtype).eps * product.abs()
         # a comparison with NaN is false: logits that are no numbers are evaluated as they come
-        if bool(((self.logits(hidden, slice(None)) - logits).abs() <= rounding).all()):
-            _SEEN.add(self.linear)
+        if bool(((product - logits).abs() <= rounding).all()):
+            _SEEN[self.linear] = (logits.dtype, [ref(module) for module in self._around()])
+
+    def _around(self) -> list[nn.Module]:
+        """The modules that the unembedding is inside."""
+        within = inner(self.model)
+        names = [name for name, module in within.named_modules() if module is self.linear or module is self.model.unembed]
+        paths = [name.split(".")[:i] for name in names for i in range(1, len(name.split(".")))]
+        return [within.get_submodule(".".join(path)) for path in paths]
 
 
 def unembedding_of(model: Any) -> Unembedding | None:
@@ -86,13 +101,17 @@ def unembedding_of(model: Any) -> Unembedding | None:
     modules = (bridge, linear, inner(model), model)
     if hooked(bridge.hook_out) or any(module._forward_hooks or module._forward_pre_hooks for module in modules[:2]):
         return None
-    return None if any(module._forward_hooks for module in modules[2:]) else Unembedding(linear)
+    around = [found for known in _SEEN.get(linear, (None, []))[1] if (found := known()) is not None]
+    around = [module for module in (*modules[2:], *around) if module not in modules[:2]]
+    return None if any(module._forward_hooks for module in around) else Unembedding(linear, model)
 
 
 def _capped(model: Any) -> bool:
-    """Whether the configuration names a cap of the logits: for small logits its effect is within the rounding."""
+    """Whether the configuration names a cap or a factor of the logits: the effect of either can be within the rounding."""
     config = inner(model).config
-    return any(getattr(part, name, None) for part in (config, config.get_text_config()) for name in CAPS)
+    parts = (config, config.get_text_config())
+    capped = any(getattr(part, name, None) for part in parts for name in CAPS)
+    return capped or any(getattr(part, name, None) not in (None, 1) for part in parts for name in SCALES)
 
 
 @contextmanager
@@ -130,4 +149,4 @@ def read_or_logits(
     with watching(unembedding, stop=unembedding.seen) as read, suppress(Stop):
         logits = logits_of(model, inputs, mask)
         unembedding.compare(read, logits)
-    return (unembedding, read[0].to(unembedding.linear.weight.device)) if unembedding.seen else (None, logits)
+    return (unembedding, read[0].to(unembedding.linear.weight.device)) if unembedding.seen and read else (None, logits)

@@ -52,7 +52,7 @@ class Run:
     @property
     def name(self) -> str:
         """Name of its piece."""
-        return f"relearn/{self.kind}-{self.variant}-{self.seed}-{self.lr:g}"
+        return f"relearn/{self.kind}-{self.variant}-{self.seed}-{self.lr!r}"
 
 
 def relearned(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFrame]:

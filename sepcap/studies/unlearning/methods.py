@@ -1,5 +1,6 @@
 """The methods of unlearning, each a generator that changes a model in place and stops at every point of its trajectory (METHODS 22)."""
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -11,7 +12,7 @@ from sepcap.learning.fitting import Tuning
 from sepcap.learning.unlearn import NegativePreference, TaskVector, reference_of
 from sepcap.models.sites import populations
 from sepcap.selection.names import gradients_for
-from sepcap.selection.neurons import NeuronSet
+from sepcap.selection.neurons import NeuronSet, how_many
 from sepcap.selection.score import score
 from sepcap.statistics.collect import collect_sample
 from sepcap.studies.unlearning.config import TRAINED, UnlearningComparisonConfig
@@ -37,7 +38,7 @@ class Walk:
     @property
     def name(self) -> str:
         """Name of its piece."""
-        setting = [f"{value:g}" for value in (self.lr, self.beta) if value is not None]
+        setting = [repr(value) for value in (self.lr, self.beta) if value is not None]
         return "-".join([self.method, str(self.seed), *setting])
 
 
@@ -90,9 +91,13 @@ def _prune_and_repair(plan: UnlearningPlan, model: Any, walk: Walk) -> Generator
 def _random(plan: UnlearningPlan, model: Any, walk: Walk) -> Generator[None, None, None]:
     """Delete as many random neurons as are pruned; the sets of a seed are nested."""
     c = plan.config
+    bound = populations(model, c.sites)
+    each = {
+        name: how_many(share, math.prod(bound["attn_pre_out"].shape[:2]) if name == "heads" else bound[name].size, name)
+        for name, share in c.fractions.items()
+    }
     for step in range(1, c.steps + 1):
-        shares = {site: share * step if isinstance(share, int) else min(1.0, share * step) for site, share in c.fractions.items()}
-        delete(model, NeuronSet.random(model, shares, seed=walk.seed))
+        delete(model, NeuronSet.random(model, {name: step * count for name, count in each.items()}, seed=walk.seed))
         yield
 
 

@@ -71,8 +71,10 @@ class UnlearningComparison(StudyResult):
         if "toxicity" in self.tables:
             said += [self._of_toxicity(row) for row in self.tables["toxicity"].to_dict("records")]
         seeds = len(c["seeds"])
-        covered = "there is one seed, and other seeds can differ" if seeds == 1 else f"for relearning also over {seeds} seeds"
-        return [*said, f"In brackets 95% intervals over evaluation texts; {covered}."]
+        several = f"for relearning and tested points also over {seeds} seeds"
+        covered = "there is one seed, and other seeds can differ" if seeds == 1 else several
+        toxic = "; of toxic shares over continuations, with the first seed" if "toxicity" in self.tables else ""
+        return [*said, f"In brackets 95% intervals over evaluation texts{toxic}; {covered}."]
 
     def _of_method(self, row: Mapping[Any, Any]) -> str:
         costs = [f"{with_ends(row, f'retain_cost_{drop}', 0)}% where {drop}% of forget is lost" for drop in COSTS]

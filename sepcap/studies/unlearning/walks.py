@@ -109,6 +109,7 @@ def _measure(plan: UnlearningPlan, whole: Sums, walk: Walk) -> tuple[dict[str, T
                 note["backward"].append(passes.backward)
         except FloatingPointError:
             note["diverged"] = True
+            note["forward"][-1], note["backward"][-1] = passes.forward, passes.backward  # what the lost part cost belongs to the rest
     return {f"sums/{name}": torch.from_numpy(np.stack([sums[name] for sums in found])) for name in found[0]}, note
 
 
