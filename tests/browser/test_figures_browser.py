@@ -133,15 +133,19 @@ def _inside(box: list[float], width: float, height: float) -> bool:
     return 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height
 
 
+ROUNDED = 0.35
+"""Sizes are given as whole thirds of a point, rounded down."""
+
+
 def test_the_fonts_of_a_page_have_the_size_that_was_asked_for(printed):
     """Titles have it exactly, ticks 7/7.5 of it; only indices and marks are smaller than 5/7.5."""
     faults = {}
     for name, path in printed.items():
         points = float(name.split(", ")[-1].split()[0])
-        xml = output("pdftohtml", "-xml", "-i", "-stdout", "-zoom", 10, path).decode()
-        sizes = {int(font): int(size) / 10 for font, size in re.findall(r'<fontspec id="(\d+)" size="(\d+)"', xml)}
+        xml = output("pdftohtml", "-xml", "-i", "-stdout", "-zoom", 3, path).decode()
+        sizes = {int(font): int(size) / 3 for font, size in re.findall(r'<fontspec id="(\d+)" size="(\d+)"', xml)}
         used = [sizes[int(font)] for font, words in re.findall(r'<text [^>]*font="(\d+)">(.*?)</text>', xml) if words.strip()]
-        if not used or abs(max(used) - points) > 0.15 or min(used) < points * 5 / 7.5 - 0.15:
+        if not used or abs(max(used) - points) > ROUNDED or min(used) < points * 5 / 7.5 - ROUNDED:
             faults[name] = sorted(set(used))
     assert not faults, faults
 

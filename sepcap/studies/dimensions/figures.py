@@ -94,7 +94,7 @@ def dimension_search(result: Any, *, width: Width = "column") -> go.Figure:
         "xaxis": {"title": {"text": "η², share of variance between texts"}, "range": [-0.02, 1.02], "tickvals": [0, 0.25, 0.5, 0.75, 1]},
         "yaxis": {"title": {"text": "Dimension, after layer"}, **row_axis(rows, len(rows) - 0.4, -0.6)},
     }
-    return new_figure(traces, layout, width=width, plot_px=max(70, 17 * len(rows)), left=84, legend_rows=2)
+    return new_figure(traces, layout, width=width, plot_px=max(130, 17 * len(rows)), left=84, legend_rows=2)
 
 
 def _short(location: int) -> str:
