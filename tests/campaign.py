@@ -446,7 +446,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     import torch
-    from tiny import save_tiny, words
+    from tiny import save_tiny, words, write_jsonl
 
     import sepcap
 
@@ -457,9 +457,7 @@ def main() -> int:
         tiny = save_tiny("opt", place / "tiny")
         model, texts, other = sepcap.load_model(tiny, device="cpu"), words(0), words(0, alphabet="0123456789")
         for name, lines in (("texts", texts), ("other", other)):
-            import json
-
-            (place / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+            write_jsonl(place / f"{name}.jsonl", lines)
         quick = {"forget": texts, "retain": other, "tokens": 150, "eval_tokens": 150, "context": 16, "fractions": {"mlp": 0.2}, "steps": 2}
         head = {"layer": 0, "head": 1, "kinds": ("zero", "mean"), "tokens": 100, "context": 16, "progress": False}
         pair = {"forget": texts, "retain": other, "progress": False}

@@ -23,7 +23,7 @@ jaxtyping.install_import_hook("sepcap", "checker.check")
 
 import pytest
 from hypothesis import settings
-from tiny import CONTEXT, FAMILIES, fresh, save_tiny, words
+from tiny import CONTEXT, FAMILIES, fresh, save_tiny, words, write_jsonl
 from tiny import VOCABULARY as VOCABULARY
 from tiny import tiny_config as tiny_config
 from tiny import tiny_tokenizer as tiny_tokenizer
@@ -140,6 +140,13 @@ def letters():
 def digits():
     """A list of texts of another kind: the other task of the pair."""
     return words(0, n=160, length=15, alphabet="0123456789")
+
+
+@pytest.fixture(scope="session")
+def task_files(tmp_path_factory, letters, digits):
+    """Both tasks as files, which another process can read."""
+    folder = tmp_path_factory.mktemp("tasks")
+    return {role: write_jsonl(folder / f"{role}.jsonl", texts) for role, texts in (("forget", letters), ("retain", digits))}
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Nothing runs and nothing is written that was not asked for: no process, no connection, no file beside the user's or outside a cache."""
 
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import save_tiny, tiny_tokenizer, words
 from encoders import save_masked, save_vit
+from tiny import write_jsonl
 
 import sepcap
 
@@ -96,7 +96,7 @@ def mine(tmp_path, monkeypatch):
     for i, text in enumerate(texts):
         (folder / "texts" / f"{i}.txt").write_text(text)
     (folder / "rows").mkdir()
-    (folder / "rows" / "some.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_jsonl(folder / "rows" / "some.jsonl", texts)
     datasets.Dataset.from_dict({"text": texts}).save_to_disk(folder / "saved")
     monkeypatch.chdir(work)
     monkeypatch.setenv("HOME", str(work))

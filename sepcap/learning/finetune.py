@@ -63,21 +63,7 @@ class Term:
 
 def fine_tuned(
     model: Any,
-    sample: TokenSample,
-    how: Tuning,
-    checkpoints: Sequence[int],
-    *,
-    parameters: Sequence[Tensor] | None = None,
-    after_step: Callable[[], Any] | None = None,
-    desc: str = "fine-tune",
-) -> Iterator[int]:
-    """`descended` with the cross-entropy of one sample: fine-tuning on it."""
-    return descended(model, [Term(sample)], how, checkpoints, parameters=parameters, after_step=after_step, desc=desc)
-
-
-def descended(
-    model: Any,
-    terms: Sequence[Term],
+    terms: TokenSample | Sequence[Term],
     how: Tuning,
     checkpoints: Sequence[int],
     *,
@@ -93,7 +79,7 @@ def descended(
 
     Args:
         model: a hooked model; its weights are changed.
-        terms: the terms of the loss.
+        terms: the terms of the loss; a sample for its cross-entropy.
         how: optimiser, step size and tokens per term and step, and the seed of the order of the texts.
         checkpoints: numbers of tokens seen, of all terms, in increasing order; a step is whole, so that a few more can have been seen.
         parameters: what is trained; default all weights.
@@ -108,6 +94,7 @@ def descended(
         FloatingPointError: a loss that is NaN or infinite.
     """
     check_differentiable(model)
+    terms = [Term(terms)] if isinstance(terms, TokenSample) else terms
     chosen = list(dict.fromkeys(model.parameters() if parameters is None else parameters))
     each = [min(n, max(1, round(how.step_tokens * n / term.sample.tokens))) for term in terms for n in [len(term.sample.rows)]]
     # not around the yields: the mode of the caller would change, at a time that the garbage collector chooses if the generator is dropped

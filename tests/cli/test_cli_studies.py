@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 
 import pandas as pd
 import pytest
@@ -16,13 +15,8 @@ from sepcap.cli.studies import Reproduce
 
 
 @pytest.fixture
-def files(letters, digits, tmp_path):
-    """Two tasks as files."""
-    paths = []
-    for name, texts in (("letters", letters), ("digits", digits)):
-        paths.append(tmp_path / f"{name}.jsonl")
-        paths[-1].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return [str(path) for path in paths]
+def files(task_files):
+    return list(task_files.values())
 
 
 SMALL = ["--tokens", "300", "--context", "16"]

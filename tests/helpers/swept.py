@@ -1,9 +1,9 @@
 """Small sweeps that tests share."""
 
-import json
 from pathlib import Path
 
 from run_folders import bits
+from tiny import write_jsonl
 
 import sepcap
 
@@ -13,11 +13,8 @@ LOAD = {"device": "cpu"}
 
 def base_of(model: Path, folder: Path, letters, digits, **changes) -> sepcap.PruningConfig:
     """A configuration of which another process finds model and tasks."""
-    tasks = {}
-    for role, texts in (("forget", letters), ("retain", digits)):
-        tasks[role] = folder / f"{role}.jsonl"
-        tasks[role].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return sepcap.PruningConfig(model=str(model), **{role: str(path) for role, path in tasks.items()}, **{**SMALL, **changes})
+    tasks = {role: write_jsonl(folder / f"{role}.jsonl", texts) for role, texts in (("forget", letters), ("retain", digits))}
+    return sepcap.PruningConfig(model=str(model), **tasks, **{**SMALL, **changes})
 
 
 def cell_bits(out: Path) -> dict:

@@ -5,6 +5,7 @@ Loading a folder takes 0.1 s, a deep copy of the loaded bridge a tenth of that; 
 
 import copy
 import copyreg
+import json
 import random
 import types
 from collections import OrderedDict
@@ -77,6 +78,12 @@ def shaken(hf_model: Any) -> Any:
         elif parameter.dim() > 1:
             parameter.data.mul_(4)
     return hf_model
+
+
+def write_jsonl(path: Path, texts: list[str]) -> str:
+    """A task as a file, a text per line; its path as commands and workers take it."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
 
 
 def save_parts(folder: Path, *parts: Any) -> Path:

@@ -14,14 +14,9 @@ from sepcap.tasks.samples import sample_task
 LR = 1e-3
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.save_tiny("opt", tmp_path_factory.mktemp("opt"))
-
-
 @pytest.fixture
-def model(folder):
-    return tiny.fresh(folder)
+def model(tiny_opt):
+    return tiny_opt
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from sepcap.learning.finetune import Term, descended, fine_tuned
+from sepcap.learning.finetune import Term, fine_tuned
 from sepcap.learning.fitting import Tuning
 from sepcap.learning.unlearn import NegativePreference, Passes, TaskVector, counted, reference_of
 from sepcap.models.forward import call, measuring
@@ -17,14 +17,9 @@ from sepcap.tasks.samples import sample_task
 LR = 1e-3
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.save_tiny("opt", tmp_path_factory.mktemp("opt"))
-
-
 @pytest.fixture
-def model(folder):
-    return tiny.fresh(folder)
+def model(tiny_opt):
+    return tiny_opt
 
 
 @pytest.fixture
@@ -57,7 +52,7 @@ def test_one_step_of_ascent_by_sgd_is_minus_the_rate_times_the_gradient(model, s
     expected = slopes(model, (-1.0, sample), *([(retain_weight, other)] if retain_weight else []))
     terms = [Term(sample, -1.0), *([Term(other, retain_weight)] if retain_weight else [])]
     how = Tuning(LR, step_tokens=max(sample.tokens, other.tokens), batch_size=4, optimiser="sgd")
-    seen = next(descended(model, terms, how, (1,)))
+    seen = next(fine_tuned(model, terms, how, (1,)))
     assert seen == sum(term.sample.tokens for term in terms)
     for name, weight in model.named_parameters():
         if expected[name] is not None:
@@ -73,7 +68,7 @@ def test_ascent_raises_the_loss(model, sample):
         return float(torch.nn.functional.cross_entropy(logits[batch.asked], batch.answers[batch.asked]))
 
     first = loss()
-    list(descended(model, [Term(sample, -1.0)], Tuning(1e-2, step_tokens=300, optimiser="sgd"), (1_500,)))
+    list(fine_tuned(model, [Term(sample, -1.0)], Tuning(1e-2, step_tokens=300, optimiser="sgd"), (1_500,)))
     assert loss() > first + 0.01
 
 
@@ -122,7 +117,7 @@ def test_negative_preference_starts_as_ascent_of_rows(model, sample):
     predictions = len(sample.targets())
     expected = slopes(model, (-predictions / rows, sample))
     how = Tuning(LR, step_tokens=sample.tokens, batch_size=4, optimiser="sgd")
-    next(descended(model, [Term(sample, 1.0, NegativePreference(0.1, reference))], how, (1,)))
+    next(fine_tuned(model, [Term(sample, 1.0, NegativePreference(0.1, reference))], how, (1,)))
     for name, weight in model.named_parameters():
         if expected[name] is not None:
             torch.testing.assert_close(weight.detach() - before[name], -LR * expected[name], atol=2e-6, rtol=2e-2)
@@ -160,7 +155,7 @@ def test_the_count_is_that_of_the_calls_and_hooks_are_gone(model, sample, monkey
     with counted(model, passes):
         reference = reference_of(model, sample, 4)
         terms = [Term(sample, 1.0, NegativePreference(0.1, reference)), Term(sample, 0.5)]
-        list(descended(model, terms, Tuning(LR, step_tokens=100, batch_size=2), (300,)))
+        list(fine_tuned(model, terms, Tuning(LR, step_tokens=100, batch_size=2), (300,)))
     assert passes.forward == sum(n for n, _ in seen)
     assert passes.backward == sum(n for n, slope in seen if slope)
     assert 0 < passes.backward < passes.forward

@@ -1,6 +1,5 @@
 """Passes in shards: the rows of an evaluation have the bits of one pass, statistics its values, whoever carries out the shards."""
 
-import json
 
 import numpy as np
 import pytest
@@ -14,11 +13,9 @@ HOW = {"tokens": 1_000, "context": 24, "batch_size": 4}
 HERE = {"workers": 1, "engine": "here", "load": {"device": "cpu"}}
 
 
-@pytest.fixture(scope="module")
-def task(tmp_path_factory, letters):
-    path = tmp_path_factory.mktemp("texts") / "letters.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in letters))
-    return path
+@pytest.fixture
+def task(task_files):
+    return task_files["forget"]
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(1, 16), (5, 2), (64, 4), (65, 4), (1000, 7)])

@@ -1,6 +1,5 @@
 """Passes on a real Ray of two nodes: an actor is killed in the middle, and the bits are those of one process."""
 
-import json
 import os
 import signal
 import sys
@@ -29,15 +28,6 @@ def cluster():
         yield cluster
 
 
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory, letters, digits):
-    found = {}
-    for role, texts in (("forget", letters), ("retain", digits)):
-        found[role] = tmp_path_factory.mktemp("texts") / f"{role}.jsonl"
-        found[role].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return {role: str(path) for role, path in found.items()}
-
-
 @pytest.fixture
 def killed(cluster, tmp_path, monkeypatch):
     """Actors that are started; one is killed as soon as the first part is written below the working folder."""
@@ -64,24 +54,24 @@ def killed(cluster, tmp_path, monkeypatch):
     killer.join(60)
 
 
-def test_statistics_with_gradients_have_the_bits_of_one_process(killed, trained_folder, tasks):
+def test_statistics_with_gradients_have_the_bits_of_one_process(killed, trained_folder, task_files):
     how = {**SIZE, "gradients": True, "replicates": 5}
-    there = sepcap.collect(trained_folder, tasks["forget"], **how, **RAY)
+    there = sepcap.collect(trained_folder, task_files["forget"], **how, **RAY)
     assert len(killed) == 3
-    for site, one in sepcap.collect(trained_folder, tasks["forget"], **how, **HERE).items():
+    for site, one in sepcap.collect(trained_folder, task_files["forget"], **how, **HERE).items():
         other = there[site]
         pairs = ((one.sums, other.sums), (one.gradients.sums, other.gradients.sums), (one.replicates.sums, other.replicates.sums))
         assert all(torch.equal(ours[name], theirs[name]) for ours, theirs in pairs for name in ours)
 
 
-def test_an_evaluation_has_the_bits_of_one_process(killed, trained, trained_folder, tasks):
-    there = sepcap.evaluate(trained_folder, tasks["forget"], **SIZE, **RAY)
+def test_an_evaluation_has_the_bits_of_one_process(killed, trained, trained_folder, task_files):
+    there = sepcap.evaluate(trained_folder, task_files["forget"], **SIZE, **RAY)
     assert len(killed) == 3
-    np.testing.assert_array_equal(there.per_row, sepcap.evaluate(trained, tasks["forget"], **SIZE).per_row)
+    np.testing.assert_array_equal(there.per_row, sepcap.evaluate(trained, task_files["forget"], **SIZE).per_row)
 
 
-def test_single_ablations_have_the_bits_of_one_process(killed, trained_folder, tasks, tmp_path):
-    how = {**tasks, **SIZE, "tokens": 300, "reference_tokens": 200, "pairs": 3, "progress": False}
+def test_single_ablations_have_the_bits_of_one_process(killed, trained_folder, task_files, tmp_path):
+    how = {**task_files, **SIZE, "tokens": 300, "reference_tokens": 200, "pairs": 3, "progress": False}
     there = sepcap.ablate_each(trained_folder, **how, **RAY, out=tmp_path / "there")
     assert len(killed) >= 3
     here = sepcap.ablate_each(trained_folder, **how)

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from sepcap.interventions.deletion import delete
-from sepcap.learning.finetune import Term, descended, fine_tuned
+from sepcap.learning.finetune import Term, fine_tuned
 from sepcap.learning.fitting import Tuning
 from sepcap.learning.unlearn import NegativePreference, TaskVector, reference_of
 from sepcap.models.sites import populations
@@ -83,7 +83,8 @@ def _prune_and_repair(plan: UnlearningPlan, model: Any, walk: Walk) -> Generator
             of_sites[site].delete(layer, mask)
 
     steps = fine_tuned(model, plan.fit["retain"], _tuning(plan, walk), plan.points, after_step=hold, desc=walk.name)
-    for gone in _pruned(plan, model):  # noqa: B007 (hold() reads it)
+    for pruned in _pruned(plan, model):
+        gone = pruned
         next(steps)
         yield
 
@@ -116,7 +117,7 @@ def _negative_preference(plan: UnlearningPlan, model: Any, walk: Walk) -> Genera
 def _trained(plan: UnlearningPlan, model: Any, walk: Walk, forget: Term) -> Generator[None, None, None]:
     weight = plan.config.retain_weight
     terms = [forget, *([Term(plan.fit["retain"], weight)] if weight else [])]
-    for _ in descended(model, terms, _tuning(plan, walk), plan.points, desc=walk.name):
+    for _ in fine_tuned(model, terms, _tuning(plan, walk), plan.points, desc=walk.name):
         yield
 
 

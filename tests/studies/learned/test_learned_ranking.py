@@ -1,6 +1,5 @@
 """`learn_ranking` as a study: scores with a comparison on texts that it never saw, resumable, and honest about what it cannot do."""
 
-import json
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ import pytest
 import torch
 from planted import in_mlp
 from run_folders import bits
+from tiny import write_jsonl
 
 import sepcap
 from sepcap.cli.main import main
@@ -187,10 +187,9 @@ def test_iterative_pruning_by_a_learned_order_is_refused():
 
 
 def test_the_command_learns_an_order(misled, tmp_path, capsys):
-    for name, texts in (("a", misled.a), ("b", misled.b)):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    forget, retain = (write_jsonl(tmp_path / f"{name}.jsonl", texts) for name, texts in (("a", misled.a), ("b", misled.b)))
     options = [part for key, value in QUICK.items() for part in (f"--{key.replace('_', '-')}", str(value))]
-    where = ["--forget", str(tmp_path / "a.jsonl"), "--retain", str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "out")]
+    where = ["--forget", forget, "--retain", retain, "--out", str(tmp_path / "out")]
     main(["learn-ranking", "--model", str(misled.model.cfg.model_name), *where, *options, "--steps", "2", "--site", "mlp"])
     assert "area" in capsys.readouterr().out
     assert (tmp_path / "out" / "result.json").exists()

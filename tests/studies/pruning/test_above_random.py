@@ -1,7 +1,6 @@
 """Which random runs are baselines of a run: those that took as many neurons of it in the same way, each seed once."""
 
 import dataclasses
-import json
 import re
 import shlex
 import shutil
@@ -120,15 +119,11 @@ def test_uniform_neurons_with_an_offset_are_drawn_in_both_directions(model, lett
     ]
 
 
-def test_a_run_alone_says_what_puts_random_neurons_beside_it(trained_folder, trained, letters, digits, tmp_path, capsys):
+def test_a_run_alone_says_what_puts_random_neurons_beside_it(trained_folder, trained, task_files, tmp_path, capsys):
     """The options that it prints, and the call in Python, are carried out as they stand."""
     from sepcap.cli.main import main
 
-    files = {}
-    for role, texts in (("forget", letters), ("retain", digits)):
-        files[role] = tmp_path / f"{role}.jsonl"
-        files[role].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    words = ["prune", "--model", str(trained_folder), "--forget", str(files["forget"]), "--retain", str(files["retain"]), "--steps", "2"]
+    words = ["prune", "--model", str(trained_folder), "--forget", task_files["forget"], "--retain", task_files["retain"], "--steps", "2"]
     words += ["--fractions", "mlp=0.4", "--tokens", "300", "--eval-tokens", "900"]
     main([*words, "--out", str(tmp_path / "runs" / "one")])
     run = sepcap.Run.load(tmp_path / "runs" / "one")
@@ -142,7 +137,7 @@ def test_a_run_alone_says_what_puts_random_neurons_beside_it(trained_folder, tra
     assert no_baseline(run) == ""
     shutil.rmtree(tmp_path / "runs" / "one-random-0")
     config = sepcap.PruningConfig(
-        forget=str(files["forget"]), retain=str(files["retain"]), steps=2, fractions={"mlp": 0.4}, tokens=300, eval_tokens=900
+        forget=str(task_files["forget"]), retain=str(task_files["retain"]), steps=2, fractions={"mlp": 0.4}, tokens=300, eval_tokens=900
     )
     call = re.search(r"in Python, (.*)\. Then", said)[1]
     eval(call, {"sepcap": sepcap, "dataclasses": dataclasses, "model": trained, "config": config})

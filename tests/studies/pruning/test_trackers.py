@@ -271,12 +271,10 @@ def test_the_default_uses_no_network_and_no_wandb(prepared, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("chosen", "files"), [(["none"], []), (["jsonl", "wandb"], [LINES, "wandb"])])
-def test_the_command_line_chooses_trackers(offline, trained_folder, letters, digits, tmp_path, chosen, files, capsys):
+def test_the_command_line_chooses_trackers(offline, trained_folder, task_files, tmp_path, chosen, files, capsys):
     from sepcap.cli.main import main
 
-    for name, texts in (("a", letters), ("b", digits)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    arguments = ["prune", "--model", str(trained_folder), "--forget", str(tmp_path / "a.jsonl"), "--retain", str(tmp_path / "b.jsonl")]
+    arguments = ["prune", "--model", str(trained_folder), "--forget", task_files["forget"], "--retain", task_files["retain"]]
     arguments += ["--fractions", "mlp=0.5", "--steps", "1", "--tokens", "300", "--eval-tokens", "300"]
     main([*arguments, "--out", str(tmp_path / "run"), "--tracker", *chosen])
     assert [path.name for path in sorted((tmp_path / "run").iterdir()) if path.name in (LINES, "wandb")] == files

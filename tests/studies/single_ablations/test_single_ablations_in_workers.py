@@ -1,6 +1,5 @@
 """Single ablations on several workers: the bits of one process, whoever measures a chunk; what is missing is done again."""
 
-import json
 
 import pytest
 import torch
@@ -11,15 +10,6 @@ from sepcap.studies.single_ablations import measure, units
 
 SIZE = {"tokens": 100, "reference_tokens": 120, "context": 16, "batch_size": 8, "progress": False}
 HERE = {"workers": 1, "engine": "here", "load": {"device": "cpu"}}
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory, letters, digits):
-    found = {}
-    for role, texts in (("forget", letters), ("retain", digits)):
-        found[role] = tmp_path_factory.mktemp("texts") / f"{role}.jsonl"
-        found[role].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return {role: str(path) for role, path in found.items()}
 
 
 @pytest.fixture
@@ -40,9 +30,9 @@ def same(one, other):
     assert {k: v for k, v in one.config.items() if k not in drop} == {k: v for k, v in other.config.items() if k not in drop}
 
 
-def test_bits_are_those_of_one_process(trained_folder, tasks, small, tmp_path):
+def test_bits_are_those_of_one_process(trained_folder, task_files, small, tmp_path):
     """With pairs, which are known only when all units have been ablated alone."""
-    how = {**tasks, **SIZE, "sample": 9, "pairs": 3, "kind": "mean"}
+    how = {**task_files, **SIZE, "sample": 9, "pairs": 3, "kind": "mean"}
     alone = sepcap.ablate_each(trained_folder, **how, out=tmp_path / "alone")
     cut = sepcap.ablate_each(trained_folder, **how, **HERE, out=tmp_path / "cut")
     same(alone, cut)
@@ -51,9 +41,9 @@ def test_bits_are_those_of_one_process(trained_folder, tasks, small, tmp_path):
     assert len(list((tmp_path / "cut").rglob("alone-*"))) > 8
 
 
-def test_it_goes_on_where_one_process_stopped(trained_folder, tasks, small, tmp_path, monkeypatch):
+def test_it_goes_on_where_one_process_stopped(trained_folder, task_files, small, tmp_path, monkeypatch):
     """A stopped call without workers is finished by one with workers: only missing pieces are measured."""
-    how = {**tasks, **SIZE, "sample": 6}
+    how = {**task_files, **SIZE, "sample": 6}
     whole = sepcap.ablate_each(trained_folder, **how, out=tmp_path / "a")
     (tmp_path / "a" / "result.json").unlink()
     pieces = sorted((tmp_path / "a" / "pieces").rglob("alone-*"))
@@ -67,35 +57,35 @@ def test_it_goes_on_where_one_process_stopped(trained_folder, tasks, small, tmp_
     assert "is finished; nothing is recomputed" in heard[0]
 
 
-def test_neurons_are_sent_in_a_file_and_nothing_is_kept_without_a_folder(trained, trained_folder, tasks, tmp_path, monkeypatch):
+def test_neurons_are_sent_in_a_file_and_nothing_is_kept_without_a_folder(trained, trained_folder, task_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     neurons = sepcap.NeuronSet.empty(trained, "mlp")
     neurons.masks["mlp"][0, [1, 4]] = True
     neurons.masks["mlp"][1, 2] = True
     heard = []
-    found = sepcap.ablate_each(trained_folder, **tasks, **SIZE | {"progress": heard.append}, neurons=neurons, **HERE)
+    found = sepcap.ablate_each(trained_folder, **task_files, **SIZE | {"progress": heard.append}, neurons=neurons, **HERE)
     assert found.places.tolist() == [[0, 1], [0, 4], [1, 2]]
     assert heard[0].endswith("by one worker; in this process, 1 thread")
     assert found.folder is None
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_sent_or_fails_is_one_error(trained, trained_folder, tasks, tmp_path, monkeypatch):
+def test_what_cannot_be_sent_or_fails_is_one_error(trained, trained_folder, task_files, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"model is a .*; give a name or a folder with workers="):
-        sepcap.ablate_each(trained, **tasks, **SIZE, **HERE)
+        sepcap.ablate_each(trained, **task_files, **SIZE, **HERE)
     with pytest.raises(TypeError, match=r"forget=.*with workers=, other processes carry out ablate_each"):
-        sepcap.ablate_each(trained_folder, **tasks | {"forget": [object()]}, **SIZE, **HERE)
+        sepcap.ablate_each(trained_folder, **task_files | {"forget": [object()]}, **SIZE, **HERE)
     with pytest.raises(RuntimeError, match=r"ablate_each: resolved failed with IndexError: .*9"):
-        sepcap.ablate_each(trained_folder, **tasks, **SIZE, layers=9, **HERE, out=tmp_path / "a")
+        sepcap.ablate_each(trained_folder, **task_files, **SIZE, layers=9, **HERE, out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
     monkeypatch.setattr(measure, "halving_batches", lambda *how: warn("out of memory: continuing with batch_size=4"))
     with pytest.raises(RuntimeError, match=r"ablate_each: part alone-0-0 of forget failed with MemoryError: .* give batch_size=4"):
-        sepcap.ablate_each(trained_folder, **tasks, **SIZE, sample=3, layers=0, **HERE)
+        sepcap.ablate_each(trained_folder, **task_files, **SIZE, sample=3, layers=0, **HERE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_number_of_worker_processes_has_the_same_bits(trained_folder, tasks, tmp_path, workers):
-    how = {**tasks, **SIZE, "layers": 0}
+def test_every_number_of_worker_processes_has_the_same_bits(trained_folder, task_files, tmp_path, workers):
+    how = {**task_files, **SIZE, "layers": 0}
     there = sepcap.ablate_each(trained_folder, **how, workers=workers, load={"device": "cpu"}, out=tmp_path / "there")
     same(sepcap.ablate_each(trained_folder, **how), there)
