@@ -18,6 +18,7 @@ from sepcap.models.sites import populations
 from sepcap.models.weights import fingerprint
 from sepcap.selection.neurons import how_many
 from sepcap.statistics.backward import check_differentiable
+from sepcap.storage import digest_of
 from sepcap.studies.base.task_sets import resolved
 from sepcap.studies.certificate.config import CertificateConfig
 from sepcap.studies.certificate.plan import Plan
@@ -71,11 +72,12 @@ class UnlearningPlan:
         """The planned work and its cost, in one sentence."""
         c = self.config
         seeds = len(c.seeds)
-        trained = [method for method in c.methods if method in TRAINED]
-        walks = sum(len(c.lrs) * (len(c.betas) if method == "npo" else 1) + seeds - 1 for method in trained)
-        others = sum(seeds if method == "random" else 1 for method in c.methods if method not in TRAINED)
+        trained = {m: len(c.lrs) * (len(c.betas) if m == "npo" else 1) + seeds - 1 for m in c.methods if m in TRAINED}
+        untrained = {m: seeds if m == "random" else 1 for m in c.methods if m not in TRAINED}
+        walks, others = sum(trained.values()), sum(untrained.values())
         measured = c.steps * sum(s.tokens for part in (self.evaluate, self.held) for s in part.values())
-        pruned = c.steps * sum(s.tokens for s in self.fit.values()) * sum(method.startswith("prune") for method in c.methods)
+        collected = sum(n for m, n in (trained | untrained).items() if m.startswith("prune"))
+        pruned = c.steps * sum(s.tokens for s in self.fit.values()) * collected
         tokens = walks * 3 * c.budget + (walks + others) * measured + pruned
         said = f"{self.resolved['model']}: forget {self.resolved['forget']}, retain {self.resolved['retain']} by {', '.join(c.methods)}; "
         said += f"{walks + others} trajectories of {c.steps} points"
@@ -115,6 +117,7 @@ def planned(model: Any, config: UnlearningComparisonConfig, reference: Any) -> U
         found["scorer"] = get_scorer(config.scorer, None, device_of(model))[1]
         begun = read_prompts(model, config.toxicity_prompts, config.continuations)
         check_room(model, [ids for _, ids in begun], CONTINUED)
+        found["prompts"] = digest_of([text for text, _ in begun])  # a path or a name says nothing of the content
     tasks = {role: load_task(getattr(config, role)) for role in ROLES}
     if tasks["forget"].fingerprint == tasks["retain"].fingerprint:
         raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to tell apart")

@@ -224,6 +224,16 @@ def test_toxicity_of_three_models_is_one_call(cut, tmp_path):
         found.figure("relearning")
 
 
+def test_prompts_of_a_file_are_part_of_what_is_compared(cut, tmp_path):
+    """A folder that was made with other prompts is not resumed."""
+    path, found = tmp_path / "prompts.txt", []
+    config = sepcap.UnlearningComparisonConfig(**tasks(cut), **PLAIN, parts=("toxicity",), scorer=len, toxicity_prompts=path)
+    for texts in (cut.texts_a, cut.texts_b):
+        path.write_text(" ".join(texts[0].split()[:5]))
+        found.append(planned(cut.model, config, None).resolved)
+    assert {name for name in found[0] if found[0][name] != found[1][name]} == {"prompts"}
+
+
 def test_a_perplexity_by_hand():
     sums = np.zeros((3, 7))
     sums[:, 0], sums[:, 6] = [1, 2, 1], [0.5, 1.0, 0.5]
