@@ -56,13 +56,13 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def in_percent(value: float, ends: Ends, digits: int = 1) -> str:
+def in_percent(value: float, ends: Ends) -> str:
     """A percentage with its interval. One decimal, because a whole number can hide on which side of 0 an end lies.
 
     >>> in_percent(-2.71, (-5.11, -0.33))
     '-2.7% [-5.1, -0.3]'
     """
-    return "{}% [{}, {}]".format(*(f"{round(number, digits) + 0.0:.{digits}f}" for number in (value, *ends)))  # + 0.0: no minus at 0
+    return "{:.1f}% [{:.1f}, {:.1f}]".format(*(round(number, 1) + 0.0 for number in (value, *ends)))  # + 0.0: no minus at 0
 
 
 def cluster_sums(

@@ -87,7 +87,7 @@ def test_label_carries_separability_with_interval(forward, random):
     for label, run in (("mine", forward), ("random", random)):
         s = run.separability("top1")
         low, high = s.percent_interval
-        assert f"{label}: {s.percent:.0f}% [{low:.0f}, {high:.0f}]" in names
+        assert f"{label}: {s.percent:.1f}% [{low:.1f}, {high:.1f}]" in names
 
 
 def test_opposite_directions_share_the_plane_of_the_tasks(forward, reverse):

@@ -16,8 +16,8 @@ from sepcap.studies.pruning.figures.labels import colours, is_random, seeds_toge
 from sepcap.studies.pruning.on_disk.run_folder import RunFolder
 from sepcap.studies.pruning.random_neurons.above_random import OverSeeds, over_seeds
 
-ROW_PX = 26
-TWO_LINES_PX = 36
+ROW_PX = 36
+"""Height of a row, which has two lines of text."""
 
 
 @drawn
@@ -65,12 +65,11 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
             dots = {"mode": "markers", "marker": {"color": colour, "size": 3, "opacity": 0.6}, "hoverinfo": "skip"}
             traces.append(go.Scatter(x=rounded(s.areas), y=[y] * len(s.areas), **dots, **common))
         beside = {"x": 1.0, "xref": "paper", "xanchor": "left", "xshift": 10, "y": y, "yref": "y"}
-        notes.append({"text": said, **beside, "font": small})
+        notes.append({"text": said.replace(" [", "<br>["), **beside, "font": small})
     for text, x, ref, anchor, shift in (("Separability", 1.0, "paper", "left", 10), ("not separable", 1.0, "x", "center", 0)):
         above = {"x": x, "xref": ref, "xanchor": anchor, "xshift": shift, "y": top, "yref": "y", "yanchor": "bottom"}
         notes.append({"text": text, **above, "font": small})
     texts = {row: _wrapped(label) for row, label in enumerate(reversed(found))}
-    row_px = TWO_LINES_PX if any("<br>" in text for text in texts.values()) else ROW_PX
     title = f"Area of {lower(metric_name(metric))}, with 95% interval<br>(2: fully separable)"
     layout = {
         "xaxis": {"title": {"text": title}, "range": [low, high], "dtick": 0.5},
@@ -78,17 +77,17 @@ def areas(runs: Any, metric: str = "top1", *, width: Width = "column") -> go.Fig
         "annotations": notes,
         "shapes": [upright(x, -0.6, top, {**DOTTED, "color": colour}, layer="below") for x, colour in ((1, INK), (2, GREY))],
     }
-    return new_figure(traces, layout, width=width, plot_px=row_px * n + 10, left=20, right=96, top=26, bottom=62)
+    return new_figure(traces, layout, width=width, plot_px=ROW_PX * n + 10, left=20, right=96, top=26, bottom=62)
 
 
 def _said(members: Sequence[RunFolder], found: OverSeeds, metric: str) -> tuple[str, str]:
     """Separability in percent with its interval, and another line of the hover text."""
     if len(members) > 1:
         low, high = (100 * (end - 1) for end in found.interval)
-        return in_percent(100 * (found.mean - 1), (low, high), digits=0), f"{len(members)} seeds, standard deviation {found.sd:.3f}"
+        return in_percent(100 * (found.mean - 1), (low, high)), f"{len(members)} seeds, standard deviation {found.sd:.3f}"
     s = members[0].separability(metric)
     drop = f"largest differential drop {s.max_drop:.1f} [{s.max_drop_interval[0]:.1f}, {s.max_drop_interval[1]:.1f}] points, step"
-    return in_percent(s.percent, s.percent_interval, digits=0), f"{drop} {s.max_drop_step}"
+    return in_percent(s.percent, s.percent_interval), f"{drop} {s.max_drop_step}"
 
 
 def _wrapped(label: str) -> str:

@@ -161,7 +161,7 @@ def separability_said(run: RunFolder, metric: str) -> str:
     if run.steps_done < 1:
         return ""
     s = run.separability(metric)
-    return in_percent(s.percent, s.percent_interval, digits=0)
+    return in_percent(s.percent, s.percent_interval)
 
 
 def step_hovers(label: str, run: RunFolder, metric: str) -> list[str]:
