@@ -110,7 +110,7 @@ def test_what_cannot_be_cut_or_sent_is_one_error(trained, trained_folder, task):
         with pytest.raises(ValueError, match=says):
             call()
     with pytest.raises(RuntimeError, match=r"evaluate: shard 1 of 8 failed with FileNotFoundError: .*nowhere"):
-        sepcap.evaluate(trained_folder, task.with_name("nowhere.jsonl"), **HERE)
+        sepcap.evaluate(trained_folder, f"{task}.nowhere.jsonl", **HERE)
 
 
 def test_out_of_memory_names_the_batch_size_to_give():
