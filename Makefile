@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # index of torch builds without CUDA
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-portable slow lines browser gpu network cluster lint types bench figures model families notebooks docs check lock licences audit campaign
+.PHONY: demo test test-thorough test-portable slow lines browser gpu network cluster lint types bench figures model families notebooks docs check lock licences audit campaign
 
 # torch: if plain pip would install CUDA (several GB) on a machine without an NVIDIA GPU, the build without CUDA is installed instead.
 # The rest: hashes are checked on the platform of the pins (Python 3.11 on Linux). torch has none: its builds differ between machines.
@@ -27,8 +27,14 @@ $(INSTALLED): pyproject.toml constraints.txt requirements.txt
 demo: $(INSTALLED)          ## prune code neurons, prose neurons and random neurons of the embedded model (about 6 minutes)
 	$(BIN)/sepcap demo
 
-test: $(INSTALLED)          ## fast tests (about six minutes on two cores)
+test: $(INSTALLED)          ## fast tests (under five minutes on two cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# the others that need nothing but this environment: over a second each
+EVERYDAY := not slow and not browser and not gpu and not network and not cluster
+
+test-thorough: $(INSTALLED) ## whole studies, interrupted and resumed, worker processes (about three minutes on two cores)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "thorough and $(EVERYDAY)"
 
 # numerical tests, and instruction sets limited to those of every x86-64
 NUMERICAL := tests/statistics tests/selection tests/models/test_forward.py tests/models/test_partial.py \
@@ -38,7 +44,7 @@ NUMERICAL := tests/statistics tests/selection tests/models/test_forward.py tests
 PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1
 
 test-portable: $(INSTALLED) ## numerical tests with the rounding of another processor
-	$(PLAIN) $(BIN)/python -m pytest -n auto --dist worksteal $(NUMERICAL)
+	$(PLAIN) $(BIN)/python -m pytest -n auto --dist worksteal -m "$(EVERYDAY)" $(NUMERICAL)
 
 # separate environment with transformer-lens 3.9, which SAELens and HookedTransformer need
 OLDER := .venv-tl39

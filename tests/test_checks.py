@@ -111,6 +111,7 @@ def wrong_arguments(name, function):
         yield from ((argument, value) for value in wrong)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_every_public_call_names_an_argument_of_another_kind(name):
     """A function or method that fails here lacks `@checked()` of sepcap.checks."""

@@ -126,6 +126,7 @@ def test_no_folder_is_fuller_than_a_reader_can_hold():
     assert {folder: n for folder, n in files.items() if n > FULLEST} == {}
 
 
+@pytest.mark.thorough
 def test_imports_stand_at_the_top_but_where_torch_would_be_loaded_too_early():
     lazy = {module for module in MODULES if lazily_imported(FILES[module].read_text(encoding="utf-8"))}
     assert {module for module in lazy if room_of(module) != "cli"} == LAZY

@@ -98,6 +98,7 @@ def test_paired_differences_by_hand():
     assert len(paired(table)) == len(MEASURES)
 
 
+@pytest.mark.thorough
 def test_all_pairs_are_trained_and_pruned_and_nothing_is_made_twice(toy, monkeypatch):
     import neuron_dropout
 

@@ -33,6 +33,7 @@ def test_every_image_is_seen_once_per_round():
     assert seen[:20].tolist() != seen[20:].tolist()
 
 
+@pytest.mark.thorough
 def test_the_seed_decides_about_the_weights(tmp_path):
     from safetensors.torch import load_file
     from vit import ViTTraining, train_vit

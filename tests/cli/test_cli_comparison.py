@@ -41,6 +41,7 @@ def a_file(folder, name, texts):
 PICTURES = {"trajectory", "metric", "areas", "pruned", "threshold", "scores"}
 
 
+@pytest.mark.thorough
 def test_masked_language_models(tmp_path, capsys):
     letters, digits = a_file(tmp_path, "letters", words(0)), a_file(tmp_path, "digits", words(0, alphabet="012"))
     drawn = compare(tmp_path, save_masked("roberta", tmp_path / "model"), letters, digits, **{"eval-tokens": "800"})
@@ -57,6 +58,7 @@ def test_image_classifiers(tmp_path, capsys):
     assert drawn >= PICTURES - {"trajectory", "areas"}  # which an untrained model may have nothing for
 
 
+@pytest.mark.thorough
 def test_a_task_that_the_unpruned_model_gets_nothing_of(tmp_path, trained_folder, capsys):
     rng = random.Random(0)
     strange = ["".join(rng.choices("QXZJ", k=60)) for _ in range(40)]  # no word of which the model has seen

@@ -22,6 +22,7 @@ def files(task_files):
 SMALL = ["--tokens", "300", "--context", "16"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "command",
     [
@@ -47,6 +48,7 @@ def test_a_study_says_what_it_found_and_opens_again(command, files, trained_fold
         assert -1 < printed.find("M tokens through") < printed.find(found.summary()[0])
 
 
+@pytest.mark.thorough
 def test_checks_from_the_other_side(files, trained_folder, tmp_path, capsys):
     options = ["--checks", "keep-only", "meeting", "--fractions", "0.2", "0.6", "1.0", "--eval-tokens", "200", "--seeds", "0", *SMALL]
     pair = ["--forget", files[0], "--retain", files[1]]
@@ -75,6 +77,7 @@ def test_the_control_is_printed_paired_and_drawn(files, trained_folder, tmp_path
     assert "give one of them" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_dimensions_that_were_found_are_printed_and_followed_elsewhere(files, trained_folder, tmp_path, capsys):
     """The folder names the half that was searched: of the same texts the other half is shown, of others all."""
     common = ["--per-category", "6", *TINY[2:], "--tasks", *files, "--model", str(trained_folder)]

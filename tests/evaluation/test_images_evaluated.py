@@ -95,10 +95,12 @@ def test_ablations(folder):
     check_ablations("vit", folder, images())
 
 
+@pytest.mark.thorough
 def test_ablations_compared(folder):
     check_compared("vit", folder, images())
 
 
+@pytest.mark.thorough
 def test_pruning_resumes_and_saves(folder, tmp_path):
     check_pruning("vit", folder, images(range(6)), images(range(6, CLASSES), seed=1), tmp_path)
 
@@ -122,6 +124,7 @@ def test_a_trained_model_reads_digits(trained_vit):
     assert result.top1 > 0.85
 
 
+@pytest.mark.thorough
 def test_digits_are_forgotten_and_the_others_kept(trained_vit, tmp_path):
     """Chosen neurons cost the digits 0 to 4 more than 5 to 9, and the difference is more than that of random neurons."""
     model, gap = load(trained_vit), {}

@@ -133,9 +133,11 @@ def test_ablations(family, folder, letters):
     check_ablations(family, folder, letters, context=24)
 
 
+@pytest.mark.thorough
 def test_ablations_compared(family, folder, letters):
     check_compared(family, folder, letters)
 
 
+@pytest.mark.thorough
 def test_pruning_resumes_and_saves(family, folder, letters, digits, tmp_path):
     check_pruning(family, folder, letters, digits, tmp_path)

@@ -104,6 +104,7 @@ def half_predictable(model, n_rows=14, length=24) -> TokenSample:
     return sample_of(*rows)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "family", ["opt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "mistral", "neox"))], indirect=True
 )

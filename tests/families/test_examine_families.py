@@ -26,6 +26,7 @@ WITHOUT_RULES = {"Qwen-3.5 (linear attention)"}
 """Families with a sigmoid, for which the linearised pass that checks the direct effect has no rule."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("row", "sites"), ROWS)
 def test_profiles_of_every_site(row, sites, tmp_path):
     if row.layout == "vit":

@@ -31,6 +31,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("row", "sites"), ROWS)
 def test_each_effect_is_that_of_a_whole_evaluation_without_the_neuron(row, sites, tmp_path):
     if row.layout == "vit":

@@ -78,6 +78,7 @@ def test_scoring_ablating_deleting_rotating_and_saving(model, tmp_path):
     assert sepcap.evaluate(saved, LETTERS, tokens=60).loss == pytest.approx(sepcap.evaluate(model, LETTERS, tokens=60).loss, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_pruning_in_both_directions_with_continuations(model, tmp_path):
     small = {"fractions": {"mlp": 0.25}, "steps": 2, "tokens": 60, "eval_tokens": 60}
     compared = sepcap.compare_directions(model, forget=LETTERS, retain=DIGITS, **small, baseline_seeds=2, out=tmp_path / "compared")

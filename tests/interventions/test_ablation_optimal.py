@@ -152,6 +152,7 @@ def test_one_neuron_against_a_search_over_a_grid(trained, trained_folder, sample
     assert max(grid.values()) > grid[best] + 0.003
 
 
+@pytest.mark.thorough
 def test_a_planted_optimum(trained, sample, reference):
     """Logits that say how far the constants are from what was planted, and nothing else."""
     neurons = sepcap.NeuronSet.random(trained, {"mlp": 0.5})

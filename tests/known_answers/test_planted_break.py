@@ -94,6 +94,7 @@ def test_in_layer_1_only_the_next_token_is_decided(model, source, sites):
         assert topics(result, "transferred", i) == [topic] + ["c"] * 11
 
 
+@pytest.mark.thorough
 def test_the_wrong_site_and_a_scale_of_zero_bring_nothing(model, source):
     neutral = nats(run(model, source, generate=False), "neutral")
     for options in ({"sites": ("mlp",)}, {"scale": 0.0, "sites": ("attn_pre_out",)}):
@@ -141,6 +142,7 @@ def test_a_neutral_prompt_with_fewer_tokens_is_aligned_at_the_end(model, source,
     assert (nats(result, "neutral") < LIKELY - 5).all()
 
 
+@pytest.mark.thorough
 def test_generated_profile(model, source):
     result = run(model, source, profile="generation")
     assert topics(result, "layer 0", 1) == ["b"] * 12

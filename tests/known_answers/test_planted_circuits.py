@@ -72,6 +72,7 @@ def check_trajectory(plant: planted.Planted, run: sepcap.Run, forget: str, site:
 # Two independent halves
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "forget"),
     [
@@ -96,6 +97,7 @@ def test_independent_halves_are_perfectly_separable(kind, forget, request, tmp_p
     check_trajectory(plant, run, forget, "mlp")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("per_layer", "recollect"),
     [(True, True), (False, False), *(pytest.param(one, not one, marks=pytest.mark.slow) for one in (True, False))],
@@ -160,6 +162,7 @@ def test_removing_the_planted_neurons_removes_one_task_and_nothing_of_the_other(
 # One circuit, and what lies between
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("forget", ["a", pytest.param("b", marks=pytest.mark.slow)])
 def test_a_shared_circuit_is_not_separable(shared_circuit, forget, tmp_path):
     # scores differ by ε and by chance only, so which neurons go first means nothing; each costs both tasks one word in twelve
@@ -191,6 +194,7 @@ def test_area_falls_from_two_to_one_as_more_is_shared(tmp_path):
 # Random baselines
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("forget", ["a", pytest.param("b", marks=pytest.mark.slow)])
 def test_random_neurons_of_the_same_layers_separate_nothing_where_the_selection_separates_all(two_circuits, forget, tmp_path):
     """Both tasks have neurons in every layer: what separates is which of them go, not how many of every layer."""
@@ -231,6 +235,7 @@ def test_random_pruning_separates_nothing_on_average(two_circuits, tmp_path):
 # Attention
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("forget", ["a", pytest.param("b", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("key", "per_step", "options"), [("attn_pre_out", 2, {}), ("heads", 4, {}), ("heads", 4, {"aggregate": "median"})])
 def test_planted_heads_are_found(attention_circuits, forget, key, per_step, options, tmp_path):

@@ -39,17 +39,20 @@ def check_first_step(monkeypatch, model, forget, retain, keys, tokens):
     assert learned.step == 0
 
 
+@pytest.mark.thorough
 def test_causal(monkeypatch, tiny, letters, digits):
     check_first_step(monkeypatch, tiny, letters, digits, ("mlp", "attn_value"), 300)
     check_first_step(monkeypatch, tiny, letters, digits, ("heads",), 300)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["roberta", "bert"])
 def test_masked(monkeypatch, tmp_path, family, letters, digits):
     model = load(save_masked(family, tmp_path))
     check_first_step(monkeypatch, model, letters, digits, ("mlp", "attn_pre_out"), 300)
 
 
+@pytest.mark.thorough
 def test_images(monkeypatch, tmp_path):
     model = load(save_vit(tmp_path))
     check_first_step(monkeypatch, model, images(range(6)), images(range(6, CLASSES), seed=1), ("mlp", "heads"), 40)

@@ -180,6 +180,7 @@ def test_the_cap_is_the_loss_of_relative_frequencies():
         unigram_loss(sample.take([1]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("forget", ["a", pytest.param("b", marks=pytest.mark.slow)])
 def test_an_order_that_activity_gets_wrong_is_learned(misled, forget):
     """`abs` prunes the retain task first, an area of 0; learned, every neuron of forget comes before every one of retain: 2."""
@@ -191,6 +192,7 @@ def test_an_order_that_activity_gets_wrong_is_learned(misled, forget):
     assert theta[truth[forget]].min() > theta[truth[other]].max()
 
 
+@pytest.mark.thorough
 def test_a_harmful_step_size_returns_the_start(tmp_path):
     """The start is the planted order; steps of 50 standard deviations shuffle it, and the held-out texts refuse them."""
     planted = in_mlp(tmp_path, words=8)
@@ -209,6 +211,7 @@ def test_the_order_kept_is_the_best_on_the_held_out_texts(misled):
     assert learned.held_out[learned.step] == max(learned.held_out.values())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stopped", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3))])
 def test_an_interrupted_fit_resumes_with_equal_bits(misled, stopped):
     how = dataclasses.replace(QUICK, steps=12, check_every=4)
@@ -237,6 +240,7 @@ def test_a_checkpoint_on_disk_is_the_same(misled, tmp_path):
     assert same(learned_of(misled, how, store=pieces), first)
 
 
+@pytest.mark.thorough
 def test_bits_depend_on_the_seed_alone(misled):
     """Neither on grad mode, inference mode, default dtype nor on torch's own generator."""
     how = dataclasses.replace(QUICK, steps=4)
@@ -250,6 +254,7 @@ def test_bits_depend_on_the_seed_alone(misled):
     assert not torch.equal(learned_of(misled, dataclasses.replace(how, seed=1)).history, expected.history)
 
 
+@pytest.mark.thorough
 def test_batches_change_rounding_only(misled):
     how = dataclasses.replace(QUICK, steps=3, cap=100.0)  # beyond every loss, so that no pass is left out
     one, other = (learned_of(misled, dataclasses.replace(how, batch_size=size)) for size in (16, 2))
@@ -302,6 +307,7 @@ def lasting(steps, how=QUICK, lr=3e-2):
     return dataclasses.replace(how, objective="lasting", lasting_steps=steps, lasting_lr=lr)
 
 
+@pytest.mark.thorough
 def test_a_lasting_objective_without_steps_is_the_plain_one(misled):
     how = dataclasses.replace(QUICK, steps=6, check_every=3)
     plain, zero = learned_of(misled, how), learned_of(misled, lasting(0, how))
@@ -310,6 +316,7 @@ def test_a_lasting_objective_without_steps_is_the_plain_one(misled):
     assert (plain.held_out, plain.forward_tokens, plain.check_tokens) == (zero.held_out, zero.forward_tokens, zero.check_tokens)
 
 
+@pytest.mark.thorough
 def test_simulated_fine_tuning_lowers_the_loss_on_forget_and_the_weights_have_their_bits(misled):
     before, wanted = fingerprint(misled.model), [w.requires_grad for w in misled.model.parameters()]
     how = dataclasses.replace(QUICK, steps=4, check_every=4)
@@ -372,6 +379,7 @@ def test_an_interrupt_during_simulated_fine_tuning_restores_the_model(misled, mo
     assert fingerprint(misled.model) == before
 
 
+@pytest.mark.thorough
 def test_a_dormant_circuit_is_found_by_the_lasting_objective_alone(tmp_path):
     """Neurons that read the words of a and write nothing: the plain loss does not depend on them, fine-tuning would use them."""
     found = planted_relearning.cut(tmp_path, backup=0.4)

@@ -195,6 +195,7 @@ def test_hub_name_without_network_fails_at_once_with_the_ways_out(no_network, of
     assert bool(no_network) == (not offline)
 
 
+@pytest.mark.thorough
 def test_a_network_that_never_answers_is_given_up(monkeypatch, cache):
     """Resolving a name without network takes ten seconds and more, which no timeout of a socket bounds."""
     ended = threading.Event()

@@ -133,6 +133,7 @@ def test_a_constant_neuron_has_one_bin():
     assert edges[at] <= 2 <= edges[at + 1]
 
 
+@pytest.mark.thorough
 def test_large_heads_make_small_figures():
     z = [activations(seed, (1, 1, 128)) for seed in (0, 1)]
     stats = [statistics(t, v) for t, v in zip(("a", "b"), z, strict=True)]

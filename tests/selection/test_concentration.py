@@ -96,6 +96,7 @@ def test_chance_most_and_p_are_those_of_all_sets_there_are(labels, n):
     assert found["concentration"] == pytest.approx(concentrated, abs=0.05)
 
 
+@pytest.mark.thorough
 def test_random_sets_are_not_concentrated():
     labels = torch.arange(200) % 20
     rng = np.random.default_rng(0)
@@ -211,6 +212,7 @@ def test_a_set_that_is_a_whole_bin_is_as_concentrated_as_its_matched_random_sets
         assert (plain["concentration"], plain["p"]) == (pytest.approx(0, abs=1e-9), 1)
 
 
+@pytest.mark.thorough
 def test_sets_of_random_neurons_of_a_bin_are_not_concentrated_when_matched():
     rng = np.random.default_rng(1)
     rank = rng.permutation(400)

@@ -96,6 +96,7 @@ def test_a_neuron_that_speaks_on_one_task_only():
     assert got["wasserstein"] == pytest.approx([5 / 4], rel=0.01)
 
 
+@pytest.mark.thorough
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.floats(-(2.0**40), 2.0**40, width=32), min_size=1, max_size=30),

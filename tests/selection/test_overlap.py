@@ -98,6 +98,7 @@ def of_profile(rng, width):
     return NeuronSet({"mlp": mask})
 
 
+@pytest.mark.thorough
 def test_random_sets_of_one_layer_profile_are_significant_in_5_percent_of_draws():
     found = rejections(2000, 1024, of_profile)
     # of whole numbers the test is a little conservative; four standard errors of 2000 draws on either side

@@ -131,6 +131,7 @@ def test_with_weights_of_one_a_replicate_is_the_sample(kind, tiny_folders, tmp_p
             torch.testing.assert_close(getattr(one, name), getattr(stats[site], name).double(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_batches_and_the_number_of_replicates_have_no_effect(tiny_opt, sample, task):
     whole = drawn(tiny_opt, sample, task, many=6)
     for how in ({"batch_size": 1}, {"many": 9, "batch_size": 50}):
@@ -142,6 +143,7 @@ def test_batches_and_the_number_of_replicates_have_no_effect(tiny_opt, sample, t
                 assert torch.allclose(got, value, rtol=1e-3, atol=1e-5 * float(value.abs().max())), name
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:integrated gradients")
 def test_parts_that_share_no_document_merge_to_the_whole(tiny_opt, sample, task, tmp_path):
     whole = drawn(tiny_opt, sample, task, batch_size=1)

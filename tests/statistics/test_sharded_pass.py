@@ -34,6 +34,7 @@ def test_an_evaluation_has_the_bits_of_one_pass(trained, trained_folder, task):
     assert {**cut.info, "model": ""} == {**whole.info, "model": ""}
 
 
+@pytest.mark.thorough
 def test_statistics_are_those_of_one_pass(trained, trained_folder, task):
     """Sums are added in another order, so that values agree to rounding; counts and extremes exactly."""
     how = {**HOW, "histogram": True, "gradients": True}

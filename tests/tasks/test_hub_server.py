@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
+import pytest
+
 COMMIT = "c0ffee" + "0" * 34
 DOCUMENTS = [f"document number {i} of the small hub" for i in range(90)]
 PAGE = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: data/test-*.parquet\n---\n"
@@ -117,6 +119,7 @@ def ask(server, home, *names, offline="0"):
     return json.loads(done.stdout)
 
 
+@pytest.mark.thorough
 def test_the_way_through_the_hub(tmp_path):
     from datasets import Dataset
 

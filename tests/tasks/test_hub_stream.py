@@ -104,6 +104,7 @@ def test_a_filter_keeps_the_row_numbers_of_the_stream(row):
         HubSource(replace(row, filter=(("meta.third", ">=", 3),))).documents("collect")
 
 
+@pytest.mark.thorough
 def test_numbers_are_compared_in_the_precision_of_their_field(tmp_path):
     tenths = [i / 10 for i in range(11)] * 6
     columns = {

@@ -26,6 +26,7 @@ def bytes_of(dataset):
     return [image.tobytes() for image in dataset["image"]]
 
 
+@pytest.mark.thorough
 def test_digits_are_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 

@@ -213,6 +213,7 @@ def test_a_line_of_the_evaluation_part_leaves_the_others(installation, kind):
     assert not among(found["collect"], found["evaluate"]).any()
 
 
+@pytest.mark.thorough
 def test_what_is_installed_beside_the_list_changes_nothing(installation):
     before = {kind: (read(kind), local.fingerprint(local.find_files(kind))) for kind in KINDS}
     rng, site = random.Random(9), installation / "site-packages"

@@ -133,6 +133,7 @@ def test_a_set_over_several_layers_and_sites_is_ablated_as_a_whole(shared, lette
         np.testing.assert_allclose(found.evaluation(kind).per_row, after.per_row, atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_bits_and_another_changes_resampling_alone(shared, letters):
     model, reference, found = shared
     again, other = (compare_ablations(model, task=letters, layer=0, reference=reference, seed=s, **TOKENS) for s in (3, 4))
@@ -142,6 +143,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_changes_resampling_alone(
         assert (other[:, j] == again[:, j]).all() == (kind != "resample")
 
 
+@pytest.mark.thorough
 def test_the_batch_size_changes_nothing_but_resampling(shared, letters):
     model, reference, found = shared
     kinds = ("zero", "mean", "median", "peak")

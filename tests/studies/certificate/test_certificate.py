@@ -129,6 +129,7 @@ def test_16_examples_do_not_fit_and_are_left_out(whole):
     assert set(whole.tables["elicited"]["shots"]) == {0, 1}
 
 
+@pytest.mark.thorough
 def test_an_interrupted_certificate_resumes_and_the_model_has_its_bits(cut, whole, tmp_path, monkeypatch):
     how = {**HOW, "parts": ("relearn",), "variants": ("all",)}
     given = {"neurons": cut.a, "forget": cut.texts_a, "retain": cut.texts_b, "out": tmp_path / "out"}

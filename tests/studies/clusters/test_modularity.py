@@ -109,6 +109,7 @@ def test_the_model_is_left_as_it_was(trained, digits):
     assert all(torch.equal(value, before[name]) for name, value in trained.original_model.named_parameters())
 
 
+@pytest.mark.thorough
 def test_an_interrupted_study_goes_on_and_gives_the_same(found, trained, digits, tmp_path, monkeypatch):
     config, calls = config_of(digits), {"clusters": 0, "collected": 0}
 

@@ -48,6 +48,7 @@ def straight(halves):
 # planted models
 
 
+@pytest.mark.thorough
 def test_two_independent_halves_make_a_block_diagonal_matrix(halves):
     result = sepcap.prune_across_tasks(halves.model, config_of(halves, target=0.5, seeds=tuple(range(8))))
     matrix = result.matrix()
@@ -76,6 +77,7 @@ def test_of_a_shared_circuit_both_fall_together(shared):
         assert matrix.loc[task, other] < 0.55
 
 
+@pytest.mark.thorough
 def test_found_by_bisection_is_found_by_trying_every_number(halves):
     config = config_of(halves, target=0.3)
     (row,) = sepcap.prune_across_tasks(halves.model, config).tables["bisection"].query("task == 'a'").to_dict("records")
@@ -94,6 +96,7 @@ def test_found_by_bisection_is_found_by_trying_every_number(halves):
     assert row["relative"] == pytest.approx(top1[row["n"]] / top1[0])
 
 
+@pytest.mark.thorough
 def test_random_neurons_are_as_many_and_are_drawn_by_seed(halves):
     result = sepcap.prune_across_tasks(halves.model, config_of(halves, seeds=(4, 9)))
     n = int(result.tables["bisection"].query("task == 'a'")["n"].iloc[0])
@@ -122,6 +125,7 @@ def test_a_target_that_is_never_reached_says_so(tmp_path_factory):
 # the model and the folder
 
 
+@pytest.mark.thorough
 def test_the_model_comes_back_as_it_was_also_after_an_interrupt(halves, straight, tmp_path, monkeypatch):
     before = fingerprint(halves.model)
     config = config_of(halves)

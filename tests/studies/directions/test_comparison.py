@@ -31,6 +31,7 @@ def finished(trained_folder, letters, digits, tmp_path_factory):
     return comparison, said
 
 
+@pytest.mark.thorough
 def test_three_runs_from_one_configuration(finished):
     comparison, said = finished
     forward, reverse = comparison.forward, comparison.reverse
@@ -56,6 +57,7 @@ def test_three_runs_from_one_configuration(finished):
     assert check_folder(comparison.folder).problems == []
 
 
+@pytest.mark.thorough
 def test_a_run_names_the_baseline_that_it_is_compared_with(trained, letters, digits, tmp_path):
     """The area above random is the difference of areas at equal steps, mean over seeds, over the same documents."""
     drawn = {"baselines": ("per_layer", "uniform"), "baseline_seeds": 2, "baseline_steps": 2}
@@ -88,6 +90,7 @@ def test_a_run_names_the_baseline_that_it_is_compared_with(trained, letters, dig
         comparison.forward.separability("top1", baseline=comparison.reverse)
 
 
+@pytest.mark.thorough
 def test_a_run_minus_itself_is_nothing_on_every_draw_of_the_documents(trained, letters, digits, tmp_path):
     """Differences are paired: with all neurons pruned in one step, random neurons are the selected ones."""
     comparison = sepcap.compare_directions(trained, config_of(letters, digits, 1.0, steps=1), out=tmp_path / "c", baseline_seeds=2)
@@ -107,6 +110,7 @@ def test_bad_baselines_of_a_comparison(trained, letters, digits, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.thorough
 def test_a_comparison_goes_on_where_it_was(finished, trained, letters, digits, tmp_path, monkeypatch):
     first, _ = finished
     config, out = config_of(letters, digits), first.folder

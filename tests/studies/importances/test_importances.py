@@ -17,6 +17,8 @@ from sepcap.studies.importances.config import FIXED, LEARNED, RANDOM, Importance
 from sepcap.studies.importances.measures import agreement, random_scores
 from sepcap.studies.importances.result import ImportanceComparison
 
+pytestmark = pytest.mark.thorough
+
 SCORES = ("abs", "taylor", "atp", "abs-guarded", "random", "learned")
 SMALL = {"scores": SCORES, "sites": ("mlp",), "seeds": (0, 1), "tokens": 200, "effect_tokens": 150, "steps": 2}
 SMALL |= {"eval_tokens": 300, "choice_tokens": 100, "batch_size": 64, "effect_context": 16, "best": 1, "learn_steps": 2, "context": 16}

@@ -199,6 +199,7 @@ def test_a_result_is_saved_and_loaded_as_it_was(found, tmp_path):
             assert again.tables[name].equals(table)
 
 
+@pytest.mark.thorough
 def test_an_interrupted_study_goes_on_where_it_was_and_gives_the_same(opt, letters, tmp_path, monkeypatch):
     options = {"task": letters, "tokens": 2, "rows": 2}
     expected = sepcap.jacobian_spectrum(opt, **options)
@@ -270,6 +271,7 @@ def coarse_and_exact():
     return [sepcap.jacobian_spectrum(model, layers=(2, 4), **options, **how) for how in ways]
 
 
+@pytest.mark.thorough
 def test_ranks_that_are_lower_bounds_are_neither_compared_nor_ranked(coarse_and_exact):
     coarse, exact = coarse_and_exact
     both = coarse.by_layer.merge(exact.by_layer, on=["weights", "layer"], suffixes=("", "_true"))
@@ -287,6 +289,7 @@ def test_ranks_that_are_lower_bounds_are_neither_compared_nor_ranked(coarse_and_
     assert "With random weights the rank" in " ".join(exact.summary())
 
 
+@pytest.mark.thorough
 def test_what_is_compared_instead_is_what_the_exact_method_finds(coarse_and_exact):
     coarse, exact = coarse_and_exact
     assert "The layer with the lowest stable rank is 2" in " ".join(coarse.summary())
@@ -298,6 +301,7 @@ def test_what_is_compared_instead_is_what_the_exact_method_finds(coarse_and_exac
     np.testing.assert_allclose(got["difference"], expected["difference"], rtol=0.05)
 
 
+@pytest.mark.thorough
 def test_ranks_are_compared_at_the_threshold_where_all_are_settled(tiny_opt, letters):
     options = {"task": letters, "tokens": 3, "rows": 2, "threshold": 1e-6}
     free, exact = (sepcap.jacobian_spectrum(tiny_opt, method=method, k=40, **options) for method in ("randomized", "exact"))
@@ -376,6 +380,7 @@ def test_what_it_takes_is_said_before_it_is_done_also_where_auto_switches(opt, l
     assert "the 2 leading values by products alone (method='auto': all values would need 0.221 MB; ranks can be lower bounds" in caplog.text
 
 
+@pytest.mark.thorough
 def test_every_jacobian_has_random_directions_of_its_own(opt, letters, monkeypatch):
     seeds, real = [], module.leading_values
     monkeypatch.setattr(module, "leading_values", lambda *args, **how: (seeds.append(how["seed"]), real(*args, **how))[1])

@@ -41,6 +41,7 @@ def test_it_is_scores_whose_top_is_the_planted_set(learned, misled):
     assert learned.info["learned_step"] == learned.step > 0
 
 
+@pytest.mark.thorough
 def test_areas_are_those_of_pruning_by_the_order(learned, misled):
     """A second computation: every share is deleted from the weights, and the model evaluated as any other."""
     found = {"forget": [], "retain": []}
@@ -81,6 +82,7 @@ def test_it_comes_back_from_its_folder(learned):
     assert all(again.figure(kind).data for kind in again.FIGURES)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="kills a fork of this process, which only Linux does safely")
 @pytest.mark.parametrize("writes", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))])
 def test_killed_it_resumes_with_equal_bits(misled, learned, tmp_path, monkeypatch, writes):
@@ -101,6 +103,7 @@ def test_killed_it_resumes_with_equal_bits(misled, learned, tmp_path, monkeypatc
     assert bits(tmp_path / "killed") == bits(learned.folder)
 
 
+@pytest.mark.thorough
 def test_several_sites_and_heads_have_an_order_each(misled):
     found = learn(misled, site=("mlp", "heads", "attn_value"), constants="mean", steps=2)
     assert set(found) == {"mlp", "attn_pre_out", "attn_value"}
@@ -111,6 +114,7 @@ def test_several_sites_and_heads_have_an_order_each(misled):
         assert sepcap.evaluate(misled.model, misled.a, tokens=100).n == 100
 
 
+@pytest.mark.thorough
 def test_scores_can_be_the_start(misled):
     right = sepcap.Scores({"mlp": misled.truth["a"].masks["mlp"].double()})
     found = learn(misled, init=right, steps=1)
@@ -148,6 +152,7 @@ def test_the_same_texts_twice_are_refused(misled):
         sepcap.learn_ranking(misled.model, forget=misled.a, retain=misled.a, progress=False)
 
 
+@pytest.mark.thorough
 def test_a_run_prunes_by_a_learned_order(misled, tmp_path):
     how = {"forget": misled.a, "retain": misled.b, "fractions": {"mlp": 0.125}, "steps": 8, "tokens": 1_000, "eval_tokens": 300}
     config = sepcap.PruningConfig(importance="learned", recollect=False, learning_steps=1, **how)
@@ -160,6 +165,7 @@ def test_a_run_prunes_by_a_learned_order(misled, tmp_path):
         main(["check", str(tmp_path / "run")])
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_learns_on(misled, tmp_path, monkeypatch):
     how = {"forget": misled.a, "retain": misled.b, "fractions": {"mlp": 0.25}, "steps": 2, "tokens": 1_000, "eval_tokens": 300}
     config = sepcap.PruningConfig(importance="learned", recollect=False, learning_steps=12, **how)
@@ -186,6 +192,7 @@ def test_iterative_pruning_by_a_learned_order_is_refused():
         sepcap.PruningConfig(importance="learned")
 
 
+@pytest.mark.thorough
 def test_the_command_learns_an_order(misled, tmp_path, capsys):
     forget, retain = (write_jsonl(tmp_path / f"{name}.jsonl", texts) for name, texts in (("a", misled.a), ("b", misled.b)))
     options = [part for key, value in QUICK.items() for part in (f"--{key.replace('_', '-')}", str(value))]

@@ -168,6 +168,7 @@ def test_a_finished_comparison_is_opened_and_an_interrupted_one_goes_on(compared
         compare_methods(trained, config_of(letters, digits, tokens=200), out=compared.folder)
 
 
+@pytest.mark.thorough
 def test_what_a_model_does_not_allow_is_left_out_unless_asked_for(tiny_folders, letters, digits, tmp_path, monkeypatch):
     from sepcap.studies.methods import study as methods
 
@@ -184,6 +185,7 @@ def test_what_a_model_does_not_allow_is_left_out_unless_asked_for(tiny_folders, 
     assert not (tmp_path / "n").exists()
 
 
+@pytest.mark.thorough
 def test_gradients_and_output_weights_are_methods_that_a_user_can_choose(trained, letters, digits, tmp_path):
     assert len(PUBLISHED) == 12
     config = config_of(letters, digits, methods=("mlp", "heads-atp", "mlp-taylor"), seeds=(0,), steps=1, baseline_seeds=1)

@@ -188,6 +188,7 @@ def test_against_the_others_is_against_their_tokens_together(trained, letters, d
     torch.testing.assert_close(result.tensors["trained, seed 0 | one | mlp"], one.abs / (mean + 1e-3))
 
 
+@pytest.mark.thorough
 def test_the_same_call_goes_on_and_ends_with_the_same_bits(trained, letters, digits, tmp_path, monkeypatch):
     config = config_of(letters, digits, sites=("mlp",))
     calls, real = [], several_tasks.collect_sample
@@ -215,6 +216,7 @@ def test_the_same_call_goes_on_and_ends_with_the_same_bits(trained, letters, dig
         sepcap.measure_overlap(trained, config_of(letters, digits, sites=("mlp",), fractions=(0.25,)), out=tmp_path / "study")
 
 
+@pytest.mark.thorough
 def test_the_model_is_not_changed_and_the_summary_says_what_was_found(trained, letters, digits):
     before = fingerprint(trained)
     result = sepcap.measure_overlap(trained, config_of(letters, digits, sites=("mlp",), seeds=(0, 1)))
@@ -246,6 +248,7 @@ def test_p_values_are_written_as_people_write_them():
     assert {value: p_in_words(value) for value in told} == told
 
 
+@pytest.mark.thorough
 def test_the_cost_is_said_before_anything_is_collected(trained, letters, digits, tmp_path, monkeypatch):
     config = config_of(letters, digits, sites=("mlp",), seeds=(0, 1), tokens=100)
     collected, heard, real = [], [], several_tasks.collect_sample

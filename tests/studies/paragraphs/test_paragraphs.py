@@ -72,6 +72,7 @@ def test_likelihoods_are_those_of_the_model_itself(tiny_opt, result):
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_seed_gives_the_same_and_the_batch_size_is_nothing_but_rounding(tiny_opt, result):
     torch.manual_seed(3)
     state = torch.random.get_rng_state()
@@ -93,6 +94,7 @@ def test_what_a_text_is_patched_from_and_its_luck_do_not_depend_on_later_texts(t
     nearly_all(*(table[table["condition"].isin(kept) & (table["text"] < 2)]["written"].tolist() for table in (fewer, own)))
 
 
+@pytest.mark.thorough
 def test_interrupted_it_goes_on_where_it_stopped_and_gives_the_same(tiny_opt, tmp_path, monkeypatch):
     options = {**OPTIONS, "batch_size": 2}
     result = transfer_paragraphs(tiny_opt, texts=TEXTS, **options)
@@ -308,6 +310,7 @@ def test_a_model_that_continues_no_texts_is_refused(tmp_path):
         transfer_paragraphs(masked, texts=TEXTS)
 
 
+@pytest.mark.thorough
 def test_the_command_writes_table_figures_and_the_study(tiny_folders, tmp_path, capsys):
     from sepcap.cli.main import main
 

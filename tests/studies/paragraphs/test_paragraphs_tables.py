@@ -131,6 +131,7 @@ def test_layers_are_chosen_on_one_half_and_measured_on_the_other():
     assert not len(_chosen_layers(*gains_of([np.zeros(3)] * 2, [4, 4, 4]), ["a"] * 3, 0))  # no half of three texts has two
 
 
+@pytest.mark.thorough
 def test_a_layer_chosen_in_noise_has_an_interval_over_0_in_5_percent_of_draws():
     rng, above, naive = np.random.default_rng(0), [], []
     for _ in range(400):

@@ -119,6 +119,7 @@ def test_uniform_neurons_with_an_offset_are_drawn_in_both_directions(model, lett
     ]
 
 
+@pytest.mark.thorough
 def test_a_run_alone_says_what_puts_random_neurons_beside_it(trained_folder, trained, task_files, tmp_path, capsys):
     """The options that it prints, and the call in Python, are carried out as they stand."""
     from sepcap.cli.main import main

@@ -24,6 +24,7 @@ def opt(tiny_folders):
 EVERY_DAY = {("fold", "none", True), ("rotate", "mean", False), ("none", "mean", True), ("fold", "peak", False)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("rotation", "offset", "recollect"),
     [
@@ -70,6 +71,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes", KINDS, ids=lambda c: "-".join(map(str, c.values())))
 def test_stopped_after_every_step_it_goes_on_to_the_same_bits(tiny_opt, letters, digits, tmp_path, monkeypatch, changes):
     prepared = pruning.plan(tiny_opt, config_of(letters, digits, **changes))

@@ -115,6 +115,7 @@ def test_nothing_is_collected_and_what_was_said_beforehand_went_through_the_mode
     assert check_folder(baseline.folder).problems == []
 
 
+@pytest.mark.thorough
 def test_a_seed_gives_the_same_bits_and_another_seed_other_neurons(model, config, selective, baseline, tmp_path):
     kind = baseline.config["baseline"]
     again, other = (
@@ -151,6 +152,7 @@ def test_a_step_of_a_baseline_can_stand_for_several_of_the_run(model, config, se
             assert few.neurons(step).per_layer(site) == selective.neurons(2 * step).per_layer(site)
 
 
+@pytest.mark.thorough
 def test_whole_heads_are_drawn_where_heads_went(model, config, tmp_path):
     heads = replace(config, fractions={"heads": 2, "mlp": 0.1})
     run = sepcap.prune(model, heads, out=tmp_path / "forward", tracker="none")
@@ -162,6 +164,7 @@ def test_whole_heads_are_drawn_where_heads_went(model, config, tmp_path):
             assert masks.all(-1).sum(1).tolist() == run.neurons(step).masks["attn_pre_out"].all(-1).sum(1).tolist()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("offset", ["mean", "peak"])
 def test_an_offset_is_that_of_the_baselines_own_model(model, config, tmp_path, offset):
     """Random neurons need the retain task's statistics for their offset, and those alone."""
@@ -203,6 +206,7 @@ def test_a_baseline_with_other_numbers_than_its_run_is_found(model, config, sele
     assert "0004" in found
 
 
+@pytest.mark.thorough
 def test_another_run_under_the_same_name_is_another_baseline(model, config, tmp_path):
     folder = tmp_path / "forward"
     sepcap.prune(model, config, out=folder, tracker="none")

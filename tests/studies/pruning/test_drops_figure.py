@@ -173,6 +173,7 @@ def test_text_from_outside_is_shown_letter_by_letter_and_nothing_global_changes(
     assert (plotly.io.templates.default, sorted(plotly.io.templates)) == before
 
 
+@pytest.mark.thorough
 def test_a_long_run_stays_small(make_run, tmp_path):
     steps = np.linspace(1, 0, 51)
     run = make_run(0.5 * steps**2 / 3 * np.pi / np.e, 0.4 * steps, rows=4)

@@ -27,6 +27,7 @@ def opt(tiny_folders):
     return lambda: fresh(tiny_folders["opt"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("importance", "per_layer"), [("abs", True), ("std", False), pytest.param("mean_shift", False, marks=pytest.mark.slow)]
 )
@@ -96,6 +97,7 @@ def test_heads_go_whole_and_in_the_order_of_their_scores(opt, letters, digits, t
     assert run.record(1)["thresholds"]["heads"] == pytest.approx(min(heads[h] for h in best), rel=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("per_layer", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_random_neurons_are_never_drawn_twice_and_come_from_the_seed(opt, letters, digits, tmp_path, per_layer):
     def run(name, seed):

@@ -172,6 +172,7 @@ def pruned(trained_folder, letters, digits, tmp_path):
     return sepcap.prune(None, config, out=tmp_path / "run"), model
 
 
+@pytest.mark.thorough
 def test_generations_are_made_once_and_kept(pruned):
     run, folder = pruned
     page = page_of(run)
@@ -197,6 +198,7 @@ def test_generations_are_made_once_and_kept(pruned):
         run.report()
 
 
+@pytest.mark.thorough
 def test_where_there_are_no_generations_the_page_says_why(pruned, tiny_folders, trained_folder):
     run, folder = pruned
     with pytest.raises(ValueError, match="give that model, unpruned"):

@@ -62,6 +62,7 @@ def whole(prepared, tmp_path, monkeypatch):
     return bits(tmp_path / "whole"), points.count
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "offset", "stride"),
     [
@@ -110,6 +111,7 @@ def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.thorough
 @forking
 @pytest.mark.parametrize(("offset", "stride"), [(4, 18), pytest.param(0, 1, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(prepared, whole, tmp_path, offset, stride):
@@ -149,6 +151,7 @@ def test_killed_again_and_again(prepared, whole, tmp_path):
     assert bits(out) == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "changes",
     [

@@ -172,6 +172,7 @@ def test_config_records_how_the_run_was_made(prepared, letters, tmp_path):
     assert config["tokens_found"]["evaluate"] == {"forget": 150, "retain": 150}
 
 
+@pytest.mark.thorough
 def test_baseline_serves_both_directions_and_no_other_tasks(tiny_opt, letters, digits, tmp_path):
     many = {"eval_tokens": 1000}  # an untrained model seldom hits
     run = sepcap.prune(tiny_opt, config_of(letters, digits, **many), out=tmp_path / "run")

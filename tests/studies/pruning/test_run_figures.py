@@ -320,6 +320,7 @@ def test_the_run_draws_itself(forward):
         assert len(forward.figure(kind).data) > 0
 
 
+@pytest.mark.thorough
 def test_a_long_run_stays_small(make_run):
     """Every step is written with few digits: 50 steps of 12 layers in tens of kilobytes."""
     steps = np.linspace(1, 0, 51)

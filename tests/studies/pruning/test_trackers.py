@@ -216,6 +216,7 @@ def random_state():
     return np.random.get_state()[1].tobytes(), torch.random.get_rng_state().numpy().tobytes()
 
 
+@pytest.mark.thorough
 def test_wandb_gets_every_step_of_an_interrupted_run_under_one_id(offline, prepared, tmp_path, monkeypatch):
     step, before = pruning._step, random_state()
 

@@ -207,6 +207,7 @@ def measured(result, quantity, model=None):
 PAIR = {"tokens": 150, "eval_tokens": 300, "steps": 10}
 
 
+@pytest.mark.thorough
 def test_table_2_on_a_tiny_model(trained_folder, letters, digits, tmp_path, counted):
     said = []
     options = ("sp-table2", trained_folder, {"code": letters, "pile": digits}, tmp_path, PAIR)
@@ -335,6 +336,7 @@ def test_top1_at_half_has_its_interval_over_texts_and_its_spread_over_seeds():
     assert np.isnan(MEASURES["top1_at_half"](result, {"of": "mean"})).all()
 
 
+@pytest.mark.thorough
 def test_areas_on_a_tiny_model(trained_folder, letters, digits, tmp_path):
     budget = {"tokens": 300, "eval_tokens": 600, "steps": 3, "fractions": {"mlp": 0.2}}
     tasks = {"pile": digits, "code": letters, "python": letters[:80], "other-code": digits[:80]}
@@ -388,6 +390,7 @@ def test_peak_ablation_on_a_tiny_model(trained_folder, letters, tmp_path, counte
 THREE = {"tokens": 100, "fractions": (0.25,), "seeds": (0,)}
 
 
+@pytest.mark.thorough
 def test_overlaps_on_a_tiny_model(trained_folder, letters, digits, tmp_path, counted):
     tasks = {"retain": digits, "code": letters[:80], "python": letters[80:], "law": digits[:80] + letters[:80]}
     tasks |= {role: digits[5 * i :] + letters[5 * i : 5 * i + 5] for i, role in enumerate(("medicine", "mathematics", "patents"))}

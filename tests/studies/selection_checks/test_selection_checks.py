@@ -39,6 +39,7 @@ def config_of(plant, *checks, **changes):
 # keep only
 
 
+@pytest.mark.thorough
 def test_a_task_lives_on_its_own_neurons_alone(halves):
     result = sepcap.check_selection(halves.model, config_of(halves, "keep-only", seeds=tuple(range(6))))
     table = result.tables["keep_only"].set_index(["kept", "n", "evaluated"])
@@ -94,6 +95,7 @@ def test_without_interaction_small_and_large_steps_take_the_same_neurons(halves,
     assert said[1].endswith("; difference from 1 step 0.00 [0.00, 0.00].")
 
 
+@pytest.mark.thorough
 def test_a_single_number_of_steps_is_compared_with_other_texts_alone_and_the_cost_is_said_before(halves, tmp_path):
     config, heard = config_of(halves, "step-size", pruned=12 / 28, steps=(3,)), []
     evaluated = []

@@ -119,6 +119,7 @@ def test_no_hook_and_no_weight_is_left_behind(halves, tasks):
     assert not any("forward" in block.__dict__ for block in halves.model.blocks)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", [{"batch_size": 1}, {"blocks": 40}, pytest.param({"batch_size": 64}, marks=pytest.mark.slow)])
 def test_the_effects_do_not_depend_on_how_rows_are_batched(halves, tasks, found, how, monkeypatch):
     blocks = how.pop("blocks", None)
@@ -144,6 +145,7 @@ def test_constants_are_those_of_the_retain_task(halves, tasks, kind):
         assert float(here.delta().value[tuple(place)]) == pytest.approx(value, abs=2e-5)
 
 
+@pytest.mark.thorough
 def test_whole_heads_and_value_neurons(tmp_path_factory):
     plant = without_ties(planted.in_attention(tmp_path_factory.mktemp("heads"), words=4))
     tasks = {"forget": load_task(plant.a, name="a"), "retain": load_task(plant.b, name="b")}
@@ -202,6 +204,7 @@ def test_a_sample_is_drawn_uniformly():
     assert np.abs(counts / 600 - 0.3).max() < 4 * math.sqrt(0.3 * 0.7 / 600)
 
 
+@pytest.mark.thorough
 def test_two_copies_of_a_neuron_back_each_other_up(tmp_path_factory):
     plant = without_ties(planted.in_mlp(tmp_path_factory.mktemp("copies"), words=WORDS, busy=2))
     mask, busy = plant.truth["a"].masks["mlp"], plant.truth["busy"].masks["mlp"]
@@ -240,6 +243,7 @@ def test_two_copies_of_a_neuron_back_each_other_up(tmp_path_factory):
 # the folder
 
 
+@pytest.mark.thorough
 def test_an_interrupted_study_goes_on_and_gives_the_same_bits(halves, tasks, found, tmp_path, monkeypatch):
     straight = sepcap.ablate_each(halves.model, **tasks, **SIZE, pairs=3, out=tmp_path / "straight")
     real, calls = measure.effects, []
@@ -273,6 +277,7 @@ def test_an_interrupted_study_goes_on_and_gives_the_same_bits(halves, tasks, fou
         sepcap.ablate_each(halves.model, **tasks, **SIZE, pairs=3, kind="mean", out=tmp_path / "study")
 
 
+@pytest.mark.thorough
 def test_the_cost_is_measured_and_said_before_the_work(tiny_opt, letters, digits):
     heard = []
     how = {"forget": letters, "retain": digits, "tokens": 200, "reference_tokens": 100}

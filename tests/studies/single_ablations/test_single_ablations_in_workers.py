@@ -30,6 +30,7 @@ def same(one, other):
     assert {k: v for k, v in one.config.items() if k not in drop} == {k: v for k, v in other.config.items() if k not in drop}
 
 
+@pytest.mark.thorough
 def test_bits_are_those_of_one_process(trained_folder, task_files, small, tmp_path):
     """With pairs, which are known only when all units have been ablated alone."""
     how = {**task_files, **SIZE, "sample": 9, "pairs": 3, "kind": "mean"}

@@ -48,6 +48,7 @@ def wait_until(what, seconds: float = 240) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.thorough
 def test_two_processes_one_of_which_is_killed_have_the_bits_of_one(base, expected, tmp_path, monkeypatch):
     started = []
 
@@ -98,6 +99,7 @@ def test_a_killed_driver_takes_its_workers_with_it_and_the_same_call_goes_on(bas
     assert cell_bits(out) == expected
 
 
+@pytest.mark.thorough
 def test_a_worker_that_cannot_start_is_one_error(tmp_path):
     with pytest.raises(RuntimeError, match=r"a worker process could not start: .*NoSuchConfig.* \(all of it is in"):
         Process(Target("studies.sweep.cell.Cells", {"kind": "NoSuchConfig", "load": {}}, 1), tmp_path / "0.log")

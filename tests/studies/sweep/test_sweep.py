@@ -45,6 +45,7 @@ def again(base, grid, out, **more):
     return found, heard
 
 
+@pytest.mark.thorough
 def test_a_cell_has_the_bits_of_the_study_alone(base, made, trained, tmp_path):
     for row in made.table.to_dict("records"):
         alone = dataclasses.replace(base, importance=row["importance"], seed=row["seed"])
@@ -78,6 +79,7 @@ def test_statistics_that_cells_share_are_collected_once(base, tmp_path, monkeypa
     assert len(collected) == 2 + 2 * 2
 
 
+@pytest.mark.thorough
 def test_cells_of_other_tokens_share_nothing(base, made, tmp_path):
     """`Plan.once` does not tell numbers of tokens apart; the sweep does."""
     found, _ = again(base, {"eval_tokens": [100, 150], "tokens": [100, 150]}, tmp_path / "s")
@@ -88,6 +90,7 @@ def test_cells_of_other_tokens_share_nothing(base, made, tmp_path):
     assert other.config["samples"]["evaluate"] != found.result(eval_tokens=150, tokens=150).config["samples"]["evaluate"]
 
 
+@pytest.mark.thorough
 def test_a_model_is_loaded_once_and_again_if_a_cell_leaves_it_changed(base, tmp_path, monkeypatch):
     loaded = []
     original, execute = cells.load_model, cells.execute
@@ -154,6 +157,7 @@ def test_a_folder_of_something_else_is_refused(base, made, tmp_path):
         again(base, GRID, tmp_path / "notes")
 
 
+@pytest.mark.thorough
 def test_a_failed_cell_is_recorded_and_the_others_go_on(base, tmp_path):
     grid = [{"seed": [0, 1]}, {"retain": [str(tmp_path / "later.jsonl")], "seed": [2]}]
     with pytest.warns(UserWarning, match=r"1 of 3 cells failed, the first \(.*\) with FileNotFoundError"):
@@ -168,6 +172,7 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(base, tmp_path):
     assert list(found.table["state"]) == ["finished"] * 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, pytest.param(SystemExit, marks=pytest.mark.slow)])
 def test_interrupted_between_any_two_passes_it_goes_on_to_the_same_bits(base, made, tmp_path, monkeypatch, stop):
     count = 0

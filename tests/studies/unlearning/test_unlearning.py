@@ -116,6 +116,7 @@ def test_methods_with_gradient_steps_have_the_budget(whole):
     assert methods.loc["npo", "forward_tokens"] > methods.loc["npo", "backward_tokens"] == methods.loc["gradient-ascent", "forward_tokens"]
 
 
+@pytest.mark.thorough
 def test_a_budget_is_the_calls_of_the_model(cut, monkeypatch):
     plan = planned(cut.model, sepcap.UnlearningComparisonConfig(**tasks(cut), **PLAIN), None)
     calls, forward = [], type(cut.model).forward
@@ -160,6 +161,7 @@ def test_pruned_neurons_stay_deleted_during_repair(cut):
             assert int((written == 0).sum()) >= 8 * point
 
 
+@pytest.mark.thorough
 def test_an_interrupted_comparison_resumes_and_the_model_has_its_bits(cut, whole, tmp_path, monkeypatch):
     given = {**tasks(cut), **HOW, "methods": ("prune", "npo"), "parts": (), "out": tmp_path / "out"}
     before, measure, calls = fingerprint(cut.model), walks.measured, []
@@ -192,6 +194,7 @@ def test_a_rate_that_diverges_is_not_kept_and_all_that_diverge_are_an_error(cut)
     assert fingerprint(cut.model) == before
 
 
+@pytest.mark.thorough
 def test_seeds_differ_only_where_something_is_random(cut):
     how = {**tasks(cut), **HOW, "methods": ("prune", "gradient-ascent", "random"), "lrs": (1e-2,), "seeds": (0, 1)}
     found = sepcap.compare_unlearning(cut.model, **{**how, "checkpoints": (60,)})
@@ -200,6 +203,7 @@ def test_seeds_differ_only_where_something_is_random(cut):
     assert np.isfinite(found.table.set_index("method").loc["random", "area_seeds_sd"])
 
 
+@pytest.mark.thorough
 def test_toxicity_of_three_models_is_one_call(cut, tmp_path):
     """A text counts as toxic if it contains a word of task a: the model without its circuit writes fewer."""
 
@@ -269,6 +273,7 @@ def test_a_model_without_hits_is_an_error(cut):
         sepcap.compare_unlearning(cut.model, forget=cut.texts_a, retain=texts, **{**HOW, "methods": ("prune",)})
 
 
+@pytest.mark.thorough
 def test_states_are_stored_once(cut):
     config = sepcap.UnlearningComparisonConfig(**tasks(cut), **{**PLAIN, "methods": ("npo",)})
     plan = planned(cut.model, config, None)
