@@ -12,8 +12,9 @@ from sepcap.studies.pruning.config import DIRECTIONS, Direction, PruningConfig
 
 NeuronSite = Literal["mlp", "attn_pre_out", "attn_value"]
 
-ABS, RANDOM, LEARNED, CEILING = "abs", "random", "learned", "ceiling"
-"""Special rows: the reference score, the random control, the learned order, and the ceiling set by the reproducibility of Δ."""
+ABS, RANDOM, LEARNED, CEILING, LABELLED = "abs", "random", "learned", "ceiling", "labels"
+"""Special rows: the reference score, the random control, the learned order, the ceiling set by the reproducibility of Δ, and the order that
+the labels of a compiled model give."""
 
 CONTRASTED = ("abs", "taylor", "fisher", "atp_abs", "relp_abs")
 """Importances that are also compared with contrasts other than their default."""

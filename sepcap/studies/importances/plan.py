@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from sepcap.compiled.load import CompiledModel, load_compiled
 from sepcap.evaluation.next_token import evaluate_sample
@@ -20,9 +21,9 @@ from sepcap.statistics.collect import IG_POINTS, collect_sample
 from sepcap.studies.base.seed_samples import sample_seeds
 from sepcap.studies.base.task_sets import resolved
 from sepcap.studies.base.text import counted
-from sepcap.studies.importances.config import ABS, LEARNED, RANDOM, ImportanceComparisonConfig, collected_with, in_direction
-from sepcap.studies.importances.measures import ROLES
-from sepcap.studies.pruning.config import Direction
+from sepcap.studies.importances.config import ABS, LABELLED, LEARNED, RANDOM, ImportanceComparisonConfig, collected_with, in_direction
+from sepcap.studies.importances.measures import ROLES, random_scores
+from sepcap.studies.pruning.config import DIRECTIONS, Direction
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
@@ -30,6 +31,11 @@ from sepcap.tasks.samples import sample_task
 PASSES = {"": 1, "atp": 2, "relp": 2, "snip": 3, "ig": 2 * IG_POINTS + 2}
 """What is collected -> cost in forward passes over the texts. A backward pass to the activations costs as much as a forward pass, one to
 the weights twice that. `ig` runs both for each of its points, and the losses of the whole model and of the one without the site."""
+
+REVERSED = {"forget": "retain", "retain": "forget"}
+
+PRUNED_FIRST = ("retain", "shared", "unused", "forget")
+"""Labels of a compiled model, those pruned first at the end."""
 
 MOST_PASSES = 10
 """Scores that cost more are not pruned iteratively: they would be collected anew at every step."""
@@ -72,7 +78,22 @@ class Plan:
 
     def ordered(self, site: str) -> tuple[str, ...]:
         """All orders of a site that have a trajectory."""
-        return (*self.named(site), *(name for name in (RANDOM, LEARNED) if name in self.resolved["scores"]))
+        known = (LABELLED,) if self.compiled is not None else ()
+        return (*self.named(site), *(name for name in (RANDOM, LEARNED) if name in self.resolved["scores"]), *known)
+
+    def labelled(self, direction: Direction) -> CompiledModel:
+        """The compiled model, its labels swapped in the reverse direction."""
+        assert self.compiled is not None
+        if direction == DIRECTIONS[0]:
+            return self.compiled
+        labels = {REVERSED.get(name, name): neurons for name, neurons in self.compiled.labels.items()}
+        return dataclasses.replace(self.compiled, labels=labels)
+
+    def by_labels(self, site: str, direction: Direction) -> Float[np.ndarray, "layer *neuron"]:
+        """The order that the labels give: neurons of the forget program, unused, shared, of the retain program; at random within each."""
+        labels = self.labelled(direction).labels
+        rank = np.sum([i * labels[label].masks[site].numpy() for i, label in enumerate(PRUNED_FIRST)], axis=0)
+        return rank + random_scores(rank.shape, 0, self.config.seed)
 
     def cost_of(self, name: str) -> int:
         """Cost of a fixed score in forward passes over the calibration texts."""

@@ -11,7 +11,7 @@ from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.seed_samples import what_seeds_share
 from sepcap.studies.base.text import with_ends
 from sepcap.studies.importances import figures
-from sepcap.studies.importances.config import ABS, LEARNED, RANDOM
+from sepcap.studies.importances.config import ABS, LABELLED, LEARNED, RANDOM
 from sepcap.studies.pruning.config import DIRECTIONS
 
 
@@ -34,7 +34,7 @@ class ImportanceComparison(StudyResult):
             √spearman_difference_half of "reliability"; that of the row "ceiling" is for all documents.
             "reliability": Δ on one half of the documents against the other half. "control": the league of random weights, without
             trajectories. "choice": areas on the collection texts. "trajectory": top-1 on both tasks at every step of every run. "labels",
-            of compiled models: AUROC, AUPRC and recall against the labels.
+            of compiled models: AUROC, AUPRC and recall against the labels, and the area of the order that the labels give.
         tensors: for every site `places` [unit, place] of the ablated neurons, `delta/forget` and `delta/retain` [unit] (tasks of the
             forward direction), and `scores/direction/name` [unit] by the first calibration texts, each behind `site/`.
 
@@ -175,9 +175,11 @@ class ImportanceComparison(StudyResult):
             return []
         table = self.tables["labels"].query("site == @site and among == 'used'")
         others: Any = table.groupby("score", sort=False)["auroc"].mean()
-        mean = others.drop(labels=[RANDOM, LEARNED], errors="ignore")
+        mean = others.drop(labels=[RANDOM, LEARNED, LABELLED], errors="ignore")
         if not np.isfinite(mean).any():
             return []
         best = str(mean.idxmax())
         beside = ", ".join(f"{name} {others[name]:.2f}" for name in (ABS, RANDOM, LEARNED) if name in others.index)
-        return [f"{site}, AUROC against the labels, mean of both directions: highest {best} {mean[best]:.2f}; {beside}."]
+        areas: Any = table.groupby("score", sort=False)["one_shot_area"].mean()
+        known = f"; area one-shot {areas[best]:.2f}, by the labels themselves {areas[LABELLED]:.2f}" if np.isfinite(areas[LABELLED]) else ""
+        return [f"{site}, AUROC against the labels, mean of both directions: highest {best} {mean[best]:.2f}; {beside}{known}."]

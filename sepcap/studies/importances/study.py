@@ -23,6 +23,7 @@ from sepcap.studies.base.folder import Pieces
 from sepcap.studies.base.runner import run_study, study
 from sepcap.studies.importances.config import (
     ABS,
+    LABELLED,
     LEARNED,
     RANDOM,
     ImportanceComparisonConfig,
@@ -211,6 +212,8 @@ class _Work:
     def _order(self, found: Found, site: str, direction: Direction, name: str, draw: int) -> Tensor:
         if name == LEARNED:
             return found.learned[site, direction][site]
+        if name == LABELLED:
+            return torch.from_numpy(self.plan.by_labels(site, direction))
         if name == RANDOM:
             shape = found.scores["trained", site, direction, ABS].shape[1:]
             return torch.from_numpy(random_scores(shape, draw, self.plan.config.seed))

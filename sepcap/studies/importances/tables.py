@@ -1,6 +1,5 @@
 """The tables of a comparison of importances (METHODS 19)."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from sepcap.statistics.intervals import as_columns
 from sepcap.studies.base.folder import as_json
-from sepcap.studies.importances.config import ABS, CEILING, LEARNED, RANDOM, in_direction
+from sepcap.studies.importances.config import ABS, CEILING, LABELLED, LEARNED, RANDOM, in_direction
 from sepcap.studies.importances.measures import (
     MEASURES,
     RECALLS,
@@ -34,8 +33,6 @@ RANDOM_DRAWS = 20
 
 HALF = 50
 """Drop of the forget task in percent at which the loss of the retain task is reported."""
-
-LABELS = {"forget": "retain", "retain": "forget"}
 
 Runs = dict[tuple[str, Direction, str], list[Separability]]
 
@@ -201,18 +198,18 @@ def _trust(prepared: Plan, found: Found, site: str, control: Mapping[Direction, 
 
 
 def _labels(prepared: Plan, found: Found, site: str, way: Direction) -> list[dict[str, Any]]:
-    """AUROC, AUPRC and recall of every score against the labels of a compiled model, means over calibration texts."""
-    compiled = prepared.compiled
-    assert compiled is not None
-    if way == DIRECTIONS[1]:
-        compiled = dataclasses.replace(compiled, labels={LABELS.get(name, name): of for name, of in compiled.labels.items()})
-    rows = []
+    """AUROC, AUPRC and recall of every score against the labels of a compiled model, means over calibration texts; and its area one-shot.
+
+    The last row is the order that the labels give: its area is the most that knowing them allows.
+    """
+    compiled, rows = prepared.labelled(way), []
     every: dict[str, np.ndarray] = {name: found.scores["trained", site, way, name] for name in prepared.named(site)}
     if RANDOM in prepared.resolved["scores"]:
         shape = every[ABS].shape[1:]
         every[RANDOM] = np.stack([random_scores(shape, draw, prepared.config.seed) for draw in range(RANDOM_DRAWS)])
     if (site, way) in found.learned:
         every[LEARNED] = found.learned[site, way][site].numpy()[None]
+    every[LABELLED] = prepared.by_labels(site, way)[None]
     for name, of_seeds in every.items():
         for among in ("used", "all"):
             each = pd.concat([compiled.metrics({site: torch.from_numpy(of_seed)}, among=among) for of_seed in of_seeds])
@@ -221,7 +218,8 @@ def _labels(prepared: Plan, found: Found, site: str, way: Direction) -> list[dic
             for metric in ("auroc", "auprc", "recall"):
                 values = each[metric].to_numpy(dtype=float)
                 row |= {metric: values.mean(), f"{metric}_seeds_sd": values.std(ddof=1) if len(values) > 1 else float("nan")}
-            rows.append(row)
+            runs = found.one_shot.get((site, way, name), [])
+            rows.append(row | {"one_shot_area": float(np.mean([run.area for run in runs])) if runs else float("nan")})
     return rows
 
 

@@ -231,7 +231,7 @@ def test_an_interrupted_study_is_resumed_with_the_same_bits(compared, trained_fo
 def test_labels_of_a_compiled_model_against_sklearn(tmp_path):
     """The texts of the model are its own; positives are the forget neurons, in the reverse direction those of retain."""
     small = {"scores": ("abs", "taylor", "random"), "sites": ("mlp",), "seeds": (0,), "tokens": 1_000}
-    small |= {"effect_tokens": 60, "steps": 1, "eval_tokens": 60, "choice_tokens": 60, "best": 0, "control": False}
+    small |= {"effect_tokens": 60, "steps": 5, "eval_tokens": 200, "choice_tokens": 60, "best": 0, "control": False}
     found = sepcap.compare_importances(compiled="up-and-down", **small, out=tmp_path / "study", progress=False)
     compiled = sepcap.load_compiled("up-and-down")
     masks = {label: compiled.labels[label].masks["mlp"].flatten().numpy() for label in ("forget", "retain", "unused")}
@@ -245,6 +245,9 @@ def test_labels_of_a_compiled_model_against_sklearn(tmp_path):
                 assert row["auprc"] == pytest.approx(average_precision_score(masks[positives][kept], values[kept]))
                 assert (row["neurons"], row["positives"]) == (kept.sum(), masks[positives].sum())
         assert table.loc[way, "random", "used"]["auroc"] == pytest.approx(0.5, abs=0.15)
+        by_labels, areas = table.loc[way, "labels", "all"], table.loc[way].xs("all", level="among")["one_shot_area"]
+        assert (by_labels["auroc"], by_labels["recall"]) == (1, 1)
+        assert by_labels["one_shot_area"] == areas.max() > areas["random"] + 0.2
     assert found.config["model"] == "up-and-down"
     assert any("AUROC against the labels" in sentence for sentence in found.summary())
 
