@@ -50,6 +50,10 @@ class FigureConfig:
     """Folder of the comparisons of importances, one for the embedded model and one for every compiled model."""
     certificate: Path = Path("runs/certificate")
     """Folder of the removal certificates."""
+    forgotten: tuple[Literal["local-code", "local-prose"], ...] = ("local-code", "local-prose")
+    """Tasks that are forgotten in the removal certificates; the other one is retained."""
+    lost: tuple[float, ...] = (0.8, 0.5, 0.95)
+    """Shares of the forget accuracy that pruning loses in the removal certificates."""
     sample: int | None = 1_500
     """Neurons of each site of the embedded model that are ablated alone, drawn at random; the compiled models' are all ablated."""
     sites: tuple[Literal["mlp", "attn_pre_out"], ...] = ("mlp", "attn_pre_out")
@@ -235,10 +239,7 @@ def importances(model: Any, config: FigureConfig) -> None:
             continue
         rows = pd.concat(every)
         rows = rows[["model", *rows.columns.drop("model")]]
-        if (path := config.out / f"importances-{table}.csv").exists():  # models and sites that were left out this time keep their rows
-            before, made = pd.read_csv(path), pd.MultiIndex.from_frame(rows[["model", "site"]])
-            rows = pd.concat([before[~pd.MultiIndex.from_frame(before[["model", "site"]]).isin(made)], rows])
-        rows.to_csv(path, index=False, float_format="%.4f")
+        keep_others(config.out / f"importances-{table}.csv", rows, ["model", "site"])
     for (name, site), one in found.items():
         print(name, *one.summary(), one.report(config.importances / f"{'-'.join(filter(None, (name, site)))}.html"), sep="\n  ")
 
@@ -247,19 +248,26 @@ def certificate(model: Any, config: FigureConfig) -> None:
     """Removal certificates of code and of prose, at shares of the mlp that lose about half, 80% and 95% of the forget accuracy."""
     tasks = ("local-code", "local-prose")
     statistics = {task: sepcap.collect(model, task, tokens=config.tokens) for task in tasks}
-    verdicts = {}
-    for forget, retain in (tasks, tasks[::-1]):
+    for forget in config.forgotten:
+        (retain,) = {*tasks} - {forget}
         scores = sepcap.score(statistics[forget], statistics[retain])
-        for lost in (0.5, 0.8, 0.95):
+        for lost in config.lost:
             folder = config.certificate / f"{forget}-{lost:g}"
             neurons = scores.top({"mlp": share_that_loses(model, scores, forget, lost)})
             found = sepcap.certify(model, neurons=neurons, forget=forget, retain=retain, out=folder, progress=print)
             for name in found.FIGURES:
-                config.save(f"certificate-{forget}-{lost:g}-{name}", found.figure(name), "page")
-            verdicts[folder.name] = found.tables["targets"]
+                config.save(f"certificate-{folder.name}-{name}", found.figure(name), "page")
+            rows = found.tables["targets"].assign(certificate=folder.name)
+            keep_others(config.out / "certificates.csv", rows[["certificate", *rows.columns.drop("certificate")]], ["certificate"])
             print(*found.summary(), found.report(), sep="\n  ")
-    rows = pd.concat(verdicts, names=["certificate", None]).reset_index("certificate")
-    rows.to_csv(config.out / "certificates.csv", index=False, float_format="%.4f")
+
+
+def keep_others(path: Path, rows: Any, by: list[str]) -> None:
+    """Write a table; rows of an earlier one that were not made this time are kept."""
+    if path.exists():
+        before = pd.read_csv(path)
+        rows = pd.concat([before[~pd.MultiIndex.from_frame(before[by]).isin(pd.MultiIndex.from_frame(rows[by]))], rows])
+    rows.to_csv(path, index=False, float_format="%.4f")
 
 
 def share_that_loses(model: Any, scores: sepcap.Scores, task: str, lost: float) -> float:
