@@ -265,7 +265,7 @@ def certificate(model: Any, config: FigureConfig) -> None:
 def keep_others(path: Path, rows: Any, by: list[str]) -> None:
     """Write a table; rows of an earlier one that were not made this time are kept."""
     if path.exists():
-        before = pd.read_csv(path)
+        before: Any = pd.read_csv(path)
         rows = pd.concat([before[~pd.MultiIndex.from_frame(before[by]).isin(pd.MultiIndex.from_frame(rows[by]))], rows])
     rows.to_csv(path, index=False, float_format="%.4f")
 
