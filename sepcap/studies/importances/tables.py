@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 
 from sepcap.statistics.intervals import as_columns
 from sepcap.studies.base.folder import as_json
@@ -30,6 +32,9 @@ from sepcap.studies.pruning.separability import Separability, costs_at
 
 RANDOM_DRAWS = 20
 """Number of random orders over which agreement is averaged; one per seed also has a trajectory."""
+
+STABLE = 0.1
+"""Share of the neurons whose selection is compared between calibration texts."""
 
 HALF = 50
 """Drop of the forget task in percent at which the loss of the retain task is reported."""
@@ -146,12 +151,23 @@ def _league(
     for name, columns in _agreed_columns(agreed).items():
         cost = found.learned[site, way].tables["cost"]["passes"].iloc[0] if name == LEARNED else prepared.cost_of(name)
         row = {"score": name, "passes": float(cost), "chosen": name in found.chosen.get(site, ())} | columns
+        row["jaccard_10"] = _stability(found.scores.get(("trained", site, way, name)))
         for kind, runs in (("one_shot", found.one_shot), ("iterative", found.iterative)):
             row |= _areas(kind, runs.get((site, way, name), []), runs.get((site, way, ABS), []) if name != ABS else [])
         rows.append(row)
     above = {name: ceiling.get(f"{name}_half" if name in RECALLS else f"{name}_ceiling", float("nan")) for name in MEASURES}
     # Δ itself costs a pass per neuron
     return [*rows, {"score": CEILING, "passes": float(prepared.resolved["neurons"][site]), "chosen": False} | above]
+
+
+def _stability(of_seeds: Float[np.ndarray, "seed layer *neuron"] | None) -> float:
+    """Mean overlap |A∩B| / |A∪B| of the top tenths by every two calibration texts; NaN for one, and for an order that has none."""
+    if of_seeds is None or len(of_seeds) < 2:
+        return float("nan")
+    flat = of_seeds.reshape(len(of_seeds), -1)
+    n = max(1, int(STABLE * flat.shape[1]))
+    tops = [set(np.argsort(-each, kind="stable")[:n].tolist()) for each in flat]
+    return float(np.mean([len(a & b) / len(a | b) for a, b in combinations(tops, 2)]))
 
 
 def _areas(kind: str, runs: Sequence[Separability], others: Sequence[Separability]) -> dict[str, float]:

@@ -134,6 +134,16 @@ def test_an_iterative_area_is_that_of_its_pruning_runs(compared):
         assert np.isfinite(compared.row("mlp", way, "learned")["one_shot_area"])
 
 
+def test_the_overlap_of_selections_from_two_samples_of_texts(compared):
+    """Against `selection_stability` of the same two sets; an order that has no calibration texts has none."""
+    for way in WAYS:
+        pieces = [_piece(compared, f"scores/trained-{seed}-activations")[0] for seed in (0, 1)]
+        scores = [sepcap.Scores({"mlp": values[f"mlp/{way}/abs"]}) for values in pieces]
+        expected = sepcap.selection_stability(scores, {"mlp": 14}).jaccard("mlp")[0, 1]
+        assert compared.row("mlp", way, "abs")["jaccard_10"] == pytest.approx(expected)
+        assert np.isnan(compared.row("mlp", way, "learned")["jaccard_10"])
+
+
 def test_the_control_is_measured_on_random_weights(compared):
     control = compared.tables["control"]
     assert control["score"].unique().tolist() == ["abs", "taylor", "atp", "abs-guarded", "random"]
