@@ -206,7 +206,7 @@ DESCRIBED = {
     (5, 88): ("ends of lines inside brackets and blocks", lambda w, i: ends(w[i], ":", "}", ")", "False"), [INDENT[7]], [INDENT[3]]),
     (5, 886): ("the colon at the start of a block", lambda w, i: ends(w[i], ":"), [INDENT[15]], [INDENT[7]]),
     (4, 967): ("a line break", lambda w, i: w[i] == "\n", ["Get", "Check", "L"], ["F", "Se", "Gener"]),
-    (4, 101): ("what follows a full stop", lambda w, i: w[i] in (" ", "\n") and ends(w[i - 1], "."), ["Return", "Returns", "This"], ["You"]),
+    (4, 101): ("after a full stop", lambda w, i: w[i] in (" ", "\n") and ends(w[i - 1], "."), ["Return", "Returns", "This"], ["You"]),
     (4, 263): ("a full stop", lambda w, i: ends(w[i], "."), [" The", " This", " If"], ["\n"]),
     (4, 260): ("the second break between paragraphs", lambda w, i: w[i - 1] == w[i] == "\n", ["Check", "Add", "L"], ["F", "Returns"]),
     (4, 878): ("the second break between paragraphs", lambda w, i: w[i - 1] == w[i] == "\n", ["Add", "Get", "Check"], ["L", "Gener"]),
