@@ -15,7 +15,7 @@ from sepcap.studies.base.text import counted
 from sepcap.studies.catalog import FUNCTIONS, load_result
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.sweep import figures
-from sepcap.studies.sweep.folder import CELLS, STUDY, Ledger, config_at, state_of
+from sepcap.studies.sweep.folder import CELLS, STUDY, Ledger, axes_of, config_at, state_of
 from sepcap.studies.sweep.grid import value_in_words
 from sepcap.studies.sweep.means import best_of, mean_rows, over_documents
 from sepcap.studies.sweep.measures import MEASURES
@@ -57,7 +57,7 @@ class Sweep(Shown):
         self._plan = study_config(self.folder, STUDY)
         self._ledger = Ledger(self.folder)
         self.axes: dict[str, list[Any]] = _axes(self._plan)
-        own = {name: value for name, value in self._plan.items() if name not in ("cells", "runs")}
+        own = {name: value for name, value in self._plan.items() if name not in ("cells", "runs", "axes")}
         grid = {name: [value_in_words(value) for value in values] for name, values in self.axes.items()}
         self.config: dict[str, Any] = {**own, "model": own["base"].get("model"), "grid": grid, "cells": len(self._plan["cells"])}
         self._table = self._rows()
@@ -282,7 +282,7 @@ class Sweep(Shown):
 def _axes(plan: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Fields in which the cells differ -> their values, in the order in which they were added."""
     axes: dict[str, dict[str, Any]] = {}
-    names = list(dict.fromkeys(name for fields in plan["cells"].values() for name in fields))
+    names = axes_of(plan)
     for fields in plan["cells"].values():
         for name in names:
             value = fields.get(name, plan["base"][name])
