@@ -171,3 +171,13 @@ def state_of(folder: Path, ledger: Ledger, name: str) -> str:
     if outcome is not None and (there or outcome["state"] == "failed"):
         return outcome["state"]
     return "begun" if there else "planned"
+
+
+def fingerprints_of(folder: Path, ledger: Ledger) -> tuple[dict[str, str], list[str]]:
+    """Fingerprints of the models and tasks of the finished cells, by name; and the names for which cells have different ones."""
+    found: dict[str, str] = {}
+    mixed: dict[str, None] = {}
+    for name, outcome in ledger.ended.items():
+        if state_of(folder, ledger, name) == "finished":
+            mixed |= {what: None for what, value in outcome.get("made_of", {}).items() if found.setdefault(what, value) != value}
+    return found, list(mixed)
