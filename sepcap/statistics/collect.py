@@ -18,7 +18,7 @@ from sepcap.models.forward import is_out_of_memory, logits_of, measuring, output
 from sepcap.models.sites import Population, get_site, populations
 from sepcap.progress import progress, tell
 from sepcap.statistics.accumulate import Accumulator, gather
-from sepcap.statistics.backward import GradientCollector
+from sepcap.statistics.backward import GradientCollector, check_gradients
 from sepcap.statistics.gradients import resolve_gradients
 from sepcap.statistics.moments import Statistics
 from sepcap.statistics.replicates import Draws, ReplicateSums, replicated_sums
@@ -225,6 +225,8 @@ def collect_sample(
                 bar.update(batch.size)
         info = info_of(model, sample, include_bos, rotation, only)
         found = {} if slopes is None else slopes.gathered()
+        if not part:
+            check_gradients(found)
         norms = {site: p.norms() if rotation is None else None for site, p in bound.items()}
         again = {site: into.gathered() for site, into in drawn.items()}
         return Statistics({site: gather(site, a, found.get(site), norms[site], again.get(site)) for site, a in accumulators.items()}, info)

@@ -75,14 +75,16 @@ def test_what_is_of_all_rows_is_that_of_one_pass(trained, trained_folder, task, 
 
 
 def test_no_right_prediction_in_a_shard_is_no_error_and_none_in_any_is_one(trained, trained_folder, task):
-    """Only the first row counts, so that seven of eight shards are empty; then none does."""
-    how = {**HOW, "tokens": 600, "sites": "mlp"}
+    """Only the first row counts, so that seven of eight shards are empty, of losses too; then none does."""
+    how = {**HOW, "tokens": 600, "sites": "mlp", "gradients": ("taylor", "relp", "ig"), "k": 2}
     right = sepcap.correct_positions(trained, task, tokens=600, context=24)
     right[1:] = False
     right[0, 3] = True
     whole, cut = (sepcap.collect(one, task, **how, positions=right, **at)["mlp"] for one, at in ((trained, {}), (trained_folder, HERE)))
     assert cut.count == whole.count > 0
-    torch.testing.assert_close(cut.std, whole.std)
+    assert cut.gradients.predictions == whole.gradients.predictions > 0
+    for name in ("std", "taylor", "relp", "ig"):
+        torch.testing.assert_close(getattr(cut, name), getattr(whole, name), rtol=1e-5, atol=1e-8)
     right[:] = False
     with pytest.raises(RuntimeError, match="predicts none of"):
         sepcap.collect(trained_folder, task, **how, positions=right, **HERE)
