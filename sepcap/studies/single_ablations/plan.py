@@ -21,7 +21,7 @@ from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.base.provenance import made_with
 from sepcap.studies.base.text import counted, duration
 from sepcap.studies.single_ablations.config import SingleAblationsConfig
-from sepcap.studies.single_ablations.measure import BEFORE, MaybeChunk, Measurement, Rows, shortcuts_of
+from sepcap.studies.single_ablations.measure import BEFORE, PER_ROW, POSITIONS, MaybeChunk, Measurement, Rows, shortcuts_of
 from sepcap.studies.single_ablations.result import TASKS, SingleAblations
 from sepcap.studies.single_ablations.units import Chunk, all_pairs, chosen, chunks, drawn, named_pairs, pair_chunks
 from sepcap.tasks.batches import TokenSample
@@ -121,7 +121,7 @@ class Plan:
         """A measurement on each task, with the shortcuts that the model allows on it."""
         found = {}
         for role in TASKS:
-            rows = Rows.of(self.samples[role]["evaluate"])
+            rows = Rows.of(self.samples[role]["evaluate"], min(POSITIONS, PER_ROW * self.config.batch_size))
             shortcuts = shortcuts_of(self.model, self.population, rows, self.constants)
             found[role] = Measurement(self.model, self.population, role, rows, shortcuts, self.config.batch_size)
         return found

@@ -17,7 +17,7 @@ def small(monkeypatch):
     """Several chunks a layer and several blocks of rows."""
     monkeypatch.setattr(units, "CHUNK", 5)
     of = measure.Rows.of
-    monkeypatch.setattr(measure.Rows, "of", lambda sample: of(sample, 48))
+    monkeypatch.setattr(measure.Rows, "of", lambda sample, _: of(sample, 48))
 
 
 def same(one, other):
