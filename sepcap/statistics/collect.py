@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sepcap.checks import checked, wrong
+from sepcap.checks import FROM_0, checked, wrong
 from sepcap.errors import warn
 from sepcap.models.devices import device_of, layer_device
 from sepcap.models.forward import is_out_of_memory, logits_of, measuring, output_in_place, run_hooks
@@ -37,7 +37,7 @@ IG_POINTS = 16
 """Points of integrated gradients."""
 
 
-@checked()
+@checked(gpus_per_run=FROM_0)
 def collect(
     model: Any,
     task: Any,
@@ -60,6 +60,7 @@ def collect(
     engine: Engine = "processes",
     load: Mapping[str, Any] | None = None,
     threads: int = 1,
+    gpus_per_run: float | None = None,
 ) -> Statistics:
     """Collect activation statistics of every neuron of the sites on a task (METHODS 3).
 
@@ -93,7 +94,8 @@ def collect(
             `Scores.stability`. The draws depend on a document's position in the task and on `seed`; the statistics are not changed.
         workers: cut the rows into eight shards and give them to so many workers; `model` is then a name or a folder, which each of them
             loads. The bits are the same for every number of workers, but not those of one pass: shards are merged in their order.
-        engine, load, threads: where workers are, what they load the model with, and threads of each, as for `sepcap.sweep`.
+        engine, load, threads, gpus_per_run: where workers are, what they load the model with, threads and GPUs of each, as for
+            `sepcap.sweep`.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
@@ -112,7 +114,7 @@ def collect(
     """
     given = dict(locals())
     if workers is not None:
-        where = {name: given.pop(name) for name in ("workers", "engine", "load", "threads")}
+        where = {name: given.pop(name) for name in ("workers", "engine", "load", "threads", "gpus_per_run")}
         return collect_in_shards(given.pop("model"), given, **where)
     task = load_task(task)
     if not isinstance(positions, str | Tensor):

@@ -50,14 +50,14 @@ Rounds = Callable[[Sequence[Task]], Iterator[tuple[str, dict[str, Any]]]]
 
 @contextmanager
 def crew(
-    what: str, target: Target, engine: Engine, workers: int, *, on_cpu: bool = False
+    what: str, target: Target, engine: Engine, workers: int, *, gpus_per_run: float | None = None, on_cpu: bool = False
 ) -> Iterator[tuple[Path, Rounds, str]]:
     """Workers that carry out one list of tasks after another; at least one keeps its model from one list to the next.
 
     Args:
         what: name of the call, for errors.
         target: what the workers carry out.
-        engine, workers: where, and how many.
+        engine, workers, gpus_per_run: where, how many, and on which share of GPUs.
         on_cpu: whether the model is asked for on the CPU.
 
     Yields:
@@ -67,7 +67,7 @@ def crew(
     check_engine(engine, workers)
     with TemporaryDirectory(dir=Path.cwd() if engine == "ray" else None) as folder, ExitStack() as stack:
         place = Path(folder).absolute()
-        start, n, where = workers_of(stack, target, place / "logs", engine, workers, None, workers, on_cpu)
+        start, n, where = workers_of(stack, target, place / "logs", engine, workers, gpus_per_run, workers, on_cpu)
         kept: dict[int, Worker] = {}
         stack.callback(lambda: [worker.stop() for worker in kept.values()])
 
@@ -117,6 +117,7 @@ def in_shards(
     engine: Engine,
     load: Mapping[str, Any] | None,
     threads: int,
+    gpus_per_run: float | None = None,
     write: Mapping[str, Callable[[Path], Any]] | None = None,
 ) -> T:
     """Carry out a pass over a task in shards, each on a worker that loads the model itself.
@@ -127,7 +128,7 @@ def in_shards(
         model: name or folder of the model.
         options: arguments of the pass, as JSON.
         put_together: makes the result of the files of all shards that have rows, and of what `run` returned for them, in their order.
-        workers, engine, load, threads: where and how, as for `sepcap.sweep`.
+        workers, engine, load, threads, gpus_per_run: where and how, as for `sepcap.sweep`.
         write: name of an option -> writes what is no JSON; workers receive the path of that file.
 
     Raises:
@@ -137,7 +138,7 @@ def in_shards(
     """
     target, on_cpu = target_of(path, model, load, threads)
     is_plain(what, options)
-    with crew(what, target, engine, min(workers, SHARDS), on_cpu=on_cpu) as (place, carry_out, _):
+    with crew(what, target, engine, min(workers, SHARDS), gpus_per_run=gpus_per_run, on_cpu=on_cpu) as (place, carry_out, _):
         asked = dict(options)
         for name, writer in (write or {}).items():
             writer(place / f"{name}.safetensors")

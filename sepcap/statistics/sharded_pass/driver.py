@@ -19,7 +19,7 @@ def collect_in_shards(model: Any, options: Mapping[str, Any], **where: Any) -> S
     Args:
         model: name or folder of the model.
         options: the other arguments of `collect`.
-        where: workers, engine, load, threads.
+        where: workers, engine, load, threads, gpus_per_run.
 
     Raises:
         ValueError: a loaded model, or no prediction that is right with positions="correct".

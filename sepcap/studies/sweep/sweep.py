@@ -87,7 +87,7 @@ def sweep(
     with contextlib.ExitStack() as stack:
 
         def ready(most: int) -> tuple[Callable[[int], Worker], int, str]:
-            return workers_of(stack, target, out / WORKERS, engine, workers, gpus_per_run, most, on_cpu)
+            return workers_of(stack, target, out / WORKERS, engine, workers, gpus_per_run, most, on_cpu, waits=True)
 
         if not os.path.lexists(out / "config.json"):
             ready(len(cells))  # what has no room is refused before the plan is written
