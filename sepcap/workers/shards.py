@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from sepcap.checks import wrong
+from sepcap.errors import warn
 from sepcap.workers.dispatch import Task, carried_out
 from sepcap.workers.engines import Engine, Target, Worker
 from sepcap.workers.pool import check_engine, workers_of
@@ -45,6 +46,16 @@ def out_of_memory_is_an_error(make: Callable[[], T]) -> T:
             raise MemoryError(f"a worker has too little memory for its batches: give batch_size={said}") from None
 
 
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Inside, warnings are kept and not shown; afterwards the list has each of them once, for the driver to repeat."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        yield said
+    said += dict.fromkeys(str(one.message) for one in found if issubclass(one.category, UserWarning))
+
+
 Rounds = Callable[[Sequence[Task]], Iterator[tuple[str, dict[str, Any]]]]
 
 
@@ -62,18 +73,24 @@ def crew(
 
     Yields:
         A folder that all workers see (on Ray it is in the working folder); what carries out tasks and gives the outcome of each, as they
-        end; and where the workers are, in words. The first task that fails is a RuntimeError.
+        end; and where the workers are, in words. The first task that fails is a RuntimeError. Warnings of workers are
+        repeated, each once.
     """
     check_engine(engine, workers)
     with TemporaryDirectory(dir=Path.cwd() if engine == "ray" else None) as folder, ExitStack() as stack:
         place = Path(folder).absolute()
         start, n, where = workers_of(stack, target, place / "logs", engine, workers, gpus_per_run, workers, on_cpu)
         kept: dict[int, Worker] = {}
+        repeated: set[str] = set()
         stack.callback(lambda: [worker.stop() for worker in kept.values()])
 
         def carry_out(tasks: Sequence[Task]) -> Iterator[tuple[str, dict[str, Any]]]:
             with closing(carried_out(tasks, start, n, kept)) as outcomes:
                 for name, outcome in outcomes:
+                    for message in outcome.pop("warnings", ()):
+                        if message not in repeated:
+                            repeated.add(message)
+                            warn(message)
                     if outcome.get("state") == "failed":
                         raise RuntimeError(f"{what}: {name} failed with {outcome['error']}")
                     yield name, outcome

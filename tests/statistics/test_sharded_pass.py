@@ -124,3 +124,14 @@ def test_out_of_memory_names_the_batch_size_to_give():
 def test_options_must_be_json():
     with pytest.raises(TypeError, match=r"task is a object; give names, paths and numbers: with workers=, other processes carry out x"):
         in_shards("x", "none", "model", {"task": object()}, lambda files, outcomes: None, workers=1, engine="here", load=None, threads=1)
+
+
+def test_warnings_of_workers_are_repeated_once(trained_folder, task, monkeypatch):
+    from sepcap.statistics.sharded_pass import worker
+
+    original = worker.collect_sample
+    monkeypatch.setattr(worker, "collect_sample", lambda *how, **more: warn("few documents") or original(*how, **more))
+    with pytest.warns(UserWarning, match="few documents") as found:
+        sepcap.collect(trained_folder, task, **HOW, **HERE)
+    assert [str(one.message) for one in found] == ["few documents"]
+    assert found[0].filename == __file__
