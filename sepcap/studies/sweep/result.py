@@ -14,6 +14,7 @@ from sepcap.studies.base.result import Figures, Shown
 from sepcap.studies.base.text import counted
 from sepcap.studies.catalog import FUNCTIONS, load_result
 from sepcap.studies.pruning.config import PruningConfig
+from sepcap.studies.pruning.separability import check_accuracy
 from sepcap.studies.sweep import figures
 from sepcap.studies.sweep.folder import CELLS, STUDY, Ledger, axes_of, config_at, fingerprints_of, state_of
 from sepcap.studies.sweep.grid import value_in_words
@@ -214,6 +215,7 @@ class Sweep(Shown):
         self._needs_runs()
         if covers == "seeds" and metric != "top1":
             raise ValueError(f"metric={metric!r} with covers='seeds': the table has top-1; give covers='documents'")
+        check_accuracy(metric)
         rows = []
         for key, of_key in self._groups():
             values = mean_rows(of_key) if covers == "seeds" else over_documents(list(self._results(of_key)), metric)
@@ -243,6 +245,7 @@ class Sweep(Shown):
         Raises:
             ValueError: the cells are no pruning runs, none is finished, or there are too few documents for halves.
         """
+        check_accuracy(metric)
         return best_of(self.runs(**fields), self.settings, by, n, metric)
 
     def summary(self) -> list[str]:

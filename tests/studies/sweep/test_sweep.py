@@ -328,6 +328,8 @@ def test_wrong_questions_are_one_error(made):
         (lambda: made.figure("trajectories", most=9), "most=9: give 1 to 6"),
         (lambda: made.over_seeds("texts"), "covers='texts' is not known"),
         (lambda: made.over_seeds(metric="top10"), "give covers='documents'"),
+        (lambda: made.over_seeds("documents", metric="tpo1"), "metric='tpo1' is not known. Did you mean 'top1'"),
+        (lambda: made.best(metric="tpo1"), "metric='tpo1' is not known. Did you mean 'top1'"),
         (lambda: made.best(by="speed"), "by='speed' is not known"),
         (lambda: made.to_latex("rows"), "table='rows' is not known"),
     ):
