@@ -1,6 +1,5 @@
 """Shortcuts that a model allows, and effects on all rows of a task, computed piece by piece (METHODS 19)."""
 
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -236,7 +235,7 @@ class Measurement:
                 for numbers, units in chunks:
                     z = self._activations(held, units)
                     total += work(held["block"], units, z, self.shortcuts, vocabulary)
-                    few = dataclasses.replace(units, index=units.index[-seen % step :: step])
+                    few = units[-seen % step :: step]
                     seen += len(numbers)
                     if i == 0 and len(few.index):
                         started = time.perf_counter()

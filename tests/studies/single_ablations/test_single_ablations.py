@@ -21,6 +21,7 @@ from sepcap.studies.single_ablations import plan as plan_of
 from sepcap.studies.single_ablations.figures import SignedLog
 from sepcap.studies.single_ablations.plan import Plan
 from sepcap.studies.single_ablations.units import drawn
+from sepcap.studies.sweep.measures import numbers_of
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 
@@ -296,7 +297,7 @@ def test_an_interrupted_study_goes_on_and_gives_the_same_bits(halves, tasks, fou
         sepcap.ablate_each(halves.model, **tasks, **SIZE, pairs=3, kind="mean", out=tmp_path / "study")
 
 
-def test_the_cost_is_measured_and_said_before_the_work(tiny_opt, letters, digits):
+def test_the_cost_is_measured_and_said_before_the_work(tiny_opt, letters, digits, monkeypatch):
     heard = []
     how = {"forget": letters, "retain": digits, "tokens": 200, "reference_tokens": 100}
     sepcap.ablate_each(tiny_opt, **how, progress=heard.append)
@@ -306,6 +307,9 @@ def test_the_cost_is_measured_and_said_before_the_work(tiny_opt, letters, digits
     sepcap.ablate_each(tiny_opt, **how, sample=3, pairs=2, progress=heard.append)
     assert "3 mlp neurons" in heard[1]
     assert "and 1 pair of them" in heard[1]
+    monkeypatch.setattr(measure.Measurement, "expected", lambda self, todo: (60.0 * sum(len(n) for n, _ in todo), 1.0))
+    study = Plan.of(tiny_opt, sepcap.SingleAblationsConfig(**how, sample=20, pairs=11), None)
+    assert "75 minutes and 75 minutes" in study.cost()  # 20 neurons and 55 pairs, a minute each
 
 
 def test_saving_and_the_page(found, tmp_path):
@@ -328,6 +332,12 @@ def test_figures_hold_every_neuron_once(found):
     assert len(found.figure("layers").data) == 4
     with pytest.raises(ValueError, match="repeat the call with pairs="):
         found.figure("backups")
+
+
+def test_the_row_of_a_sweep_is_that_of_all_layers(found):
+    for task in ("forget", "retain"):
+        assert found.numbers[f"mean_delta_loss_{task}"] == pytest.approx(found.delta(task).value.nanmean().item())
+    assert set(numbers_of(found)) == set(found.numbers)
 
 
 def test_the_axis_is_odd_and_linear_near_zero():
