@@ -87,6 +87,7 @@ types: $(INSTALLED)
 
 bench: $(INSTALLED)         ## speed and memory as ratios; run it with nothing else running
 	$(BIN)/python benchmarks/ratios.py
+	$(BIN)/python benchmarks/sweep.py
 
 figures: $(INSTALLED)       ## the figures in figures/
 	$(BIN)/python figures/make.py

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sepcap.checks import checked
+from sepcap.checks import FROM_0, checked
 from sepcap.evaluation.result import COUNTS, Evaluation
 from sepcap.evaluation.unembedded import MISS, ranks_and_losses, wide
 from sepcap.models.blocks.unembedding import read_or_logits
@@ -28,7 +28,7 @@ AT_ONCE = 2**20
 """Most logits that are ranked at once: 4 MB beside those of the batch, or one row, if that has more."""
 
 
-@checked()
+@checked(gpus_per_run=FROM_0)
 def evaluate(
     model: Any,
     task: Any,
@@ -42,6 +42,7 @@ def evaluate(
     engine: Engine = "processes",
     load: Mapping[str, Any] | None = None,
     threads: int = 1,
+    gpus_per_run: float | None = None,
 ) -> Evaluation:
     """Measure accuracy and cross-entropy of predictions on the evaluation part of a task (METHODS 9).
 
@@ -60,7 +61,8 @@ def evaluate(
         per_document: maximum number of tokens of one document: "row" (as many as fit in one row), a number, or None for whole documents.
         workers: cut the rows into eight shards and give them to so many workers; `model` is then a name or a folder, which each of them
             loads. The bits are those of one pass with as many threads.
-        engine, load, threads: where workers are, what they load the model with, and threads of each, as for `sepcap.sweep`.
+        engine, load, threads, gpus_per_run: where workers are, what they load the model with, threads and GPUs of each, as for
+            `sepcap.sweep`.
 
     Returns:
         Evaluation with `top1`, `top10`, `skip50_top1`, `skip50_top10`, `loss`, `perplexity`, and `se(metric)`.
@@ -72,6 +74,7 @@ def evaluate(
         options = {"tokens": tokens, "batch_size": batch_size, "context": context, "seed": seed, "per_document": per_document}
         options |= {"task": str(task) if isinstance(task, Path) else task}
         where: dict[str, Any] = {"workers": workers, "engine": engine, "load": load, "threads": threads}
+        where["gpus_per_run"] = gpus_per_run
         return in_shards("evaluate", "evaluation.shard.EvaluateShards", model, options, _put_together, **where)
     sample = sample_task(model, load_task(task), "evaluate", tokens, context, seed, per_document)
     return evaluate_sample(model, sample, batch_size=batch_size)

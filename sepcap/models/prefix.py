@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from sepcap.models.blocks.places import hook_of
-from sepcap.models.forward import Hook, Stop, call, run_hooks, with_hooks
+from sepcap.models.forward import Hook, Stop, call, is_out_of_memory, run_hooks, with_hooks
 from sepcap.models.kinds import is_hooked_transformer, kind_of
 from sepcap.models.sites import n_layers
 
@@ -93,7 +93,9 @@ def _keys_and_values(model: Any, inputs: Tensor, every: Sequence[Hook]) -> tuple
     try:
         with suppress(Stop), with_hooks(model, [*every[:-1], (last, _stop_after(look))]):
             model(inputs, return_type="logits", past_key_values=kept)
-    except NO_CACHE:
+    except NO_CACHE as error:
+        if is_out_of_memory(error):
+            raise
         return None
     found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in kept.layers]
     whole = len(found) == n_layers(model) and all(

@@ -31,6 +31,9 @@ ATTENTION_SITES = ("attn_pre_out", "attn_value")
 UNREPLICATED = ("snip", *DIVERGENCES)
 """Importances that are not computed from sums over rows, and so have no bootstrap replicates."""
 
+LEAST = 40
+"""Replicates below which there is no interval: of 40, one lies in each outer 2.5%."""
+
 RELATIVE_EPS = 1e-4
 """Default ε of importances from gradients, as a share of the site's mean importance on retain."""
 
@@ -81,7 +84,7 @@ class Scores(Mapping[str, Tensor]):
         """One row per neuron, the highest score of each site first.
 
         Columns: site, layer, head (attention only), neuron (in its layer or head), score, importance_forget and importance_retain
-        (if the score is computed from the two), score_low and score_high (the ends of `interval`, if there are replicates), and rank
+        (if the score is computed from the two), score_low and score_high (the ends of `interval`, if there are 40 replicates), and rank
         within the site, from 1. Ties are in the order in which `top` selects them.
         """
         places, columns = {}, []
@@ -92,7 +95,8 @@ class Scores(Mapping[str, Tensor]):
             column = {"score": flat[order].numpy()}
             for role, importance in zip(ROLES, self.importances.get(site, ()), strict=False):
                 column[f"importance_{role}"] = importance.detach().double().flatten().cpu()[order].numpy()
-            for end, values in zip(("low", "high"), self.interval(site) if site in self.replicates else (), strict=False):
+            replicated = len(self.replicates.get(site, ())) >= LEAST
+            for end, values in zip(("low", "high"), self.interval(site) if replicated else (), strict=False):
                 column[f"score_{end}"] = values.flatten().cpu()[order].numpy()
             columns.append(pd.DataFrame(column | {"rank": np.arange(1, len(order) + 1)}))
         return pd.concat([neuron_table(places), pd.concat(columns, ignore_index=True)], axis=1)
@@ -120,8 +124,15 @@ class Scores(Mapping[str, Tensor]):
         """Ends of the 95% interval of every score over documents: percentiles of the replicates, expanded for few documents (METHODS 18).
 
         NaN if a task has a single document.
+
+        Raises:
+            ValueError: no replicates, or fewer than 40.
         """
-        self._replicated()
+        if (n := self._replicated()) < LEAST:
+            raise ValueError(
+                f"{n} replicates: the ends of a 95% interval lie between the outermost 2.5% on each side, which {LEAST} replicates have "
+                "one of; collect with replicates=100"
+            )
         low, high = bootstrap_intervals(self.replicates[site].detach().double().cpu().numpy(), self.info["clusters"])
         return torch.from_numpy(low).to(self[site].device), torch.from_numpy(high).to(self[site].device)
 

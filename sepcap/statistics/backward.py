@@ -222,13 +222,7 @@ class GradientCollector:
                     )
 
     def gathered(self) -> dict[str, GradientSums]:
-        """The sums of every site.
-
-        Raises:
-            ValueError: the dataset has no prediction.
-        """
-        if not self.predictions:
-            raise ValueError("gradients: the sample has no predictions, so that there is no loss: no row has two tokens that count")
+        """The sums of every site."""
         found = {}
         for site in self.sites:
             shape, device = self.sites[site].shape[1:], self._zeros(site)[0].device
@@ -238,9 +232,20 @@ class GradientCollector:
             ig = "ig" in self.names
             points, without = (len(self.points), self.without[site]) if ig else (None, None)
             found[site] = GradientSums(self.predictions, self.rows, self.loss, sums, points, without)
-            if ig:
-                _warn_if_incomplete(site, found[site])
         return found
+
+
+def check_gradients(found: Mapping[str, GradientSums]) -> None:
+    """Check the sums of whole passes, by site; those of a shard may be of no prediction. An inaccurate integral is a warning.
+
+    Raises:
+        ValueError: there is no prediction.
+    """
+    for site, sums in found.items():
+        if not sums.predictions:
+            raise ValueError("gradients: the sample has no predictions, so that there is no loss: no row has two tokens that count")
+        if sums.loss_without is not None:
+            _warn_if_incomplete(site, sums)
 
 
 def _warn_if_incomplete(site: str, found: GradientSums) -> None:

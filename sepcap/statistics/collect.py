@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sepcap.checks import checked, wrong
+from sepcap.checks import FROM_0, checked, wrong
 from sepcap.errors import warn
 from sepcap.models.devices import device_of, layer_device
 from sepcap.models.forward import is_out_of_memory, logits_of, measuring, output_in_place, run_hooks
 from sepcap.models.sites import Population, get_site, populations
 from sepcap.progress import progress, tell
 from sepcap.statistics.accumulate import Accumulator, gather
-from sepcap.statistics.backward import GradientCollector
+from sepcap.statistics.backward import GradientCollector, check_gradients
 from sepcap.statistics.gradients import resolve_gradients
 from sepcap.statistics.moments import Statistics
 from sepcap.statistics.replicates import Draws, ReplicateSums, replicated_sums
@@ -37,7 +37,7 @@ IG_POINTS = 16
 """Points of integrated gradients."""
 
 
-@checked()
+@checked(gpus_per_run=FROM_0)
 def collect(
     model: Any,
     task: Any,
@@ -60,6 +60,7 @@ def collect(
     engine: Engine = "processes",
     load: Mapping[str, Any] | None = None,
     threads: int = 1,
+    gpus_per_run: float | None = None,
 ) -> Statistics:
     """Collect activation statistics of every neuron of the sites on a task (METHODS 3).
 
@@ -93,7 +94,8 @@ def collect(
             `Scores.stability`. The draws depend on a document's position in the task and on `seed`; the statistics are not changed.
         workers: cut the rows into eight shards and give them to so many workers; `model` is then a name or a folder, which each of them
             loads. The bits are the same for every number of workers, but not those of one pass: shards are merged in their order.
-        engine, load, threads: where workers are, what they load the model with, and threads of each, as for `sepcap.sweep`.
+        engine, load, threads, gpus_per_run: where workers are, what they load the model with, threads and GPUs of each, as for
+            `sepcap.sweep`.
 
     Returns:
         Statistics: site -> NeuronStatistics with `.mean`, `.abs`, `.rms`, … each [layer, neuron] or [layer, head, d_head].
@@ -112,7 +114,7 @@ def collect(
     """
     given = dict(locals())
     if workers is not None:
-        where = {name: given.pop(name) for name in ("workers", "engine", "load", "threads")}
+        where = {name: given.pop(name) for name in ("workers", "engine", "load", "threads", "gpus_per_run")}
         return collect_in_shards(given.pop("model"), given, **where)
     task = load_task(task)
     if not isinstance(positions, str | Tensor):
@@ -225,6 +227,8 @@ def collect_sample(
                 bar.update(batch.size)
         info = info_of(model, sample, include_bos, rotation, only)
         found = {} if slopes is None else slopes.gathered()
+        if not part:
+            check_gradients(found)
         norms = {site: p.norms() if rotation is None else None for site, p in bound.items()}
         again = {site: into.gathered() for site, into in drawn.items()}
         return Statistics({site: gather(site, a, found.get(site), norms[site], again.get(site)) for site, a in accumulators.items()}, info)

@@ -9,7 +9,7 @@ from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import Split, Task
-from sepcap.workers.shards import out_of_memory_is_an_error, shard_of
+from sepcap.workers.shards import heard, out_of_memory_is_an_error, shard_of
 
 
 class ShardsOfTask:
@@ -37,16 +37,18 @@ class ShardsOfTask:
             file: where to write.
 
         Returns:
-            `rows` of the shard and what `described` returns; or `state` "failed" with the `error`.
+            `rows` of the shard, what `described` returns and `warnings`; or `state` "failed" with the `error`.
         """
         try:
-            sampled = [options[name] for name in ("tokens", "context", "seed", "per_document")]
-            task = load_task(options["task"])
-            sample = sample_task(self.model, task, self.SPLIT, *sampled)
-            rows = shard_of(len(sample.rows), options["batch_size"], shard)
-            if rows:
-                with silent():
-                    out_of_memory_is_an_error(lambda: self.measure(task, sample, rows, options, file))
-            return {"rows": len(rows), **self.described(sample, options)}
+            with heard() as said:
+                sampled = [options[name] for name in ("tokens", "context", "seed", "per_document")]
+                task = load_task(options["task"])
+                sample = sample_task(self.model, task, self.SPLIT, *sampled)
+                rows = shard_of(len(sample.rows), options["batch_size"], shard)
+                if rows:
+                    with silent():
+                        out_of_memory_is_an_error(lambda: self.measure(task, sample, rows, options, file))
+                described = self.described(sample, options)
+            return {"rows": len(rows), **described, "warnings": said}
         except Exception as error:
             return {"state": "failed", "error": f"{type(error).__name__}: {error}"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sepcap.errors import warn
 from sepcap.workers.engines import Actor, Engine, Here, Process, Target, Worker, ray_package
 
 
@@ -33,6 +34,8 @@ def workers_of(
     gpus: float | None,
     most_useful: int,
     on_cpu: bool,
+    *,
+    waits: bool = False,
 ) -> tuple[Callable[[int], Worker], int, str]:
     """What starts a worker, the number of workers (0 for this thread), and where they are, in words.
 
@@ -45,6 +48,7 @@ def workers_of(
         gpus: GPUs per worker; default one if there are any and the model is not asked for on the CPU.
         most_useful: most workers that have anything to do.
         on_cpu: whether the model is asked for on the CPU.
+        waits: whether `workers` may be more than a Ray cluster has room for, because machines may join it later.
 
     Raises:
         ValueError: more GPUs than there are, or no room for a worker on any machine of a Ray cluster.
@@ -52,6 +56,8 @@ def workers_of(
     threads = f"{target.threads} thread{'s' * (target.threads > 1)}"
     if engine == "here":
         return (lambda number: Here(target)), 0, f"in this process, {threads}"
+    if gpus is not None and gpus > 1 and gpus % 1:
+        raise ValueError(f"gpus_per_run={gpus}: give a whole number, or a share below 1")
     if engine == "ray":
         ray = ray_package()
         if not ray.is_initialized():
@@ -60,24 +66,24 @@ def workers_of(
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         each = float(any(machine.get("GPU") for machine in machines) and not on_cpu) if gpus is None else gpus
         most = sum(room_on(machine, target.threads, each) for machine in machines)
-        if not (most or workers):
-            raise ValueError(
-                f"no machine of the Ray cluster has room for a worker of {threads}{_gpus_in_words(each)}: give fewer, or workers= if "
-                "such machines will join it"
-            )
-        n = min(most_useful, workers or most)
+        if not most:
+            said = f"no machine of the Ray cluster has room for a worker of {threads}{_gpus_in_words(each)}"
+            if not (waits and workers):
+                raise ValueError(f"{said}: give fewer" + ", or workers= if such machines will join it" * waits)
+            warn(f"{said}: nothing is done until one joins it")
+        n = min(most_useful, (workers or most) if waits else min(workers or most, most))
         return (lambda number: Actor(target, each)), n, f"{n} actor{'s' * (n != 1)} of Ray, {threads} each{_gpus_in_words(each)}"
     visible = _visible_gpus()
     each = float(bool(visible) and not on_cpu) if gpus is None else gpus
-    if each > 1 and each % 1:
-        raise ValueError(f"gpus_per_run={each}: give a whole number, or a share below 1")
-    most = int(len(visible) / each) if each else max(1, _cores() // target.threads)
+    most = sharing(len(visible), each) if each else max(1, _cores() // target.threads)
     if each and (most < 1 or (workers or 1) > most):
-        raise ValueError(f"workers={workers} with gpus_per_run={each:g}: there are {len(visible)} GPUs, enough for {most}")
+        raise ValueError(
+            f"workers={workers} with gpus_per_run={each:g}: there are {len(visible)} GPUs, enough for {most}; below 1, several share one"
+        )
     n = min(most_useful, workers or most)
 
     def process(number: int) -> Worker:
-        first = int(number * each)
+        first = int(number * each) if each >= 1 else number // max(1, sharing(1, each))
         devices = ",".join(visible[first : first + max(1, int(each))]) if each else "" if visible else None
         return Process(target, logs / f"{number}.log", devices)
 
@@ -90,7 +96,16 @@ def room_on(machine: Mapping[str, float], threads: int, gpus: float) -> int:
     >>> room_on({"CPU": 64, "GPU": 8}, 4, 0.5), room_on({"CPU": 6}, 4, 0), room_on({"CPU": 64, "GPU": 1}, 4, 2)
     (16, 1, 0)
     """
-    return int(min(machine.get("CPU", 0) / threads, machine.get("GPU", 0) / gpus if gpus else math.inf))
+    return int(min(machine.get("CPU", 0) / threads, sharing(int(machine.get("GPU", 0)), gpus) if gpus else math.inf))
+
+
+def sharing(gpus: int, each: float) -> int:
+    """Workers for which there are GPUs, if a share of one is a share of the same one.
+
+    >>> sharing(4, 0.3), sharing(8, 2), sharing(1, 2)
+    (12, 4, 0)
+    """
+    return int(gpus // each) if each >= 1 else gpus * int(1 / each + 1e-9)
 
 
 def _gpus_in_words(each: float) -> str:

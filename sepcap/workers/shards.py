@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from sepcap.checks import wrong
+from sepcap.errors import warn
 from sepcap.workers.dispatch import Task, carried_out
 from sepcap.workers.engines import Engine, Target, Worker
 from sepcap.workers.pool import check_engine, workers_of
@@ -45,35 +46,51 @@ def out_of_memory_is_an_error(make: Callable[[], T]) -> T:
             raise MemoryError(f"a worker has too little memory for its batches: give batch_size={said}") from None
 
 
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Inside, warnings are kept and not shown; afterwards the list has each of them once, for the driver to repeat."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        yield said
+    said += dict.fromkeys(str(one.message) for one in found if issubclass(one.category, UserWarning))
+
+
 Rounds = Callable[[Sequence[Task]], Iterator[tuple[str, dict[str, Any]]]]
 
 
 @contextmanager
 def crew(
-    what: str, target: Target, engine: Engine, workers: int, *, on_cpu: bool = False
+    what: str, target: Target, engine: Engine, workers: int, *, gpus_per_run: float | None = None, on_cpu: bool = False
 ) -> Iterator[tuple[Path, Rounds, str]]:
     """Workers that carry out one list of tasks after another; at least one keeps its model from one list to the next.
 
     Args:
         what: name of the call, for errors.
         target: what the workers carry out.
-        engine, workers: where, and how many.
+        engine, workers, gpus_per_run: where, how many, and on which share of GPUs.
         on_cpu: whether the model is asked for on the CPU.
 
     Yields:
         A folder that all workers see (on Ray it is in the working folder); what carries out tasks and gives the outcome of each, as they
-        end; and where the workers are, in words. The first task that fails is a RuntimeError.
+        end; and where the workers are, in words. The first task that fails is a RuntimeError. Warnings of workers are
+        repeated, each once.
     """
     check_engine(engine, workers)
     with TemporaryDirectory(dir=Path.cwd() if engine == "ray" else None) as folder, ExitStack() as stack:
         place = Path(folder).absolute()
-        start, n, where = workers_of(stack, target, place / "logs", engine, workers, None, workers, on_cpu)
+        start, n, where = workers_of(stack, target, place / "logs", engine, workers, gpus_per_run, workers, on_cpu)
         kept: dict[int, Worker] = {}
+        repeated: set[str] = set()
         stack.callback(lambda: [worker.stop() for worker in kept.values()])
 
         def carry_out(tasks: Sequence[Task]) -> Iterator[tuple[str, dict[str, Any]]]:
             with closing(carried_out(tasks, start, n, kept)) as outcomes:
                 for name, outcome in outcomes:
+                    for message in outcome.pop("warnings", ()):
+                        if message not in repeated:
+                            repeated.add(message)
+                            warn(message)
                     if outcome.get("state") == "failed":
                         raise RuntimeError(f"{what}: {name} failed with {outcome['error']}")
                     yield name, outcome
@@ -117,6 +134,7 @@ def in_shards(
     engine: Engine,
     load: Mapping[str, Any] | None,
     threads: int,
+    gpus_per_run: float | None = None,
     write: Mapping[str, Callable[[Path], Any]] | None = None,
 ) -> T:
     """Carry out a pass over a task in shards, each on a worker that loads the model itself.
@@ -127,7 +145,7 @@ def in_shards(
         model: name or folder of the model.
         options: arguments of the pass, as JSON.
         put_together: makes the result of the files of all shards that have rows, and of what `run` returned for them, in their order.
-        workers, engine, load, threads: where and how, as for `sepcap.sweep`.
+        workers, engine, load, threads, gpus_per_run: where and how, as for `sepcap.sweep`.
         write: name of an option -> writes what is no JSON; workers receive the path of that file.
 
     Raises:
@@ -137,7 +155,7 @@ def in_shards(
     """
     target, on_cpu = target_of(path, model, load, threads)
     is_plain(what, options)
-    with crew(what, target, engine, min(workers, SHARDS), on_cpu=on_cpu) as (place, carry_out, _):
+    with crew(what, target, engine, min(workers, SHARDS), gpus_per_run=gpus_per_run, on_cpu=on_cpu) as (place, carry_out, _):
         asked = dict(options)
         for name, writer in (write or {}).items():
             writer(place / f"{name}.safetensors")

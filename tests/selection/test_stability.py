@@ -55,6 +55,16 @@ def test_intervals_cover_the_truth_of_few_and_many_documents(documents):
     assert covered(documents, 150, 300, seed=documents) == pytest.approx(0.95, abs=0.02)
 
 
+def test_few_replicates_have_no_interval():
+    """Ends of a 95% interval need a replicate in each outer 2.5%: 40."""
+    few = sepcap.score(*(stats_of(np.ones((20, 2)), np.full(20, 50), name, replicates=39) for name in "fr"))
+    with pytest.raises(ValueError, match=r"39 replicates: .* collect with replicates=100"):
+        few.interval("mlp")
+    assert "score_low" not in few.table
+    assert few.stability({"mlp": 1}).pairs is not None
+    assert "score_low" in sepcap.score(*(stats_of(np.ones((20, 2)), np.full(20, 50), name, replicates=40) for name in "fr")).table
+
+
 def test_a_neuron_that_one_document_carries_has_a_wide_interval():
     levels = np.ones((20, 2))
     levels[:, 1] = [20.0] + [0.0] * 19  # the same mean, from one document

@@ -76,14 +76,16 @@ def test_what_is_of_all_rows_is_that_of_one_pass(trained, trained_folder, task, 
 
 
 def test_no_right_prediction_in_a_shard_is_no_error_and_none_in_any_is_one(trained, trained_folder, task):
-    """Only the first row counts, so that seven of eight shards are empty; then none does."""
-    how = {**HOW, "tokens": 600, "sites": "mlp"}
+    """Only the first row counts, so that seven of eight shards are empty, of losses too; then none does."""
+    how = {**HOW, "tokens": 600, "sites": "mlp", "gradients": ("taylor", "relp", "ig"), "k": 2}
     right = sepcap.correct_positions(trained, task, tokens=600, context=24)
     right[1:] = False
     right[0, 3] = True
     whole, cut = (sepcap.collect(one, task, **how, positions=right, **at)["mlp"] for one, at in ((trained, {}), (trained_folder, HERE)))
     assert cut.count == whole.count > 0
-    torch.testing.assert_close(cut.std, whole.std)
+    assert cut.gradients.predictions == whole.gradients.predictions > 0
+    for name in ("std", "taylor", "relp", "ig"):
+        torch.testing.assert_close(getattr(cut, name), getattr(whole, name), rtol=1e-5, atol=1e-8)
     right[:] = False
     with pytest.raises(RuntimeError, match="predicts none of"):
         sepcap.collect(trained_folder, task, **how, positions=right, **HERE)
@@ -123,3 +125,14 @@ def test_out_of_memory_names_the_batch_size_to_give():
 def test_options_must_be_json():
     with pytest.raises(TypeError, match=r"task is a object; give names, paths and numbers: with workers=, other processes carry out x"):
         in_shards("x", "none", "model", {"task": object()}, lambda files, outcomes: None, workers=1, engine="here", load=None, threads=1)
+
+
+def test_warnings_of_workers_are_repeated_once(trained_folder, task, monkeypatch):
+    from sepcap.statistics.sharded_pass import worker
+
+    original = worker.collect_sample
+    monkeypatch.setattr(worker, "collect_sample", lambda *how, **more: warn("few documents") or original(*how, **more))
+    with pytest.warns(UserWarning, match="few documents") as found:
+        sepcap.collect(trained_folder, task, **HOW, **HERE)
+    assert [str(one.message) for one in found] == ["few documents"]
+    assert found[0].filename == __file__

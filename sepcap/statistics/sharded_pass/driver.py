@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sepcap.statistics.backward import check_gradients
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import save_tensors
 from sepcap.workers.shards import SHARDS, in_shards
@@ -18,7 +19,7 @@ def collect_in_shards(model: Any, options: Mapping[str, Any], **where: Any) -> S
     Args:
         model: name or folder of the model.
         options: the other arguments of `collect`.
-        where: workers, engine, load, threads.
+        where: workers, engine, load, threads, gpus_per_run.
 
     Raises:
         ValueError: a loaded model, or no prediction that is right with positions="correct".
@@ -37,6 +38,7 @@ def collect_in_shards(model: Any, options: Mapping[str, Any], **where: Any) -> S
     found = in_shards("collect", "statistics.sharded_pass.worker.CollectShards", model, plain, _merged, **where, write=write)
     if not isinstance(right, str) or right == "correct":
         check_any_right(any(stats.count for stats in found.values()), found.info["tokens"], found.info["task"])
+    check_gradients({site: stats.gradients for site, stats in found.items() if stats.gradients is not None})
     return found
 
 

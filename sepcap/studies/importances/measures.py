@@ -102,6 +102,7 @@ class Estimate:
         drawn: their mean on bootstrap samples of the neurons; empty if all were ablated.
         units: number of neurons.
         left: share of the site's neurons that were not ablated.
+        apart: standard error over calibration texts, and their number, of a score that was subtracted and has other texts.
     """
 
     values: Float[np.ndarray, " seed"]
@@ -110,6 +111,7 @@ class Estimate:
     drawn: Float[np.ndarray, " _"]
     units: int
     left: float
+    apart: tuple[tuple[float, int], ...] = ()
 
     @property
     def value(self) -> float:
@@ -123,12 +125,12 @@ class Estimate:
 
     @property
     def ends(self) -> Ends:
-        """95% interval over documents, calibration texts and, where they are a sample, neurons.
+        """95% interval over documents, calibration texts and, where they are a sample, neurons. One sample of texts has none over them.
 
         Standard errors are added in squares. The bootstrap gives standard errors here, not percentiles: each replica of Δ has the noise
         of Δ twice, so that correlations of replicas lie below the correlation itself.
         """
-        parts = [(float(self.replicas.std(ddof=1)), self.clusters)]
+        parts = [(float(self.replicas.std(ddof=1)), self.clusters), *self.apart]
         if len(self.values) > 1:
             parts.append((self.seeds_sd / math.sqrt(len(self.values)), len(self.values)))
         if len(self.drawn):
@@ -137,14 +139,18 @@ class Estimate:
         return summed_interval(self.value, errors, counts)
 
     def minus(self, other: "Estimate") -> "Estimate":
-        """The difference to another score, paired by calibration texts, documents and neurons."""
-        paired = len(self.values) == len(other.values)
+        """The difference to another score, paired by documents, neurons and, if both have as many, calibration texts."""
+        n = len(other.values)
+        paired = len(self.values) == n
         values = self.values - (other.values if paired else other.value)
-        return dataclasses.replace(self, values=values, replicas=self.replicas - other.replicas, drawn=self.drawn - other.drawn)
+        apart = () if paired or n < 2 else ((other.seeds_sd / math.sqrt(n), n),)
+        replicas, drawn = self.replicas - other.replicas, self.drawn - other.drawn
+        return dataclasses.replace(self, values=values, replicas=replicas, drawn=drawn, apart=apart)
 
     def columns(self, name: str) -> dict[str, float]:
-        """The value and both ends as columns of a table."""
-        return as_columns(name, self.value, self.ends)
+        """The value and both ends as columns of a table; ends of a measure, not of a difference, are values that it can have."""
+        low, high = np.clip(self.ends, 0 if name in RECALLS else -1, 1).tolist() if name in MEASURES else self.ends
+        return as_columns(name, self.value, (low, high))
 
 
 def ranked(values: Float[np.ndarray, "*several unit"]) -> Float[np.ndarray, "*several unit"]:

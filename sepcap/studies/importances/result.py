@@ -24,7 +24,8 @@ class ImportanceComparison(StudyResult):
             the calibration texts; for the ceiling, which is Δ itself, a pass per neuron), spearman_forget and spearman_difference (rank
             correlation with Δ_forget and with Δ_forget − Δ_retain), recall_1, recall_2 and recall_5 (of the neurons with the 1, 2 and 5%
             largest Δ_forget − Δ_retain), all means over calibration texts, with `_seeds_sd` and with the ends `_low` and `_high` of a 95%
-            interval over documents, calibration texts and, if they are a sample, neurons; both correlations also `_minus_abs`, paired.
+            interval over documents, calibration texts and, if they are a sample, neurons (learned: not over calibration texts, since it has
+            one value, and `_seeds_sd` is NaN); both correlations also `_minus_abs`, paired by documents.
             jaccard_10: overlap of the top tenths by every two calibration texts, mean over pairs.
             one_shot_area and iterative_area (NaN where there is no such run), each with ends, `_minus_abs` (paired, with ends) and
             `_retain_cost_50` (percent of the retain task lost where half of the other one is, with ends); chosen: whether it is among the

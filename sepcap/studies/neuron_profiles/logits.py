@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sepcap.models.blocks.places import NORMS_BEHIND, hook_of, norm_behind
-from sepcap.models.forward import call, evaluating, with_hooks
+from sepcap.models.forward import call, evaluating, is_out_of_memory, with_hooks
 from sepcap.models.kinds import architecture_of, inner, kind_of
 from sepcap.models.sites import Population, n_layers
 
@@ -81,8 +81,9 @@ def head_of(model: Any, ids: Int[Tensor, " pos"]) -> Head | str:
             logits = call(model, ids[None].to(head.unembedding.device))[0].float()
         if _agrees(model, head, found["stream"][0].float().to(head.gain.device), logits.to(head.gain.device)):
             return head
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError):
-        pass
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
     return f"no direct logit effect in {name}: its head is not one norm and one linear map of the residual stream"
 
 

@@ -251,8 +251,7 @@ def separability(
         samples: evaluation tokens of both tasks, so that areas of other tokens are not paired with these.
         cluster: unit of the sums, documents or packages.
     """
-    if metric not in ACCURACIES:
-        raise unknown("metric", metric, ACCURACIES, "Areas are computed from accuracies.")
+    check_accuracy(metric)
     if specific not in ("forget", "retain"):
         raise unknown("specific", specific, ("forget", "retain"))
     f, r = ratio(forget, metric), ratio(retain, metric)
@@ -342,3 +341,9 @@ def halves(clusters: int, rng: np.random.Generator) -> list[Int[np.ndarray, " cl
     """Two random halves of the indices of the clusters; if their number is odd, the second has one more."""
     order = rng.permutation(clusters)
     return [order[: clusters // 2], order[clusters // 2 :]]
+
+
+def check_accuracy(metric: str) -> None:
+    """Raise a ValueError if a metric is no accuracy."""
+    if metric not in ACCURACIES:
+        raise unknown("metric", metric, ACCURACIES, "Areas are computed from accuracies.")

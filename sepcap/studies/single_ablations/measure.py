@@ -1,8 +1,8 @@
 """Shortcuts that a model allows, and effects on all rows of a task, computed piece by piece (METHODS 19)."""
 
-import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sepcap.evaluation.next_token import most_frequent_targets
 from sepcap.evaluation.result import COUNTS, METRICS
-from sepcap.models.forward import device_of, measuring
+from sepcap.models.forward import device_of, is_out_of_memory, measuring
 from sepcap.models.kinds import inner, kind_of
 from sepcap.models.prefix import NO_CACHE, run_part, unembed
 from sepcap.models.sites import Population
@@ -26,7 +26,10 @@ from sepcap.studies.single_ablations.units import Chunk
 from sepcap.tasks.batches import TokenSample
 
 POSITIONS = 2**14
-"""Positions of the rows whose unablated pass is in memory at once."""
+"""Positions of the rows whose unablated pass is in memory at once; fewer if `batch_size` is below 16."""
+
+PER_ROW = 2**10
+"""Such positions for every row of a batch."""
 
 NONE = Shortcuts(silent=True, prefix=False, written=False, single=False)
 _EVERY = tuple(Shortcuts(prefix=prefix, written=written) for prefix in (True, False) for written in (True, False))
@@ -90,7 +93,9 @@ def shortcuts_of(model: Any, population: Population, rows: Rows, constants: Floa
                 continue
             try:
                 found = _probe(model, population, rows, constants, candidate)
-            except NO_CACHE:
+            except NO_CACHE as error:
+                if is_out_of_memory(error):
+                    raise
                 continue  # an architecture that does not take a cache, or runs its head otherwise
             if bool(((found - truth).abs() <= same * (1 + truth.abs())).all()):
                 return candidate
@@ -125,6 +130,17 @@ def _probe(
     return torch.cat(found).cpu()
 
 
+@contextmanager
+def naming(batch_size: int) -> Iterator[None]:
+    """Where memory runs out inside, and smaller passes do not help, a MemoryError names the batch size to give."""
+    try:
+        yield
+    except Exception as error:
+        if batch_size == 1 or not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"too little memory for the unablated pass over many rows: give batch_size={batch_size // 2}") from error
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """Effects of units on the rows of one task, written piece by piece.
@@ -135,7 +151,7 @@ class Measurement:
         name: "forget" or "retain", in names of pieces.
         rows: the rows.
         shortcuts: which are used.
-        batch_size: rows of one pass; halved when memory runs out.
+        batch_size: rows of one pass; halved when memory runs out. It also limits the rows of a block.
     """
 
     model: Any
@@ -178,7 +194,7 @@ class Measurement:
         return f"{self.name}/{what}-{i}-{j}"
 
     def _made(self, held: dict[Any, Any], i: int, units: Units | None) -> tuple[dict[str, Tensor], None]:
-        with measuring(self.model):
+        with measuring(self.model), naming(self.batch_size):
             if "block" not in held:
                 held["block"] = self.rows.block(self.model, i, self.shortcuts)
             return {"sums": self._sums(held, units)}, None
@@ -212,14 +228,14 @@ class Measurement:
         total, rate, done = 0.0, 0.0, 0.0
         vocabulary, layers = self.model.cfg.d_vocab, len(self.population.layers)
         step = max(1, sum(len(numbers) for numbers, _ in chunks) // PROBED)
-        with measuring(self.model):
+        with measuring(self.model), naming(self.batch_size):
             for i in range(len(self.rows.order)):
                 held: dict[Any, Any] = {"block": self.rows.block(self.model, i, self.shortcuts)}
                 seen = 0
                 for numbers, units in chunks:
                     z = self._activations(held, units)
                     total += work(held["block"], units, z, self.shortcuts, vocabulary)
-                    few = dataclasses.replace(units, index=units.index[-seen % step :: step])
+                    few = units[-seen % step :: step]
                     seen += len(numbers)
                     if i == 0 and len(few.index):
                         started = time.perf_counter()

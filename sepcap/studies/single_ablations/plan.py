@@ -21,7 +21,7 @@ from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.base.provenance import made_with
 from sepcap.studies.base.text import counted, duration
 from sepcap.studies.single_ablations.config import SingleAblationsConfig
-from sepcap.studies.single_ablations.measure import BEFORE, MaybeChunk, Measurement, Rows, shortcuts_of
+from sepcap.studies.single_ablations.measure import BEFORE, PER_ROW, POSITIONS, MaybeChunk, Measurement, Rows, shortcuts_of
 from sepcap.studies.single_ablations.result import TASKS, SingleAblations
 from sepcap.studies.single_ablations.units import Chunk, all_pairs, chosen, chunks, drawn, named_pairs, pair_chunks
 from sepcap.tasks.batches import TokenSample
@@ -73,6 +73,7 @@ class Plan:
         resolved = dataclasses.asdict(plain) | {
             **made_with(model),
             "pairs": pairs,
+            "threads": torch.get_num_threads(),
             "shape": list(population.shape),
             "chosen": int(chosen(population, config, neurons).sum()),
             "neurons": None if neurons is None else sha256(places.numpy().tobytes()).hexdigest()[:16],
@@ -90,16 +91,23 @@ class Plan:
         said = f"{self.resolved['model']}: {counted(n, f'{c.site} {unit}')} ablated alone ({c.kind}), each on {tokens}"
         if c.pairs is not None:
             said += f", and {counted(self._pairs(), 'pair')} of them"
-        if n <= FEW:
+        if n + self._pairs() <= FEW:
             return said
-        both = [one.expected(chunks(self.population, self.places, self.constants)) for one in self.measurements.values()]
+        todo = [*self.alone]
+        if pairs := self._likely_pairs():
+            todo += pair_chunks(self.population, self.places, torch.tensor(pairs), self.constants)
+        both = [one.expected(todo) for one in self.measurements.values()]
         minutes = " and ".join(duration(seconds) for seconds, _ in both)
         shares = " and ".join(f"{share:.0%}" for _, share in both)
         return f"{said}; at the rate measured just now {minutes}, since {shares} of the work of whole passes is left to do"
 
     def _pairs(self) -> int:
+        return len(self._likely_pairs())
+
+    def _likely_pairs(self) -> list[list[int]]:
+        """Pairs whose cost is announced: for pairs=k those of k neurons spread evenly, since it is not known yet which they are."""
         pairs = self.resolved["pairs"]
-        return pairs * (pairs - 1) // 2 if isinstance(pairs, int) else len(pairs)
+        return all_pairs(np.linspace(0, len(self.places) - 1, pairs).astype(int).tolist()) if isinstance(pairs, int) else pairs or []
 
     @cached_property
     def references(self) -> list[Any]:
@@ -121,7 +129,7 @@ class Plan:
         """A measurement on each task, with the shortcuts that the model allows on it."""
         found = {}
         for role in TASKS:
-            rows = Rows.of(self.samples[role]["evaluate"])
+            rows = Rows.of(self.samples[role]["evaluate"], min(POSITIONS, PER_ROW * self.config.batch_size))
             shortcuts = shortcuts_of(self.model, self.population, rows, self.constants)
             found[role] = Measurement(self.model, self.population, role, rows, shortcuts, self.config.batch_size)
         return found

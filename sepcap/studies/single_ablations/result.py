@@ -215,6 +215,13 @@ class SingleAblations(StudyResult):
                 found = as_columns("mean_delta_loss", mean, (low, high)) | {"sampling_se": sampling}
                 yield {"task": task, "layer": layer, "of": of if layer is None else pd.NA, "ablated": n, **found, "share_up": up}
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The row of a sweep: mean change of the loss and share of the units that raise it, on both tasks, over all layers."""
+        whole = self.tables["layers"].query("layer.isna()", engine="python")
+        columns = [*_ends("mean_delta_loss"), "share_up"]
+        return {f"{name}_{row['task']}": float(row[name]) for row in whole.to_dict("records") for name in columns}
+
     def _pairs(self, names: list[str]) -> pd.DataFrame:
         columns: dict[str, Any] = {}
         for side, numbers in zip("ab", self.tensors["pairs"].numpy().T, strict=True):
@@ -242,7 +249,7 @@ class SingleAblations(StudyResult):
                 f"{self.before[task].loss:.3f} nats): the loss rises for {np.mean(low > 0):.0%} and falls for {np.mean(high < 0):.0%} of "
                 f"them with a 95% interval without 0; on average by {row['mean_delta_loss']:+.2g} "
                 f"[{row['mean_delta_loss_low']:+.2g}, {row['mean_delta_loss_high']:+.2g}] nats; most by {values[most]:+.3g} "
-                f"[{low[most]:+.3g}, {high[most]:+.3g}] ({place})."
+                f"[{low[most]:+.3g}, {high[most]:+.3g}] ({place}), which is too high by chance if it is the largest of many."
             )
         if "pairs" in self.tables:
             for task in TASKS:
@@ -250,6 +257,11 @@ class SingleAblations(StudyResult):
                 said.append(
                     f"Of {counted(len(low), 'pair')}, {int((low > 0).sum()):,} harm {c[task]} by more together than the sum of both alone "
                     f"(backups), {int((high < 0).sum()):,} by less; the others' 95% intervals contain 0."
+                )
+            if isinstance(c["pairs"], int):
+                said.append(
+                    f"The {c['pairs']} {self.unit}s of these pairs were chosen by their effect alone on the same texts, which these "
+                    "intervals do not take into account."
                 )
         return said
 

@@ -17,7 +17,7 @@ from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.single_ablations.config import SingleAblationsConfig
 from sepcap.studies.single_ablations.measure import MaybeChunk
 from sepcap.studies.single_ablations.plan import Plan
-from sepcap.workers.shards import out_of_memory_is_an_error
+from sepcap.workers.shards import heard, out_of_memory_is_an_error
 
 
 class AblationShards:
@@ -42,12 +42,13 @@ class AblationShards:
             more: arguments of the method, beside the plan.
 
         Returns:
-            What was `found`, as JSON; or `state` "failed" with the `error`.
+            What was `found`, as JSON, and `warnings`; or `state` "failed" with the `error`.
         """
         try:
-            with silent():
+            with silent(), heard() as said:
                 plan = self._planned(config, neurons)
-                return {"found": out_of_memory_is_an_error(lambda: getattr(self, do)(plan, **more))}
+                found = out_of_memory_is_an_error(lambda: getattr(self, do)(plan, **more))
+            return {"found": found, "warnings": said}
         except Exception as error:
             return {"state": "failed", "error": f"{type(error).__name__}: {error}"}
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sepcap.checks import FROM_1, checked
+from sepcap.checks import FROM_0, FROM_1, checked
 from sepcap.progress import progress as bar_of
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import load_tensors, remove_parts
@@ -20,7 +20,7 @@ from sepcap.workers.shards import crew, is_plain, target_of
 
 
 @study(SingleAblationsConfig)
-@checked(workers=FROM_1, threads=FROM_1)
+@checked(workers=FROM_1, threads=FROM_1, gpus_per_run=FROM_0)
 def ablate_each(
     model: Any,
     config: SingleAblationsConfig,
@@ -30,6 +30,7 @@ def ablate_each(
     engine: Engine = "processes",
     load: Mapping[str, Any] | None = None,
     threads: int = 1,
+    gpus_per_run: float | None = None,
     out: str | Path | None = None,
     say: Callable[[str], Any],
 ) -> SingleAblations:
@@ -47,7 +48,8 @@ def ablate_each(
         workers: number of workers that share the chunks of neurons; `model` is then a name or a folder, which each of them loads, and
             `neurons` may be given, but tasks are names or paths. The bits are those of one process with as many threads, for every number
             of workers; a worker that dies is replaced, and its chunk done again.
-        engine, load, threads: where workers are, what they load the model with, and threads of each, as for `sepcap.sweep`.
+        engine, load, threads, gpus_per_run: where workers are, what they load the model with, threads and GPUs of each, as for
+            `sepcap.sweep`.
         out: folder of the study; without one, nothing is saved.
         progress: True announces the work and its measured cost and shows bars, False shows nothing; a function receives the announcements.
 
@@ -68,6 +70,7 @@ def ablate_each(
     """
     if workers is not None:
         where: dict[str, Any] = {"workers": workers, "engine": engine, "load": load, "threads": threads}
+        where["gpus_per_run"] = gpus_per_run
         return _in_workers(model, config, neurons, out, say, **where)
     plan = Plan.of(model, config, neurons)
     return run_study(SingleAblations, plan.resolved, plan.compute, out, plan.cost, say)
@@ -84,13 +87,14 @@ def _in_workers(
     engine: Engine,
     load: Mapping[str, Any] | None,
     threads: int,
+    gpus_per_run: float | None,
 ) -> SingleAblations:
     """`ablate_each` without a model in this process: one worker plans, all measure chunks, one puts the result together."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     fields |= {name: str(value) for name, value in fields.items() if isinstance(value, Path)}
     target, on_cpu = target_of("studies.single_ablations.shards.AblationShards", model or config.model, load, threads)
     is_plain("ablate_each", fields)
-    with crew("ablate_each", target, engine, workers, on_cpu=on_cpu) as (place, carry_out, where):
+    with crew("ablate_each", target, engine, workers, gpus_per_run=gpus_per_run, on_cpu=on_cpu) as (place, carry_out, where):
         given: dict[str, Any] = {"config": fields, "neurons": None}
         if neurons is not None:
             given["neurons"] = str(place / "neurons.safetensors")

@@ -17,7 +17,7 @@ from sepcap.studies.catalog import FUNCTIONS
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.plan import plan
 from sepcap.studies.pruning.prune import execute
-from sepcap.studies.sweep.grid import config_of, measured_apart
+from sepcap.studies.sweep.grid import config_of, given, measured_apart
 from sepcap.studies.sweep.measures import numbers_of
 from sepcap.torch_defaults import torch_defaults
 from sepcap.workers.engines import named
@@ -27,6 +27,26 @@ KEPT = 16
 
 PATIENCE = 60
 """Seconds to wait for a process that still writes to the folder of a cell: the worker of a call that was just killed."""
+
+
+def made_of(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprints of the model and, of a pruning run, the tasks of a cell, by the names that its configuration has for them."""
+    tasks = {f"task {config[role]}": value for role, value in stored.get("task_fingerprints", {}).items()}
+    return tasks | ({f"model {config['model']}": stored["model_fingerprint"]} if "model_fingerprint" in stored else {})
+
+
+def check_same(known: Mapping[str, str], these: Mapping[str, str]) -> None:
+    """Check that models and tasks are those of the finished cells.
+
+    Raises:
+        ValueError: one has changed under its name; a table of both would compare two models.
+    """
+    for name, value in these.items():
+        if known.get(name, value) != value:
+            raise ValueError(
+                f"{name} has changed since other cells of this sweep finished with it (fingerprint {known[name]} then, {value} now). "
+                "Restore it, use another folder for the sweep, or delete the folders of those cells"
+            )
 
 
 class Recent(dict[Any, Any]):
@@ -53,46 +73,52 @@ class Cells:
         self._name, self._weights = "", ""
         self._shared: tuple[Any, Recent] = (None, Recent())
 
-    def run(self, config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    def run(self, config: Mapping[str, Any], folder: str | Path, known: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Carry out one cell, or resume it, or read it if it is finished.
 
         Args:
             config: all fields of its configuration.
             folder: its folder.
+            known: fingerprints of the models and tasks of the finished cells, see `made_of`; a cell of others under the same names fails.
 
         Returns:
-            What became of it, as JSON: `state` "finished" with the numbers in `values` and the `identity` of the configuration that its
-            study has stored, or "failed" with the error; and `seconds`.
+            What became of it, as JSON: `state` "finished" with the numbers in `values`, the `identity` of the configuration that its
+            study has stored and `made_of`, or "failed" with the error; and `seconds`.
         """
         started = time.perf_counter()
         outcome: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}"}
         try:
-            values = numbers_of(self._patiently(config_of(self.kind, config), Path(folder)))
-            outcome |= {"state": "finished", "values": values, "identity": identity_of(read_config(Path(folder)))}
+            values = numbers_of(self._patiently(config_of(self.kind, config), Path(folder), known or {}))
+            stored = read_config(Path(folder))
+            outcome |= {"state": "finished", "values": values, "identity": identity_of(stored), "made_of": made_of(config, stored)}
         except Exception as error:  # of whatever kind: the other cells are carried out all the same
             said = " ".join(str(error).split())
             outcome |= {"state": "failed", "error": f"{type(error).__name__}: {said}", "traceback": traceback.format_exc()}
         self._check_model()
         return {**outcome, "seconds": time.perf_counter() - started}
 
-    def _patiently(self, config: Any, folder: Path) -> Any:
+    def _patiently(self, config: Any, folder: Path, known: Mapping[str, str]) -> Any:
         until = time.monotonic() + PATIENCE
         while True:
             try:
                 with silent(), torch_defaults():
-                    return self._study(config, folder)
+                    return self._study(config, folder, known)
             except Locked:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.5)
 
-    def _study(self, config: Any, folder: Path) -> Any:
+    def _study(self, config: Any, folder: Path, known: Mapping[str, str]) -> Any:
         model = self._loaded(config.model) if self.function.LOADS or self.load else None
+        if model is not None:
+            check_same(known, {f"model {config.model}": self._weights})
         if type(config) is not PruningConfig:
             return self.function(model, config, out=folder, progress=False)
         if self._shared[0] != (of := measured_apart(config)):
             self._shared = of, Recent()
-        return execute(plan(model, config, self._shared[1]), folder)
+        prepared = plan(model, config, self._shared[1])
+        check_same(known, made_of(given(config), prepared.resolved))
+        return execute(prepared, folder)
 
     def _loaded(self, name: str) -> Any:
         if self._model is None or name != self._name:

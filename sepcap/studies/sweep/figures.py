@@ -33,6 +33,7 @@ TITLES = {
 
 def _values(result: Any, column: str) -> Any:
     """Finished cells with a value of a column."""
+    result.check_comparable()
     table = result.finished
     numeric = [name for name in table if pd.api.types.is_numeric_dtype(table[name]) and name not in result.axes]
     if column not in numeric:

@@ -38,7 +38,8 @@ def open_sweep(folder: Path, plan: Mapping[str, Any], cells: Sequence[Cell]) -> 
         cells: cells that are asked for. Ones that the folder has already, under whatever name, keep their names.
 
     Yields:
-        The configuration of the folder. Its `cells` are name -> fields in which the cell differs from `base`.
+        The configuration of the folder. Its `cells` are name -> fields that the grid sets, and others in which the cell differs from
+        `base` because they follow from these; its `axes` are the names of fields that grids have set.
 
     Raises:
         FileExistsError: the folder holds something else, or a sweep of another base (the differing fields are named).
@@ -49,7 +50,7 @@ def open_sweep(folder: Path, plan: Mapping[str, Any], cells: Sequence[Cell]) -> 
     make_folder(folder)
     with sole_writer(folder):
         before = _check_empty_or_sweep(folder)
-        axes = {name for cell in cells for name in cell.fields}
+        axes = set.intersection(*({*cell.fields} for cell in cells))
         if before is not None and (different := _difference(before, plan, axes)):
             raise FileExistsError(f"{folder} holds a sweep of another base ({different}). Use another folder; nothing was changed.")
         for part in folder.glob(f".*{PART}"):  # of a killed process; those in the folders of cells are their own
@@ -58,9 +59,10 @@ def open_sweep(folder: Path, plan: Mapping[str, Any], cells: Sequence[Cell]) -> 
         created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         config = {"study": STUDY, **plan, "versions": made, "created": created, "cells": {}} if before is None else before
         there = {_identity(config, fields) for fields in config["cells"].values()}
-        new = {cell.name: dict(cell.fields) for cell in cells if digest_of(cell.config) not in there}
+        new = [cell for cell in cells if digest_of(cell.config) not in there]
         if new or before is None:
-            config["cells"] = {**config["cells"], **new}
+            config["axes"] = list(dict.fromkeys([*axes_of(config), *(name for cell in new for name in cell.fields)]))
+            config["cells"] = {**config["cells"], **{cell.name: _beside(config["base"], cell) for cell in new}}
             config["runs"] = {f"{CELLS}/{name}": None for name in config["cells"]}
             write_json(folder / "config.json", {"format": FORMAT, **config})
         yield config
@@ -79,8 +81,19 @@ def _check_empty_or_sweep(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def axes_of(config: Mapping[str, Any]) -> list[str]:
+    """Names of the fields that the grids of a sweep have set, in the order in which they were added."""
+    return config.get("axes") or list(dict.fromkeys(name for fields in config["cells"].values() for name in fields))
+
+
+def _beside(base: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+    """The fields that a cell sets, and those in which it differs from the base of a folder: `steps` follows from a schedule."""
+    other = {name: value for name, value in cell.config.items() if name not in base or repr(base[name]) != repr(value)}
+    return {**cell.fields, **other}
+
+
 def _difference(before: Mapping[str, Any], plan: Mapping[str, Any], axes: set[str]) -> str:
-    """How a plan differs from a stored one beyond the fields that the grid sets, in words."""
+    """How a plan differs from a stored one beyond the fields that all cells of the grid set, in words."""
     pairs = {name: (before.get(name), plan[name]) for name in FIXED}
     if before.get("kind") == plan["kind"]:
         stored, asked = before["base"], plan["base"]
@@ -158,3 +171,13 @@ def state_of(folder: Path, ledger: Ledger, name: str) -> str:
     if outcome is not None and (there or outcome["state"] == "failed"):
         return outcome["state"]
     return "begun" if there else "planned"
+
+
+def fingerprints_of(folder: Path, ledger: Ledger) -> tuple[dict[str, str], list[str]]:
+    """Fingerprints of the models and tasks of the finished cells, by name; and the names for which cells have different ones."""
+    found: dict[str, str] = {}
+    mixed: dict[str, None] = {}
+    for name, outcome in ledger.ended.items():
+        if state_of(folder, ledger, name) == "finished":
+            mixed |= {what: None for what, value in outcome.get("made_of", {}).items() if found.setdefault(what, value) != value}
+    return found, list(mixed)

@@ -97,16 +97,16 @@ def cells_of(base: Any, grid: Grid) -> list[Cell]:
     [{'importance': 'abs', 'seed': 0}, {'importance': 'abs', 'seed': 1}]
     """
     check_base(base)
-    kind, cells = type(base).__name__, {}
+    kind, cells = type(base).__name__, dict[str, Cell]()
     for part in _parts(grid):
         axes = {name: _values(base, name, values) for name, values in part.items()}
         if len(cells) + (n := _size(axes)) > MOST_CELLS:
             raise ValueError(f"grid: {len(cells) + n:,} cells; give at most {MOST_CELLS:,}")
         for values in itertools.product(*axes.values()):
             cell = _cell(base, kind, dict(zip(axes, values, strict=True)))
-            if cell.name in cells:
-                raise ValueError(f"grid: the cell {in_words(cell.fields)} is given twice")
-            cells[cell.name] = cell
+            if (same := cells.setdefault(digest_of(cell.config), cell)) is not cell:
+                also = "" if same.fields == cell.fields else f", also as {in_words(same.fields)}"
+                raise ValueError(f"grid: the cell {in_words(cell.fields)} is given twice{also}")
     return list(cells.values())
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from sepcap.statistics.intervals import as_columns, bootstrap_interval
 from sepcap.studies.pruning.run import Run
 from sepcap.studies.pruning.separability import Separability, costs_at
+from sepcap.studies.single_ablations.result import SingleAblations
 
 DROPS = (50, 80)
 """Forget drops in percent at which the cost on the retain task is given."""
@@ -26,7 +27,7 @@ def numbers_of(result: Any, metric: str = "top1") -> dict[str, Any]:
 
     Returns:
         Of a pruning run the columns that `Sweep` lists, with `note` instead of them if the unpruned model has no accuracy to lose; of
-        another study the numbers of its main table, if that has one row; else nothing.
+        single ablations their means over all layers; of another study the numbers of its main table, if that has one row; else nothing.
     """
     if isinstance(result, Run):
         row: dict[str, Any] = {"seconds": sum(result.record(step)["seconds"] for step in range(result.steps_done + 1))}
@@ -35,6 +36,8 @@ def numbers_of(result: Any, metric: str = "top1") -> dict[str, Any]:
             return row | of_separability(result.separability(metric))
         except ValueError as error:
             return row | {"note": str(error)}
+    if isinstance(result, SingleAblations):
+        return result.numbers
     table = getattr(result, "table", None)
     if table is None or len(table) != 1:
         return {}

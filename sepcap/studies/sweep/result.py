@@ -14,8 +14,9 @@ from sepcap.studies.base.result import Figures, Shown
 from sepcap.studies.base.text import counted
 from sepcap.studies.catalog import FUNCTIONS, load_result
 from sepcap.studies.pruning.config import PruningConfig
+from sepcap.studies.pruning.separability import check_accuracy
 from sepcap.studies.sweep import figures
-from sepcap.studies.sweep.folder import CELLS, STUDY, Ledger, config_at, state_of
+from sepcap.studies.sweep.folder import CELLS, STUDY, Ledger, axes_of, config_at, fingerprints_of, state_of
 from sepcap.studies.sweep.grid import value_in_words
 from sepcap.studies.sweep.means import best_of, mean_rows, over_documents
 from sepcap.studies.sweep.measures import MEASURES
@@ -57,10 +58,11 @@ class Sweep(Shown):
         self._plan = study_config(self.folder, STUDY)
         self._ledger = Ledger(self.folder)
         self.axes: dict[str, list[Any]] = _axes(self._plan)
-        own = {name: value for name, value in self._plan.items() if name not in ("cells", "runs")}
+        own = {name: value for name, value in self._plan.items() if name not in ("cells", "runs", "axes")}
         grid = {name: [value_in_words(value) for value in values] for name, values in self.axes.items()}
         self.config: dict[str, Any] = {**own, "model": own["base"].get("model"), "grid": grid, "cells": len(self._plan["cells"])}
         self._table = self._rows()
+        _, self._mixed = fingerprints_of(self.folder, self._ledger)
 
     @classmethod
     @checked()
@@ -95,8 +97,17 @@ class Sweep(Shown):
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """`cells`, and `seeds` if the grid has seeds: `over_seeds()`."""
-        seeds = {"seeds": self.over_seeds()} if self.is_pruning and "seed" in self.axes and len(self.finished) else {}
+        means = self.is_pruning and "seed" in self.axes and len(self.finished) and not self._mixed
+        seeds = {"seeds": self.over_seeds()} if means else {}
         return {"cells": self.table, **seeds}
+
+    def _said_mixed(self) -> str:
+        return f"finished cells are of different versions of {' and '.join(self._mixed)}"
+
+    def check_comparable(self) -> None:
+        """Raise a ValueError if a model or task changed under its name between two finished cells."""
+        if self._mixed:
+            raise ValueError(f"{self.folder}: {self._said_mixed()}; .table and .result() have each cell, and means would mix them")
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -160,12 +171,13 @@ class Sweep(Shown):
         """Finished pruning runs of each combination of `settings`, its seeds together; of the cells with these values.
 
         Raises:
-            ValueError: the cells are no pruning runs, or none is finished.
+            ValueError: the cells are no pruning runs, none is finished, or a model or task changed under its name between two cells.
         """
         self._needs_runs()
         return {key: list(self._results(rows)) for key, rows in self._groups(**fields)}
 
     def _groups(self, **fields: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        self.check_comparable()
         rows: Any = self.where(**fields)
         rows = rows[rows["state"] == "finished"]
         if rows.empty:
@@ -203,6 +215,7 @@ class Sweep(Shown):
         self._needs_runs()
         if covers == "seeds" and metric != "top1":
             raise ValueError(f"metric={metric!r} with covers='seeds': the table has top-1; give covers='documents'")
+        check_accuracy(metric)
         rows = []
         for key, of_key in self._groups():
             values = mean_rows(of_key) if covers == "seeds" else over_documents(list(self._results(of_key)), metric)
@@ -232,6 +245,7 @@ class Sweep(Shown):
         Raises:
             ValueError: the cells are no pruning runs, none is finished, or there are too few documents for halves.
         """
+        check_accuracy(metric)
         return best_of(self.runs(**fields), self.settings, by, n, metric)
 
     def summary(self) -> list[str]:
@@ -240,7 +254,9 @@ class Sweep(Shown):
         said = ", ".join(f"{states[state]:,} {state}" for state in ("finished", "failed", "begun", "planned") if state in states)
         axes = " × ".join(f"{name} ({len(values)})" for name, values in self.axes.items())
         sentences = [f"{counted(len(self._table), 'cell')} of {axes}: {said}."]
-        if self.is_pruning and len(self.finished) and "separability" in self._table:
+        if self._mixed:
+            sentences.append(f"There are no means: {self._said_mixed()}.")
+        elif self.is_pruning and len(self.finished) and "separability" in self._table:
             means: Any = self.over_seeds().dropna(subset="separability").sort_values("separability", ascending=False)
             for word, row in zip(("highest", "lowest"), (means.head(1), means.tail(1)), strict=True):
                 for one in row.to_dict("records")[: len(means)]:
@@ -282,7 +298,7 @@ class Sweep(Shown):
 def _axes(plan: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Fields in which the cells differ -> their values, in the order in which they were added."""
     axes: dict[str, dict[str, Any]] = {}
-    names = list(dict.fromkeys(name for fields in plan["cells"].values() for name in fields))
+    names = axes_of(plan)
     for fields in plan["cells"].values():
         for name in names:
             value = fields.get(name, plan["base"][name])

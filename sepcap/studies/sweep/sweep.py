@@ -14,7 +14,7 @@ from sepcap.studies.base.runner import Progress
 from sepcap.studies.base.text import counted
 from sepcap.studies.catalog import FUNCTIONS
 from sepcap.studies.sweep.estimate import Estimate
-from sepcap.studies.sweep.folder import CELLS, WORKERS, Ledger, names_of, open_sweep, state_of
+from sepcap.studies.sweep.folder import CELLS, WORKERS, Ledger, fingerprints_of, names_of, open_sweep, state_of
 from sepcap.studies.sweep.grid import Cell, Grid, cells_of, given, in_words, plain
 from sepcap.studies.sweep.result import Sweep
 from sepcap.workers.dispatch import Task, carried_out
@@ -87,7 +87,7 @@ def sweep(
     with contextlib.ExitStack() as stack:
 
         def ready(most: int) -> tuple[Callable[[int], Worker], int, str]:
-            return workers_of(stack, target, out / WORKERS, engine, workers, gpus_per_run, most, on_cpu)
+            return workers_of(stack, target, out / WORKERS, engine, workers, gpus_per_run, most, on_cpu, waits=True)
 
         if not os.path.lexists(out / "config.json"):
             ready(len(cells))  # what has no room is refused before the plan is written
@@ -138,12 +138,14 @@ def _go_on(
     """Carry out the cells that are left, and write what becomes of each."""
     by_name, finished = dict(todo), total - len(todo)
     at = out.absolute() / CELLS
-    tasks = [Task(name, {"config": cell.config, "folder": str(at / name)}, cell.shares) for name, cell in todo]
+    known, _ = fingerprints_of(out, ledger)  # read when a cell is begun
+    tasks = [Task(name, {"config": cell.config, "folder": str(at / name), "known": known}, cell.shares) for name, cell in todo]
     how: dict[str, Any] = {"desc": "sweep", "unit": "cell", "leave": None, "delay": 0}
     outcomes = contextlib.closing(carried_out(tasks, start, workers))
     with bar_of(total=total, initial=finished, **how) as bar, outcomes as outcomes:
         for name, outcome in outcomes:
             ledger.add(name, outcome)
+            known.update(outcome.get("made_of", {}))
             estimate.add(name, outcome)
             finished += 1
             bar.update(1)

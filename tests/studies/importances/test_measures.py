@@ -12,6 +12,7 @@ from sepcap.studies.importances.measures import (
     MEASURES,
     SPLITS,
     Effects,
+    Estimate,
     agreement,
     among_top,
     estimates,
@@ -186,3 +187,16 @@ def test_the_mean_over_runs_covers_documents_and_calibration_texts():
     assert ends == pytest.approx(summed_interval(value, (replicas.mean(0).std(ddof=1), values.std(ddof=1) / 3**0.5), (20, 3)))
     value, (low, high) = over_runs(values[:1], replicas[:1], 20)
     assert replicas[0].min() <= low < 1.5 < high <= replicas[0].max()
+
+
+def test_a_difference_of_scores_with_other_texts_has_the_variance_of_both():
+    """By hand: one learned order minus five samples of texts; recall is no number beyond 0 and 1."""
+    replicas, none = np.random.default_rng(0).normal(size=(2, 400)), np.zeros(0)
+    texts = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    learned = Estimate(np.array([0.9]), replicas[0], 40, none, 10, 0.0)
+    of_abs = Estimate(texts, replicas[1], 40, none, 10, 0.0)
+    errors = (replicas[0] - replicas[1]).std(ddof=1), texts.std(ddof=1) / np.sqrt(5)
+    assert learned.minus(of_abs).ends == pytest.approx(summed_interval(0.6, errors, (40, 5)))
+    assert learned.ends == pytest.approx(summed_interval(0.9, [replicas[0].std(ddof=1)], [40]))
+    assert learned.columns("recall_1") == {"recall_1": 0.9, "recall_1_low": 0.0, "recall_1_high": 1.0}
+    assert learned.columns("recall_1_minus_abs")["recall_1_minus_abs_high"] > 1

@@ -1,5 +1,6 @@
 """Every neuron alone: planted models in which each effect is known, intervals, samples, pairs, resumption, and what is refused."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import planted
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 
 import sepcap
 from sepcap.evaluation.next_token import evaluate_sample
@@ -15,8 +17,11 @@ from sepcap.models.weights import WeightSnapshot, fingerprint
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.intervals import bootstrap_interval, bootstrap_intervals
 from sepcap.studies.single_ablations import measure
+from sepcap.studies.single_ablations import plan as plan_of
 from sepcap.studies.single_ablations.figures import SignedLog
+from sepcap.studies.single_ablations.plan import Plan
 from sepcap.studies.single_ablations.units import drawn
+from sepcap.studies.sweep.measures import numbers_of
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
 
@@ -125,12 +130,31 @@ def test_the_effects_do_not_depend_on_how_rows_are_batched(halves, tasks, found,
     blocks = how.pop("blocks", None)
     if blocks:
         of = measure.Rows.of
-        monkeypatch.setattr(measure.Rows, "of", classmethod(lambda cls, sample: of(sample, blocks)))
+        monkeypatch.setattr(measure.Rows, "of", classmethod(lambda cls, sample, _: of(sample, blocks)))
     other = sepcap.ablate_each(halves.model, **tasks, **SIZE, **how)
     for task in ("forget", "retain"):
         one, two = (each.tensors[f"{task}/alone"] for each in (found, other))
         torch.testing.assert_close(one, two, atol=2e-4, rtol=0)
         torch.testing.assert_close(found.tensors[f"{task}/before"], other.tensors[f"{task}/before"], atol=1e-4, rtol=0)
+
+
+def test_out_of_memory_in_the_unablated_pass_names_the_batch_size_that_makes_smaller_blocks(halves, tasks, monkeypatch):
+    """It is not taken for an architecture without a cache."""
+    monkeypatch.setattr(plan_of, "PER_ROW", 40)
+    config = sepcap.SingleAblationsConfig(**tasks, tokens=SIZE["tokens"], reference_tokens=200)
+    one, other = (Plan.of(halves.model, dataclasses.replace(config, batch_size=n), None).measurements["forget"] for n in (2, 8))
+    for of, most in ((one, 80), (other, 320)):
+        assert max(sum(len(of.rows.sample.rows[i]) for i in block) for block in of.rows.order) <= most
+    assert len(one.rows.order) > len(other.rows.order)
+
+    def full(*args, **how):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DynamicCache, "update", full)
+    with pytest.raises(MemoryError, match="give batch_size=4"):
+        other.expected([])
+    with pytest.raises(torch.OutOfMemoryError):
+        measure.shortcuts_of(halves.model, other.population, other.rows, torch.zeros(other.population.shape))
 
 
 @pytest.mark.parametrize("kind", ["mean", "peak"])
@@ -278,7 +302,7 @@ def test_an_interrupted_study_goes_on_and_gives_the_same_bits(halves, tasks, fou
 
 
 @pytest.mark.thorough
-def test_the_cost_is_measured_and_said_before_the_work(tiny_opt, letters, digits):
+def test_the_cost_is_measured_and_said_before_the_work(tiny_opt, letters, digits, monkeypatch):
     heard = []
     how = {"forget": letters, "retain": digits, "tokens": 200, "reference_tokens": 100}
     sepcap.ablate_each(tiny_opt, **how, progress=heard.append)
@@ -288,6 +312,9 @@ def test_the_cost_is_measured_and_said_before_the_work(tiny_opt, letters, digits
     sepcap.ablate_each(tiny_opt, **how, sample=3, pairs=2, progress=heard.append)
     assert "3 mlp neurons" in heard[1]
     assert "and 1 pair of them" in heard[1]
+    monkeypatch.setattr(measure.Measurement, "expected", lambda self, todo: (60.0 * sum(len(n) for n, _ in todo), 1.0))
+    study = Plan.of(tiny_opt, sepcap.SingleAblationsConfig(**how, sample=20, pairs=11), None)
+    assert "75 minutes and 75 minutes" in study.cost()  # 20 neurons and 55 pairs, a minute each
 
 
 def test_saving_and_the_page(found, tmp_path):
@@ -310,6 +337,12 @@ def test_figures_hold_every_neuron_once(found):
     assert len(found.figure("layers").data) == 4
     with pytest.raises(ValueError, match="repeat the call with pairs="):
         found.figure("backups")
+
+
+def test_the_row_of_a_sweep_is_that_of_all_layers(found):
+    for task in ("forget", "retain"):
+        assert found.numbers[f"mean_delta_loss_{task}"] == pytest.approx(found.delta(task).value.nanmean().item())
+    assert set(numbers_of(found)) == set(found.numbers)
 
 
 def test_the_axis_is_odd_and_linear_near_zero():

@@ -17,7 +17,7 @@ def small(monkeypatch):
     """Several chunks a layer and several blocks of rows."""
     monkeypatch.setattr(units, "CHUNK", 5)
     of = measure.Rows.of
-    monkeypatch.setattr(measure.Rows, "of", lambda sample: of(sample, 48))
+    monkeypatch.setattr(measure.Rows, "of", lambda sample, _: of(sample, 48))
 
 
 def same(one, other):
@@ -56,6 +56,8 @@ def test_it_goes_on_where_one_process_stopped(trained_folder, task_files, small,
     heard = []
     sepcap.ablate_each(trained_folder, **how | {"progress": heard.append}, **HERE, out=tmp_path / "a")
     assert "is finished; nothing is recomputed" in heard[0]
+    with pytest.raises(FileExistsError, match="threads: 1 stored, 2 requested"):
+        sepcap.ablate_each(trained_folder, **how, **HERE, threads=2, out=tmp_path / "a")
 
 
 def test_neurons_are_sent_in_a_file_and_nothing_is_kept_without_a_folder(trained, trained_folder, task_files, tmp_path, monkeypatch):

@@ -60,6 +60,7 @@ def test_tokens_are_those_of_the_plan(trained, letters, digits):
         ({"seeds": [0]}, "a field of the grid='seeds' is not known. Did you mean 'seed'"),
         ({"seed": [0, 1, 0]}, r"grid\['seed'\]=\[0, 1, 0\]: 0 is given twice"),
         ([{"seed": [0, 1]}, {"seed": [1]}], "the cell seed=1 is given twice"),
+        ([{"importance": ["abs", "rms"]}, {"seed": [0, 1]}], "the cell seed=0 is given twice, also as importance=abs"),
         ({"tokens": [100, 0]}, "cell tokens=0: tokens=0: give at least 1"),
         ({"importance": ["freq"], "steps": [1], "fractions": [{"attn_value": 0.1}]}, r"cell importance=freq.*is undefined"),
         ({"forget": [["a text", object()]]}, "grid.forget=.*: give names, paths, numbers or lists"),

@@ -18,6 +18,7 @@ from sepcap.statistics.intervals import t_factor
 from sepcap.studies.check import check_folder
 from sepcap.studies.pruning import prune as pruning
 from sepcap.studies.sweep import cell as cells
+from sepcap.studies.sweep.folder import Ledger
 
 GRID = {"importance": ["abs", "rms"], "seed": [0, 1]}
 
@@ -203,6 +204,36 @@ def test_a_cell_that_was_deleted_is_carried_out_again(base, made, copy):
     assert cell_bits(copy) == cell_bits(made.folder)
 
 
+def test_a_model_or_task_that_changed_under_its_name_is_refused(base, made, copy, tmp_path, monkeypatch):
+    """Texts are added to a file between two calls; the finished cells keep their means, and no table mixes both."""
+    grid, texts = {"seed": [0]}, tmp_path / "forget.jsonl"
+    shutil.copy(base.forget, texts)
+    own = dataclasses.replace(base, forget=str(texts))
+    again(own, grid, tmp_path / "s")
+    texts.write_text(texts.read_text() + json.dumps({"text": "a b a b a b"}) + "\n")
+    with pytest.warns(UserWarning, match=r"ValueError: task .*forget.jsonl has changed since other cells of this sweep finished with it"):
+        found, _ = again(own, {"seed": [0, 1]}, tmp_path / "s")
+    assert list(found.table["state"]) == ["finished", "failed"]
+    assert not (found.folder / "cells" / found.table["cell"][1]).exists()
+    monkeypatch.setattr(cells, "load_model", lambda name, **how: sepcap.load_model(name, **how, random_weights=True))
+    with pytest.warns(UserWarning, match=r"ValueError: model .* has changed since"):
+        again(base, {"importance": ["abs", "rms", "std"], "seed": [0]}, copy)
+
+
+def test_cells_of_two_models_have_no_means(made, copy):
+    """Two workers that loaded the model before and after it changed."""
+    ledger = Ledger(copy)
+    name = made.table["cell"][1]
+    ended = ledger.ended[name]
+    ledger.add(name, ended | {"made_of": dict.fromkeys(ended["made_of"], "0")})
+    found = sepcap.load_result(copy)
+    for ask in (found.over_seeds, found.best, found.figure):
+        with pytest.raises(ValueError, match=r"finished cells are of different versions of task .*, and means would mix them"):
+            ask()
+    assert "There are no means: finished cells are of different versions of task" in found.summary()[1]
+    assert list(found.tables) == ["cells"]
+
+
 def test_a_line_that_a_killed_process_left_is_replaced_and_a_changed_one_is_named(base, made, copy):
     lines = (copy / "cells.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "cells.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:20])
@@ -302,6 +333,8 @@ def test_wrong_questions_are_one_error(made):
         (lambda: made.figure("trajectories", most=9), "most=9: give 1 to 6"),
         (lambda: made.over_seeds("texts"), "covers='texts' is not known"),
         (lambda: made.over_seeds(metric="top10"), "give covers='documents'"),
+        (lambda: made.over_seeds("documents", metric="tpo1"), "metric='tpo1' is not known. Did you mean 'top1'"),
+        (lambda: made.best(metric="tpo1"), "metric='tpo1' is not known. Did you mean 'top1'"),
         (lambda: made.best(by="speed"), "by='speed' is not known"),
         (lambda: made.to_latex("rows"), "table='rows' is not known"),
     ):
