@@ -100,7 +100,7 @@ def layers(result: Any, *, width: Width = "column") -> go.Figure:
 
 
 def _counts() -> list[tuple[str, str]]:
-    return [("whole", "Whole model"), ("pruned", "Pruned neurons, any score"), ("left", "Pruned model"), ("relearned", "After relearning")]
+    return [("whole", "Whole model"), ("pruned", "Pruned neurons, any score"), ("remaining", "Pruned model"), ("relearned", "After relearning")]
 
 
 def _looks() -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from sepcap.checks import checked
 from sepcap.selection.neurons import NeuronSet
+from sepcap.statistics.intervals import as_columns
 from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.runner import run_study, study
@@ -17,7 +18,7 @@ from sepcap.studies.certificate.arms import MATCHED, PRUNED, RANDOM, REFERENCE, 
 from sepcap.studies.certificate.config import CertificateConfig
 from sepcap.studies.certificate.elicit import elicited
 from sepcap.studies.certificate.inside import looked_inside
-from sepcap.studies.certificate.measured import before, mean_columns, relative_to_untouched
+from sepcap.studies.certificate.measured import before, change, mean_columns, relative_to_untouched
 from sepcap.studies.certificate.plan import Plan, planned
 from sepcap.studies.certificate.quantise import rounded
 from sepcap.studies.certificate.relearn import relearned
@@ -33,7 +34,8 @@ class Certificate(StudyResult):
     Attributes:
         config: the resolved configuration.
         tables: "models", one row per kind of model: forget and retain (relative accuracies before any test, each with the ends `_low` and
-            `_high` of a 95% interval), neurons, and for random pruning of equal effect whether one was found (`reached`).
+            `_high` of a 95% interval), minus_pruned (forget minus that of the pruned model, paired over documents), neurons, and for random
+            pruning of equal effect whether one was found (`reached`).
             "relearning", one row per kind of model, variant and number of tokens seen: forget, retain, lr, seeds.
             "targets", one row per kind of model, variant and target: tokens until this share of the original accuracy is reached
             (infinite if `censored`), the quotients `ratio_matched` (by random pruning of equal effect), `ratio_random` (by as many random
@@ -127,7 +129,8 @@ def certify(
 
 def _measure(plan: Plan, pieces: Pieces) -> Certificate:
     c = plan.config
-    arms = Arms(plan.model, plan.prune, plan.neurons, plan.held["forget"], plan.reference, c.metric, pieces, c.batch_size)
+    texts = [sample["forget"] for sample in (plan.fit, plan.held)]
+    arms = Arms(plan.model, plan.pruning, texts, plan.reference, c.metric, pieces, c.batch_size)
     tables = {"models": _models(plan, arms, pieces)}
     for part in PARTS:
         if part in c.parts:
@@ -144,8 +147,10 @@ def _models(plan: Plan, arms: Arms, pieces: Pieces) -> pd.DataFrame:
     rows = []
     for kind, of_kind in every.items():
         found = [arms.matched(seed) for seed in plan.config.seeds] if kind == MATCHED else []
-        pruned = sum(arms.counts.values()) if kind in (RANDOM, PRUNED) and plan.neurons is not None else 0
+        pruned = len(plan.neurons) if kind in (RANDOM, PRUNED) and plan.neurons is not None else 0
         neurons = sum(sum(one["neurons"].values()) for one in found) / len(found) if found else pruned
         row = {"kind": kind, **mean_columns(relative, [arm.name for arm in of_kind]), "neurons": float(neurons)}
+        names = ([arm.name for arm in every[one]] for one in (kind, PRUNED))
+        row |= as_columns("minus_pruned") if kind == PRUNED else change(relative["forget"], *names, column="minus_pruned")
         rows.append(row | {"reached": all(one["reached"] for one in found), "seeds": len(of_kind)})
     return pd.DataFrame(rows)

@@ -32,7 +32,7 @@ class Curve:
         seen: tokens seen at every checkpoint, 0 first.
         sums: texts -> sums [checkpoint, document, count].
         scores: site -> scores of its neurons at the end, if they were computed.
-        asked: the checkpoints asked for.
+        diverged: whether a loss was NaN or infinite, so that the last checkpoints are missing.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Curve:
     seen: tuple[int, ...]
     sums: dict[str, Float[np.ndarray, "checkpoint cluster count"]]
     scores: dict[str, Tensor]
-    asked: tuple[int, ...]
+    diverged: bool
 
     def at(self, i: int) -> str:
         """Name of a checkpoint."""
@@ -54,12 +54,15 @@ class Curve:
         return {name: values[i] for name, values in self.sums.items()}
 
     def held_out(self, metric: str) -> float:
-        """Mean accuracy over the checkpoints on held-out collection texts of the task that was fine-tuned on."""
+        """Mean accuracy over the checkpoints on held-out collection texts of the task that was fine-tuned on; −∞ if it diverged."""
+        if self.diverged:
+            return -math.inf
         return float(ratio(self.sums[f"held-{self.role}"][1:], metric).mean())
 
     def row(self, metric: str) -> dict[str, Any]:
         """How it was made, its accuracy on held-out texts, and both accuracies at the end."""
-        row = {"kind": self.kind, "variant": self.variant, "seed": self.seed, "lr": self.lr, "held_out": self.held_out(metric)}
+        row = {"kind": self.kind, "variant": self.variant, "seed": self.seed, "lr": self.lr, "diverged": self.diverged}
+        row |= {"held_out": math.nan if self.diverged else self.held_out(metric)}
         return row | {role: float(ratio(self.sums[role][-1], metric)) for role in ("forget", "retain")}
 
 
@@ -87,7 +90,8 @@ def times_of(
     """Tokens to every target of every model and variant, and their quotients by those of the controls.
 
     A target that is not reached within the last checkpoint is censored: its number of tokens is infinite. If only one of the two numbers
-    of a quotient is known, the quotient is a bound, and `_bound` states its direction.
+    of a quotient is known, the quotient is a bound, and `_bound` states its direction. Where fine-tuning diverged at every rate, numbers
+    are NaN.
     """
     c = plan.config
     sums = {curve.at(i): curve.step(i)["forget"] for of_pair in curves.values() for curve in of_pair for i in range(len(curve.seen))}
@@ -96,10 +100,14 @@ def times_of(
     clusters = relative.n_clusters if seeds == 1 else min(relative.n_clusters, seeds)
     # the same seeds are drawn for all models: seed i of two models has texts in the same order
     drawn = np.random.default_rng(0).integers(seeds, size=(len(relative.replicas), seeds))
+    broken = {pair for pair, of_pair in curves.items() if of_pair[-1].diverged}
     rows = []
     for target in c.targets:
         found, replicas = {}, {}
         for pair, of_pair in curves.items():
+            if pair in broken:
+                found[pair], replicas[pair] = math.nan, np.full(len(drawn), math.nan)
+                continue
             seen = np.array(of_pair[0].seen)
             along = [relative.along([curve.at(i) for i in range(len(seen))]) for curve in of_pair]
             values = np.mean([one[0] for one in along], axis=0)
@@ -109,7 +117,7 @@ def times_of(
         for (kind, variant), tokens in found.items():
             ends = bootstrap_interval(replicas[kind, variant], clusters)
             row: dict[str, Any] = {"kind": kind, "variant": variant, "target": target, **as_columns("tokens", tokens, ends)}
-            row |= {"censored": math.isinf(tokens), "budget": float(curves[kind, variant][0].seen[-1])}
+            row |= {"censored": math.isinf(tokens), "diverged": (kind, variant) in broken, "budget": float(curves[kind, variant][0].seen[-1])}
             for column, control in quotients.items():
                 if control != kind and (control, "all") in found:
                     last = float(curves[control, "all"][0].seen[-1])
@@ -133,6 +141,8 @@ def quotient(
     {'ratio': 10.0, 'ratio_low': 10.0, 'ratio_high': 10.0, 'ratio_bound': 'at least'}
     """
     one, other = tokens
+    if math.isnan(one) or math.isnan(other):
+        return as_columns(name) | {f"{name}_bound": "diverged"}
     if math.isinf(one) and math.isinf(other):
         return as_columns(name) | {f"{name}_bound": "both censored"}
     if not other:  # the control never fell below the target

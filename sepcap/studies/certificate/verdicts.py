@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from sepcap.studies.base.text import with_ends
-from sepcap.studies.certificate.arms import MATCHED, PRUNED, RANDOM, REFERENCE, UNTOUCHED
+from sepcap.studies.certificate.arms import MATCHED, NAMES, PRUNED, RANDOM, REFERENCE, UNTOUCHED
 from sepcap.studies.certificate.plan import what_was_pruned
 
 CONTROLS = {
@@ -48,15 +48,25 @@ def _relearning(result: Any) -> list[str]:
     c, table = result.config, result.tables["relearning"]
     last = table["tokens"].groupby([table["kind"], table["variant"]]).transform("max") == table["tokens"]
     end = {(row["kind"], row["variant"]): row for row in table[last].to_dict("records")}
-    pruned, matched = end[PRUNED, "all"], end[MATCHED, "all"]
-    said = [
-        f"After {pruned['tokens']:,} tokens of fine-tuning on {c['forget']}, {with_ends(pruned, 'forget')} of its accuracy is there "
-        f"(random pruning of equal effect: {with_ends(matched, 'forget')}; untouched model: {with_ends(end[UNTOUCHED, 'all'], 'forget')})."
-    ]
-    said += [_target(result, target) for target in c["targets"]]
+    pruned = end[PRUNED, "all"]
     others = {"held": "with pruned neurons held at 0", "lora": "by LoRA", "retain": f"by fine-tuning on {c['retain']} only"}
-    found = [f"{words}: {with_ends(end[PRUNED, name], 'forget')}" for name, words in others.items() if (PRUNED, name) in end]
+    said = []
+    broken = [" ".join(filter(None, (NAMES[kind], others.get(way)))) for (kind, way), row in end.items() if row["diverged"]]
+    if broken:
+        said.append(f"Fine-tuning diverged at every learning rate: {', '.join(broken)}. Nothing is concluded from these.")
+    if not pruned["diverged"]:
+        controls = [f"{NAMES[kind]}: {_end(end[kind, 'all'])}" for kind in (MATCHED, UNTOUCHED)]
+        said.append(
+            f"After {pruned['tokens']:,} tokens of fine-tuning on {c['forget']}, the accuracy relative to the untouched model is "
+            f"{with_ends(pruned, 'forget')} ({'; '.join(controls)})."
+        )
+        said += [_target(result, target) for target in c["targets"]]
+    found = [f"{words}: {_end(end[PRUNED, name])}" for name, words in others.items() if (PRUNED, name) in end]
     return [*said, *([f"Variants, at the end: {'; '.join(found)} of the accuracy on {c['forget']}."] if found else []), *_where(result)]
+
+
+def _end(row: Any) -> str:
+    return "diverged" if row["diverged"] else with_ends(row, "forget")
 
 
 def _target(result: Any, target: float) -> str:
@@ -71,6 +81,8 @@ def _target(result: Any, target: float) -> str:
     for kind, (column, words) in CONTROLS.items():
         control = row_of(result.tables["targets"], kind=kind, variant="all", target=target)
         if control is None:
+            continue
+        if control["diverged"]:
             continue
         said += f"; {words} " + ("does not regain it either" if control["censored"] and pruned["censored"] else f"needs {needs(control)}")
         bound = pruned[f"{column}_bound"]
@@ -87,6 +99,8 @@ def _tokens(row: Any) -> str:
 
 def needs(row: Any) -> str:
     """Tokens that a model needs to reach a target, in words, from its row of the table "targets"."""
+    if row["diverged"]:
+        return "an unknown number, fine-tuning diverged"
     if row["censored"]:
         return f"more than {row['budget']:,.0f}"
     return f"{_tokens(row)}" if row["tokens"] else "none, it has not fallen below it"
@@ -110,13 +124,13 @@ def _where(result: Any) -> list[str]:
     if table is None:
         return []
     total = table["relearned"].sum()
-    gained = (table["relearned"] - table["left"]).clip(lower=0)
+    gained = (table["relearned"] - table["remaining"]).clip(lower=0)
     if gained.max() < 1:
         return ["After relearning, no layer has more neurons that score above the median of the pruned ones than the pruned model."]
     best = table.loc[gained.idxmax()]
     return [
         f"After relearning, {total:,.0f} neurons score above the median of the pruned ones (whole model {table['whole'].sum():,}, pruned "
-        f"model {table['left'].sum():,}), {table['regained'].sum():,.0f} of them pruned; the largest gain is in layer {best['layer']} of "
+        f"model {table['remaining'].sum():,}), {table['regained'].sum():,.0f} of them pruned; the largest gain is in layer {best['layer']} of "
         f"{best['site']} ({gained.max():,.0f})."
     ]
 

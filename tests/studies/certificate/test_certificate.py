@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import sepcap
-from sepcap.models.weights import fingerprint
+from sepcap.models.weights import EveryWeight, fingerprint
+from sepcap.studies.base.folder import as_json, differing_fields
 from sepcap.studies.certificate import relearn
 from sepcap.studies.certificate.arms import AMOUNTS, amounts
 from sepcap.studies.certificate.elicit import FORMATS
 from sepcap.studies.certificate.inside import _fitted
+from sepcap.studies.certificate.plan import _of_heads, planned
 from sepcap.studies.certificate.times import quotient, tokens_to
 
 HOW = {
@@ -150,6 +152,44 @@ def test_an_interrupted_certificate_resumes_and_the_model_has_its_bits(cut, whol
     pd.testing.assert_frame_equal(found, straight)
 
 
+def test_a_rate_that_diverges_is_not_kept_and_if_all_do_the_certificate_says_so(cut):
+    how = {**HOW, "parts": ("relearn",), "variants": ("all",), "neurons": cut.a, "forget": cut.texts_a, "retain": cut.texts_b}
+    found = sepcap.certify(cut.model, **{**how, "lrs": (3e-3, 1e30)})
+    runs = found.tables["runs"].query("kind == 'pruned'").set_index("lr")
+    assert runs["diverged"].tolist() == [False, True]
+    assert runs["kept"].tolist() == [True, False]
+    broken = sepcap.certify(cut.model, **{**how, "lrs": (1e30,)})
+    assert broken.tables["targets"]["diverged"].all()
+    assert broken.tables["targets"]["tokens"].isna().all()
+    assert "diverged at every learning rate: untouched model, pruned model" in " ".join(broken.summary())
+    assert broken.figure("relearning").data
+
+
+def test_dead_neurons_are_part_of_what_identifies_a_certificate(cut):
+    """Both sets give the same weights, with as many neurons: they differ only in which dead neuron they contain."""
+    dead = [(layer, n) for layer, block in enumerate(cut.model.blocks) for n in (block.mlp.W_out == 0).all(-1).nonzero().flatten().tolist()]
+    config, found = sepcap.CertificateConfig(forget=cut.texts_a, retain=cut.texts_b, parts=("quantise",), tokens=1_000, eval_tokens=200), []
+    for at in dead[:2]:
+        one = torch.zeros_like(cut.a.masks["mlp"])
+        one[at] = True
+        found.append(planned(cut.model, config, cut.a | sepcap.NeuronSet({"mlp": one}), None, None).resolved)
+    assert found[0]["pruned"] == found[1]["pruned"]
+    assert differing_fields(as_json(found[0]), found[1]).startswith("neurons:")
+
+
+def test_random_pruning_of_equal_effect_is_compared_with_the_pruned_model_on_evaluation_texts(whole):
+    models = whole.tables["models"].set_index("kind")
+    for kind in ("matched", "random", "untouched"):
+        assert models.loc[kind, "minus_pruned"] == pytest.approx(models.loc[kind, "forget"] - models.loc["pruned", "forget"], abs=1e-9)
+        assert models.loc[kind, "minus_pruned_low"] <= models.loc[kind, "minus_pruned"] <= models.loc[kind, "minus_pruned_high"]
+    assert np.isnan(models.loc["pruned", "minus_pruned"])
+
+
+def test_a_reference_of_another_size_is_refused(cut, tiny_opt):
+    with pytest.raises(ValueError, match="reference has weights of other names or shapes"):
+        sepcap.certify(cut.model, neurons=cut.a, forget=cut.texts_a, retain=cut.texts_b, reference=tiny_opt, **HOW)
+
+
 def test_wrong_input_is_one_error_before_anything_is_written(cut, tmp_path):
     texts, out = {"forget": cut.texts_a, "retain": cut.texts_b}, tmp_path / "out"
     empty = sepcap.NeuronSet({"mlp": torch.zeros_like(cut.a.masks["mlp"])})
@@ -176,3 +216,41 @@ def test_a_missing_library_is_named_with_its_extra(cut, monkeypatch):
     monkeypatch.setattr("sepcap.studies.certificate.plan.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"scikit-learn.*sepcap\[certificate\]"):
         sepcap.certify(cut.model, neurons=cut.a, forget=cut.texts_a, retain=cut.texts_b, **HOW)
+
+
+ATTENTION = {"rotation": "fold", "offset": "mean"}
+
+
+@pytest.mark.parametrize("how", [{"fractions": {"mlp": 0.3, "attn_pre_out": 0.3}, **ATTENTION}, {"fractions": {"mlp": 0.3, "heads": 1}}])
+def test_controls_of_a_run_are_pruned_in_the_same_manner(how, tiny_opt, letters, digits, tmp_path):
+    """In the rotated basis, with its constants, and whole heads where heads were pruned."""
+    texts = {"forget": letters, "retain": digits}
+    config = sepcap.PruningConfig(**texts, **how, steps=1, tokens=400, eval_tokens=200)
+    run = sepcap.prune(tiny_opt, config, out=tmp_path / "run")
+    assert {"heads", "attn_pre_out"} & set(how["fractions"])
+    config = sepcap.CertificateConfig(**texts, run_folder=run, parts=("quantise",), tokens=1_000, eval_tokens=200)
+    found = planned(tiny_opt, config, None, None, None)
+    pruning, before = found.pruning, fingerprint(tiny_opt)
+    counts = dict.fromkeys(run.neurons().masks, 4) | dict.fromkeys(pruning.heads, 1)
+    few, many = (pruning.drawn(tiny_opt, {site: n * k for site, n in counts.items()}, 0) for k in (1, 2))
+    assert len(few - many) == 0
+    saved = EveryWeight(tiny_opt)
+    # pruning the run's own neurons as the controls are pruned is what the run did
+    pruning.remove(tiny_opt, run.neurons())
+    mine = fingerprint(tiny_opt)
+    saved.restore()
+    assert mine == found.resolved["pruned"]
+    assert fingerprint(tiny_opt) == before
+    if pruning.heads:
+        mask = few.masks["attn_pre_out"]
+        assert mask.any(-1).sum() == mask.all(-1).sum() == 1
+    else:
+        assert found.resolved["basis"] != before
+
+
+def test_a_set_of_whole_heads_has_random_heads_as_controls(tiny_opt):
+    heads = sepcap.NeuronSet.heads(tiny_opt, [(0, 1)])
+    scattered = sepcap.NeuronSet({"attn_pre_out": heads.masks["attn_pre_out"].clone()})
+    scattered.masks["attn_pre_out"][1, 0, 0] = True
+    every = ~sepcap.NeuronSet.empty(tiny_opt, "attn_pre_out")
+    assert [_of_heads(one) for one in (heads, scattered, every)] == [("attn_pre_out",), (), ()]
