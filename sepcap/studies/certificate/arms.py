@@ -146,7 +146,8 @@ class Arms:
         self.model, self.pruning, self.texts, self.reference = model, pruning, texts, reference
         self.metric, self.pieces, self.batch_size = metric, pieces, batch_size
         known = pruning.neurons
-        shapes = {site: site_shape(model, site) for site in (["mlp"] if known is None else known.masks) if known is None or known.count(site)}
+        sites = ["mlp"] if known is None else [site for site in known.masks if known.count(site)]
+        shapes = {site: site_shape(model, site) for site in sites}
         each = {site: shape[-1] if site in pruning.heads else 1 for site, shape in shapes.items()}
         self.sizes = {site: int(np.prod(shape)) // each[site] for site, shape in shapes.items()}
         # without known neurons, half of the mlp is the middle of the search

@@ -72,12 +72,13 @@ def mean_columns(relative: Mapping[str, Relative], names: Sequence[str]) -> dict
 def change(
     relative: Relative, names: Sequence[str], others: Sequence[str], of: Relative | None = None, column: str = "change"
 ) -> dict[str, float]:
-    """Columns change, change_low and change_high (or of another name): mean over seeds of a relative accuracy minus that of the same seeds in another state.
+    """Mean over seeds of a relative accuracy minus that of the same seeds in another state, with both ends of its interval, as columns.
 
     Args:
         relative: accuracies of the same documents, for both states or for the first.
         names, others: the models in both states.
         of: accuracies in the other state, if they are relative to others.
+        column: name of the columns.
     """
     new, old = relative.along(names), (of or relative).along(others)
     each, replicas = new[0] - old[0], (new[1] - old[1]).mean(axis=1)

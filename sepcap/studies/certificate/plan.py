@@ -73,6 +73,17 @@ class Plan:
         return said
 
 
+def model_of(config: CertificateConfig) -> Any:
+    """Name of the model to load: that of the run, unless another one is named."""
+    run = _run_of(config)
+    return config.model if run is None or config.model != CertificateConfig.model else run.config["model"]
+
+
+def _run_of(config: CertificateConfig) -> RunFolder | None:
+    given = config.run_folder
+    return given if given is None or isinstance(given, RunFolder) else RunFolder.load(Path(given))
+
+
 def planned(model: Any, config: CertificateConfig, neurons: Any, pruned: Any, reference: Any) -> Plan:
     """Load texts and check everything before anything is computed.
 
@@ -89,8 +100,7 @@ def planned(model: Any, config: CertificateConfig, neurons: Any, pruned: Any, re
     if "relearn" in config.parts and "lora" in config.variants:
         check_wraps(model, "fine-tuning by LoRA, variants=('lora', …)")
     config = _with_libraries(config)
-    given = config.run_folder
-    run = given if given is None or isinstance(given, RunFolder) else RunFolder.load(Path(given))
+    run = _run_of(config)
     pruning = _pruning(model, run, config.step, neurons, pruned)
     known = pruning.neurons
     tasks = {role: load_task(_task(config, run, role)) for role in ROLES}
@@ -103,7 +113,8 @@ def planned(model: Any, config: CertificateConfig, neurons: Any, pruned: Any, re
     names = {role: task.name for role, task in tasks.items()}
     found = resolved(model, dataclasses.replace(config, run_folder=None, step=None), names, samples)
     found |= {"step": None if run is None else run.steps_done if config.step is None else config.step}
-    found |= {"pruned": _print_after(model, pruning.apply), "pruned_neurons": None if known is None else _counts(known)} | _how(model, pruning)
+    found |= {"pruned": _print_after(model, pruning.apply), "pruned_neurons": None if known is None else _counts(known)}
+    found |= _how(model, pruning)
     if reference is not None:
         check_reference(model, reference, tasks["forget"], samples["evaluate"]["forget"], config)
         found["reference"] = fingerprint(reference)
@@ -122,8 +133,8 @@ def check_reference(model: Any, reference: Any, task: Task, sample: TokenSample,
     if _shapes(model) != _shapes(reference):
         sizes = " and ".join(f"{sum(weight.numel() for weight in each.parameters()):,}" for each in (reference, model))
         raise ValueError(
-            f"reference has weights of other names or shapes than the model ({sizes} weights): how fast the two learn would differ by their "
-            "size; give a reference of the same architecture and size"
+            f"reference has weights of other names or shapes than the model ({sizes} weights): how fast the two learn would differ by "
+            "their size; give a reference of the same architecture and size"
         )
     other = sample_task(reference, task, "evaluate", config.eval_tokens, context=config.context, per_document=config.per_document)
     if other.fingerprint != sample.fingerprint:
@@ -174,8 +185,8 @@ def _pruning(model: Any, run: RunFolder | None, step: int | None, neurons: Any, 
     c = run.config
     if (came := fingerprint(model)) != c["model_fingerprint"]:
         raise ValueError(
-            f"model has other weights (fingerprint {came}) than the one of the run ({c['model']}, {c['model_fingerprint']}): give that one, "
-            "unpruned"
+            f"model has other weights (fingerprint {came}) than the one of the run ({c['model']}, {c['model_fingerprint']}): give that "
+            "one, unpruned"
         )
     sites = [site for site in known.masks if known.count(site)]
     heads = ("attn_pre_out",) if "heads" in c["fractions"] else ()

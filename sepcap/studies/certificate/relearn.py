@@ -109,8 +109,6 @@ def curves_of(
 
 
 def _curve(plan: Plan, arms: Compared, pieces: Pieces, run: Run) -> Curve:
-    c = plan.config
-
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         first = before(plan, arms, pieces, Arm(run.kind, run.seed))
         steps, seen = [first], [0]

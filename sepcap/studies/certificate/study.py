@@ -19,7 +19,7 @@ from sepcap.studies.certificate.config import CertificateConfig
 from sepcap.studies.certificate.elicit import elicited
 from sepcap.studies.certificate.inside import looked_inside
 from sepcap.studies.certificate.measured import before, change, mean_columns, relative_to_untouched
-from sepcap.studies.certificate.plan import Plan, planned
+from sepcap.studies.certificate.plan import Plan, model_of, planned
 from sepcap.studies.certificate.quantise import rounded
 from sepcap.studies.certificate.relearn import relearned
 from sepcap.studies.certificate.verdicts import verdicts
@@ -52,12 +52,12 @@ class Certificate(StudyResult):
     """
 
     STUDY = "certificate"
-    TITLE = "Is it really gone?"
+    TITLE = "Can the pruned capability be recovered?"
     FIGURES: ClassVar[Figures] = {
         "relearning": ("Relearning", figures.relearning),
-        "layers": ("Layers that relearned the task", figures.layers),
+        "layers": ("Layers that relearned the task", figures.relearned_layers),
         "before-after": ("Before and after rounding, examples and re-formatting", figures.before_after),
-        "profile": ("What is left inside, by layer", figures.profile),
+        "profile": ("Accuracy of logit lens and linear probes, by layer", figures.profile),
     }
     PAGE_TABLES = ("models", "targets", "relearning", "layers", "quantised", "elicited", "lens", "probes")
 
@@ -81,7 +81,7 @@ PARTS: dict[str, Callable[[Plan, Arms, Pieces], dict[str, pd.DataFrame]]] = {
 """Part -> function that carries it out and returns its tables."""
 
 
-@study(CertificateConfig)
+@study(CertificateConfig, model_of=model_of)
 @checked()
 def certify(
     model: Any,
@@ -101,7 +101,7 @@ def certify(
     models are restored bit for bit, also after an interrupt.
 
     Args:
-        model: the untouched model, as `load_model` returns it; default is to load `config.model`.
+        model: the untouched model, as `load_model` returns it; default is to load `config.model`, or that of the run.
         config: a `CertificateConfig`; its fields can also be given as keywords. `run_folder` and `step` name a pruned model.
         neurons: the pruned neurons, in place of `run_folder`.
         pruned: an edited copy of the model, in place of `neurons` and `run_folder`; there is then no control with as many random neurons.

@@ -52,7 +52,7 @@ class UnlearningComparison(StudyResult):
     """
 
     STUDY = "compare-unlearning"
-    TITLE = "Which method unlearns, and does it last?"
+    TITLE = "Forgetting, retain cost and relearning of unlearning methods"
     FIGURES: ClassVar[Figures] = {
         "plane": ("Trajectories", figures.plane),
         "relearning": ("Relearning", figures.relearning),
