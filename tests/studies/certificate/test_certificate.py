@@ -13,7 +13,7 @@ import torch
 import sepcap
 from sepcap.cli.main import main
 from sepcap.models.weights import EveryWeight, fingerprint
-from sepcap.statistics.intervals import bootstrap_weights
+from sepcap.statistics.intervals import bootstrap_weights, simultaneous
 from sepcap.studies.base.folder import as_json, differing_fields
 from sepcap.studies.certificate import relearn
 from sepcap.studies.certificate.arms import AMOUNTS, amounts
@@ -160,6 +160,15 @@ def test_the_last_layer_of_the_lens_is_the_model(whole):
     models = whole.tables["models"].set_index("kind")["forget"]
     for kind in models.index:
         assert last[kind] == pytest.approx(models[kind], abs=1e-6)
+
+
+def test_probes_of_random_labels_are_at_chance_on_the_streams_of_the_models(whole):
+    """Labels of the task probe are drawn per document from two; the intervals hold for all layers and models at once."""
+    rows = whole.tables["probes"].query("probe == 'task'")
+    for row in rows.to_dict("records"):
+        n = min(whole.config["n_documents"]["evaluate"].values())
+        low, high = simultaneous(row["control"], (row["control_low"], row["control_high"]), n, len(rows))
+        assert low <= 0.5 <= high, (row["kind"], row["layer"])
 
 
 def test_16_examples_do_not_fit_and_are_left_out(whole):
@@ -310,14 +319,15 @@ def test_variants_over_two_seeds(cut):
     assert "by LoRA" in said
 
 
-def test_a_run_brings_its_model_and_its_tasks(letters, digits, task_files, trained_folder, tmp_path, capsys):
+def test_a_run_brings_its_model(letters, digits, task_files, trained_folder, tmp_path, capsys):
     texts = dict(zip(("forget", "retain"), task_files.values(), strict=True))
     run = sepcap.prune(str(trained_folder), **texts, fractions={"mlp": 0.3}, steps=1, tokens=400, eval_tokens=200, out=tmp_path / "run")
     how = {"parts": ("quantise",), "seeds": (0,), "bits": (8,), "tokens": 600, "eval_tokens": 200}
+    how |= texts  # a run knows only the names of tasks that are files
     found = sepcap.certify(run_folder=run.folder, **how, out=tmp_path / "out")
     assert found.config["model_fingerprint"] == run.config["model_fingerprint"]
-    assert [found.config[role] for role in texts] == [run.config[role] for role in texts]
     flags = "--parts quantise --seeds 0 --bits 8 --tokens 600 --eval-tokens 200".split()
+    flags += [word for role, path in texts.items() for word in (f"--{role}", str(path))]
     main(["certify", str(run.folder), *flags, "--out", str(tmp_path / "out")])
     assert "is finished; nothing is recomputed" in capsys.readouterr().out
 
