@@ -150,7 +150,7 @@ def _models(plan: Plan, arms: Arms, pieces: Pieces) -> pd.DataFrame:
         pruned = len(plan.neurons) if kind in (RANDOM, PRUNED) and plan.neurons is not None else 0
         neurons = sum(sum(one["neurons"].values()) for one in found) / len(found) if found else pruned
         row = {"kind": kind, **mean_columns(relative, [arm.name for arm in of_kind]), "neurons": float(neurons)}
-        names = ([arm.name for arm in every[one]] for one in (kind, PRUNED))
-        row |= as_columns("minus_pruned") if kind == PRUNED else change(relative["forget"], *names, column="minus_pruned")
+        mine, theirs = ([arm.name for arm in every[one]] for one in (kind, PRUNED))
+        row |= as_columns("minus_pruned") if kind == PRUNED else change(relative["forget"], mine, theirs, column="minus_pruned")
         rows.append(row | {"reached": all(one["reached"] for one in found), "seeds": len(of_kind)})
     return pd.DataFrame(rows)

@@ -326,7 +326,7 @@ def test_a_run_brings_its_model(letters, digits, task_files, trained_folder, tmp
     how |= texts  # a run knows only the names of tasks that are files
     found = sepcap.certify(run_folder=run.folder, **how, out=tmp_path / "out")
     assert found.config["model_fingerprint"] == run.config["model_fingerprint"]
-    flags = "--parts quantise --seeds 0 --bits 8 --tokens 600 --eval-tokens 200".split()
+    flags = ["--parts", "quantise", "--seeds", "0", "--bits", "8", "--tokens", "600", "--eval-tokens", "200"]
     flags += [word for role, path in texts.items() for word in (f"--{role}", str(path))]
     main(["certify", str(run.folder), *flags, "--out", str(tmp_path / "out")])
     assert "is finished; nothing is recomputed" in capsys.readouterr().out
