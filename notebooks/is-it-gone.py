@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # Is it really gone?
+# # Can the pruned capability be recovered?
 #
 # Half of the mlp neurons of the embedded model are pruned, those with the highest score on code against prose, and 0.14 [0.11, 0.17] of the
 # accuracy on code is left (as many random neurons: 0.34 [0.32, 0.38]; about 16 documents per task). That the accuracy fell does not show
@@ -70,7 +70,7 @@ certificate.figure("layers")
 certificate.figure("before-after")
 
 # %% [markdown]
-# ## What is left inside
+# ## Accuracy of logit lens and linear probes, by layer
 # The logit lens reads the residual stream after every block with the final norm and the unembedding. Two linear probes are fitted to it:
 # which of the two tasks a text belongs to, and which of 20 frequent tokens comes next. The dotted line is a probe for random labels.
 

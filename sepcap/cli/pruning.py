@@ -158,12 +158,9 @@ class Certify(CertificateConfig, Study):
 
     def load(self, **options: Any) -> Any:
         """Load the model of the run, unless another one is named."""
-        from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+        from sepcap.studies.certificate.plan import model_of
 
-        if self.run_folder is None or self.model != "default":
-            return super().load(**options)
-        named = dataclasses.replace(self, model=RunFolder.load(self.run_folder).config["model"])
-        return super(Certify, named).load(**options)
+        return super(Certify, dataclasses.replace(self, model=model_of(self))).load(**options)
 
 
 def _say_continuations(make: Callable[[], Any], forgotten: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sepcap.errors import CorruptFile, missing_extra, unknown
+from sepcap.storage import digest_of, sha256_of
 
 Scorer = Callable[[list[str]], Sequence[float]]
 """A number from 0 to 1 for each of a list of texts."""
@@ -33,6 +35,26 @@ def get_scorer(scorer: str | Path | Scorer, label: str | None, device: torch.dev
         return _classifier(Path(scorer), label, device), Path(scorer).name
     hint = "Or the folder of a Hugging Face text-classification model, which must exist, or a function from texts to numbers."
     raise unknown("scorer", str(scorer), ["detoxify"], hint)
+
+
+def scorer_digest(scorer: str | Path | Scorer) -> str:
+    """Digest that tells a scorer from others, for a study that is resumed: version of detoxify, files of a folder, or name of a function.
+
+    Raises:
+        ValueError: a function that its module and name do not identify: a lambda, a function inside another, an object.
+    """
+    if callable(scorer):
+        name = f"{getattr(scorer, '__module__', '')}.{getattr(scorer, '__qualname__', '<no name>')}"
+        if "<" in name:
+            raise ValueError(
+                f"scorer={scorer!r} has no name by which a stored study could tell it from others: give a function that is defined in a "
+                "module, or leave out out="
+            )
+        return digest_of(name)
+    if scorer == "detoxify":
+        return digest_of(["detoxify", version("detoxify")])
+    files = sorted(path for path in Path(scorer).iterdir() if path.is_file() and path.suffix != ".md" and not path.name.startswith("."))
+    return digest_of({path.name: sha256_of(path) for path in files})
 
 
 def _detoxify(label: str | None, device: torch.device) -> Scorer:

@@ -89,8 +89,10 @@ def quantised(model: Any, bits: int, group_size: int, how: Callable[[Tensor, int
     saved = [(weight, weight.detach().clone()) for weight, _ in weights.values()]
     try:
         with torch.no_grad():
-            for weight, transposed in weights.values():
-                weight.copy_(how(weight.T, bits, group_size).T if transposed else how(weight, bits, group_size))
+            # all before any is written: q, k and v of GPT-2 are views of one fused weight, which would be rounded twice
+            new = [how(w.T, bits, group_size).T if transposed else how(w, bits, group_size) for w, transposed in weights.values()]
+            for (weight, _), rounded in zip(saved, new, strict=True):
+                weight.copy_(rounded)
         yield sum(weight.numel() for weight, _ in saved)
     finally:
         with torch.no_grad():

@@ -194,10 +194,11 @@ def low_rank(model: Any, rank: int, seed: int) -> Iterator[list[Tensor]]:
     layers = {name: module for name, module in hf_model.named_modules() if id(module) in inside and _is_linear(module)}
     if not layers:
         raise ValueError("fine-tuning by LoRA: the blocks of this model have no linear layers")
+    had = getattr(hf_model, "peft_config", None)
     trained = [(weight, weight.requires_grad) for weight in dict.fromkeys(model.parameters())]
     forked = torch.random.fork_rng(devices=range(torch.cuda.device_count())) if torch.cuda.is_available() else torch.random.fork_rng()
     try:
-        with forked:
+        with forked, torch.inference_mode(False):  # the adapters are trained
             torch.manual_seed(seed)
             inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(layers)), hf_model)
         yield [weight for name, weight in hf_model.named_parameters() if "lora_" in name]
@@ -205,6 +206,8 @@ def low_rank(model: Any, rank: int, seed: int) -> Iterator[list[Tensor]]:
         for name, module in layers.items():
             above, _, last = name.rpartition(".")
             hf_model.get_submodule(above)._modules[last] = module
+        if had is None and hasattr(hf_model, "peft_config"):
+            del hf_model.peft_config
         for weight, wanted in trained:
             weight.requires_grad_(wanted)
 

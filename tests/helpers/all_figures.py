@@ -155,7 +155,7 @@ FIGURES: dict[str, tuple[Callable[..., Any], Callable[[Planted], Arguments]]] = 
     "activations": (plots.activation_distributions, lambda of: arguments(*of.acts, layer=1, head=1)),
     "areas": (plots.areas, lambda of: arguments(of.runs["demo"])),
     "certificate-before-after": (certificate_figures.before_after, lambda _: arguments(planted_newer.certificate())),
-    "certificate-layers": (certificate_figures.layers, lambda _: arguments(planted_newer.certificate())),
+    "certificate-layers": (certificate_figures.relearned_layers, lambda _: arguments(planted_newer.certificate())),
     "certificate-profile": (certificate_figures.profile, lambda _: arguments(planted_newer.certificate())),
     "certificate-relearning": (certificate_figures.relearning, lambda _: arguments(planted_newer.certificate())),
     "certificate-relearning-retain": (certificate_figures.relearning, lambda _: arguments(planted_newer.certificate(), role="retain")),

@@ -47,7 +47,7 @@ def certificate() -> Certificate:
     layers = []
     for site, layer in product(("mlp", "attn_pre_out"), range(LAYERS)):
         pruned = 3 * layer + 2
-        counts = {"pruned": pruned, "whole": 2 * pruned, "left": pruned + 1}
+        counts = {"pruned": pruned, "whole": 2 * pruned, "remaining": pruned + 1}
         layers.append({"site": site, "layer": layer} | counts | _with_ends("relearned", 1.5 * pruned, 1.0))
     rounded, elicited = [], []
     shots = [f"{n} {role} example{'s' * (n > 1)}" for n in (1, 4, 16) for role in ROLES]

@@ -7,6 +7,7 @@ import torch
 from sepcap.learning.finetune import fine_tuned, low_rank
 from sepcap.learning.fitting import Tuning
 from sepcap.models.forward import call, measuring
+from sepcap.models.kinds import inner
 from sepcap.models.weights import EveryWeight, fingerprint
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
@@ -92,7 +93,13 @@ def test_adapters_start_as_nothing_are_trained_alone_and_are_gone_afterwards(mod
         assert not torch.allclose(call(model, batch.inputs, batch.mask), whole)
         assert all(torch.equal(w, own[name]) for name, w in model.named_parameters() if "lora_" not in name)
     assert [name for name, _ in model.named_modules()] == names
+    assert not hasattr(inner(model), "peft_config")
     assert fingerprint(model) == before
+
+
+def test_adapters_are_trained_in_inference_mode_too(model, sample):
+    with torch.inference_mode(), low_rank(model, 2, seed=0) as trained:
+        assert list(fine_tuned(model, sample, Tuning(LR, step_tokens=100), (200,), parameters=trained))
 
 
 def test_a_loss_that_is_not_finite_is_an_error(model, sample):

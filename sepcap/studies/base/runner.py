@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -22,7 +23,9 @@ Progress = bool | Callable[[str], Any]
 """True announces the work and shows bars, False shows nothing; a function receives the announcements, and bars are shown."""
 
 
-def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def study(
+    kind: type, *, loads: bool = True, model_of: Callable[[Any], Any] = attrgetter("model")
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Give a function the calling convention of every study.
 
     The function takes (model, config, *, out, say) and optionally more keywords. It is called with a model or its name, a configuration
@@ -32,6 +35,7 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
     Args:
         kind: class of the configuration.
         loads: whether the model is loaded here; if not, the function may receive None.
+        model_of: returns the name of the model to load from the configuration.
     """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
@@ -47,7 +51,7 @@ def study(kind: type, *, loads: bool = True) -> Callable[[Callable[..., R]], Cal
             inspect.signature(function).bind(model, config, say=tell, **given)  # a missing argument is an error before a model is loaded
             with reporting(shown) as say:
                 if loads and given.get("workers") is None:  # else every worker loads it
-                    model = load_model(config.model if model is None else model)
+                    model = load_model(model_of(config) if model is None else model)
                 return function(model, config, say=say, **given)
 
         described: Any = call  # the type of a function does not declare that it may have a signature of its own

@@ -44,7 +44,7 @@ def with_ends(row: Any, name: str, digits: int = 2) -> str:
     if not np.isfinite(value):
         return "undefined"
     ends = f" [{low:.{digits}f}, {high:.{digits}f}]" if np.isfinite(low) else ""
-    return f"{value:.{digits}f}{ends}".replace("-", "−")
+    return f"{value:.{digits}f}{ends}".replace("-", "−").replace("inf", "∞")
 
 
 def between(line: Mapping[Any, Any], name: str) -> str:

@@ -7,13 +7,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sepcap.evaluation.next_token import evaluate_sample
+from sepcap.evaluation.result import ratio
 from sepcap.evaluation.trajectory import bisect
 from sepcap.interventions.deletion import delete
-from sepcap.models.sites import site_shape
+from sepcap.models.sites import populations, site_shape
 from sepcap.models.weights import EveryWeight
-from sepcap.selection.neurons import NeuronSet
+from sepcap.selection.neurons import NeuronSet, random_ranks, select
 from sepcap.studies.base.folder import Pieces
 from sepcap.tasks.batches import TokenSample
 
@@ -28,20 +30,60 @@ NAMES = {
 }
 """Kind of model -> its name in figures."""
 
-AMOUNTS = 256
+AMOUNTS = 1024
 """Number of equal steps from no neuron to all of them in the search for random pruning of equal effect."""
 
 
 def amounts(counts: Mapping[str, int], sizes: Mapping[str, int], step: int) -> dict[str, int]:
-    """Number of neurons of every site at a step between none (0), the given counts (`AMOUNTS` / 2) and all (`AMOUNTS`).
+    """Number of neurons, or heads, of every site at a step between none (0), the given counts (`AMOUNTS` / 2) and all (`AMOUNTS`).
 
-    >>> [amounts({"mlp": 10}, {"mlp": 30}, step)["mlp"] for step in (0, 64, 128, 192, 256)]
+    >>> [amounts({"mlp": 10}, {"mlp": 30}, step)["mlp"] for step in (0, 256, 512, 768, 1024)]
     [0, 5, 10, 20, 30]
     """
     half = AMOUNTS // 2
     if step <= half:
         return {site: round(n * step / half) for site, n in counts.items()}
     return {site: n + round((sizes[site] - n) * (step - half) / half) for site, n in counts.items()}
+
+
+def _as_it_is(model: Any) -> None:
+    """No change: the neurons were pruned in the model's own basis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """How the pruned model comes from the untouched one, and random pruning in the same manner.
+
+    Attributes:
+        apply: prunes a model, in place.
+        neurons: the pruned neurons; None if they are not known.
+        heads: sites of which whole heads were pruned; random heads are drawn there.
+        rotate: changes a model to the basis in which the neurons were pruned, in place; it computes the same function.
+        offset: site -> constants that take the place of pruned neurons; None for 0.
+    """
+
+    apply: Callable[[Any], None]
+    neurons: NeuronSet | None = None
+    heads: tuple[str, ...] = ()
+    rotate: Callable[[Any], None] = _as_it_is
+    offset: Mapping[str, Tensor] | None = None
+
+    def drawn(self, model: Any, counts: Mapping[str, int], seed: int) -> NeuronSet:
+        """Random neurons, or heads, of every site; smaller numbers with the same seed give subsets."""
+        found = NeuronSet.empty(model, list(counts))
+        ranks = random_ranks(populations(model, counts), seed)
+        for site, n in counts.items():
+            if n:
+                of_heads = site in self.heads
+                chosen, _ = select(ranks, {"heads" if of_heads else site: n}, lambda site=site: ranks[site].mean(-1), site)
+                found |= chosen
+        return found
+
+    def remove(self, model: Any, neurons: NeuronSet) -> None:
+        """Prune other neurons in the same basis and with the same constants, in place."""
+        self.rotate(model)
+        if neurons:
+            delete(model, neurons, self.offset)
 
 
 @dataclass(frozen=True)
@@ -90,10 +132,8 @@ class Arms:
 
     Args:
         model: the untouched model.
-        prune: turns it into the pruned one, in place.
-        neurons: the pruned neurons; None if they are not known.
-        sites: sites of random neurons, if the pruned neurons are not known.
-        held: collection texts of the forget task on which random pruning is matched.
+        pruning: how the pruned one is made of it.
+        texts: collection texts of the forget task on which random pruning is matched.
         reference: a model never trained on the forget task.
         metric: accuracy that is matched.
         pieces: keeps the number of random neurons that was found.
@@ -101,28 +141,23 @@ class Arms:
     """
 
     def __init__(
-        self,
-        model: Any,
-        prune: Callable[[Any], None],
-        neurons: NeuronSet | None,
-        held: TokenSample,
-        reference: Any,
-        metric: str,
-        pieces: Pieces,
-        batch_size: int,
+        self, model: Any, pruning: Pruning, texts: Sequence[TokenSample], reference: Any, metric: str, pieces: Pieces, batch_size: int
     ) -> None:
-        self.model, self.prune, self.neurons, self.held, self.reference = model, prune, neurons, held, reference
+        self.model, self.pruning, self.texts, self.reference = model, pruning, texts, reference
         self.metric, self.pieces, self.batch_size = metric, pieces, batch_size
-        sites = ["mlp"] if neurons is None else [site for site in neurons.masks if neurons.count(site)]
-        self.sizes = {site: int(np.prod(site_shape(model, site))) for site in sites}
+        known = pruning.neurons
+        sites = ["mlp"] if known is None else [site for site in known.masks if known.count(site)]
+        shapes = {site: site_shape(model, site) for site in sites}
+        each = {site: shape[-1] if site in pruning.heads else 1 for site, shape in shapes.items()}
+        self.sizes = {site: int(np.prod(shape)) // each[site] for site, shape in shapes.items()}
         # without known neurons, half of the mlp is the middle of the search
-        self.counts = {site: n // 2 if neurons is None else neurons.count(site) for site, n in self.sizes.items()}
-        self._saved = {id(each): EveryWeight(each) for each in (model, *([] if reference is None else [reference]))}
+        self.counts = {site: n // 2 if known is None else known.count(site) // each[site] for site, n in self.sizes.items()}
+        self._saved = {id(one): EveryWeight(one) for one in (model, *([] if reference is None else [reference]))}
 
     @property
     def kinds(self) -> list[str]:
         """Kinds of models that there are."""
-        return [UNTOUCHED, PRUNED, *([RANDOM] if self.neurons is not None else []), MATCHED]
+        return [UNTOUCHED, PRUNED, *([RANDOM] if self.pruning.neurons is not None else []), MATCHED]
 
     def seeded(self, kind: str) -> bool:
         """Whether the models of a kind have random neurons."""
@@ -135,26 +170,25 @@ class Arms:
         chosen = self._random(arm)  # a search of its own
         try:
             if arm.kind == PRUNED:
-                self.prune(model)
+                self.pruning.apply(model)
             elif chosen is not None:
-                delete(model, chosen)
+                self.pruning.remove(model, chosen)
             yield model
         finally:
             self._saved[id(model)].restore()
 
     def _random(self, arm: Arm) -> NeuronSet | None:
         if arm.kind == RANDOM:
-            return self._drawn(self.counts, arm.seed)
+            return self.pruning.drawn(self.model, self.counts, arm.seed)
         if arm.kind == MATCHED:
-            return self._drawn(amounts(self.counts, self.sizes, self.matched(arm.seed)["step"]), arm.seed)
+            return self._drawn(self.matched(arm.seed)["step"], arm.seed)
         return None
 
-    def _drawn(self, counts: Mapping[str, int], seed: int) -> NeuronSet:
-        wanted = {site: n for site, n in counts.items() if n}
-        return NeuronSet.random(self.model, wanted, seed=seed) if wanted else NeuronSet.empty(self.model, list(counts))
+    def _drawn(self, step: int, seed: int) -> NeuronSet:
+        return self.pruning.drawn(self.model, amounts(self.counts, self.sizes, step), seed)
 
     def matched(self, seed: int) -> dict[str, Any]:
-        """How many random neurons of a seed do as much damage as the pruned ones, on held-out collection texts.
+        """How many random neurons of a seed do as much damage as the pruned ones, on collection texts.
 
         Returns:
             step (see `amounts`), neurons per site, reached (whether any number does), target and found (accuracies).
@@ -163,42 +197,27 @@ class Arms:
         stored = self.pieces.get(name)
         if stored is not None:
             return stored[1]
-        target = self._target()
+        target, whole = self._after(self.pruning.apply), self._after(_as_it_is)
+        found: dict[int, float] = {0: whole}
 
         def value(step: int) -> float:
-            with self._without(self._drawn(amounts(self.counts, self.sizes, step), seed)):
-                return self._accuracy()
+            neurons = self._drawn(step, seed)
+            return found.setdefault(step, self._after(lambda model: self.pruning.remove(model, neurons)))
 
-        if self._whole() <= target:  # nothing was lost
-            note = {"step": 0, "reached": True, "found": self._whole()}
-        else:
-            found = bisect(value, target, AMOUNTS)
-            trace = dict(found.trace) | {0: self._whole()}
-            # the nearer one of the two ends of the bracket
-            step = min((found.above, found.n), key=lambda one: abs(trace[one] - target)) if found.reached else found.n
-            note = {"step": step, "reached": found.reached, "found": trace[step]}
-        note |= {"target": target, "neurons": amounts(self.counts, self.sizes, note["step"])}
-        self.pieces.put(name, {"step": torch.tensor(note["step"])}, note)
+        reached = whole <= target or bisect(value, target, AMOUNTS).reached  # in the first case nothing was lost
+        # accuracies can rise and fall with the number, so the nearest one can be outside the last bracket
+        step = min(found, key=lambda one: (abs(found[one] - target), one)) if reached else AMOUNTS
+        chosen = self._drawn(step, seed)
+        note = {"step": step, "reached": reached, "found": found[step], "target": target}
+        note |= {"neurons": {site: chosen.count(site) for site in self.counts}}
+        self.pieces.put(name, {"step": torch.tensor(step)}, note)
         return note
 
-    def _target(self) -> float:
+    def _after(self, change: Callable[[Any], None]) -> float:
+        """Accuracy on the texts after a change, which is undone."""
         try:
-            self.prune(self.model)
-            return self._accuracy()
+            change(self.model)
+            sums = [evaluate_sample(self.model, one, batch_size=self.batch_size, quiet=True).per_cluster for one in self.texts]
+            return float(ratio(np.concatenate(sums), self.metric))
         finally:
             self._saved[id(self.model)].restore()
-
-    def _whole(self) -> float:
-        return self._accuracy()
-
-    @contextmanager
-    def _without(self, neurons: NeuronSet) -> Iterator[None]:
-        try:
-            if neurons:
-                delete(self.model, neurons)
-            yield
-        finally:
-            self._saved[id(self.model)].restore()
-
-    def _accuracy(self) -> float:
-        return evaluate_sample(self.model, self.held, batch_size=self.batch_size, quiet=True).value(self.metric)

@@ -18,7 +18,7 @@ class CertificateConfig(Sampled):
     """Whether a capability is gone from a pruned model, compared with controls (METHODS 22)."""
 
     model: str = "default"
-    """"default", a folder, or a hub name."""
+    """"default", a folder, or a hub name; with `run_folder`, "default" is the model of the run."""
     run_folder: Any = None
     """Folder of a pruning run (in Python also a Run) whose pruned model is tested, in place of `neurons`."""
     step: int | None = None
@@ -62,7 +62,8 @@ class CertificateConfig(Sampled):
     quantiser: Literal["auto", "reference", "torchao"] = "auto"
     """What rounds: the reference of this package, torchao, or torchao if it is installed."""
     shots: tuple[int, ...] = (1, 4, 16)
-    """Numbers of examples in front of a text; those that do not fit the context are left out."""
+    """Numbers of examples in front of a text; those that do not fit the context, or that are more than there are collection texts, are
+    left out."""
     example_tokens: int = 15
     """Tokens of an example."""
     probe_tokens: int = 3_000
@@ -74,7 +75,7 @@ class CertificateConfig(Sampled):
         several = {"checkpoints": FROM_1, "lrs": POSITIVE, "targets": BETWEEN_0_AND_1, "bits": Bounds(2, 8), "shots": FROM_1}
         single = {"step_tokens": FROM_1, "lora_rank": FROM_1, "group_size": FROM_1, "example_tokens": FROM_1, "probe_classes": FROM_2}
         check_fields(self, step=FROM_0, probe_tokens=Bounds(100), **several, **single)
-        for name in ("parts", "seeds", "variants", "checkpoints", "lrs", "targets", "bits"):
+        for name in ("parts", "seeds", "variants", "checkpoints", "lrs", "targets", "bits", "shots"):
             distinct(name, getattr(self, name))
         if "relearn" in self.parts and "all" not in self.variants:
             raise ValueError(f"variants={self.variants}: 'all' must be among them, which controls are compared with")

@@ -94,7 +94,7 @@ def conditions_of(plan: Plan) -> Iterator[Condition]:
     plain = [np.array([*begin, *text], dtype=np.int64) for text in texts]
     yield Condition(PLAIN, 0, plain, [first] * len(plain))
     for shots in c.shots:
-        if shots * (c.example_tokens + len(begin)) > room:
+        if shots * (c.example_tokens + len(begin)) > room or shots > min(len(sample.rows) for sample in plan.fit.values()):
             continue
         for role in ROLES:
             fronts = [_examples(plan, role, shots, i, begin) for i in range(len(texts))]

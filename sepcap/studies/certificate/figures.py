@@ -1,13 +1,26 @@
 """Figures of a certificate (METHODS 22)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from sepcap.drawing.parts import above, axes_of, band, error_bars, layer_axis, level, panel_axes, row_axis, translucent, upright
-from sepcap.drawing.style import DASHES, GREY, PALETTE, SITE_NAMES, SYMBOLS, Width, capital, metric_name, new_figure, plain, rounded
+from sepcap.drawing.style import (
+    DASHES,
+    GREY,
+    PALETTE,
+    SITE_NAMES,
+    SYMBOLS,
+    Width,
+    capital,
+    chosen_layers,
+    metric_name,
+    new_figure,
+    plain,
+    rounded,
+)
 from sepcap.drawing.themes import drawn
 from sepcap.studies.certificate.arms import MATCHED, NAMES, PRUNED, RANDOM, REFERENCE, UNTOUCHED
 
@@ -68,14 +81,16 @@ def curves(result: Any, table: pd.DataFrame, role: str, looks: Mapping[str, Mapp
 
 
 @drawn
-def layers(result: Any, *, width: Width = "column") -> go.Figure:
+def relearned_layers(result: Any, *, layers: Sequence[int] | None = None, width: Width = "column") -> go.Figure:
     """Neurons per layer that score above the median of the pruned ones: in the whole, the pruned and the relearned model.
 
     Args:
         result: what `sepcap.certify` returns.
+        layers: layers to draw; default all.
         width: inches, "column" or "page".
     """
     table = part_of(result, "layers", "relearn")
+    table = table[table["layer"].isin(chosen_layers(layers, sorted(set(table["layer"].tolist()))))]
     sites = list(table["site"].unique())
     height = len(sites) * PANEL_PX + (len(sites) - 1) * GAP_PX
     traces: list[Any] = []
@@ -100,7 +115,8 @@ def layers(result: Any, *, width: Width = "column") -> go.Figure:
 
 
 def _counts() -> list[tuple[str, str]]:
-    return [("whole", "Whole model"), ("pruned", "Pruned neurons, any score"), ("left", "Pruned model"), ("relearned", "After relearning")]
+    names = {"whole": "Whole model", "pruned": "Pruned neurons, any score", "remaining": "Pruned model", "relearned": "After relearning"}
+    return list(names.items())
 
 
 def _looks() -> Iterator[dict[str, Any]]:
@@ -146,14 +162,17 @@ def before_after(result: Any, *, width: Width = "page") -> go.Figure:
 
 
 @drawn
-def profile(result: Any, *, width: Width = "page") -> go.Figure:
+def profile(result: Any, *, layers: Sequence[int] | None = None, width: Width = "page") -> go.Figure:
     """By layer: accuracy of the logit lens, and of both probes with random labels beside them.
 
     Args:
         result: what `sepcap.certify` returns.
+        layers: layers to draw, as in the tables: 0 is the embedding, k the stream after block k − 1; default all.
         width: inches, "column" or "page".
     """
     lens, probes = part_of(result, "lens", "inside"), part_of(result, "probes", "inside")
+    shown = chosen_layers(layers, sorted(set(lens["layer"].tolist())))
+    lens, probes = (table[table["layer"].isin(shown)] for table in (lens, probes))
     panels = [("Logit lens<br>(relative)", lens, "forget", None)]
     panels += [(f"Probe:<br>{name}", probes[probes["probe"] == name], "accuracy", "control") for name in dict.fromkeys(probes["probe"])]
     traces: list[Any] = []
@@ -161,7 +180,9 @@ def profile(result: Any, *, width: Width = "page") -> go.Figure:
     for i, (title, table, column, control) in enumerate(panels):
         key, axes = axes_of(i)
         start = i * (1 + GAP) / len(panels)
-        x = layer_axis(list(table["layer"]), 0.4, 6) | {"title": {"text": "Blocks before"}}
+        x: dict[str, Any] = layer_axis(shown, 0.4, 6) | {"title": {"text": "Residual stream after block"}}
+        ticks = range(shown[0], shown[-1] + 1, x["dtick"])
+        x |= {"tickvals": list(ticks), "ticktext": ["emb." if layer == 0 else str(layer - 1) for layer in ticks]}
         y = {"title": {"text": "Accuracy" if i == 0 else ""}, "rangemode": "tozero", "nticks": 6}
         layout |= panel_axes(key, x, y, across=(start, start + (1 - GAP * (len(panels) - 1)) / len(panels)))
         layout["annotations"].append(above(title, x=start, y=1, align="left"))

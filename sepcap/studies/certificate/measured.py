@@ -69,17 +69,20 @@ def mean_columns(relative: Mapping[str, Relative], names: Sequence[str]) -> dict
     return {key: value for role, one in relative.items() for key, value in one.mean(names).columns(role).items()}
 
 
-def change(relative: Relative, names: Sequence[str], others: Sequence[str], of: Relative | None = None) -> dict[str, float]:
-    """Columns change, change_low and change_high: mean over seeds of a relative accuracy minus that of the same seeds in another state.
+def change(
+    relative: Relative, names: Sequence[str], others: Sequence[str], of: Relative | None = None, column: str = "change"
+) -> dict[str, float]:
+    """Mean over seeds of a relative accuracy minus that of the same seeds in another state, with both ends of its interval, as columns.
 
     Args:
         relative: accuracies of the same documents, for both states or for the first.
         names, others: the models in both states.
         of: accuracies in the other state, if they are relative to others.
+        column: name of the columns.
     """
     new, old = relative.along(names), (of or relative).along(others)
     each, replicas = new[0] - old[0], (new[1] - old[1]).mean(axis=1)
     if len(each) == 1:
-        return relative.interval(each[0], replicas).columns("change")
+        return relative.interval(each[0], replicas).columns(column)
     errors = float(replicas.std(ddof=1)), float(each.std(ddof=1)) / np.sqrt(len(each))
-    return as_columns("change", float(each.mean()), summed_interval(float(each.mean()), errors, (relative.n_clusters, len(each))))
+    return as_columns(column, float(each.mean()), summed_interval(float(each.mean()), errors, (relative.n_clusters, len(each))))

@@ -67,7 +67,7 @@ def relearned(plan: Plan, arms: Arms, pieces: Pieces) -> dict[str, pd.DataFrame]
     curves, runs = curves_of(plan, arms, pieces, pairs)
     whole = before(plan, arms, pieces, Arm(UNTOUCHED, c.seeds[0]))
     tables = {"relearning": relearning_table(plan, curves, whole), "targets": times_of(plan, curves, whole), "runs": runs}
-    if plan.neurons is not None:
+    if plan.neurons is not None and not curves[PRUNED, "all"][-1].diverged:
         tables["layers"] = _layers(plan, arms, pieces, [curve.scores for curve in curves[PRUNED, "all"]])
     return tables
 
@@ -77,49 +77,61 @@ def curves_of(
 ) -> tuple[dict[tuple[str, str], list[Curve]], pd.DataFrame]:
     """Fine-tune pairs of a kind of model and a variant with every seed, at the learning rate that is best on held-out collection texts.
 
+    A rate at which the loss of a seed is NaN or infinite is not kept, unless that is so at every rate.
+
     Returns:
-        Pair -> the curve of every seed, and a table with one row per fine-tuning.
+        Pair -> the curve of every seed, and a table with one row per fine-tuning. If every rate diverges, the last curve has diverged.
     """
     c = plan.config
     curves: dict[tuple[str, str], list[Curve]] = {}
     rows = []
     with progress(total=len(pairs) * (len(c.lrs) + len(c.seeds) - 1), desc="relearn", unit="fine-tuning") as bar:
-        for kind, variant in pairs:
-            tried = {}
-            for lr in c.lrs:
-                tried[lr] = _curve(plan, arms, pieces, Run(kind, variant, c.seeds[0], lr))
-                bar.update()
-            best = max(tried, key=lambda lr: (tried[lr].held_out(c.metric), -lr))
-            rows += [curve.row(c.metric) | {"kept": lr == best} for lr, curve in tried.items()]
-            found = [tried[best]]
-            for seed in c.seeds[1:]:
-                found.append(_curve(plan, arms, pieces, Run(kind, variant, seed, best)))
-                rows.append(found[-1].row(c.metric) | {"kept": True})
-                bar.update()
-            curves[kind, variant] = found
+
+        def curve(pair: tuple[str, str], seed: int, lr: float) -> Curve:
+            found = _curve(plan, arms, pieces, Run(*pair, seed, lr))
+            bar.update()
+            return found
+
+        for pair in pairs:
+            tried = {lr: [curve(pair, c.seeds[0], lr)] for lr in c.lrs}
+            ranked = sorted(tried, key=lambda lr: (-tried[lr][0].held_out(c.metric), lr))
+            best = ranked[0]
+            for lr, of_rate in ((lr, tried[lr]) for lr in ranked):
+                for seed in c.seeds[1:]:
+                    if not of_rate[-1].diverged:
+                        of_rate.append(curve(pair, seed, lr))
+                if not of_rate[-1].diverged:
+                    best = lr
+                    break
+            rows += [one.row(c.metric) | {"kept": lr == best} for lr, of_rate in tried.items() for one in of_rate]
+            curves[pair] = tried[best]
     return curves, pd.DataFrame(rows)
 
 
 def _curve(plan: Plan, arms: Compared, pieces: Pieces, run: Run) -> Curve:
-    c = plan.config
-
-    def make() -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         first = before(plan, arms, pieces, Arm(run.kind, run.seed))
         steps, seen = [first], [0]
         scores: dict[str, Tensor] = {}
+        diverged = False
         with closing(_steps(plan, arms, run)) as measurements:  # an interrupt restores the model at once
-            for tokens, sums, found in measurements:
-                steps.append(sums)
-                seen.append(tokens)
-                scores |= found
+            try:
+                for tokens, sums, found in measurements:
+                    if not all(np.isfinite(values).all() for values in sums.values()):  # of the last step, whose loss is not computed
+                        raise FloatingPointError
+                    steps.append(sums)
+                    seen.append(tokens)
+                    scores |= found
+            except FloatingPointError:
+                diverged = True
         tensors = {f"sums/{name}": torch.from_numpy(np.stack([step[name] for step in steps])) for name in first}
         tensors |= {f"scores/{site}": value for site, value in scores.items()}
-        return tensors, {"seen": seen}
+        return tensors, {"seen": seen, "diverged": diverged}
 
     tensors, note = pieces.once(run.name, make)
     sums = {name.removeprefix("sums/"): value.numpy() for name, value in tensors.items() if name.startswith("sums/")}
     scores = {name.removeprefix("scores/"): value for name, value in tensors.items() if name.startswith("scores/")}
-    return Curve(run.kind, run.variant, run.role, run.seed, run.lr, tuple(note["seen"]), sums, scores, c.checkpoints)
+    return Curve(run.kind, run.variant, run.role, run.seed, run.lr, tuple(note["seen"]), sums, scores, note["diverged"])
 
 
 def _steps(plan: Plan, arms: Compared, run: Run) -> Generator[tuple[int, Sums, dict[str, Tensor]], None, None]:
@@ -144,6 +156,8 @@ def _hold(plan: Plan, model: Any) -> None:
 
 def _scores_of(plan: Plan, arms: Arms, kind: str) -> tuple[dict[str, Tensor], None]:
     with arms.made(Arm(kind, plan.config.seeds[0])) as model:
+        if kind == UNTOUCHED:
+            plan.pruning.rotate(model)  # the pruned neurons are of this basis
         return _scores(plan, model), None
 
 
@@ -157,17 +171,17 @@ def _scores(plan: Plan, model: Any) -> dict[str, Tensor]:
 
 
 def relearning_table(plan: Plan, curves: Mapping[tuple[str, str], list[Curve]], whole: Sums) -> pd.DataFrame:
-    """Relative accuracies on both tasks after every number of tokens, mean over seeds."""
+    """Relative accuracies on both tasks after every number of tokens, mean over seeds; the last rows are missing where it diverged."""
     c = plan.config
     every = {curve.at(i): curve.step(i) for of_pair in curves.values() for curve in of_pair for i in range(len(curve.seen))}
     relative = relative_to_untouched(plan, every, whole)
     rows = []
     for (kind, variant), of_pair in curves.items():
-        for i in range(len(of_pair[0].seen)):
+        for i in range(min(len(curve.seen) for curve in of_pair)):
             row: dict[str, Any] = {"kind": kind, "variant": variant, "lr": of_pair[0].lr, "tokens": of_pair[0].seen[i]}
             row |= mean_columns(relative, [curve.at(i) for curve in of_pair])
             accuracies = {f"{role}_accuracy": float(np.mean([ratio(curve.step(i)[role], c.metric) for curve in of_pair])) for role in ROLES}
-            rows.append(row | accuracies | {"seeds": len(of_pair)})
+            rows.append(row | accuracies | {"seeds": len(of_pair), "diverged": of_pair[-1].diverged})
     return pd.DataFrame(rows)
 
 
@@ -186,6 +200,6 @@ def _layers(plan: Plan, arms: Arms, pieces: Pieces, after: Sequence[Mapping[str,
             above = np.array([float((each[layer] >= cut).sum()) for each in relearned])
             regained = np.array([float((each[layer] >= cut)[mask[layer]].sum()) for each in relearned])
             row = {"site": site, "layer": layer, "pruned": int(mask[layer].sum()), "threshold": float(cut)}
-            row |= {"whole": int((whole[layer] >= cut).sum()), "left": int((left[layer] >= cut).sum())}
+            row |= {"whole": int((whole[layer] >= cut).sum()), "remaining": int((left[layer] >= cut).sum())}
             rows.append(row | seed_interval("relearned", above) | seed_interval("regained", regained))
     return pd.DataFrame(rows)

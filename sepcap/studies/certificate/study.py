@@ -9,6 +9,7 @@ import pandas as pd
 
 from sepcap.checks import checked
 from sepcap.selection.neurons import NeuronSet
+from sepcap.statistics.intervals import as_columns
 from sepcap.studies.base.folder import Pieces, as_json
 from sepcap.studies.base.result import Figures, StudyResult
 from sepcap.studies.base.runner import run_study, study
@@ -17,8 +18,8 @@ from sepcap.studies.certificate.arms import MATCHED, PRUNED, RANDOM, REFERENCE, 
 from sepcap.studies.certificate.config import CertificateConfig
 from sepcap.studies.certificate.elicit import elicited
 from sepcap.studies.certificate.inside import looked_inside
-from sepcap.studies.certificate.measured import before, mean_columns, relative_to_untouched
-from sepcap.studies.certificate.plan import Plan, planned
+from sepcap.studies.certificate.measured import before, change, mean_columns, relative_to_untouched
+from sepcap.studies.certificate.plan import Plan, model_of, planned
 from sepcap.studies.certificate.quantise import rounded
 from sepcap.studies.certificate.relearn import relearned
 from sepcap.studies.certificate.verdicts import verdicts
@@ -33,7 +34,8 @@ class Certificate(StudyResult):
     Attributes:
         config: the resolved configuration.
         tables: "models", one row per kind of model: forget and retain (relative accuracies before any test, each with the ends `_low` and
-            `_high` of a 95% interval), neurons, and for random pruning of equal effect whether one was found (`reached`).
+            `_high` of a 95% interval), minus_pruned (forget minus that of the pruned model, paired over documents), neurons, and for random
+            pruning of equal effect whether one was found (`reached`).
             "relearning", one row per kind of model, variant and number of tokens seen: forget, retain, lr, seeds.
             "targets", one row per kind of model, variant and target: tokens until this share of the original accuracy is reached
             (infinite if `censored`), the quotients `ratio_matched` (by random pruning of equal effect), `ratio_random` (by as many random
@@ -50,12 +52,12 @@ class Certificate(StudyResult):
     """
 
     STUDY = "certificate"
-    TITLE = "Is it really gone?"
+    TITLE = "Can the pruned capability be recovered?"
     FIGURES: ClassVar[Figures] = {
         "relearning": ("Relearning", figures.relearning),
-        "layers": ("Layers that relearned the task", figures.layers),
+        "layers": ("Layers that relearned the task", figures.relearned_layers),
         "before-after": ("Before and after rounding, examples and re-formatting", figures.before_after),
-        "profile": ("What is left inside, by layer", figures.profile),
+        "profile": ("Accuracy of logit lens and linear probes, by layer", figures.profile),
     }
     PAGE_TABLES = ("models", "targets", "relearning", "layers", "quantised", "elicited", "lens", "probes")
 
@@ -79,7 +81,7 @@ PARTS: dict[str, Callable[[Plan, Arms, Pieces], dict[str, pd.DataFrame]]] = {
 """Part -> function that carries it out and returns its tables."""
 
 
-@study(CertificateConfig)
+@study(CertificateConfig, model_of=model_of)
 @checked()
 def certify(
     model: Any,
@@ -99,7 +101,7 @@ def certify(
     models are restored bit for bit, also after an interrupt.
 
     Args:
-        model: the untouched model, as `load_model` returns it; default is to load `config.model`.
+        model: the untouched model, as `load_model` returns it; default is to load `config.model`, or that of the run.
         config: a `CertificateConfig`; its fields can also be given as keywords. `run_folder` and `step` name a pruned model.
         neurons: the pruned neurons, in place of `run_folder`.
         pruned: an edited copy of the model, in place of `neurons` and `run_folder`; there is then no control with as many random neurons.
@@ -127,7 +129,8 @@ def certify(
 
 def _measure(plan: Plan, pieces: Pieces) -> Certificate:
     c = plan.config
-    arms = Arms(plan.model, plan.prune, plan.neurons, plan.held["forget"], plan.reference, c.metric, pieces, c.batch_size)
+    texts = [sample["forget"] for sample in (plan.fit, plan.held)]
+    arms = Arms(plan.model, plan.pruning, texts, plan.reference, c.metric, pieces, c.batch_size)
     tables = {"models": _models(plan, arms, pieces)}
     for part in PARTS:
         if part in c.parts:
@@ -144,8 +147,10 @@ def _models(plan: Plan, arms: Arms, pieces: Pieces) -> pd.DataFrame:
     rows = []
     for kind, of_kind in every.items():
         found = [arms.matched(seed) for seed in plan.config.seeds] if kind == MATCHED else []
-        pruned = sum(arms.counts.values()) if kind in (RANDOM, PRUNED) and plan.neurons is not None else 0
+        pruned = len(plan.neurons) if kind in (RANDOM, PRUNED) and plan.neurons is not None else 0
         neurons = sum(sum(one["neurons"].values()) for one in found) / len(found) if found else pruned
         row = {"kind": kind, **mean_columns(relative, [arm.name for arm in of_kind]), "neurons": float(neurons)}
+        mine, theirs = ([arm.name for arm in every[one]] for one in (kind, PRUNED))
+        row |= as_columns("minus_pruned") if kind == PRUNED else change(relative["forget"], mine, theirs, column="minus_pruned")
         rows.append(row | {"reached": all(one["reached"] for one in found), "seeds": len(of_kind)})
     return pd.DataFrame(rows)

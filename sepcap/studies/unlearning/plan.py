@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from sepcap.evaluation.sampling import check_room
-from sepcap.evaluation.scorers import get_scorer
+from sepcap.evaluation.scorers import get_scorer, scorer_digest
 from sepcap.evaluation.toxicity import read_prompts
 from sepcap.interventions.optimal import apart
 from sepcap.interventions.trial import check_deletion
@@ -20,8 +20,9 @@ from sepcap.selection.neurons import how_many
 from sepcap.statistics.backward import check_differentiable
 from sepcap.storage import digest_of
 from sepcap.studies.base.task_sets import resolved
+from sepcap.studies.certificate.arms import Pruning
 from sepcap.studies.certificate.config import CertificateConfig
-from sepcap.studies.certificate.plan import Plan
+from sepcap.studies.certificate.plan import Plan, check_reference
 from sepcap.studies.unlearning.config import TRAINED, UnlearningComparisonConfig
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.load import load_task
@@ -66,7 +67,7 @@ class UnlearningPlan:
         c = self.config
         shared = ("metric", "seeds", "tokens", "eval_tokens", "checkpoints", "targets", "step_tokens", "batch_size", "context")
         config = CertificateConfig(parts=("relearn",), variants=("all",), lrs=c.relearn_lrs, **{name: getattr(c, name) for name in shared})
-        return Plan(self.model, config, _nothing, None, self.reference, self.tasks, self.fit, self.held, self.evaluate, self.resolved)
+        return Plan(self.model, config, Pruning(_nothing), self.reference, self.tasks, self.fit, self.held, self.evaluate, self.resolved)
 
     def cost(self) -> str:
         """The planned work and its cost, in one sentence."""
@@ -94,11 +95,11 @@ def _nothing(model: Any) -> None:
     """No pruning: the models of the comparison are made elsewhere."""
 
 
-def planned(model: Any, config: UnlearningComparisonConfig, reference: Any) -> UnlearningPlan:
-    """Load texts and check everything before anything is computed.
+def planned(model: Any, config: UnlearningComparisonConfig, reference: Any, kept: bool = False) -> UnlearningPlan:
+    """Load texts and check everything before anything is computed; `kept`: whether the study is stored, and can be resumed.
 
     Raises:
-        ValueError: equal tasks, too little text, shares that prune no neuron, an unknown scorer.
+        ValueError: equal tasks, too little text, shares that prune no neuron, an unknown scorer, or one that cannot be told from others.
         NotImplementedError: a model that predicts no next tokens.
     """
     if kind_of(model) != "causal":
@@ -115,9 +116,10 @@ def planned(model: Any, config: UnlearningComparisonConfig, reference: Any) -> U
     if "toxicity" in config.parts:
         check_wraps(model, "toxicity")
         found["scorer"] = get_scorer(config.scorer, None, device_of(model))[1]
+        found["scorer_digest"] = scorer_digest(config.scorer) if kept or not callable(config.scorer) else None
         begun = read_prompts(model, config.toxicity_prompts, config.continuations)
         check_room(model, [ids for _, ids in begun], CONTINUED)
-        found["prompts"] = digest_of([text for text, _ in begun])  # a path or a name says nothing of the content
+        found["prompts_digest"] = digest_of([text for text, _ in begun])  # a path or a name says nothing of the content
     tasks = {role: load_task(getattr(config, role)) for role in ROLES}
     if tasks["forget"].fingerprint == tasks["retain"].fingerprint:
         raise ValueError(f"forget and retain are the same data ({tasks['forget'].name}): there is nothing to tell apart")
@@ -128,9 +130,7 @@ def planned(model: Any, config: UnlearningComparisonConfig, reference: Any) -> U
     names = {role: task.name for role, task in tasks.items()} | {"scorer": None, "toxicity_prompts": _prompts(config.toxicity_prompts)}
     found = resolved(model, dataclasses.replace(config, **names), {}, samples) | found
     if reference is not None:
-        other = sample_task(reference, tasks["forget"], "evaluate", config.eval_tokens, **how)
-        if other.fingerprint != samples["evaluate"]["forget"].fingerprint:
-            raise ValueError("reference reads other tokens of the forget task than the model: give one with the same tokenizer and context")
+        check_reference(model, reference, tasks["forget"], samples["evaluate"]["forget"], config)
         found["reference"] = fingerprint(reference)
     fit, held = ({role: pair[which] for role, pair in parts.items()} for which in (0, 1))
     return UnlearningPlan(model, config, reference, tasks, fit, held, samples["evaluate"], found)

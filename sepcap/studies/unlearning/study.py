@@ -52,7 +52,7 @@ class UnlearningComparison(StudyResult):
     """
 
     STUDY = "compare-unlearning"
-    TITLE = "Which method unlearns, and does it last?"
+    TITLE = "Forgetting, retain cost and relearning of unlearning methods"
     FIGURES: ClassVar[Figures] = {
         "plane": ("Trajectories", figures.plane),
         "relearning": ("Relearning", figures.relearning),
@@ -132,7 +132,7 @@ def compare_unlearning(
         >>> toxic = {"forget": "toxic", "retain": "civil", "methods": ("prune", "task-arithmetic"), "parts": ("toxicity",)}
         >>> sepcap.compare_unlearning(model, **toxic, match="retain", level=0.9).tables["toxicity"]  # doctest: +SKIP
     """
-    plan = planned(model, config, reference)
+    plan = planned(model, config, reference, kept=out is not None)
     return run_study(UnlearningComparison, plan.resolved, partial(_measure, plan), out, plan.cost, say)
 
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 HOW = {
     "parts": ("relearn",),
     "variants": ("all",),
-    "seeds": (0,),
+    "seeds": (0, 1, 2),
     "lrs": (0.01,),
     "tokens": 2_000,
     "eval_tokens": 400,
@@ -51,7 +51,7 @@ def test_a_circuit_of_which_only_the_output_was_cut_is_back_in_a_few_steps_and_i
     assert before["pruned"] == pytest.approx(deleted.tables["models"].set_index("kind")["forget"]["pruned"], abs=0.01)
     assert hidden.target(0.5)["tokens"] < 0.4 * deleted.target(0.5)["tokens_low"]
     assert hidden.target(0.5)["anamnesis_index_high"] < deleted.target(0.5)["anamnesis_index_low"]
-    assert any("hidden, not removed" in sentence for sentence in hidden.summary())
+    assert any("a trace of it is left" in sentence for sentence in hidden.summary())
 
 
 def test_a_backup_circuit_that_the_output_does_not_show_is_seen_in_relearning(deleted, tmp_path):
@@ -61,10 +61,12 @@ def test_a_backup_circuit_that_the_output_does_not_show_is_seen_in_relearning(de
     assert found.target(0.5)["tokens_high"] < 0.5 * deleted.target(0.5)["tokens_low"]
 
 
-def test_the_curve_of_the_untouched_model_stays_flat(deleted):
+def test_the_curve_of_the_untouched_model_does_not_fall_and_hardly_rises(deleted):
+    """Not flat within its interval: more training on a task improves the model a little, here by 1%, and the interval is as narrow."""
     rows = deleted.tables["relearning"].query("kind == 'untouched'")
-    half = (rows["forget_high"] - rows["forget_low"]) / 2
-    assert bool(((rows["forget"] - 1).abs() <= half + 0.02).all())
+    assert len(rows) == len(HOW["checkpoints"]) + 1
+    assert (rows["forget_high"] >= 1).all()
+    assert (rows["forget_low"] <= 1.02).all()
 
 
 def test_all_models_have_their_bits_back(cut, deleted):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import sepcap
+from sepcap.evaluation.scorers import scorer_digest
 from sepcap.evaluation.trajectory import area
 from sepcap.models.weights import fingerprint
+from sepcap.studies.base.folder import as_json, differing_fields
 from sepcap.studies.base.runner import study_folder
 from sepcap.studies.certificate.arms import Arm
 from sepcap.studies.unlearning import study, walks
@@ -203,13 +205,13 @@ def test_seeds_differ_only_where_something_is_random(cut):
     assert np.isfinite(found.table.set_index("method").loc["random", "area_seeds_sd"])
 
 
+def scorer(texts):
+    return [0.9 if "a" in text else 0.1 for text in texts]
+
+
 @pytest.mark.thorough
 def test_toxicity_of_three_models_is_one_call(cut, tmp_path):
     """A text counts as toxic if it contains a word of task a: the model without its circuit writes fewer."""
-
-    def scorer(texts):
-        return [0.9 if "a" in text else 0.1 for text in texts]
-
     how = {**tasks(cut), **HOW, "methods": ("prune", "task-arithmetic"), "parts": ("toxicity",), "continuations": 40}
     prompts = [" ".join(text.split()[:5]) for text in cut.texts_a[:2]]
     how |= {"toxicity_prompts": prompts, "scorer": scorer, "match": "retain", "level": 0.9}
@@ -235,7 +237,20 @@ def test_prompts_of_a_file_are_part_of_what_is_compared(cut, tmp_path):
     for texts in (cut.texts_a, cut.texts_b):
         path.write_text(" ".join(texts[0].split()[:5]))
         found.append(planned(cut.model, config, None).resolved)
-    assert {name for name in found[0] if found[0][name] != found[1][name]} == {"prompts"}
+    assert differing_fields(as_json(found[0]), found[1]).startswith("prompts_digest:")
+
+
+def test_a_scorer_is_part_of_what_is_compared_by_its_content(cut, tmp_path):
+    (tmp_path / "classifier").mkdir()
+    weights, found = tmp_path / "classifier" / "model.safetensors", []
+    for content in (b"one", b"other"):
+        weights.write_bytes(content)
+        found.append(scorer_digest(tmp_path / "classifier"))
+    assert len({*found, scorer_digest(len), scorer_digest(scorer)}) == 4
+    how = {**tasks(cut), **HOW, "parts": ("toxicity",), "scorer": lambda texts: [0.0 for _ in texts]}
+    with pytest.raises(ValueError, match="no name by which a stored study"):
+        sepcap.compare_unlearning(cut.model, out=tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_perplexity_by_hand():
