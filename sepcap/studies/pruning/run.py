@@ -10,6 +10,7 @@ import torch
 import sepcap
 from sepcap.checks import checked
 from sepcap.errors import unknown
+from sepcap.models.loading.load import load_model
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.neurons import top_of
 from sepcap.statistics.intervals import Cluster
@@ -135,6 +136,8 @@ class Run(RunFolder):
     def examined(self, step: int, n: int) -> dict[str, Any]:
         """What `sepcap.examine` takes for the neurons that a step pruned: the n highest by the scores of the unpruned model, and the tasks.
 
+        Of a random run n are drawn by its seed.
+
         Raises:
             ValueError: step 0, or a run in a rotated basis.
             IndexError: a step that the run does not have.
@@ -144,12 +147,12 @@ class Run(RunFolder):
         if self.config.get("rotation", "none") != "none":
             raise ValueError("this run prunes in a rotated basis; apply run.rotation() to a model, and examine run.neurons(step) on that")
         neurons = self.neurons(step) - self.neurons(step - 1)
-        scores = None
-        if self.config["importance"] != "random":
-            scores = self.scores()
-            ranked = {site: scores[site].cpu().masked_fill(~mask, -torch.inf) for site, mask in neurons.masks.items()}
-            few = {site: min(n, neurons.count(site)) for site in neurons.masks if neurons.count(site)}
-            neurons, _ = top_of(ranked, few)
+        scores = None if self.config["importance"] == "random" else self.scores()
+        drawn = torch.Generator().manual_seed(self.config["seed"])
+        ranks = {site: torch.rand(mask.shape, generator=drawn) for site, mask in neurons.masks.items()} if scores is None else scores
+        ranked = {site: ranks[site].cpu().masked_fill(~mask, -torch.inf) for site, mask in neurons.masks.items()}
+        few = {site: min(n, neurons.count(site)) for site in neurons.masks if neurons.count(site)}
+        neurons, _ = top_of(ranked, few)
         return {"neurons": neurons, "scores": scores, "tasks": (self.config["forget"], self.config["retain"])}
 
     @checked()
@@ -159,14 +162,16 @@ class Run(RunFolder):
         Args:
             step: a pruning step.
             model: the unpruned model; default is to load it.
-            n: the n highest scores per site among the neurons of the step.
+            n: the n highest scores per site among the neurons of the step; of a random run n are drawn.
             how: other arguments of `sepcap.examine`, such as tasks that cannot be loaded by their names.
 
         Example:
             >>> run.examine(1, model, n=20).report("first-step.html")  # doctest: +SKIP
         """
         found = self.examined(step, n) | how
-        return sepcap.examine(self.config["model"] if model is None else model, **found)
+        of = load_model(self.config["model"] if model is None else model, dtype=self.config["dtype"].removeprefix("torch."))
+        self.check_model(of)
+        return sepcap.examine(of, **found)
 
     @checked()
     def figure(self, kind: str = "trajectory", **options: Any) -> Any:

@@ -2,9 +2,9 @@
 
 import base64
 import dataclasses
-import shlex
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 
