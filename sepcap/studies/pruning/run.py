@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -15,6 +15,7 @@ from sepcap.selection.figures import score_histograms
 from sepcap.selection.neurons import top_of
 from sepcap.statistics.intervals import Cluster
 from sepcap.studies.base.folder import copy_folder
+from sepcap.studies.base.result import Figures
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
 from sepcap.studies.pruning.figures.pruned_neurons import pruned_neurons
@@ -40,6 +41,17 @@ class Run(RunFolder):
         >>> run = sepcap.Run.load("runs/opt")  # doctest: +SKIP
         >>> run.separability("top1").percent  # doctest: +SKIP
     """
+
+    TITLE: ClassVar[str] = "Can one task be pruned from the model, and the other kept?"
+    FIGURES: ClassVar[Figures] = {
+        "trajectory": ("Trajectory: accuracy on both tasks", trajectory),
+        "drops": ("Drop of accuracy on both tasks", drop_against_drop),
+        "perplexity": ("Perplexity on both tasks", perplexity_against_perplexity),
+        "metric": ("Top-1 accuracy during pruning", metric_over_steps),
+        "pruned": ("Share of pruned neurons of every layer", pruned_neurons),
+        "threshold": ("The lowest score that was selected", thresholds),
+        "scores": ("Scores of the unpruned model", lambda run, **options: score_histograms(run.scores(), **options)),
+    }
 
     @checked()
     def separability(
@@ -174,20 +186,12 @@ class Run(RunFolder):
         return sepcap.examine(of, **found)
 
     @checked()
-    def figure(self, kind: str = "trajectory", **options: Any) -> Any:
-        """A figure of the run: "trajectory", "drops", "perplexity", "metric", "pruned", "threshold" or "scores"."""
-        kinds = {
-            "trajectory": lambda: trajectory(self, **options),
-            "drops": lambda: drop_against_drop(self, **options),
-            "perplexity": lambda: perplexity_against_perplexity(self, **options),
-            "metric": lambda: metric_over_steps(self, **options),
-            "pruned": lambda: pruned_neurons(self, **options),
-            "threshold": lambda: thresholds(self, **options),
-            "scores": lambda: score_histograms(self.scores(), **options),
-        }
-        if kind not in kinds:
-            raise unknown("figure", kind, kinds)
-        return kinds[kind]()
+    def figure(self, kind: str | None = None, **options: Any) -> Any:
+        """A figure of the run, by its name in `FIGURES`; default is the trajectory."""
+        kind = next(iter(self.FIGURES)) if kind is None else kind
+        if kind not in self.FIGURES:
+            raise unknown("figure", kind, self.FIGURES)
+        return self.FIGURES[kind][1](self, **options)
 
     @checked()
     def save(self, folder: str | Path) -> Path:

@@ -132,6 +132,7 @@ def saved_dataset(folder: Path) -> Any:
     except (OSError, ValueError, LookupError, TypeError, RecursionError, pyarrow.ArrowException) as error:
         raise ValueError(f"{file} of the saved data set cannot be read: {type(error).__name__}: {error}") from error
     strings = [name for name, kind in whole.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
-    if not any(pyarrow.compute.any(pyarrow.compute.match_substring(whole.data[name], "\r")).as_py() for name in strings):
+    compute: Any = pyarrow.compute  # its functions are made at run time
+    if not any(compute.any(compute.match_substring(whole.data[name], "\r")).as_py() for name in strings):
         return whole
     return quietly(whole.map, lambda row: {name: unix_lines(row[name]) for name in strings if isinstance(row[name], str)})

@@ -22,7 +22,7 @@ def rows_of(sample):
 
 
 def test_seeds_have_no_document_in_common_where_there_are_enough(trained, letters):
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="smallest of 3") as said:
         found = sample_seeds(trained, load_task(letters, name="letters"), asked(150, (3, 0, 9)))
     fewest = min(sample.n_documents for (sample,) in found.by_seed.values())
     assert len(said) == 1
