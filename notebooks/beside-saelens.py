@@ -186,9 +186,9 @@ pd.DataFrame(rows).T.round(3)
 # No: with this SAE the code neurons cost more on code, and random ones more on both tasks; for the code neurons on prose it is not shown.
 # Without it, ablating the code neurons raises cross-entropy on code by 0.62 nats [0.56, 0.68], with it by 0.83 [0.73, 0.94]; random neurons
 # cost 0.19 [0.17, 0.21] and 0.50 [0.44, 0.56]. For the code neurons the task that loses more is the same (prose 0.02 and 0.03); random ones
-# cost code and prose alike without the SAE (0.19 and 0.19), and code more with it (0.50 [0.44, 0.56] against 0.34 [0.29, 0.38]). Intervals
-# are over documents (about 41 of code and 46 of prose, 10,000 predictions each), for one SAE and one draw of random neurons; they were
-# compared, not paired.
+# cost 0.19 on each without the SAE, and 0.50 [0.44, 0.56] on code against 0.34 [0.29, 0.38] on prose with it. Intervals are over documents
+# (about 41 of code and 46 of prose, 10,000 predictions each), for one SAE and one draw of random neurons. Costs with and
+# without the SAE are on the same documents, but their paired differences were not computed.
 #
 # The SAE is small and was trained briefly: 16% to 18% of the variance of the stream is lost, and it alone costs 1.1 to 1.3 nats. The
 # activations after it change most (layer 3: by 0.52 of their size), but the scores rank them nearly as before (0.95 and more). Of its

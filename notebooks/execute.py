@@ -4,6 +4,7 @@ A notebook that needs a package that is not installed is skipped with a message:
 """
 
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,16 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+png")
 
 
+def without_bars(text: str) -> str:
+    """What was written to stderr without progress bars, and warnings without the place in a file, which differs between machines.
+
+    >>> without_bars("a:  50%|##  | 1/2\\ra: 100%|####| 2/2\\n/tmp/1.py:3: UserWarning: few documents\\n  call()\\n")
+    'UserWarning: few documents\\n'
+    """
+    lines = re.sub(r"^\S.*?:\d+: (\w*Warning: .*\n)(?:  .*\n)?", r"\1", text, flags=re.MULTILINE).splitlines(keepends=True)
+    return "".join(line for line in lines if line.strip() and "\r" not in line and not re.search(r"\d%\||/s\]", line))
+
+
 def execute(source: Path) -> Path:
     """Run one .py:percent source from top to bottom and return the path of its .ipynb; an error in a cell is raised."""
     notebook = jupytext.read(source)
@@ -30,8 +41,11 @@ def execute(source: Path) -> Path:
     for cell in notebook.cells:
         # execution times and progress bars would change in every run
         cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                output["text"] = without_bars(output["text"])
         if "outputs" in cell:
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
+            cell.outputs = [o for o in cell.outputs if o.get("text") != "" and WIDGET not in o.get("data", {})]
     target = source.with_suffix(".ipynb")
     jupytext.write(notebook, target)
     return target

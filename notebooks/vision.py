@@ -176,8 +176,9 @@ One run of random neurons, drawn over the whole model, has an area of {with_ends
 {2 - random.area:.2f} in the second; another draw would have another. The digits of a task are left unevenly at that step ({spread}).
 Accuracies per digit are of {EVALUATED} images, among them those that chose the step.
 
-Thirty percent of the mlp neurons, taken at random: with what they do on another digit top-1 is {others.top1:.2f}, with what they do on
-random pixels {pixels.top1:.2f}, a difference of {difference:+.2f} [{low:+.2f}, {high:+.2f}]{differ} (one draw, 200 images).
+Thirty percent of the mlp neurons, drawn at random: resample-ablated with activations on other images, top-1 is {others.top1:.2f}, with
+activations on random pixels {pixels.top1:.2f}, a difference of {difference:+.2f} [{low:+.2f}, {high:+.2f}]{differ} (one draw, 200 images).
 
-The model is trained anew in this notebook; another processor or release of torch gives other weights, and which digits go first changes."""
+The model is trained anew in this notebook; another processor or release of torch gives other weights, and which digits lose accuracy
+first changes."""
 )

@@ -61,6 +61,15 @@ def test_stored_figures_are_seen_without_scripts(source):
     assert all("image/png" in data for data in shown if "application/vnd.plotly.v1+json" in data)
 
 
+def test_warnings_stay_and_progress_bars_go():
+    from execute import without_bars
+
+    bars = "collect:  50%|#####     | 1/2 [00:01<00:01, 1.2tok/s]\rcollect: 100%|##########| 2/2\n"
+    warning = "/tmp/ipykernel_7/1.py:3: UserWarning: task 'a' has few documents\n  sepcap.collect(model)\n"
+    assert without_bars(bars) == ""
+    assert without_bars(bars + warning + bars) == "UserWarning: task 'a' has few documents\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_notebook_runs(source, tmp_path):

@@ -1,5 +1,6 @@
 """Commands about single neurons: what they do, what their ablation changes, and how importances agree with that."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,23 @@ class Examine(NeuronProfilesConfig, Study):
                 raise ValueError(f"step={self.step}: a step is of a run; give --run-folder too")
             return super().compute(model, **more)
         run = sepcap.Run.load(self.run_folder)
-        how = run.examined(self.step or 1, self.n)
-        default = NeuronProfilesConfig().tasks
-        tasks = how.pop("tasks") if self.tasks == default else self.tasks
-        return super().compute(model, **how, tasks=tasks, **more)
+        how = run.examined(1 if self.step is None else self.step, self.n)
+        of_run = how.pop("tasks")
+        named = self if self.tasks != NeuronProfilesConfig().tasks else dataclasses.replace(self, tasks=of_run)
+        model = self.load() if model is None else model
+        run.check_model(model)
+        return super(Examine, named).compute(model, **how, **more)
+
+    def load(self, **options: Any) -> Any:
+        """Load the model of the run in its precision, unless others are named."""
+        if self.run_folder is None:
+            return super().load(**options)
+        from sepcap.studies.pruning.on_disk.run_folder import RunFolder
+
+        made = RunFolder.load(self.run_folder).config
+        model = made["model"] if self.model == "default" else self.model
+        dtype = made["dtype"].removeprefix("torch.") if self.dtype == "float32" else self.dtype
+        return super(Examine, dataclasses.replace(self, model=model, dtype=dtype)).load(**options)
 
     def run(self) -> None:
         """Carry out the command."""

@@ -73,6 +73,6 @@ def _parse(words: Sequence[str]) -> Any:
         prog="sepcap",
         # options keep their field names also if a study of a command is chosen
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-        description="Find which neurons of a language model carry a capability, and measure what is left without them. "
+        description="Find neurons whose pruning lowers accuracy on one task, and measure what is retained on another. "
         "`sepcap --version` prints the versions.",
     )

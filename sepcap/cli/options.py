@@ -128,7 +128,8 @@ class Study(OnDevice):
         import sepcap
 
         how = {"out": self.out, "progress": partial(print, flush=True), **more}
-        return getattr(sepcap, self.FUNCTION)(self.load() if model is None else model, config_in(self.CONFIG, self), **how)
+        how["config"] = config_in(self.CONFIG, self)
+        return getattr(sepcap, self.FUNCTION)(self.load() if model is None else model, **how)
 
     def run(self) -> None:
         """Carry out the command."""

@@ -136,7 +136,7 @@ _ADD = Program(
 )
 _RECALL = Program("recall", "the digit after the previous occurrence of the last digit, or none", _recalled, "012345678", 8)
 
-_LATE = "Nothing is shared but the words; both programs run on every input, and only the last step asks which one is wanted."
+_LATE = "The programs share only the embeddings; both run on every input, and the last layer outputs the one named by the first token."
 _GATED = "The end of the answer and the key are shared; the tables of positions are silent while the other program runs."
 
 PAIRS: dict[str, Pair] = {

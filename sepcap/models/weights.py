@@ -27,6 +27,12 @@ def fingerprint(model: Any) -> str:
     return hash_of((_plain(name), parameter) for name, parameter in sorted(inner(model).named_parameters()))
 
 
+def check_fingerprint(model: Any, expected: str, made: str) -> None:
+    """Raise if a model has other weights than the one that something was made with; `made` says what, as in "this run was made with"."""
+    if (found := fingerprint(model)) != expected:
+        raise ValueError(f"model has other weights (fingerprint {found}) than the one {made} ({expected}): give that one, as it was then")
+
+
 def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Hash of tensors with their names, shapes and dtypes, in the order given."""
     digest = hashlib.sha256()

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+import sepcap
 from sepcap.checks import checked
 from sepcap.errors import CorruptFile, missing_extra
 from sepcap.models.blocks.views import mlp_input_weights
@@ -115,6 +116,10 @@ class Clusters:
                 raise IndexError(f"cluster {(layer, cluster)} does not exist: {len(self.labels)} layers of {self.k} clusters")
             mask[layer] |= self.labels[layer] == cluster
         return NeuronSet({"mlp": mask})
+
+    def examine(self, model: Any, chosen: Iterable[tuple[int, int]], **how: Any) -> Any:
+        """Profiles of the neurons of some clusters, given as (layer, cluster): texts, tokens, logits; see `sepcap.examine` (METHODS 23)."""
+        return sepcap.examine(model, self.neurons(model, chosen), **how)
 
     @checked()
     def save(self, path: str | Path) -> None:

@@ -19,6 +19,9 @@ from sepcap.latex import latex_table
 from sepcap.models.sites import Population, bind, check_head, populations, resolve_sites
 from sepcap.storage import html_card, load_tensors, save_tensors
 
+ROTATED = "rotated_from"
+"""Key of `NeuronSet.info`: fingerprint of the model in whose rotated basis the neurons are; they are not neurons of that model itself."""
+
 
 class NeuronSet:
     """A set of neurons of a model, as a selection returns it and ablation and deletion take it.
@@ -159,7 +162,11 @@ class NeuronSet:
             if mine.shape != theirs.shape:
                 raise ValueError(f"site {site!r}: masks of {list(mine.shape)} and {list(theirs.shape)} belong to different models")
             masks[site] = how(mine, theirs.to(mine.device))
-        return NeuronSet(masks)
+        return NeuronSet(masks, other._basis | self._basis)
+
+    @property
+    def _basis(self) -> dict[str, Any]:
+        return {ROTATED: self.info[ROTATED]} if ROTATED in self.info else {}
 
     def __or__(self, other: "NeuronSet") -> "NeuronSet":
         return self._combine(other, torch.logical_or)
@@ -171,7 +178,7 @@ class NeuronSet:
         return self._combine(other, lambda a, b: a & ~b)
 
     def __invert__(self) -> "NeuronSet":
-        return NeuronSet({site: ~mask for site, mask in self.masks.items()})
+        return NeuronSet({site: ~mask for site, mask in self.masks.items()}, self._basis)
 
     @checked()
     def to(self, device: str | torch.device) -> "NeuronSet":

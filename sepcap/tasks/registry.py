@@ -119,7 +119,7 @@ def _wmdp(configuration: str, description: str) -> HubRow:
 
 TASKS: dict[str, Row] = {
     "local-prose": LocalRow(("prose",), "docstrings, package descriptions and the language reference of this Python installation"),
-    "local-python": LocalRow(("python",), "Python sources of the standard library and installed packages, without docstrings and comments"),
+    "local-python": LocalRow(("python",), "Python of the standard library and a fixed list of packages, without docstrings and comments"),
     "local-cpp": LocalRow(("cpp",), "the C++ headers that torch ships, without comments"),
     "local-code": LocalRow(("python", "cpp"), "Python and C++ in equal numbers of tokens"),
     "local-digits": DigitsRow(tuple(range(10)), "handwritten digits of 8×8 pixels, from scikit-learn"),

@@ -169,6 +169,22 @@ def test_neurons_alone_by_command(files, trained_folder, tmp_path, capsys):
     assert "site='mlp' has no heads" in capsys.readouterr().err
 
 
+def test_a_run_is_examined_on_its_own_model(files, trained_folder, tmp_path, capsys):
+    pair = ["--forget", files[0], "--retain", files[1]]
+    small = ["--fractions", "mlp=0.1", "--steps", "1", "--eval-tokens", "200", *SMALL]
+    main(["prune", *pair, *small, "--model", str(trained_folder), "--dtype", "bfloat16", "--out", str(tmp_path / "run")])
+    examine = ["examine", "--run-folder", str(tmp_path / "run"), "--tasks", *files, "--n", "2", *SMALL]
+    main([*examine, "--out", str(tmp_path / "found")])
+    found, run = sepcap.load_result(tmp_path / "found"), sepcap.Run.load(tmp_path / "run")
+    assert found.config["model_fingerprint"] == run.config["model_fingerprint"]
+    assert len(found.table) == 2
+    capsys.readouterr()
+    for more, said in ((["--step", "0"], "step=0"), (["--dtype", "float16"], "other weights")):
+        with pytest.raises(SystemExit):
+            main([*examine, *more, "--out", str(tmp_path / "refused")])
+        assert said in capsys.readouterr().err
+
+
 def test_the_command_of_a_reproduction_is_its_configuration():
     asked = config_in(sepcap.ReproductionConfig, tyro.cli(Reproduce, args=["sp-table2", "--budget", "paper", "--batch-size", "4"]))
     assert asked == sepcap.ReproductionConfig("sp-table2", budget="paper", batch_size=4)

@@ -94,6 +94,22 @@ def test_every_file_gives_the_same_tokens(tmp_path, tokenizer, name):
     assert tokens(str(tmp_path / name), tokenizer, column=None) == expected
 
 
+BROKEN = [text.replace(" ", "\r\n", 2) for text in TEXTS]
+WINDOWS = {
+    "a.jsonl": lambda f: f.write_text("".join(json.dumps({"text": text}) + "\n" for text in BROKEN)),
+    "a.csv": lambda f: pd.DataFrame({"text": BROKEN}).to_csv(f, index=False, lineterminator="\n"),
+    "a.parquet": lambda f: pd.DataFrame({"text": BROKEN}).to_parquet(f),
+    "saved": lambda f: datasets.Dataset.from_dict({"text": BROKEN}).save_to_disk(f),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_line_ends_within_a_text_are_the_same_in_every_file(tmp_path, tokenizer, name):
+    WINDOWS[name](tmp_path / name)
+    assert tokens(tmp_path / name, tokenizer) == tokens([text.replace("\r\n", "\n") for text in BROKEN], tokenizer)
+    assert tokens(BROKEN, tokenizer) != tokens(tmp_path / name, tokenizer), "texts given in Python are taken as they are"
+
+
 GIVEN = {
     "tuple": lambda: tuple(TEXTS),
     "numpy": lambda: np.array(TEXTS),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sepcap.errors import warn
-from sepcap.tasks.batches import TokenSample
+from sepcap.tasks.batches import FEW, TokenSample
 from sepcap.tasks.samples import sample_task
 from sepcap.tasks.task import Task
 
@@ -32,7 +32,8 @@ def sample_seeds(model: Any, task: Task, config: Any, parts: int = 1) -> SeedSam
     """Samples of a task for the seeds of a study.
 
     Documents are drawn once, with the first seed, and assigned to seeds at random: seeds are then independent repetitions. If a task has
-    too few documents for that, every seed draws from all of them, and a warning states the share that two seeds have in common.
+    too few documents for that, every seed draws from all of them, and a warning states the share that two seeds have in common. Another
+    states how many documents the sample with the fewest has, if they are few.
 
     Args:
         model: a hooked model.
@@ -51,6 +52,7 @@ def sample_seeds(model: Any, task: Task, config: Any, parts: int = 1) -> SeedSam
             whole = sample_task(model, task, "collect", size * len(seeds), seed=seeds[0], **how)
         if whole.tokens == size * len(seeds) and len(np.unique(whole.clusters)) >= parts * len(seeds):
             dealt = disjoint_parts(whole, parts * len(seeds), seed=seeds[0])
+            _warn_of_fewest(dealt)
             return SeedSamples({seed: dealt[i * parts : (i + 1) * parts] for i, seed in enumerate(seeds)}, 0.0)
     each = {seed: sample_task(model, task, "collect", size, seed=seed, **how) for seed in seeds}
     shared = shared_documents(list(each.values()))
@@ -59,7 +61,19 @@ def sample_seeds(model: Any, task: Task, config: Any, parts: int = 1) -> SeedSam
             f"task {task.name!r} has too few documents for {len(seeds)} seeds of {size:,} tokens without shared ones: any two seeds share "
             f"{shared:.0%} of their documents on average, so that intervals over seeds are too narrow. Give fewer tokens= or seeds="
         )
-    return SeedSamples({seed: [s] if parts == 1 else disjoint_parts(s, parts) for seed, s in each.items()}, shared)
+    if parts == 1:
+        return SeedSamples({seed: [s] for seed, s in each.items()}, shared)
+    split = {seed: disjoint_parts(s, parts) for seed, s in each.items()}
+    _warn_of_fewest([part for of_seed in split.values() for part in of_seed])
+    return SeedSamples(split, shared)
+
+
+def _warn_of_fewest(parts: Sequence[TokenSample]) -> None:
+    """Warn once for all parts, of the one with the fewest documents; they are of equal size only to within a document."""
+    fewest = min(parts, key=lambda part: len(np.unique(part.clusters)))
+    if (n := len(np.unique(fewest.clusters))) < FEW:
+        whose = f"the smallest of {len(parts)} samples to {fewest.split} has {fewest.tokens:,} tokens"
+        warn(f"task {fewest.task!r}: {whose} of {n} documents that share no row; results of fewer than {FEW} vary from sample to sample")
 
 
 def shared_documents(samples: Sequence[TokenSample]) -> float:

@@ -266,6 +266,7 @@ def compare_directions(
             at = None if kind == "uniform" else folder / direction
             baselines[name] = plan(model, baseline_config(config.pruning(direction), kind, seed, steps, at), known)
             is_left(folder / name, baselines[name].resolved)  # raises an error for a different run, before the plan is written
-        name_study(folder, DirectionComparison.STUDY, {name: identity_of(prepared.resolved) for name, prepared in baselines.items()})
+        known_now = {name: identity_of(prepared.resolved) for name, prepared in baselines.items()}
+        name_study(folder, DirectionComparison.STUDY, known_now, whole=False)
         runs |= {name: execute(prepared, folder / name, trackers, say) for name, prepared in baselines.items()}
     return DirectionComparison._from_runs(folder, runs)

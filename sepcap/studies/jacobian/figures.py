@@ -91,7 +91,7 @@ def jacobian_ranks(result: Any, measure: str = "rank", *, layers: Sequence[int] 
         highest = max(highest, float(np.nan_to_num([mean, high]).max()))
     if open_ended:
         arrow = {"symbol": "triangle-up", "size": 10, "color": INK}
-        traces.append(entry("lower bound: not settled", mode="markers", marker=arrow, hoverinfo="skip"))
+        traces.append(entry("lower bound on the rank", mode="markers", marker=arrow, hoverinfo="skip"))
     if measure == "rank":
         traces.append(_bounds(result, table))
         highest = max(highest, float(table["bound"].to_numpy().max()))

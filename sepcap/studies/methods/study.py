@@ -357,7 +357,7 @@ def compare_methods(model: Any, config: MethodComparisonConfig, *, out: str | Pa
             at = None if config.baseline == "uniform" else out / _name(like)
             prepared = plan(model, baseline_config(plans[like].config, config.baseline, seed, steps, at), known[name])
             where = _name(key, True)
-            name_study(out, MethodComparison.STUDY, {where: identity_of(prepared.resolved)})
+            name_study(out, MethodComparison.STUDY, {where: identity_of(prepared.resolved)}, whole=False)
             runs[where] = execute(prepared, out / where)
             bar.update(_tokens_of_random(plans[like], steps) if key in left_random else 0)
     return MethodComparison._from_runs(out, runs)

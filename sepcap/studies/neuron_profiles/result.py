@@ -55,7 +55,7 @@ class NeuronProfiles(StudyResult):
         ids = torch.cat([t.flatten().long() for name, t in tensors.items() if name.endswith(("token", "tokens"))])
         words = words_of(tokenizer, [i for i in torch.unique(ids).tolist() if i >= 0])
         tokens = _token_table(tensors, words)
-        firsts = {}
+        firsts: dict[str, Any] = {f"preferred_{role}": "" for role in ROLES}  # there, too, if no token is frequent enough
         for name, rows in cast(Any, tokens.groupby(["list", "task"], sort=False)):
             few = rows[rows["rank"] <= 5].groupby("unit")["text"].agg(lambda texts: " ".join(map(repr, texts)))
             firsts["_".join(filter(None, map(str, name)))] = few.reindex(range(len(units)), fill_value="").to_numpy()
@@ -135,7 +135,7 @@ class NeuronProfiles(StudyResult):
             tokens: predictions per task, from the evaluation texts, on which an ablation is measured.
 
         Returns:
-            An anywidget, or without the package the page as an object that notebooks show.
+            An anywidget, or without the package the page as an object that notebooks show; a warning says so if a model is given.
         """
         return explored(self, model, tasks, tokens)
 

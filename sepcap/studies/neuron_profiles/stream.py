@@ -33,6 +33,9 @@ PATTERN = "blocks.{layer}.attn.hook_pattern"
 PART = 4096
 """Positions of which sums are computed at once."""
 
+AT_ONCE = 2**24
+"""Values at source tokens that are held at once, of as many units as that allows: 64 MB in float32."""
+
 Place = tuple[int, int]
 """Row, and position in it."""
 
@@ -123,8 +126,17 @@ class Sources:
         self, z: Float[Tensor, "batch pos ..."], position: Int[Tensor, "batch unit"]
     ) -> tuple[Int[Tensor, "batch unit"], Float[Tensor, "batch unit"]]:
         """Position of the source, and its contribution, for one position per row and unit."""
+        units = max(1, AT_ONCE // (z.shape[0] * z.shape[1] * self.group.population.shape[2]))
+        parts = [self._strongest(z, some, position[:, some]) for some in torch.arange(position.shape[1], device=z.device).split(units)]
+        source, contribution = (torch.cat(column, 1) for column in zip(*parts, strict=True))
+        return source, contribution
+
+    def _strongest(
+        self, z: Float[Tensor, "batch pos ..."], some: Int[Tensor, " unit"], position: Int[Tensor, "batch unit"]
+    ) -> tuple[Int[Tensor, "batch unit"], Float[Tensor, "batch unit"]]:
+        """The same of some units of the group."""
         group, (_, heads, d_head) = self.group, self.group.population.shape
-        index = group.index.to(z.device)
+        index = group.index.to(z.device)[some]
         head = index if group.heads else index // d_head
         values = self.held["values"].reshape(*z.shape[:2], -1, d_head).to(z.device, torch.float32)
         of = values[:, :, head // (heads // values.shape[2])]  # [batch, pos, unit, d_head]
@@ -135,7 +147,7 @@ class Sources:
         scale = there.abs().amax(-1)
         self.additive &= bool(((mixed - there).abs().amax(-1) <= ADDITIVE * scale + 1e-6).all())
         if group.heads:
-            parts = weights * norms_of(of, group.gram()).transpose(1, 2)
+            parts = weights * norms_of(of, group.gram()[some.to(group.population.rows(group.layer).device)]).transpose(1, 2)
             sign = torch.ones_like(scale)
         else:
             dim = index % d_head

@@ -17,6 +17,7 @@ from sepcap.checks import checked
 from sepcap.models.kinds import inner, kind_of
 from sepcap.models.sites import bind
 from sepcap.selection.names import gradients_for
+from sepcap.selection.neurons import ROTATED, NeuronSet
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.collect import collect_sample
 from sepcap.studies.base.folder import Pieces, as_json
@@ -67,13 +68,15 @@ class Plan:
         scores = neurons if isinstance(neurons, Scores) else scores
         ablations = neurons if isinstance(neurons, SingleAblations) else ablations
         given = None if neurons is None else units_of(model, config, neurons, scores, ablations)
+        made = made_with(model)
+        _check_origin(made["model_fingerprint"], neurons, ablations)
         tasks = dict(zip(ROLES, map(load_task, config.tasks), strict=True))
         context = check_context(model, config.context)
         how = {"context": context, "per_document": config.per_document}
         samples = {role: sample_task(model, task, "collect", config.tokens, **how) for role, task in tasks.items()}
         plain = dataclasses.replace(config, context=context, tasks=tuple(task.name for task in tasks.values()))
         resolved = dataclasses.asdict(plain) | {
-            **made_with(model),
+            **made,
             "neurons": None if given is None else sha256(given.to_csv().encode()).hexdigest()[:16],
             "scores": None if scores is None else {name: scores.info.get(name) for name in ("importance", "forget", "retain")},
             "samples": {role: sample.fingerprint for role, sample in samples.items()},
@@ -152,6 +155,14 @@ class Plan:
         if not lacking:
             return ""
         return "no source tokens: activations are not the sum of values weighted by attention alone (a gate, or no pattern to hook)"
+
+
+def _check_origin(found: str, neurons: Any, ablations: SingleAblations | None) -> None:
+    """Raise if the neurons or effects are known to be of other weights than those of the model."""
+    if ablations is not None and (of := ablations.config["model_fingerprint"]) != found:
+        raise ValueError(f"ablations are of other weights (fingerprint {of}) than those of the model ({found}); give the ablated model")
+    if isinstance(neurons, NeuronSet) and neurons.info.get(ROTATED) == found:
+        raise ValueError("neurons are those of a run in a rotated basis: apply run.rotation() to a copy of the model, and give that one")
 
 
 def _strongest(activation: torch.Tensor) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 import html
 import json
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
 from sepcap.errors import missing_extra
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.interventions.ablation import ablate
+from sepcap.models.weights import check_fingerprint
 from sepcap.studies.neuron_profiles.explorer import asset, explorer_data, explorer_page
 from sepcap.studies.neuron_profiles.units import ROLES
 from sepcap.tasks.load import load_task
@@ -49,7 +51,7 @@ class Costs:
         how = {"context": result.config["context"], "per_document": result.config["per_document"]}
         self.result, self.model, self.batch_size = result, model, result.config["batch_size"]
         self.samples = [sample_task(model, load_task(task), "evaluate", tokens, **how) for task in given]
-        result.neurons(0, model=model).check(model)
+        check_fingerprint(model, result.config["model_fingerprint"], "these profiles are of")
         self.before: list[Any] = []
 
     def of(self, unit: int) -> dict[str, Any]:
@@ -79,14 +81,11 @@ class StaticView:
 
 
 def explored(result: Any, model: Any, tasks: Any, tokens: int) -> Any:
-    """An anywidget of the profiles, or the static view.
-
-    Raises:
-        ImportError: a model is given, whose ablation needs anywidget, and the package is missing.
-    """
+    """An anywidget of the profiles, or without the package the static view, with a warning if a model is given."""
     if find_spec("anywidget") is None:
         if model is not None:
-            raise missing_extra("anywidget", "widget", "a click that ablates a neuron (without model= the view is static)")
+            said = missing_extra("anywidget", "widget", "a click that ablates a neuron")
+            warnings.warn(f"{said}. The view is static", stacklevel=4)
         return StaticView(result)
     return _widget(result, None if model is None else Costs(result, model, tasks, tokens))
 

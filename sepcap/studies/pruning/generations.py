@@ -47,8 +47,7 @@ def generations(run: RunFolder, model: Any = None, device: str | None = None) ->
     expected = run.config.get("model_fingerprint")
     if model is not None:
         model = load_model(model)
-        if (found := fingerprint(model)) != expected:
-            raise ValueError(f"model has the weights {found}, but the run in {run.folder} began with {expected}: give that model, unpruned")
+        run.check_model(model)
     if run.steps_done < 1:
         return {"rows": [], "reason": "None: nothing has been pruned yet."}
     step = _widest_step(run) or run.steps_done

@@ -16,7 +16,9 @@ from sepcap.studies.pruning.run import whole_run
 OfRuns = TypeVar("OfRuns", bound="RunsResult")
 
 
-def name_study(folder: Path, study: str, runs: Mapping[str, str | None], config: Mapping[str, Any] | None = None) -> None:
+def name_study(
+    folder: Path, study: str, runs: Mapping[str, str | None], config: Mapping[str, Any] | None = None, *, whole: bool = True
+) -> None:
     """Record the study that the runs in a folder belong to, and the planned runs, before the first one begins.
 
     Args:
@@ -24,6 +26,7 @@ def name_study(folder: Path, study: str, runs: Mapping[str, str | None], config:
         study: its name.
         runs: name of the folder of each run -> `identity_of` its configuration, or None if it is not known yet.
         config: configuration of the study.
+        whole: whether these are all runs of the call. Those that an earlier call planned and never began are then planned no longer.
 
     Raises:
         FileExistsError: the folder holds something else.
@@ -37,6 +40,8 @@ def name_study(folder: Path, study: str, runs: Mapping[str, str | None], config:
             raise FileExistsError(f"{folder} holds another study ({which}). Use another folder; nothing was changed.")
     # a call may add runs to those of another, and identities later
     planned = before.get("runs", {})
+    if whole:
+        planned = {name: identity for name, identity in planned.items() if name in runs or os.path.lexists(folder / name / "config.json")}
     planned = {**planned, **{name: identity for name, identity in runs.items() if identity is not None or name not in planned}}
     now = {"format": FORMAT, **before, "study": study, **(config or {}), "runs": planned}
     if now != {"format": FORMAT, **before}:

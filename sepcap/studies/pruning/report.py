@@ -294,8 +294,9 @@ def command(run: RunFolder) -> str:
             lines.append([option if value else option.replace("--", "--no-", 1)])
         elif isinstance(value, Mapping):
             lines.append([option, _amounts(value)])
-        elif value is not None:
+        elif value is not None or (field.name in run.config and field.default is not None):
             lines.append([option, str(value)])
+    lines += [[f"--{name}", str(run.config[name]).removeprefix("torch.")] for name in ("dtype", "device") if name in run.config]
     lines.append(["--out", str(run.folder)])
     return " \\\n  ".join(map(shlex.join, lines))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -10,10 +10,12 @@ import torch
 import sepcap
 from sepcap.checks import checked
 from sepcap.errors import unknown
+from sepcap.models.loading.load import load_model
 from sepcap.selection.figures import score_histograms
 from sepcap.selection.neurons import top_of
 from sepcap.statistics.intervals import Cluster
 from sepcap.studies.base.folder import copy_folder
+from sepcap.studies.base.result import Figures
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.figures.drops import drop_against_drop, perplexity_against_perplexity
 from sepcap.studies.pruning.figures.pruned_neurons import pruned_neurons
@@ -39,6 +41,17 @@ class Run(RunFolder):
         >>> run = sepcap.Run.load("runs/opt")  # doctest: +SKIP
         >>> run.separability("top1").percent  # doctest: +SKIP
     """
+
+    TITLE: ClassVar[str] = "Can one task be pruned from the model, and the other kept?"
+    FIGURES: ClassVar[Figures] = {
+        "trajectory": ("Trajectory: accuracy on both tasks", trajectory),
+        "drops": ("Drop of accuracy on both tasks", drop_against_drop),
+        "perplexity": ("Perplexity on both tasks", perplexity_against_perplexity),
+        "metric": ("Top-1 accuracy during pruning", metric_over_steps),
+        "pruned": ("Share of pruned neurons of every layer", pruned_neurons),
+        "threshold": ("The lowest score that was selected", thresholds),
+        "scores": ("Scores of the unpruned model", lambda run, **options: score_histograms(run.scores(), **options)),
+    }
 
     @checked()
     def separability(
@@ -135,6 +148,8 @@ class Run(RunFolder):
     def examined(self, step: int, n: int) -> dict[str, Any]:
         """What `sepcap.examine` takes for the neurons that a step pruned: the n highest by the scores of the unpruned model, and the tasks.
 
+        Of a random run n are drawn by its seed.
+
         Raises:
             ValueError: step 0, or a run in a rotated basis.
             IndexError: a step that the run does not have.
@@ -144,12 +159,12 @@ class Run(RunFolder):
         if self.config.get("rotation", "none") != "none":
             raise ValueError("this run prunes in a rotated basis; apply run.rotation() to a model, and examine run.neurons(step) on that")
         neurons = self.neurons(step) - self.neurons(step - 1)
-        scores = None
-        if self.config["importance"] != "random":
-            scores = self.scores()
-            ranked = {site: scores[site].cpu().masked_fill(~mask, -torch.inf) for site, mask in neurons.masks.items()}
-            few = {site: min(n, neurons.count(site)) for site in neurons.masks if neurons.count(site)}
-            neurons, _ = top_of(ranked, few)
+        scores = None if self.config["importance"] == "random" else self.scores()
+        drawn = torch.Generator().manual_seed(self.config["seed"])
+        ranks = {site: torch.rand(mask.shape, generator=drawn) for site, mask in neurons.masks.items()} if scores is None else scores
+        ranked = {site: ranks[site].cpu().masked_fill(~mask, -torch.inf) for site, mask in neurons.masks.items()}
+        few = {site: min(n, neurons.count(site)) for site in neurons.masks if neurons.count(site)}
+        neurons, _ = top_of(ranked, few)
         return {"neurons": neurons, "scores": scores, "tasks": (self.config["forget"], self.config["retain"])}
 
     @checked()
@@ -159,30 +174,24 @@ class Run(RunFolder):
         Args:
             step: a pruning step.
             model: the unpruned model; default is to load it.
-            n: the n highest scores per site among the neurons of the step.
+            n: the n highest scores per site among the neurons of the step; of a random run n are drawn.
             how: other arguments of `sepcap.examine`, such as tasks that cannot be loaded by their names.
 
         Example:
             >>> run.examine(1, model, n=20).report("first-step.html")  # doctest: +SKIP
         """
         found = self.examined(step, n) | how
-        return sepcap.examine(self.config["model"] if model is None else model, **found)
+        of = load_model(self.config["model"] if model is None else model, dtype=self.config["dtype"].removeprefix("torch."))
+        self.check_model(of)
+        return sepcap.examine(of, **found)
 
     @checked()
-    def figure(self, kind: str = "trajectory", **options: Any) -> Any:
-        """A figure of the run: "trajectory", "drops", "perplexity", "metric", "pruned", "threshold" or "scores"."""
-        kinds = {
-            "trajectory": lambda: trajectory(self, **options),
-            "drops": lambda: drop_against_drop(self, **options),
-            "perplexity": lambda: perplexity_against_perplexity(self, **options),
-            "metric": lambda: metric_over_steps(self, **options),
-            "pruned": lambda: pruned_neurons(self, **options),
-            "threshold": lambda: thresholds(self, **options),
-            "scores": lambda: score_histograms(self.scores(), **options),
-        }
-        if kind not in kinds:
-            raise unknown("figure", kind, kinds)
-        return kinds[kind]()
+    def figure(self, kind: str | None = None, **options: Any) -> Any:
+        """A figure of the run, by its name in `FIGURES`; default is the trajectory."""
+        kind = next(iter(self.FIGURES)) if kind is None else kind
+        if kind not in self.FIGURES:
+            raise unknown("figure", kind, self.FIGURES)
+        return self.FIGURES[kind][1](self, **options)
 
     @checked()
     def save(self, folder: str | Path) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sepcap.checks import checked
+from sepcap.errors import unknown
 from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.models.loading.load import load_model
 from sepcap.storage import html_card, make_folder, sole_writer
@@ -152,6 +153,8 @@ class Reproduction(RunsResult):
     @checked()
     def figure(self, kind: str | None = None, **options: Any) -> Any:
         """The study's figure: drop against drop, areas, the protocol, or overlaps."""
+        if kind not in (None, *self.FIGURES):
+            raise unknown("figure", kind, self.FIGURES)
         if self.study.name == "sep-areas":
             return areas(self.results, **options)
         if self.study.kind == "prune":
@@ -235,7 +238,7 @@ def _prune(load: Load, configs: Mapping[str, Any], folder: Path, say: Callable[[
     plans = {name: plan(model, config) for name, config in configs.items()}
     folders = {name: folder / name for name in plans}
     left = [name for name, path in folders.items() if is_left(path, plans[name].resolved)]
-    name_study(folder, Reproduction.STUDY, {name: identity_of(prepared.resolved) for name, prepared in plans.items()})
+    name_study(folder, Reproduction.STUDY, {name: identity_of(prepared.resolved) for name, prepared in plans.items()}, whole=False)
     for name in left:
         say(f"{name}: {plans[name].cost()}")
     _say_minutes(say, model, [plans[name].tokens() for name in left], *(next(iter(plans[name].evaluate.values())) for name in left[:1]))

@@ -205,7 +205,7 @@ def meeting_numbers(first: Int[Tensor, " neuron"], second: Int[Tensor, " neuron"
 def meeting(bench: Bench) -> Tables:
     """Prune each of the two tasks, from the two ends of the ranking, and find where the sets and the accuracies meet.
 
-    Sets: the smallest share at which the two selections share a neuron, and the smallest at which no neuron is in neither.
+    Sets: the smallest share at which the two selections share a neuron, and the smallest at which every neuron is in at least one.
     Curves: accuracy on one task with its own neurons pruned, and with those of the other task pruned; they cross at the first share at
     which the first, having been below the second, no longer is. Plane: the first point along the trajectory of the first task, from
     the unpruned model, that is on the trajectory of the second, excluding their common start. All are linear between the measured
@@ -242,7 +242,7 @@ def _where_sets_meet(bench: Bench) -> list[dict[str, Any]]:
         pair = (ranks(random_ranks(among, [seed, side])[site]) for side in (0, 1))
         by_chance.append(meeting_numbers(*pair))
     rows = []
-    for i, what in enumerate(("selections first share a neuron", "no neuron is in neither selection")):
+    for i, what in enumerate(("selections first share a neuron", "every neuron is in at least one selection")):
         drawn = [numbers[i] / n for numbers in by_chance]
         row = {"what": what, "value": meeting_numbers(a, b)[i] / n, "low": math.nan, "high": math.nan}
         rows.append(row | {"random": float(np.mean(drawn)), "random_low": min(drawn), "random_high": max(drawn)})

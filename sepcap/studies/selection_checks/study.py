@@ -59,7 +59,7 @@ class SelectionChecks(StudyResult):
         "keep-only": ("Only the selected neurons kept", figures.selection_checks_keep),
         "step-size": ("Small steps against large ones", figures.selection_checks_steps),
         "step-overlaps": ("Neurons shared by small and large steps", figures.selection_checks_step_overlaps),
-        "layers": ("Layer by layer from the last", figures.selection_checks_layers),
+        "layers": ("Accuracy after pruning the last k layers", figures.selection_checks_layers),
         "curves": ("Accuracy along both directions", figures.selection_checks_curves),
         "meeting": ("Where both directions meet", figures.selection_checks_meeting),
     }

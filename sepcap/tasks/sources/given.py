@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from sepcap.tasks.sources.files import checked_text
+from sepcap.tasks.sources.files import checked_text, unix_lines
+from sepcap.tasks.sources.quiet import quietly
 
 
 def dataset_of(given: Any) -> Any:
@@ -107,6 +108,7 @@ def saved_dataset(folder: Path) -> Any:
     """
     import datasets
     import pyarrow
+    import pyarrow.compute
 
     state = folder / "state.json"
     if (folder / "dataset_dict.json").is_file():
@@ -126,6 +128,11 @@ def saved_dataset(folder: Path) -> Any:
                 raise FileNotFoundError("it does not exist")
             parts.append(datasets.Dataset.from_file(str(file)))
             parts[-1].data.table.validate(full=True)
-        return datasets.concatenate_datasets(parts)
+        whole = datasets.concatenate_datasets(parts)
     except (OSError, ValueError, LookupError, TypeError, RecursionError, pyarrow.ArrowException) as error:
         raise ValueError(f"{file} of the saved data set cannot be read: {type(error).__name__}: {error}") from error
+    strings = [name for name, kind in whole.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
+    compute: Any = pyarrow.compute  # its functions are made at run time
+    if not any(compute.any(compute.match_substring(whole.data[name], "\r")).as_py() for name in strings):
+        return whole
+    return quietly(whole.map, lambda row: {name: unix_lines(row[name]) for name in strings if isinstance(row[name], str)})

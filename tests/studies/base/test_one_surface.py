@@ -9,8 +9,10 @@ import pytest
 from planted_runs import maker
 
 import sepcap
+from sepcap.studies.base.folder import read_config
 from sepcap.studies.base.result import Shown
 from sepcap.studies.catalog import FUNCTIONS, STUDIES
+from sepcap.studies.pruning.planned import name_study
 from sepcap.workers.engines import named
 
 SURFACE = ("config", "folder", "table", "tables", "summary", "figure", "to_latex", "save", "load", "report", "__repr__", "_repr_html_")
@@ -42,9 +44,9 @@ def test_every_public_function_that_is_a_study_is_in_the_catalog():
     assert studies == {place.rsplit(".", 1)[1] for place in FUNCTIONS.values()}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in RESULTS.values() if kind is not sepcap.Run], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", RESULTS.values(), ids=lambda kind: kind.__name__)
 def test_every_result_has_a_title_and_figures(kind):
-    assert issubclass(kind, Shown)
+    assert issubclass(kind, Shown) or kind is sepcap.Run
     assert kind.TITLE
     assert kind.FIGURES
     module = import_module(kind.__module__)
@@ -62,3 +64,22 @@ def test_a_copied_run_is_the_same_run(tmp_path):
     with pytest.raises(ValueError, match="would be copied into itself"):
         run.save(run.folder / "inner")
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_the_default_figure_of_a_run_is_its_first(tmp_path):
+    run = maker(tmp_path)([0.5, 0.1], [0.4, 0.3])
+    assert run.figure(None) == run.figure() == run.figure("trajectory")
+    with pytest.raises(ValueError, match="figure='nonsense' is not known"):
+        run.figure("nonsense")
+
+
+def test_runs_that_never_began_are_planned_no_longer(tmp_path):
+    """A call that was interrupted, then repeated with other runs, must not leave a study that is never finished."""
+    name_study(tmp_path, "compare_directions", {"begun": None, "deep/begun": "0" * 64, "never": None})
+    for name in ("begun", "deep/begun"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    name_study(tmp_path, "compare_directions", {"begun": "1" * 64, "other": None})
+    assert read_config(tmp_path)["runs"] == {"begun": "1" * 64, "deep/begun": "0" * 64, "other": None}
+    name_study(tmp_path, "compare_directions", {"begun": "1" * 64}, whole=False)
+    assert read_config(tmp_path)["runs"] == {"begun": "1" * 64, "deep/begun": "0" * 64, "other": None}

@@ -1,6 +1,7 @@
 """Samples for several seeds: no common document where there are enough, and the share in common where there are not."""
 
 import itertools
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,11 @@ def rows_of(sample):
 
 
 def test_seeds_have_no_document_in_common_where_there_are_enough(trained, letters):
-    found = sample_seeds(trained, load_task(letters, name="letters"), asked(150, (3, 0, 9)))
+    with pytest.warns(UserWarning, match="smallest of 3") as said:
+        found = sample_seeds(trained, load_task(letters, name="letters"), asked(150, (3, 0, 9)))
+    fewest = min(sample.n_documents for (sample,) in found.by_seed.values())
+    assert len(said) == 1
+    assert re.search(rf"smallest of 3 samples to collect has \d+ tokens of {fewest} documents", str(said[0].message))
     whole = sample_task(trained, load_task(letters, name="letters"), "collect", 450, 16, 3)
     assert found.shared == 0
     samples = [sample for (sample,) in found.by_seed.values()]

@@ -70,12 +70,12 @@ def test_lower_bounds_point_up_have_no_interval_and_no_line_to_compare_them_by()
     assert drawn.mode == "markers"
     assert drawn.error_y.visible is False
     assert f"rank at least {result.by_layer['rank'][0]:,.4g}<br>" in drawn.hovertext[0]
-    assert named(fig, "lower bound: not settled").showlegend is not False
+    assert named(fig, "lower bound on the rank").showlegend is not False
     other = result.figure(measure="stable_rank")
     assert set(named(other, "trained").marker.symbol) == {"circle"}
     texts = (*named(other, "trained").hovertext, *(trace.name for trace in other.data))
     assert not any("at least" in text or "lower bound" in text for text in texts)
-    assert all(trace.name != "lower bound: not settled" for trace in study().figure().data)
+    assert all(trace.name != "lower bound on the rank" for trace in study().figure().data)
 
 
 def test_one_layer_alone_can_be_a_lower_bound():

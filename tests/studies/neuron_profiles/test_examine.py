@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import fresh
 
 import sepcap
 from sepcap.models.forward import call, evaluating, with_hooks
@@ -156,6 +157,27 @@ def test_sources_and_heads_are_those_of_a_loop(tiny, tasks, heads):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("heads", [False, True])
+def test_values_at_sources_are_held_for_a_bounded_number_of_units(tiny, tasks, heads, monkeypatch):
+    places = [(0, h) for h in range(4)] if heads else [(0, h, d) for h in range(4) for d in range(4)]
+    how = {"site": "attn_pre_out", "whole_heads": heads}
+    whole, sizes, original = examined(tiny, places, tasks, **how), [], stream.norms_of if heads else torch.einsum
+
+    def spy(*given):
+        if heads or given[0] == "bus,bsud->bud":
+            sizes.append((given[0] if heads else given[2]).shape)
+        return original(*given)
+
+    monkeypatch.setattr(*((stream, "norms_of") if heads else (torch, "einsum")), spy)
+    monkeypatch.setattr(stream, "AT_ONCE", 3 * 16 * 31 * bind(tiny, "attn_pre_out").shape[2])
+    parts = examined(tiny, places, tasks, **how)
+    held = [shape for shape in sizes if not heads or shape[2] < 4]
+    assert held
+    assert max(math.prod(shape) for shape in held) <= stream.AT_ONCE
+    for name, tensor in whole.tensors.items():
+        torch.testing.assert_close(parts.tensors[name], tensor, equal_nan=True)
+
+
 def test_the_direct_effect_is_the_change_of_logits_with_a_fixed_norm(tiny, tasks):
     """The final norm's scale frozen: its output is computed anew with the mean and scale of the unchanged stream."""
     profiles = examined(tiny, [(0, 3), (1, 70)], tasks)
@@ -280,6 +302,46 @@ def test_a_run_leads_to_the_neurons_of_a_step(trained, tasks, tmp_path):
     assert chosen - pruned == sepcap.NeuronSet.empty(trained, "mlp")
     with pytest.raises(ValueError, match="step=0: no neuron is pruned"):
         run.examine(0, trained)
+
+
+def test_a_random_run_has_n_neurons_drawn_from_those_of_the_step(trained, tasks, tmp_path):
+    config = sepcap.PruningConfig(**tasks, fractions={"mlp": 0.5}, steps=1, tokens=300, eval_tokens=300, importance="random")
+    run = sepcap.prune(trained, config, out=tmp_path / "run", progress=False)
+    found = run.examined(1, 6)["neurons"]
+    assert found == run.examined(1, 6)["neurons"]
+    assert len(found) == len(found & run.neurons(1)) == 6
+    assert all(found.per_layer("mlp")), "the first six by index would all be in layer 0"
+
+
+def test_neurons_of_a_rotated_run_are_not_those_of_the_model(trained_folder, tasks, tmp_path):
+    model = fresh(trained_folder)
+    config = sepcap.PruningConfig(**tasks, fractions={"attn_pre_out": 0.2}, steps=2, tokens=300, eval_tokens=300, rotation="fold")
+    run = sepcap.prune(model, config, out=tmp_path / "run", progress=False)
+    for neurons in (run.neurons(1), run.neurons(2) - run.neurons(1)):
+        with pytest.raises(ValueError, match="rotated basis"):
+            neurons.examine(model, tasks=tuple(tasks.values()), **SIZE)
+    run.rotation().apply(model)
+    assert len(run.neurons(1).examine(model, tasks=tuple(tasks.values()), **SIZE).table) == run.neurons(1).count()
+
+
+def test_what_was_found_in_another_model_is_refused(trained, trained_folder, tasks, tmp_path):
+    other = fresh(trained_folder)
+    with torch.no_grad():
+        other.blocks[0].mlp.W_in[0, 0] += 1
+    how = {**SIZE, "tasks": tuple(tasks.values())}
+    ablations = sepcap.ablate_each(trained, **tasks, tokens=100, layers=(0,), progress=False)
+    with pytest.raises(ValueError, match="ablations are of other weights"):
+        sepcap.examine(other, ablations, n=2, **how)
+    config = sepcap.PruningConfig(**tasks, fractions={"mlp": 0.1}, steps=1, tokens=300, eval_tokens=300)
+    run = sepcap.prune(trained, config, out=tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="model has other weights"):
+        run.examine(1, other, **how)
+
+
+def test_clusters_lead_to_their_neurons(trained, tasks):
+    clusters = sepcap.cluster_neurons(trained, k=8, progress=False)
+    found = clusters.examine(trained, [(1, 3)], tasks=tuple(tasks.values()), **SIZE)
+    assert found.neurons(model=trained) == clusters.neurons(trained, [(1, 3)])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+import torch
 import traitlets
 from hostile_profiles import MARKUP, hostile_profiles
 from tiny import fresh
@@ -71,8 +72,8 @@ def test_without_anywidget_the_view_is_static(profiles, no_anywidget, trained):
     shown = profiles.explore()._repr_html_()
     assert shown.startswith("<iframe srcdoc=")
     assert "<script" not in shown
-    with pytest.raises(ImportError, match=r"pip install 'sepcap\[widget\]'"):
-        profiles.explore(trained)
+    with pytest.warns(UserWarning, match=r"pip install 'sepcap\[widget\]'.*static"):
+        assert profiles.explore(trained)._repr_html_() == shown
 
 
 class Pretended(traitlets.HasTraits):
@@ -141,6 +142,14 @@ def test_the_view_has_the_data_and_the_code_of_the_page(view, profiles):
     code = type(view)._esm if isinstance(view, Pretended) else str(view._esm)
     assert "function explore(root, data, ask" in code
     assert "export default" in code
+
+
+def test_another_model_is_not_ablated(profiles, trained_folder, letters, digits):
+    other = fresh(trained_folder)
+    with torch.no_grad():
+        other.blocks[0].mlp.W_in[0, 0] += 1
+    with pytest.raises(ValueError, match=r"other weights .* than the one these profiles are of"):
+        widget.Costs(profiles, other, (letters, digits), 100)
 
 
 def test_an_unknown_pair_of_tasks_is_one_sentence(profiles, trained, monkeypatch):

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 
@@ -247,6 +248,17 @@ def test_the_command_is_the_configuration(make):
     parsed = tyro.cli(Prune, args=args)
     assert config_in(sepcap.PruningConfig, parsed) == config
     assert parsed.out == run.folder
+
+
+def test_the_command_names_what_is_not_the_default_of_every_machine(make):
+    """Without these options the command would ask for another configuration than the folder holds, and be refused."""
+    import tyro
+
+    from sepcap.cli.pruning import Prune
+
+    run = make(FORGET, RETAIN, per_document=None, dtype="torch.bfloat16", device="cpu")
+    parsed = tyro.cli(Prune, args=shlex.split(command(run).replace("\\\n", " "))[2:])
+    assert (parsed.per_document, parsed.dtype, parsed.device) == (None, "bfloat16", "cpu")
 
 
 def test_the_configuration_is_all_there(make):

@@ -360,6 +360,9 @@ def test_areas_on_a_tiny_model(trained_folder, letters, digits, tmp_path):
     assert result.table["published"].isna()[:12].all()
     assert "65–75" in set(result.table["published"])
     assert result.figure().layout.xaxis.title.text.startswith("Area")
+    assert result.figure("study") == result.figure()
+    with pytest.raises(ValueError, match="figure='nonsense' is not known"):
+        result.figure("nonsense")
 
 
 def test_peak_ablation_on_a_tiny_model(trained_folder, letters, tmp_path, counted):

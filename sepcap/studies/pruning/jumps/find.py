@@ -14,7 +14,7 @@ from sepcap.models.blocks.places import all_layers, hook_of
 from sepcap.models.forward import with_hooks
 from sepcap.models.kinds import kind_of
 from sepcap.models.loading.load import load_model
-from sepcap.models.weights import WeightSnapshot, fingerprint
+from sepcap.models.weights import WeightSnapshot
 from sepcap.statistics.collect import correct_in
 from sepcap.statistics.intervals import Ends, as_columns, bootstrap_interval, bootstrap_weights, cluster_sums
 from sepcap.studies.base.result import Figures, StudyResult
@@ -83,8 +83,7 @@ def find_jumps(
     if model is None or isinstance(model, str | Path):
         model = model_of(run, device, None if model is None else str(model))
     model = load_model(model)
-    if (found := fingerprint(model)) != (expected := run.config["model_fingerprint"]):
-        raise ValueError(f"model has the weights {found}, but the run in {run.folder} began with {expected}: give that model, unpruned")
+    run.check_model(model)
     if kind_of(model) != "causal":
         raise ValueError(f"{model.cfg.model_name} predicts no next tokens, so its targets have no bigram path")
     samples = {role: _sample(run, model, role, tasks or {}) for role in ROLES}

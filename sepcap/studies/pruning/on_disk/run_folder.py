@@ -18,8 +18,8 @@ from sepcap.interventions.deletion import delete
 from sepcap.interventions.rotation import Rotation
 from sepcap.latex import latex_table
 from sepcap.models.sites import write_weights
-from sepcap.models.weights import fingerprint
-from sepcap.selection.neurons import NeuronSet
+from sepcap.models.weights import check_fingerprint
+from sepcap.selection.neurons import ROTATED, NeuronSet
 from sepcap.selection.score import Scores, score
 from sepcap.statistics.intervals import Cluster, cluster_sums, in_percent, t_factor
 from sepcap.statistics.moments import Statistics
@@ -142,11 +142,14 @@ class RunFolder(StepFiles):
 
     @checked()
     def neurons(self, step: int | None = None) -> NeuronSet:
-        """All neurons pruned up to a step; default the last one."""
+        """All neurons pruned up to a step; default the last one. Of a rotated run they are of the rotated model."""
         step = self.steps_done if step is None else step
         self._check_step(step)
         with self._way_out(step):
-            return NeuronSet.load(self._file(step, "neurons.safetensors"))
+            found = NeuronSet.load(self._file(step, "neurons.safetensors"))
+        if self.config.get("rotation", "none") != "none":
+            found.info[ROTATED] = self.config["model_fingerprint"]
+        return found
 
     @checked()
     def apply(self, model: Any, step: int | None = None) -> None:
@@ -162,11 +165,7 @@ class RunFolder(StepFiles):
         """
         pruned = self.neurons(step)
         step = self.steps_done if step is None else step
-        if (came := fingerprint(model)) != self.config["model_fingerprint"]:
-            raise ValueError(
-                f"model has other weights (fingerprint {came}) than the one this run was made with "
-                f"({self.config['model']}, {self.config['model_fingerprint']}): give that one, unpruned"
-            )
+        self.check_model(model)
         biases: dict[str, torch.Tensor] = {}
         with self._way_out(step):
             if self.config.get("offset", "none") != "none":
@@ -175,6 +174,11 @@ class RunFolder(StepFiles):
             self.rotation().apply(model)
         delete(model, pruned)
         write_weights(model, biases)
+
+    @checked()
+    def check_model(self, model: Any) -> None:
+        """Raise ValueError if a model is not the unpruned model of the run."""
+        check_fingerprint(model, self.config["model_fingerprint"], f"this run was made with, {self.config['model']}")
 
     def rotation(self) -> Rotation:
         """The basis in which the run prunes attention."""
