@@ -180,8 +180,7 @@ def mean_interval(
     """95% interval of the exponential of a mean over seeds, from logarithms.
 
     With several seeds each half width is √(a² + b²), where a is that of Student's t over the seeds and b that of the bootstrap over the
-    documents. With one seed the interval covers documents only. Satterthwaite's degrees of freedom (`summed_interval`) would be too many
-    here: two seeds that happen to agree look as if only documents mattered.
+    documents (as in `summed_interval`). With one seed the interval covers documents only.
 
     Args:
         each: logarithm with every seed.

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from sepcap.statistics.intervals import as_columns, simultaneous
+from sepcap.statistics.intervals import Ends, as_columns, simultaneous
 from sepcap.studies.base.text import with_ends
 from sepcap.studies.certificate.arms import MATCHED, NAMES, PRUNED, RANDOM, REFERENCE, UNTOUCHED
 from sepcap.studies.certificate.plan import what_was_pruned
@@ -144,8 +144,11 @@ def _where(result: Any) -> list[str]:
         return []
     total = table["relearned"].sum()
     gained = (table["relearned"] - table["remaining"]).clip(lower=0)
-    if gained.max() < 1:
-        return ["After relearning, no layer has more neurons that score above the median of the pruned ones than the pruned model."]
+    if total <= table["remaining"].sum():
+        return [
+            f"After relearning, {total:,.0f} neurons score above the median of the pruned ones, not more than in the pruned model "
+            f"({table['remaining'].sum():,}; whole model {table['whole'].sum():,}): the score does not show which neurons brought it back."
+        ]
     best = table.loc[gained.idxmax()]
     return [
         f"After relearning, {total:,.0f} neurons score above the median of the pruned ones (whole model {table['whole'].sum():,}, pruned "
@@ -198,7 +201,8 @@ def _elicited(result: Any) -> list[str]:
 def _lens(result: Any) -> list[str]:
     table = result.tables["lens"]
     by_kind = {kind: rows for kind, rows in table.groupby("kind") if kind in (PRUNED, MATCHED)}
-    tops = {kind: _of_several(result, rows.loc[rows["forget"].idxmax()], "forget", len(rows)) for kind, rows in by_kind.items()}
+    best = {kind: rows.loc[rows["forget"].idxmax()] for kind, rows in by_kind.items()}
+    tops = {kind: _of_several(result, row, "forget", len(by_kind[kind]), (0, math.inf)) for kind, row in best.items()}
     end = table[table["layer"] == table["layer"].max()]
     pruned = tops[PRUNED]
     return [
@@ -213,7 +217,7 @@ def _probes(result: Any) -> list[str]:
     said = []
     for probe, rows in result.tables["probes"].groupby("probe", sort=False):
         best = {
-            kind: _of_several(result, of.loc[of["selectivity"].idxmax()], "accuracy", len(of)) for kind, of in rows.groupby("kind")
+            kind: _of_several(result, of.loc[of["selectivity"].idxmax()], "accuracy", len(of), (0, 1)) for kind, of in rows.groupby("kind")
         }
         pruned = best[PRUNED]
         said.append(
@@ -226,12 +230,12 @@ def _probes(result: Any) -> list[str]:
     return said
 
 
-def _of_several(result: Any, row: Any, column: str, several: int) -> Any:
-    """A row with the interval of a column that it needs as the largest of several."""
+def _of_several(result: Any, row: Any, column: str, several: int, within: Ends = (-math.inf, math.inf)) -> Any:
+    """A row with the interval of a column that it needs as the largest of several; `within` are the possible values."""
     n = result.config["n_documents"]["evaluate"]["forget"]
     n = n if row["seeds"] == 1 else min(n, row["seeds"])
-    ends = simultaneous(row[column], (row[f"{column}_low"], row[f"{column}_high"]), int(n), several)
-    return dict(row) | as_columns(column, row[column], ends)
+    low, high = simultaneous(row[column], (row[f"{column}_low"], row[f"{column}_high"]), int(n), several)
+    return dict(row) | as_columns(column, row[column], (max(low, within[0]), min(high, within[1])))
 
 
 def _block(layer: Any) -> str:

@@ -261,7 +261,7 @@ def test_two_copies_of_a_neuron_back_each_other_up(tmp_path_factory):
     strongest = sepcap.ablate_each(plant.model, **tasks, **SIZE, pairs=4)
     assert len(strongest.tables["pairs"]) == 6
     assert found.figure("backups").data[0].z is not None
-    assert "backups" in strongest.summary()[-1]
+    assert any("backups" in sentence for sentence in strongest.summary())
 
 
 # the folder
