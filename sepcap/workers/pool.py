@@ -83,8 +83,10 @@ def workers_of(
     n = min(most_useful, workers or most)
 
     def process(number: int) -> Worker:
-        first = int(number * each) if each >= 1 else number // max(1, sharing(1, each))
-        devices = ",".join(visible[first : first + max(1, int(each))]) if each else "" if visible else None
+        if not each:
+            return Process(target, logs / f"{number}.log", "" if visible else None)
+        first = int(number * each) if each >= 1 else number // sharing(1, each)
+        devices = ",".join(visible[first : first + max(1, int(each))])
         return Process(target, logs / f"{number}.log", devices)
 
     return process, n, f"{n} worker process{'es' * (n != 1)}, {threads} each{_gpus_in_words(each)}"
