@@ -144,7 +144,12 @@ def test_the_fonts_of_a_page_have_the_size_that_was_asked_for(printed):
         points = float(name.split(", ")[-1].split()[0])
         xml = output("pdftohtml", "-xml", "-i", "-stdout", "-zoom", 3, path).decode()
         sizes = {int(font): int(size) / 3 for font, size in re.findall(r'<fontspec id="(\d+)" size="(\d+)"', xml)}
-        used = [sizes[int(font)] for font, words in re.findall(r'<text [^>]*font="(\d+)">(.*?)</text>', xml) if words.strip()]
+        # poppler rounds the size of rotated text, which has no width here, up to whole points
+        used = [
+            sizes[int(font)]
+            for width, font, words in re.findall(r'<text [^>]*width="(\d+)"[^>]*font="(\d+)">(.*?)</text>', xml)
+            if words.strip() and int(width)
+        ]
         if not used or abs(max(used) - points) > ROUNDED or min(used) < points * 5 / 7.5 - ROUNDED:
             faults[name] = sorted(set(used))
     assert not faults, faults
