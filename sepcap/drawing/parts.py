@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sepcap.drawing.style import INK, every, rounded
+from sepcap.drawing.style import FONT_PX, INK, TICK_PX, every, rounded
 
 DOTTED = {"color": INK, "width": 1, "dash": "dot"}
 
@@ -47,7 +47,8 @@ def row_axis(rows: Mapping[Any, str], low: float, high: float) -> dict[str, Any]
 
 def colour_bar(title: str, **look: Any) -> dict[str, Any]:
     """A colour bar as high as the plot, with its title beside it."""
-    return {"title": {"text": title, "side": "right"}, "len": 1, "xpad": 6, "ypad": 0, **look}
+    fonts = {"title": {"text": title, "side": "right", "font": {"size": FONT_PX}}, "tickfont": {"size": TICK_PX}}
+    return {**fonts, "len": 1, "xpad": 6, "ypad": 0, **look}
 
 
 def level(y: float, line: Mapping[str, Any] = DOTTED, **more: Any) -> dict[str, Any]:

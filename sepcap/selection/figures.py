@@ -7,9 +7,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sepcap.checks import checked
+from sepcap.drawing.parts import colour_bar
 from sepcap.drawing.ridges import ALL, FILLS, LINES, SELECTED, Binned, Panel, bin_layers, edges_of, ridges
 from sepcap.drawing.style import (
-    FONT_PX,
     INK,
     SITE_NAMES,
     TICK_PX,
@@ -260,12 +260,7 @@ def head_scores(
         coloraxis="coloraxis",
         hovertemplate=hover,
     )
-    bar: dict[str, Any] = {
-        "title": {"text": in_lines(f"Score, {aggregate} of head", rows * row_px), "side": "right", "font": {"size": FONT_PX}},
-        "len": 1,
-        "xpad": 6,
-        "ypad": 0,
-    }
+    bar = colour_bar(in_lines(f"Score, {aggregate} of head", rows * row_px))
     if ratio:
         ticks = _ratio_ticks(most)
         bar |= {"tickvals": rounded(np.log10(ticks)), "ticktext": [f"{v:g}" for v in ticks]}

@@ -2,6 +2,7 @@
 
 import html
 import io
+import math
 import re
 import subprocess
 from collections import Counter
@@ -145,13 +146,14 @@ def test_the_fonts_of_a_page_have_the_size_that_was_asked_for(printed):
         xml = output("pdftohtml", "-xml", "-i", "-stdout", "-zoom", 3, path).decode()
         sizes = {int(font): int(size) / 3 for font, size in re.findall(r'<fontspec id="(\d+)" size="(\d+)"', xml)}
         # poppler rounds the size of rotated text, which has no width here, up to whole points
-        used = [
-            sizes[int(font)]
-            for width, font, words in re.findall(r'<text [^>]*width="(\d+)"[^>]*font="(\d+)">(.*?)</text>', xml)
-            if words.strip() and int(width)
-        ]
-        if not used or abs(max(used) - points) > ROUNDED or min(used) < points * 5 / 7.5 - ROUNDED:
-            faults[name] = sorted(set(used))
+        texts = re.findall(r'<text [^>]*width="(\d+)"[^>]*font="(\d+)">(.*?)</text>', xml)
+        used = {
+            rotated: {sizes[int(font)] for width, font, words in texts if words.strip() and (width == "0") == rotated}
+            for rotated in (False, True)
+        }
+        wrong = not used[False] or abs(max(used[False]) - points) > ROUNDED or min(used[False]) < points * 5 / 7.5 - ROUNDED
+        if wrong or max(used[True], default=0) > math.ceil(points) + ROUNDED:
+            faults[name] = used
     assert not faults, faults
 
 

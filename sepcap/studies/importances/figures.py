@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from scipy.stats import rankdata
 
-from sepcap.drawing.parts import above, axes_of, entry, error_bars, panel_axes, row_axis, upright
+from sepcap.drawing.parts import above, axes_of, colour_bar, entry, error_bars, panel_axes, row_axis, upright
 from sepcap.drawing.style import BLUE, FAINT, GREY, INK, PALETTE, SYMBOLS, VERMILLION, Width, is_wide, new_figure, plain, rounded
 from sepcap.drawing.themes import drawn
 from sepcap.errors import unknown
@@ -122,7 +122,7 @@ def effects(result: Any, site: str | None = None, score: str | None = None, *, w
         ]
         ranks_of = [100 * (rankdata(of) - 0.5) / len(of) for of in (values, change)]
         look = {"color": places[:, 0], "colorscale": "Viridis", "size": 3, "opacity": 0.6, "showscale": i == 1}
-        look |= {"colorbar": {"title": {"text": "Layer"}, "thickness": 8}} if i == 1 else {}
+        look |= {"colorbar": colour_bar("Layer", thickness=8)} if i == 1 else {}
         points: dict[str, Any] = {"mode": "markers", "marker": look, "hovertext": hovers, "hoverinfo": "text", "showlegend": False}
         traces.append(go.Scatter(x=rounded(ranks_of[0], 4), y=rounded(ranks_of[1], 4), **points, **axes))
         x = {"title": {"text": f"Rank of the score<br>{score} (%)"}, "range": [-2, 102]}

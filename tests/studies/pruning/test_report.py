@@ -202,7 +202,7 @@ def test_generations_are_made_once_and_kept(pruned):
 @pytest.mark.thorough
 def test_where_there_are_no_generations_the_page_says_why(pruned, tiny_folders, trained_folder):
     run, folder = pruned
-    with pytest.raises(ValueError, match="model has other weights .* than the one this run was made with"):
+    with pytest.raises(ValueError, match=r"model has other weights .* than the one this run was made with"):
         run.report(model=tiny_folders["opt"])
     shutil.rmtree(folder)
     assert "is neither a folder that can be found from here nor in the local Hugging Face cache" in page_of(run).text
