@@ -41,6 +41,8 @@ class SingleAblationsConfig(Sampled):
     """The score that the effects are drawn against, from the collection parts of both tasks."""
     tokens: int = 4_096
     """Predictions per task on which every ablation is evaluated."""
+    positions: Literal["all", "correct"] = "all"
+    """"correct" averages effects only over the predictions of which the most likely token of the whole model is right."""
     reference_tokens: int = 20_000
     """Token positions per task from which the score and the constants are computed."""
 

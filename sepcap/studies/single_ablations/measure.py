@@ -20,6 +20,7 @@ from sepcap.models.prefix import NO_CACHE, run_part, unembed
 from sepcap.models.sites import Population
 from sepcap.progress import progress
 from sepcap.statistics.collect import halving_batches
+from sepcap.statistics.sharded_pass.driver import check_any_right
 from sepcap.studies.base.folder import Pieces
 from sepcap.studies.single_ablations.passes import Block, Shortcuts, Units, activations, effects, work
 from sepcap.studies.single_ablations.units import Chunk
@@ -152,6 +153,7 @@ class Measurement:
         rows: the rows.
         shortcuts: which are used.
         batch_size: rows of one pass; halved when memory runs out. It also limits the rows of a block.
+        correct: whether only predictions count that the unablated model makes right.
     """
 
     model: Any
@@ -160,10 +162,18 @@ class Measurement:
     rows: Rows
     shortcuts: Shortcuts
     batch_size: int
+    correct: bool = False
 
     def before(self, pieces: Pieces) -> Float[np.ndarray, "row count"]:
-        """Sums of the unablated model."""
-        return self._assembled(pieces, "before", BEFORE, len(COUNTS))[0]
+        """Sums of the unablated model.
+
+        Raises:
+            ValueError: only right predictions count, and there is none.
+        """
+        found = self._assembled(pieces, "before", BEFORE, len(COUNTS))[0]
+        if self.correct:
+            check_any_right(bool(found[:, 0].any()), self.rows.sample.tokens, self.rows.sample.task)
+        return found
 
     def changes(
         self, pieces: Pieces, what: str, chunks: Sequence[Chunk]
@@ -196,8 +206,12 @@ class Measurement:
     def _made(self, held: dict[Any, Any], i: int, units: Units | None) -> tuple[dict[str, Tensor], None]:
         with measuring(self.model), naming(self.batch_size):
             if "block" not in held:
-                held["block"] = self.rows.block(self.model, i, self.shortcuts)
+                held["block"] = self._block(i)
             return {"sums": self._sums(held, units)}, None
+
+    def _block(self, i: int) -> Block:
+        block = self.rows.block(self.model, i, self.shortcuts)
+        return block.where_right() if self.correct else block
 
     def _sums(self, held: dict[Any, Any], units: Units | None) -> Tensor:
         block: Block = held["block"]
@@ -230,7 +244,7 @@ class Measurement:
         step = max(1, sum(len(numbers) for numbers, _ in chunks) // PROBED)
         with measuring(self.model), naming(self.batch_size):
             for i in range(len(self.rows.order)):
-                held: dict[Any, Any] = {"block": self.rows.block(self.model, i, self.shortcuts)}
+                held: dict[Any, Any] = {"block": self._block(i)}
                 seen = 0
                 for numbers, units in chunks:
                     z = self._activations(held, units)

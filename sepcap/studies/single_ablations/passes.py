@@ -102,6 +102,12 @@ class Block:
                 before[row, pos] = block.counts_at(logits, at.expand(len(pos)), pos)
         return block
 
+    def where_right(self) -> "Block":
+        """The block with only those scored positions at which the unablated model's first choice is right; a tie is not right."""
+        right = self.batch.asked & (self.before[..., COUNTS.index("top1")] == 1)
+        before = torch.where(right[..., None], self.before, 0)
+        return dataclasses.replace(self, batch=dataclasses.replace(self.batch, asked=right), before=before)
+
     def starts_late(self, shortcuts: Shortcuts) -> bool:
         """Whether passes begin at the first changed position."""
         return shortcuts.prefix and shortcuts.single and self.causal and self.recorded.cache is not None

@@ -87,7 +87,8 @@ class Plan:
     def cost(self) -> str:
         """The planned work and its cost, from the measured rate of a few neurons."""
         c, n, unit = self.config, len(self.places), "head" if self.config.whole_heads else "neuron"
-        tokens = ", ".join(f"{self.samples[role]['evaluate'].tokens:,} predictions of {self.resolved[role]}" for role in TASKS)
+        which = "" if c.positions == "all" else ", counted where the whole model is right"
+        tokens = ", ".join(f"{self.samples[role]['evaluate'].tokens:,} predictions of {self.resolved[role]}" for role in TASKS) + which
         said = f"{self.resolved['model']}: {counted(n, f'{c.site} {unit}')} ablated alone ({c.kind}), each on {tokens}"
         if c.pairs is not None:
             said += f", and {counted(self._pairs(), 'pair')} of them"
@@ -131,7 +132,8 @@ class Plan:
         for role in TASKS:
             rows = Rows.of(self.samples[role]["evaluate"], min(POSITIONS, PER_ROW * self.config.batch_size))
             shortcuts = shortcuts_of(self.model, self.population, rows, self.constants)
-            found[role] = Measurement(self.model, self.population, role, rows, shortcuts, self.config.batch_size)
+            correct = self.config.positions == "correct"
+            found[role] = Measurement(self.model, self.population, role, rows, shortcuts, self.config.batch_size, correct)
         return found
 
     @cached_property

@@ -238,7 +238,10 @@ class SingleAblations(StudyResult):
         c, table = self.config, self.tables["neurons"]
         n, what = len(table), f"{c['site']} {self.unit}"
         drawn = f", drawn at random from {c['chosen']:,}" if n < c["chosen"] else ""
-        said = [f"{counted(n, what)}{drawn} of {c['model']}, each ablated alone ({c['kind']}), on the same tokens as the whole model."]
+        only = ", counted only where the whole model is right" if c["positions"] == "correct" else ""
+        said = [
+            f"{counted(n, what)}{drawn} of {c['model']}, each ablated alone ({c['kind']}), on the same tokens as the whole model{only}."
+        ]
         for task in TASKS:
             values, low, high = (table[name].to_numpy() for name in _ends(f"delta_loss_{task}"))
             most = int(np.argmax(values))

@@ -117,6 +117,56 @@ def test_intervals_of_many_values_are_those_of_each():
     assert np.isnan(bootstrap_intervals(replicas, 1)).all()
 
 
+def per_position(model, sample):
+    """Cross-entropy of every prediction of the rows, and whether the first choice is right."""
+    losses, right = [], []
+    for row in sample.rows:
+        ids = torch.tensor(row)[None]
+        logits = model(ids, return_type="logits")[0, :-1].double()
+        losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
+        right.append(logits.argmax(-1) == ids[0, 1:])
+    return losses, right
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_with_correct_positions_effects_are_means_over_the_right_predictions_of_the_whole_model(trained, letters, digits, kind):
+    how = {"tokens": 400, "reference_tokens": 300, "progress": False}
+    tasks = {"forget": load_task(letters, name="letters"), "retain": load_task(digits, name="digits")}
+    neurons = sepcap.NeuronSet.random(trained, {"mlp": 6}, seed=0)
+    found = sepcap.ablate_each(trained, **tasks, **how, kind=kind, neurons=neurons, positions="correct", pairs=2)
+    reference = sepcap.collect(trained, digits, tokens=300)
+    for task in tasks:
+        sample = sample_task(trained, tasks[task], "evaluate", 400)
+        before, right = per_position(trained, sample)
+        n = int(sum(r.sum() for r in right))
+        assert 20 < n < 350
+        assert found.before[task].n == n
+        assert found.before[task].top1 == 1
+        for place in found.places.tolist():
+            one = NeuronSet.empty(trained, "mlp")
+            one.masks["mlp"][tuple(place)] = True
+            with sepcap.ablate(trained, one, kind, reference=reference):
+                after, left = per_position(trained, sample)
+            change = sum(float((a - b)[r].sum()) for a, b, r in zip(after, before, right, strict=True)) / n
+            assert float(found.delta(task, "loss").value[tuple(place)]) == pytest.approx(change, abs=2e-6)
+            lost = sum(int((r & ~now).sum()) for r, now in zip(right, left, strict=True)) / n
+            assert float(found.delta(task, "top1").value[tuple(place)]) == pytest.approx(-lost)
+    assert "counted only where the whole model is right" in found.summary()[0]
+    assert len(found.tables["pairs"]) == 1
+
+
+def test_correct_positions_need_a_right_prediction_and_a_folder_of_their_own(halves, tasks, tmp_path, monkeypatch):
+    how = {"layers": 1, "tokens": 60, "reference_tokens": 50, "progress": False}
+    sepcap.ablate_each(halves.model, **tasks, **how, out=tmp_path / "each")
+    with pytest.raises(FileExistsError, match="positions"):
+        sepcap.ablate_each(halves.model, **tasks, **how, positions="correct", out=tmp_path / "each")
+    weight = halves.model.unembed.original_component.weight
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="the model predicts none of 60 tokens of 'a' right"):
+        patch.setattr(weight, "data", torch.zeros_like(weight))  # all tokens tied
+        sepcap.ablate_each(halves.model, **tasks, **how, positions="correct")
+
+
 def test_no_hook_and_no_weight_is_left_behind(halves, tasks):
     before = fingerprint(halves.model)
     sepcap.ablate_each(halves.model, **tasks, layers=1, tokens=100, reference_tokens=50, progress=False)
