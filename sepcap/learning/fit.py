@@ -96,9 +96,9 @@ def unigram_loss(sample: TokenSample) -> float:
     return float(-(shares * shares.log()).sum())
 
 
-def planned_tokens(samples: Mapping[str, TokenSample], how: Fitting) -> int:
-    """Maximum number of tokens that learning runs through the model, forward and backward, to within a row per step."""
-    held = sum(sample.tokens for sample in samples.values()) / HELD_OUT
+def planned_tokens(collected: int, how: Fitting) -> int:
+    """Maximum number of tokens that learning from so many runs through the model, forward and backward, to within a row per step."""
+    held = collected / HELD_OUT
     checks = 1 + math.ceil(how.steps / how.check_every)
     simulated = 2 * how.simulated * how.step_tokens * (how.steps + checks * LAST_SHARES)
     return int(4 * how.steps * how.step_tokens + held * (checks * LAST_SHARES + 1)) + simulated

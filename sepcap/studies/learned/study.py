@@ -157,7 +157,8 @@ class _Plan:
     def cost(self) -> str:
         """The planned work and its cost, in one sentence."""
         c, evaluated = self.config, sum(sample.tokens for parts in self.texts().values() for sample in parts.values())
-        tokens = sum(sample.tokens for sample in self.collect.values()) + planned_tokens(self.collect, self.how)
+        collected = sum(sample.tokens for sample in self.collect.values())
+        tokens = collected + planned_tokens(collected, self.how)
         tokens += evaluated * (1 + 2 * LAST_SHARES)
         units = ", ".join(f"{one.size:,} {one.key if one.key == 'heads' else one.key + ' neurons'}" for one in self.ranked)
         return (

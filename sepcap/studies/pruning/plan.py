@@ -68,7 +68,7 @@ class Plan:
         """
         again = (self.config.steps - 1) * self.recollected if self.config.recollect else 0
         right = self.collected * (self.config.positions == "correct")
-        learned = planned_tokens(self.collect, self.learning) if self.config.importance == "learned" else 0
+        learned = planned_tokens(self.collected, fitting_of(self.config)) if self.config.importance == "learned" else 0
         evaluated = sum(s.tokens for s in self.evaluate.values()) * (self.config.steps + 1)
         return self.collected + right + again + learned + evaluated
 
@@ -86,11 +86,6 @@ class Plan:
             f"forget {self.resolved['forget']}, retain {self.resolved['retain']}, {c.pace.words(amount_in_words)}, {how}; "
             f"{self.tokens() / 1e6:.3g} M tokens through the model, about {self.disk() / 1e6:.2g} MB on disk"
         )
-
-    @property
-    def learning(self) -> Fitting:
-        """How an order is learned."""
-        return Fitting(steps=self.config.learning_steps, batch_size=self.config.batch_size, seed=self.config.seed)
 
     @property
     def collected(self) -> int:
@@ -211,6 +206,11 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
     if matched is not None and matched.run.config["model_fingerprint"] != resolved["model_fingerprint"]:
         raise ValueError(f"matched={config.matched!r}: that run was made with a model of other weights than {model.cfg.model_name} has")
     return Plan(config, model, bound, samples["collect"], samples["evaluate"], resolved, matched, known)
+
+
+def fitting_of(config: PruningConfig) -> Fitting:
+    """How an order is learned."""
+    return Fitting(steps=config.learning_steps, batch_size=config.batch_size, seed=config.seed)
 
 
 def tokens_per_second(prepared: Plan) -> float:

@@ -31,7 +31,7 @@ from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.on_disk.run_folder import begin_run, find_run, metrics_of
 from sepcap.studies.pruning.on_disk.step_files import LEARNED, ROTATION, positions_name
-from sepcap.studies.pruning.plan import Plan, plan
+from sepcap.studies.pruning.plan import Plan, fitting_of, plan
 from sepcap.studies.pruning.run import Run
 from sepcap.studies.pruning.trackers import Callback, Trackers, lines_are_behind, tracked, trackers_of
 
@@ -286,7 +286,7 @@ def _learn(prepared: Plan, run: Run) -> None:
     # shares that the run does not reach are not trained for
     pruned = config.pace.total
     largest = {one.key: min(1.0, n / one.size if isinstance(n := pruned[one.key], int) else n) for one in ranked}
-    how: dict[str, Any] = {"how": prepared.learning, "largest": largest, "constants": _offset(config, statistics)}
+    how: dict[str, Any] = {"how": fitting_of(config), "largest": largest, "constants": _offset(config, statistics)}
     store = Pieces(run.folder, run.identity)
     learned = learn_order(prepared.model, ranked, prepared.collect, starting_theta(ranked, by_abs), store=store, **how)
     info = {"importance": "learned", **{name: by_abs.info[name] for name in ("forget", "retain", "model")}}

@@ -12,6 +12,7 @@ from sepcap.models.loading.load import load_model
 from sepcap.models.weights import fingerprint
 from sepcap.progress import silent
 from sepcap.storage import Locked
+from sepcap.studies.base.fields import OTHERS
 from sepcap.studies.base.folder import identity_of, read_config
 from sepcap.studies.catalog import FUNCTIONS
 from sepcap.studies.pruning.config import PruningConfig
@@ -19,6 +20,7 @@ from sepcap.studies.pruning.plan import plan
 from sepcap.studies.pruning.prune import execute
 from sepcap.studies.sweep.grid import config_of, given, measured_apart
 from sepcap.studies.sweep.measures import numbers_of
+from sepcap.tasks.load import load_task
 from sepcap.torch_defaults import torch_defaults
 from sepcap.workers.engines import named
 
@@ -29,10 +31,21 @@ PATIENCE = 60
 """Seconds to wait for a process that still writes to the folder of a cell: the worker of a call that was just killed."""
 
 
+TASKS = ("forget", "retain", "task", "tasks")
+"""Fields of configurations that name tasks."""
+
+
 def made_of(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of the model and, of a pruning run, the tasks of a cell, by the names that its configuration has for them."""
-    tasks = {f"task {config[role]}": value for role, value in stored.get("task_fingerprints", {}).items()}
-    return tasks | ({f"model {config['model']}": stored["model_fingerprint"]} if "model_fingerprint" in stored else {})
+    """Fingerprints of the model and the tasks of a cell, by the names that its configuration has for them."""
+    found = {f"task {config[role]}": value for role, value in stored.get("task_fingerprints", {}).items()} or tasks_of(config)
+    return found | ({f"model {config['model']}": stored["model_fingerprint"]} if "model_fingerprint" in stored else {})
+
+
+def tasks_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprints of the tasks that a configuration names, as they are now."""
+    values = [config.get(name) for name in TASKS]
+    names = {name for value in values for name in (value if isinstance(value, list | tuple) else [value]) if isinstance(name, str)}
+    return {f"task {name}": load_task(name).fingerprint for name in sorted(names - {OTHERS})}
 
 
 def check_same(known: Mapping[str, str], these: Mapping[str, str]) -> None:
@@ -113,6 +126,7 @@ class Cells:
         if model is not None:
             check_same(known, {f"model {config.model}": self._weights})
         if type(config) is not PruningConfig:
+            check_same(known, tasks_of(given(config)))
             return self.function(model, config, out=folder, progress=False)
         if self._shared[0] != (of := measured_apart(config)):
             self._shared = of, Recent()

@@ -10,9 +10,11 @@ from typing import Any, get_type_hints
 
 from sepcap.checks import ANY, conform, shown, wrong
 from sepcap.errors import unknown
+from sepcap.learning.fit import planned_tokens
 from sepcap.storage import digest_of
 from sepcap.studies.catalog import FUNCTIONS
 from sepcap.studies.pruning.config import PruningConfig
+from sepcap.studies.pruning.plan import fitting_of
 from sepcap.workers.engines import named
 
 Grid = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -168,12 +170,13 @@ def measured_apart(config: PruningConfig) -> tuple[Any, ...]:
 
 
 def tokens_of(config: Any) -> int | None:
-    """Tokens of a pruning run through the model, if there is enough text; without those from which an order is learned."""
+    """Tokens of a pruning run through the model, if there is enough text."""
     if type(config) is not PruningConfig:
         return None
     first = len(config.unpruned_roles) * (1 + (config.positions == "correct"))
     again = (config.steps - 1) * len(config.collected_roles) * config.recollect
-    return (first + again) * config.tokens + 2 * (config.steps + 1) * config.eval_tokens
+    learned = planned_tokens(2 * config.tokens, fitting_of(config)) if config.importance == "learned" else 0
+    return (first + again) * config.tokens + learned + 2 * (config.steps + 1) * config.eval_tokens
 
 
 def name_of(fields: Mapping[str, Any], digest: str) -> str:

@@ -44,7 +44,9 @@ def test_tokens_are_those_of_the_plan(trained, letters, digits):
     from sepcap.studies.pruning.prune import plan
 
     small = {"forget": letters, "retain": digits, "tokens": 150, "eval_tokens": 150, "steps": 3, "fractions": {"mlp": 0.2}}
-    for more in ({}, {"recollect": False}, {"importance": "random"}, {"positions": "correct"}, {"importance": "random", "offset": "mean"}):
+    learned = {"importance": "learned", "recollect": False}
+    random = {"importance": "random"}
+    for more in ({}, {"recollect": False}, learned, random, {"positions": "correct"}, random | {"offset": "mean"}):
         base = sepcap.PruningConfig(**small, **more)
         assert cells_of(base, {"seed": [0]})[0].tokens == plan(trained, base).tokens(), more
 

@@ -204,6 +204,20 @@ def test_a_cell_that_was_deleted_is_carried_out_again(base, made, copy):
     assert cell_bits(copy) == cell_bits(made.folder)
 
 
+def test_a_task_of_any_study_that_changed_under_its_name_is_refused(base, tmp_path):
+    texts = tmp_path / "forget.jsonl"
+    shutil.copy(base.forget, texts)
+    each = sepcap.SingleAblationsConfig(
+        model=base.model, forget=str(texts), retain=base.retain, layers=0, sample=2, tokens=60, reference_tokens=60
+    )
+    found, _ = again(each, {"seed": [0]}, tmp_path / "s")
+    assert list(found.table["state"]) == ["finished"]
+    texts.write_text(texts.read_text() + json.dumps({"text": "a b a b a b"}) + "\n")
+    with pytest.warns(UserWarning, match=r"ValueError: task .*forget.jsonl has changed since other cells of this sweep finished with it"):
+        found, _ = again(each, {"seed": [0, 1]}, tmp_path / "s")
+    assert list(found.table["state"]) == ["finished", "failed"]
+
+
 def test_a_model_or_task_that_changed_under_its_name_is_refused(base, made, copy, tmp_path, monkeypatch):
     """Texts are added to a file between two calls; the finished cells keep their means, and no table mixes both."""
     grid, texts = {"seed": [0]}, tmp_path / "forget.jsonl"
