@@ -92,7 +92,7 @@ def test_no_right_prediction_in_a_shard_is_no_error_and_none_in_any_is_one(train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 8])
 def test_every_number_of_workers_has_the_same_bits(trained_folder, task, workers):
     how = {**HOW, "gradients": ("taylor", "relp"), "replicates": 3}
     here = sepcap.collect(trained_folder, task, **how, **HERE)

@@ -34,6 +34,13 @@ def test_shares_of_a_gpu_add_up_to_at_most_one(devices, gpus, expected):
     assert [start(number) for number in range(n)] == expected
 
 
+@pytest.mark.parametrize(("visible", "gpus", "given"), [([], None, None), ([], 0, None), (["0", "1"], 0, "")])
+def test_workers_without_a_gpu_see_none(devices, monkeypatch, visible, gpus, given):
+    monkeypatch.setattr(pool, "_visible_gpus", lambda: visible)
+    start, _, _ = workers_of("processes", 2, gpus)
+    assert [start(number) for number in range(2)] == [given, given]
+
+
 def test_more_workers_than_gpus_are_refused_and_the_error_says_what_to_give(devices):
     with pytest.raises(ValueError, match=r"workers=4 with gpus_per_run=1: there are 2 GPUs, enough for 2; below 1, several share one"):
         workers_of("processes", 4, None)

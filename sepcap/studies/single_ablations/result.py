@@ -189,7 +189,7 @@ class SingleAblations(StudyResult):
                 found = self.paired(self._sums(task, "alone", metric), task, metric)
                 columns |= dict(zip(_ends(f"delta_{metric}_{task}"), found, strict=True))
         tables = {"neurons": pd.DataFrame(columns)}
-        tables["layers"] = pd.DataFrame(list(self._layers(tables["neurons"])))
+        tables["layers"] = pd.DataFrame(list(self._layers(tables["neurons"]))).astype({"of": "Int64"})
         if "pairs" in self.tensors:
             tables["pairs"] = self._pairs(names)
         return tables

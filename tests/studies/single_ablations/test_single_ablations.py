@@ -371,7 +371,8 @@ def test_the_cost_is_measured_and_said_before_the_work(tiny_opt, letters, digits
 def test_saving_and_the_page(found, tmp_path):
     found.save(tmp_path / "saved")
     back = sepcap.load_result(tmp_path / "saved")
-    pd.testing.assert_frame_equal(back.table, found.table)
+    for name, table in found.tables.items():
+        pd.testing.assert_frame_equal(back.tables[name], table)
     assert "What is the effect of ablating each neuron alone?" in found.report(tmp_path / "page.html").read_text()
 
 

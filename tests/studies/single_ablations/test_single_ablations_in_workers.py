@@ -87,7 +87,7 @@ def test_what_cannot_be_sent_or_fails_is_one_error(trained, trained_folder, task
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 8])
 def test_every_number_of_worker_processes_has_the_same_bits(trained_folder, task_files, tmp_path, workers):
     how = {**task_files, **SIZE, "layers": 0}
     there = sepcap.ablate_each(trained_folder, **how, workers=workers, load={"device": "cpu"}, out=tmp_path / "there")
