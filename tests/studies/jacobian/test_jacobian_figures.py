@@ -29,7 +29,7 @@ def study(layers=(0, 1, 2), rows=3, control=True, at_least=False, model="default
                 measures = dict.fromkeys(("stable_rank", "participation_ratio", "effective_rank"), 2.0 + j)
                 line = {"weights": weights, "layer": layer, "row": j, "largest": 1.0, "rank": rank, "at_least": at_least, "bound": 45 + i}
                 lines.append(line | measures)
-    config = {"part": "attn", "model": model, "task": "local-prose", "tokens": 2, "rows": rows, "threshold": 1e-3}
+    config = {"part": "attn", "model": model, "task": "local-prose", "tokens": 2, "rows": rows, "threshold": 1e-3, "n_documents": rows}
     config |= {"layers": list(layers), "control": control, "size": SIZE}
     return JacobianSpectrum(config, {"jacobians": pd.DataFrame(lines)}, tensors)
 
