@@ -44,7 +44,8 @@ def test_the_cluster_file_has_the_schema_of_ray():
 
 @pytest.mark.parametrize(("page", "gpus"), [("one-node.md", 8), ("slurm.md", 32), ("cloud.md", 32)])
 def test_the_times_are_those_of_the_formula(page, gpus):
-    rows = re.findall(r"^\| OPT-([\d.]+)([MB]) \| (\d) \| ([\d.]+) (\w+) \| ([\d.]+) (\w+) \|$", (PAGES / page).read_text(encoding="utf-8"), re.M)
+    text = (PAGES / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| OPT-([\d.]+)([MB]) \| (\d) \| ([\d.]+) (\w+) \| ([\d.]+) (\w+) \|$", text, re.M)
     assert [f"{size}{unit}" for size, unit, *_ in rows] == ["125M", "1.3B", "6.7B", "30B"]
     for size, unit, per_run, *times in rows:
         one = 2 * float(size) * {"M": 1e6, "B": 1e9}[unit] * 20.2e6 / (0.3 * 312e12)
