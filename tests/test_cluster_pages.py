@@ -33,7 +33,7 @@ def test_the_cluster_file_names_its_head():
 
 def test_the_cluster_file_has_the_schema_of_ray():
     jsonschema = pytest.importorskip("jsonschema")
-    if (ray := importlib.util.find_spec("ray")) is None:
+    if (ray := importlib.util.find_spec("ray")) is None or ray.origin is None:
         pytest.skip("Ray is not installed")
     schema = json.loads((Path(ray.origin).parent / "autoscaler" / "ray-schema.json").read_text())
     cluster = yaml.safe_load(block("cloud.md", "yaml"))
