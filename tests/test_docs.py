@@ -55,6 +55,14 @@ def test_every_command_is_on_the_page_of_commands():
     assert set(listed) == set(COMMANDS)
 
 
+def test_every_section_of_the_methods_has_its_concept():
+    sections = re.findall(r"^## (\d+)\.", (DOCS / "METHODS.md").read_text(), re.M)
+    linked = re.findall(r"\]\(METHODS\.md#(\d+)-", (DOCS / "concepts.md").read_text())
+    history = {"17"}  # faults of other tools
+    assert len(sections) > 20
+    assert set(sections) - history == set(linked) - history
+
+
 # errors
 
 
