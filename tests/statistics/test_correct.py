@@ -105,7 +105,8 @@ def test_gradients_are_of_the_loss_of_the_right_predictions(trained_folder, lett
         slope = (at(layer, neuron, 1 + 1e-4) - at(layer, neuron, 1 - 1e-4)) / 2e-4
         assert float(found.gradients.sums["zg"][layer, neuron]) == pytest.approx(slope, rel=1e-5, abs=1e-8)
         loss[layer] = at(layer, neuron, 1.0)
-    assert found.gradients.loss == pytest.approx(loss[0], rel=1e-9)
+    # attention of OPT is computed in float32, rounded differently in batches of other lengths
+    assert found.gradients.loss == pytest.approx(loss[0], rel=1e-7)
 
 
 def test_bad_positions_are_named(trained, letters):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import shutil
 from pathlib import Path
 
@@ -48,7 +49,11 @@ def make_read_only(folder, monkeypatch):
 
     names = {"open": (0,), "mkdir": (0,), "unlink": (0,), "rmdir": (0,), "rename": (0, 1), "replace": (0, 1), "chmod": (0,)}
     for name, paths in names.items():
-        monkeypatch.setattr(os, name, refused(name, *paths))
+        instead = refused(name, *paths)
+        monkeypatch.setattr(os, name, instead)
+        # Python 3.10: paths keep the functions of os that they were imported with
+        if hasattr(accessor := getattr(pathlib, "_NormalAccessor", None), name) and name != "open":
+            monkeypatch.setattr(accessor, name, staticmethod(instead))
 
 
 def test_a_finished_study_in_a_read_only_folder_is_run_again_and_reported_elsewhere(tmp_path, monkeypatch):
