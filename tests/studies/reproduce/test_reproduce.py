@@ -28,7 +28,7 @@ from sepcap.tasks.samples import sample_task
 
 METHODS = re.sub(r"\s+", " ", (Path(__file__).parents[3] / "docs" / "METHODS.md").read_text(encoding="utf-8"))
 FOUR = ["facebook/opt-1.3b", "facebook/galactica-1.3b", "EleutherAI/pythia-1.4b", "FacebookAI/roberta-large"]
-COLUMNS = ["study", "model", "quantity", "measured", "low", "high", "seeds_sd", "published", "source"]
+COLUMNS = ["study", "model", "quantity", "measured", "low", "high", "seeds_sd", "n_documents", "published", "source"]
 
 
 def published(study, **where):
