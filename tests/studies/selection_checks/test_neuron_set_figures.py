@@ -24,7 +24,8 @@ def overlaps(seeds=(0, 1), control=True) -> Any:
             for layer in (None, 0, 1):
                 share, other = rng.random(2)
                 numbers = {"share": share, "share_of_second": other, "iou": share / 2, "ratio": 9 * share, "ratio_matched": 3 * other}
-                counts = {"neurons": 100, "a": 10, "b": 20, "both": 5, "log10_p": -50 * share, "log10_p_corrected": -40 * share}
+                counts = {"neurons": 100, "a": 10, "b": 20, "both": 5, "n_documents": 9}
+                counts |= {"log10_p": -50 * share, "log10_p_corrected": -40 * share}
                 counts["log10_p_matched_corrected"] = -share
                 where = {"weights": weights, "seed": seed, "site": "mlp", "fraction": 0.1, "first": first, "second": second, "layer": layer}
                 rows.append(where | numbers | counts)
