@@ -79,6 +79,6 @@ certificate.figure("profile")
 
 # %% [markdown]
 # ## The answer
-# Not shown to be gone or hidden. After 10,166 tokens of fine-tuning 0.37 [0.32, 0.42] of the accuracy on code is back, after random pruning of
-# equal effect 0.38 [0.35, 0.42]; neither regains half, so that no number of tokens can be compared. One seed. A run with three seeds and
-# 80,000 tokens is in [figures](../figures/README.md#is-it-gone).
+# Not shown to be gone or hidden. After 10,166 tokens of fine-tuning 0.37 [0.32, 0.42] of the accuracy on code is back, after random
+# pruning of equal effect 0.38 [0.35, 0.42]; neither regains half, so that no number of tokens can be compared. One seed. A run with three
+# seeds and 80,000 tokens is in [figures](../figures/README.md#is-it-gone).
