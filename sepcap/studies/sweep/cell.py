@@ -23,6 +23,7 @@ from sepcap.studies.sweep.measures import numbers_of
 from sepcap.tasks.load import load_task
 from sepcap.torch_defaults import torch_defaults
 from sepcap.workers.engines import named
+from sepcap.workers.shards import heard
 
 KEPT = 16
 """Most samples and measurements of the unpruned model in memory; one run has at most ten."""
@@ -96,19 +97,20 @@ class Cells:
 
         Returns:
             What became of it, as JSON: `state` "finished" with the numbers in `values`, the `identity` of the configuration that its
-            study has stored and `made_of`, or "failed" with the error; and `seconds`.
+            study has stored and `made_of`, or "failed" with the error; and `warnings` and `seconds`.
         """
         started = time.perf_counter()
         outcome: dict[str, Any] = {"worker": f"{socket.gethostname()}:{os.getpid()}"}
-        try:
-            values = numbers_of(self._patiently(config_of(self.kind, config), Path(folder), known or {}))
-            stored = read_config(Path(folder))
-            outcome |= {"state": "finished", "values": values, "identity": identity_of(stored), "made_of": made_of(config, stored)}
-        except Exception as error:  # of whatever kind: the other cells are carried out all the same
-            said = " ".join(str(error).split())
-            outcome |= {"state": "failed", "error": f"{type(error).__name__}: {said}", "traceback": traceback.format_exc()}
-        self._check_model()
-        return {**outcome, "seconds": time.perf_counter() - started}
+        with heard() as warned:
+            try:
+                values = numbers_of(self._patiently(config_of(self.kind, config), Path(folder), known or {}))
+                stored = read_config(Path(folder))
+                outcome |= {"state": "finished", "values": values, "identity": identity_of(stored), "made_of": made_of(config, stored)}
+            except Exception as error:  # of whatever kind: the other cells are carried out all the same
+                said = " ".join(str(error).split())
+                outcome |= {"state": "failed", "error": f"{type(error).__name__}: {said}", "traceback": traceback.format_exc()}
+            self._check_model()
+        return {**outcome, "warnings": warned, "seconds": time.perf_counter() - started}
 
     def _patiently(self, config: Any, folder: Path, known: Mapping[str, str]) -> Any:
         until = time.monotonic() + PATIENCE

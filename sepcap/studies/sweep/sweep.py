@@ -141,9 +141,14 @@ def _go_on(
     known, _ = fingerprints_of(out, ledger)  # read when a cell is begun
     tasks = [Task(name, {"config": cell.config, "folder": str(at / name), "known": known}, cell.shares) for name, cell in todo]
     how: dict[str, Any] = {"desc": "sweep", "unit": "cell", "leave": None, "delay": 0}
+    repeated: set[str] = set()
     outcomes = contextlib.closing(carried_out(tasks, start, workers))
     with bar_of(total=total, initial=finished, **how) as bar, outcomes as outcomes:
         for name, outcome in outcomes:
+            for message in outcome.pop("warnings", ()):
+                if message not in repeated:
+                    repeated.add(message)
+                    warn(message)
             ledger.add(name, outcome)
             known.update(outcome.get("made_of", {}))
             estimate.add(name, outcome)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from sepcap.studies.check import check_folder
 from sepcap.studies.pruning import prune as pruning
 from sepcap.studies.sweep import cell as cells
 from sepcap.studies.sweep.folder import Ledger
+from sepcap.studies.sweep.measures import numbers_of
 
 GRID = {"importance": ["abs", "rms"], "seed": [0, 1]}
 
@@ -216,6 +218,25 @@ def test_a_task_of_any_study_that_changed_under_its_name_is_refused(base, tmp_pa
     with pytest.warns(UserWarning, match=r"ValueError: task .*forget.jsonl has changed since other cells of this sweep finished with it"):
         found, _ = again(each, {"seed": [0, 1]}, tmp_path / "s")
     assert list(found.table["state"]) == ["finished", "failed"]
+
+
+def test_warnings_of_cells_and_of_loading_are_repeated_once(base, tmp_path, monkeypatch):
+    def load(name, **how):
+        warnings.warn("these weights are old", stacklevel=2)
+        return sepcap.load_model(name, **how)
+
+    def numbers(result):
+        warnings.warn("few documents", stacklevel=2)
+        return numbers_of(result)
+
+    monkeypatch.setattr(cells, "load_model", load)
+    monkeypatch.setattr(cells, "numbers_of", numbers)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        swept, _ = again(base, {"seed": [0, 1]}, tmp_path / "s")
+    assert list(swept.table["state"]) == ["finished"] * 2
+    said = [str(one.message) for one in found]
+    assert said.count("these weights are old") == said.count("few documents") == 1
 
 
 def test_a_model_or_task_that_changed_under_its_name_is_refused(base, made, copy, tmp_path, monkeypatch):
