@@ -18,7 +18,8 @@ class ShardsOfTask:
     SPLIT: ClassVar[Split]
 
     def __init__(self, model: str, load: Mapping[str, Any]) -> None:
-        self.model = load_model(model, **load)
+        with heard() as self._loading:
+            self.model = load_model(model, **load)
 
     def measure(self, task: Task, sample: TokenSample, rows: range, options: Mapping[str, Any], file: str) -> None:
         """Measure some rows of a sample of a task, and write what was found."""
@@ -49,6 +50,6 @@ class ShardsOfTask:
                     with silent():
                         out_of_memory_is_an_error(lambda: self.measure(task, sample, rows, options, file))
                 described = self.described(sample, options)
-            return {"rows": len(rows), **described, "warnings": said}
+            return {"rows": len(rows), **described, "warnings": [*self._loading, *said]}
         except Exception as error:
             return {"state": "failed", "error": f"{type(error).__name__}: {error}"}

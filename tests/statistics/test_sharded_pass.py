@@ -102,6 +102,9 @@ def test_every_number_of_workers_has_the_same_bits(trained_folder, task, workers
         pairs = ((one.sums, other.sums), (one.gradients.sums, other.gradients.sums), (one.replicates.sums, other.replicates.sums))
         assert all(torch.equal(ours[name], theirs[name]) for ours, theirs in pairs for name in ours)
     assert here.info == there.info
+    size = {"tokens": 150, "batch_size": 2}
+    evaluated = sepcap.evaluate(trained_folder, task, **size, **{**HERE, "workers": workers, "engine": "processes"})
+    assert (evaluated.per_row == sepcap.evaluate(trained_folder, task, **size, **HERE).per_row).all()
 
 
 def test_what_cannot_be_cut_or_sent_is_one_error(trained, trained_folder, task):
@@ -136,3 +139,13 @@ def test_warnings_of_workers_are_repeated_once(trained_folder, task, monkeypatch
         sepcap.collect(trained_folder, task, **HOW, **HERE)
     assert [str(one.message) for one in found] == ["few documents"]
     assert found[0].filename == __file__
+
+
+def test_warnings_of_loading_are_repeated_once(trained_folder, task, monkeypatch):
+    from sepcap.tasks import shards
+
+    original = shards.load_model
+    monkeypatch.setattr(shards, "load_model", lambda *how, **more: warn("old weights") or original(*how, **more))
+    with pytest.warns(UserWarning, match="old weights") as found:
+        sepcap.evaluate(trained_folder, task, tokens=150, batch_size=2, **HERE)
+    assert [str(one.message) for one in found].count("old weights") == 1

@@ -27,7 +27,8 @@ class AblationShards:
     """
 
     def __init__(self, model: str, load: Mapping[str, Any]) -> None:
-        self.model = load_model(model, **load)
+        with heard() as self._loading:
+            self.model = load_model(model, **load)
         self._plan: tuple[str, Plan | None] = ("", None)
         self._chunks: dict[str, Sequence[MaybeChunk]] = {}
         self._held: tuple[Any, dict[Any, Any]] = (None, {})
@@ -48,7 +49,7 @@ class AblationShards:
             with silent(), heard() as said:
                 plan = self._planned(config, neurons)
                 found = out_of_memory_is_an_error(lambda: getattr(self, do)(plan, **more))
-            return {"found": found, "warnings": said}
+            return {"found": found, "warnings": [*self._loading, *said]}
         except Exception as error:
             return {"state": "failed", "error": f"{type(error).__name__}: {error}"}
 

@@ -37,9 +37,9 @@ TASKS = ("forget", "retain", "task", "tasks")
 
 
 def made_of(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of the model and the tasks of a cell, by the names that its configuration has for them."""
-    found = {f"task {config[role]}": value for role, value in stored.get("task_fingerprints", {}).items()} or tasks_of(config)
-    return found | ({f"model {config['model']}": stored["model_fingerprint"]} if "model_fingerprint" in stored else {})
+    """Fingerprints of the model and, of a pruning run, the tasks of a cell, by the names that its configuration has for them."""
+    tasks = {f"task {config[role]}": value for role, value in stored.get("task_fingerprints", {}).items()}
+    return tasks | ({f"model {config['model']}": stored["model_fingerprint"]} if "model_fingerprint" in stored else {})
 
 
 def tasks_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -86,6 +86,7 @@ class Cells:
         self._model: Any = None
         self._name, self._weights = "", ""
         self._shared: tuple[Any, Recent] = (None, Recent())
+        self._tasks: dict[str, str] = {}
 
     def run(self, config: Mapping[str, Any], folder: str | Path, known: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Carry out one cell, or resume it, or read it if it is finished.
@@ -105,7 +106,8 @@ class Cells:
             try:
                 values = numbers_of(self._patiently(config_of(self.kind, config), Path(folder), known or {}))
                 stored = read_config(Path(folder))
-                outcome |= {"state": "finished", "values": values, "identity": identity_of(stored), "made_of": made_of(config, stored)}
+                made = self._tasks | made_of(config, stored)
+                outcome |= {"state": "finished", "values": values, "identity": identity_of(stored), "made_of": made}
             except Exception as error:  # of whatever kind: the other cells are carried out all the same
                 said = " ".join(str(error).split())
                 outcome |= {"state": "failed", "error": f"{type(error).__name__}: {said}", "traceback": traceback.format_exc()}
@@ -128,7 +130,8 @@ class Cells:
         if model is not None:
             check_same(known, {f"model {config.model}": self._weights})
         if type(config) is not PruningConfig:
-            check_same(known, tasks_of(given(config)))
+            self._tasks = tasks_of(given(config))  # before the study reads them: a file can change meanwhile
+            check_same(known, self._tasks)
             return self.function(model, config, out=folder, progress=False)
         if self._shared[0] != (of := measured_apart(config)):
             self._shared = of, Recent()
