@@ -19,7 +19,7 @@ from sepcap.models.sites import Population, get_site, populations
 from sepcap.progress import progress, tell
 from sepcap.statistics.accumulate import Accumulator, gather
 from sepcap.statistics.backward import GradientCollector, check_gradients
-from sepcap.statistics.gradients import resolve_gradients
+from sepcap.statistics.gradients import IG_POINTS, resolve_gradients
 from sepcap.statistics.moments import Statistics
 from sepcap.statistics.replicates import Draws, ReplicateSums, replicated_sums
 from sepcap.statistics.sharded_pass.driver import check_any_right, collect_in_shards
@@ -32,9 +32,6 @@ from sepcap.workers.engines import Engine
 T = TypeVar("T")
 
 BATCH_SIZE = 16
-
-IG_POINTS = 16
-"""Points of integrated gradients."""
 
 
 @checked(gpus_per_run=FROM_0)

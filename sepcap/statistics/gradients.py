@@ -24,6 +24,13 @@ MEASURED: dict[str, tuple[str, ...]] = {
 SHARED = ("atp", "taylor", "fisher")
 """What `gradients=True` collects."""
 
+IG_POINTS = 16
+"""Points of integrated gradients."""
+
+PASSES = {"atp": 2, "taylor": 2, "fisher": 2, "relp": 2, "snip": 3, "ig": 2 * IG_POINTS + 2}
+"""What is collected -> cost in forward passes over the texts. A backward pass to the activations costs as much as a forward pass, one to
+the weights twice that. `ig` runs both for each of its points, and the losses of the whole model and of the one without the site."""
+
 
 def resolve_gradients(gradients: Any) -> tuple[str, ...]:
     """Names of the gradient measurements asked for, checked, in the order of the table.

@@ -17,7 +17,8 @@ from sepcap.models.loading.load import load_model
 from sepcap.models.loading.untrained import untrained
 from sepcap.models.sites import populations
 from sepcap.statistics.backward import check_differentiable
-from sepcap.statistics.collect import IG_POINTS, collect_sample
+from sepcap.statistics.collect import collect_sample
+from sepcap.statistics.gradients import PASSES
 from sepcap.studies.base.seed_samples import sample_seeds
 from sepcap.studies.base.task_sets import resolved
 from sepcap.studies.base.text import counted
@@ -27,10 +28,6 @@ from sepcap.studies.pruning.config import DIRECTIONS, Direction
 from sepcap.tasks.batches import TokenSample
 from sepcap.tasks.load import load_task
 from sepcap.tasks.samples import sample_task
-
-PASSES = {"": 1, "atp": 2, "relp": 2, "snip": 3, "ig": 2 * IG_POINTS + 2}
-"""What is collected -> cost in forward passes over the texts. A backward pass to the activations costs as much as a forward pass, one to
-the weights twice that. `ig` runs both for each of its points, and the losses of the whole model and of the one without the site."""
 
 REVERSED = {"forget": "retain", "retain": "forget"}
 
@@ -97,7 +94,7 @@ class Plan:
 
     def cost_of(self, name: str) -> int:
         """Cost of a fixed score in forward passes over the calibration texts."""
-        return 0 if name == RANDOM else PASSES[collected_with(name)]
+        return 0 if name == RANDOM else PASSES.get(collected_with(name), 1)
 
     def texts(self, direction: Direction, of: Mapping[str, TokenSample]) -> dict[str, TokenSample]:
         """Role in a direction -> texts."""
@@ -111,7 +108,7 @@ class Plan:
         """Tokens through the model, by part; an upper limit for single ablations, because values that cannot change are not recomputed."""
         c = self.config
         kinds = {(collected_with(name), site if collected_with(name) == "ig" else "") for site in c.sites for name in self.named(site)}
-        collected = sum(PASSES[kind] for kind, _ in kinds) * sum(s.tokens for of in self.calibration.values() for s in of.values())
+        collected = sum(PASSES.get(kind, 1) for kind, _ in kinds) * sum(s.tokens for of in self.calibration.values() for s in of.values())
         sizes = self.resolved["neurons"]
         ablated = sum(min(size, c.sample or size) for size in sizes.values()) * 2 * c.effect_tokens
         evaluated, chosen = (sum(s.tokens for s in of.values()) for of in (self.evaluate, self.choice))

@@ -337,7 +337,7 @@ def compare_methods(model: Any, config: MethodComparisonConfig, *, out: str | Pa
     left_random = [key for key in drawn if not (out / _name(key, True) / "config.json").exists()]
     steps = few_steps(config.steps) if config.baseline_steps is None else config.baseline_steps
     first = next(iter(plans.values()))
-    total = sum(plans[key].tokens() for key in left)
+    total = sum(plans[key].work() for key in left)
     total += sum(_tokens_of_random(plans[name, way, config.seeds[0]], steps) for name, way, _ in left_random)
     if left or left_random:
         speed = tokens_per_second(first)
@@ -355,7 +355,7 @@ def compare_methods(model: Any, config: MethodComparisonConfig, *, out: str | Pa
         for key, prepared in plans.items():
             bar.set_postfix_str(" ".join(map(str, key)))
             runs[_name(key)] = execute(prepared, out / _name(key))
-            bar.update(prepared.tokens() if key in left else 0)
+            bar.update(prepared.work() if key in left else 0)
         for key in drawn:
             bar.set_postfix_str(" ".join(map(str, ("random", *key))))
             name, way, seed = key

@@ -20,7 +20,7 @@ from sepcap.models.kinds import inner, kind_of
 from sepcap.models.sites import Population, bind, output_biases, populations
 from sepcap.selection.neurons import amount_in_words, how_many
 from sepcap.statistics.backward import check_differentiable
-from sepcap.statistics.gradients import MEASURED
+from sepcap.statistics.gradients import MEASURED, PASSES
 from sepcap.statistics.histogram import BINS
 from sepcap.studies.base.provenance import made_with
 from sepcap.studies.pruning.check_run import check_run
@@ -66,11 +66,19 @@ class Plan:
 
         The statistics of step 0 are used in step 1 too; with `recollect`, every later step collects its own.
         """
-        again = (self.config.steps - 1) * self.recollected if self.config.recollect else 0
         right = self.collected * (self.config.positions == "correct")
         learned = planned_tokens(self.collected, fitting_of(self.config)) if self.config.importance == "learned" else 0
         evaluated = sum(s.tokens for s in self.evaluate.values()) * (self.config.steps + 1)
-        return self.collected + right + again + learned + evaluated
+        return self.collected + right + self.again + learned + evaluated
+
+    def work(self) -> int:
+        """The same, with every further pass that gradients need counted as a forward pass (METHODS 19)."""
+        return self.tokens() + more_passes(self.config) * (self.collected + self.again)
+
+    @property
+    def again(self) -> int:
+        """Tokens from which later steps collect statistics."""
+        return (self.config.steps - 1) * self.recollected if self.config.recollect else 0
 
     def cost(self) -> str:
         """The work of the run and its cost, in one sentence."""
@@ -84,7 +92,8 @@ class Plan:
         return (
             f"{m.cfg.model_name} ({parameters / 1e6:.3g} M parameters, {', '.join(f'{n:,} {s} neurons' for s, n in neurons.items())}): "
             f"forget {self.resolved['forget']}, retain {self.resolved['retain']}, {c.pace.words(amount_in_words)}, {how}; "
-            f"{self.tokens() / 1e6:.3g} M tokens through the model, about {self.disk() / 1e6:.2g} MB on disk"
+            f"{self.work() / 1e6:.3g} M tokens through the model{', counted forward' * bool(more_passes(c))}, "
+            f"about {self.disk() / 1e6:.2g} MB on disk"
         )
 
     @property
@@ -206,6 +215,12 @@ def plan(model: Any, config: PruningConfig, known: dict[Any, Any] | None = None)
     if matched is not None and matched.run.config["model_fingerprint"] != resolved["model_fingerprint"]:
         raise ValueError(f"matched={config.matched!r}: that run was made with a model of other weights than {model.cfg.model_name} has")
     return Plan(config, model, bound, samples["collect"], samples["evaluate"], resolved, matched, known)
+
+
+def more_passes(config: PruningConfig) -> int:
+    """Cost of the gradients of one collection, in forward passes over its texts."""
+    every = len(config.sites) if "ig" in config.gradients else 1  # a path of its own for every site
+    return sum(PASSES[name] - 1 for name in config.gradients) * every
 
 
 def fitting_of(config: PruningConfig) -> Fitting:

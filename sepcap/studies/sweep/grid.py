@@ -14,7 +14,7 @@ from sepcap.learning.fit import planned_tokens
 from sepcap.storage import digest_of
 from sepcap.studies.catalog import FUNCTIONS
 from sepcap.studies.pruning.config import PruningConfig
-from sepcap.studies.pruning.plan import fitting_of
+from sepcap.studies.pruning.plan import fitting_of, more_passes
 from sepcap.workers.engines import named
 
 Grid = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -173,10 +173,10 @@ def tokens_of(config: Any) -> int | None:
     """Tokens of a pruning run through the model, if there is enough text."""
     if type(config) is not PruningConfig:
         return None
-    first = len(config.unpruned_roles) * (1 + (config.positions == "correct"))
-    again = (config.steps - 1) * len(config.collected_roles) * config.recollect
+    first, again = len(config.unpruned_roles), (config.steps - 1) * len(config.collected_roles) * config.recollect
+    collected = (first + again) * (1 + more_passes(config)) + first * (config.positions == "correct")
     learned = planned_tokens(2 * config.tokens, fitting_of(config)) if config.importance == "learned" else 0
-    return (first + again) * config.tokens + learned + 2 * (config.steps + 1) * config.eval_tokens
+    return collected * config.tokens + learned + 2 * (config.steps + 1) * config.eval_tokens
 
 
 def name_of(fields: Mapping[str, Any], digest: str) -> str:

@@ -46,9 +46,20 @@ def test_tokens_are_those_of_the_plan(trained, letters, digits):
     small = {"forget": letters, "retain": digits, "tokens": 150, "eval_tokens": 150, "steps": 3, "fractions": {"mlp": 0.2}}
     learned = {"importance": "learned", "recollect": False}
     random = {"importance": "random"}
-    for more in ({}, {"recollect": False}, learned, random, {"positions": "correct"}, random | {"offset": "mean"}):
+    for more in ({}, {"recollect": False}, learned, random, {"positions": "correct", "importance": "taylor"}, random | {"offset": "mean"}):
         base = sepcap.PruningConfig(**small, **more)
-        assert cells_of(base, {"seed": [0]})[0].tokens == plan(trained, base).tokens(), more
+        assert cells_of(base, {"seed": [0]})[0].tokens == plan(trained, base).work(), more
+
+
+@pytest.mark.parametrize(("importance", "passes"), [("abs", 1), ("taylor", 2), ("snip", 3), ("ig", 34)])
+def test_gradients_count_as_many_forward_passes_as_they_cost(trained, letters, digits, importance, passes):
+    from sepcap.studies.pruning.prune import plan
+
+    small = {"forget": letters, "retain": digits, "tokens": 150, "eval_tokens": 100, "steps": 2}
+    prepared = plan(trained, sepcap.PruningConfig(**small, fractions={"mlp": 0.2}, importance=importance))
+    assert prepared.work() == passes * 2 * 2 * 150 + 3 * 2 * 100
+    assert prepared.tokens() == 2 * 2 * 150 + 3 * 2 * 100
+    assert ("counted forward" in prepared.cost()) == (passes > 1)
 
 
 @pytest.mark.parametrize(
