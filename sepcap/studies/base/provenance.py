@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sepcap.models.forward import device_of
@@ -22,3 +23,25 @@ def made_with(model: Any) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def documents_behind(counts: Any) -> tuple[int, int] | None:
+    """Smallest and largest number of documents in the `n_documents` of a configuration; None if it has none.
+
+    If some of them are of evaluation texts, only these count.
+
+    >>> documents_behind({"collect": {"code": 9}, "evaluate": {"code": 60, "prose": 75}}), documents_behind(3), documents_behind(None)
+    ((60, 75), (3, 3), None)
+    """
+    found = list(_counts(counts, ""))
+    evaluated = [n for name, n in found if "evaluate" in name]
+    numbers = evaluated or [n for _, n in found]
+    return (min(numbers), max(numbers)) if numbers else None
+
+
+def _counts(counts: Any, name: str) -> Iterator[tuple[str, int]]:
+    if isinstance(counts, Mapping):
+        for key, value in counts.items():
+            yield from _counts(value, f"{name} {key}")
+    elif counts is not None:
+        yield name, int(counts)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from sepcap.drawing.page import Page, Picture, Section, Table, page_path, picture, write_page
 from sepcap.progress import progress
+from sepcap.studies.base.text import documents_in_words
 
 ROWS = 60
 """Maximum number of rows of a table on a page; longer tables are cut to it."""
@@ -47,7 +48,8 @@ def study_report(result: Any, path: str | Path | None = None) -> Path:
         path = Path(result.folder) / "report.html"
     path = page_path(path)
     pictures = tuple(progress(_pictures(result), total=len(result.FIGURES), desc="report", unit="figure", leave=True))
-    sections = [Section("Figures", pictures=pictures)] if pictures else []
+    documents = documents_in_words(result.n_documents)
+    sections = [Section("Figures", documents and f"Measured on {documents}.", pictures=pictures)] if pictures else []
     every = result.tables
     wanted = list(every if result.PAGE_TABLES is None else result.PAGE_TABLES)
     tables = [_table(name, frame) for name, frame in every.items() if name in wanted]
@@ -59,7 +61,7 @@ def study_report(result: Any, path: str | Path | None = None) -> Path:
     where = "RESULT" if result.folder is None else str(result.folder)
     page = Page(
         title=result.TITLE,
-        subtitle=", ".join(str(part) for part in (config.get("model"), f"study {result.STUDY}", result.folder) if part is not None),
+        subtitle=", ".join(str(part) for part in (config.get("model"), f"study {result.STUDY}", documents, result.folder) if part),
         summary=result.summary(),
         sections=sections,
         generations=None,

@@ -13,7 +13,9 @@ from sepcap.errors import unknown
 from sepcap.latex import latex_table
 from sepcap.storage import load_tensors, said_card, save_tensors
 from sepcap.studies.base.folder import copy_folder, finish_study, listed, open_study, read_stored, study_config, whole_study, write_tables
+from sepcap.studies.base.provenance import documents_behind
 from sepcap.studies.base.report import study_report
+from sepcap.studies.base.text import documents_in_words
 
 Result = TypeVar("Result", bound="StudyResult")
 
@@ -43,6 +45,11 @@ class Shown:
     def table(self) -> pd.DataFrame:
         """The main table; by default the first of `.tables`."""
         return next(iter(self.tables.values()))
+
+    @property
+    def n_documents(self) -> tuple[int, int] | None:
+        """Smallest and largest number of documents of a task that the numbers rest on; None if none are recorded."""
+        return documents_behind(self.config.get("n_documents"))
 
     def summary(self) -> list[str]:
         """Findings, in sentences."""
@@ -80,10 +87,12 @@ class Shown:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(table):,} rows" for name, table in self.tables.items())
-        return f"{type(self).__name__}({self.config.get('model')}; {sizes})"
+        parts = (str(self.config.get("model")), documents_in_words(self.n_documents), sizes)
+        return f"{type(self).__name__}({'; '.join(filter(None, parts))})"
 
     def _repr_html_(self) -> str:
-        how = {"model": self.config.get("model"), "tables": ", ".join(self.tables), "figures": ", ".join(self.FIGURES)}
+        how = {"model": self.config.get("model"), "documents": documents_in_words(self.n_documents), "tables": ", ".join(self.tables)}
+        how["figures"] = ", ".join(self.FIGURES)
         try:
             said = self.summary()
         except ValueError as error:  # the unpruned model has an accuracy of 0

@@ -12,6 +12,18 @@ def counted(n: int, name: str) -> str:
     return f"{n:,} {name}{'' if n == 1 else 's'}"
 
 
+def documents_in_words(counts: tuple[int, int] | None) -> str:
+    """A smallest and a largest number of documents; empty if there are none.
+
+    >>> documents_in_words((60, 60)), documents_in_words((60, 75)), documents_in_words(None)
+    ('60 documents', '60 to 75 documents', '')
+    """
+    if counts is None:
+        return ""
+    few, many = counts
+    return counted(many, "document") if few == many else f"{few:,} to {counted(many, 'document')}"
+
+
 def duration(seconds: float) -> str:
     """A length of time, in the unit that suits it.
 

@@ -153,4 +153,4 @@ def _models(plan: Plan, arms: Arms, pieces: Pieces) -> pd.DataFrame:
         mine, theirs = ([arm.name for arm in every[one]] for one in (kind, PRUNED))
         row |= as_columns("minus_pruned") if kind == PRUNED else change(relative["forget"], mine, theirs, column="minus_pruned")
         rows.append(row | {"reached": all(one["reached"] for one in found), "seeds": len(of_kind)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(n_documents=min(sample.n_documents for sample in plan.evaluate.values()))

@@ -94,8 +94,8 @@ class Modularity(StudyResult):
 
         Returns:
             One row per weights, clusters, chosen, null, fraction and each key in `by`: area and concentration, each with `_low` and
-            `_high`, chance, most, neurons (mean), seeds, and `documents_shared`, the share of documents that two seeds have in common,
-            for the task where it is largest. Intervals are NaN if there is one seed.
+            `_high`, chance, most, neurons (mean), seeds, `n_documents`, the fewest that a seed has of one task, and `documents_shared`, the
+            share of documents that two seeds have in common, for the task where it is largest. Intervals are NaN if there is one seed.
         """
         keys = [*KEYS, *by]
         rows = []
@@ -104,7 +104,7 @@ class Modularity(StudyResult):
             row = dict(zip(keys, key, strict=True)) | {name: line[name].mean() for name in ("chance", "most", "neurons")}
             for name in ("area", "concentration"):
                 row |= seed_interval(name, line[name].to_numpy())
-            rows.append(row | {"seeds": len(line)})
+            rows.append(row | {"seeds": len(line), "n_documents": self._documents(row.get("task"))})
         return pd.DataFrame(rows).assign(documents_shared=max(self.config["documents_shared"].values()))
 
     @checked()
@@ -128,7 +128,14 @@ class Modularity(StudyResult):
                 )
                 rows.append(paired_differences(main, other, keys, ["difference"]).assign(minus=minus))
         table = pd.concat(rows, ignore_index=True)
+        table["n_documents"] = [self._documents(row.get("task")) for row in table.to_dict("records")]
         return table.reindex(columns=["minus", *table.columns.drop("minus")])
+
+    def _documents(self, task: str | None) -> int:
+        """The fewest documents that a seed has of a task or of the retain task; without a task, of any of them."""
+        wanted = {task, self.config["retain"]}
+        counts = self.config["n_documents"].items()
+        return min(n for name, n in counts if task is None or name.rpartition("-")[0] in wanted)
 
     def summary(self) -> list[str]:
         """The results in sentences."""

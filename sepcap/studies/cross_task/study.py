@@ -222,6 +222,7 @@ def _matrix(
         for task, of_task in relative.items():
             before, after = (float(ratio(rows[task][name], config.metric)) for name in (WHOLE, key))
             where = {"pruned": pruned, "evaluated": task, "n": bracket.n, "fraction": bracket.n / prepared.neurons}
+            where["n_documents"] = prepared.evaluate[task].n_documents
             table.append(where | {"before": before, "after": after} | of_task.columns(key, randoms))
     return pd.DataFrame(table)
 

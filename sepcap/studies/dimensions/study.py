@@ -76,6 +76,7 @@ def trace_dimensions(
         "locations": len(every),
         "searched": None if searched is None else len(searched.labels),
         **_sampled(texts, at, config, relabellings),
+        "n_documents": len(texts.labels),
     }
 
     def compute(_: Pieces) -> DimensionTraces:
@@ -88,7 +89,7 @@ def trace_dimensions(
         means = values.double().mean(dim=2).numpy()
         separated = _separation_table(means, dims, relabellings)
         tables = {
-            "tests": _tests_found(means, dims, found_at, relabellings) if found_at else _tests_given(separated, dims),
+            "tests": _tests_found(means, dims, found_at, relabellings) if found_at else _tests_given(separated, dims, means.shape[1]),
             "values": _value_table(values, dims, texts, at),
             "means": _mean_table(values, dims, texts),
             "separation": separated,
@@ -164,6 +165,7 @@ def find_dimensions(
     first, second = texts.halves(config.seed)
     relabellings = relabel(second.labels, config.permutations, config.seed)
     resolved = {**made_with(model), "n": config.n, "locations": chosen, **_sampled(texts, at, config, relabellings)}
+    resolved["n_documents"] = {"search": len(first.labels), "evaluate": len(second.labels)}
 
     def compute(_: Pieces) -> DimensionSearch:
         found = _search(model, first, at, length, config, chosen)
@@ -333,10 +335,11 @@ def _tests_found(
     """Every dimension at the location where a search on other texts found it, with p corrected for these dimensions."""
     at_locations = np.stack([means[location, :, i] for i, location in enumerate(locations)], axis=1)
     eta2, p, alone = (values[0] for values in separation(at_locations[None], relabellings))
-    return pd.DataFrame({"dim": dims, "location": locations, "eta2": eta2, "p": p, "p_uncorrected": alone})
+    found = {"dim": dims, "location": locations, "eta2": eta2, "p": p, "p_uncorrected": alone}
+    return pd.DataFrame(found | {"n_documents": means.shape[1]})
 
 
-def _tests_given(separated: pd.DataFrame, dims: list[int]) -> pd.DataFrame:
+def _tests_given(separated: pd.DataFrame, dims: list[int], n_documents: int) -> pd.DataFrame:
     """Every dimension at the location with its highest eta2, with p corrected for all dimensions and locations."""
     rows = [separated.loc[separated.loc[separated["dim"] == dim, "eta2"].idxmax()] for dim in dims]
-    return pd.DataFrame(rows).astype({"dim": int, "location": int}).reset_index(drop=True)
+    return pd.DataFrame(rows).astype({"dim": int, "location": int}).reset_index(drop=True).assign(n_documents=n_documents)

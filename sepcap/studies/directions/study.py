@@ -149,8 +149,8 @@ class DirectionComparison(RunsResult):
         separability, and the area above that of each baseline; one row per baseline and direction: the mean area over its seeds.
 
         Losses and drop are measured on the half of the documents that the step was not chosen on; `at step` is that of all documents.
-        In brackets are 95% bootstrap intervals over texts; ± is a standard deviation over seeds. If the unpruned metric is 0, there are
-        no areas (see `inseparable`): the metric is then of the last step.
+        `n_documents` is that of the task with fewer. In brackets are 95% bootstrap intervals over texts; ± is a standard deviation over
+        seeds. If the unpruned metric is 0, there are no areas (see `inseparable`): the metric is then of the last step.
         """
         rows = []
         without = self.inseparable(metric)
@@ -166,7 +166,8 @@ class DirectionComparison(RunsResult):
                 rows.append({"run": name, "area": area + spread, "separability": in_percent(percent, (low, high))})
             else:
                 rows.append({"run": name, **self._selective_row(run, metric)})
-        return pd.DataFrame(rows, dtype=object).fillna("–")
+        documents = [_documents(self.groups[row["run"]]) for row in rows]
+        return pd.DataFrame(rows, dtype=object).assign(n_documents=documents).fillna("–")
 
     def _selective_row(self, run: Run, metric: str) -> dict[str, Any]:
         s = run.separability(metric)
@@ -194,6 +195,10 @@ class DirectionComparison(RunsResult):
             except ValueError as error:
                 reasons[name] = str(error)
         return reasons
+
+
+def _documents(runs: Sequence[Run]) -> Any:
+    return min(runs[0].n_documents or ["–"])
 
 
 def _first_and_last(run: Run, metric: str) -> dict[str, str]:

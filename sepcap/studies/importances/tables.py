@@ -67,6 +67,7 @@ class Found:
 def result_of(prepared: Plan, found: Found) -> ImportanceComparison:
     """All tables, and the scores and effects of the measured neurons."""
     league, control, ceilings, trust, labels = [], [], [], [], []
+    areas = min(sample.n_documents for sample in prepared.evaluate.values())
     tensors: dict[str, torch.Tensor] = {}
     for site in prepared.config.sites:
         places, effects = found.ablations["trained", site]
@@ -78,8 +79,9 @@ def result_of(prepared: Plan, found: Found) -> ImportanceComparison:
                 agreed[weights][way] = _agreement(prepared, found, weights, site, way)
             row = {"site": site, "direction": way, **_tasks(prepared, way)}
             ceiling = reliability(_turned(effects, way), prepared.config.seed) if effects.clusters > 1 else {}
-            ceilings.append(row | {"documents": effects.clusters, **ceiling})
-            league += [row | one for one in _league(prepared, found, site, way, agreed["trained"][way], ceiling)]
+            ceilings.append(row | {"n_documents": effects.clusters, **ceiling})
+            counted = {"n_documents": effects.clusters, "n_documents_areas": areas}
+            league += [row | counted | one for one in _league(prepared, found, site, way, agreed["trained"][way], ceiling)]
             control += [row | {"score": name} | one for name, one in _agreed_columns(agreed["untrained"].get(way, {})).items()]
             if prepared.compiled is not None:
                 labels += [row | one for one in _labels(prepared, found, site, way)]

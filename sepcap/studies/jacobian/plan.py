@@ -141,6 +141,7 @@ def plan_jacobian_spectrum(model: Any, config: JacobianSpectrumConfig) -> Jacobi
         "rows": len(rows),
         "sample": [ids.tolist() for ids, _ in rows],
         "documents": list(sample.indices),
+        "n_documents": sample.n_documents,
     }
     return JacobianSpectrumPlan(config, model, layers, rows, method, resolved)
 

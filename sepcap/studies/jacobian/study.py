@@ -81,6 +81,7 @@ class JacobianSpectrum(StudyResult):
             rows = table[(table["weights"] == weights) & (table["layer"] == layer)]
             at_least, most = bool(np.any(rows["at_least"])), mean_and_interval(rows["bound"])[2]
             line: dict[str, Any] = {"weights": weights, "layer": layer, "rows": len(rows)}
+            line["n_documents"] = self.config["n_documents"]
             for name in ("rank", "bound", "stable_rank", "participation_ratio", "effective_rank", "largest"):
                 mean, *ends = mean_and_interval(rows[name])
                 if name in LEAST:
@@ -151,8 +152,9 @@ class JacobianSpectrum(StudyResult):
         c = self.config
         said = [
             f"{'Attention' if c['part'] == 'attn' else 'Mlp'} blocks of {c['model']} at {counted(c['tokens'], 'token')}, "
-            f"{counted(c['rows'], 'row')} of {c['task']}: the Jacobian without the residual connection has {c['size']:,} rows and "
-            f"columns; a direction counts towards the rank if its singular value is above {c['threshold']:g} of the largest."
+            f"{counted(c['rows'], 'row')} of {c['task']} ({counted(c['n_documents'], 'document')}): the Jacobian without the residual "
+            f"connection has {c['size']:,} rows and columns; a direction counts towards the rank if its singular value is above "
+            f"{c['threshold']:g} of the largest."
         ]
         if not self.tables["jacobians"]["at_least"].to_numpy().any():
             return [*said, *self._compared(("rank", "stable_rank"))]

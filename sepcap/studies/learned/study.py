@@ -56,7 +56,7 @@ class LearnedRanking(StudyResult, Scores):  # pyright: ignore[reportIncompatible
         tables: "neurons", one row per neuron, the first in the order first, as `Scores.table`.
             "areas", one row per texts ("evaluation", "held out" and "fitted": the collection texts that decided between the orders, and
             those that were learned from) and order ("start", "learned"): area, max_drop and retain_cost_80, each with the ends `_low` and
-            `_high` of a 95% interval over documents, documents, and gain (area of learned − start) with its paired interval.
+            `_high` of a 95% interval over documents, n_documents, and gain (area of learned − start) with its paired interval.
             "gaps", one row per order: area on the fitted texts − area on the evaluation texts, with its interval.
             "trajectory": texts, order, step, share, forget and retain (top-1).
             "history", one row per gradient step: step, share, retain and forget (losses in nats). "held_out": step and area of the orders
@@ -310,7 +310,7 @@ def _areas(prepared: _Plan, found: Mapping[tuple[str, str], Separability]) -> pd
     rows = []
     for (texts, order), s in found.items():
         documents = min(sample.n_documents for sample in prepared.texts()[texts].values())
-        row: dict[str, Any] = {"texts": texts, "order": order, "documents": documents} | as_columns("area", s.area, s.interval)
+        row: dict[str, Any] = {"texts": texts, "order": order, "n_documents": documents} | as_columns("area", s.area, s.interval)
         row |= as_columns("max_drop", s.max_drop, s.max_drop_interval)
         reached = bool((s.forget <= (1 - COST / 100) * s.forget[0]).any())
         row |= as_columns("retain_cost_80", s.retain_cost(COST), s.retain_cost_interval(COST)) if reached else as_columns("retain_cost_80")

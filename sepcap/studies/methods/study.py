@@ -21,6 +21,7 @@ from sepcap.storage import html_card, make_folder, sole_writer
 from sepcap.studies.base.folder import identity_of
 from sepcap.studies.base.result import Figures
 from sepcap.studies.base.runner import study
+from sepcap.studies.base.text import documents_in_words
 from sepcap.studies.methods import figures
 from sepcap.studies.methods.config import METHODS, PLAIN, PUBLISHED, MethodComparisonConfig, shared_with_random
 from sepcap.studies.methods.measured import Measured, cost_of, drop_of, over_seeds, percent_of, separabilities_of
@@ -81,6 +82,7 @@ class MethodComparison(RunsResult):
         own = ("importance", "fractions", "rotation", "offset", "aggregate", "seed", "samples", "documents", "n_documents", "tokens_found")
         shared = {name: value for name, value in next(iter(self.runs.values())).config.items() if name not in own}
         shared |= {"forget": self.task("forward"), "retain": self.task("reverse")}
+        shared["n_documents"] = {"evaluate": next(iter(self.runs.values())).config.get("n_documents", {}).get("evaluate")}
         drawn = {"baseline": self.baseline, "baseline_seeds": len({seed for _, _, seed in self.baselines})}
         return {"methods": self.methods, "seeds": sorted({seed for _, _, seed in self.runs}), **drawn, **shared}
 
@@ -240,8 +242,8 @@ class MethodComparison(RunsResult):
         `max_drop` is the cross-fitted maximum differential drop in percentage points (`Separability.max_drop`) with its interval and
         `max_drop_seeds_sd`, and `max_drop_step` the mean over seeds. `retain_cost` with its interval is the relative drop of the retain
         task in percent where the forget task has dropped by `forget_drop` percent; NaN if a seed never dropped so far, its upper end
-        infinite if too many samples of the texts did not. `n_clusters` is the number of clusters of documents of the task that has
-        fewer. If the unpruned model has an accuracy of 0 (see `inseparable`), everything measured is NaN.
+        infinite if too many samples of the texts did not. `n_documents` and `n_clusters` are the numbers of documents and of clusters of
+        documents of the task that has fewer. If the unpruned model has an accuracy of 0 (see `inseparable`), everything measured is NaN.
 
         Args:
             metric: "top1", "top10", "skip50_top1" or "skip50_top10".
@@ -249,12 +251,14 @@ class MethodComparison(RunsResult):
         """
         rows = []
         nothing_to_lose = bool(self.inseparable(metric))
+        fewest = min(self.n_documents or [np.nan])
         for name in self.methods:
             for direction in DIRECTIONS:
                 site, seeds = METHODS[name].site, len(self._of(self.runs, name, direction))
                 if not seeds:
                     continue
                 what = {"method": name, "site": site, "direction": f"forget {self.task(direction)}", "seeds": seeds}
+                what["n_documents"] = fewest
                 what |= {"random": self.baseline, "random_seeds": len(self._of(self.baselines, name, direction))}
                 if nothing_to_lose:
                     rows.append(what | dict.fromkeys(MEASURED, np.nan))
@@ -277,10 +281,12 @@ class MethodComparison(RunsResult):
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
-        return f"MethodComparison({str(self.folder)!r}, {len(self.methods)} methods, {len(self.runs)} runs)"
+        parts = (repr(str(self.folder)), documents_in_words(self.n_documents), f"{len(self.methods)} methods", f"{len(self.runs)} runs")
+        return f"MethodComparison({', '.join(filter(None, parts))})"
 
     def _repr_html_(self) -> str:
-        return html_card("MethodComparison", {"folder": self.folder, "runs": len(self.runs)}, self.by_metric())
+        how = {"folder": self.folder, "runs": len(self.runs), "documents": documents_in_words(self.n_documents)}
+        return html_card("MethodComparison", how, self.by_metric())
 
 
 def _gain(row: Mapping[Any, Any]) -> str:

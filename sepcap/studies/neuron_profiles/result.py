@@ -14,7 +14,7 @@ from sepcap.drawing.page import page_path
 from sepcap.selection.neurons import NeuronSet
 from sepcap.storage import write_atomically
 from sepcap.studies.base.result import Figures, StudyResult
-from sepcap.studies.base.text import counted
+from sepcap.studies.base.text import counted, documents_in_words
 from sepcap.studies.neuron_profiles import figures
 from sepcap.studies.neuron_profiles.explorer import explorer_page
 from sepcap.studies.neuron_profiles.units import GROUPS, ROLES, named_unit, words_of
@@ -59,8 +59,9 @@ class NeuronProfiles(StudyResult):
         for name, rows in cast(Any, tokens.groupby(["list", "task"], sort=False)):
             few = rows[rows["rank"] <= 5].groupby("unit")["text"].agg(lambda texts: " ".join(map(repr, texts)))
             firsts["_".join(filter(None, map(str, name)))] = few.reindex(range(len(units)), fill_value="").to_numpy()
+        counted_documents = {f"n_documents_{role}": n for role, n in config["n_documents"].items()}
         tables = {
-            "neurons": units.assign(**firsts),
+            "neurons": units.assign(**firsts, **counted_documents),
             "contexts": _context_table(tensors, words),
             "tokens": tokens,
             "vocabulary": pd.DataFrame({"token": list(words), "text": list(words.values())}),
@@ -159,7 +160,8 @@ class NeuronProfiles(StudyResult):
     def __repr__(self) -> str:
         names = [named_unit(unit) for unit in self.tables["neurons"].head(3).to_dict("records")]
         more = ", …" if len(self.table) > 3 else ""
-        return f"NeuronProfiles({self.config['model']}; {len(self.table):,} of {', '.join(names)}{more})"
+        parts = (self.config["model"], documents_in_words(self.n_documents), f"{len(self.table):,} of {', '.join(names)}{more}")
+        return f"NeuronProfiles({'; '.join(filter(None, parts))})"
 
 
 def _token_table(tensors: Mapping[str, Tensor], words: Mapping[int, str]) -> pd.DataFrame:

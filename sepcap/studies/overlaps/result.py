@@ -24,6 +24,7 @@ MEASURES = ("share", "iou", "ratio", "ratio_matched")
 COLUMNS = (
     "weights", "seed", *PAIR, "layer", "neurons", "a", "b", "both", "share", "share_of_second", "iou", "expected", "ratio", "log10_p",
     "log10_p_corrected", "expected_matched", "ratio_matched", "log10_p_matched", "log10_p_matched_corrected",
+    "n_documents",
 )  # fmt: skip
 
 
@@ -35,7 +36,8 @@ class Overlap(StudyResult):
         tables: "overlap", one row per weights ("trained", "random"), seed, site, fraction, pair of tasks and layer, and one whose
             `layer` is NaN: the total. Columns are those of `sepcap.selection.overlap.overlap`, matched on the activity on the
             retain task (on all tasks if each is scored against the others), with `share_of_second` |A∩B|/|B|, and
-            `log10_p_corrected` and `log10_p_matched_corrected`, Bonferroni over all pairs, sites, fractions and layers of a repetition.
+            `log10_p_corrected` and `log10_p_matched_corrected`, Bonferroni over all pairs, sites, fractions and layers of a repetition;
+            `n_documents` is the number of documents of the task that has fewest.
             For site "heads", heads are counted. "estimates" and "differences" are the results of these two methods.
         tensors: scores, from which `neurons` selects sets of any size.
 
@@ -65,7 +67,7 @@ class Overlap(StudyResult):
 
         Returns:
             share, iou, ratio and ratio_matched, each with `_low` and `_high` (NaN if there is one seed); `both` and `a` (means);
-            `log10_p_corrected` and `log10_p_matched_corrected`, the largest over seeds; seeds; and
+            `log10_p_corrected` and `log10_p_matched_corrected`, the largest over seeds; seeds; `n_documents`, the smallest over seeds; and
             `documents_shared`, the share of documents that two seeds have in common, for the task where it is largest.
         """
         keys = ["weights", *PAIR]
@@ -76,7 +78,7 @@ class Overlap(StudyResult):
             for name in MEASURES:
                 row |= seed_interval(name, line[name].to_numpy(dtype=float), intervals)
             row |= {name: line[name].max() for name in ("log10_p_corrected", "log10_p_matched_corrected")}
-            rows.append(row | {"seeds": len(line), "documents_shared": shared})
+            rows.append(row | {"seeds": len(line), "n_documents": line["n_documents"].min(), "documents_shared": shared})
         return pd.DataFrame(rows)
 
     @checked()

@@ -167,7 +167,8 @@ def run_overlap(
                         torch.cuda.empty_cache()
                     model = prepared.control(seed)
                 scores, activity = _scores(prepared, model, pieces, weights, seed)
-                parts.append(_table(config, scores, activity).assign(weights=weights, seed=seed))
+                documents = min(sample.n_documents for sample in prepared.samples[seed].values())
+                parts.append(_table(config, scores, activity).assign(weights=weights, seed=seed, n_documents=documents))
                 tensors |= {
                     tensor_name(weights, seed, task, site): values for task, of_task in scores.items() for site, values in of_task.items()
                 }

@@ -170,6 +170,7 @@ def plan_paragraph_transfer(model: Any, config: ParagraphTransferConfig) -> Para
         "layers": list(layers),
         "sites": list(check_sites(config.sites)),
         "texts": len(found),
+        "n_documents": len(found),
         "kinds": dict(Counter(p.kind for p in found)),
         "break": _chosen(texts, config),
         "breaks": [[list(tokens), n] for tokens, n in spelled.most_common()],

@@ -16,6 +16,7 @@ from sepcap.selection.figures import score_histograms
 from sepcap.selection.neurons import NeuronSet
 from sepcap.statistics.intervals import in_percent
 from sepcap.studies.base.fields import Schedule
+from sepcap.studies.base.text import documents_in_words
 from sepcap.studies.pruning.check_run import check_run
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.figures.areas import areas
@@ -84,9 +85,11 @@ def report(
     makers = (_trajectory, _metrics, _neurons) if run.steps_done >= 0 else ()
     c = run.config
     aim = f"forget {c['forget']}, retain {c['retain']}"
+    steps = f"{max(0, run.steps_done)} of {c['steps']} pruning steps"
+    subject = (str(c.get("model")), steps, documents_in_words(run.n_documents), str(run.folder))
     page = Page(
         title=f"Random baseline: {aim}" if is_random(run) else capital(aim),
-        subtitle=f"{c.get('model')}, {max(0, run.steps_done)} of {c['steps']} pruning steps, {run.folder}",
+        subtitle=", ".join(filter(None, subject)),
         summary=summary_of(run, baselines),
         sections=[make(run, baselines) for make in progress(makers, desc="report", unit="section", leave=True)],
         generations=texts,

@@ -20,6 +20,7 @@ from sepcap.studies.ablations.random_neurons import CELLS, AblationSweep, sweep_
 from sepcap.studies.base.folder import PIECES, identity_of, study_config
 from sepcap.studies.base.result import Figures
 from sepcap.studies.base.runner import study
+from sepcap.studies.base.text import documents_in_words
 from sepcap.studies.overlaps.figures import overlap_ratios
 from sepcap.studies.overlaps.study import Overlap, OverlapPlan, run_overlap
 from sepcap.studies.pruning.check_run import is_left
@@ -90,13 +91,13 @@ class Reproduction(RunsResult):
     def _table(self) -> pd.DataFrame:
         rows = list(ROWS[self.study.kind](self))
         rows += [
-            self._row(model, quantity["quantity"], Measured(), published)
+            self._row(model, quantity["quantity"], Measured(), published) | {"n_documents": pd.NA}
             for model in self.study.models
             if model != self.asked.model
             for quantity in self.study.quantities
             if (published := quantity["published"].get(model)) is not None
         ]
-        return pd.DataFrame(rows).astype({"published": object})
+        return pd.DataFrame(rows).astype({"published": object, "n_documents": "Int64"})
 
     @cached_property
     def measured(self) -> dict[str, Measured | str]:
@@ -112,6 +113,7 @@ class Reproduction(RunsResult):
     def _row(self, model: str, quantity: str, measured: Measured, published: Any = NOTHING) -> dict[str, Any]:
         row = {"study": self.study.name, "model": model, "quantity": quantity, "measured": measured.value}
         row |= {"low": measured.low, "high": measured.high, "seeds_sd": measured.seeds_sd}
+        row["n_documents"] = pd.NA if self.n_documents is None else min(self.n_documents)
         return row | {"published": published, "source": self.study.source}
 
     @property
@@ -119,6 +121,7 @@ class Reproduction(RunsResult):
         """The requested configuration, and the provenance of its first run."""
         first = next(iter(self.results.values())).config
         made = {name: first[name] for name in MADE if name in first}
+        made["n_documents"] = {name: result.config.get("n_documents") for name, result in self.results.items()}
         return {**_as_stored(self.asked), "source": self.study.source, **made, "model": self.asked.model}
 
     @property
@@ -164,10 +167,12 @@ class Reproduction(RunsResult):
         return overlap_ratios(self.results["overlap"], **options)
 
     def __repr__(self) -> str:
-        return f"Reproduction({self.study.name} {self.study.source}, {self.asked.model}, {len(self.results)} runs in {str(self.folder)!r})"
+        parts = (f"{self.study.name} {self.study.source}", self.asked.model, documents_in_words(self.n_documents))
+        return f"Reproduction({', '.join(filter(None, parts))}, {len(self.results)} runs in {str(self.folder)!r})"
 
     def _repr_html_(self) -> str:
-        how = {"source": self.study.source, "folder": self.folder, "protocol": self.asked.protocol(), "note": self.study.note}
+        how = {"source": self.study.source, "folder": self.folder, "documents": documents_in_words(self.n_documents)}
+        how |= {"protocol": self.asked.protocol(), "note": self.study.note}
         return html_card(self.study.title, how, self.table)
 
 

@@ -91,7 +91,7 @@ def keep_only(bench: Bench) -> Tables:
             sets[f"keep-{i}-{n}"] = ~bench.highest(task, n)
             jobs.append((f"keep-{i}-{n}", list(randoms), {"kept": task, "fraction": fraction, "n": n}))
         sets |= randoms
-    return {"keep_only": _table(bench.relative(bench.rows(sets)), jobs)}
+    return {"keep_only": _table(bench, bench.relative(bench.rows(sets)), jobs)}
 
 
 def layers(bench: Bench) -> Tables:
@@ -112,7 +112,7 @@ def layers(bench: Bench) -> Tables:
             where = {"pruned": task, "layers": last, "first_layer": depth - last, "n": len(sets[f"layers-{i}-{last}"])}
             jobs.append((f"layers-{i}-{last}", list(of_seeds), where))
         sets |= of_seeds
-    return {"layers": _table(bench.relative(bench.rows(sets)), jobs)}
+    return {"layers": _table(bench, bench.relative(bench.rows(sets)), jobs)}
 
 
 def _last(neurons: NeuronSet, site: str, layers: int) -> NeuronSet:
@@ -121,9 +121,14 @@ def _last(neurons: NeuronSet, site: str, layers: int) -> NeuronSet:
     return NeuronSet({site: mask})
 
 
-def _table(relative: Mapping[str, Relative], jobs: Sequence[tuple[str, list[str], dict[str, Any]]]) -> pd.DataFrame:
+def _table(bench: Bench, relative: Mapping[str, Relative], jobs: Sequence[tuple[str, list[str], dict[str, Any]]]) -> pd.DataFrame:
     """One row per job and evaluated task."""
-    return pd.DataFrame([w | {"evaluated": task} | r.columns(name, rand) for name, rand, w in jobs for task, r in relative.items()])
+    documents = {task: sample.n_documents for task, sample in bench.lesions.samples.items()}
+    return pd.DataFrame(
+        where | {"evaluated": task, "n_documents": documents[task]} | of_task.columns(name, randoms)
+        for name, randoms, where in jobs
+        for task, of_task in relative.items()
+    )
 
 
 def step_size(bench: Bench) -> Tables:
@@ -144,6 +149,7 @@ def step_size(bench: Bench) -> Tables:
         first = next(iter(runs))
         table += [
             {"pruned": pruned, "run": label, "steps": run.config["steps"], "n": n, "fraction": n / bench.neurons, "evaluated": task}
+            | {"n_documents": bench.lesions.samples[task].n_documents}
             | of_task.columns(label, list(randoms))
             | of_task.difference(label, [first]).columns("minus_first")
             for task, of_task in bench.relative(rows).items()
@@ -231,7 +237,7 @@ def meeting(bench: Bench) -> Tables:
             "neither": [bench.neurons - 2 * n + len(common) for n, common in zip(numbers, both, strict=True)],
         }
     )
-    return {"curves": _table(relative, jobs), "meeting": pd.DataFrame(found), "shared": shared}
+    return {"curves": _table(bench, relative, jobs), "meeting": pd.DataFrame(found), "shared": shared}
 
 
 def _where_sets_meet(bench: Bench) -> list[dict[str, Any]]:

@@ -141,6 +141,7 @@ def compare_activations(
         "positions": list(positions),
         "texts": texts.fingerprint,
         "categories": {category: len(held) for category, held in texts.texts.items()},
+        "n_documents": len(texts.labels),
         "permutations": config.permutations,
         "relabellings": relabellings.said,
         "seed": config.seed,
@@ -252,6 +253,7 @@ def _layer_table(matrix: Matrix, relabelled: Int[np.ndarray, "relabelling text"]
             "critical": reached,
             "p": p,
             "p_uncorrected": p_values(null),
+            "n_documents": len(labels),
         }
     )
 

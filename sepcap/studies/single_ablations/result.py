@@ -188,6 +188,7 @@ class SingleAblations(StudyResult):
             for metric in TABLED:
                 found = self.paired(self._sums(task, "alone", metric), task, metric)
                 columns |= dict(zip(_ends(f"delta_{metric}_{task}"), found, strict=True))
+            columns[f"n_documents_{task}"] = self.before[task].n_documents
         tables = {"neurons": pd.DataFrame(columns)}
         tables["layers"] = pd.DataFrame(list(self._layers(tables["neurons"])))
         if "pairs" in self.tensors:

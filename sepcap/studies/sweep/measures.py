@@ -32,6 +32,8 @@ def numbers_of(result: Any, metric: str = "top1") -> dict[str, Any]:
     if isinstance(result, Run):
         row: dict[str, Any] = {"seconds": sum(result.record(step)["seconds"] for step in range(result.steps_done + 1))}
         row["model_tokens"] = sum(result.record(step)["tokens"] for step in range(result.steps_done + 1))
+        if result.n_documents is not None:
+            row["n_documents"] = min(result.n_documents)
         try:
             return row | of_separability(result.separability(metric))
         except ValueError as error:

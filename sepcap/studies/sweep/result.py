@@ -11,7 +11,7 @@ from sepcap.errors import CorruptFile, unknown
 from sepcap.latex import latex_table
 from sepcap.studies.base.folder import identity_of, read_config, study_config
 from sepcap.studies.base.result import Figures, Shown
-from sepcap.studies.base.text import counted
+from sepcap.studies.base.text import counted, documents_in_words
 from sepcap.studies.catalog import FUNCTIONS, load_result
 from sepcap.studies.pruning.config import PruningConfig
 from sepcap.studies.pruning.separability import check_accuracy
@@ -36,7 +36,7 @@ class Sweep(Shown):
     `separability` (100·(A − 1), signed), `max_drop` (cross-fitted maximum differential drop, points), `retain_cost_50` and `_80` (percent
     that the retain task has lost where the forget task has first lost 50% or 80%; empty if it never has), each with its 95% bootstrap
     interval over documents in `_low` and `_high`; `max_drop_step`; `forget_left` and `retain_left` (share of accuracy after the last step);
-    `n_clusters`; `model_tokens` (through the model);
+    `n_documents` and `n_clusters` (of the task that has fewer); `model_tokens` (through the model);
     then `seconds`, `error` and `cell`, the name of its folder. Of other studies, the numbers of a main table of
     one row. The table is read from what was written when cells ended; the files of a cell are checked when it is loaded by `result`.
 
@@ -100,6 +100,12 @@ class Sweep(Shown):
         means = self.is_pruning and "seed" in self.axes and len(self.finished) and not self._mixed
         seeds = {"seeds": self.over_seeds()} if means else {}
         return {"cells": self.table, **seeds}
+
+    @property
+    def n_documents(self) -> tuple[int, int] | None:
+        """Smallest and largest number of documents of a cell; None if no finished cell has one."""
+        counts: Any = self._table["n_documents"].dropna() if "n_documents" in self._table else ()
+        return (int(min(counts)), int(max(counts))) if len(counts) else None
 
     def _said_mixed(self) -> str:
         return f"finished cells are of different versions of {' and '.join(self._mixed)}"
@@ -292,7 +298,8 @@ class Sweep(Shown):
         return latex_table(there, wanted if columns is None else columns, **options)
 
     def __repr__(self) -> str:
-        return f"Sweep({str(self.folder)!r}: {self.summary()[0]})"
+        parts = (repr(str(self.folder)), documents_in_words(self.n_documents))
+        return f"Sweep({', '.join(filter(None, parts))}: {self.summary()[0]})"
 
 
 def _axes(plan: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -60,7 +60,8 @@ def methods_table(plan: UnlearningPlan, found: Mapping[str, list[Trajectory]], r
         row |= {"forward_tokens": best.forward[-1], "backward_tokens": best.backward[-1]}
         tuned = mine[mine["seed"] == best.walk.seed]
         rows.append(row | {f"tuning_{name}": int(np.sum(tuned[name])) - row[name] for name in ("forward_tokens", "backward_tokens")})
-    return pd.DataFrame(rows).astype({"lr": "float64", "beta": "float64"})
+    documents = min(sample.n_documents for sample in plan.evaluate.values())
+    return pd.DataFrame(rows).astype({"lr": "float64", "beta": "float64"}).assign(n_documents=documents)
 
 
 def relative_of(plan: UnlearningPlan, found: Mapping[str, list[Trajectory]]) -> dict[str, Relative]:

@@ -170,6 +170,7 @@ def planted(values, neurons=10, control=True, draws=1000):
     table = table if control else table[table["weights"] == "trained"].reset_index(drop=True)
     config = {"model": "m", "tasks": sorted({t for t, _ in values}), "retain": "r", "k": 4, "fractions": [0.02], "control": control}
     config |= {"seeds": sorted({s for _, s in values}), "n_init": 1, "draws": draws, "documents_shared": {"a": 0.0}}
+    config["n_documents"] = {f"{task}-{seed}": 60 + seed for task, seed in values}
     return Modularity(config, {"areas": table}, {})
 
 

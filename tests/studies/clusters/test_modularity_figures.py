@@ -57,6 +57,7 @@ def planted(tasks=("a", "<b>b</b>"), seeds=(0, 1, 2), control=True, fractions=(0
     tensors |= {f"labels-trained-{seed}": torch.zeros(LAYERS, 8, dtype=torch.int32) for seed in seeds}
     config = {"model": "m", "tasks": list(tasks), "retain": "r$x$", "k": K, "fractions": list(fractions), "control": control}
     config |= {"seeds": list(seeds), "documents_shared": {"a": 0.0}}
+    config["n_documents"] = {f"{task}-{seed}": 60 for task in tasks for seed in seeds}
     return Modularity(config, {"areas": pd.DataFrame(rows).astype({"layer": "Int64"})}, tensors)
 
 

@@ -30,7 +30,7 @@ def study(layers=(0, 1, 2), rows=3, control=True, at_least=False, model="default
                 line = {"weights": weights, "layer": layer, "row": j, "largest": 1.0, "rank": rank, "at_least": at_least, "bound": 45 + i}
                 lines.append(line | measures)
     config = {"part": "attn", "model": model, "task": "local-prose", "tokens": 2, "rows": rows, "threshold": 1e-3}
-    config |= {"layers": list(layers), "control": control, "size": SIZE}
+    config |= {"layers": list(layers), "control": control, "size": SIZE, "n_documents": rows}
     return JacobianSpectrum(config, {"jacobians": pd.DataFrame(lines)}, tensors)
 
 

@@ -25,7 +25,7 @@ def overlaps(seeds=(0, 1), control=True) -> Any:
                 share, other = rng.random(2)
                 numbers = {"share": share, "share_of_second": other, "iou": share / 2, "ratio": 9 * share, "ratio_matched": 3 * other}
                 counts = {"neurons": 100, "a": 10, "b": 20, "both": 5, "log10_p": -50 * share, "log10_p_corrected": -40 * share}
-                counts["log10_p_matched_corrected"] = -share
+                counts |= {"log10_p_matched_corrected": -share, "n_documents": 60}
                 where = {"weights": weights, "seed": seed, "site": "mlp", "fraction": 0.1, "first": first, "second": second, "layer": layer}
                 rows.append(where | numbers | counts)
     table = pd.DataFrame(rows).astype({"layer": "Int64"})

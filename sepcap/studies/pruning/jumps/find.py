@@ -107,6 +107,7 @@ def find_jumps(
             tokens += [names | row for row in parts.tokens(top, model.tokenizer)]
     kept = ("model", "model_fingerprint", "forget", "retain", "importance", "samples", "context", "eval_tokens")
     config = {"run": run.identity, "steps": chosen, "top": top, "seed": seed, **{name: run.config.get(name) for name in kept}}
+    config["n_documents"] = {role: sample.n_documents for role, sample in samples.items()}
     return Jumps(config, {"jumps": pd.DataFrame(jumps), "tokens": pd.DataFrame(tokens, columns=TOKEN_COLUMNS)})
 
 

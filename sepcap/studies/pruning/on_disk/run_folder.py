@@ -25,6 +25,8 @@ from sepcap.statistics.intervals import Cluster, cluster_sums, in_percent, t_fac
 from sepcap.statistics.moments import Statistics
 from sepcap.storage import FORMAT, PART, html_card, load_tensors, open_regular, write_atomically, write_json
 from sepcap.studies.base.folder import differing_fields
+from sepcap.studies.base.provenance import documents_behind
+from sepcap.studies.base.text import documents_in_words
 from sepcap.studies.pruning.on_disk.step_files import BIASES, LEARNED, ROLES, ROTATION, StepFiles, clusters_name, positions_name
 from sepcap.studies.pruning.separability import Separability, separability
 from sepcap.tables import read_table, same_table
@@ -89,6 +91,11 @@ class RunFolder(StepFiles):
                 row |= {f"threshold_{key}": record["thresholds"].get(key, float("nan")) for key in self.config["fractions"]}
                 rows.append(row | {"seconds": record["seconds"], "tokens": record["tokens"]})
         return pd.DataFrame(rows)
+
+    @property
+    def n_documents(self) -> tuple[int, int] | None:
+        """Documents of the task that is evaluated on fewer of them, and of the other; None if the folder does not record them."""
+        return documents_behind(self.config.get("n_documents"))
 
     @property
     def trajectory_is_behind(self) -> bool:
@@ -276,12 +283,13 @@ class RunFolder(StepFiles):
         if damaged := self.damage():
             state = f"damaged: {damaged[0]}"
         fractions = ", ".join(f"{k} {v}" for k, v in c["fractions"].items()) + " by a schedule" * bool(c.get("schedule"))
-        return f"Run({str(self.folder)!r}, forget {c['forget']}, retain {c['retain']}, {c['importance']}, {fractions}, {state})"
+        parts = (repr(str(self.folder)), f"forget {c['forget']}", f"retain {c['retain']}", c["importance"], fractions)
+        return f"Run({', '.join(filter(None, (*parts, documents_in_words(self.n_documents), state)))})"
 
     def _repr_html_(self) -> str:
         c = self.config
         how = {"folder": self.folder, **{name: c.get(name) for name in ("forget", "retain", "importance", "fractions", "model")}}
-        how["steps"] = f"{max(0, self.steps_done)} of {c['steps']}"
+        how |= {"steps": f"{max(0, self.steps_done)} of {c['steps']}", "documents": documents_in_words(self.n_documents)}
         if self.steps_done < 0:
             return html_card("Run", how, pd.DataFrame())
         if self.steps_done >= 1:
