@@ -71,7 +71,7 @@ class SmallStudies:
             "neuron-profiles": lambda: sepcap.examine(self.model, n=2, tasks=both, tokens=300, k=2, window=8, listed=2, **quiet),
             "cross-task": lambda: sepcap.prune_across_tasks(self.model, tasks=both, tolerance=20, **small, **quiet),
             "selection-checks": lambda: sepcap.check_selection(
-                self.model, **pair, checks=("keep-only", "layers"), fractions=(0.5, 1.0), **small, **quiet
+                self.model, **pair, fractions=(0.5, 1.0), steps=(1, 2), **small, **quiet
             ),
             "ablation-sweep": lambda: sepcap.sweep_ablation(
                 self.model, task=both[0], steps=1, seeds=(0, 1), kinds=("zero",), tokens=300, reference_tokens=300, **quiet
