@@ -20,9 +20,11 @@ import tyro
 
 import sepcap
 from sepcap import plots
+from sepcap.evaluation.next_token import evaluate_sample
 from sepcap.statistics.intervals import in_percent
 from sepcap.studies.pruning.random_neurons.above_random import over_seeds
 from sepcap.tasks.passages import Passage, sample_passages
+from sepcap.tasks.samples import sample_task
 
 DEMO_TABLE = re.compile(r"\| run \| area \[95%\] .*\n(?:\|.*\n)+")
 """Matches the table of docs/reading-results.md that this file writes."""
@@ -271,11 +273,12 @@ def keep_others(path: Path, rows: Any, by: list[str]) -> None:
 
 
 def share_that_loses(model: Any, scores: sepcap.Scores, task: str, lost: float) -> float:
-    """Share of the mlp, in steps of 5%, whose ablation first loses this share of the top-1 accuracy; the certificate has other texts."""
-    whole = sepcap.evaluate(model, task, tokens=5_000, seed=1).top1
+    """Share of the mlp, in steps of 5%, whose ablation first loses this share of the top-1 accuracy on collection texts."""
+    sample = sample_task(model, sepcap.load_task(task), "collect", 15_000, seed=1)
+    whole = evaluate_sample(model, sample).top1
     for step in range(1, 20):
         with sepcap.ablate(model, scores.top({"mlp": step / 20}), "zero"):
-            if sepcap.evaluate(model, task, tokens=5_000, seed=1).top1 <= (1 - lost) * whole:
+            if evaluate_sample(model, sample).top1 <= (1 - lost) * whole:
                 return step / 20
     return 1.0
 

@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sepcap
+from sepcap.studies.sweep.grid import cells_of
+
+TOKENS = 20.2e6
+"""Tokens of a pruning run with its defaults."""
+
 PAGES = Path(__file__).parent.parent / "docs" / "clusters"
 
 
@@ -42,13 +48,18 @@ def test_the_cluster_file_has_the_schema_of_ray():
         jsonschema.validate({**cluster, "no_field_of_ray": 1}, schema)
 
 
+def test_the_tokens_are_those_of_a_default_run():
+    (cell,) = cells_of(sepcap.PruningConfig(), {"seed": [0]})
+    assert cell.tokens == pytest.approx(TOKENS, rel=0.005)
+
+
 @pytest.mark.parametrize(("page", "gpus"), [("one-node.md", 8), ("slurm.md", 32), ("cloud.md", 32)])
 def test_the_times_are_those_of_the_formula(page, gpus):
     text = (PAGES / page).read_text(encoding="utf-8")
     rows = re.findall(r"^\| OPT-([\d.]+)([MB]) \| (\d) \| ([\d.]+) (\w+) \| ([\d.]+) (\w+) \|$", text, re.M)
     assert [f"{size}{unit}" for size, unit, *_ in rows] == ["125M", "1.3B", "6.7B", "30B"]
     for size, unit, per_run, *times in rows:
-        one = 2 * float(size) * {"M": 1e6, "B": 1e9}[unit] * 20.2e6 / (0.3 * 312e12)
+        one = 2 * float(size) * {"M": 1e6, "B": 1e9}[unit] * TOKENS / (0.3 * 312e12)
         for seconds, value, word in zip((one, one * math.ceil(40 / (gpus // int(per_run)))), times[::2], times[1::2], strict=True):
             minutes = word.startswith("minute")
             assert float(value) == pytest.approx(seconds / (60 if minutes else 3600), abs=0.5 if minutes else 0.05)

@@ -147,7 +147,7 @@ def simultaneous(value: float, ends: Ends, clusters: int, intervals: int) -> End
 def summed_interval(value: float, errors: Sequence[float], clusters: Sequence[int]) -> Ends:
     """95% interval around a value whose variance is a sum of parts, each estimated from its own clusters.
 
-    The half width is √(Σ hᵢ²), where hᵢ is that of Student's t for the part alone. In simulations it covers 95 to 98% of draws with three
+    The half width is √(Σ hᵢ²), where hᵢ is that of Student's t for the part alone. In simulations it covers 95 to 97% of draws with three
     or more clusters in every part, and up to 99% with two. Satterthwaite's degrees of freedom are narrower, but cover 92% with three
     seeds and 87% with two, because few seeds are sometimes similar by chance. With one part it equals `t_interval`.
 

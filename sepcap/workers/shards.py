@@ -56,6 +56,14 @@ def heard() -> Iterator[list[str]]:
     said += dict.fromkeys(str(one.message) for one in found if issubclass(one.category, UserWarning))
 
 
+def repeat_once(outcome: dict[str, Any], repeated: set[str]) -> None:
+    """Take the warnings out of what a worker returned, and repeat those that have not been repeated yet."""
+    for message in outcome.pop("warnings", ()):
+        if message not in repeated:
+            repeated.add(message)
+            warn(message)
+
+
 Rounds = Callable[[Sequence[Task]], Iterator[tuple[str, dict[str, Any]]]]
 
 
@@ -87,10 +95,7 @@ def crew(
         def carry_out(tasks: Sequence[Task]) -> Iterator[tuple[str, dict[str, Any]]]:
             with closing(carried_out(tasks, start, n, kept)) as outcomes:
                 for name, outcome in outcomes:
-                    for message in outcome.pop("warnings", ()):
-                        if message not in repeated:
-                            repeated.add(message)
-                            warn(message)
+                    repeat_once(outcome, repeated)
                     if outcome.get("state") == "failed":
                         raise RuntimeError(f"{what}: {name} failed with {outcome['error']}")
                     yield name, outcome

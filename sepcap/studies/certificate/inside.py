@@ -184,12 +184,12 @@ def _mean(hits: Sequence[Float[np.ndarray, " example"]], documents: Int[np.ndarr
     sums = cluster_sums(each, documents)
     value, error = float(each[:, 0].mean()), ratio_se(sums[:, 0], sums[:, 1])
     if len(hits) == 1:
-        return value, as_share(t_interval(value, error, len(sums)))
+        return value, _as_share(t_interval(value, error, len(sums)))
     between = float(np.std([one.mean() for one in hits], ddof=1)) / np.sqrt(len(hits))
-    return value, as_share(summed_interval(value, (error, between), (len(sums), len(hits))))
+    return value, _as_share(summed_interval(value, (error, between), (len(sums), len(hits))))
 
 
-def as_share(ends: Ends) -> Ends:
+def _as_share(ends: Ends) -> Ends:
     """Ends of the interval of an accuracy, which lies between 0 and 1."""
     low, high = np.clip(ends, 0, 1).tolist()
     return low, high

@@ -253,7 +253,7 @@ def compare_directions(
     }
     # the unpruned model is evaluated once for all
     each = sum(sample.tokens for sample in plans["forward"].evaluate.values())
-    total = sum(p.tokens() - each for p in plans.values()) + each * (1 + steps * len(drawn))
+    total = sum(p.work() - each for p in plans.values()) + each * (1 + steps * len(drawn))
     speed = tokens_per_second(plans["forward"])
     say(
         f"{len(drawn)} random baselines ({', '.join(config.baselines)}; {config.baseline_seeds} seeds) are evaluated at {steps} steps. In "

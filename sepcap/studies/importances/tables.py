@@ -79,8 +79,8 @@ def result_of(prepared: Plan, found: Found) -> ImportanceComparison:
                 agreed[weights][way] = _agreement(prepared, found, weights, site, way)
             row = {"site": site, "direction": way, **_tasks(prepared, way)}
             ceiling = reliability(_turned(effects, way), prepared.config.seed) if effects.clusters > 1 else {}
-            ceilings.append(row | {"n_documents": effects.clusters, **ceiling})
-            counted = {"n_documents": effects.clusters, "n_documents_areas": areas}
+            ceilings.append(row | {"n_clusters": effects.clusters, **ceiling})
+            counted = {"n_documents": areas, "n_clusters": effects.clusters}
             league += [row | counted | one for one in _league(prepared, found, site, way, agreed["trained"][way], ceiling)]
             control += [row | {"score": name} | one for name, one in _agreed_columns(agreed["untrained"].get(way, {})).items()]
             if prepared.compiled is not None:

@@ -246,7 +246,7 @@ def _prune(load: Load, configs: Mapping[str, Any], folder: Path, say: Callable[[
     name_study(folder, Reproduction.STUDY, {name: identity_of(prepared.resolved) for name, prepared in plans.items()}, whole=False)
     for name in left:
         say(f"{name}: {plans[name].cost()}")
-    _say_minutes(say, model, [plans[name].tokens() for name in left], *(next(iter(plans[name].evaluate.values())) for name in left[:1]))
+    _say_minutes(say, model, [plans[name].work() for name in left], *(next(iter(plans[name].evaluate.values())) for name in left[:1]))
     return {name: execute(prepared, folders[name]) for name, prepared in plans.items()}
 
 

@@ -20,6 +20,7 @@ from sepcap.studies.sweep.result import Sweep
 from sepcap.workers.dispatch import Task, carried_out
 from sepcap.workers.engines import Engine, Target, Worker
 from sepcap.workers.pool import check_engine, workers_of
+from sepcap.workers.shards import repeat_once
 
 
 @checked(workers=FROM_1, threads=FROM_1, gpus_per_run=FROM_0)
@@ -145,10 +146,7 @@ def _go_on(
     outcomes = contextlib.closing(carried_out(tasks, start, workers))
     with bar_of(total=total, initial=finished, **how) as bar, outcomes as outcomes:
         for name, outcome in outcomes:
-            for message in outcome.pop("warnings", ()):
-                if message not in repeated:
-                    repeated.add(message)
-                    warn(message)
+            repeat_once(outcome, repeated)
             ledger.add(name, outcome)
             known.update(outcome.get("made_of", {}))
             estimate.add(name, outcome)
