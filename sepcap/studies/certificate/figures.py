@@ -180,7 +180,7 @@ def profile(result: Any, *, layers: Sequence[int] | None = None, width: Width = 
     for i, (title, table, column, control) in enumerate(panels):
         key, axes = axes_of(i)
         start = i * (1 + GAP) / len(panels)
-        x: dict[str, Any] = layer_axis(shown, 0.4, 6) | {"title": {"text": "Stream after<br>block"}}
+        x: dict[str, Any] = layer_axis(shown, 0.4, 6) | {"title": {"text": "After block"}}
         ticks = range(shown[0], shown[-1] + 1, x["dtick"])
         x |= {"tickvals": list(ticks), "ticktext": ["emb." if layer == 0 else str(layer - 1) for layer in ticks]}
         y = {"title": {"text": "Accuracy" if i == 0 else ""}, "rangemode": "tozero", "nticks": 6}
